@@ -1,0 +1,67 @@
+"""What the microscope did to the particles."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Optics:
+    """One optics group: what all its particles share.
+
+    Args:
+        name: rlnOpticsGroupName.
+        pixel_size_angstrom: of the particle images.
+        voltage_kv: acceleration voltage.
+        spherical_aberration_mm: Cs.
+        amplitude_contrast: Q0, between 0 and 1.
+        is_ctf_premultiplied: the images were already multiplied by their CTF (rlnCtfDataAreCtfPremultiplied).
+    """
+
+    name: str
+    pixel_size_angstrom: float
+    voltage_kv: float
+    spherical_aberration_mm: float
+    amplitude_contrast: float
+    is_ctf_premultiplied: bool = False
+
+
+@dataclass(frozen=True)
+class CtfParameters:
+    """All that the contrast transfer function of each particle depends on, one value per particle.
+
+    Args:
+        defocus_u_angstrom: larger defocus, positive is underfocus.
+        defocus_v_angstrom: smaller defocus.
+        defocus_angle_rad: from the x axis to the direction of defocus_u.
+        phase_shift_rad: of a phase plate, 0 without one.
+        bfactor_angstrom2: envelope exp(-B s^2 / 4), 0 without one.
+        scale: factor on the whole function, 1 by default.
+        voltage_kv: acceleration voltage.
+        spherical_aberration_mm: Cs.
+        amplitude_contrast: Q0.
+        is_premultiplied: the image was already multiplied by this CTF, so the forward model needs its square.
+    """
+
+    defocus_u_angstrom: Float[Tensor, " batch"]
+    defocus_v_angstrom: Float[Tensor, " batch"]
+    defocus_angle_rad: Float[Tensor, " batch"]
+    phase_shift_rad: Float[Tensor, " batch"]
+    bfactor_angstrom2: Float[Tensor, " batch"]
+    scale: Float[Tensor, " batch"]
+    voltage_kv: Float[Tensor, " batch"]
+    spherical_aberration_mm: Float[Tensor, " batch"]
+    amplitude_contrast: Float[Tensor, " batch"]
+    is_premultiplied: Float[Tensor, " batch"]
+
+    def __len__(self) -> int:
+        return len(self.defocus_u_angstrom)
+
+    def __getitem__(self, rows: slice | Int[Tensor, " rows"]) -> "CtfParameters":
+        return CtfParameters(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def to(self, device: torch.device) -> "CtfParameters":
+        """The same parameters on another device."""
+        return CtfParameters(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})

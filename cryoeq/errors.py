@@ -1,0 +1,64 @@
+"""Every error that a user can act on: what was found and where, what was expected, what to do.
+
+Exit codes: 0 done, 1 our bug, 2 wrong use or config, 3 bad data file, 4 numerical failure or no memory, 130/143 stopped by a signal.
+"""
+
+from typing import ClassVar
+
+
+class CryoEqError(Exception):
+    """An error that the user can act on.
+
+    Args:
+        found: what was found, and where (file, row, key).
+        expected: what was expected instead.
+        advice: what to do about it.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, found: str, expected: str = "", advice: str = "") -> None:
+        parts = (part.strip().rstrip(".") for part in (found, expected, advice))
+        super().__init__(" ".join(f"{part}." for part in parts if part))
+
+
+class ConfigError(CryoEqError):
+    """A setting, an option or a combination of them that cannot work."""
+
+    exit_code = 2
+
+
+class OutputError(CryoEqError):
+    """The output folder holds another run, cannot be written, or its disk is full."""
+
+    exit_code = 2
+
+
+class ParticleFileError(CryoEqError):
+    """A particle star or stack that is missing, damaged or incomplete."""
+
+    exit_code = 3
+
+
+class MapFileError(CryoEqError):
+    """A map, mask or atomic model that is missing, damaged or does not fit its partner."""
+
+    exit_code = 3
+
+
+class CheckpointError(CryoEqError):
+    """A checkpoint that is missing, damaged or from another run."""
+
+    exit_code = 3
+
+
+class DivergedError(CryoEqError):
+    """The numbers became NaN or the structure collapsed."""
+
+    exit_code = 4
+
+
+class OutOfMemoryError(CryoEqError):
+    """The device has no memory left for the request."""
+
+    exit_code = 4

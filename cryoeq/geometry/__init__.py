@@ -1,0 +1,1 @@
+"""Pure functions on tensors: rotations, grids, point groups, Fourier transforms."""
