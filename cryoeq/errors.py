@@ -1,6 +1,7 @@
 """Every error that a user can act on: what was found and where, what was expected, what to do.
 
-Exit codes: 0 done, 1 our bug, 2 wrong use or config, 3 bad data file, 4 numerical failure or no memory, 130/143 stopped by a signal.
+Exit codes: 0 done, 1 our bug, 2 wrong use or config, 3 bad data file, 4 numerical failure or no memory, 130/143 stopped
+by a signal.
 """
 
 from typing import ClassVar
@@ -62,3 +63,12 @@ class OutOfMemoryError(CryoEqError):
     """The device has no memory left for the request."""
 
     exit_code = 4
+
+
+class Terminated(BaseException):
+    """SIGTERM asked the program to stop: save what can be saved and let it pass.
+
+    Like KeyboardInterrupt it is no Exception, so that no handler of errors swallows it.
+    """
+
+    exit_code: ClassVar[int] = 143

@@ -1,0 +1,1 @@
+"""The command line: thin; the only room that knows the terminal."""

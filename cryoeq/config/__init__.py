@@ -1,0 +1,1 @@
+"""Settings: frozen pydantic models, seen by cli and pipelines only."""

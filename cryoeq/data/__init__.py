@@ -1,0 +1,1 @@
+"""From particle files to batches that the model sees."""

@@ -12,7 +12,8 @@ class Poses:
     """Orientation and in-plane shift of each particle, in RELION's sense.
 
     Args:
-        rotations: RELION's matrix A, which takes volume coordinates (x, y, z) to image coordinates: r_image = A r_volume.
+        rotations: RELION's matrix A, which takes volume coordinates (x, y, z) to image coordinates: r_image = A
+            r_volume.
         shifts_angstrom: (x, y) of rlnOriginXAngst, rlnOriginYAngst: shifting the image by them centres the particle.
     """
 

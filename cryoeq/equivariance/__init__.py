@@ -1,0 +1,51 @@
+"""Steerable layers of the plane's rotations and mirrors; the only room that knows escnn.
+
+escnn 1.0.11 imports ``lie_learn`` for one function of SO(3), which nothing here uses; that package needs an old numpy and a compiler. Where
+it is absent a stub takes its place before escnn is imported.
+"""
+
+import importlib.util
+import sys
+import types
+import warnings
+
+_WIGNER = "lie_learn.representations.SO3.wigner_d"
+
+
+def _register_lie_learn_stub() -> None:
+    """Let ``from lie_learn... import wigner_D_matrix`` succeed; calling the function then says what is missing."""
+
+    def wigner_d_matrix(*_args: object, **_kwargs: object) -> None:
+        raise ModuleNotFoundError("lie_learn is not installed: representations of SO(3) are not available")
+
+    parts = _WIGNER.split(".")
+    for depth in range(1, len(parts) + 1):
+        name = ".".join(parts[:depth])
+        sys.modules.setdefault(name, types.ModuleType(name))
+    vars(sys.modules[_WIGNER])["wigner_D_matrix"] = wigner_d_matrix
+
+
+if importlib.util.find_spec("lie_learn") is None:
+    _register_lie_learn_stub()
+
+with warnings.catch_warnings():
+    # An invalid escape sequence in a docstring of escnn, and its notice that py3nj (SO(3) only, needs a Fortran compiler) is absent.
+    warnings.filterwarnings("ignore", message=".*invalid escape sequence.*")
+    warnings.filterwarnings("ignore", message=".*py3nj.*", category=UserWarning)
+    import escnn.gspaces
+    import escnn.nn  # noqa: F401  # imported here so that the two notices are silenced once, for every module of this room
+
+from cryoeq.equivariance.convolution import FullMapConv, SteerableBlock, SteerableConv  # noqa: E402
+from cryoeq.equivariance.groups import GROUP_NAMES, FieldKind, PlaneGroup, plane_group  # noqa: E402
+from cryoeq.equivariance.nonlinearity import FieldActivation  # noqa: E402
+
+__all__ = [
+    "GROUP_NAMES",
+    "FieldActivation",
+    "FieldKind",
+    "FullMapConv",
+    "PlaneGroup",
+    "SteerableBlock",
+    "SteerableConv",
+    "plane_group",
+]

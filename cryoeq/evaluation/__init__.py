@@ -1,0 +1,1 @@
+"""Figures of merit: poses against a truth, map against map, resolution."""

@@ -1,18 +1,25 @@
 """Centred Fourier transforms of images and maps, decided once for everybody.
 
-The origin of an n-pixel axis is at index n // 2, in real and in Fourier space. Images use the orthonormal transform, so white noise of
-variance v per pixel has variance v per coefficient. Maps use the transform whose central slices are the orthonormal transforms of
-their projections (the sum along z): the plain three-dimensional sum divided by n.
+The origin of an n-pixel axis is at index n // 2, in real and in Fourier space. Images use the orthonormal transform,
+so white noise of variance v per pixel has variance v per coefficient. Maps use the transform whose central slices are
+the orthonormal transforms of their projections (the sum along z): the plain three-dimensional sum divided by n.
+
+Between images and the coefficients that matter (``HalfPlane.transform``, ``HalfPlane.images``) no full transform is
+made: the real one gives half of it, and a phase does what moving the origin would.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 _IMAGE = (-2, -1)
 _MAP = (-3, -2, -1)
+# From this many pixels on, FFTW's inverse real transform takes 1 / 1.3 to 1 / 4 of torch's time on CPU. Below, and for
+# all other transforms that cryoeq makes, torch is as fast or faster (README, Decisions).
+_FFTW_LEAST_PIXELS = 2**18
 
 
 def fft_image(images: Float[Tensor, "*batch n n"]) -> Complex[Tensor, "*batch n n"]:
@@ -22,7 +29,9 @@ def fft_image(images: Float[Tensor, "*batch n n"]) -> Complex[Tensor, "*batch n 
 
 def ifft_image(transforms: Complex[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
     """Real images of centred orthonormal transforms."""
-    return torch.fft.fftshift(torch.fft.ifft2(torch.fft.ifftshift(transforms, dim=_IMAGE), norm="ortho"), dim=_IMAGE).real
+    return torch.fft.fftshift(
+        torch.fft.ifft2(torch.fft.ifftshift(transforms, dim=_IMAGE), norm="ortho"), dim=_IMAGE
+    ).real
 
 
 def fft_map(volume: Float[Tensor, "*batch n n n"]) -> Complex[Tensor, "*batch n n n"]:
@@ -54,14 +63,60 @@ def pad_centred(array: Tensor, size: int, n_dims: int) -> Tensor:
 
 
 def fourier_crop_images(images: Float[Tensor, "*batch n n"], size: int) -> Float[Tensor, "*batch m m"]:
-    """Images resampled to a smaller box by cropping their transforms; grey values are kept."""
+    """Images resampled to a smaller box by cropping their transforms; grey values are kept.
+
+    At even size the Nyquist frequencies of either sign share one place in the new transform: it gets their mean.
+    """
     n = images.shape[-1]
-    return ifft_image(crop_centred(fft_image(images), size, 2)) * (size / n)
+    if size == n:
+        return images.clone()
+    low, high = (size + 1) // 2, n - size // 2
+    spectrum = torch.fft.rfft2(images, norm="ortho")[..., : size // 2 + 1]
+    rows = [spectrum[..., :low, :], spectrum[..., high:, :]]
+    k = torch.arange(size, device=images.device)
+    if size % 2 == 0:
+        positive_nyquist = spectrum[..., low : low + 1, :] * _origin_phases(k.new_tensor([size]), n).to(spectrum)
+        rows[1:] = [(rows[1][..., :1, :] + positive_nyquist) / 2, rows[1][..., 1:, :]]
+    ky, kx = torch.where(k < low, k, k - size), k[: size // 2 + 1]
+    phase_y, phase_x = (_origin_phases(axis, n) * _origin_phases(axis, size).conj() for axis in (ky, kx))
+    cropped = torch.cat(rows, dim=-2) * (phase_y[:, None] * phase_x).to(spectrum)
+    if size % 2 == 0:
+        last = cropped[..., -1:]
+        mates = last.index_select(-2, -k % size).conj()
+        cropped = torch.cat([cropped[..., :-1], (last + mates) / 2], dim=-1)
+    return _invert_real(cropped, size) * (size / n)
+
+
+def _origin_phases(k: Int[Tensor, " points"], n: int) -> Complex[Tensor, " points"]:
+    """What multiplies a transform when the origin moves from pixel 0 to pixel n // 2; computed in float64."""
+    return torch.exp((k * (n // 2) % n).double() * (2j * math.pi / n))
+
+
+def _invert_real(spectrum: Complex[Tensor, "*batch n half"], n: int) -> Float[Tensor, "*batch n n"]:
+    """Orthonormal inverse of ``torch.fft.rfft2(..., norm="ortho")``, through FFTW where that is faster."""
+    pixels = spectrum.numel() // (n // 2 + 1) * n
+    is_single_cpu = spectrum.device.type == "cpu" and spectrum.dtype == torch.complex64
+    if pixels < _FFTW_LEAST_PIXELS or not is_single_cpu or (spectrum.requires_grad and torch.is_grad_enabled()):
+        return torch.fft.irfft2(spectrum, s=(n, n), norm="ortho")
+    import pyfftw  # here, because it takes half a second
+
+    # FFTW overwrites the input of this transform, which may be the caller's.
+    scratch = (spectrum.detach() / n).contiguous()
+    images = torch.empty(*spectrum.shape[:-2], n, n)
+    pyfftw.FFTW(
+        scratch.numpy(),
+        images.numpy(),
+        axes=_IMAGE,
+        direction="FFTW_BACKWARD",
+        flags=("FFTW_ESTIMATE", "FFTW_DESTROY_INPUT"),
+        threads=torch.get_num_threads(),
+    ).execute()
+    return images
 
 
 @dataclass(frozen=True)
 class HalfPlane:
-    """The coefficients of a centred n x n transform that determine a real image up to a radius: one of each Friedel pair.
+    """The coefficients of a centred n x n transform that determine a real image: one of each Friedel pair.
 
     Args:
         box_size_px: n.
@@ -96,6 +151,51 @@ class HalfPlane:
         """|k| of each coefficient, in cycles per box."""
         return self.coords.float().norm(dim=-1)
 
+    @property
+    def shells(self) -> Int[Tensor, " points"]:
+        """ROUND(|k|) of each coefficient."""
+        return (self.radii + 0.5).floor().long()
+
+    def within(self, radius: float) -> "HalfPlane":
+        """The leading coefficients, those with |k| <= radius."""
+        count = int((self.coords.square().sum(-1) <= radius**2).sum())
+        return HalfPlane(self.box_size_px, self.coords[:count], self.flat_index[:count], self.weights[:count])
+
+    def frequencies_per_angstrom(self, pixel_size_angstrom: float) -> Float[Tensor, "points 2"]:
+        """(x, y) spatial frequency of each coefficient, in 1 / Angstrom."""
+        return self.coords / (self.box_size_px * pixel_size_angstrom)
+
+    def transform(self, images: Float[Tensor, "*batch n n"]) -> Complex[Tensor, "*batch points"]:
+        """These coefficients of the centred orthonormal transforms of real images: ``gather(fft_image(images))``."""
+        index, is_mate, phases = self._half_transform_places()
+        spectrum = torch.fft.rfft2(images, norm="ortho").flatten(-2)
+        values = spectrum.index_select(-1, index)
+        return torch.where(is_mate, values.conj(), values) * phases.to(values.dtype)
+
+    def images(self, values: Complex[Tensor, "*batch points"]) -> Float[Tensor, "*batch n n"]:
+        """Real images that have these coefficients and zeros elsewhere: ``ifft_image(scatter(values))``."""
+        n = self.box_size_px
+        index, is_mate, phases = self._half_transform_places()
+        moved = values * phases.conj().to(values.dtype)
+        moved = torch.where(is_mate, moved.conj(), moved)
+        spectrum = values.new_zeros(*values.shape[:-1], n * (n // 2 + 1))
+        # Both of a Friedel pair lie in the column kx = 0.
+        paired = ((self.coords[:, 0] == 0) & (self.coords[:, 1] > 0)).nonzero().squeeze(1)
+        spectrum[..., (n - self.coords[paired, 1]) * (n // 2 + 1)] = moved[..., paired].conj()
+        spectrum[..., index] = moved
+        return _invert_real(spectrum.unflatten(-1, (n, n // 2 + 1)), n)
+
+    def _half_transform_places(
+        self,
+    ) -> tuple[Int[Tensor, " points"], Bool[Tensor, " points"], Complex[Tensor, " points"]]:
+        """Where rfft2 keeps each coefficient, whether it keeps its mate instead, and the phase that centres it."""
+        n = self.box_size_px
+        kx, ky = self.coords.unbind(1)
+        is_mate = kx < 0
+        sign = torch.where(is_mate, -1, 1)
+        phases = _origin_phases(kx + ky, n)
+        return (ky * sign % n) * (n // 2 + 1) + kx * sign, is_mate, phases
+
     def gather(self, transforms: Complex[Tensor, "*batch n n"]) -> Complex[Tensor, "*batch points"]:
         """These coefficients of centred transforms."""
         return transforms.flatten(-2)[..., self.flat_index]
@@ -114,5 +214,7 @@ def shell_index(n: int, n_dims: int, device: torch.device | None = None) -> Int[
     """ROUND(|k|) of each coefficient of a centred transform with ``n_dims`` axes of n: RELION's shells."""
     k = torch.arange(n, device=device) - n // 2
     grids = torch.meshgrid(*[k] * n_dims, indexing="ij")
-    squared = sum((grid.double() ** 2 for grid in grids), torch.zeros((n,) * n_dims, dtype=torch.float64, device=device))
+    squared = sum(
+        (grid.double() ** 2 for grid in grids), torch.zeros((n,) * n_dims, dtype=torch.float64, device=device)
+    )
     return (squared.sqrt() + 0.5).floor().long()

@@ -8,14 +8,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def random_rotations(count: int, generator: torch.Generator, device: torch.device | None = None) -> Float[Tensor, "count 3 3"]:
+def random_rotations(
+    count: int, generator: torch.Generator, device: torch.device | None = None
+) -> Float[Tensor, "count 3 3"]:
     """Rotations drawn uniformly from SO(3), by normalised Gaussian quaternions."""
     quaternions = torch.randn(count, 4, generator=generator, device=generator.device)
     rotations: Tensor = roma.unitquat_to_rotmat(quaternions / quaternions.norm(dim=-1, keepdim=True))
     return rotations.to(device or generator.device)
 
 
-def rotation_angle_rad(first: Float[Tensor, "*batch 3 3"], second: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch"]:
+def rotation_angle_rad(
+    first: Float[Tensor, "*batch 3 3"], second: Float[Tensor, "*batch 3 3"]
+) -> Float[Tensor, "*batch"]:
     """Angle of first^T second; well-conditioned at 0 and pi (2 asin of the chordal distance)."""
     chordal = (first - second).flatten(-2).norm(dim=-1)
     return 2 * torch.asin((chordal / math.sqrt(8)).clamp(max=1.0))

@@ -1,0 +1,1 @@
+"""Learnt parts: encoder, pose head, volume decoders."""

@@ -1,0 +1,1 @@
+"""Linear physics of image formation: CTF, shift, projection, and their adjoints."""

@@ -1,0 +1,1 @@
+"""Particles whose poses are known, from a molecule or a map."""

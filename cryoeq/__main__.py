@@ -1,0 +1,5 @@
+"""``python -m cryoeq``."""
+
+from cryoeq.cli.main import main
+
+main()

@@ -1,0 +1,22 @@
+"""``cryoeq doctor``."""
+
+from typing import Annotated
+
+import typer
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Show device, versions and memory, what is missing and how to get it."""
+    import json
+
+    from cryoeq.cli.drawing import draw
+    from cryoeq.pipelines.doctor import diagnose, require_usable, tell
+
+    diagnosis = diagnose()
+    if as_json:
+        typer.echo(json.dumps(diagnosis.as_dict(), indent=2))
+    else:
+        draw(tell(diagnosis))
+    require_usable(diagnosis)

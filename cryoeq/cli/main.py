@@ -1,0 +1,110 @@
+"""The program: its commands, and what becomes of their errors."""
+
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+import cryoeq
+from cryoeq.cli.demo import demo
+from cryoeq.cli.doctor import doctor
+from cryoeq.cli.errors import explain
+from cryoeq.cli.evaluate import evaluate
+from cryoeq.cli.fsc import fsc
+from cryoeq.cli.reconstruct import reconstruct
+from cryoeq.cli.simulate import simulate
+from cryoeq.errors import Terminated
+
+# Without rich's help pages and shell completion the program starts in a tenth of a second.
+app = typer.Typer(
+    name="cryoeq",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("simulate")(simulate)
+app.command("reconstruct")(reconstruct)
+app.command("evaluate")(evaluate)
+app.command("fsc")(fsc)
+app.command("demo")(demo)
+app.command("doctor")(doctor)
+
+
+def _show_version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"cryoeq {cryoeq.__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="With an error, show where in the code it arose.")] = False,
+) -> None:
+    """From a stack of cryo-EM particle images to a 3D map, without known poses."""
+    del version, debug
+
+
+def main() -> NoReturn:
+    """Run the command of ``sys.argv`` and exit with its code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line.
+
+    Args:
+        arguments: all that follows the program's name.
+
+    Returns:
+        The exit code: 0 done, 1 our bug, 2 wrong use, 3 bad data, 4 numerical failure or no memory, 130/143 stopped.
+    """
+    arguments = normalise(arguments)
+    try:
+        app(list(arguments), prog_name="cryoeq")
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0
+        if code != 130:
+            return code
+        message, code = explain(KeyboardInterrupt())  # typer swallowed it
+    except (Exception, KeyboardInterrupt, Terminated) as error:  # noqa: BLE001 - the outermost frame of the program
+        message, code = explain(error, debug="--debug" in arguments)
+    print(message, file=sys.stderr)  # noqa: T201 - this is the command line
+    return code
+
+
+def normalise(arguments: Sequence[str]) -> list[str]:
+    """Accept ``--shift_sigma`` for ``--shift-sigma``, and ``--debug`` anywhere.
+
+    Args:
+        arguments: as the user typed them.
+
+    Returns:
+        Option names with dashes, values and all that follows ``--`` unchanged, ``--debug`` in front.
+    """
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    dashed = [_dashed(argument) for argument in arguments[:end]]
+    rest = [argument for argument in dashed if argument != "--debug"]
+    return ["--debug"] * (len(rest) < len(dashed)) + rest + list(arguments[end:])
+
+
+def _dashed(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _terminate(signal_number: int, frame: FrameType | None) -> NoReturn:
+    del frame
+    signal.signal(signal_number, signal.SIG_IGN)  # a second one must not disturb the checkpoint
+    raise Terminated

@@ -1,0 +1,63 @@
+"""``cryoeq reconstruct``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def reconstruct(
+    particles: Annotated[Path, typer.Argument(help="RELION star file (3.0 or later), or a bare .mrcs with --angpix.")],
+    *,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Run folder [cryoeq_reconstruction].")] = None,
+    pose_inference: Annotated[
+        str | None, typer.Option(help="amortized: infer the poses; known: take those of the star file [amortized].")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Settings by name: default, demo, small [default].")] = "default",
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings, for example that of another run.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, for example encoder.group=so2.")
+    ] = None,
+    angpix: Annotated[
+        float | None, typer.Option(help="Pixel size in Angstrom; fills in or overrides the file's.")
+    ] = None,
+    datadir: Annotated[Path | None, typer.Option(help="Folder that image names are relative to.")] = None,
+    no_ctf: Annotated[bool, typer.Option("--no-ctf", help="Ignore the CTF.")] = False,
+    invert_data: Annotated[
+        bool | None, typer.Option("--invert-data/--uninvert-data", help="Contrast [decided from the images].")
+    ] = None,
+    box: Annotated[
+        int | None, typer.Option("-D", "--box", help="Working box in px for the poses [at most 32].")
+    ] = None,
+    shift_sigma: Annotated[
+        float | None, typer.Option(help="Expected spread of the shifts, Angstrom; 0: centred [5 % of the box].")
+    ] = None,
+    group: Annotated[str | None, typer.Option(help="c1 c2 c4 c8 d1 d2 d4 d8 so2 o2 [d4].")] = None,
+    heads: Annotated[int | None, typer.Option(help="Hypotheses per image [8].")] = None,
+    decoder: Annotated[str | None, typer.Option(help="voxel or implicit [voxel].")] = None,
+    symmetric_loss: Annotated[bool, typer.Option("--symmetric-loss", help="Use cryoAI's symmetric loss.")] = False,
+    epochs: Annotated[int | None, typer.Option("-n", "--epochs", help="Passes over the images [6,000 steps].")] = None,
+    batch_size: Annotated[int | None, typer.Option("-b", "--batch-size", help="Images per step [64].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all that is random [0].")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N [auto].")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the run folder.")] = False,
+) -> None:
+    """Reconstruct a map from particles, their poses inferred (amortized) or known."""
+    from cryoeq.cli.drawing import draw
+    from cryoeq.config.loading import load_config
+    from cryoeq.config.reconstruct import ReconstructConfig
+    from cryoeq.outputs.run_folder import free_folder
+    from cryoeq.pipelines import reconstruct as pipeline
+
+    default = Path("cryoeq_reconstruction") if resume else free_folder("cryoeq_reconstruction")
+    contrast = None if invert_data is None else ("invert" if invert_data else "keep")
+    explicit = {
+        "particles": particles, "output": output or default, "pose_inference": pose_inference, "seed": seed,
+        "device": device, "input.angpix": angpix, "input.datadir": datadir, "input.with_ctf": False if no_ctf else None,
+        "input.contrast": contrast, "input.working_box_px": box, "training.shift_sigma_angstrom": shift_sigma,
+        "encoder.group": group, "encoder.heads": heads, "decoder.kind": decoder,
+        "loss.symmetric": True if symmetric_loss else None, "training.epochs": epochs,
+        "training.batch_size": batch_size,
+    }  # fmt: skip
+    resolved = load_config(ReconstructConfig, preset=preset, file=config, overrides=settings or (), explicit=explicit)
+    draw(pipeline.reconstruct(resolved, resume=resume), log=resolved.output / "run.log")

@@ -1,0 +1,21 @@
+"""Settings of ``cryoeq evaluate``."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from cryoeq.config.frozen import FrozenConfig
+
+
+class EvaluateConfig(FrozenConfig):
+    """Which poses to compare, and where to write what."""
+
+    predicted: Path = Field(description="star file with the poses to judge")
+    truth: Path = Field(description="star file with the true poses")
+    symmetry: str = Field(default="C1", description="point group of the particle, in the frame of the truth")
+    pixel_size_angstrom: float | None = Field(default=None, gt=0, description="of the images; overrides the star files")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of the halves and of the search for the frame")
+    device: str = Field(default="auto", description="auto, cpu or cuda:N")
+    json_file: Path | None = Field(default=None, description="file for all figures")
+    plot_file: Path | None = Field(default=None, description="PNG file for the histogram of errors")
+    output: Path | None = Field(default=None, description="folder for pose_errors.json and pose_errors.png")

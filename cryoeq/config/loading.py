@@ -1,0 +1,241 @@
+"""From a preset, a file, ``--set`` and flags to one checked configuration; and the files packed into the wheel."""
+
+import difflib
+import importlib.resources
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from cryoeq.config.frozen import FrozenConfig
+from cryoeq.errors import ConfigError
+
+C = TypeVar("C", bound=FrozenConfig)
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One layer of settings and the name under which an error message speaks of it."""
+
+    name: str
+    settings: Settings
+
+
+def load_config(
+    kind: type[C],
+    *,
+    file: Path | None = None,
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+    explicit: Mapping[str, object] | None = None,
+) -> C:
+    """Build a configuration; where two layers set the same key, the later one wins.
+
+    Args:
+        kind: the configuration's class.
+        file: YAML file (``--config``); wins over the preset.
+        preset: name of a YAML file in ``configs/``, without its ending.
+        overrides: ``key=value`` (``--set``), the key dotted, the value in YAML; win over the file.
+        explicit: options that the user gave on the command line, keys dotted or nested; None means not given. They win
+            over all.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: an unknown key, a value out of range, a missing one, or a file that cannot be read.
+    """
+    sources = []
+    if preset is not None:
+        sources.append(_Source(f"preset {preset}", _read_yaml(_preset_path(preset))))
+    if file is not None:
+        sources.append(_Source(str(file), _read_yaml(file)))
+    sources.extend(_Source("--set", _parse_override(override)) for override in overrides)
+    sources.append(_Source("the command line", _given(explicit or {})))
+    merged: Settings = {}
+    for source in sources:
+        merged = _merge(merged, source.settings)
+    try:
+        return kind.model_validate(merged)
+    except ValidationError as error:
+        raise _explain(error.errors()[0], kind, merged, sources) from error
+
+
+def packaged_file(name: str) -> Path:
+    """A file or folder that is packed with cryoeq.
+
+    An installed wheel holds ``configs`` and ``data_samples`` inside the package, a checkout beside it.
+
+    Args:
+        name: path with forward slashes, for example ``configs/demo.yaml``.
+
+    Returns:
+        Where it lies on this machine.
+
+    Raises:
+        ConfigError: the installation does not have it.
+    """
+    package = Path(str(importlib.resources.files("cryoeq")))
+    in_wheel, in_checkout = package / name, package.parent / name
+    if in_wheel.exists():
+        return in_wheel
+    if in_checkout.exists() and (package.parent / "pyproject.toml").is_file():
+        return in_checkout
+    raise ConfigError(f"{name} is missing from this installation of cryoeq ({package})", "", "Install cryoeq again")
+
+
+def preset_names() -> tuple[str, ...]:
+    """The presets that come with cryoeq, sorted."""
+    return tuple(sorted(path.stem for path in packaged_file("configs").glob("*.yaml")))
+
+
+def _preset_path(preset: str) -> Path:
+    names = preset_names()
+    if preset not in names:
+        close = difflib.get_close_matches(preset, names, n=1)
+        advice = f"Did you mean {close[0]}? " if close else ""
+        raise ConfigError(
+            f"--preset {preset}: there is no such preset",
+            f"cryoeq has {', '.join(names)}",
+            f"{advice}A file of your own goes to --config",
+        )
+    return packaged_file(f"configs/{preset}.yaml")
+
+
+def _read_yaml(path: Path) -> Settings:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror})", "--config needs a YAML file", "Check the path"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} is not YAML: {_one_line(error)}", "", "Check the indentation and the colons"
+        ) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ConfigError(f"{path} holds {type(content).__name__}", "cryoeq expects lines of the form key: value", "")
+    return _nest(content)
+
+
+def _parse_override(override: str) -> Settings:
+    key, equals, value = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override}", "cryoeq expects --set key=value", "For example --set encoder.group=so2")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML", "", "Put it in quotes") from error
+    return _nest({key.strip(): parsed})
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _given(explicit: Mapping[str, object]) -> Settings:
+    return _nest({key: value for key, value in explicit.items() if value is not None})
+
+
+def _nest(settings: Mapping[str, object]) -> Settings:
+    """``{"encoder.group": "d4"}`` becomes ``{"encoder": {"group": "d4"}}``; dashes in keys become underscores."""
+    nested: Settings = {}
+    for key, value in settings.items():
+        inner: object = _nest(value) if isinstance(value, dict) else value
+        for part in reversed(key.replace("-", "_").split(".")):
+            inner = {part: inner}
+        if isinstance(inner, dict):
+            nested = _merge(nested, inner)
+    return nested
+
+
+def _merge(lower: Mapping[str, object], upper: Mapping[str, object]) -> Settings:
+    merged = dict(lower)
+    for key, value in upper.items():
+        below = merged.get(key)
+        both_are_sections = isinstance(below, dict) and isinstance(value, dict)
+        merged[key] = _merge(below, value) if both_are_sections else value  # type: ignore[arg-type]
+    return merged
+
+
+def _explain(first: ErrorDetails, kind: type[BaseModel], merged: Settings, sources: Sequence[_Source]) -> ConfigError:
+    """The first thing that is wrong, in the user's words."""
+    location = _location(first["loc"], merged)
+    path = ".".join(location) or kind.__name__
+    origin = next((source.name for source in reversed(sources) if _holds(source.settings, location)), "the settings")
+    if first["type"] == "extra_forbidden":
+        return ConfigError(f"{origin}: {path} is not a setting", *_closest(path, kind))
+    if first["type"] == "missing":
+        return ConfigError(f"{path} is not set", "it has no default", f"Give it as an option or with --set {path}=...")
+    if not location:
+        return ConfigError(_expectation(first), "", "")
+    return ConfigError(f"{origin}: {path} is {first['input']!r}", _expectation(first), "")
+
+
+def _location(parts: Sequence[int | str], merged: Settings) -> tuple[str, ...]:
+    """The path of the wrong key as the user wrote it: pydantic adds the tag of the chosen kind of a section."""
+    location: list[str] = []
+    inner: object = merged
+    for part in parts:
+        is_tag = isinstance(inner, dict) and part not in inner and part != parts[-1]
+        if not is_tag:
+            location.append(str(part))
+            inner = inner.get(part) if isinstance(inner, dict) else None
+    return tuple(location)
+
+
+def _expectation(details: ErrorDetails) -> str:
+    message = details["msg"].removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
+
+def _holds(settings: Settings, location: Sequence[str]) -> bool:
+    """Whether a layer set this key, or a section above it to something that is no section."""
+    inner: object = settings
+    for part in location:
+        if not isinstance(inner, dict):
+            return True
+        if part not in inner:
+            return False
+        inner = inner[part]
+    return bool(location)
+
+
+def _closest(path: str, kind: type[BaseModel]) -> tuple[str, str]:
+    """What keys there are at this level, and which one was probably meant."""
+    keys = list(_dotted_keys(kind))
+    leaf = path.rpartition(".")[2]
+    same_leaf = [key for key in keys if key.rpartition(".")[2] == leaf]
+    close = same_leaf or difflib.get_close_matches(path, keys, n=1) or _close_leaves(leaf, keys)
+    section = path.rpartition(".")[0]
+    siblings = [key for key in keys if key.rpartition(".")[0] == section]
+    expected = f"{section or 'the top level'} knows {', '.join(siblings)}" if siblings else ""
+    return expected, f"Did you mean {close[0]}?" if close else ""
+
+
+def _close_leaves(leaf: str, keys: Sequence[str]) -> list[str]:
+    leaves = {key.rpartition(".")[2]: key for key in keys}
+    return [leaves[match] for match in difflib.get_close_matches(leaf, list(leaves), n=1)]
+
+
+def _dotted_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in kind.model_fields.items():
+        yield f"{prefix}{name}"
+        for section in _sections(field.annotation):
+            yield from _dotted_keys(section, f"{prefix}{name}.")
+
+
+def _sections(annotation: object) -> Iterator[type[BaseModel]]:
+    """The models in an annotation such as ``Voxels | Implicit | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _sections(argument)

@@ -1,0 +1,93 @@
+"""Settings of ``cryoeq reconstruct``."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from cryoeq.config.frozen import FrozenConfig
+
+Group = Literal["c1", "c2", "c4", "c8", "d1", "d2", "d4", "d8", "so2", "o2"]
+
+
+class InputConfig(FrozenConfig):
+    """How to read the particles."""
+
+    angpix: float | None = Field(
+        default=None, gt=0, description="pixel size in Angstrom; fills in or overrides the file"
+    )
+    datadir: Path | None = Field(default=None, description="folder that image names are relative to")
+    with_ctf: bool = Field(default=True, description="use the CTF of the star file")
+    contrast: Literal["auto", "keep", "invert"] = Field(
+        default="auto", description="protein must be bright: decide from the images, keep them, or invert them"
+    )
+    working_box_px: int | None = Field(
+        default=None, ge=16, description="even box to Fourier-crop to while poses are inferred; None for at most 32"
+    )
+
+
+class EncoderConfig(FrozenConfig):
+    """The network from images to poses."""
+
+    group: Group = Field(default="d4", description="in-plane group that the encoder is equivariant to")
+    heads: int = Field(default=8, ge=1, le=64, description="hypotheses per image")
+    channels: tuple[int, ...] | None = Field(
+        default=None, description="widths of the feature maps; None for the box's own"
+    )
+    head: Literal["rows", "columns"] = Field(default="rows", description="how a rotation is represented")
+
+
+class DecoderConfig(FrozenConfig):
+    """The model of the volume."""
+
+    kind: Literal["voxel", "implicit"] = Field(
+        default="voxel", description="a grid, or a network of Fourier coordinates"
+    )
+    width: int = Field(default=64, ge=8, le=1024, description="hidden width of the implicit decoder")
+
+
+class LossConfig(FrozenConfig):
+    """What is made small."""
+
+    symmetric: bool = Field(default=False, description="minimum over the image and its half-turn (cryoAI)")
+    leak: float = Field(default=0.02, ge=0, le=1, description="weight of the hypotheses that are not the best")
+    rendered_weight: float = Field(
+        default=1.0, ge=0, description="of the poses of renderings of the current map; 0 for the pure autoencoder"
+    )
+
+
+class TrainingConfig(FrozenConfig):
+    """How encoder and decoder learn."""
+
+    epochs: int | None = Field(default=None, ge=1, description="passes over the images; None for about 6,000 steps")
+    batch_size: int = Field(default=64, ge=1, description="images per step")
+    rendered_batch_size: int = Field(default=64, ge=1, description="renderings per step")
+    encoder_rate: float = Field(default=1e-3, gt=0, description="learning rate of the encoder")
+    decoder_rate: float | None = Field(default=None, gt=0, description="of the decoder; None for 1e-2 (voxel), 1e-3")
+    images_from: float = Field(
+        default=0.7, ge=0, le=1,
+        description="fraction of the training from which the encoder learns from the images' residuals too",
+    )  # fmt: skip
+    first_shell: float = Field(default=3.0, ge=1, description="radius at the start, in cycles per box")
+    marching: float = Field(default=0.6, ge=0, le=1, description="fraction after which the last shell is reached")
+    shift_sigma_angstrom: float | None = Field(
+        default=None, ge=0, description="expected spread of the shifts per axis; None for 5 % of the box, 0 for centred"
+    )
+    checkpoint_seconds: float = Field(default=60.0, ge=0, description="time between checkpoints")
+
+
+class ReconstructConfig(FrozenConfig):
+    """From a particle stack to a map."""
+
+    particles: Path = Field(description="RELION star file, or a bare stack with angpix")
+    output: Path = Field(description="run folder")
+    pose_inference: Literal["amortized", "known"] = Field(
+        default="amortized", description="infer the poses, or take those of the star file"
+    )
+    seed: int = Field(default=0, ge=0, description="of all that is random")
+    device: str = Field(default="auto", description="auto, cpu or cuda:N")
+    input: InputConfig = InputConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    loss: LossConfig = LossConfig()
+    training: TrainingConfig = TrainingConfig()

@@ -1,0 +1,118 @@
+"""Particles as the model sees them, in batches."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cryoeq.data.preprocessing import Preprocessing, crop, decide_contrast, decide_scale
+from cryoeq.domain.particles import ParticleBatch, ParticleTable
+from cryoeq.errors import ConfigError
+from cryoeq.io.images import SMALLEST_BOX_PX, LazyImages
+from cryoeq.io.particles import ParticleStack
+
+_SAMPLE_SIZE = 512
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class ParticleDataset:
+    """A particle stack with its preprocessing decided.
+
+    Args:
+        table: the particles as stored, with the box and pixel size of the files.
+        box_size_px: side of the images in the batches.
+        pixel_size_angstrom: of the images in the batches.
+        notes: what was found and decided, one sentence each, to be shown to the user.
+        images: the stored pixels.
+        preprocessing: what is done to them.
+        cache: all images preprocessed, None where they would take too much memory.
+    """
+
+    table: ParticleTable
+    box_size_px: int
+    pixel_size_angstrom: float
+    notes: tuple[str, ...]
+    images: LazyImages
+    preprocessing: Preprocessing
+    cache: Float[Tensor, "particles m m"] | None
+
+    @classmethod
+    def open(
+        cls,
+        stack: ParticleStack,
+        *,
+        working_box_px: int | None = None,
+        sign: int | None = None,
+        cache_bytes: int = 2**30,
+    ) -> "ParticleDataset":
+        """Decide contrast and scale from up to 512 images, and read the whole stack into memory where it is small.
+
+        Args:
+            stack: the particles.
+            working_box_px: even box to Fourier-crop to, at least 16; None keeps that of the images.
+            sign: 1 or -1, what to multiply by so that protein is bright; None decides from the images.
+            cache_bytes: largest size of the preprocessed stack, in bytes of memory, that is kept there; 0 streams
+                from the disk.
+
+        Raises:
+            ConfigError: the working box is odd, tiny, or larger than the images.
+            ParticleFileError: pixels are NaN or infinite.
+        """
+        table = stack.table
+        box = _checked_box(working_box_px, table.box_size_px)
+        fits = len(table) * box * box * 4 <= cache_bytes
+        every = torch.arange(len(table))
+        sample_rows = (
+            torch.linspace(0, len(table) - 1, min(_SAMPLE_SIZE, len(table)), dtype=torch.float64).round().long()
+        )
+        cropped = _read_cropped(stack.images, every if fits else sample_rows, box)
+        sample = cropped[sample_rows] if fits else cropped
+        scale = decide_scale(sample, is_premultiplied=any(group.is_ctf_premultiplied for group in table.optics))
+        if sign is None:
+            contrast = decide_contrast(sample)
+            sign, said = contrast.sign, contrast.reason
+        else:
+            said = f"Contrast: as told, the images are {'kept' if sign == 1 else 'multiplied by -1'}."
+        preprocessing = Preprocessing(box, scale.value, sign)
+        cache = torch.cat([preprocessing.apply(chunk) for chunk in torch.split(cropped, _CHUNK)]) if fits else None
+        pixel_size = table.pixel_size_angstrom * table.box_size_px / box
+        return cls(table, box, pixel_size, (*stack.notes, said, scale.reason), stack.images, preprocessing, cache)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def batch(self, rows: Int[Tensor, " rows"]) -> ParticleBatch:
+        """These particles, on the CPU.
+
+        Args:
+            rows: of the table, in any order.
+        """
+        images = self.preprocessing.apply(self.images.read(rows)) if self.cache is None else self.cache[rows]
+        return ParticleBatch(rows, images, None if self.table.ctf is None else self.table.ctf[rows])
+
+    def batches(self, batch_size: int, order: Int[Tensor, " rows"] | None = None) -> Iterator[ParticleBatch]:
+        """All particles once, or those of ``order``; the last batch may be smaller.
+
+        Args:
+            batch_size: particles per batch.
+            order: rows of the table; None takes them in the order of the file.
+        """
+        rows = torch.arange(len(self)) if order is None else order
+        for chunk in torch.split(rows, batch_size):
+            yield self.batch(chunk)
+
+
+def _checked_box(working_box_px: int | None, stored_px: int) -> int:
+    box = stored_px if working_box_px is None else working_box_px
+    if box % 2 or not SMALLEST_BOX_PX <= box <= stored_px:
+        expected = f"an even number from {SMALLEST_BOX_PX} to the {stored_px} px of the images is needed"
+        raise ConfigError(f"working box of {box} px", expected, f"Choose one of them, for example {stored_px}")
+    return box
+
+
+def _read_cropped(images: LazyImages, rows: Int[Tensor, " rows"], box: int) -> Float[Tensor, "rows m m"]:
+    """Read in chunks, so that large boxes never lie in memory all at once before the crop."""
+    return torch.cat([crop(images.read(chunk), box) for chunk in torch.split(rows, _CHUNK)])

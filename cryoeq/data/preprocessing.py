@@ -1,0 +1,150 @@
+"""From stored images to those of the model: resampled, protein bright, background of mean 0 and deviation 1."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from scipy.special import stdtr
+from torch import Tensor
+
+from cryoeq.geometry.fourier import fourier_crop_images
+
+_BACKGROUND_RADIUS = 0.75  # of half the box: RELION's default, outside of which there is no particle
+_SURE = 1e-3  # probability of the t test below which the contrast counts as decided
+_VARIED = 0.2  # relative spread of the images' own backgrounds above which each is scaled by its own
+_NOISE_FREE = 0.2  # background over whole image; a stack with noise that stays below it would have an SNR above 20
+
+
+@dataclass(frozen=True)
+class ContrastDecision:
+    """Whether the protein is bright in the stored images.
+
+    Args:
+        sign: factor that makes it bright, 1 or -1.
+        reason: one sentence for the user.
+    """
+
+    sign: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class BackgroundScale:
+    """By what the images are divided.
+
+    Args:
+        value: one standard deviation for all; None divides each image by that of its own background.
+        reason: one sentence for the user.
+    """
+
+    value: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to each image: a Fourier crop, the background's mean subtracted, a scale, a sign.
+
+    Args:
+        working_box_px: side of the images after the crop.
+        scale: as of ``BackgroundScale.value``.
+        sign: 1 or -1.
+    """
+
+    working_box_px: int
+    scale: float | None
+    sign: int
+
+    def apply(self, images: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch m m"]:
+        """The images of the model."""
+        return self.sign * normalise_background(crop(images, self.working_box_px), self.scale)
+
+
+def crop(images: Float[Tensor, "batch n n"], working_box_px: int) -> Float[Tensor, "batch m m"]:
+    """Images resampled to the working box; untouched where it is theirs."""
+    return images if images.shape[-1] == working_box_px else fourier_crop_images(images, working_box_px)
+
+
+def _squared_radius(box_size_px: int, device: torch.device) -> Float[Tensor, "n n"]:
+    """Squared distance of each pixel from the centre, in units of half the box."""
+    axis = (torch.arange(box_size_px, device=device) - box_size_px // 2) / (box_size_px / 2)
+    return axis[:, None].square() + axis.square()
+
+
+def background_mask(box_size_px: int, device: torch.device | None = None) -> Bool[Tensor, "n n"]:
+    """The pixels outside the circle of 0.75 of half the box."""
+    return _squared_radius(box_size_px, device or torch.device("cpu")) > _BACKGROUND_RADIUS**2
+
+
+def decide_contrast(images: Float[Tensor, "batch n n"]) -> ContrastDecision:
+    """Whether protein is bright or dark, from the centre of the low-passed images against their background.
+
+    The centre of an image is its mean under a Gaussian of an eighth of the box, which is the low pass and the average
+    at once. Each image votes with its centre minus its background mean; a t test over the images says whether they
+    agree. Particles may be of any size and somewhat off centre; at SNR 0.1 a few dozen images are enough. A transfer
+    function leaves the sign as it is, since it is positive from zero frequency to the first zero under focus.
+
+    Args:
+        images: at least 3, evenly drawn from the stack; 500 are plenty.
+    """
+    radius2 = _squared_radius(images.shape[-1], images.device)
+    weights = torch.exp(-radius2 / (2 * 0.25**2))
+    centre = (images * (weights / weights.sum())).sum((1, 2))
+    votes = (centre - images[:, radius2 > _BACKGROUND_RADIUS**2].mean(1)).double()
+    how = "undecided from too few images"
+    if len(votes) >= 3:
+        error = (votes.std() / len(votes) ** 0.5).clamp_min(torch.finfo(torch.float64).tiny)
+        t = float(votes.mean() / error)
+        how = f"the centre differs from the background by {t:+.1f} standard errors over {len(votes)} images"
+        if 2 * float(stdtr(len(votes) - 1, -abs(t))) < _SURE:
+            found, done = ("bright", "kept") if t > 0 else ("dark", "multiplied by -1")
+            return ContrastDecision(1 if t > 0 else -1, f"Contrast: protein is {found} ({how}); the images are {done}.")
+    return ContrastDecision(1, f"Contrast: undecided ({how}); the images are kept. Override with --invert-data.")
+
+
+def decide_scale(images: Float[Tensor, "batch n n"], *, is_premultiplied: bool = False) -> BackgroundScale:
+    """One scale for the stack, or each image its own.
+
+    The standard deviation of one image's few background pixels is itself uncertain (3 % at 32 px), and the particle's
+    own tails are part of it: dividing each image by its own would add jitter to amplitudes that extraction has
+    already made equal. So one scale serves all, unless the backgrounds differ by more than 20 %. It serves
+    CTF-premultiplied images in any case: the variance of their background follows their CTF, which the model
+    contains. Without noise the background is constant, or mere ripples, and the whole images set the scale.
+
+    Args:
+        images: a sample of the stack, cropped to the working box.
+        is_premultiplied: the images were multiplied by their CTF.
+    """
+    own = images[:, background_mask(images.shape[-1], images.device)].std(1)
+    middle = own.median()
+    whole = (images - images.mean((1, 2), keepdim=True)).square().mean().sqrt()
+    if middle < _NOISE_FREE * whole:
+        value = float(whole)
+        return BackgroundScale(
+            value, f"Scale: the images look noise-free; all are divided by their common deviation {value:.4g}."
+        )
+    spread = float(1.4826 * (own - middle).abs().median() / middle)
+    if spread > _VARIED and not is_premultiplied:
+        return BackgroundScale(
+            None, f"Scale: backgrounds differ by {spread:.0%}; each image is divided by its own deviation."
+        )
+    value = float(own.square().mean().sqrt())
+    if value == 0:
+        return BackgroundScale(1.0, "Scale: the images are constant; they are left as they are.")
+    return BackgroundScale(value, f"Scale: all images are divided by their common background deviation {value:.4g}.")
+
+
+def normalise_background(images: Float[Tensor, "batch n n"], scale: float | None = None) -> Float[Tensor, "batch n n"]:
+    """Images whose background, outside the circle of 0.75 of half the box, has mean 0 and standard deviation 1.
+
+    Args:
+        images: at the working box.
+        scale: the standard deviation to divide all by; None takes each image's own, and leaves a constant background
+            unscaled.
+    """
+    background = images[:, background_mask(images.shape[-1], images.device)]
+    centred = images - background.mean(1)[:, None, None]
+    if scale is not None:
+        return centred / scale
+    own = background.std(1)
+    return centred / torch.where(own > 0, own, torch.ones_like(own))[:, None, None]

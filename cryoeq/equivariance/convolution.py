@@ -1,0 +1,104 @@
+"""Convolutions whose filters are combinations of steerable kernels.
+
+Channels of a feature map are ordered (component, field), the field fastest, and maps are kept channels-last: a batch norm per field is then
+one over the last axis of a contiguous matrix, and both are fast on a CPU.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cryoeq.equivariance.groups import FieldKind, PlaneGroup
+from cryoeq.equivariance.nonlinearity import FieldActivation
+
+
+class SteerableConv(nn.Module):
+    """A convolution that commutes with a group: f(g.I) = rho(g) f(I).
+
+    Only the coefficients are parameters; the filters are expanded in each call, so that training and evaluation have the same state.
+
+    Args:
+        group: the group.
+        in_fields: number and kind of the input's fields.
+        out_fields: number and kind of the output's fields.
+        kernel_size: odd side of the filters in pixels.
+        stride: 1 or 2; with 2 the input must have an odd side.
+        bias: add a bias along the components that the group leaves alone.
+    """
+
+    basis: Tensor | None
+    bias_basis: Tensor
+
+    def __init__(
+        self,
+        group: PlaneGroup,
+        in_fields: tuple[int, FieldKind],
+        out_fields: tuple[int, FieldKind],
+        kernel_size: int = 1,
+        *,
+        stride: int = 1,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel size {kernel_size} is even: a steerable filter needs a central pixel")
+        self.in_count, in_kind = in_fields
+        self.out_count, out_kind = out_fields
+        self.in_dim, self.out_dim = group.dim(in_kind), group.dim(out_kind)
+        self.kernel_size, self.stride = kernel_size, stride
+        basis = None if group.is_trivial else group.kernel_basis(in_kind, out_kind, kernel_size)
+        count = kernel_size**2 * self.in_dim * self.out_dim if basis is None else len(basis)
+        self.register_buffer("basis", basis, persistent=False)
+        fan = self.in_count * (count if basis is not None else kernel_size**2 * self.in_dim)
+        self.weight = nn.Parameter(torch.randn(self.out_count, self.in_count, count) / math.sqrt(fan))
+        invariants = group.invariants(out_kind)
+        self.register_buffer("bias_basis", invariants, persistent=False)
+        self.bias = nn.Parameter(torch.zeros(self.out_count, len(invariants))) if bias and len(invariants) else None
+
+    def filters(self) -> Float[Tensor, "out in size size"]:
+        """The filters that the coefficients stand for."""
+        size = self.kernel_size
+        flat = self.weight if self.basis is None else self.weight @ self.basis.flatten(1)
+        blocks = flat.view(self.out_count, self.in_count, self.out_dim, self.in_dim, size, size)
+        return blocks.permute(2, 0, 3, 1, 4, 5).reshape(self.out_dim * self.out_count, self.in_dim * self.in_count, size, size)
+
+    def offsets(self) -> Float[Tensor, " out"] | None:
+        """The bias of each output channel."""
+        if self.bias is None:
+            return None
+        return (self.bias @ self.bias_basis).t().flatten()
+
+    def forward(self, maps: Float[Tensor, "batch in h w"]) -> Float[Tensor, "batch out h2 w2"]:
+        """The filtered maps, zero beyond their edges."""
+        filters = self.filters().contiguous(memory_format=torch.channels_last)
+        return F.conv2d(maps, filters, self.offsets(), stride=self.stride, padding=self.kernel_size // 2)
+
+
+class FullMapConv(SteerableConv):
+    """A steerable convolution with a filter as large as the map: one output pixel that knows where things were."""
+
+    def forward(self, maps: Float[Tensor, "batch in size size"]) -> Float[Tensor, "batch out 1 1"]:
+        """The value at the centre, as one matrix product (several times faster than a convolution of one output pixel)."""
+        columns = self.filters().permute(0, 2, 3, 1).flatten(1)
+        return F.linear(maps.permute(0, 2, 3, 1).flatten(1), columns, self.offsets())[:, :, None, None]
+
+
+class SteerableBlock(nn.Module):
+    """Convolution, batch norm and nonlinearity.
+
+    Args:
+        conv: the convolution; its output fields must be hidden ones.
+        activation: batch norm and nonlinearity on them.
+    """
+
+    def __init__(self, conv: SteerableConv, activation: FieldActivation) -> None:
+        super().__init__()
+        self.conv, self.activation = conv, activation
+
+    def forward(self, maps: Float[Tensor, "batch in h w"]) -> Float[Tensor, "batch out h2 w2"]:
+        """The features of the next level."""
+        activated: Tensor = self.activation(self.conv(maps))
+        return activated

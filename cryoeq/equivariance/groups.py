@@ -1,0 +1,195 @@
+"""The groups of rotations and mirrors of the image plane, and the kinds of features that they act on."""
+
+import contextlib
+import io
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from escnn import gspaces
+from escnn.nn import FieldType, FourierPointwise, R2Conv
+from jaxtyping import Float
+from torch import Tensor
+
+GroupName = Literal["c1", "c2", "c4", "c8", "d1", "d2", "d4", "d8", "so2", "o2"]
+GROUP_NAMES: tuple[str, ...] = get_args(GroupName)
+
+FieldKind = Literal["scalar", "hidden", "vector", "determinant"]
+"""How a feature turns: not at all; as a function on the group (hidden layers); as a vector (x, y) of the image; by the sign of a mirror."""
+
+_FOURIER_FREQUENCY = 2
+_FOURIER_SAMPLES = 12
+_MAXIMUM_FREQUENCY = 12
+
+
+@dataclass(frozen=True)
+class PlaneGroup:
+    """A subgroup of O(2) that acts on images about their centre.
+
+    Args:
+        name: c1 (nothing), cN (rotations by 360 / N degrees), dN (those and mirrors), so2 (all rotations), o2 (those and mirrors).
+    """
+
+    name: str
+
+    @property
+    def is_trivial(self) -> bool:
+        """Whether the group is c1, for which every layer is an ordinary one."""
+        return self.name == "c1"
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether hidden features are band-limited functions on the group (Fourier coefficients) and not values on its elements."""
+        return self.name in ("so2", "o2")
+
+    @property
+    def has_mirrors(self) -> bool:
+        """Whether the group holds reflections."""
+        return self.name[0] in "do"
+
+    @property
+    def rotation_order(self) -> int:
+        """Number of rotations; 0 for all of them."""
+        return 0 if self.is_continuous else int(self.name[1:])
+
+    def dim(self, kind: FieldKind) -> int:
+        """Channels of one field."""
+        if self.is_trivial:
+            return 2 if kind == "vector" else 1
+        return int(_representation(self.name, kind).size)
+
+    def elements(self, *, grid_exact: bool = True, rotations: int = 16) -> Float[Tensor, "elements 2 2"]:
+        """Elements as matrices on (x, y), y downwards, in float64.
+
+        Args:
+            grid_exact: only those that map a square pixel grid to itself.
+            rotations: how many rotations stand for all of so2 or o2.
+        """
+        order = self.rotation_order or rotations
+        steps = [k for k in range(order) if not grid_exact or (4 * k) % order == 0]
+        angles = torch.tensor([2 * math.pi * k / order for k in steps], dtype=torch.float64)
+        cos, sin = angles.cos(), angles.sin()
+        turns = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
+        turns = turns.round() if grid_exact else turns
+        if not self.has_mirrors:
+            return turns
+        return torch.cat([turns, turns @ torch.diag(torch.tensor([-1.0, 1.0], dtype=torch.float64))])
+
+    def kernel_basis(self, in_kind: FieldKind, out_kind: FieldKind, size: int) -> Float[Tensor, "basis out in size size"]:
+        """All steerable kernels between two kinds of fields, each of squared norm ``out``, so that white noise of variance 1 keeps it."""
+        return _kernel_basis(self.name, in_kind, out_kind, size).to(torch.get_default_dtype(), copy=True)
+
+    def invariants(self, kind: FieldKind) -> Float[Tensor, "basis dim"]:
+        """Orthonormal directions of a field that no element moves: those that a bias may have."""
+        if self.is_trivial:
+            return torch.eye(self.dim(kind))
+        representation = _representation(self.name, kind)
+        average = np.mean([representation(g) for g in _gspace(self.name).fibergroup.testing_elements()], axis=0)
+        values, directions = np.linalg.eigh((average + average.T) / 2)
+        kept = torch.from_numpy(directions[:, values > 0.999].T.copy()).to(torch.get_default_dtype())
+        return kept * torch.tensor([1.0, -1.0]) if kind == "vector" else kept
+
+    def sampling_matrix(self) -> Float[Tensor, "samples coefficients"]:
+        """Values, on a uniform grid of the group, of the function whose coefficients a hidden Fourier field holds."""
+        layer = FourierPointwise(_gspace(self.name), 1, _band(self.name), N=_FOURIER_SAMPLES, type="regular")
+        values: Tensor = layer.A
+        return values.to(torch.get_default_dtype()) * math.sqrt(values.shape[1])
+
+
+def permute_pixels(images: Float[Tensor, "*batch n n"], g: Float[Tensor, "2 2"]) -> Float[Tensor, "*batch n n"]:
+    """The images g.I, (g.I)(x) = I(g^-1 x), about the centre of the array, for g that maps the grid to itself (a signed permutation)."""
+    swaps = bool(g[0, 0] == 0)
+    turned = images.transpose(-2, -1) if swaps else images
+    signs = g.sum(1)
+    return turned.flip([axis for axis, sign in ((-1, signs[0]), (-2, signs[1])) if sign < 0])
+
+
+@lru_cache
+def plane_group(name: str) -> PlaneGroup:
+    """The group of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in GROUP_NAMES:
+        raise ValueError(f"unknown group {name!r}; the groups are {', '.join(GROUP_NAMES)}")
+    return PlaneGroup(name)
+
+
+@lru_cache
+def _gspace(name: str) -> Any:
+    """The plane of escnn with this group acting on it."""
+    if name == "d1":
+        return gspaces.flip2dOnR2()
+    if name in ("so2", "o2"):
+        build = gspaces.rot2dOnR2 if name == "so2" else gspaces.flipRot2dOnR2
+        return build(-1, maximum_frequency=_MAXIMUM_FREQUENCY)
+    build = gspaces.rot2dOnR2 if name[0] == "c" else gspaces.flipRot2dOnR2
+    return build(int(name[1:]))
+
+
+def _band(name: str) -> list[tuple[int, ...]]:
+    """Irreps of a hidden Fourier field."""
+    return list(_gspace(name).fibergroup.bl_irreps(_FOURIER_FREQUENCY))
+
+
+@lru_cache
+def _representation(name: str, kind: FieldKind) -> Any:
+    """escnn's representation of one kind of field."""
+    space = _gspace(name)
+    group = space.fibergroup
+    if kind == "scalar":
+        return group.trivial_representation
+    if kind == "vector":
+        return space.basespace_action
+    if kind == "determinant":
+        return next(irrep for irrep in group.irreps() if irrep.size == 1 and _is_determinant(space, irrep))
+    if name in ("so2", "o2"):
+        return group.spectral_regular_representation(*_band(name))
+    return group.regular_representation
+
+
+def _is_determinant(space: Any, irrep: Any) -> bool:
+    """Whether a one-dimensional representation is the determinant of the action on the plane."""
+    elements = list(space.fibergroup.testing_elements())
+    return all(np.isclose(irrep(g)[0, 0], np.linalg.det(space.basespace_action(g))) for g in elements)
+
+
+@lru_cache(maxsize=256)
+def _kernel_basis(name: str, in_kind: FieldKind, out_kind: FieldKind, size: int) -> Tensor:
+    """escnn's kernels in our axes and double precision; a pure function of its arguments, kept because d8 and o2 take seconds."""
+    space = _gspace(name)
+    representations = [_representation(name, kind) for kind in (in_kind, out_kind)]
+    # escnn prints the Clebsch-Gordan coefficients that it solves for.
+    with contextlib.redirect_stdout(io.StringIO()):
+        layer = R2Conv(*(FieldType(space, [representation]) for representation in representations), size, bias=False, initialize=False)
+    count = layer.basisexpansion.dimension()
+    unit = torch.eye(count)
+    kernels = torch.stack([layer.basisexpansion(unit[i]) for i in range(count)]).detach().double()
+    in_size, out_size = (representation.size for representation in representations)
+    basis = _symmetrise(kernels.reshape(count, out_size, in_size, size, size), space, *representations)
+    # escnn's y axis points up, ours (array rows) down.
+    if out_kind == "vector":
+        basis[:, 1] *= -1
+    if in_kind == "vector":
+        basis[:, :, 1] *= -1
+    norms = basis.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1, 1)
+    return basis / norms * math.sqrt(out_size)
+
+
+def _symmetrise(kernels: Tensor, space: Any, in_representation: Any, out_representation: Any) -> Tensor:
+    """Average of rho_out(g) K(g^-1 x) rho_in(g)^-1 over the grid-exact elements: removes the rounding of escnn's single precision."""
+    flip = np.diag([1.0, -1.0])
+    turned = []
+    for element in space.fibergroup.testing_elements():
+        action = flip @ space.basespace_action(element) @ flip
+        if not np.allclose(action, action.round(), atol=1e-6):
+            continue
+        moved = permute_pixels(kernels, torch.from_numpy(action.round()))
+        out_matrix = torch.from_numpy(out_representation(element))
+        in_matrix = torch.from_numpy(in_representation(element))
+        turned.append(torch.einsum("ac,kcdhw,bd->kabhw", out_matrix, moved, in_matrix))
+    return torch.stack(turned).mean(0)

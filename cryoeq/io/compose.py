@@ -1,0 +1,53 @@
+"""A new particle star from what is known of the particles: the way back of ``read_optics`` and ``read_ctf``."""
+
+import math
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from cryoeq.domain.optics import CtfParameters, Optics
+from cryoeq.io.star import StarTable, Text
+
+
+def compose_star(stack_name: str, count: int, box_size_px: int, optics: Optics, ctf: CtfParameters | None) -> StarTable:
+    """RELION 3.1 table of all images of one stack and one optics group, without poses.
+
+    Args:
+        stack_name: of the ``.mrcs`` file, as the star shall name it.
+        count: images in it.
+        box_size_px: their side.
+        optics: of them all.
+        ctf: one value per image; None leaves the defocus columns out.
+    """
+    numbers = {
+        "rlnMicrographOriginalPixelSize": optics.pixel_size_angstrom,
+        "rlnVoltage": optics.voltage_kv,
+        "rlnSphericalAberration": optics.spherical_aberration_mm,
+        "rlnAmplitudeContrast": optics.amplitude_contrast,
+        "rlnImagePixelSize": optics.pixel_size_angstrom,
+    }
+    optics_block: dict[str, Text] = {
+        "rlnOpticsGroupName": np.array([optics.name]),
+        "rlnOpticsGroup": np.array(["1"]),
+        **{column: np.array([f"{value:.6f}"]) for column, value in numbers.items()},
+        "rlnImageSize": np.array([str(box_size_px)]),
+        "rlnImageDimensionality": np.array(["2"]),
+    }
+    particles: dict[str, Text] = {
+        "rlnImageName": np.array([f"{number:06d}@{stack_name}" for number in range(1, count + 1)]),
+        "rlnMicrographName": np.full(count, f"{optics.name}.mrc"),
+        "rlnOpticsGroup": np.full(count, "1"),
+    }
+    if ctf is not None:
+        particles |= {
+            "rlnDefocusU": _text(ctf.defocus_u_angstrom),
+            "rlnDefocusV": _text(ctf.defocus_v_angstrom),
+            "rlnDefocusAngle": _text(ctf.defocus_angle_rad * (180 / math.pi)),
+            "rlnPhaseShift": _text(ctf.phase_shift_rad * (180 / math.pi)),
+        }
+    return StarTable(optics_block, particles)
+
+
+def _text(values: Float[Tensor, " particles"]) -> Text:
+    return np.array([f"{value:.6f}" for value in values.tolist()])

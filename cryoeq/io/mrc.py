@@ -1,0 +1,194 @@
+"""MRC maps and particle stacks."""
+
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int
+from torch import Tensor
+
+from cryoeq.domain.volume import Volume
+from cryoeq.errors import MapFileError, ParticleFileError
+from cryoeq.io.atomic import atomic_path
+from cryoeq.io.mrc_header import HEADER_BYTES, MrcHeader, ValueStatistics, build_header, read_header
+
+
+def header_notes(path: Path) -> tuple[str, ...]:
+    """What is odd about the header of a readable map, one sentence each; empty for an ordinary one."""
+    return read_header(path, MapFileError).notes
+
+
+def read_map(path: Path, *, angpix: float | None = None) -> Volume:
+    """Read a cubic map as float32, axes (z, y, x) whatever their order in the file.
+
+    Args:
+        path: an MRC file of mode 0, 1, 2, 6 or 12.
+        angpix: pixel size in Angstrom; overrides that of the header.
+
+    Raises:
+        MapFileError: not an MRC file, truncated, not cubic, NaN voxels, or no pixel size.
+    """
+    header = read_header(path, MapFileError)
+    if len(set(header.shape)) != 1:
+        found = f"{path} is {' x '.join(map(str, header.shape))} voxels"
+        raise MapFileError(found, "cryoeq reads cubic maps", "Pad or crop it to a cube")
+    pixel_size = angpix if angpix is not None else header.pixel_size_angstrom
+    if pixel_size is None or not (math.isfinite(pixel_size) and pixel_size > 0):
+        raise MapFileError(
+            f"{path}: pixel size missing or zero", "cryoeq needs the side of a voxel", "Give it with --angpix"
+        )
+    stored = np.fromfile(path, header.dtype, count=math.prod(header.shape), offset=header.data_offset)
+    order = [header.axes.index(axis) for axis in (3, 2, 1)]
+    values = np.ascontiguousarray(stored.reshape(header.shape).transpose(order), dtype=np.float32)
+    if bad := int(values.size - np.isfinite(values).sum()):
+        raise MapFileError(
+            f"{path}: {bad} voxels are NaN or infinite", "cryoeq needs finite densities", "Make the map again"
+        )
+    return Volume(torch.from_numpy(values), float(pixel_size))
+
+
+def write_map(path: Path, volume: Volume, *, label: str = "") -> None:
+    """Write a map: float32, ISPG 1, origin 0, statistics filled.
+
+    Args:
+        path: the ``.mrc`` file to create or replace.
+        volume: the map.
+        label: for the header, for example the command that made it; cut at 80 characters with version and date.
+
+    Raises:
+        OutputError: the disk is full or the place cannot be written.
+    """
+    values = volume.values.detach().cpu().to(torch.float32).contiguous().numpy()
+    spread = float(values.std(dtype=np.float64))
+    statistics = ValueStatistics(float(values.min()), float(values.max()), float(values.mean(dtype=np.float64)), spread)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(build_header(values.shape, volume.pixel_size_angstrom, statistics, is_stack=False, label=label))
+        file.write(values.data)
+
+
+@dataclass(frozen=True)
+class MrcStack:
+    """The images of one file, read when they are asked for.
+
+    No file stays open between reads: a data set has thousands of stacks, more than a process may hold open.
+
+    Args:
+        path: the ``.mrcs`` or ``.mrc`` file.
+        header: its header.
+    """
+
+    path: Path
+    header: MrcHeader
+
+    @classmethod
+    def open(cls, path: Path) -> "MrcStack":
+        """Read the header; the pixels stay on the disk.
+
+        Raises:
+            ParticleFileError: not an MRC file, truncated, or its images are not square.
+        """
+        header = read_header(path, ParticleFileError)
+        if header.shape[1] != header.shape[2]:
+            found = f"{path} holds images of {header.shape[2]} x {header.shape[1]} pixels"
+            raise ParticleFileError(
+                found, "cryoeq reads square particle images", "Extract the particles in square boxes"
+            )
+        return cls(path, header)
+
+    def __len__(self) -> int:
+        return self.header.shape[0]
+
+    @property
+    def box_size_px(self) -> int:
+        """Side of the images."""
+        return self.header.shape[2]
+
+    @property
+    def pixel_size_angstrom(self) -> float | None:
+        """Of the header; None where it is zero or cannot be trusted."""
+        return self.header.pixel_size_angstrom
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is odd about the header, one sentence each."""
+        return self.header.notes
+
+    def read(self, slices: Int[np.ndarray, " slices"]) -> Float32[np.ndarray, "slices n n"]:
+        """Images, by number from 0, as float32 whatever their type in the file."""
+        pixels = np.memmap(
+            self.path, self.header.dtype, mode="r", offset=self.header.data_offset, shape=self.header.shape
+        )
+        return np.asarray(pixels[slices], dtype=np.float32)
+
+
+class StackWriter:
+    """Writes images one batch after the other into a stack that appears only when it is complete: float32, ISPG 0.
+
+    Use it as a context manager. The file is written by plain appends, not through a memory map: on a full disk a map
+    kills the process (SIGBUS) where a write can be reported.
+
+    Args:
+        path: the ``.mrcs`` file to create or replace.
+        count: images that will be appended.
+        box_size_px: their side.
+        pixel_size_angstrom: of the images.
+        label: for the header.
+    """
+
+    def __init__(
+        self, path: Path, count: int, box_size_px: int, pixel_size_angstrom: float, *, label: str = ""
+    ) -> None:
+        self._path = path
+        self._shape = (count, box_size_px, box_size_px)
+        self._pixel_size_angstrom = pixel_size_angstrom
+        self._label = label
+        self._written = 0
+        self._minimum, self._maximum = math.inf, -math.inf
+        self._sum, self._sum_of_squares = 0.0, 0.0
+
+    def __enter__(self) -> "StackWriter":
+        """Open the temporary file."""
+        with ExitStack() as opened:
+            temporary = opened.enter_context(atomic_path(self._path))
+            self._file = opened.enter_context(temporary.open("wb"))
+            self._file.write(bytes(HEADER_BYTES))
+            self._opened = opened.pop_all()
+        return self
+
+    def append(self, images: Float[Tensor, "batch n n"]) -> None:
+        """Add images behind those already written."""
+        if images.shape[1:] != self._shape[1:] or self._written + len(images) > self._shape[0]:
+            raise ValueError(
+                f"{tuple(images.shape)} images do not fit behind {self._written} in a stack of {self._shape}"
+            )
+        values = images.detach().cpu().to(torch.float32).contiguous().numpy()
+        self._file.write(values.data)
+        self._written += len(values)
+        self._minimum, self._maximum = min(self._minimum, float(values.min())), max(self._maximum, float(values.max()))
+        self._sum += float(values.sum(dtype=np.float64))
+        self._sum_of_squares += float(np.square(values, dtype=np.float64).sum())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Fill in the header and move the file into place, or remove it after an error."""
+        # Raised again inside, so that atomic_path removes the file and turns a full disk into an OutputError.
+        with self._opened:
+            if error is not None:
+                raise error
+            self._write_header()
+
+    def _write_header(self) -> None:
+        if self._written != self._shape[0]:
+            raise ValueError(f"{self._written} of {self._shape[0]} images were appended to {self._path}")
+        mean = self._sum / math.prod(self._shape)
+        variance = max(self._sum_of_squares / math.prod(self._shape) - mean**2, 0.0)
+        statistics = ValueStatistics(self._minimum, self._maximum, mean, math.sqrt(variance))
+        self._file.seek(0)
+        self._file.write(
+            build_header(self._shape, self._pixel_size_angstrom, statistics, is_stack=True, label=self._label)
+        )

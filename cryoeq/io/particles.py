@@ -1,0 +1,215 @@
+"""Particle stacks: from a star file (or a bare stack) to nouns, and back to a star file with every column kept."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from cryoeq.domain.particles import ParticleTable
+from cryoeq.domain.pose import Poses
+from cryoeq.errors import ParticleFileError
+from cryoeq.io.images import LazyImages, locate_images, open_bare_stack
+from cryoeq.io.optics import optics_index, read_ctf, read_optics, star_pixel_size, with_optics_block
+from cryoeq.io.star import StarTable, Text, read_star, write_star
+
+STACK_SUFFIXES = (".mrcs", ".mrc", ".st")
+_EULER = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
+_ORIGIN_ANGSTROM = ("rlnOriginXAngst", "rlnOriginYAngst")
+_ORIGIN_PX = ("rlnOriginX", "rlnOriginY")
+
+
+@dataclass(frozen=True)
+class ParticleStack:
+    """A particle file that was opened: all that is known of it, its pixels on the disk.
+
+    Args:
+        table: the particles.
+        star: every column of the input as text, in RELION's 3.1 layout: what ``write_particle_star`` wants.
+        images: the pixels, read when asked for.
+        notes: what the user should know about the input, one sentence each.
+    """
+
+    table: ParticleTable
+    star: StarTable
+    images: LazyImages
+    notes: tuple[str, ...]
+
+
+def read_particles(
+    path: Path,
+    *,
+    angpix: float | None = None,
+    datadir: Path | None = None,
+    with_poses: bool = False,
+    ignore_ctf: bool = False,
+) -> ParticleStack:
+    """Open a RELION star file (3.0, 3.1 or later), or a bare ``.mrcs``/``.mrc`` stack. No pixel is read.
+
+    Args:
+        path: the star file or stack.
+        angpix: pixel size in Angstrom; fills in or overrides that of the file.
+        datadir: folder in which to look first for the stacks that the star names.
+        with_poses: read Euler angles, origins and half sets too; inference leaves them unread.
+        ignore_ctf: read no CTF; a bare stack has none anyway.
+
+    Raises:
+        ParticleFileError: anything that is wrong with the input, with the column, row or file concerned.
+    """
+    if path.suffix.lower() in STACK_SUFFIXES:
+        images, found = open_bare_stack(path)
+        star = _star_of_bare_stack(path, len(images))
+        angpix = angpix if angpix is not None else images.stacks[0].pixel_size_angstrom
+        ignore_ctf, found = True, (*found, f"{path.name} comes without a star file, so without CTF.")
+    else:
+        star = read_star(path)
+        images, found = locate_images(star, datadir)
+    box = images.box_size_px
+    star = with_optics_block(star, angpix=angpix, box_size_px=box, ignore_ctf=ignore_ctf)
+    _check_stated_box(star, box)
+    pixel_size, index = star_pixel_size(star), optics_index(star)
+    optics = read_optics(star, pixel_size)
+    if any(group.is_ctf_premultiplied for group in optics) and not ignore_ctf:
+        found = (*found, "The images were multiplied by their CTF already (rlnCtfDataAreCtfPremultiplied).")
+    table = ParticleTable(
+        stack_paths=tuple(stack.path for stack in images.stacks),
+        stack_index=images.stack_index,
+        slice_index=images.slice_index,
+        box_size_px=box,
+        pixel_size_angstrom=pixel_size,
+        optics=optics,
+        optics_index=index,
+        ctf=None if ignore_ctf else read_ctf(star, optics, index),
+        poses=star_poses(star) if with_poses else None,
+        half_set=star_half_set(star) if with_poses else None,
+    )
+    return ParticleStack(table, star, images, found)
+
+
+def _star_of_bare_stack(path: Path, count: int) -> StarTable:
+    names = np.array([f"{number:06d}@{path.as_posix()}" for number in range(1, count + 1)])
+    return StarTable(None, {"rlnImageName": names}, path)
+
+
+def _check_stated_box(star: StarTable, box_size_px: int) -> None:
+    stated = star.optics_floats("rlnImageSize", default=float(box_size_px))
+    if (stated != box_size_px).any():
+        sizes = ", ".join(f"{size:g}" for size in np.unique(stated))
+        found = f"{star.path}: rlnImageSize of the optics groups is {sizes} px, the images are {box_size_px} px"
+        raise ParticleFileError(
+            found, "Both must agree, and be the same for all", "Export or extract the particles again"
+        )
+
+
+def star_poses(star: StarTable, *, angpix: float | None = None) -> Poses:
+    """Orientations and shifts of a star file; the images need not be there.
+
+    Args:
+        star: of any RELION version. Origins are taken in Angstrom, else (3.0) in pixels, else as zero.
+        angpix: pixel size in Angstrom for origins in pixels; overrides that of the file.
+
+    Raises:
+        ParticleFileError: an Euler angle is missing or not a number, or the pixel size is missing and needed.
+    """
+    advice = "Give a star file with orientations, or let cryoeq infer them"
+    euler = torch.from_numpy(np.stack([star.floats(column, advice=advice) for column in _EULER], 1))
+    if any(column in star.particles for column in _ORIGIN_ANGSTROM):
+        columns, unit = _ORIGIN_ANGSTROM, 1.0
+    elif any(column in star.particles for column in _ORIGIN_PX):
+        columns, unit = _ORIGIN_PX, star_pixel_size(star, angpix=angpix)
+    else:
+        columns, unit = _ORIGIN_ANGSTROM, 0.0
+    shifts = np.stack([star.floats(column, default=0.0) for column in columns], 1) * unit
+    return Poses(rotations_from_euler_deg(euler).float(), torch.from_numpy(shifts).float())
+
+
+def star_half_set(star: StarTable) -> Int[Tensor, " particles"] | None:
+    """rlnRandomSubset, 1 or 2 for each particle; None where there is no such column.
+
+    Raises:
+        ParticleFileError: a value is neither 1 nor 2.
+    """
+    if "rlnRandomSubset" not in star.particles:
+        return None
+    half_set = star.floats("rlnRandomSubset")
+    if (bad := np.flatnonzero((half_set != 1) & (half_set != 2))).size:
+        row = int(bad[0])
+        found = f"{star.path or 'star'}, row {row + 1}: rlnRandomSubset is {half_set[row]:g}"
+        raise ParticleFileError(found, "1 or 2 was expected", "Remove the column or split the particles again")
+    return torch.from_numpy(half_set).long()
+
+
+def write_particle_star(
+    path: Path,
+    star: StarTable,
+    poses: Poses | None,
+    *,
+    half_set: Int[Tensor, " particles"] | None = None,
+    extra_columns: Mapping[str, Shaped[np.ndarray, " particles"]] | None = None,
+) -> None:
+    """Write particles as RELION 3.1 and later read them, every input column and the row order kept.
+
+    Args:
+        path: the star file to create or replace.
+        star: the particles, of any RELION version; ``ParticleStack.star`` knows a pixel size that the file does not.
+        poses: set as rlnAngleRot/Tilt/Psi and rlnOriginX/YAngst (and in pixels where the input has such columns, lest
+            an old origin outlive its angles); None leaves the columns as they are.
+        half_set: set as rlnRandomSubset.
+        extra_columns: further columns by name, one value per particle.
+
+    Raises:
+        OutputError: the disk is full or the place cannot be written.
+    """
+    star = with_optics_block(star, ignore_ctf=True)
+    columns: dict[str, Text] = dict(star.particles)
+    if poses is not None:
+        euler, shifts = relion_euler_deg(poses.rotations.double().cpu()), poses.shifts_angstrom.double().cpu()
+        columns |= {name: _decimals(euler[:, axis]) for axis, name in enumerate(_EULER)}
+        columns |= {name: _decimals(shifts[:, axis]) for axis, name in enumerate(_ORIGIN_ANGSTROM)}
+        outdated = [(axis, name) for axis, name in enumerate(_ORIGIN_PX) if name in columns]
+        columns |= {name: _decimals(shifts[:, axis] / star_pixel_size(star)) for axis, name in outdated}
+    if half_set is not None:
+        columns["rlnRandomSubset"] = half_set.cpu().numpy().astype(np.str_)
+    columns |= {name: np.asarray(values).astype(np.str_) for name, values in (extra_columns or {}).items()}
+    if wrong := [name for name, values in columns.items() if len(values) != len(star)]:
+        raise ValueError(f"{len(columns[wrong[0]])} values of {wrong[0]} for {len(star)} particles")
+    write_star(path, StarTable(star.optics, columns))
+
+
+def _decimals(values: Float[Tensor, " particles"]) -> Text:
+    return np.array([f"{value:.6f}" for value in values.tolist()], dtype=np.str_)
+
+
+def rotations_from_euler_deg(euler_deg: Float[Tensor, "batch 3"]) -> Float[Tensor, "batch 3 3"]:
+    """RELION's matrices A = Rz(-psi) Ry(-tilt) Rz(-rot).
+
+    Args:
+        euler_deg: rot, tilt, psi in degrees.
+    """
+    (ca, sa), (cb, sb), (cg, sg) = (
+        (torch.cos(angle), torch.sin(angle)) for angle in torch.deg2rad(euler_deg).unbind(1)
+    )
+    rows = (
+        (cg * cb * ca - sg * sa, cg * cb * sa + sg * ca, -cg * sb),
+        (-sg * cb * ca - cg * sa, -sg * cb * sa + cg * ca, sg * sb),
+        (sb * ca, sb * sa, cb),
+    )
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+
+def relion_euler_deg(rotations: Float[Tensor, "batch 3 3"]) -> Float[Tensor, "batch 3"]:
+    """Rot, tilt, psi in degrees of RELION's matrices A; rot and psi in [-180, 180], tilt in [0, 180].
+
+    psi is read from A Rz(rot), which is Rz(-psi) Ry(-tilt), rather than from the last column of A: that column
+    vanishes at the poles, where rot is arbitrary (what the rounding says, or 0) and only its sum with psi has a
+    meaning.
+    """
+    rot = torch.atan2(rotations[:, 2, 1], rotations[:, 2, 0])
+    tilt = torch.atan2(torch.hypot(rotations[:, 2, 0], rotations[:, 2, 1]), rotations[:, 2, 2])
+    turned_y = torch.stack([-torch.sin(rot), torch.cos(rot), torch.zeros_like(rot)], -1)
+    image_y = torch.einsum("bij,bj->bi", rotations, turned_y)
+    psi = torch.atan2(image_y[:, 0], image_y[:, 1])
+    return torch.rad2deg(torch.stack([rot, tilt, psi], -1))

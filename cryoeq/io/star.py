@@ -1,0 +1,211 @@
+"""STAR files of particles, every value kept as the text that it is.
+
+Why not the starfile package: a tool that promises to hand every column back verbatim may not guess. Version 0.5.13
+reads ``nan`` as missing, turns ``'`` into ``"``, cuts a row at ``#``, takes a row that starts with ``data_`` for a
+new block, and fills a row that is too short with empty cells, so that a damaged file cannot be reported by its row.
+Tests use it as an independent reader of what is written here.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64, Shaped
+
+from cryoeq.errors import ParticleFileError
+from cryoeq.io.text import write_text
+
+Text = Shaped[np.ndarray, "_"]
+Numbers = Float64[np.ndarray, "_"]
+Columns = Mapping[str, Text]
+
+_TOKEN = re.compile(r'"([^"]*)"(?=\s|$)|\'([^\']*)\'(?=\s|$)|(\S+)')
+_NEEDS_QUOTES = re.compile(r'[^\S\n]|^$|^["\'#]', re.MULTILINE)
+_REPAIR = "Export the star file again"
+
+
+@dataclass(frozen=True)
+class StarTable:
+    """The optics groups and the particles of a star file.
+
+    Args:
+        optics: one array of text per column of ``data_optics``; None in RELION 3.0 files, which have none.
+        particles: the same of the particles. Column names carry no leading underscore.
+        path: where it was read from, for messages.
+    """
+
+    optics: Columns | None
+    particles: Columns
+    path: Path | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.particles.values()), ()))
+
+    def require(self, column: str, *, advice: str = "") -> Text:
+        """The text of a particle column.
+
+        Args:
+            column: its name, for example ``rlnDefocusU``.
+            advice: what the user can do without it.
+
+        Raises:
+            ParticleFileError: there is no such column; the message names it.
+        """
+        if column not in self.particles:
+            expected = f"cryoeq needs {column} for every particle"
+            raise ParticleFileError(f"{self.path or 'star'}: column {column} is missing", expected, advice or _REPAIR)
+        return self.particles[column]
+
+    def floats(self, column: str, *, default: float | None = None, advice: str = "") -> Numbers:
+        """The numbers of a particle column.
+
+        Args:
+            column: its name.
+            default: value where the column is missing; None makes that an error.
+            advice: what the user can do without it.
+
+        Raises:
+            ParticleFileError: the column is missing, or a value is not a finite number; the message names the first
+                row.
+        """
+        if default is not None and column not in self.particles:
+            return np.full(len(self), default)
+        return self._numbers(self.require(column, advice=advice), column, "row")
+
+    def optics_floats(self, column: str, *, default: float | None = None) -> Numbers:
+        """The numbers of an optics column, as ``floats`` those of a particle column."""
+        optics = self.optics or {}
+        if column in optics:
+            return self._numbers(optics[column], column, "optics group in row")
+        if default is not None:
+            return np.full(len(next(iter(optics.values()), ())), default)
+        raise ParticleFileError(
+            f"{self.path or 'star'}: optics column {column} is missing", f"cryoeq needs {column}", _REPAIR
+        )
+
+    def _numbers(self, text: Text, column: str, row_name: str) -> Numbers:
+        try:
+            numbers = text.astype(np.float64)
+        except ValueError:
+            numbers = np.array([_float_or_nan(value) for value in text.tolist()])
+        if not np.isfinite(numbers).all():
+            row = int(np.flatnonzero(~np.isfinite(numbers))[0])
+            found = f"{self.path or 'star'}, {row_name} {row + 1}: {column} is {str(text[row])!r}"
+            raise ParticleFileError(found, "A finite number was expected", "Correct the value or remove the particle")
+        return numbers
+
+
+def _float_or_nan(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        return float("nan")
+
+
+def read_star(path: Path) -> StarTable:
+    """Read the optics groups and the particles of a RELION star file, of version 3.0 or later.
+
+    The particles are the block ``data_particles``, else the one that has image names, else the last that is not optics.
+
+    Raises:
+        ParticleFileError: no such file, no table in it, a repeated label, or a row with too few or too many values.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    except FileNotFoundError as error:
+        raise ParticleFileError(f"{path} does not exist", "", "Check the path") from error
+    except OSError as error:
+        raise ParticleFileError(
+            f"{path} cannot be read: {error.strerror}", "", "Check the path and its permissions"
+        ) from error
+    blocks = {name: _parse_block(path, lines) for name, lines in _split_blocks(text)}
+    optics = blocks.pop("optics", None)
+    named = [block for block in blocks.values() if "rlnImageName" in block]
+    particles = blocks.get("particles") or (named[-1] if named else next(reversed(blocks.values()), None))
+    if not particles or not len(next(iter(particles.values()))):
+        expected = "cryoeq expects a data_particles block with a loop_ of particles"
+        raise ParticleFileError(
+            f"{path} holds no table of particles", expected, "Check that it is a particle star file"
+        )
+    return StarTable(optics or None, particles, path)
+
+
+def _split_blocks(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Name and lines of each block, without empty lines and comments."""
+    name: str | None = None
+    lines: list[str] = []
+    for line in map(str.strip, text.split("\n")):
+        # A row of a table can start with data_ too (a folder of that name); a heading stands alone on its line.
+        if line.startswith("data_") and len(line.split(None, 1)) == 1:
+            if name is not None:
+                yield name, lines
+            name, lines = line[5:], []
+        elif line and line[0] != "#":
+            lines.append(line)
+    if name is not None:
+        yield name, lines
+
+
+def _parse_block(path: Path, lines: Sequence[str]) -> dict[str, Text]:
+    """The columns of a ``loop_``, or a list of label-value pairs as a table of one row."""
+    if lines and lines[0] == "loop_":
+        n_labels = next((i for i, line in enumerate(lines[1:]) if line[0] != "_"), len(lines) - 1)
+        labels = [line.split()[0] for line in lines[1 : n_labels + 1]]
+        rows = [_tokens(line) for line in lines[n_labels + 1 :]]
+    else:
+        pairs = [_tokens(line) for line in lines if line[0] == "_"]
+        labels, rows = [pair[0] for pair in pairs], [[value for pair in pairs for value in pair[1:2]]]
+    if repeated := [label for label in labels if labels.count(label) > 1]:
+        raise ParticleFileError(f"{path}: label {repeated[0]} appears twice", "Each label may appear once", _REPAIR)
+    bad = next((i for i, row in enumerate(rows) if len(row) != len(labels)), None)
+    if bad is not None:
+        found = f"{path}, row {bad + 1}: {len(rows[bad])} values for {len(labels)} labels"
+        raise ParticleFileError(found, "Every row needs one value per label, names with spaces in quotes", _REPAIR)
+    columns = zip(*rows, strict=True) if rows else [()] * len(labels)
+    return {
+        label.removeprefix("_"): np.array(column, dtype=np.str_) for label, column in zip(labels, columns, strict=True)
+    }
+
+
+def _tokens(line: str) -> list[str]:
+    if '"' not in line and "'" not in line:
+        return line.split()
+    return ["".join(groups) for groups in _TOKEN.findall(line)]
+
+
+def write_star(path: Path, star: StarTable) -> None:
+    """Write ``data_optics`` (if any) and ``data_particles`` so that RELION 3.1 and later read them.
+
+    There is no comment but the version: RELION looks for ``data_`` on every line, comments too.
+
+    Raises:
+        OutputError: the disk is full or the place cannot be written.
+    """
+    blocks = (
+        [("particles", star.particles)]
+        if star.optics is None
+        else [("optics", star.optics), ("particles", star.particles)]
+    )
+    write_text(path, "".join(_format_block(name, columns) for name, columns in blocks))
+
+
+def _format_block(name: str, columns: Columns) -> str:
+    """One block as a ``loop_``, also when it has one row: RELION asks for that."""
+    labels = "".join(f"_{label} #{number}\n" for number, label in enumerate(columns, 1))
+    rows = zip(*(_quoted(column) for column in columns.values()), strict=True)
+    body = "".join("\t".join(row) + "\n" for row in rows)
+    return f"\n# version 30001\n\ndata_{name}\n\nloop_\n{labels}{body}\n"
+
+
+def _quoted(column: Text) -> list[str]:
+    """Its values, with those in quotes that would otherwise fall apart or vanish when read."""
+    values: list[str] = column.astype(np.str_).tolist()
+    if not _NEEDS_QUOTES.search("\n".join(values)):
+        return values
+    return [_in_quotes(value) if not value or _NEEDS_QUOTES.search(value) else value for value in values]
+
+
+def _in_quotes(value: str) -> str:
+    return f"'{value}'" if '"' in value else f'"{value}"'

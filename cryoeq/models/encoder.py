@@ -1,0 +1,168 @@
+"""The pose encoder: an equivariant convolutional network from particle images to pose hypotheses."""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cryoeq.equivariance import FieldActivation, FullMapConv, PlaneGroup, SteerableBlock, SteerableConv, plane_group
+from cryoeq.models.pose_head import HeadKind, PoseHead, PoseProposals
+
+_MINIMUM_BOX = 9
+_FINAL_SIZES = (5, 7)
+_LARGEST_FULL_RESOLUTION_PX = 40
+"""Above this side the first convolution already has stride 2: particles fill their box, and structure of two pixels is noise."""
+
+
+@dataclass(frozen=True)
+class SpatialPlan:
+    """Sides of the feature maps.
+
+    Args:
+        padded_px: side that images are padded to; padded_px - 1 is a multiple of 2^halvings.
+        halvings: number of convolutions of stride 2.
+        first_stride: stride of the first convolution, 1 or 2.
+    """
+
+    padded_px: int
+    halvings: int
+    first_stride: int = 1
+
+    @property
+    def level_sizes_px(self) -> tuple[int, ...]:
+        """Side of the feature maps of each level, the first convolution's output first."""
+        first = 1 if self.first_stride == 2 else 0
+        return tuple((self.padded_px - 1) // 2**k + 1 for k in range(first, self.halvings + 1))
+
+    @classmethod
+    def for_box(cls, box_size_px: int) -> "SpatialPlan":
+        """The plan that pads least and ends in a map of 5 or 7 pixels.
+
+        Raises:
+            ValueError: the box is too small.
+        """
+        if box_size_px < _MINIMUM_BOX:
+            raise ValueError(f"a box of {box_size_px} px is too small: the encoder needs at least {_MINIMUM_BOX} px")
+        odd = box_size_px - 1 + box_size_px % 2
+        sides = [(1 + (final - 1) * 2**k, k) for k in range(1, 12) for final in _FINAL_SIZES]
+        padded, halvings = min((side, -k) for side, k in sides if side >= odd)
+        return cls(padded, -halvings, 2 if padded > _LARGEST_FULL_RESOLUTION_PX else 1)
+
+    def __post_init__(self) -> None:
+        if (self.padded_px - 1) % 2**self.halvings or self.padded_px % 2 == 0:
+            raise ValueError(
+                f"a side of {self.padded_px} px does not stay odd under {self.halvings} strides of 2: equivariance would be lost; "
+                f"side - 1 must be even and a multiple of {2**self.halvings}"
+            )
+
+
+class LowPassPyramid(nn.Module):
+    """The images and their Gaussian low-passes, each normalised by its own spread over the batch.
+
+    Low-passes show an encoder with small filters the shape of a particle under noise; being isotropic they commute with the group. The norm
+    makes the first layer indifferent to the scale of the signal, from far below the noise to noise-free data.
+
+    Args:
+        size_px: side of the padded images.
+        sigmas_px: widths of the Gaussians.
+    """
+
+    blurs: Tensor
+
+    def __init__(self, size_px: int, sigmas_px: tuple[float, ...]) -> None:
+        super().__init__()
+        x = torch.arange(size_px, dtype=torch.float64)
+        distance = x[:, None] - x
+        blurs = [torch.exp(-0.5 * (distance / sigma) ** 2) / (sigma * math.sqrt(2 * math.pi)) for sigma in sigmas_px]
+        self.register_buffer(
+            "blurs",
+            torch.stack(blurs).to(torch.get_default_dtype()) if blurs else torch.zeros(0, size_px, size_px),
+            persistent=False,
+        )
+        self.norm = nn.BatchNorm2d(1 + len(sigmas_px), affine=False)
+
+    def forward(self, images: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch levels n n"]:
+        """The image and its low-passes, channels last."""
+        levels = torch.cat([images[:, None], self.blurs @ images[:, None] @ self.blurs], 1)
+        normed: Tensor = self.norm(levels)
+        return normed.contiguous(memory_format=torch.channels_last)
+
+
+class PoseEncoder(nn.Module):
+    """Images to pose hypotheses, f(g.I) = rho(g) f(I) for every g of the group.
+
+    Args:
+        group: c1, c2, c4, c8, d1, d2, d4, d8, so2 or o2.
+        box_size_px: side of the images; an even box loses row 0 and column 0, so that its centre is a pixel's.
+        n_heads: hypotheses per image.
+        channels: width of the feature maps in channels (a hidden field of d4 takes 8 of them), from the first level to the last map, then
+            that of the hidden layers behind it; by default ``default_channels(box_size_px)``.
+        head: how the rotation is represented; see ``PoseHead``.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        box_size_px: int,
+        n_heads: int = 1,
+        channels: tuple[int, ...] | None = None,
+        *,
+        head: HeadKind = "rows",
+    ) -> None:
+        super().__init__()
+        self.box_size_px = box_size_px
+        self.group = plane_group(group)
+        self.plan = SpatialPlan.for_box(box_size_px)
+        widths = channels or default_channels(box_size_px)
+        sizes = self.plan.level_sizes_px
+        if len(widths) != len(sizes) + 1:
+            raise ValueError(
+                f"channels {widths}: a box of {box_size_px} px has maps of {sizes} px, and one more width for the layers behind"
+            )
+        fields = [max(1, round(width / self.group.dim("hidden"))) for width in widths]
+        sigmas = tuple(2.0**k for k in range(3 if box_size_px >= 32 else 2))
+        self.pyramid = LowPassPyramid(self.plan.padded_px, sigmas)
+        self.trunk = _trunk(self.group, 1 + len(sigmas), fields, self.plan)
+        self.head = PoseHead(self.group, fields[-1], n_heads, kind=head, shift_scale_px=box_size_px / 64)
+
+    def forward(self, images: Float[Tensor, "batch n n"]) -> PoseProposals:
+        """The hypotheses for each image."""
+        if images.shape[-1] != self.box_size_px:
+            raise ValueError(f"images of {images.shape[-1]} px for an encoder of {self.box_size_px} px")
+        proposals: PoseProposals = self.head(self.trunk(self.pyramid(self._centre(images))))
+        return proposals
+
+    def _centre(self, images: Tensor) -> Tensor:
+        """Odd images whose centre is the particle's origin, padded to the plan's side."""
+        even = 1 - images.shape[-1] % 2
+        odd = images[:, even:, even:]
+        margin = (self.plan.padded_px - odd.shape[-1]) // 2
+        return F.pad(odd, (margin,) * 4)
+
+
+def default_channels(box_size_px: int) -> tuple[int, ...]:
+    """Widths for about 10^5 parameters with d4: narrow where maps are large, 64 where they are small, 512 behind the last map."""
+    sizes = SpatialPlan.for_box(box_size_px).level_sizes_px
+    return (*(16 if size > 24 else 32 if size > 12 else 64 for size in sizes), 512)
+
+
+def _trunk(group: PlaneGroup, in_channels: int, fields: list[int], plan: SpatialPlan) -> nn.Sequential:
+    """Level by level at half the resolution, then one filter as large as the last map, then a layer at one pixel."""
+
+    def block(conv: SteerableConv, count: int) -> SteerableBlock:
+        return SteerableBlock(conv, FieldActivation(group, count))
+
+    *levels, last = fields
+    first = SteerableConv(group, (in_channels, "scalar"), (levels[0], "hidden"), 5, stride=plan.first_stride)
+    blocks = [block(first, levels[0])]
+    for before, count in pairwise(levels):
+        down = SteerableConv(group, (before, "hidden"), (count, "hidden"), 3, stride=2)
+        same = SteerableConv(group, (count, "hidden"), (count, "hidden"), 3)
+        blocks += [block(down, count), block(same, count)]
+    whole = FullMapConv(group, (levels[-1], "hidden"), (last, "hidden"), plan.level_sizes_px[-1])
+    mixing = FullMapConv(group, (last, "hidden"), (last, "hidden"), 1)
+    return nn.Sequential(*blocks, block(whole, last), block(mixing, last))

@@ -1,0 +1,115 @@
+"""From equivariant features to hypotheses for the pose of each image."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cryoeq.equivariance import PlaneGroup, SteerableConv
+
+HeadKind = Literal["rows", "columns"]
+
+_DEGENERATE = 1e-4
+"""Sine of the angle between two vectors below which the rotation they span is not trusted to have useful gradients."""
+
+
+@dataclass(frozen=True)
+class PoseProposals:
+    """Hypotheses for the pose of each image.
+
+    Args:
+        rotations: A in RELION's sense, volume to image coordinates.
+        shifts_px: (x, y) in pixels of the encoder's input: shifting the image by it centres the particle.
+        logits: preference among the heads; softmax gives their probabilities.
+    """
+
+    rotations: Float[Tensor, "batch heads 3 3"]
+    shifts_px: Float[Tensor, "batch heads 2"]
+    logits: Float[Tensor, "batch heads"]
+
+    def __len__(self) -> int:
+        return len(self.rotations)
+
+
+class PoseHead(nn.Module):
+    """Linear equivariant maps from hidden fields at one pixel to rotations, shifts and logits.
+
+    Args:
+        group: the group.
+        in_fields: number of hidden fields.
+        n_heads: hypotheses per image.
+        kind: "rows": three vectors of the image plane are the columns of a 2 x 3 matrix, whose nearest orthonormal rows are the first
+            two of A. "columns": two columns of A, each a vector and a sign that mirrors flip, orthonormalised after Gram and Schmidt.
+        shift_scale_px: typical shift of an untrained head.
+    """
+
+    def __init__(
+        self,
+        group: PlaneGroup,
+        in_fields: int,
+        n_heads: int = 1,
+        *,
+        kind: HeadKind = "rows",
+        shift_scale_px: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.n_heads, self.kind, self.shift_scale_px = n_heads, kind, shift_scale_px
+        n_vectors = 3 if kind == "rows" else 2
+        self.vectors = SteerableConv(group, (in_fields, "hidden"), (n_vectors * n_heads, "vector"), bias=True)
+        self.shifts = SteerableConv(group, (in_fields, "hidden"), (n_heads, "vector"), bias=True)
+        self.logits = SteerableConv(group, (in_fields, "hidden"), (n_heads, "scalar"), bias=True)
+        self.heights = (
+            SteerableConv(group, (in_fields, "hidden"), (n_vectors * n_heads, "determinant"), bias=True)
+            if kind == "columns"
+            else None
+        )
+
+    def forward(self, features: Float[Tensor, "batch channels 1 1"]) -> PoseProposals:
+        """The hypotheses; f(g.I) = rho(g) f(I), rho(g) = diag(g, det g) on rotations, g on shifts, 1 on logits."""
+        batch = len(features)
+        vectors = self.vectors(features).view(batch, 2, self.n_heads, -1).transpose(1, 2)
+        if self.heights is None:
+            rotations = rotation_from_rows(vectors)
+        else:
+            heights = self.heights(features).view(batch, 1, self.n_heads, -1).transpose(1, 2)
+            rotations = rotation_from_columns(torch.cat([vectors, heights], 2))
+        shifts = self.shifts(features).view(batch, 2, self.n_heads).transpose(1, 2) * self.shift_scale_px
+        return PoseProposals(rotations, shifts, self.logits(features).view(batch, self.n_heads))
+
+
+def rotation_from_rows(rows: Float[Tensor, "*batch 2 3"]) -> Float[Tensor, "*batch 3 3"]:
+    """The rotation whose first two rows are nearest to the given ones: (M M^T)^(-1/2) M, and their cross product.
+
+    With n the normalised cross product of the rows b1 and b2, the polar factor in their plane is proportional to M plus its cofactors:
+    r1 ~ b1 + b2 x n and r2 ~ b2 + n x b1. The only division that can go wrong is that of n.
+    """
+    first, second = _separate(*(rows / rows.flatten(-2).norm(dim=-1).clamp(min=1e-12)[..., None, None]).unbind(-2))
+    normal = nn.functional.normalize(torch.linalg.cross(first, second), dim=-1)
+    row_x = nn.functional.normalize(first + torch.linalg.cross(second, normal), dim=-1)
+    return torch.stack([row_x, torch.linalg.cross(normal, row_x), normal], -2)
+
+
+def rotation_from_columns(columns: Float[Tensor, "*batch 3 2"]) -> Float[Tensor, "*batch 3 3"]:
+    """The rotation whose first column is along the first given one and whose second lies in the plane of both."""
+    scaled = columns / columns.norm(dim=-2, keepdim=True).clamp(min=1e-12)
+    first, second = _separate(*scaled.unbind(-1))
+    column_x = nn.functional.normalize(first, dim=-1)
+    column_z = nn.functional.normalize(torch.linalg.cross(first, second), dim=-1)
+    return torch.stack([column_x, torch.linalg.cross(column_z, column_x), column_z], -1)
+
+
+def _separate(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """The same two vectors, moved apart where they are so nearly parallel that the gradient would explode.
+
+    This breaks equivariance, which no continuous choice could keep there, for about one random input in 10^8.
+    """
+    is_degenerate = torch.linalg.cross(first, second).norm(dim=-1, keepdim=True) < _DEGENERATE
+    axes = torch.eye(3, dtype=first.dtype, device=first.device)
+    # Along the axis least parallel to the first vector, and the next one, so that also two zero vectors become a rotation.
+    first = torch.where(
+        is_degenerate & (first.norm(dim=-1, keepdim=True) < _DEGENERATE), axes[0].expand_as(first), first
+    )
+    least = axes[first.detach().abs().argmin(-1)]
+    return first, torch.where(is_degenerate, second + least, second)

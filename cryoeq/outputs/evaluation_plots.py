@@ -1,0 +1,129 @@
+"""Pictures of how good a result is: FSC curves and pose errors."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+from torch import Tensor
+
+from cryoeq.evaluation.poses import PoseErrors
+from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, TRUTH_THRESHOLD, FscCurves, resolution_angstrom
+from cryoeq.outputs.figure import COLOURS, GREY, png_figure
+
+_MARKED_DEG = (5.0, 10.0, 30.0)
+_ZOOM_DEG = 30.0
+_MAX_RESOLUTION_TICKS = 7
+
+
+def plot_fsc(path: Path, curves: FscCurves, *, title: str = "", threshold: float = HALF_MAP_THRESHOLD) -> None:
+    """Draw all curves against spatial frequency, with resolution in Angstrom along the top.
+
+    Args:
+        path: the PNG file to create or replace.
+        curves: what to draw; a curve that is missing is left out.
+        title: above the picture.
+        threshold: the one whose resolutions the legend tells; both are marked.
+
+    Raises:
+        OutputError: the disk is full or the place cannot be written.
+    """
+    named = {"corrected": curves.corrected, "masked": curves.masked, "unmasked": curves.unmasked}
+    present = {name: curve for name, curve in named.items() if curve is not None}
+    side = curves.box_size_px * curves.pixel_size_angstrom
+    frequencies = torch.arange(len(curves.unmasked), dtype=torch.float64) / side
+    with png_figure(path) as figure:
+        axes = figure.subplots()
+        for (name, curve), colour, style in zip(present.items(), COLOURS, ("-", "--", "-."), strict=False):
+            label = f"{name}: {_resolution_text(curve, threshold, curves)}"
+            axes.plot(frequencies[1:], curve.cpu()[1:], style, color=colour, label=label)
+        if curves.randomised is not None:
+            randomised = curves.randomised.cpu()[1:]
+            axes.plot(frequencies[1:], randomised, ":", color=COLOURS[3], label="phases randomised")
+        for level in (HALF_MAP_THRESHOLD, TRUTH_THRESHOLD):
+            axes.axhline(level, color=GREY, linewidth=1.0, linestyle=(0, (6, 4)))
+            axes.annotate(f"{level:g}", (1.0, level), (4, 0), xycoords=("axes fraction", "data"),
+                          textcoords="offset points", va="center", color=GREY)  # fmt: skip
+        axes.axhline(0.0, color=GREY, linewidth=0.8)
+        lowest = min(float(curve[1:].min()) for curve in present.values())
+        axes.set(xlabel="Spatial frequency (1/Å)", ylabel="Fourier shell correlation", xlim=(0, float(frequencies[-1])))
+        axes.set_ylim(min(-0.05, lowest - 0.05), 1.03)
+        axes.legend(loc="best", title=f"Resolution at {threshold:g}")
+        _add_resolution_axis(axes, side, len(frequencies) - 1)
+        if title:
+            figure.suptitle(title)
+
+
+def plot_pose_errors(path: Path, errors: PoseErrors, *, title: str = "") -> None:
+    """Draw the histogram of the pose errors, and beside it the share of images below each error.
+
+    Args:
+        path: the PNG file to create or replace.
+        errors: of all images.
+        title: above the picture.
+
+    Raises:
+        OutputError: the disk is full or the place cannot be written.
+    """
+    kinds = {
+        "rotation": errors.rotation_rad.rad2deg().cpu(),
+        "view direction": errors.view_direction_rad.rad2deg().cpu(),
+        "in plane": errors.in_plane_rad.rad2deg().cpu(),
+    }
+    with png_figure(path, size_inches=(10.0, 4.5)) as figure:
+        histogram, cumulative = figure.subplots(1, 2)
+        _draw_histogram(histogram, kinds)
+        _draw_cumulative(cumulative, kinds)
+        if title:
+            figure.suptitle(title)
+
+
+def _resolution_text(curve: Float[Tensor, " shells"], threshold: float, curves: FscCurves) -> str:
+    resolution = resolution_angstrom(curve, threshold, curves.box_size_px, curves.pixel_size_angstrom)
+    return f"{resolution:.2f} Å" if math.isfinite(resolution) else "none"
+
+
+def _add_resolution_axis(axes: Axes, side_angstrom: float, n_shells: int) -> None:
+    """Ticks along the top at round resolutions, coarse to fine, evenly spread in frequency."""
+    finest = side_angstrom / n_shells
+    wanted = [finest * _MAX_RESOLUTION_TICKS / step for step in range(1, _MAX_RESOLUTION_TICKS + 1)]
+    digits = [max(0, 1 - math.floor(math.log10(value))) for value in wanted]
+    ticks = sorted({round(value, places) for value, places in zip(wanted, digits, strict=True)}, reverse=True)
+    top = axes.secondary_xaxis("top")
+    top.set_xticks([1 / tick for tick in ticks], labels=[f"{tick:g}" for tick in ticks])
+    top.set_xlabel("Resolution (Å)")
+
+
+def _draw_histogram(axes: Axes, kinds: Mapping[str, Float[Tensor, " batch"]]) -> None:
+    """Steps up to 30 degrees with the rest in the last bin, or up to 180 where most rotations are bad."""
+    is_good = float((kinds["rotation"] < _ZOOM_DEG).float().mean()) >= 0.5
+    limit = _ZOOM_DEG if is_good else 180.0
+    edges = torch.linspace(0, limit, 31, dtype=torch.float64)
+    for (name, values), colour, style in zip(kinds.items(), COLOURS, ("-", "--", ":"), strict=False):
+        counts = torch.histogram(values.double().clamp(max=limit), edges).hist / len(values)
+        label = f"{name}, median {float(values.median()):.3g}°"
+        axes.stairs(counts.numpy(), edges.numpy(), color=colour, linewidth=2, linestyle=style, label=label)
+    axes.set(xlabel="Error (degrees)", ylabel=f"Share of images per {limit / 30:g}°", xlim=(0, limit))
+    if is_good:
+        axes.set_xlabel(f"Error (degrees); all above {limit:g} in the last bin")
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.legend(loc="best")
+
+
+def _draw_cumulative(axes: Axes, kinds: Mapping[str, Float[Tensor, " batch"]]) -> None:
+    for values, colour, style in zip(kinds.values(), COLOURS, ("-", "--", ":"), strict=False):
+        ordered = values.double().sort().values.clamp(min=0.1)
+        share = torch.arange(1, len(ordered) + 1, dtype=torch.float64) / len(ordered)
+        axes.plot(ordered, share, style, color=colour, drawstyle="steps-post")
+    for limit in _MARKED_DEG:
+        axes.axvline(limit, color=GREY, linewidth=1.0, linestyle=(0, (6, 4)))
+    axes.set_xscale("log")
+    axes.set(xlabel="Error (degrees)", ylabel="Share of images below", xlim=(0.1, 180), ylim=(0, 1.02))
+    ticks = (0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 180.0)
+    axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))

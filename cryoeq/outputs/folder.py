@@ -1,0 +1,24 @@
+"""A folder for results that belong to no run."""
+
+from pathlib import Path
+
+from cryoeq.errors import OutputError
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder where it is missing; what it holds already stays.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        The same path.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be made a folder ({error.strerror})", "", "Choose another -o") from error
+    return path

@@ -1,0 +1,60 @@
+"""Pictures of a reconstruction: central slices and projections of the map, and how the training went."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from cryoeq.domain.volume import Volume
+from cryoeq.outputs.figure import COLOURS, GREY, png_figure
+
+_AXES = (("z", "x", "y"), ("y", "x", "z"), ("x", "y", "z"))
+"""Axis looked along, then those to the right and up, for array axes 0, 1, 2."""
+_CURVES = (
+    ("loss", "mean squared residual\n(images have variance 1)"),
+    ("rendered_error_deg", "rotation error on renderings\nmedian, degrees"),
+    ("pose_change_deg", "rotation since the last epoch\nmean, degrees"),
+)
+
+
+def plot_map(slices: Path, projections: Path, volume: Volume) -> None:
+    """Central slices and projections along the three axes, each as one PNG.
+
+    Args:
+        slices: file for the slices.
+        projections: file for the projections.
+        volume: the map.
+    """
+    values, middle = volume.values.float(), volume.box_size_px // 2
+    _plot_views(slices, [values.select(axis, middle) for axis in range(3)], volume, "Central slice")
+    _plot_views(projections, [values.sum(axis) for axis in range(3)], volume, "Projection")
+
+
+def _plot_views(path: Path, views: Sequence[torch.Tensor], volume: Volume, kind: str) -> None:
+    side = volume.box_size_px * volume.pixel_size_angstrom
+    with png_figure(path, size_inches=(10.5, 3.9)) as figure:
+        for axes, view, (along, right, up) in zip(figure.subplots(1, 3), views, _AXES, strict=True):
+            extent = (-side / 2, side / 2, -side / 2, side / 2)
+            axes.imshow(view.numpy(), origin="lower", extent=extent, interpolation="bicubic")
+            axes.set_title(f"{kind} along {along}")
+            axes.set_xlabel(f"{right} (Å)")
+            axes.set_ylabel(f"{up} (Å)")
+
+
+def plot_training(path: Path, history: Mapping[str, Sequence[float]]) -> None:
+    """Loss, pose error on renderings and pose change per epoch.
+
+    Args:
+        path: the PNG file.
+        history: one value per epoch and figure; figures that were not recorded are left out.
+    """
+    curves = [(name, label) for name, label in _CURVES if name in history]
+    with png_figure(path, size_inches=(4.2 * len(curves), 3.6)) as figure:
+        grid = figure.subplots(1, len(curves), squeeze=False)[0]
+        for axes, (name, label), colour in zip(grid, curves, COLOURS, strict=False):
+            epochs = range(1, len(history[name]) + 1)
+            axes.plot(epochs, history[name], color=colour)
+            axes.set_xlabel("epoch")
+            axes.set_ylabel(label)
+            axes.set_ylim(bottom=0)
+            axes.grid(color=GREY, alpha=0.2)

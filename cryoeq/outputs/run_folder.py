@@ -1,0 +1,188 @@
+"""The folder of one run: what was asked, with what, and what came of it.
+
+``job.json`` holds version, commit, settings, seed, input checksums, device, times, status and results; ``config.yaml``
+the settings alone, for ``--config``; ``command.txt`` the command, one line per start.
+"""
+
+import hashlib
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import yaml
+
+import cryoeq
+from cryoeq.errors import OutputError
+from cryoeq.io.text import read_json, write_json, write_text
+
+Status = Literal["running", "done", "failed", "stopped"]
+
+# A stack of a million particles is not read just to name it: beyond this its head and its size identify it.
+_HASHED_BYTES = 64 * 1024**2
+# Names that only a run leaves behind: ours, and RELION's, whose names cryoeq shares.
+_TRACES = ("job.json", "command.txt", "job.star", "run_*")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that belongs to one run.
+
+    As a context manager it marks the run as failed or stopped when the block is left by an error or a signal.
+
+    Args:
+        folder: where it is.
+    """
+
+    folder: Path
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        command: Sequence[str],
+        settings: Mapping[str, object],
+        inputs: Sequence[Path] = (),
+        resume: bool = False,
+    ) -> "RunFolder":
+        """Take a folder for a new run, or take it up again.
+
+        Args:
+            path: the folder; made where it is missing.
+            command: program and arguments.
+            settings: the whole resolved configuration, of values that JSON knows; ``seed`` and ``device`` are repeated
+                in ``job.json`` where a reader looks for them.
+            inputs: files whose checksums are recorded.
+            resume: go on with the run that the folder holds; an empty or missing folder starts a new one.
+
+        Returns:
+            The folder, its status "running".
+
+        Raises:
+            OutputError: it holds another run, or cannot be written.
+        """
+        run = cls(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{path} cannot be made a folder ({error.strerror})", "", "Choose another -o") from error
+        trace = next(_traces(path), None)
+        if trace is not None and not resume:
+            raise OutputError(
+                f"{path} holds another run ({trace.name})",
+                "each run needs a folder of its own",
+                "Choose another -o, delete the folder, or pass --resume where the command knows it",
+            )
+        is_old = run.path("job.json").is_file()
+        write_text(run.path("command.txt"), _earlier_commands(run) + shlex.join(command) + "\n")
+        if is_old:
+            run._update(status="running", resumed=[*run.job().get("resumed", []), _now()])
+        else:
+            write_json(run.path("job.json"), _new_job(command, settings, inputs))
+            write_text(run.path("config.yaml"), yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+        return run
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and self.job()["status"] == "running":
+            self.finish("failed" if issubclass(kind, Exception) else "stopped", {})
+
+    def path(self, name: str) -> Path:
+        """Where the file of this name lies in the folder."""
+        return self.folder / name
+
+    def job(self) -> dict[str, Any]:
+        """What ``job.json`` holds now."""
+        job: dict[str, Any] = read_json(self.path("job.json"))
+        return job
+
+    def finish(self, status: Status, results: Mapping[str, object]) -> None:
+        """Close the record.
+
+        Args:
+            status: how it ended.
+            results: figures and timings worth keeping, of values that JSON knows.
+        """
+        self._update(status=status, finished=_now(), results=dict(results))
+
+    def _update(self, **changes: object) -> None:
+        write_json(self.path("job.json"), self.job() | changes)
+
+
+def free_folder(name: str) -> Path:
+    """A default for ``-o``: this name in the working folder, numbered if it is taken.
+
+    Args:
+        name: for example ``cryoeq_demo``.
+
+    Returns:
+        A path that does not exist.
+    """
+    path, number = Path(name), 2
+    while path.exists():
+        path, number = Path(f"{name}_{number}"), number + 1
+    return path
+
+
+def _traces(path: Path) -> Iterator[Path]:
+    return (trace for pattern in _TRACES for trace in sorted(path.glob(pattern)))
+
+
+def _earlier_commands(run: RunFolder) -> str:
+    path = run.path("command.txt")
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _new_job(command: Sequence[str], settings: Mapping[str, object], inputs: Sequence[Path]) -> dict[str, object]:
+    return {
+        "version": cryoeq.__version__,
+        "commit": _commit(),
+        "command": list(command),
+        "settings": dict(settings),
+        "seed": settings.get("seed"),
+        "device": settings.get("device"),
+        "inputs": [_fingerprint(path) for path in inputs],
+        "started": _now(),
+        "status": "running",
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _fingerprint(path: Path) -> dict[str, object]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        digest = hashlib.sha256(file.read(_HASHED_BYTES)).hexdigest()
+    of = "the whole file" if size <= _HASHED_BYTES else f"the first {_HASHED_BYTES} bytes"
+    return {"path": str(path.resolve()), "bytes": size, "sha256": digest, "sha256_of": of}
+
+
+def _commit() -> str | None:
+    """The commit of cryoeq's own checkout, marked where it has changes; None for an installed wheel."""
+    checkout, git = Path(cryoeq.__file__).parents[1], shutil.which("git")
+    if git is None or not (checkout / ".git").exists():
+        return None
+    try:
+        commit = _git(git, checkout, "rev-parse", "HEAD")
+        changes = _git(git, checkout, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):  # git refuses a checkout of another owner
+        return None
+    return f"{commit}, with changes" if changes else commit
+
+
+def _git(git: str, checkout: Path, *arguments: str) -> str:
+    command = [git, "-C", str(checkout), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603 - no user input
+    return result.stdout.strip()

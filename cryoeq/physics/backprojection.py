@@ -1,0 +1,148 @@
+"""Reconstruction from images of known pose: sum their slices, divide by the sum of their weights, in Fourier space.
+
+Dividing voxel by voxel would amplify noise where few slices pass. A map confined to its box has a smooth transform, so
+the weights are compensated iteratively against their own blurred density instead, and the corners of the box, which
+hold noise only, are filled with their mean.
+Density compensation: Pipe and Menon 1999, Magn. Reson. Med. 41, 179-186. In cryo-EM: Scheres 2012, J. Struct. Biol.
+180, 519-530, section 2.3. Wiener filter from half maps: Rosenthal and Henderson 2003, J. Mol. Biol. 333, 721-745.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+from torch.nn.functional import pad
+
+from cryoeq.geometry.fourier import HalfPlane, fft_map, ifft_map, shell_index
+from cryoeq.physics.projection import collect_slices, spread_slices
+
+# RELION's Kaiser-Bessel blob: as wide as the correlation that a box imposes on the coefficients of the map inside it.
+_BLOB_RADIUS, _BLOB_ALPHA = 1.9, 15.0
+# Three of Pipe and Menon's iterations are within 0.003 in FSC of ten (70S tilts, RNA polymerase II), with less noise.
+_ITERATIONS = 3
+# The least weight, as a fraction of its shell's mean, that the sum over slices is divided by.
+_LEAST_WEIGHT = 1e-3
+_EDGE_PX = 3.0
+
+
+@dataclass(frozen=True)
+class WienerBackprojection:
+    """Sums over images from which a map is reconstructed; sums of disjoint sets of images add up.
+
+    Args:
+        box_size_px: n, side of the images and of the map.
+        padding: oversampling of the transform, m = padding n.
+        sums: real and imaginary part of the weighted slices, and their weights.
+    """
+
+    box_size_px: int
+    padding: int
+    sums: Float[Tensor, "3 m m m"]
+
+    @classmethod
+    def empty(
+        cls,
+        box_size_px: int,
+        padding: int = 2,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ) -> "WienerBackprojection":
+        """The sums over no image."""
+        m = padding * box_size_px
+        return cls(box_size_px, padding, torch.zeros(3, m, m, m, dtype=dtype, device=device))
+
+    def add(
+        self,
+        matched: Complex[Tensor, "batch points"],
+        power: Float[Tensor, "batch points"],
+        rotations: Float[Tensor, "batch 3 3"],
+        plane: HalfPlane,
+    ) -> "WienerBackprojection":
+        """The sums with more images.
+
+        Args:
+            matched: centred images times their transfer over their noise variance: ``undo_optics`` with that factor.
+            power: squared transfer over noise variance: what ``matched`` holds where the map's transform is 1.
+            rotations: RELION's matrices A.
+            plane: which coefficients.
+        """
+        channels = torch.stack([matched.real, matched.imag, power])
+        return replace(self, sums=self.sums + spread_slices(channels, rotations, plane, self.sums.shape[-1]))
+
+    def __add__(self, other: "WienerBackprojection") -> "WienerBackprojection":
+        return replace(self, sums=self.sums + other.sums)
+
+    def reconstruct(self) -> Float[Tensor, "n n n"]:
+        """The map that explains the images in the sense of least squares, unfiltered, as half maps are."""
+        mate = _friedel_mate(self.sums)
+        real, imag, weight = self.sums[0] + mate[0], self.sums[1] - mate[1], self.sums[2] + mate[2]
+        gain = _compensate_density(_with_floor(weight), self.padding)
+        summed = collect_slices(torch.complex(real * gain, imag * gain), self.padding)
+        return _fill_corners(summed * (self.box_size_px**2 / weight.shape[-1] ** 3))
+
+
+def wiener_filter(volume: Float[Tensor, "n n n"], signal_to_noise: Float[Tensor, " shells"]) -> Float[Tensor, "n n n"]:
+    """A map with each shell multiplied by s / (1 + s), which minimises its expected squared error.
+
+    Args:
+        volume: unfiltered map.
+        signal_to_noise: s, power of the map's signal over that of its noise, per shell up to Nyquist; 2 FSC / (1 - FSC)
+            of its half maps.
+    """
+    n = volume.shape[-1]
+    gain = (signal_to_noise / (1 + signal_to_noise)).to(volume)
+    # Beyond Nyquist lie the corners only, which hold no data.
+    shells = shell_index(n, 3, volume.device).clamp(max=len(gain) - 1)
+    return ifft_map(fft_map(volume) * gain[shells])
+
+
+def _friedel_mate(transform: Float[Tensor, "*batch m m m"]) -> Float[Tensor, "*batch m m m"]:
+    """Value at -k of each coefficient k of a centred transform; 0 at the Nyquist planes of even m, which hold no data."""
+    first = 1 - transform.shape[-1] % 2
+    inner = transform[..., first:, first:, first:]
+    return pad(inner.flip((-3, -2, -1)), (first, 0) * 3)
+
+
+def _with_floor(weight: Float[Tensor, "m m m"]) -> Float[Tensor, "m m m"]:
+    """Weights held above a small fraction of their shell's mean."""
+    shells = shell_index(weight.shape[-1], 3, weight.device).flatten()
+    counts = torch.bincount(shells)
+    mean = weight.new_zeros(len(counts)).index_add(0, shells, weight.flatten()) / counts
+    return torch.maximum(weight, (mean * _LEAST_WEIGHT)[shells].reshape(weight.shape))
+
+
+def _compensate_density(weight: Float[Tensor, "m m m"], padding: int) -> Float[Tensor, "m m m"]:
+    """Gains by which the sums are multiplied: 1 / weight, in the sense that gain * weight is 1 everywhere once blurred.
+
+    Both factors are real, so the blur, a convolution over k, is a product of real transforms. Outside the sphere of
+    Nyquist's radius nothing was measured and the gain is 0.
+    """
+    m = weight.shape[-1]
+    k = torch.fft.fftfreq(m, 1 / m, dtype=weight.dtype, device=weight.device)
+    radius = (k[:, None, None].square() + k[:, None].square() + k.square()).sqrt()
+    inside = radius < _BLOB_RADIUS * padding
+    profile = (1 - (radius[inside] / (_BLOB_RADIUS * padding)).square()).sqrt()
+    blob = torch.zeros_like(radius).masked_scatter(inside, torch.i0(_BLOB_ALPHA * profile))
+    window = torch.fft.rfftn(blob / blob.sum()).real
+    weight = torch.fft.ifftshift(weight)
+    tiny = torch.finfo(weight.dtype).tiny
+    gain = ((radius < m / 2) & (weight > tiny)).to(weight.dtype)
+    for _ in range(_ITERATIONS):
+        blurred = torch.fft.irfftn(torch.fft.rfftn(gain * weight) * window, s=list(weight.shape))
+        # Rounding leaves noise, even negative, where nothing lies near: no more than the transform's precision.
+        least = (blurred.max() * torch.finfo(weight.dtype).eps).clamp(min=tiny)
+        gain = gain / torch.maximum(blurred, least)
+    return torch.fft.fftshift(gain)
+
+
+def _fill_corners(volume: Float[Tensor, "n n n"]) -> Float[Tensor, "n n n"]:
+    """The map inside the sphere that fits the box, its mean outside, with a cosine edge of 3 pixels past the sphere."""
+    n = volume.shape[-1]
+    x = torch.arange(n, dtype=volume.dtype, device=volume.device) - n // 2
+    radius = (x[:, None, None].square() + x[:, None].square() + x.square()).sqrt()
+    inside = 0.5 + 0.5 * torch.cos(math.pi * ((radius - n / 2) / _EDGE_PX).clamp(0, 1))
+    outside_mean = ((1 - inside) * volume).sum() / (1 - inside).sum()
+    return inside * volume + (1 - inside) * outside_mean

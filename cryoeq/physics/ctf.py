@@ -1,0 +1,72 @@
+"""The contrast transfer function in RELION's sense.
+
+Protein is bright: the function is +Q0 at the origin, and positive up to its first zero under focus.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cryoeq.domain.optics import CtfParameters
+
+# hc / e-charge terms of the relativistic electron wavelength: Angstrom * sqrt(V), and 1 / V (RELION's constants).
+_WAVELENGTH_ANGSTROM = 12.2643247
+_RELATIVISTIC_PER_VOLT = 0.978466e-6
+
+
+def electron_wavelength_angstrom(voltage_kv: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """Relativistic de Broglie wavelength of electrons, in Angstrom, for an acceleration voltage in kV."""
+    volts = voltage_kv * 1e3
+    return _WAVELENGTH_ANGSTROM / (volts * (1 + _RELATIVISTIC_PER_VOLT * volts)).sqrt()
+
+
+def evaluate_ctf(
+    ctf: CtfParameters, frequencies_per_angstrom: Float[Tensor, "points 2"]
+) -> Float[Tensor, "batch points"]:
+    """CTF of each particle: -sin(gamma) exp(-B s^2 / 4) scale.
+
+    Args:
+        ctf: parameters of the particles.
+        frequencies_per_angstrom: (x, y) spatial frequencies, in 1 / Angstrom, as ``HalfPlane`` gives them.
+
+    Returns:
+        Dimensionless, between -scale and scale. Not squared for premultiplied images: see ``image_transfer``.
+    """
+    s2 = frequencies_per_angstrom.square().sum(-1)
+    theta = torch.atan2(frequencies_per_angstrom[:, 1], frequencies_per_angstrom[:, 0])
+
+    def per_particle(values: Tensor) -> Tensor:
+        return values[:, None].to(s2.dtype)
+
+    wavelength = per_particle(electron_wavelength_angstrom(ctf.voltage_kv))
+    u, v = per_particle(ctf.defocus_u_angstrom), per_particle(ctf.defocus_v_angstrom)
+    defocus = (u + v) / 2 + (u - v) / 2 * torch.cos(2 * (theta - per_particle(ctf.defocus_angle_rad)))
+    cs_angstrom = per_particle(ctf.spherical_aberration_mm) * 1e7
+    gamma = math.pi * wavelength * s2 * (cs_angstrom * wavelength.square() * s2 / 2 - defocus)
+    offset = per_particle(torch.asin(ctf.amplitude_contrast) + ctf.phase_shift_rad)
+    envelope = per_particle(ctf.scale) * torch.exp(-per_particle(ctf.bfactor_angstrom2) * s2 / 4)
+    return -torch.sin(gamma - offset) * envelope
+
+
+def image_transfer(
+    ctf: CtfParameters, frequencies_per_angstrom: Float[Tensor, "points 2"]
+) -> Float[Tensor, "batch points"]:
+    """What multiplies the signal in each stored image: its CTF, or the CTF squared where the image is premultiplied."""
+    values = evaluate_ctf(ctf, frequencies_per_angstrom)
+    return torch.where(ctf.is_premultiplied[:, None] > 0, values.square(), values)
+
+
+def matched_filter(
+    ctf: CtfParameters, frequencies_per_angstrom: Float[Tensor, "points 2"]
+) -> tuple[Float[Tensor, "batch points"], Float[Tensor, "batch points"]]:
+    """The two factors of a least-squares sum over images: what multiplies the stored image, and what it then carries.
+
+    Returns:
+        (factor, power). The factor is the CTF, or 1 where the image is premultiplied and so already carries it; the power
+        is the CTF squared.
+    """
+    values = evaluate_ctf(ctf, frequencies_per_angstrom)
+    is_premultiplied = ctf.is_premultiplied[:, None] > 0
+    return torch.where(is_premultiplied, torch.ones_like(values), values), values.square()

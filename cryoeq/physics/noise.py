@@ -1,0 +1,57 @@
+"""Noise per shell, from what the images hold outside the particle."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cryoeq.geometry.fourier import HalfPlane, fft_image, shell_index
+
+_EDGE_PX = 3.0
+# The least variance of a shell, as a fraction of the mean: noise-free stacks must not get infinite weights.
+_LEAST_VARIANCE = 1e-3
+
+
+def background_spectrum(images: Float[Tensor, "batch n n"], particle_radius_px: float) -> Float[Tensor, "batch shells"]:
+    """Variance per coefficient (orthonormal transform) of the noise in each image, per shell, up to Nyquist.
+
+    Args:
+        images: in real space.
+        particle_radius_px: what lies further from the centre is noise; a cosine edge of 3 pixels follows it.
+    """
+    n = images.shape[-1]
+    x = torch.arange(n, dtype=images.dtype, device=images.device) - n // 2
+    radius = (x[:, None].square() + x.square()).sqrt()
+    window = 0.5 - 0.5 * torch.cos(math.pi * ((radius - particle_radius_px) / _EDGE_PX).clamp(0, 1))
+    power = fft_image(images * window).abs().square().flatten(1) / window.square().mean()
+    shells = shell_index(n, 2, images.device).flatten()
+    counts = torch.bincount(shells)
+    sums = power.new_zeros(len(images), len(counts)).index_add(1, shells, power)
+    return (sums / counts)[:, : n // 2 + 1]
+
+
+def noise_variance(
+    images: Float[Tensor, "batch n n"],
+    particle_radius_px: float,
+    transfer_power: Float[Tensor, "batch shells"] | None = None,
+) -> Float[Tensor, " shells"]:
+    """Noise variance per shell of images that share one spectrum, before any premultiplication by the CTF.
+
+    Args:
+        images: in real space.
+        particle_radius_px: see ``background_spectrum``.
+        transfer_power: by what the noise of each image was multiplied, per shell (the CTF squared of premultiplied images); None for 1.
+    """
+    measured = background_spectrum(images, particle_radius_px).mean(0)
+    variance = measured if transfer_power is None else measured / transfer_power.mean(0).clamp(min=_LEAST_VARIANCE)
+    floor = variance.mean() * _LEAST_VARIANCE
+    return torch.where(floor > 0, variance.clamp(min=floor), torch.ones_like(variance))
+
+
+def shell_means(values: Float[Tensor, "batch points"], plane: HalfPlane) -> Float[Tensor, "batch shells"]:
+    """Mean over each shell up to Nyquist; 0 where the plane holds none of it."""
+    n_shells = plane.box_size_px // 2 + 1
+    shells = (plane.radii + 0.5).floor().long().clamp(max=n_shells - 1)
+    counts = torch.bincount(shells, minlength=n_shells).clamp(min=1)
+    return values.new_zeros(len(values), n_shells).index_add(1, shells, values) / counts

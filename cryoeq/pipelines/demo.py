@@ -1,0 +1,207 @@
+"""``cryoeq demo``: the whole way on a packed model, and whether it led to the structure."""
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cryoeq.config.demo import DemoConfig
+from cryoeq.config.evaluate import EvaluateConfig
+from cryoeq.config.fsc import FscConfig
+from cryoeq.config.loading import load_config, packaged_file
+from cryoeq.config.reconstruct import ReconstructConfig
+from cryoeq.config.simulate import SimulateConfig
+from cryoeq.domain.events import Event, Note, Report
+from cryoeq.errors import DivergedError
+from cryoeq.io.text import read_json, write_json
+from cryoeq.outputs.run_folder import RunFolder
+from cryoeq.pipelines.evaluate import evaluate
+from cryoeq.pipelines.fsc import fsc
+from cryoeq.pipelines.reconstruct import reconstruct
+from cryoeq.pipelines.simulate import simulate
+
+MODEL = "data_samples/1wcm_ca.pdb.gz"
+
+# The structure counts as found when both hold. Of random poses the median error is 126 degrees, and no shell but the
+# first few, which any blob of the right size has, agrees with the truth.
+LARGEST_MEDIAN_DEG = 10.0
+MOST_SHELLS_LOST = 2
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How hard the demo is.
+
+    Args:
+        preset: of the reconstruction.
+        box_size_px: side of the images.
+        count: number of particles.
+        snr: variance of the signal divided by that of the noise.
+    """
+
+    preset: str
+    box_size_px: int
+    count: int
+    snr: float
+
+
+FULL = Setting("demo", box_size_px=32, count=2000, snr=1.0)
+QUICK = Setting("demo-quick", box_size_px=32, count=1000, snr=1.0)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the structure was found, and what that rests on.
+
+    Args:
+        median_rotation_error_deg: of the inferred poses.
+        resolution_angstrom: where the map from inferred poses falls below FSC 0.5 with the truth; None if at once.
+        shell: the same as a number of shells; 0 if at once.
+        known_pose_resolution_angstrom: the same for the map from the true poses, the best these images allow.
+        known_pose_shell: the same as a number of shells.
+    """
+
+    median_rotation_error_deg: float
+    resolution_angstrom: float | None
+    shell: int
+    known_pose_resolution_angstrom: float | None
+    known_pose_shell: int
+
+    @property
+    def is_found(self) -> bool:
+        """The poses are right and the map is nearly as good as from true poses."""
+        is_pose_right = self.median_rotation_error_deg < LARGEST_MEDIAN_DEG
+        return is_pose_right and self.known_pose_shell > 0 and self.shell >= self.known_pose_shell - MOST_SHELLS_LOST
+
+
+def demonstrate(config: DemoConfig) -> Iterator[Event]:
+    """Simulate particles, reconstruct without their poses, compare with the truth, and say what came of it.
+
+    Args:
+        config: where, and how hard.
+
+    Yields:
+        All that the steps say, and the verdict.
+
+    Raises:
+        DivergedError: the structure was not found.
+    """
+    started_s = time.monotonic()
+    setting = QUICK if config.quick else FULL
+    model = packaged_file(MODEL)
+    settings = config.model_dump(mode="json")
+    with RunFolder.create(config.output, command=sys.argv, settings=settings, inputs=[model]) as run:
+        particles, truth = run.path("particles"), run.path("particles") / "truth.star"
+        yield from _step("1 of 4: particles of RNA polymerase II, with noise, their poses kept aside")
+        yield from simulate(_simulation(config, setting, model, particles))
+        yield from _step("2 of 4: reconstruction without poses")
+        yield from reconstruct(
+            _reconstruction(config, setting, particles / "particles.star", run.path("map"), "amortized")
+        )
+        yield from _step("3 of 4: reconstruction from the true poses, as a yardstick")
+        yield from reconstruct(_reconstruction(config, setting, truth, run.path("known_poses"), "known"))
+        yield from _step("4 of 4: comparison with the truth")
+        yield from _compare(config, run)
+        verdict = _judge(run)
+        results = asdict(verdict) | {"is_found": verdict.is_found, "seconds": round(time.monotonic() - started_s, 1)}
+        write_json(run.path("verdict.json"), results)
+        run.finish("done" if verdict.is_found else "failed", results)
+    yield from _pronounce(verdict, run)
+
+
+def _step(title: str) -> Iterator[Event]:
+    yield Note(f"Step {title}.")
+
+
+def _simulation(config: DemoConfig, setting: Setting, model: Path, output: Path) -> SimulateConfig:
+    return SimulateConfig(
+        model=model,
+        output=output,
+        box_size_px=setting.box_size_px,
+        count=setting.count,
+        snr=setting.snr,
+        seed=config.seed,
+        device=config.device,
+    )
+
+
+def _reconstruction(
+    config: DemoConfig, setting: Setting, particles: Path, output: Path, pose_inference: str
+) -> ReconstructConfig:
+    explicit = {
+        "particles": particles,
+        "output": output,
+        "pose_inference": pose_inference,
+        "seed": config.seed,
+        "device": config.device,
+    }
+    return load_config(ReconstructConfig, preset=setting.preset, explicit=explicit)
+
+
+def _compare(config: DemoConfig, run: RunFolder) -> Iterator[Event]:
+    """Poses against poses, and both maps against the truth; only the map without poses has a frame of its own."""
+    yield from evaluate(
+        EvaluateConfig(
+            predicted=run.path("map") / "run_data.star",
+            truth=run.path("particles") / "truth.star",
+            output=run.path("poses_against_truth"),
+            seed=config.seed,
+            device=config.device,
+        )
+    )
+    for name, with_alignment in (("map", True), ("known_poses", False)):
+        yield from fsc(
+            FscConfig(
+                first=run.path(name) / "run_class001.mrc",
+                second=run.path("particles") / "truth_volume.mrc",
+                with_alignment=with_alignment,
+                output=run.path(f"{name}_against_truth"),
+                seed=config.seed,
+                device=config.device,
+            )
+        )
+
+
+def _judge(run: RunFolder) -> Verdict:
+    poses = read_json(run.path("poses_against_truth") / "pose_errors.json")
+    inferred = read_json(run.path("map_against_truth") / "fsc.json")
+    known = read_json(run.path("known_poses_against_truth") / "fsc.json")
+    return Verdict(
+        median_rotation_error_deg=poses["rotation_deg"]["median"],
+        resolution_angstrom=inferred["resolution_angstrom_half"]["unmasked"],
+        shell=_shell(inferred),
+        known_pose_resolution_angstrom=known["resolution_angstrom_half"]["unmasked"],
+        known_pose_shell=_shell(known),
+    )
+
+
+def _shell(results: dict[str, Any]) -> int:
+    resolution = results["resolution_angstrom_half"]["unmasked"]
+    return 0 if resolution is None else round(results["box_size_px"] * results["pixel_size_angstrom"] / resolution)
+
+
+def _pronounce(verdict: Verdict, run: RunFolder) -> Iterator[Event]:
+    yield Report(
+        "The structure was found" if verdict.is_found else "The structure was NOT found",
+        {
+            "median rotation error": f"{verdict.median_rotation_error_deg:.1f}° (found: below {LARGEST_MEDIAN_DEG:g}°)",
+            "FSC 0.5 with the truth, without poses": _resolution_text(verdict.resolution_angstrom, verdict.shell),
+            "FSC 0.5 with the truth, true poses": _resolution_text(
+                verdict.known_pose_resolution_angstrom, verdict.known_pose_shell
+            ),
+            "shells lost": f"{verdict.known_pose_shell - verdict.shell} (found: at most {MOST_SHELLS_LOST})",
+            "pictures": ", ".join(str(path) for path in sorted(run.folder.glob("*/*.png"))),
+        },
+    )
+    if not verdict.is_found:
+        raise DivergedError(
+            f"the structure was not found in {run.folder}",
+            f"a median rotation error below {LARGEST_MEDIAN_DEG:g} degrees and at most {MOST_SHELLS_LOST} shells lost",
+            "Try another --seed; if several fail, tell us",
+        )
+
+
+def _resolution_text(resolution_angstrom: float | None, shell: int) -> str:
+    return "at no shell" if resolution_angstrom is None else f"{resolution_angstrom:.1f} Å (shell {shell})"

@@ -1,0 +1,206 @@
+"""``cryoeq doctor``: what this machine and this installation have, what is missing and how to get it."""
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+import cryoeq
+from cryoeq.config.loading import packaged_file
+from cryoeq.domain.events import Event, Note, Report
+from cryoeq.errors import ConfigError
+
+_DISTRIBUTIONS = (
+    "torch", "escnn", "numpy", "scipy", "mrcfile", "gemmi", "healpy", "roma", "pydantic",
+    "pyfftw", "matplotlib", "typer", "rich",
+)  # fmt: skip
+# The rooms that carry the compiled libraries: importing them shows whether those work.
+_ROOMS = ("cryoeq.equivariance", "cryoeq.io.particles", "cryoeq.physics.projection", "cryoeq.outputs.figure")
+_PACKED = ("configs", "data_samples")
+_INSTALL_AGAIN = "Install as the README says, with pip install uv torch and uv pip install -e '.[test]'"
+_GIB = 1024**3
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is missing.
+
+    Args:
+        what: is missing.
+        remedy: how to get it.
+        is_fatal: cryoeq cannot work without it.
+    """
+
+    what: str
+    remedy: str
+    is_fatal: bool
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found.
+
+    Args:
+        sections: for each title the facts, as label and value.
+        problems: what is missing.
+    """
+
+    sections: Mapping[str, Mapping[str, str]]
+    problems: tuple[Problem, ...]
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether cryoeq can work here."""
+        return not any(problem.is_fatal for problem in self.problems)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same for JSON."""
+        return {**asdict(self), "is_usable": self.is_usable}
+
+
+def diagnose() -> Diagnosis:
+    """Look at the machine and the installation.
+
+    Returns:
+        The findings; nothing is raised for what is missing.
+    """
+    sections = {"Machine": _machine(), "Devices": _devices(), "Versions": _versions()}
+    problems = (*_missing_distributions(), *_broken_rooms(), *_missing_files(), *_slow_parts())
+    return Diagnosis(sections, problems)
+
+
+def tell(diagnosis: Diagnosis) -> Iterator[Event]:
+    """The findings for a reader.
+
+    Args:
+        diagnosis: what was found.
+
+    Yields:
+        One report for each section, one note for each problem, and the verdict.
+    """
+    for title, facts in diagnosis.sections.items():
+        yield Report(title, facts)
+    for problem in diagnosis.problems:
+        yield Note(f"{problem.what}. {problem.remedy}.", "warning" if problem.is_fatal else "info")
+    if diagnosis.is_usable:
+        yield Note("cryoeq can work here.")
+
+
+def require_usable(diagnosis: Diagnosis) -> None:
+    """Refuse an installation that cannot work.
+
+    Args:
+        diagnosis: what was found.
+
+    Raises:
+        ConfigError: names what is missing.
+    """
+    fatal = [problem for problem in diagnosis.problems if problem.is_fatal]
+    if fatal:
+        raise ConfigError(
+            f"this installation cannot work: {'; '.join(problem.what for problem in fatal)}",
+            "",
+            fatal[0].remedy,
+        )
+
+
+def _machine() -> dict[str, str]:
+    memory = psutil.virtual_memory()
+    return {
+        "System": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "CPU cores": f"{_usable_cores()} usable, torch uses {torch.get_num_threads()}",
+        "Memory": f"{memory.available / _GIB:.1f} of {memory.total / _GIB:.1f} GiB free",
+        "Disk, here": f"{_free_gib(Path.cwd()):.1f} GiB free",
+        "Disk, temporary": f"{_free_gib(Path(tempfile.gettempdir())):.1f} GiB free in {tempfile.gettempdir()}",
+        "C++ compiler": _compiler() or "none",
+    }
+
+
+def _devices() -> dict[str, str]:
+    if not torch.cuda.is_available():
+        built = (
+            f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built for the CPU only"
+        )
+        return {"cpu": "the default", "cuda": f"none ({built})"}
+    devices = {}
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        name = torch.cuda.get_device_name(index)
+        devices[f"cuda:{index}"] = f"{name}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free"
+    return devices
+
+
+def _versions() -> dict[str, str]:
+    versions = {"cryoeq": cryoeq.__version__, "Python": platform.python_version()}
+    versions |= {name: _version(name) or "missing" for name in _DISTRIBUTIONS}
+    return versions | {"CUDA of torch": torch.version.cuda or "none"}
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _missing_distributions() -> Iterator[Problem]:
+    for name in _DISTRIBUTIONS:
+        if _version(name) is None:
+            yield Problem(f"{name} is not installed", _INSTALL_AGAIN, is_fatal=True)
+
+
+def _broken_rooms() -> Iterator[Problem]:
+    for name in _ROOMS:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # noqa: BLE001 - a broken library may raise anything, and finding it is the job
+            yield Problem(
+                f"{name} cannot be imported ({type(error).__name__}: {_first_line(error)})",
+                _INSTALL_AGAIN,
+                is_fatal=True,
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), "")
+
+
+def _missing_files() -> Iterator[Problem]:
+    for name in _PACKED:
+        try:
+            packaged_file(name)
+        except ConfigError as error:
+            yield Problem(str(error).rstrip("."), _INSTALL_AGAIN, is_fatal=True)
+
+
+def _slow_parts() -> Iterator[Problem]:
+    if not torch.cuda.is_available():
+        yield Problem(
+            "No CUDA device",
+            "All works on the CPU, large boxes slowly; for an NVIDIA GPU install its driver and torch's CUDA build",
+            is_fatal=False,
+        )
+    if _compiler() is None:
+        yield Problem("No C++ compiler", "Only torch.compile needs one (Debian: apt-get install g++)", is_fatal=False)
+
+
+def _compiler() -> str | None:
+    candidates = (os.environ.get("CXX"), "g++", "clang++", "c++")
+    return next((path for name in candidates if name and (path := shutil.which(name))), None)
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _free_gib(folder: Path) -> float:
+    return shutil.disk_usage(folder).free / _GIB

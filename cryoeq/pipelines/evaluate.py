@@ -1,0 +1,164 @@
+"""``cryoeq evaluate``: poses against a truth."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cryoeq.config.evaluate import EvaluateConfig
+from cryoeq.domain.events import Event, Note, Report
+from cryoeq.errors import ParticleFileError
+from cryoeq.evaluation.poses import PoseErrors, PoseGauge, compare_poses, summarise_errors
+from cryoeq.io.optics import star_pixel_size
+from cryoeq.io.particles import star_poses
+from cryoeq.io.star import StarTable, read_star
+from cryoeq.io.text import write_json
+from cryoeq.outputs.evaluation_plots import plot_pose_errors
+from cryoeq.outputs.folder import make_folder
+from cryoeq.pipelines.device import choose_device
+
+_NAME = "rlnImageName"
+_HANDS = {
+    "same": "that of the truth",
+    "mirrored": "the other one (the map is the mirror image)",
+    "undecided": "undecided: the two halves of the images disagree",
+}
+
+
+def evaluate(config: EvaluateConfig) -> Iterator[Event]:
+    """Compare the poses of two star files, report the errors and write what was asked for.
+
+    Args:
+        config: the resolved settings.
+
+    Yields:
+        Notes on the input and on the result, and one report.
+
+    Raises:
+        ParticleFileError: a file is damaged, or the two do not describe the same images.
+    """
+    device = choose_device(config.device)
+    predicted, truth = read_star(config.predicted), read_star(config.truth)
+    rows = match_rows(predicted, truth)
+    if len(rows) < len(truth):
+        yield Note(
+            f"{len(truth) - len(rows)} of {len(truth)} images of {config.truth} have no predicted pose.", "warning"
+        )
+    pixel_size = star_pixel_size(truth, angpix=config.pixel_size_angstrom)
+    errors = compare_poses(
+        star_poses(predicted, angpix=config.pixel_size_angstrom).to(device),
+        star_poses(truth, angpix=config.pixel_size_angstrom)[torch.from_numpy(rows)].to(device),
+        symmetry=config.symmetry,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    summary = summarise_errors(errors, pixel_size)
+    yield from _doubts(errors)
+    yield Report(f"Pose errors of {len(rows)} images", _rows(summary, errors, config.symmetry))
+    results = _as_json(config, errors, summary)
+    for path in _targets(config.json_file, config.output, "pose_errors.json"):
+        write_json(path, results)
+        yield Note(f"Figures: {path}")
+    for path in _targets(config.plot_file, config.output, "pose_errors.png"):
+        plot_pose_errors(path, errors, title=f"{config.predicted.name} against {config.truth.name}")
+        yield Note(f"Histogram of errors: {path}")
+
+
+def match_rows(predicted: StarTable, truth: StarTable) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Row of the truth for each row of the prediction: by image name where both have it, else by position.
+
+    Args:
+        predicted: the poses to judge.
+        truth: may have more images, and another order.
+
+    Raises:
+        ParticleFileError: a name that appears twice or that the truth does not have, or numbers of rows that differ.
+    """
+    if _NAME not in predicted.particles or _NAME not in truth.particles:
+        if len(predicted) != len(truth):
+            raise ParticleFileError(
+                f"{predicted.path} has {len(predicted)} rows, {truth.path} has {len(truth)}",
+                f"without {_NAME} in both files their rows are matched by position",
+                f"Compare star files of the same images, or add {_NAME}",
+            )
+        return np.arange(len(truth))
+    row_of = _row_of_names(truth)
+    _row_of_names(predicted)
+    names = predicted.particles[_NAME].tolist()
+    unknown = next((row for row, name in enumerate(names) if name not in row_of), None)
+    if unknown is not None:
+        raise ParticleFileError(
+            f"{predicted.path}, row {unknown + 1}: image {names[unknown]} is not in {truth.path}",
+            f"rows are matched by {_NAME}",
+            "Compare star files of the same images, with the same paths to their stacks",
+        )
+    return np.array([row_of[name] for name in names])
+
+
+def _row_of_names(star: StarTable) -> dict[str, int]:
+    names = star.particles[_NAME].tolist()
+    row_of = {name: row for row, name in enumerate(names)}
+    if len(row_of) < len(names):
+        row = next(row for row, name in enumerate(names) if row_of[name] != row)
+        raise ParticleFileError(
+            f"{star.path}, row {row + 1}: image {names[row]} appears twice",
+            f"rows are matched by {_NAME}",
+            "Remove the duplicates",
+        )
+    return row_of
+
+
+def _doubts(errors: PoseErrors) -> Iterator[Note]:
+    if errors.hand == "undecided":
+        yield Note("The two random halves of the images found different hands.", "warning")
+    if all(gauge.cost > 0.9 * gauge.other_hand_cost for gauge in errors.gauges):
+        yield Note("One hand fits hardly better than the other: most of these poses may be wrong.", "warning")
+
+
+def _rows(summary: Mapping[str, Mapping[str, float]], errors: PoseErrors, symmetry: str) -> dict[str, str]:
+    labels = {"rotation_deg": "Rotation", "view_direction_deg": "View direction", "in_plane_deg": "In plane"}
+    rows = {}
+    for key, label in labels.items():
+        figures = summary[key]
+        shares = ", ".join(f"{figures[f'share_below_{limit}']:.1%} < {limit}°" for limit in (5, 10, 30))
+        rows[label] = f"{_spread_text(figures, '°')}; {shares}"
+    rows["Shift"] = f"{_spread_text(summary['shift_px'], ' px')}"
+    rows["Shift in Angstrom"] = f"{_spread_text(summary['shift_angstrom'], ' Å')}"
+    rows["Hand"] = _HANDS[errors.hand]
+    rows["Symmetry"] = symmetry
+    rows["Scored"] = "each half of the images in the frame fitted on the other half"
+    return rows
+
+
+def _spread_text(figures: Mapping[str, float], unit: str) -> str:
+    median, mean, high = (f"{figures[name]:.3g}{unit}" for name in ("median", "mean", "percentile_90"))
+    return f"median {median}, mean {mean}, 90 % below {high}"
+
+
+def _as_json(
+    config: EvaluateConfig, errors: PoseErrors, summary: Mapping[str, Mapping[str, float]]
+) -> dict[str, object]:
+    return {
+        "predicted": str(config.predicted),
+        "truth": str(config.truth),
+        "images": len(errors.rotation_rad),
+        "symmetry": config.symmetry,
+        "seed": config.seed,
+        "hand": errors.hand,
+        **summary,
+        "frames": [_gauge_as_json(gauge) for gauge in errors.gauges],
+    }
+
+
+def _gauge_as_json(gauge: PoseGauge) -> dict[str, object]:
+    return {
+        "rotation": gauge.rotation.tolist(),
+        "is_mirrored": gauge.is_mirrored,
+        "shift_angstrom": gauge.shift_angstrom.tolist(),
+        "cost": gauge.cost,
+        "other_hand_cost": gauge.other_hand_cost,
+    }
+
+
+def _targets(file: Path | None, folder: Path | None, name: str) -> list[Path]:
+    return [path for path in (file, make_folder(folder) / name if folder else None) if path is not None]

@@ -1,0 +1,37 @@
+"""Signals held back until the state is consistent."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait until the block has ended; they are then handled as they would have been.
+
+    Outside the main thread, which never receives signals, the block runs as it is.
+    """
+    received: list[tuple[int, FrameType | None]] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        received.append((number, frame))
+
+    try:
+        before = {number: signal.signal(number, remember) for number in _SIGNALS}
+    except ValueError:  # signal.signal works in the main thread only
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number, frame in received:
+            handler = before[signal.Signals(number)]
+            if callable(handler):
+                handler(number, frame)
+            elif handler == signal.SIG_DFL:
+                signal.raise_signal(number)

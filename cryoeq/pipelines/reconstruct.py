@@ -1,0 +1,233 @@
+"""``cryoeq reconstruct``: from particles to maps."""
+
+import math
+import sys
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from cryoeq.config.reconstruct import ReconstructConfig
+from cryoeq.data.halfsets import split_half_sets
+from cryoeq.domain.events import Event, Note, Progress, Report
+from cryoeq.domain.pose import Poses
+from cryoeq.domain.volume import Volume
+from cryoeq.errors import CheckpointError, ParticleFileError, Terminated
+from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, compare_maps
+from cryoeq.io.checkpoint import load_checkpoint, save_checkpoint
+from cryoeq.io.mrc import write_map
+from cryoeq.io.particles import ParticleStack, write_particle_star
+from cryoeq.outputs.evaluation_plots import plot_fsc
+from cryoeq.outputs.fsc_files import write_fsc_star, write_fsc_xml
+from cryoeq.outputs.reconstruction_plots import plot_map, plot_training
+from cryoeq.outputs.run_folder import RunFolder
+from cryoeq.pipelines.build import (
+    build_dataset,
+    build_plane,
+    build_settings,
+    build_stack,
+    build_state,
+    working_box,
+)
+from cryoeq.pipelines.device import choose_device
+from cryoeq.pipelines.interruption import uninterrupted
+from cryoeq.pipelines.known import KnownReconstruction, reconstruct_known
+from cryoeq.training.assignment import Assignment, assign_poses
+from cryoeq.training.loop import fit
+from cryoeq.training.state import TrainingState
+
+_CHECKPOINT = "checkpoint.pt"
+# Settings that may differ between a run and its continuation: they change where and how often things are done, not
+# what.
+_FREE = ("output", "device", "particles", "input.datadir", "training.checkpoint_seconds")
+
+
+@dataclass(frozen=True)
+class _Posed:
+    """Particles with poses, however they were come by.
+
+    Args:
+        poses: one per particle.
+        half_set: 1 or 2 per particle; None without half sets.
+        columns: further columns of ``run_data.star``.
+        results: figures for ``job.json`` and the report.
+    """
+
+    poses: Poses
+    half_set: Int[Tensor, " particles"] | None
+    columns: dict[str, Shaped[np.ndarray, " particles"]]
+    results: dict[str, float]
+
+
+def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[Event]:
+    """Reconstruct a map, with or without known poses.
+
+    Writes ``run_data.star``, ``run_class001.mrc`` from all particles, unfiltered half maps, their FSC, pictures, and
+    the record of the run.
+
+    Args:
+        config: what to do.
+        resume: go on from the checkpoint in the run folder, where there is one.
+
+    Yields:
+        Notes, progress, and a report.
+    """
+    device = choose_device(config.device)
+    started_s = time.monotonic()
+    stack = build_stack(config, with_poses=config.pose_inference == "known")
+    settings = config.model_dump(mode="json")
+    inputs = [config.particles, *stack.table.stack_paths[:1]]
+    with RunFolder.create(config.output, command=sys.argv, settings=settings, inputs=inputs, resume=resume) as run:
+        yield Note(
+            f"{len(stack.table)} particles of {stack.table.box_size_px} px, "
+            f"{stack.table.pixel_size_angstrom:g} Angstrom; {device}."
+        )
+        dataset = build_dataset(config, stack, None)
+        yield from (Note(note) for note in dataset.notes)
+        posed = yield from (
+            _take_poses(stack) if config.pose_inference == "known" else _infer(config, stack, run, device)
+        )
+        yield Progress("reconstructing", 0, 1)
+        maps = reconstruct_known(dataset, posed.poses, posed.half_set, device=device)
+        yield Progress("reconstructing", 1, 1)
+        results = posed.results | _write_maps(run, maps)
+        write_particle_star(
+            run.path("run_data.star"), stack.star, posed.poses, half_set=posed.half_set, extra_columns=posed.columns
+        )
+        run.finish("done", results | {"seconds": round(time.monotonic() - started_s, 2)})
+    yield Report(f"Reconstruction in {run.folder}", _rows(results, config))
+
+
+def _take_poses(stack: ParticleStack) -> Generator[Event, None, _Posed]:
+    """The poses and half sets of the star file."""
+    table = stack.table
+    if table.poses is None:
+        raise ParticleFileError(
+            f"{stack.star.path or 'the star file'}: no poses",
+            "--pose-inference known needs rlnAngleRot, rlnAngleTilt and rlnAnglePsi",
+            "Use --pose-inference amortized to infer them",
+        )
+    if table.half_set is None:
+        yield Note("The star file has no rlnRandomSubset: no half maps are made.", "warning")
+    return _Posed(table.poses, table.half_set, {}, {})
+
+
+def _infer(
+    config: ReconstructConfig, stack: ParticleStack, run: RunFolder, device: torch.device
+) -> Generator[Event, None, _Posed]:
+    """Train encoder and decoder on the images, then pose every particle by one forward pass."""
+    dataset = build_dataset(config, stack, working_box(config, stack))
+    plane = build_plane(dataset, device)
+    training = build_settings(config, dataset)
+    state = build_state(config, dataset, plane)
+    yield Note(
+        f"Poses are inferred at {dataset.box_size_px} px, {dataset.pixel_size_angstrom:.3g} Angstrom, "
+        f"with a {config.encoder.group} encoder of {config.encoder.heads} heads and a {config.decoder.kind} decoder, "
+        f"in {training.schedule.total_steps} steps."
+    )
+    if run.path(_CHECKPOINT).is_file():
+        _restore(state, config, run, device)
+        yield Note(f"Resumed at step {state.step}.")
+    yield from _train(state, fit(state, dataset, plane, training), config, run)
+    plot_training(run.path("training.png"), state.history)
+    assignment = None
+    for event in assign_poses(
+        state, dataset, plane, batch_size=4 * training.batch_size,
+        is_symmetric=training.is_symmetric, centred=training.shift_sigma_px == 0,
+    ):  # fmt: skip
+        if isinstance(event, Assignment):
+            assignment = event
+        else:
+            yield event
+    if assignment is None:
+        raise ParticleFileError("the stack holds no particle")
+    decoded = Volume(state.decoder.to_map().cpu() / state.data_scale, dataset.pixel_size_angstrom)
+    write_map(run.path("decoder_class001.mrc"), decoded)
+    yield Note(
+        "The hand of the map cannot be told from projections: its mirror image explains the particles equally well."
+    )
+    yield Note(
+        "Both half maps use poses from one encoder that saw all particles: their FSC flatters, it is no gold standard.",
+        "warning",
+    )
+    half_set = split_half_sets(len(dataset), torch.Generator().manual_seed(config.seed))
+    columns = {"rlnMaxValueProbDistribution": np.char.mod("%.6f", assignment.confidence.numpy())}
+    return _Posed(assignment.poses, half_set, columns, {"explained_variance": assignment.explained})
+
+
+def _train(
+    state: TrainingState, events: Iterator[Progress], config: ReconstructConfig, run: RunFolder
+) -> Iterator[Progress]:
+    """Run the training, a checkpoint now and then, at the end, and when a signal stops it."""
+    saved_s = time.monotonic()
+    try:
+        while True:
+            with uninterrupted():
+                event = next(events, None)
+            if event is None:
+                break
+            yield event
+            if time.monotonic() - saved_s > config.training.checkpoint_seconds:
+                _save(state, config, run)
+                saved_s = time.monotonic()
+    except (KeyboardInterrupt, Terminated):
+        # Signals arrive between two steps only, where the state is consistent.
+        _save(state, config, run)
+        raise
+    _save(state, config, run)
+
+
+def _save(state: TrainingState, config: ReconstructConfig, run: RunFolder) -> None:
+    with uninterrupted():
+        save_checkpoint(run.path(_CHECKPOINT), {"settings": _binding(config), "state": state.to_checkpoint()})
+
+
+def _restore(state: TrainingState, config: ReconstructConfig, run: RunFolder, device: torch.device) -> None:
+    path = run.path(_CHECKPOINT)
+    checkpoint = load_checkpoint(path, device)
+    now, then = _binding(config), checkpoint.get("settings", {})
+    for key in sorted(now.keys() | then.keys()):
+        if now.get(key) != then.get(key):
+            raise CheckpointError(
+                f"{path}: {key} was {then.get(key)}, and is now {now.get(key)}",
+                "a run goes on with the settings it began with",
+                "Repeat the original command (command.txt) with --resume, or start a new run in another folder",
+            )
+    state.restore(checkpoint["state"])
+
+
+def _binding(config: ReconstructConfig) -> dict[str, object]:
+    """Settings that a continuation must share, keys dotted."""
+    flat: dict[str, object] = {}
+    for name, value in config.model_dump(mode="json").items():
+        flat |= {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+    return {key: value for key, value in flat.items() if key not in _FREE}
+
+
+def _write_maps(run: RunFolder, maps: KnownReconstruction) -> dict[str, float]:
+    """Maps, pictures and the half maps' FSC; their resolution."""
+    write_map(run.path("run_class001.mrc"), maps.all)
+    plot_map(run.path("slices.png"), run.path("projections.png"), maps.all)
+    if maps.halves is None:
+        return {}
+    write_map(run.path("run_half1_class001_unfil.mrc"), maps.halves.first)
+    write_map(run.path("run_half2_class001_unfil.mrc"), maps.halves.second)
+    curves = compare_maps(maps.halves.first, maps.halves.second)
+    write_fsc_star(run.path("run_fsc.star"), curves)
+    write_fsc_xml(run.path("run_fsc.xml"), curves)
+    plot_fsc(run.path("run_fsc.png"), curves)
+    resolution = curves.resolutions_angstrom(HALF_MAP_THRESHOLD)["unmasked"]
+    return {"half_map_resolution_angstrom": resolution} if resolution and math.isfinite(resolution) else {}
+
+
+def _rows(results: dict[str, float], config: ReconstructConfig) -> dict[str, str]:
+    rows = {"map": str(config.output / "run_class001.mrc"), "poses": str(config.output / "run_data.star")}
+    if "explained_variance" in results:
+        rows["variance explained by the model"] = f"{100 * results['explained_variance']:.1f} %"
+    if "half_map_resolution_angstrom" in results:
+        rows["half maps agree to (FSC 0.143, unmasked)"] = f"{results['half_map_resolution_angstrom']:.1f} Angstrom"
+    return rows

@@ -1,0 +1,208 @@
+"""Particles of a known map: views, defocus and shifts drawn at random, images without noise, and noise.
+
+Grey scale: over all pixels of all images the noise has variance 1 and the signal variance SNR; without noise the signal
+has variance 1.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cryoeq.domain.optics import CtfParameters, Optics
+from cryoeq.domain.pose import Poses
+from cryoeq.domain.volume import Volume
+from cryoeq.errors import MapFileError
+from cryoeq.geometry.fourier import HalfPlane, fft_image, ifft_image
+from cryoeq.geometry.so3 import random_rotations, rotation_from_vector
+from cryoeq.physics.ctf import image_transfer
+from cryoeq.physics.image_formation import apply_optics
+from cryoeq.simulation.slicing import FourierSampler
+
+Views = Literal["uniform", "preferred"]
+Noise = Literal["white", "coloured"]
+
+PREFERRED_SHARE = 0.7  # of the particles see the molecule from near +z, the others from anywhere
+PREFERRED_KAPPA = 10.0  # concentration of the von Mises-Fisher distribution: half of them within 21 degrees of the axis
+_PIXELS_AT_ONCE = 2**21
+
+
+@dataclass(frozen=True)
+class DefocusRange:
+    """How defocus is drawn.
+
+    Args:
+        min_angstrom: smallest mean defocus (U + V) / 2, positive is underfocus.
+        max_angstrom: largest; the mean is uniform in between.
+        astigmatism_angstrom: standard deviation of the normal whose absolute value is U - V; its direction is uniform.
+    """
+
+    min_angstrom: float
+    max_angstrom: float
+    astigmatism_angstrom: float = 0.0
+
+
+def draw_ctf(count: int, optics: Optics, defocus: DefocusRange, generator: torch.Generator) -> CtfParameters:
+    """CTF parameters of particles of one optics group.
+
+    Args:
+        count: how many particles.
+        optics: voltage, Cs and amplitude contrast.
+        defocus: how defocus is drawn.
+        generator: source of chance, on the CPU.
+    """
+    mean = defocus.min_angstrom + (defocus.max_angstrom - defocus.min_angstrom) * torch.rand(count, generator=generator)
+    difference = defocus.astigmatism_angstrom * torch.randn(count, generator=generator).abs()
+    zeros = torch.zeros(count)
+    return CtfParameters(
+        defocus_u_angstrom=mean + difference / 2,
+        defocus_v_angstrom=mean - difference / 2,
+        defocus_angle_rad=math.pi * torch.rand(count, generator=generator),
+        phase_shift_rad=zeros,
+        bfactor_angstrom2=zeros,
+        scale=torch.ones(count),
+        voltage_kv=torch.full((count,), optics.voltage_kv),
+        spherical_aberration_mm=torch.full((count,), optics.spherical_aberration_mm),
+        amplitude_contrast=torch.full((count,), optics.amplitude_contrast),
+        is_premultiplied=zeros,
+    )
+
+
+def draw_poses(count: int, views: Views, shift_sigma_angstrom: float, generator: torch.Generator) -> Poses:
+    """Random poses.
+
+    Args:
+        count: how many.
+        views: ``uniform`` over all rotations; or ``preferred``: 70 % of the view directions from the von Mises-Fisher
+            distribution with concentration 10 about +z of the map, 30 % uniform, the in-plane angle uniform for all.
+        shift_sigma_angstrom: standard deviation of the shift along x and along y.
+        generator: source of chance, on the CPU.
+    """
+    rotations = random_rotations(count, generator)
+    if views == "preferred":
+        near_axis = torch.rand(count, generator=generator) < PREFERRED_SHARE
+        rotations = torch.where(near_axis[:, None, None], _views_near_z(count, generator), rotations)
+    shifts_angstrom = shift_sigma_angstrom * torch.randn(count, 2, generator=generator)
+    return Poses(rotations, shifts_angstrom + 0.0)  # lest the star file say -0
+
+
+def _views_near_z(count: int, generator: torch.Generator) -> Float[Tensor, "count 3 3"]:
+    """Rotations whose view direction (third row) follows a von Mises-Fisher distribution about +z."""
+    uniform, azimuth, in_plane = torch.rand(3, count, generator=generator)
+    # The cosine to the axis has density exp(kappa c) on [-1, 1]; invert its distribution function.
+    cosine = 1 + torch.log(uniform + (1 - uniform) * math.exp(-2 * PREFERRED_KAPPA)) / PREFERRED_KAPPA
+    zeros = torch.zeros(count)
+
+    def about_z(turns: Tensor) -> Tensor:
+        return rotation_from_vector(torch.stack([zeros, zeros, 2 * math.pi * turns], -1))
+
+    tilt = torch.acos(cosine.clamp(-1, 1))
+    return about_z(in_plane) @ rotation_from_vector(torch.stack([zeros, -tilt, zeros], -1)) @ about_z(azimuth)
+
+
+def noise_amplitudes(box_size_px: int, noise: Noise) -> Float[Tensor, "n n"]:
+    """Standard deviation of the noise in each coefficient of a centred orthonormal transform; the mean variance is 1.
+
+    Args:
+        box_size_px: n.
+        noise: ``white``, or ``coloured`` with power proportional to 0.25 + 1 / (1 + (s / 0.2 Nyquist)^2): five times as
+            strong at the origin as at high frequency, as of structural noise in ice.
+    """
+    if noise == "white":
+        return torch.ones(box_size_px, box_size_px)
+    k = torch.fft.fftshift(torch.fft.fftfreq(box_size_px)) / 0.5
+    squared = k[:, None].square() + k.square()
+    power = 0.25 + 1 / (1 + squared / 0.2**2)
+    amplitudes: Tensor = (power / power.mean()).sqrt()
+    return amplitudes
+
+
+def draw_noise(count: int, amplitudes: Float[Tensor, "n n"], generator: torch.Generator) -> Float[Tensor, "count n n"]:
+    """Gaussian noise images of variance 1 and the given spectrum."""
+    white = torch.randn(count, *amplitudes.shape, generator=generator)
+    return white if bool((amplitudes == 1).all()) else ifft_image(fft_image(white) * amplitudes)
+
+
+@dataclass(frozen=True)
+class NoiseFreeStack:
+    """The images of a map without noise, made when they are asked for, always in the same batches.
+
+    Args:
+        sampler: transform of the map.
+        plane: coefficients within Nyquist; images are band-limited to them.
+        poses: of the particles.
+        ctf: None for images without a CTF.
+        pixel_size_angstrom: of map and images.
+    """
+
+    sampler: FourierSampler
+    plane: HalfPlane
+    poses: Poses
+    ctf: CtfParameters | None
+    pixel_size_angstrom: float
+
+    @classmethod
+    def of(cls, volume: Volume, poses: Poses, ctf: CtfParameters | None) -> "NoiseFreeStack":
+        """Images of a map, computed on the map's device.
+
+        Args:
+            volume: the map.
+            poses: of the particles, on that device.
+            ctf: of the particles, on that device.
+        """
+        n = volume.box_size_px
+        plane = HalfPlane.up_to(n, (n - 1) / 2, volume.values.device)
+        return cls(FourierSampler(volume.values), plane, poses, ctf, volume.pixel_size_angstrom)
+
+    def __len__(self) -> int:
+        return len(self.poses)
+
+    def batches(self) -> Iterator[Float[Tensor, "batch n n"]]:
+        """All images in order: exact slice of the map's transform, times CTF, times shift."""
+        frequencies = self.plane.frequencies_per_angstrom(self.pixel_size_angstrom)
+        step = max(1, _PIXELS_AT_ONCE // self.plane.box_size_px**2)
+        for start in range(0, len(self), step):
+            rows = slice(start, start + step)
+            poses = self.poses[rows]
+            transfer = None if self.ctf is None else image_transfer(self.ctf[rows], frequencies)
+            slices = self.sampler.slices(poses.rotations, self.plane)
+            shifts_px = poses.shifts_angstrom / self.pixel_size_angstrom
+            yield ifft_image(self.plane.scatter(apply_optics(slices, shifts_px, transfer, self.plane)))
+
+
+@dataclass(frozen=True)
+class SignalStatistics:
+    """Sums over the pixels of images, to which batches are added one by one.
+
+    Args:
+        count: pixels so far.
+        total: their sum.
+        squares: the sum of their squares.
+    """
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def including(self, images: Float[Tensor, "batch n n"]) -> "SignalStatistics":
+        """The statistics with these images added."""
+        values = images.double()
+        return SignalStatistics(
+            self.count + values.numel(), self.total + float(values.sum()), self.squares + float(values.square().sum())
+        )
+
+    def scale_for(self, snr: float) -> float:
+        """Factor on the images that gives them variance ``snr`` (1 for an infinite one)."""
+        mean = self.total / self.count
+        variance = self.squares / self.count - mean**2
+        if not variance > 1e-12 * mean**2:
+            raise MapFileError(
+                "the projections of the model are flat",
+                "cryoeq needs a density that differs from its surroundings",
+                "Check MODEL",
+            )
+        return math.sqrt((snr if math.isfinite(snr) else 1.0) / variance)

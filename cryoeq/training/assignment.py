@@ -1,0 +1,71 @@
+"""Final poses: one forward pass of the trained encoder over all particles."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cryoeq.data.dataset import ParticleDataset
+from cryoeq.domain.events import Progress
+from cryoeq.domain.pose import Poses
+from cryoeq.geometry.fourier import HalfPlane
+from cryoeq.training.losses import data_term
+from cryoeq.training.state import TrainingState
+from cryoeq.training.tasks import choose, observe, predict, propose
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Poses of all particles.
+
+    Args:
+        poses: the best hypothesis of each particle.
+        confidence: posterior probability of that hypothesis among those proposed (rlnMaxValueProbDistribution).
+        explained: fraction of the images' variance, inside the last shell, that the model reproduces.
+    """
+
+    poses: Poses
+    confidence: Float[Tensor, " particles"]
+    explained: float
+
+
+@torch.no_grad()
+def assign_poses(
+    state: TrainingState,
+    dataset: ParticleDataset,
+    plane: HalfPlane,
+    *,
+    batch_size: int,
+    is_symmetric: bool,
+    centred: bool,
+) -> Iterator[Progress | Assignment]:
+    """Pose every particle, in the order of the dataset.
+
+    Args:
+        state: after training.
+        dataset: the particles, at the working box.
+        plane: the coefficients that the encoder sees.
+        batch_size: images at a time.
+        is_symmetric: propose for the half-turned images too, as the symmetric loss does.
+        centred: particles are known to be centred: all shifts are 0.
+
+    Yields:
+        Progress, and at last the assignment.
+    """
+    state.encoder.eval()
+    parts, residual, power = [], 0.0, 0.0
+    for rows in torch.arange(len(dataset)).split(batch_size):
+        seen = observe(dataset, rows, plane, state.data_scale)
+        proposals = propose(state.encoder, seen.coefficients, plane, is_symmetric=is_symmetric, centred=centred)
+        errors = data_term(predict(state.decoder, proposals, seen.transfer, plane), seen.coefficients, plane.weights)
+        # Gaussian noise of the residual's own variance: log-likelihood -|r|^2 / (2 v) summed over the coefficients.
+        posterior = torch.softmax(-errors * float(plane.weights.sum()) / (2 * errors.min(1, keepdim=True).values), 1)
+        best = choose(proposals, errors.argmin(1))
+        parts.append([part.cpu() for part in (best.rotations[:, 0], best.shifts_px[:, 0], posterior.max(1).values)])
+        residual += float(errors.min(1).values.sum())
+        power += float((seen.coefficients.abs().square() @ plane.weights / plane.weights.sum()).sum())
+        yield Progress("posing", int(rows[-1]) + 1, len(dataset))
+    rotations, shifts, confidence = (torch.cat(part) for part in zip(*parts, strict=True))
+    yield Assignment(Poses(rotations, shifts * dataset.pixel_size_angstrom), confidence, 1 - residual / power)

@@ -1,0 +1,80 @@
+"""All that a training is made of at one moment, and what a checkpoint stores."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cryoeq.models.decoder import ImplicitDecoder
+from cryoeq.models.voxel_decoder import VoxelDecoder
+
+_STREAMS = 4
+
+
+@dataclass
+class TrainingState:
+    """The whole state of a training.
+
+    Randomness has no state of its own: each step and each epoch draws from a generator seeded by its number.
+
+    Args:
+        encoder: images to pose hypotheses.
+        decoder: poses to slices.
+        optimizer: of both; its parameter groups are the encoder's and the decoder's.
+        data_scale: factor that the images were multiplied by to have unit variance.
+        residual_power: mean |observed - predicted|^2 of each shell, a running average; the noise that renderings get.
+        rotations: last known rotation of each particle, identity before its first visit.
+        seed: of all randomness.
+        step: steps taken.
+        history: figures of each finished epoch.
+    """
+
+    encoder: nn.Module
+    decoder: VoxelDecoder | ImplicitDecoder
+    optimizer: torch.optim.Optimizer
+    data_scale: float
+    residual_power: Float[Tensor, " shells"]
+    rotations: Float[Tensor, "particles 3 3"]
+    seed: int
+    step: int = 0
+    history: dict[str, list[float]] = field(default_factory=dict)
+
+    def step_generator(self) -> torch.Generator:
+        """Randomness of the current step."""
+        return torch.Generator().manual_seed(_mix(self.seed, 0, self.step))
+
+    def epoch_order(self, epoch: int, count: int) -> Tensor:
+        """In which order the particles are visited in an epoch."""
+        return torch.randperm(count, generator=torch.Generator().manual_seed(_mix(self.seed, 1, epoch)))
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        """Tensors and plain values only, as ``torch.load(weights_only=True)`` wants them."""
+        return {
+            "encoder": self.encoder.state_dict(),
+            "decoder": self.decoder.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "data_scale": self.data_scale,
+            "residual_power": self.residual_power,
+            "rotations": self.rotations,
+            "seed": self.seed,
+            "step": self.step,
+            "history": {name: list(values) for name, values in self.history.items()},
+        }
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Take over what ``to_checkpoint`` gave."""
+        self.encoder.load_state_dict(checkpoint["encoder"])
+        self.decoder.load_state_dict(checkpoint["decoder"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.data_scale = checkpoint["data_scale"]
+        self.residual_power = checkpoint["residual_power"]
+        self.rotations = checkpoint["rotations"]
+        self.seed, self.step = checkpoint["seed"], checkpoint["step"]
+        self.history = {name: list(values) for name, values in checkpoint["history"].items()}
+
+
+def _mix(seed: int, stream: int, number: int) -> int:
+    """One 63-bit seed for each (seed, stream, number), by the multiplier of a linear congruential generator."""
+    return ((seed * _STREAMS + stream) * 6364136223846793005 + number * 1442695040888963407 + 1) % 2**63

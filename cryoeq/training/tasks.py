@@ -1,0 +1,200 @@
+"""The two tasks of a training step: reproduce the images, and pose renderings of the current map."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Complex, Float, Int
+from torch import Tensor
+
+from cryoeq.data.dataset import ParticleDataset
+from cryoeq.geometry.fourier import HalfPlane, fft_image, ifft_image
+from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
+from cryoeq.models.pose_head import PoseProposals
+from cryoeq.physics.ctf import image_transfer
+from cryoeq.physics.image_formation import apply_optics
+from cryoeq.training.losses import (
+    data_term,
+    head_choice_loss,
+    pose_cost,
+    winner_takes_all,
+    with_half_turn,
+)
+from cryoeq.training.state import TrainingState
+
+_CHOICE_WEIGHT = 0.1
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A batch of images in Fourier space.
+
+    Args:
+        indices: rows of the particles.
+        coefficients: scaled to unit variance.
+        transfer: CTF per coefficient, None without.
+    """
+
+    indices: Int[Tensor, " batch"]
+    coefficients: Complex[Tensor, "batch points"]
+    transfer: Float[Tensor, "batch points"] | None
+
+    def transfer_within(self, plane: HalfPlane) -> Float[Tensor, "batch part"] | None:
+        """The CTF of the leading coefficients."""
+        return None if self.transfer is None else self.transfer[:, : len(plane)]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a batch of images taught.
+
+    Args:
+        loss: to differentiate.
+        error: mean squared residual of the best hypotheses.
+        rotations: those of the best hypotheses.
+        residual_power: |observed - predicted|^2 of each coefficient, averaged over the batch.
+    """
+
+    loss: Float[Tensor, ""]
+    error: float
+    rotations: Float[Tensor, "batch 3 3"]
+    residual_power: Float[Tensor, " points"]
+
+
+def observe(dataset: ParticleDataset, rows: Int[Tensor, " rows"], plane: HalfPlane, scale: float) -> Observation:
+    """Read some particles and transform them, on the plane's device."""
+    batch = dataset.batch(rows).to(plane.coords.device)
+    coefficients = plane.gather(fft_image(batch.images)) * scale
+    if batch.ctf is None:
+        return Observation(rows, coefficients, None)
+    frequencies = plane.frequencies_per_angstrom(dataset.pixel_size_angstrom)
+    return Observation(rows, coefficients, image_transfer(batch.ctf, frequencies))
+
+
+def propose(
+    encoder: torch.nn.Module,
+    coefficients: Complex[Tensor, "batch points"],
+    plane: HalfPlane,
+    *,
+    is_symmetric: bool = False,
+    centred: bool = False,
+) -> PoseProposals:
+    """The encoder's hypotheses for images given by their coefficients.
+
+    Args:
+        encoder: the pose encoder.
+        coefficients: of the images.
+        plane: which.
+        is_symmetric: propose for the half-turned images too.
+        centred: particles are known to be centred: all shifts are 0.
+    """
+    images = ifft_image(plane.scatter(coefficients))
+    proposals: PoseProposals = encoder(images)
+    if centred:
+        proposals = replace(proposals, shifts_px=torch.zeros_like(proposals.shifts_px))
+    if is_symmetric:
+        turned = propose(encoder, coefficients.conj(), plane, centred=centred)
+        proposals = with_half_turn(proposals, turned)
+    return proposals
+
+
+def predict(
+    decoder: torch.nn.Module,
+    proposals: PoseProposals,
+    transfer: Float[Tensor, "batch points"] | None,
+    plane: HalfPlane,
+) -> Complex[Tensor, "batch heads points"]:
+    """What each hypothesis would look like."""
+    shape = proposals.shifts_px.shape[:2]
+    slices = decoder(proposals.rotations.flatten(0, 1), plane)
+    repeated = None if transfer is None else transfer.repeat_interleave(shape[1], 0)
+    return apply_optics(slices, proposals.shifts_px.flatten(0, 1), repeated, plane).unflatten(0, shape)
+
+
+def choose(proposals: PoseProposals, head: Int[Tensor, " batch"]) -> PoseProposals:
+    """One hypothesis per image."""
+    rows = torch.arange(len(head), device=head.device)
+    return PoseProposals(
+        *(part[rows, head][:, None] for part in (proposals.rotations, proposals.shifts_px, proposals.logits))
+    )
+
+
+def learn_images(
+    state: TrainingState,
+    seen: Observation,
+    plane: HalfPlane,
+    active: HalfPlane,
+    *,
+    leak: float,
+    is_symmetric: bool,
+    centred: bool,
+    encoder_learns: bool,
+) -> Outcome:
+    """Pose the images, and compare them with what the decoder makes of the best hypothesis."""
+    observed, transfer = seen.coefficients[:, : len(active)], seen.transfer_within(active)
+    with torch.set_grad_enabled(encoder_learns):
+        proposals = propose(state.encoder, seen.coefficients, plane, is_symmetric=is_symmetric, centred=centred)
+        predicted = predict(state.decoder, proposals, transfer, active)
+        errors = data_term(predicted, observed, active.weights)
+    best = choose(proposals, errors.argmin(1))
+    if encoder_learns:
+        loss = winner_takes_all(errors, leak)
+        predicted = predicted[torch.arange(len(observed)), errors.argmin(1)][:, None]
+    else:
+        predicted = predict(state.decoder, best, transfer, active)
+        loss = data_term(predicted, observed, active.weights).mean()
+    residual = seen.coefficients.detach().clone()
+    residual[:, : len(active)] -= predicted[:, 0].detach()
+    power = (residual.real.square() + residual.imag.square()).mean(0)
+    return Outcome(loss, float(errors.detach().min(1).values.mean()), best.rotations[:, 0].detach(), power)
+
+
+@torch.no_grad()
+def render(
+    state: TrainingState,
+    seen: Observation,
+    plane: HalfPlane,
+    active: HalfPlane,
+    *,
+    count: int,
+    shift_sigma_px: float,
+) -> tuple[Complex[Tensor, "count points"], Float[Tensor, "count 3 3"], Float[Tensor, "count 2"]]:
+    """The current map at random poses, with CTFs of the batch and noise of the residual's spectrum.
+
+    Returns:
+        Coefficients, rotations, shifts in pixels.
+    """
+    generator, device = state.step_generator(), plane.coords.device
+    rotations = random_rotations(count, generator, device)
+    shifts = (torch.randn(count, 2, generator=generator) * shift_sigma_px).to(device)
+    rows = torch.randint(len(seen.indices), (count,), generator=generator).to(device)
+    noise = torch.randn(2, count, len(plane), generator=generator).to(device)
+    transfer = seen.transfer_within(active)
+    clean = apply_optics(state.decoder(rotations, active), shifts, None if transfer is None else transfer[rows], active)
+    amplitude = (state.residual_power[plane.shells] / 2).sqrt()
+    images = torch.complex(noise[0], noise[1]) * amplitude
+    images[:, : len(active)] += clean
+    return images, rotations, shifts
+
+
+def learn_renderings(
+    state: TrainingState,
+    seen: Observation,
+    plane: HalfPlane,
+    active: HalfPlane,
+    *,
+    count: int,
+    shift_sigma_px: float,
+    leak: float,
+) -> tuple[Float[Tensor, ""], float]:
+    """Pose renderings whose poses are known exactly.
+
+    Returns:
+        The loss, and the median rotation error of the best hypotheses in degrees.
+    """
+    images, rotations, shifts = render(state, seen, plane, active, count=count, shift_sigma_px=shift_sigma_px)
+    proposals = propose(state.encoder, images, plane)
+    costs = pose_cost(proposals, rotations, shifts, shift_sigma_px)
+    loss = winner_takes_all(costs, leak) + _CHOICE_WEIGHT * head_choice_loss(proposals.logits, costs)
+    best = choose(proposals, costs.argmin(1)).rotations[:, 0].detach()
+    return loss, math.degrees(float(rotation_angle_rad(best, rotations).median()))

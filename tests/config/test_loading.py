@@ -1,0 +1,130 @@
+"""Layers of settings, and what is said when one of them is wrong."""
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from pydantic import Field, ValidationError
+
+from cryoeq.config import loading
+from cryoeq.config.frozen import FrozenConfig
+from cryoeq.config.loading import load_config, packaged_file
+from cryoeq.errors import ConfigError
+
+
+class Encoder(FrozenConfig):
+    group: str = "d4"
+    channels: int = Field(default=8, ge=1)
+
+
+class Voxels(FrozenConfig):
+    kind: Literal["voxel"] = "voxel"
+    padding: int = Field(default=2, ge=1)
+
+
+class Implicit(FrozenConfig):
+    kind: Literal["implicit"] = "implicit"
+    width: int = Field(default=64, ge=1)
+
+
+class Example(FrozenConfig):
+    particles: Path
+    seed: int = 0
+    rate: float = Field(default=1e-3, gt=0)
+    encoder: Encoder = Encoder()
+    decoder: Voxels | Implicit = Field(default=Voxels(), discriminator="kind")
+
+
+@pytest.fixture
+def preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "small.yaml").write_text(
+        "seed: 1\nencoder: {group: c1, channels: 1}\nparticles: preset.star\n"
+    )
+    monkeypatch.setattr(loading, "packaged_file", lambda name: tmp_path / name)
+    return "small"
+
+
+def test_the_later_layer_wins(tmp_path: Path, preset: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("seed: 2\nencoder:\n  channels: 2\n")
+    assert load_config(Example, preset=preset) == Example(
+        particles=Path("preset.star"), seed=1, encoder=Encoder(group="c1", channels=1)
+    )
+    assert load_config(Example, preset=preset, file=file).encoder == Encoder(group="c1", channels=2)
+    overrides = ["seed=3", "encoder.channels=3"]
+    config = load_config(Example, preset=preset, file=file, overrides=overrides, explicit={"seed": 4, "rate": None})
+    assert (config.seed, config.encoder, config.rate) == (4, Encoder(group="c1", channels=3), 1e-3)
+
+
+def test_a_resolved_configuration_repeats_itself(tmp_path: Path) -> None:
+    first = load_config(Example, overrides=["particles=a.star", "rate=2e-3", "decoder={kind: implicit, width: 9}"])
+    file = tmp_path / "config.yaml"
+    file.write_text(loading.yaml.safe_dump(first.model_dump(mode="json")))
+    assert load_config(Example, file=file) == first
+
+
+def test_settings_cannot_be_changed() -> None:
+    config = Example(particles=Path("a.star"))
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["encoder.gruop=so2"],
+            r"--set: encoder\.gruop is not a setting.*group, .*channels.*Did you mean encoder\.group",
+        ),
+        (["group=so2"], r"group is not a setting.*Did you mean encoder\.group\?"),
+        (["encoder.channels=0"], r"encoder\.channels is 0\. input should be greater than or equal to 1"),
+        (["encoder.channels=many"], r"encoder\.channels is 'many'.*valid integer"),
+        (["encoder=d4"], r"encoder is 'd4'"),
+        (["rate=.nan"], r"rate is nan"),
+        (["decoder.kind=voxel", "decoder.padding=0"], r"--set: decoder\.padding is 0"),
+        (["decoder.kind=voxel", "decoder.width=3"], r"decoder\.width is not a setting"),
+        (["decoder.kind=cube"], r"decoder is .*'voxel', 'implicit'"),
+        (["seed"], r"--set seed\. cryoeq expects --set key=value"),
+        (["seed=[1"], r"--set seed=\[1: the value is not YAML"),
+    ],
+)
+def test_what_is_wrong_is_named(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(Example, overrides=["particles=a.star", *overrides])
+
+
+def test_a_missing_setting_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"particles is not set.*--set particles="):
+        load_config(Example)
+
+
+def test_the_layer_that_is_wrong_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("particles: a.star\nseed: x\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: seed is 'x'"):
+        load_config(Example, file=file)
+    with pytest.raises(ConfigError, match=r"the command line: seed is 'y'"):
+        load_config(Example, file=file, explicit={"seed": "y"})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"a: [1", "is not YAML"), (b"- 1\n", "holds list"), (b"\xff\xfe\x00a", "is not YAML"), (None, "cannot be read")],
+)
+def test_a_bad_file_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+    file = tmp_path / "mine.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"mine\.yaml.*{message}"):
+        load_config(Example, file=file)
+
+
+def test_an_unknown_preset_is_named_with_its_neighbour(preset: str) -> None:
+    with pytest.raises(ConfigError, match=r"--preset smal:.*has small.*Did you mean small\?"):
+        load_config(Example, preset=preset[:-1])
+
+
+def test_a_file_that_is_not_packed() -> None:
+    with pytest.raises(ConfigError, match=r"no/such\.file is missing from this installation"):
+        packaged_file("no/such.file")

@@ -1,0 +1,63 @@
+"""Point groups: sizes, closure, and RELION's axes."""
+
+import math
+
+import pytest
+import torch
+
+from cryoeq.errors import ConfigError
+from cryoeq.geometry.pointgroup import symmetry_rotations
+from cryoeq.geometry.so3 import rotation_from_vector
+
+ORDERS = {"C1": 1, "C2": 2, "C7": 7, "D1": 2, "D2": 4, "D7": 14, "T": 12, "O": 24, "I": 60, "I1": 60, "I2": 60}
+
+# One rotation of each group that only RELION's choice of axes contains (relion_refine --print_symmetry_ops, 3.1.3).
+RELION_ELEMENTS = {
+    "D3": [[1, 0, 0], [0, -1, 0], [0, 0, -1]],
+    "T": [[-1, 0, 0], [0, 0.33333, 0.94281], [0, 0.94281, -0.33333]],
+    "O": [[0, 1, 0], [-1, 0, 0], [0, 0, 1]],
+}
+
+
+def about(axis: tuple[float, float, float], order: int) -> torch.Tensor:
+    direction = torch.tensor(axis, dtype=torch.float64)
+    return rotation_from_vector(direction / direction.norm() * (2 * math.pi / order))
+
+
+def holds(group: torch.Tensor, element: torch.Tensor) -> bool:
+    return float((group - element).abs().amax((-2, -1)).min()) < 1e-5
+
+
+@pytest.mark.parametrize(("name", "order"), ORDERS.items())
+def test_it_is_a_group_of_rotations(name: str, order: int) -> None:
+    group = symmetry_rotations(name)
+    assert group.shape == (order, 3, 3)
+    torch.testing.assert_close(group[0], torch.eye(3, dtype=torch.float64))
+    torch.testing.assert_close(torch.linalg.det(group), torch.ones(order, dtype=torch.float64))
+    products = (group[:, None] @ group[None]).flatten(0, 1)
+    distances = (products[:, None] - group[None]).abs().amax((-2, -1))
+    assert float(distances.amin(1).max()) < 1e-12
+    assert len(set(distances.argmin(1).tolist())) == order
+
+
+@pytest.mark.parametrize(("name", "element"), RELION_ELEMENTS.items())
+def test_axes_are_those_of_relion(name: str, element: list[list[float]]) -> None:
+    assert holds(symmetry_rotations(name), torch.tensor(element, dtype=torch.float64))
+
+
+def test_axes_of_the_icosahedral_settings() -> None:
+    golden = (1 + math.sqrt(5)) / 2
+    assert holds(symmetry_rotations("I1"), about((golden, 0, -1), 5))
+    assert not holds(symmetry_rotations("I1"), about((1, 0, golden), 5))
+    assert holds(symmetry_rotations("I2"), about((1, 0, golden), 5))
+    torch.testing.assert_close(symmetry_rotations("I"), symmetry_rotations("I2"))
+
+
+def test_capitals_do_not_matter() -> None:
+    torch.testing.assert_close(symmetry_rotations(" d3 "), symmetry_rotations("D3"))
+
+
+@pytest.mark.parametrize("name", ["", "C", "C0", "D-2", "C4v", "X", "C100000", "I7"])
+def test_unknown_groups_are_named(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"is not known.*C1.*--sym"):
+        symmetry_rotations(name)
