@@ -63,7 +63,9 @@ class SteerableConv(nn.Module):
         size = self.kernel_size
         flat = self.weight if self.basis is None else self.weight @ self.basis.flatten(1)
         blocks = flat.view(self.out_count, self.in_count, self.out_dim, self.in_dim, size, size)
-        return blocks.permute(2, 0, 3, 1, 4, 5).reshape(self.out_dim * self.out_count, self.in_dim * self.in_count, size, size)
+        return blocks.permute(2, 0, 3, 1, 4, 5).reshape(
+            self.out_dim * self.out_count, self.in_dim * self.in_count, size, size
+        )
 
     def offsets(self) -> Float[Tensor, " out"] | None:
         """The bias of each output channel."""

@@ -51,6 +51,11 @@ class PlaneGroup:
         return self.name[0] in "do"
 
     @property
+    def is_grid_exact(self) -> bool:
+        """Whether every element maps a square pixel grid to itself."""
+        return self.rotation_order in (1, 2, 4)
+
+    @property
     def rotation_order(self) -> int:
         """Number of rotations; 0 for all of them."""
         return 0 if self.is_continuous else int(self.name[1:])
@@ -78,7 +83,9 @@ class PlaneGroup:
             return turns
         return torch.cat([turns, turns @ torch.diag(torch.tensor([-1.0, 1.0], dtype=torch.float64))])
 
-    def kernel_basis(self, in_kind: FieldKind, out_kind: FieldKind, size: int) -> Float[Tensor, "basis out in size size"]:
+    def kernel_basis(
+        self, in_kind: FieldKind, out_kind: FieldKind, size: int
+    ) -> Float[Tensor, "basis out in size size"]:
         """All steerable kernels between two kinds of fields, each of squared norm ``out``, so that white noise of variance 1 keeps it."""
         return _kernel_basis(self.name, in_kind, out_kind, size).to(torch.get_default_dtype(), copy=True)
 
@@ -165,7 +172,8 @@ def _kernel_basis(name: str, in_kind: FieldKind, out_kind: FieldKind, size: int)
     representations = [_representation(name, kind) for kind in (in_kind, out_kind)]
     # escnn prints the Clebsch-Gordan coefficients that it solves for.
     with contextlib.redirect_stdout(io.StringIO()):
-        layer = R2Conv(*(FieldType(space, [representation]) for representation in representations), size, bias=False, initialize=False)
+        types = [FieldType(space, [representation]) for representation in representations]
+        layer = R2Conv(*types, size, bias=False, initialize=False, **_rings(plane_group(name), size))
     count = layer.basisexpansion.dimension()
     unit = torch.eye(count)
     kernels = torch.stack([layer.basisexpansion(unit[i]) for i in range(count)]).detach().double()
@@ -178,6 +186,17 @@ def _kernel_basis(name: str, in_kind: FieldKind, out_kind: FieldKind, size: int)
         basis[:, :, 1] *= -1
     norms = basis.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1, 1)
     return basis / norms * math.sqrt(out_size)
+
+
+def _rings(group: PlaneGroup, size: int) -> dict[str, Any]:
+    """Radii and widths of the kernels' Gaussian rings, in pixels; escnn's own for groups that the grid serves exactly.
+
+    Between quarter turns, error comes from what the pixel grid cannot represent. Rings a pixel wide, ending a pixel inside the filter,
+    have little power beyond the Nyquist frequency of the next, coarser level.
+    """
+    if group.is_grid_exact or size < 7:
+        return {}
+    return {"rings": [float(radius) for radius in range(size // 2)], "sigma": 1.0, "frequencies_cutoff": 1.0}
 
 
 def _symmetrise(kernels: Tensor, space: Any, in_representation: Any, out_representation: Any) -> Tensor:

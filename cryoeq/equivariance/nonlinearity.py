@@ -18,6 +18,9 @@ class FieldActivation(nn.Module):
     transformed back (escnn's FourierPointwise). That is exact for the elements of the grid, quarter turns among them, and approximate
     between them, because ReLU has no band limit.
 
+    For groups with elements that the pixel grid does not serve exactly, maps are also windowed to a disc: what a bias leaves in the corners
+    would show the next layer a square, which does not turn.
+
     Args:
         group: the group.
         fields: number of hidden fields.
@@ -32,6 +35,7 @@ class FieldActivation(nn.Module):
 
     def __init__(self, group: PlaneGroup, fields: int, *, momentum: float = 0.1, epsilon: float = 1e-5) -> None:
         super().__init__()
+        self.is_windowed = not group.is_grid_exact
         self.fields, self.momentum, self.epsilon = fields, momentum, epsilon
         self.weight = nn.Parameter(torch.ones(fields))
         self.bias = nn.Parameter(torch.zeros(fields))
@@ -49,7 +53,8 @@ class FieldActivation(nn.Module):
         values = rows if self.synthesis is None else F.linear(rows, self.synthesis)
         values = self._normalise_and_rectify(values)
         rows = values if self.analysis is None else F.linear(values, self.analysis)
-        return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        activated = rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        return activated * _disc(height, activated) if self.is_windowed and height > 1 else activated
 
     def _normalise_and_rectify(self, values: Tensor) -> Tensor:
         """Batch statistics in training, running ones in evaluation."""
@@ -69,6 +74,13 @@ class FieldActivation(nn.Module):
 def _per_field(matrix: Tensor | None, fields: int) -> Tensor | None:
     """A matrix on the components of one field, as one on all channels (component, field)."""
     return None if matrix is None else torch.kron(matrix.contiguous(), torch.eye(fields, dtype=matrix.dtype))
+
+
+def _disc(size: int, like: Tensor) -> Tensor:
+    """1 inside the circle that touches the edges of a square map, 0 outside, with a soft edge of about a pixel."""
+    offset = torch.arange(size, dtype=like.dtype, device=like.device) - (size - 1) / 2
+    radius = (offset[:, None].square() + offset.square()).sqrt()
+    return torch.sigmoid(((size - 2) / 2 - radius) / 0.4)
 
 
 class _NormRelu(torch.autograd.Function):

@@ -161,7 +161,7 @@ def turn_map(
 
 
 def _spline_coefficients(values: Float[Tensor, "n n n"]) -> Complex[Tensor, "m m m"]:
-    """Centred oversampled transform, prepared for cubic B-splines.
+    """Oversampled transform, prepared for cubic B-splines; its origin is at index 0, sparing large maps a copy.
 
     Splines between coefficients multiply the map by sinc^4 along each axis, which is divided out beforehand. Trilinear
     weights, good enough to find a pose, would leave 5 % of error in the amplitudes of a map that fills its box.
@@ -169,7 +169,7 @@ def _spline_coefficients(values: Float[Tensor, "n n n"]) -> Complex[Tensor, "m m
     n = values.shape[-1]
     line = torch.sinc((torch.arange(n, device=values.device) - n // 2).to(values) / (_PADDING * n)) ** 4
     corrected = pad_centred(values / (line[:, None, None] * line[:, None] * line), _PADDING * n, 3)
-    transform: Tensor = torch.fft.fftshift(torch.fft.fftn(torch.fft.ifftshift(corrected)))
+    transform: Tensor = torch.fft.fftn(torch.fft.ifftshift(corrected))
     return transform
 
 
@@ -181,7 +181,7 @@ def _spline_sample(padded: Complex[Tensor, "m m m"], places: Float[Tensor, "poin
     t = scaled - low
     pieces = [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, 3 * (1 - t) ** 3 - 6 * (1 - t) ** 2 + 4, t**3]
     weights = torch.stack(pieces) / 6
-    nodes = (low.long() + m // 2 + torch.arange(-1, 3, device=places.device)[:, None, None]) % m
+    nodes = (low.long() + torch.arange(-1, 3, device=places.device)[:, None, None]) % m
     (x, y, z), (wx, wy, wz) = nodes.unbind(-1), weights.unbind(-1)
     flat = (z[:, None, None] * m + y[:, None]) * m + x
     return (padded.flatten()[flat] * (wz[:, None, None] * wy[:, None] * wx)).sum((0, 1, 2))

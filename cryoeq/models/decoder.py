@@ -102,11 +102,11 @@ class ImplicitDecoder(nn.Module):
     def to_map(self) -> Float[Tensor, "n n n"]:
         """The map in real space, from its transform inside the Nyquist sphere."""
         n = self.box_size_px
-        device = self.log_scale.device
-        axis = torch.arange(n, device=device, dtype=torch.float32) - n // 2
+        device, dtype = self.log_scale.device, self.log_scale.dtype
+        axis = torch.arange(n, device=device, dtype=dtype) - n // 2
         kz, ky, kx = torch.meshgrid(axis, axis, axis, indexing="ij")
         k = torch.stack([kx, ky, kz], -1).reshape(-1, 3)
         inside = (k.norm(dim=-1) <= (n - 1) / 2).nonzero().squeeze(1)
-        full = torch.zeros(n**3, dtype=torch.complex64, device=device)
+        full = torch.zeros(n**3, dtype=dtype.to_complex(), device=device)
         full[inside] = torch.cat([self.transform(part) for part in k[inside].split(_CHUNK)])
         return ifft_map(full.view(n, n, n))

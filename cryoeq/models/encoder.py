@@ -13,7 +13,9 @@ from cryoeq.equivariance import FieldActivation, FullMapConv, PlaneGroup, Steera
 from cryoeq.models.pose_head import HeadKind, PoseHead, PoseProposals
 
 _MINIMUM_BOX = 9
-_FINAL_SIZES = (5, 7)
+_FINAL_SIZES_PX = (5, 7)
+_SMOOTH_FINAL_SIZES_PX = (9, 11, 13)
+"""Sides of the last map; larger for groups with elements that the grid does not serve exactly, whose error grows with each halving."""
 _LARGEST_FULL_RESOLUTION_PX = 40
 """Above this side the first convolution already has stride 2: particles fill their box, and structure of two pixels is noise."""
 
@@ -39,8 +41,12 @@ class SpatialPlan:
         return tuple((self.padded_px - 1) // 2**k + 1 for k in range(first, self.halvings + 1))
 
     @classmethod
-    def for_box(cls, box_size_px: int) -> "SpatialPlan":
-        """The plan that pads least and ends in a map of 5 or 7 pixels.
+    def for_box(cls, box_size_px: int, *, is_grid_exact: bool = True) -> "SpatialPlan":
+        """The plan that pads least and ends in a small map.
+
+        Args:
+            box_size_px: side of the images.
+            is_grid_exact: whether the group maps the pixel grid to itself.
 
         Raises:
             ValueError: the box is too small.
@@ -48,7 +54,8 @@ class SpatialPlan:
         if box_size_px < _MINIMUM_BOX:
             raise ValueError(f"a box of {box_size_px} px is too small: the encoder needs at least {_MINIMUM_BOX} px")
         odd = box_size_px - 1 + box_size_px % 2
-        sides = [(1 + (final - 1) * 2**k, k) for k in range(1, 12) for final in _FINAL_SIZES]
+        finals = _FINAL_SIZES_PX if is_grid_exact else _SMOOTH_FINAL_SIZES_PX
+        sides = [(1 + (final - 1) * 2**k, k) for k in range(1, 12) for final in finals]
         padded, halvings = min((side, -k) for side, k in sides if side >= odd)
         return cls(padded, -halvings, 2 if padded > _LARGEST_FULL_RESOLUTION_PX else 1)
 
@@ -100,7 +107,7 @@ class PoseEncoder(nn.Module):
         box_size_px: side of the images; an even box loses row 0 and column 0, so that its centre is a pixel's.
         n_heads: hypotheses per image.
         channels: width of the feature maps in channels (a hidden field of d4 takes 8 of them), from the first level to the last map, then
-            that of the hidden layers behind it; by default ``default_channels(box_size_px)``.
+            that of the hidden layers behind it; by default ``default_channels``.
         head: how the rotation is represented; see ``PoseHead``.
     """
 
@@ -116,9 +123,9 @@ class PoseEncoder(nn.Module):
         super().__init__()
         self.box_size_px = box_size_px
         self.group = plane_group(group)
-        self.plan = SpatialPlan.for_box(box_size_px)
-        widths = channels or default_channels(box_size_px)
+        self.plan = SpatialPlan.for_box(box_size_px, is_grid_exact=self.group.is_grid_exact)
         sizes = self.plan.level_sizes_px
+        widths = channels or default_channels(sizes)
         if len(widths) != len(sizes) + 1:
             raise ValueError(
                 f"channels {widths}: a box of {box_size_px} px has maps of {sizes} px, and one more width for the layers behind"
@@ -144,25 +151,29 @@ class PoseEncoder(nn.Module):
         return F.pad(odd, (margin,) * 4)
 
 
-def default_channels(box_size_px: int) -> tuple[int, ...]:
+def default_channels(level_sizes_px: tuple[int, ...]) -> tuple[int, ...]:
     """Widths for about 10^5 parameters with d4: narrow where maps are large, 64 where they are small, 512 behind the last map."""
-    sizes = SpatialPlan.for_box(box_size_px).level_sizes_px
-    return (*(16 if size > 24 else 32 if size > 12 else 64 for size in sizes), 512)
+    return (*(16 if size > 24 else 32 if size > 12 else 64 for size in level_sizes_px), 512)
 
 
 def _trunk(group: PlaneGroup, in_channels: int, fields: list[int], plan: SpatialPlan) -> nn.Sequential:
-    """Level by level at half the resolution, then one filter as large as the last map, then a layer at one pixel."""
+    """Level by level at half the resolution, then one filter as large as the last map, then a layer at one pixel.
 
-    def block(conv: SteerableConv, count: int) -> SteerableBlock:
-        return SteerableBlock(conv, FieldActivation(group, count))
-
+    Groups that the grid serves exactly have small filters, two convolutions a level; the others one, with large smooth filters.
+    """
+    first_size, down_size = (5, 3) if group.is_grid_exact else (7, 7)
     *levels, last = fields
-    first = SteerableConv(group, (in_channels, "scalar"), (levels[0], "hidden"), 5, stride=plan.first_stride)
-    blocks = [block(first, levels[0])]
+    first = SteerableConv(group, (in_channels, "scalar"), (levels[0], "hidden"), first_size, stride=plan.first_stride)
+    blocks = [_block(first, group)]
     for before, count in pairwise(levels):
-        down = SteerableConv(group, (before, "hidden"), (count, "hidden"), 3, stride=2)
-        same = SteerableConv(group, (count, "hidden"), (count, "hidden"), 3)
-        blocks += [block(down, count), block(same, count)]
+        blocks.append(_block(SteerableConv(group, (before, "hidden"), (count, "hidden"), down_size, stride=2), group))
+        if group.is_grid_exact:
+            blocks.append(_block(SteerableConv(group, (count, "hidden"), (count, "hidden"), 3), group))
     whole = FullMapConv(group, (levels[-1], "hidden"), (last, "hidden"), plan.level_sizes_px[-1])
     mixing = FullMapConv(group, (last, "hidden"), (last, "hidden"), 1)
-    return nn.Sequential(*blocks, block(whole, last), block(mixing, last))
+    return nn.Sequential(*blocks, _block(whole, group), _block(mixing, group))
+
+
+def _block(conv: SteerableConv, group: PlaneGroup) -> SteerableBlock:
+    """A convolution with its activation."""
+    return SteerableBlock(conv, FieldActivation(group, conv.out_count))

@@ -11,8 +11,8 @@ from cryoeq.equivariance import PlaneGroup, SteerableConv
 
 HeadKind = Literal["rows", "columns"]
 
-_DEGENERATE = 1e-4
-"""Sine of the angle between two vectors below which the rotation they span is not trusted to have useful gradients."""
+_PARALLEL = 1e-4
+"""Length of the cross product of two vectors, of norm about 1, below which the plane they span is not trusted."""
 
 
 @dataclass(frozen=True)
@@ -101,15 +101,13 @@ def rotation_from_columns(columns: Float[Tensor, "*batch 3 2"]) -> Float[Tensor,
 
 
 def _separate(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """The same two vectors, moved apart where they are so nearly parallel that the gradient would explode.
+    """The same two vectors; where they are so nearly parallel that the gradient would explode, a fixed choice of the plane they span.
 
-    This breaks equivariance, which no continuous choice could keep there, for about one random input in 10^8.
+    No continuous choice is equivariant there; about one random input in 10^8 is concerned.
     """
-    is_degenerate = torch.linalg.cross(first, second).norm(dim=-1, keepdim=True) < _DEGENERATE
+    is_parallel = torch.linalg.cross(first, second).norm(dim=-1, keepdim=True) < _PARALLEL
+    is_short = first.norm(dim=-1, keepdim=True) < _PARALLEL
     axes = torch.eye(3, dtype=first.dtype, device=first.device)
-    # Along the axis least parallel to the first vector, and the next one, so that also two zero vectors become a rotation.
-    first = torch.where(
-        is_degenerate & (first.norm(dim=-1, keepdim=True) < _DEGENERATE), axes[0].expand_as(first), first
-    )
-    least = axes[first.detach().abs().argmin(-1)]
-    return first, torch.where(is_degenerate, second + least, second)
+    first = torch.where(is_parallel & is_short, axes[0].expand_as(first), first)
+    least_aligned = axes[first.detach().abs().argmin(-1)]
+    return first, torch.where(is_parallel, least_aligned, second)

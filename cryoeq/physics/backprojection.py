@@ -100,7 +100,7 @@ def wiener_filter(volume: Float[Tensor, "n n n"], signal_to_noise: Float[Tensor,
 
 
 def _friedel_mate(transform: Float[Tensor, "*batch m m m"]) -> Float[Tensor, "*batch m m m"]:
-    """Value at -k of each coefficient k of a centred transform; 0 at the Nyquist planes of even m, which hold no data."""
+    """Value at -k of each coefficient k of a centred transform; 0 at even m's Nyquist planes, where no data are."""
     first = 1 - transform.shape[-1] % 2
     inner = transform[..., first:, first:, first:]
     return pad(inner.flip((-3, -2, -1)), (first, 0) * 3)

@@ -64,8 +64,8 @@ def matched_filter(
     """The two factors of a least-squares sum over images: what multiplies the stored image, and what it then carries.
 
     Returns:
-        (factor, power). The factor is the CTF, or 1 where the image is premultiplied and so already carries it; the power
-        is the CTF squared.
+        (factor, power). The factor is the CTF, or 1 where the image is premultiplied and so already carries it; the
+        power is the CTF squared.
     """
     values = evaluate_ctf(ctf, frequencies_per_angstrom)
     is_premultiplied = ctf.is_premultiplied[:, None] > 0

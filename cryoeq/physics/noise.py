@@ -41,7 +41,8 @@ def noise_variance(
     Args:
         images: in real space.
         particle_radius_px: see ``background_spectrum``.
-        transfer_power: by what the noise of each image was multiplied, per shell (the CTF squared of premultiplied images); None for 1.
+        transfer_power: by what the noise of each image was multiplied, per shell: the CTF squared of premultiplied
+            images; None for 1.
     """
     measured = background_spectrum(images, particle_radius_px).mean(0)
     variance = measured if transfer_power is None else measured / transfer_power.mean(0).clamp(min=_LEAST_VARIANCE)
@@ -52,6 +53,6 @@ def noise_variance(
 def shell_means(values: Float[Tensor, "batch points"], plane: HalfPlane) -> Float[Tensor, "batch shells"]:
     """Mean over each shell up to Nyquist; 0 where the plane holds none of it."""
     n_shells = plane.box_size_px // 2 + 1
-    shells = (plane.radii + 0.5).floor().long().clamp(max=n_shells - 1)
+    shells = plane.shells.clamp(max=n_shells - 1)
     counts = torch.bincount(shells, minlength=n_shells).clamp(min=1)
     return values.new_zeros(len(values), n_shells).index_add(1, shells, values) / counts

@@ -107,8 +107,8 @@ def spread_slices(
     for dz, dy, dx in product((0, 1), repeat=3):
         index = (first + ((dz * side + dy) * side + dx)).flatten()
         weight = weights[dz][..., 2] * weights[dy][..., 1] * weights[dx][..., 0]
-        for volume, values in zip(volumes, channels, strict=True):
-            volume.scatter_add_(0, index, (values * weight).flatten())
+        for channel, values in enumerate(channels):
+            volumes[channel].scatter_add_(0, index, (values * weight).flatten())
     return volumes.reshape(-1, side, side, side)[:, :m, :m, :m]
 
 

@@ -113,7 +113,7 @@ def _accumulate(
 
 def _noise_precision(dataset: ParticleDataset, plane: HalfPlane) -> Float[Tensor, "groups points"]:
     """Inverse noise variance of each coefficient, per optics group, on the CPU."""
-    shells = (plane.radii.cpu() + 0.5).floor().long().clamp(max=dataset.box_size_px // 2)
+    shells = plane.shells.cpu().clamp(max=dataset.box_size_px // 2)
     precisions = [torch.ones(len(plane))] * len(dataset.table.optics)
     for group in dataset.table.optics_index.unique().tolist():
         rows = (dataset.table.optics_index == group).nonzero().squeeze(1)

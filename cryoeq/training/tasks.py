@@ -8,7 +8,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryoeq.data.dataset import ParticleDataset
-from cryoeq.geometry.fourier import HalfPlane, fft_image, ifft_image
+from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
 from cryoeq.models.pose_head import PoseProposals
 from cryoeq.physics.ctf import image_transfer
@@ -64,7 +64,7 @@ class Outcome:
 def observe(dataset: ParticleDataset, rows: Int[Tensor, " rows"], plane: HalfPlane, scale: float) -> Observation:
     """Read some particles and transform them, on the plane's device."""
     batch = dataset.batch(rows).to(plane.coords.device)
-    coefficients = plane.gather(fft_image(batch.images)) * scale
+    coefficients = plane.transform(batch.images) * scale
     if batch.ctf is None:
         return Observation(rows, coefficients, None)
     frequencies = plane.frequencies_per_angstrom(dataset.pixel_size_angstrom)
@@ -88,7 +88,7 @@ def propose(
         is_symmetric: propose for the half-turned images too.
         centred: particles are known to be centred: all shifts are 0.
     """
-    images = ifft_image(plane.scatter(coefficients))
+    images = plane.images(coefficients)
     proposals: PoseProposals = encoder(images)
     if centred:
         proposals = replace(proposals, shifts_px=torch.zeros_like(proposals.shifts_px))
