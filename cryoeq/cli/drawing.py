@@ -3,6 +3,7 @@
 Progress and notes go to standard error, results to standard output.
 """
 
+import math
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -215,7 +216,7 @@ class TerminalDrawer:
 
 
 def _figures(figures: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if not math.isnan(value))
 
 
 def aligned(report: Report) -> str:

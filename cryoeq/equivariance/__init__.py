@@ -1,7 +1,7 @@
 """Steerable layers of the plane's rotations and mirrors; the only room that knows escnn.
 
-escnn 1.0.11 imports ``lie_learn`` for one function of SO(3), which nothing here uses; that package needs an old numpy and a compiler. Where
-it is absent a stub takes its place before escnn is imported.
+escnn 1.0.11 imports ``lie_learn`` for one function of SO(3), which nothing here uses; that package needs an old numpy
+and a compiler. Where it is absent a stub takes its place before escnn is imported.
 """
 
 import importlib.util
@@ -29,11 +29,14 @@ if importlib.util.find_spec("lie_learn") is None:
     _register_lie_learn_stub()
 
 with warnings.catch_warnings():
-    # An invalid escape sequence in a docstring of escnn, and its notice that py3nj (SO(3) only, needs a Fortran compiler) is absent.
+    # An invalid escape sequence in a docstring of escnn, and its notice that py3nj (SO(3) only, needs Fortran) is
+    # absent.
     warnings.filterwarnings("ignore", message=".*invalid escape sequence.*")
     warnings.filterwarnings("ignore", message=".*py3nj.*", category=UserWarning)
     import escnn.gspaces
-    import escnn.nn  # noqa: F401  # imported here so that the two notices are silenced once, for every module of this room
+    import escnn.nn  # noqa: F401  # imported here so that the two notices are silenced once, for every module of this
+
+    room
 
 from cryoeq.equivariance.convolution import FullMapConv, SteerableBlock, SteerableConv  # noqa: E402
 from cryoeq.equivariance.groups import GROUP_NAMES, FieldKind, PlaneGroup, plane_group  # noqa: E402

@@ -1,7 +1,7 @@
 """Convolutions whose filters are combinations of steerable kernels.
 
-Channels of a feature map are ordered (component, field), the field fastest, and maps are kept channels-last: a batch norm per field is then
-one over the last axis of a contiguous matrix, and both are fast on a CPU.
+Channels of a feature map are ordered (component, field), the field fastest, and maps are kept channels-last:
+convolutions are fast on a CPU so, and statistics per field are sums down the columns of a contiguous matrix.
 """
 
 import math
@@ -18,7 +18,8 @@ from cryoeq.equivariance.nonlinearity import FieldActivation
 class SteerableConv(nn.Module):
     """A convolution that commutes with a group: f(g.I) = rho(g) f(I).
 
-    Only the coefficients are parameters; the filters are expanded in each call, so that training and evaluation have the same state.
+    Only the coefficients are parameters; the filters are expanded in each call, so that training and evaluation have
+    the same state.
 
     Args:
         group: the group.
@@ -83,7 +84,7 @@ class FullMapConv(SteerableConv):
     """A steerable convolution with a filter as large as the map: one output pixel that knows where things were."""
 
     def forward(self, maps: Float[Tensor, "batch in size size"]) -> Float[Tensor, "batch out 1 1"]:
-        """The value at the centre, as one matrix product (several times faster than a convolution of one output pixel)."""
+        """The value at the centre, as one matrix product: several times faster than a convolution of one pixel."""
         columns = self.filters().permute(0, 2, 3, 1).flatten(1)
         return F.linear(maps.permute(0, 2, 3, 1).flatten(1), columns, self.offsets())[:, :, None, None]
 

@@ -21,8 +21,8 @@ def lift_to_rotation(g: Float[Tensor, "2 2"]) -> Float[Tensor, "3 3"]:
 def transform_images(images: Float[Tensor, "batch n n"], g: Float[Tensor, "2 2"]) -> Float[Tensor, "batch n n"]:
     """The images g.I, with (g.I)(x) = I(g^-1 x) about pixel n // 2 and x = (column, row).
 
-    Exact when g maps the pixel grid to itself, bicubic otherwise. The mates of row 0 and column 0 of an even box lie outside of it: these are
-    left as they are for an exact g, and are zero otherwise.
+    Exact when g maps the pixel grid to itself, bicubic otherwise. The mates of row 0 and column 0 of an even box lie
+    outside of it: these are left as they are for an exact g, and are zero otherwise.
     """
     odd = 1 - images.shape[-1] % 2
     square = images[:, odd:, odd:]

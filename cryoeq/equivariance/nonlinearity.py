@@ -1,4 +1,4 @@
-"""Batch norm and nonlinearity on hidden fields: functions on the group, given by their values or by their Fourier coefficients."""
+"""Batch norm and nonlinearity on hidden fields: functions on the group, as values or as Fourier coefficients."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ from cryoeq.equivariance.groups import PlaneGroup
 class FieldActivation(nn.Module):
     """Batch norm per field, then ReLU, both on the values of each field on the elements of the group.
 
-    Mean and variance of a field are taken over batch, pixels and group elements, so they are invariant. The fields of a discrete group are
-    their values already (escnn's InnerBatchNorm and ReLU); those of so2 and o2 are sampled on a uniform grid of the group and
-    transformed back (escnn's FourierPointwise). That is exact for the elements of the grid, quarter turns among them, and approximate
-    between them, because ReLU has no band limit.
+    Mean and variance of a field are taken over batch, pixels and group elements, so they are invariant. The fields of a
+    discrete group are their values already (as in escnn's InnerBatchNorm and ReLU); those of so2 and o2 are sampled on
+    a uniform grid of the group and transformed back (as in escnn's FourierPointwise). That is exact for the elements of
+    the grid, quarter turns among them, and approximate between them, because ReLU has no band limit.
 
-    For groups with elements that the pixel grid does not serve exactly, maps are also windowed to a disc: what a bias leaves in the corners
-    would show the next layer a square, which does not turn.
+    For groups with elements that the pixel grid does not serve exactly, maps are also windowed to a disc: what a bias
+    leaves in the corners would show the next layer a square, which does not turn.
 
     Args:
         group: the group.
@@ -59,12 +59,11 @@ class FieldActivation(nn.Module):
     def _normalise_and_rectify(self, values: Tensor) -> Tensor:
         """Batch statistics in training, running ones in evaluation."""
         if self.training:
-            activated, mean, variance = _NormRelu.apply(values, self.weight, self.bias, self.epsilon)
+            activated, mean, variance = _norm_relu(values, self.weight, self.bias, self.epsilon)
             with torch.no_grad():
                 self.running_mean.lerp_(mean, self.momentum)
                 self.running_variance.lerp_(variance, self.momentum)
-            result: Tensor = activated
-            return result
+            return activated
         scale = self.weight * (self.running_variance + self.epsilon).rsqrt()
         repeats = values.shape[1] // self.fields
         shift = self.bias - self.running_mean * scale
@@ -86,8 +85,8 @@ def _disc(size: int, like: Tensor) -> Tensor:
 class _NormRelu(torch.autograd.Function):
     """ReLU(weight (x - mean) / sd + bias) with mean and sd per field, over rows and components.
 
-    torch's own batch norm takes one statistic per channel. Seen as (rows x components, fields) it has so few channels that it runs ten times
-    slower than this, which sums over rows by matrix products and over components afterwards.
+    torch's own batch norm takes one statistic per channel. On (rows x components, fields) it has so few channels that
+    it runs ten times slower than this, which sums over rows by matrix products and over components afterwards.
     """
 
     @staticmethod
@@ -117,6 +116,12 @@ class _NormRelu(torch.autograd.Function):
         dx = torch.addcmul(offset.repeat(repeats), x, slope.repeat(repeats)).addcmul_(passed, scale.repeat(repeats))
         count = x.numel() / fields
         return dx, second * count, first * count, None
+
+
+def _norm_relu(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Activated values, and the mean and variance of each field."""
+    result: tuple[Tensor, Tensor, Tensor] = _NormRelu.apply(x, weight, bias, epsilon)  # type: ignore[no-untyped-call]
+    return result
 
 
 def _field_mean(values: Tensor, fields: int) -> Tensor:

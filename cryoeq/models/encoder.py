@@ -15,9 +15,9 @@ from cryoeq.models.pose_head import HeadKind, PoseHead, PoseProposals
 _MINIMUM_BOX = 9
 _FINAL_SIZES_PX = (5, 7)
 _SMOOTH_FINAL_SIZES_PX = (9, 11, 13)
-"""Sides of the last map; larger for groups with elements that the grid does not serve exactly, whose error grows with each halving."""
+"""Sides of the last map; larger where the grid does not serve the group exactly: error grows with each halving."""
 _LARGEST_FULL_RESOLUTION_PX = 40
-"""Above this side the first convolution already has stride 2: particles fill their box, and structure of two pixels is noise."""
+"""Above this side the first convolution already has stride 2: structure of two pixels is noise there."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,17 @@ class SpatialPlan:
     def __post_init__(self) -> None:
         if (self.padded_px - 1) % 2**self.halvings or self.padded_px % 2 == 0:
             raise ValueError(
-                f"a side of {self.padded_px} px does not stay odd under {self.halvings} strides of 2: equivariance would be lost; "
-                f"side - 1 must be even and a multiple of {2**self.halvings}"
+                f"a side of {self.padded_px} px does not stay odd under {self.halvings} strides of 2, which would break "
+                f"equivariance: side - 1 must be even and a multiple of {2**self.halvings}"
             )
 
 
 class LowPassPyramid(nn.Module):
     """The images and their Gaussian low-passes, each normalised by its own spread over the batch.
 
-    Low-passes show an encoder with small filters the shape of a particle under noise; being isotropic they commute with the group. The norm
-    makes the first layer indifferent to the scale of the signal, from far below the noise to noise-free data.
+    Low-passes show an encoder with small filters the shape of a particle under noise; being isotropic they commute with
+    the group. The norm makes the first layer indifferent to the scale of the signal, from far below the noise to
+    noise-free data.
 
     Args:
         size_px: side of the padded images.
@@ -106,8 +107,8 @@ class PoseEncoder(nn.Module):
         group: c1, c2, c4, c8, d1, d2, d4, d8, so2 or o2.
         box_size_px: side of the images; an even box loses row 0 and column 0, so that its centre is a pixel's.
         n_heads: hypotheses per image.
-        channels: width of the feature maps in channels (a hidden field of d4 takes 8 of them), from the first level to the last map, then
-            that of the hidden layers behind it; by default ``default_channels``.
+        channels: width of the feature maps in channels (a hidden field of d4 takes 8 of them), from the first level to
+            the last map, then that of the hidden layers behind it; by default ``default_channels``.
         head: how the rotation is represented; see ``PoseHead``.
     """
 
@@ -128,7 +129,8 @@ class PoseEncoder(nn.Module):
         widths = channels or default_channels(sizes)
         if len(widths) != len(sizes) + 1:
             raise ValueError(
-                f"channels {widths}: a box of {box_size_px} px has maps of {sizes} px, and one more width for the layers behind"
+                f"channels {widths}: a box of {box_size_px} px has maps of {sizes} px, each with a width, "
+                "and one more width for the layers behind them"
             )
         fields = [max(1, round(width / self.group.dim("hidden"))) for width in widths]
         sigmas = tuple(2.0**k for k in range(3 if box_size_px >= 32 else 2))
@@ -152,14 +154,14 @@ class PoseEncoder(nn.Module):
 
 
 def default_channels(level_sizes_px: tuple[int, ...]) -> tuple[int, ...]:
-    """Widths for about 10^5 parameters with d4: narrow where maps are large, 64 where they are small, 512 behind the last map."""
+    """Widths for about 10^5 parameters with d4: narrow where maps are large, and 512 behind the last map."""
     return (*(16 if size > 24 else 32 if size > 12 else 64 for size in level_sizes_px), 512)
 
 
 def _trunk(group: PlaneGroup, in_channels: int, fields: list[int], plan: SpatialPlan) -> nn.Sequential:
     """Level by level at half the resolution, then one filter as large as the last map, then a layer at one pixel.
 
-    Groups that the grid serves exactly have small filters, two convolutions a level; the others one, with large smooth filters.
+    Groups that the grid serves exactly have small filters, two convolutions a level; the others one, large and smooth.
     """
     first_size, down_size = (5, 3) if group.is_grid_exact else (7, 7)
     *levels, last = fields

@@ -40,8 +40,9 @@ class PoseHead(nn.Module):
         group: the group.
         in_fields: number of hidden fields.
         n_heads: hypotheses per image.
-        kind: "rows": three vectors of the image plane are the columns of a 2 x 3 matrix, whose nearest orthonormal rows are the first
-            two of A. "columns": two columns of A, each a vector and a sign that mirrors flip, orthonormalised after Gram and Schmidt.
+        kind: "rows": three vectors of the image plane are the columns of a 2 x 3 matrix, whose nearest orthonormal rows
+            are the first two of A. "columns": two columns of A, each a vector and a number that mirrors change the sign
+            of, orthonormalised after Gram and Schmidt.
         shift_scale_px: typical shift of an untrained head.
     """
 
@@ -82,8 +83,8 @@ class PoseHead(nn.Module):
 def rotation_from_rows(rows: Float[Tensor, "*batch 2 3"]) -> Float[Tensor, "*batch 3 3"]:
     """The rotation whose first two rows are nearest to the given ones: (M M^T)^(-1/2) M, and their cross product.
 
-    With n the normalised cross product of the rows b1 and b2, the polar factor in their plane is proportional to M plus its cofactors:
-    r1 ~ b1 + b2 x n and r2 ~ b2 + n x b1. The only division that can go wrong is that of n.
+    With n the normalised cross product of the rows b1 and b2, the polar factor in their plane is proportional to M plus
+    its cofactors: r1 ~ b1 + b2 x n and r2 ~ b2 + n x b1. The only division that can go wrong is that of n.
     """
     first, second = _separate(*(rows / rows.flatten(-2).norm(dim=-1).clamp(min=1e-12)[..., None, None]).unbind(-2))
     normal = nn.functional.normalize(torch.linalg.cross(first, second), dim=-1)
@@ -101,7 +102,7 @@ def rotation_from_columns(columns: Float[Tensor, "*batch 3 2"]) -> Float[Tensor,
 
 
 def _separate(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """The same two vectors; where they are so nearly parallel that the gradient would explode, a fixed choice of the plane they span.
+    """The same two vectors, or a fixed choice of their plane where they are so parallel that gradients would explode.
 
     No continuous choice is equivariant there; about one random input in 10^8 is concerned.
     """

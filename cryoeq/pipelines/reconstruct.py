@@ -87,7 +87,7 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[
             f"{stack.table.pixel_size_angstrom:g} Angstrom; {device}."
         )
         dataset = build_dataset(config, stack, None)
-        yield from (Note(note) for note in dataset.notes)
+        yield from (Note(note, "warning" if note in stack.notes else "info") for note in dataset.notes)
         posed = yield from (
             _take_poses(stack) if config.pose_inference == "known" else _infer(config, stack, run, device)
         )

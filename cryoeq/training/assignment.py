@@ -13,7 +13,7 @@ from cryoeq.domain.pose import Poses
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.training.losses import data_term
 from cryoeq.training.state import TrainingState
-from cryoeq.training.tasks import choose, observe, predict, propose
+from cryoeq.training.tasks import Observation, choose, observe, predict, propose
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,17 @@ class Assignment:
     explained: float
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class _Part:
+    """What one batch adds: poses and confidence on the CPU, and sums over its images."""
+
+    rotations: Float[Tensor, "batch 3 3"]
+    shifts_px: Float[Tensor, "batch 2"]
+    confidence: Float[Tensor, " batch"]
+    residual: float
+    power: float
+
+
 def assign_poses(
     state: TrainingState,
     dataset: ParticleDataset,
@@ -55,17 +65,30 @@ def assign_poses(
         Progress, and at last the assignment.
     """
     state.encoder.eval()
-    parts, residual, power = [], 0.0, 0.0
+    parts = []
     for rows in torch.arange(len(dataset)).split(batch_size):
         seen = observe(dataset, rows, plane, state.data_scale)
-        proposals = propose(state.encoder, seen.coefficients, plane, is_symmetric=is_symmetric, centred=centred)
-        errors = data_term(predict(state.decoder, proposals, seen.transfer, plane), seen.coefficients, plane.weights)
-        # Gaussian noise of the residual's own variance: log-likelihood -|r|^2 / (2 v) summed over the coefficients.
-        posterior = torch.softmax(-errors * float(plane.weights.sum()) / (2 * errors.min(1, keepdim=True).values), 1)
-        best = choose(proposals, errors.argmin(1))
-        parts.append([part.cpu() for part in (best.rotations[:, 0], best.shifts_px[:, 0], posterior.max(1).values)])
-        residual += float(errors.min(1).values.sum())
-        power += float((seen.coefficients.abs().square() @ plane.weights / plane.weights.sum()).sum())
+        parts.append(_assign_batch(state, seen, plane, is_symmetric=is_symmetric, centred=centred))
         yield Progress("posing", int(rows[-1]) + 1, len(dataset))
-    rotations, shifts, confidence = (torch.cat(part) for part in zip(*parts, strict=True))
-    yield Assignment(Poses(rotations, shifts * dataset.pixel_size_angstrom), confidence, 1 - residual / power)
+    shifts_px = torch.cat([part.shifts_px for part in parts])
+    yield Assignment(
+        Poses(torch.cat([part.rotations for part in parts]), shifts_px * dataset.pixel_size_angstrom),
+        torch.cat([part.confidence for part in parts]),
+        1 - sum(part.residual for part in parts) / sum(part.power for part in parts),
+    )
+
+
+@torch.no_grad()
+def _assign_batch(
+    state: TrainingState, seen: Observation, plane: HalfPlane, *, is_symmetric: bool, centred: bool
+) -> _Part:
+    proposals = propose(state.encoder, seen.coefficients, plane, is_symmetric=is_symmetric, centred=centred)
+    errors = data_term(predict(state.decoder, proposals, seen.transfer, plane), seen.coefficients, plane.weights)
+    least = errors.min(1).values
+    # Gaussian noise of the residual's own variance: log-likelihood -|r|^2 / (2 v) summed over the coefficients.
+    posterior = torch.softmax(-errors * float(plane.weights.sum()) / (2 * least[:, None]), 1)
+    best = choose(proposals, errors.argmin(1))
+    power = float((seen.coefficients.abs().square() @ plane.weights / plane.weights.sum()).sum())
+    return _Part(
+        best.rotations[:, 0].cpu(), best.shifts_px[:, 0].cpu(), posterior.max(1).values.cpu(), float(least.sum()), power
+    )

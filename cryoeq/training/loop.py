@@ -115,7 +115,7 @@ def _step(state: TrainingState, seen: Observation, plane: HalfPlane, settings: T
 def _descend(state: TrainingState, loss: Float[Tensor, ""]) -> None:
     if not torch.isfinite(loss):
         raise DivergedError(
-            f"training step {state.step}: the loss is {float(loss)}",
+            f"training step {state.step}: the loss is {float(loss.detach())}",
             "a finite number is needed to go on",
             "Lower training.encoder_rate and training.decoder_rate with --set, or try another --seed",
         )

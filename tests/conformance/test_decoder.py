@@ -115,28 +115,27 @@ def test_gradients_reach_everything(decoder: Decoder, rotations: Tensor) -> None
         assert float(parameter.grad.norm()) > 0
 
 
-def test_the_gradient_is_that_of_the_loss(decoder: Decoder, rotations: Tensor) -> None:
-    decoder, poses = decoder.double(), rotations.double()
+def test_the_gradient_is_that_of_the_loss(decoder: Decoder, rotations: Tensor, generator: torch.Generator) -> None:
+    """By a central difference along one random direction of all parameters and poses."""
+    decoder = decoder.double()
+    variables = [*decoder.parameters(), rotations.double().requires_grad_()]
 
     def loss() -> Tensor:
-        return decoder(poses, PLANE).abs().square().sum()
+        return decoder(variables[-1], PLANE).abs().square().sum()
 
     loss().backward()
-    parameters = list(decoder.parameters())
-    directions = [torch.randn_like(parameter) for parameter in parameters]
+    directions = [torch.randn(part.shape, dtype=part.dtype, generator=generator) for part in variables]
     slope = sum(
-        float((parameter.grad * direction).sum())
-        for parameter, direction in zip(parameters, directions, strict=True)
-        if parameter.grad is not None
+        float((part.grad * along).sum())
+        for part, along in zip(variables, directions, strict=True)
+        if part.grad is not None
     )
     step, values = 1e-6, []
-    for sign in (1, -1):
-        with torch.no_grad():
-            for parameter, direction in zip(parameters, directions, strict=True):
-                parameter += sign * step * direction
+    with torch.no_grad():
+        for distance in (step, -2 * step):
+            for part, along in zip(variables, directions, strict=True):
+                part.add_(along, alpha=distance)
             values.append(float(loss()))
-            for parameter, direction in zip(parameters, directions, strict=True):
-                parameter -= sign * step * direction
     assert (values[0] - values[1]) / (2 * step) == pytest.approx(slope, rel=1e-4)
 
 

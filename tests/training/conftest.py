@@ -81,9 +81,7 @@ def make_known(phantom_map: Volume, make_dataset: MakeDataset) -> Callable[..., 
     def make(count: int, *, shift_sigma_angstrom: float = 6.0, with_ctf: bool = True, sigma: float = 0.0) -> Known:
         generator = torch.Generator().manual_seed(11)
         poses = draw_poses(count, "uniform", shift_sigma_angstrom, generator)
-        drawn = draw_ctf(
-            count, Optics("one", ANGPIX, 300.0, 2.7, 0.1), DefocusRange(9000.0, 20000.0, 900.0), generator
-        )
+        drawn = draw_ctf(count, Optics("one", ANGPIX, 300.0, 2.7, 0.1), DefocusRange(9000.0, 20000.0, 900.0), generator)
         ctf = drawn if with_ctf else None
         plane = HalfPlane.up_to(N, N / 2 - 1)
         transfer = None if ctf is None else image_transfer(ctf, plane.frequencies_per_angstrom(ANGPIX))
@@ -102,14 +100,16 @@ def make_known(phantom_map: Volume, make_dataset: MakeDataset) -> Callable[..., 
 def start() -> Callable[..., Start]:
     """The start of a training with a small network; settings as of the command line, keys dotted."""
 
-    def build(dataset: ParticleDataset, settings: dict[str, object] | None = None) -> Start:
+    def build(
+        dataset: ParticleDataset, settings: dict[str, object] | None = None, device: torch.device | None = None
+    ) -> Start:
         small = {
             "particles": Path("none.star"), "output": Path("none"), "encoder.group": "c1", "encoder.heads": 2,
             "encoder.channels": (8, 8, 8, 32), "training.epochs": 2, "training.batch_size": 16,
             "training.rendered_batch_size": 16,
         }  # fmt: skip
         config = load_config(ReconstructConfig, explicit=small | (settings or {}))
-        plane = build_plane(dataset, torch.device("cpu"))
+        plane = build_plane(dataset, device or torch.device("cpu"))
         return Start(build_state(config, dataset, plane), dataset, plane, build_settings(config, dataset))
 
     return build
@@ -122,5 +122,3 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
