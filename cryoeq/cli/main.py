@@ -1,5 +1,6 @@
 """The program: its commands, and what becomes of their errors."""
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -55,6 +56,8 @@ def options(
 
 def main() -> NoReturn:
     """Run the command of ``sys.argv`` and exit with its code."""
+    # Threads of torch that wait must not spin: on a shared node that costs a factor of ten.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:]))
 

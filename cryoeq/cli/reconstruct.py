@@ -13,7 +13,7 @@ def reconstruct(
     pose_inference: Annotated[
         str | None, typer.Option(help="amortized: infer the poses; known: take those of the star file [amortized].")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Settings by name: default, demo, small [default].")] = "default",
+    preset: Annotated[str | None, typer.Option(help="Settings by name: default, demo, demo-quick.")] = "default",
     config: Annotated[Path | None, typer.Option(help="YAML file of settings, for example that of another run.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, for example encoder.group=so2.")

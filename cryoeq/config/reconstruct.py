@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from cryoeq.config.frozen import FrozenConfig
 
@@ -31,7 +31,10 @@ class EncoderConfig(FrozenConfig):
 
     group: Group = Field(default="d4", description="in-plane group that the encoder is equivariant to")
     heads: int = Field(default=8, ge=1, le=64, description="hypotheses per image")
-    channels: tuple[int, ...] | None = Field(
+    trunk: Literal["conv", "dense"] = Field(
+        default="dense", description="convolutions, or one filter as large as the image (small boxes)"
+    )
+    channels: tuple[PositiveInt, ...] | None = Field(
         default=None, description="widths of the feature maps; None for the box's own"
     )
     head: Literal["rows", "columns"] = Field(default="rows", description="how a rotation is represented")
@@ -62,10 +65,10 @@ class TrainingConfig(FrozenConfig):
     epochs: int | None = Field(default=None, ge=1, description="passes over the images; None for about 6,000 steps")
     batch_size: int = Field(default=64, ge=1, description="images per step")
     rendered_batch_size: int = Field(default=64, ge=1, description="renderings per step")
-    encoder_rate: float = Field(default=1e-3, gt=0, description="learning rate of the encoder")
+    encoder_rate: float = Field(default=2e-3, gt=0, description="learning rate of the encoder")
     decoder_rate: float | None = Field(default=None, gt=0, description="of the decoder; None for 1e-2 (voxel), 1e-3")
     images_from: float = Field(
-        default=0.7, ge=0, le=1,
+        default=0.3, ge=0, le=1,
         description="fraction of the training from which the encoder learns from the images' residuals too",
     )  # fmt: skip
     first_shell: float = Field(default=3.0, ge=1, description="radius at the start, in cycles per box")

@@ -29,14 +29,12 @@ if importlib.util.find_spec("lie_learn") is None:
     _register_lie_learn_stub()
 
 with warnings.catch_warnings():
-    # An invalid escape sequence in a docstring of escnn, and its notice that py3nj (SO(3) only, needs Fortran) is
-    # absent.
+    # Silenced once, here, for every module of this room: an invalid escape sequence in a docstring of escnn, and its
+    # notice that py3nj (SO(3) only, needs a Fortran compiler) is absent.
     warnings.filterwarnings("ignore", message=".*invalid escape sequence.*")
     warnings.filterwarnings("ignore", message=".*py3nj.*", category=UserWarning)
     import escnn.gspaces
-    import escnn.nn  # noqa: F401  # imported here so that the two notices are silenced once, for every module of this
-
-    room
+    import escnn.nn  # noqa: F401
 
 from cryoeq.equivariance.convolution import FullMapConv, SteerableBlock, SteerableConv  # noqa: E402
 from cryoeq.equivariance.groups import GROUP_NAMES, FieldKind, PlaneGroup, plane_group  # noqa: E402

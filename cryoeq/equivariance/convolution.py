@@ -75,7 +75,13 @@ class SteerableConv(nn.Module):
         return (self.bias @ self.bias_basis).t().flatten()
 
     def forward(self, maps: Float[Tensor, "batch in h w"]) -> Float[Tensor, "batch out h2 w2"]:
-        """The filtered maps, zero beyond their edges."""
+        """The filtered maps, zero beyond their edges.
+
+        Raises:
+            ValueError: stride 2 on maps of even side, whose samples would not turn about the centre.
+        """
+        if self.stride == 2 and maps.shape[-1] % 2 == 0:
+            raise ValueError(f"a map of {maps.shape[-1]} px under stride 2 loses equivariance: its side must be odd")
         filters = self.filters().contiguous(memory_format=torch.channels_last)
         return F.conv2d(maps, filters, self.offsets(), stride=self.stride, padding=self.kernel_size // 2)
 

@@ -43,7 +43,7 @@ class PlaneGroup:
 
     @property
     def is_continuous(self) -> bool:
-        """Whether hidden features are Fourier coefficients of functions on the group, and not values on its elements."""
+        """Whether hidden features are Fourier coefficients of functions on the group, not values on its elements."""
         return self.name in ("so2", "o2")
 
     @property
@@ -87,7 +87,7 @@ class PlaneGroup:
     def kernel_basis(
         self, in_kind: FieldKind, out_kind: FieldKind, size: int
     ) -> Float[Tensor, "basis out in size size"]:
-        """All steerable kernels between two kinds of fields, of squared norm ``out``: white noise keeps its variance."""
+        """Steerable kernels between two kinds of fields, of squared norm ``out``: white noise keeps its variance."""
         return _kernel_basis(self.name, in_kind, out_kind, size).to(torch.get_default_dtype(), copy=True)
 
     def invariants(self, kind: FieldKind) -> Float[Tensor, "basis dim"]:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from cryoeq.equivariance import FieldActivation, FullMapConv, PlaneGroup, SteerableBlock, SteerableConv, plane_group
 from cryoeq.models.pose_head import HeadKind, PoseHead, PoseProposals
+
+TrunkKind = Literal["conv", "dense"]
 
 _MINIMUM_BOX = 9
 _FINAL_SIZES_PX = (5, 7)
@@ -62,7 +65,7 @@ class SpatialPlan:
     def __post_init__(self) -> None:
         if (self.padded_px - 1) % 2**self.halvings or self.padded_px % 2 == 0:
             raise ValueError(
-                f"a side of {self.padded_px} px does not stay odd under {self.halvings} strides of 2, which would break "
+                f"a side of {self.padded_px} px does not stay odd under {self.halvings} strides of 2; that breaks "
                 f"equivariance: side - 1 must be even and a multiple of {2**self.halvings}"
             )
 
@@ -91,7 +94,7 @@ class LowPassPyramid(nn.Module):
             torch.stack(blurs).to(torch.get_default_dtype()) if blurs else torch.zeros(0, size_px, size_px),
             persistent=False,
         )
-        self.norm = nn.BatchNorm2d(1 + len(sigmas_px), affine=False)
+        self.norm = nn.BatchNorm2d(1 + len(sigmas_px), eps=1e-12, affine=False)
 
     def forward(self, images: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch levels n n"]:
         """The image and its low-passes, channels last."""
@@ -108,7 +111,10 @@ class PoseEncoder(nn.Module):
         box_size_px: side of the images; an even box loses row 0 and column 0, so that its centre is a pixel's.
         n_heads: hypotheses per image.
         channels: width of the feature maps in channels (a hidden field of d4 takes 8 of them), from the first level to
-            the last map, then that of the hidden layers behind it; by default ``default_channels``.
+            the last map, then that of the hidden layers behind it; by default ``default_channels``. A dense trunk has
+            the last one only.
+        trunk: "conv", or "dense": the first filter is as large as the image. On boxes of up to about 32 px the dense
+            trunk is faster and, where labels are free, more accurate; its cost grows with the area of the box.
         head: how the rotation is represented; see ``PoseHead``.
     """
 
@@ -119,18 +125,19 @@ class PoseEncoder(nn.Module):
         n_heads: int = 1,
         channels: tuple[int, ...] | None = None,
         *,
+        trunk: TrunkKind = "conv",
         head: HeadKind = "rows",
     ) -> None:
         super().__init__()
         self.box_size_px = box_size_px
         self.group = plane_group(group)
         self.plan = SpatialPlan.for_box(box_size_px, is_grid_exact=self.group.is_grid_exact)
-        sizes = self.plan.level_sizes_px
+        sizes = self.plan.level_sizes_px if trunk == "conv" else ()
         widths = channels or default_channels(sizes)
         if len(widths) != len(sizes) + 1:
             raise ValueError(
-                f"channels {widths}: a box of {box_size_px} px has maps of {sizes} px, each with a width, "
-                "and one more width for the layers behind them"
+                f"channels {widths}: a {trunk} trunk for a box of {box_size_px} px has maps of {sizes} px, each with a "
+                "width, and one more width for the layers behind them"
             )
         fields = [max(1, round(width / self.group.dim("hidden"))) for width in widths]
         sigmas = tuple(2.0**k for k in range(3 if box_size_px >= 32 else 2))
@@ -165,6 +172,8 @@ def _trunk(group: PlaneGroup, in_channels: int, fields: list[int], plan: Spatial
     """
     first_size, down_size = (5, 3) if group.is_grid_exact else (7, 7)
     *levels, last = fields
+    if not levels:
+        return _dense_trunk(group, in_channels, last, plan.padded_px)
     first = SteerableConv(group, (in_channels, "scalar"), (levels[0], "hidden"), first_size, stride=plan.first_stride)
     blocks = [_block(first, group)]
     for before, count in pairwise(levels):
@@ -174,6 +183,13 @@ def _trunk(group: PlaneGroup, in_channels: int, fields: list[int], plan: Spatial
     whole = FullMapConv(group, (levels[-1], "hidden"), (last, "hidden"), plan.level_sizes_px[-1])
     mixing = FullMapConv(group, (last, "hidden"), (last, "hidden"), 1)
     return nn.Sequential(*blocks, _block(whole, group), _block(mixing, group))
+
+
+def _dense_trunk(group: PlaneGroup, in_channels: int, last: int, size_px: int) -> nn.Sequential:
+    """One filter as large as the image, then two layers at one pixel: a steerable perceptron."""
+    whole = FullMapConv(group, (in_channels, "scalar"), (last, "hidden"), size_px)
+    mixing = [FullMapConv(group, (last, "hidden"), (last, "hidden"), 1) for _ in range(2)]
+    return nn.Sequential(*(_block(conv, group) for conv in (whole, *mixing)))
 
 
 def _block(conv: SteerableConv, group: PlaneGroup) -> SteerableBlock:

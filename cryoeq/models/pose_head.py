@@ -88,7 +88,7 @@ def rotation_from_rows(rows: Float[Tensor, "*batch 2 3"]) -> Float[Tensor, "*bat
     """
     first, second = _separate(*(rows / rows.flatten(-2).norm(dim=-1).clamp(min=1e-12)[..., None, None]).unbind(-2))
     normal = nn.functional.normalize(torch.linalg.cross(first, second), dim=-1)
-    row_x = nn.functional.normalize(first + torch.linalg.cross(second, normal), dim=-1)
+    row_x = _unit_across(first + torch.linalg.cross(second, normal), normal)
     return torch.stack([row_x, torch.linalg.cross(normal, row_x), normal], -2)
 
 
@@ -97,8 +97,13 @@ def rotation_from_columns(columns: Float[Tensor, "*batch 3 2"]) -> Float[Tensor,
     scaled = columns / columns.norm(dim=-2, keepdim=True).clamp(min=1e-12)
     first, second = _separate(*scaled.unbind(-1))
     column_x = nn.functional.normalize(first, dim=-1)
-    column_z = nn.functional.normalize(torch.linalg.cross(first, second), dim=-1)
+    column_z = _unit_across(torch.linalg.cross(column_x, nn.functional.normalize(second, dim=-1)), column_x)
     return torch.stack([column_x, torch.linalg.cross(column_z, column_x), column_z], -1)
+
+
+def _unit_across(vectors: Tensor, axes: Tensor) -> Tensor:
+    """Unit vectors along vectors orthogonal to unit axes, but for rounding that cancellation may have grown."""
+    return nn.functional.normalize(vectors - (vectors * axes).sum(-1, keepdim=True) * axes, dim=-1)
 
 
 def _separate(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,10 +31,11 @@ def plot_map(slices: Path, projections: Path, volume: Volume) -> None:
 
 
 def _plot_views(path: Path, views: Sequence[torch.Tensor], volume: Volume, kind: str) -> None:
-    side = volume.box_size_px * volume.pixel_size_angstrom
+    n, pixel = volume.box_size_px, volume.pixel_size_angstrom
+    first, last = -(n // 2 + 0.5) * pixel, (n - n // 2 - 0.5) * pixel  # the origin is the centre of voxel n // 2
     with png_figure(path, size_inches=(10.5, 3.9)) as figure:
         for axes, view, (along, right, up) in zip(figure.subplots(1, 3), views, _AXES, strict=True):
-            extent = (-side / 2, side / 2, -side / 2, side / 2)
+            extent = (first, last, first, last)
             axes.imshow(view.numpy(), origin="lower", extent=extent, interpolation="bicubic")
             axes.set_title(f"{kind} along {along}")
             axes.set_xlabel(f"{right} (Å)")
@@ -53,8 +54,9 @@ def plot_training(path: Path, history: Mapping[str, Sequence[float]]) -> None:
         grid = figure.subplots(1, len(curves), squeeze=False)[0]
         for axes, (name, label), colour in zip(grid, curves, COLOURS, strict=False):
             epochs = range(1, len(history[name]) + 1)
-            axes.plot(epochs, history[name], color=colour)
+            axes.plot(epochs, history[name], color=colour, marker="." if len(epochs) < 3 else "")
             axes.set_xlabel("epoch")
+            axes.xaxis.get_major_locator().set_params(integer=True)
             axes.set_ylabel(label)
             axes.set_ylim(bottom=0)
             axes.grid(color=GREY, alpha=0.2)

@@ -27,6 +27,7 @@ Status = Literal["running", "done", "failed", "stopped"]
 _HASHED_BYTES = 64 * 1024**2
 # Names that only a run leaves behind: ours, and RELION's, whose names cryoeq shares.
 _TRACES = ("job.json", "command.txt", "job.star", "run_*")
+_RECORD = {"job.json", "command.txt", "config.yaml", "run.log"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class RunFolder:
             The folder, its status "running".
 
         Raises:
-            OutputError: it holds another run, or cannot be written.
+            OutputError: it holds another run, unless that one failed before it wrote anything but its record; or it
+                cannot be written.
         """
         run = cls(path)
         try:
@@ -73,13 +75,13 @@ class RunFolder:
         except OSError as error:
             raise OutputError(f"{path} cannot be made a folder ({error.strerror})", "", "Choose another -o") from error
         trace = next(_traces(path), None)
-        if trace is not None and not resume:
+        if trace is not None and not resume and not _is_stillborn(run):
             raise OutputError(
                 f"{path} holds another run ({trace.name})",
                 "each run needs a folder of its own",
                 "Choose another -o, delete the folder, or pass --resume where the command knows it",
             )
-        is_old = run.path("job.json").is_file()
+        is_old = resume and run.path("job.json").is_file()
         write_text(run.path("command.txt"), _earlier_commands(run) + shlex.join(command) + "\n")
         if is_old:
             run._update(status="running", resumed=[*run.job().get("resumed", []), _now()])
@@ -136,6 +138,17 @@ def free_folder(name: str) -> Path:
 
 def _traces(path: Path) -> Iterator[Path]:
     return (trace for pattern in _TRACES for trace in sorted(path.glob(pattern)))
+
+
+def _is_stillborn(run: RunFolder) -> bool:
+    """Whether it holds nothing but the record of a run that failed, such as one with a wrong option."""
+    names = {path.name for path in run.folder.iterdir()}
+    if "job.json" not in names or not names <= _RECORD:
+        return False
+    try:
+        return run.job().get("status") == "failed"
+    except ValueError:  # a job.json of another program
+        return False
 
 
 def _earlier_commands(run: RunFolder) -> str:

@@ -6,6 +6,7 @@ import torch
 
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
+from cryoeq.errors import ConfigError
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.io.particles import ParticleStack, read_particles
 from cryoeq.models.decoder import ImplicitDecoder
@@ -60,19 +61,28 @@ def build_decoder(
             return ImplicitDecoder(box_size_px, generator, width=config.decoder.width)
 
 
+def build_encoder(config: ReconstructConfig, box_size_px: int) -> PoseEncoder:
+    """The network from images to poses, at its random start.
+
+    Raises:
+        ConfigError: its widths do not fit the box.
+    """
+    shape = config.encoder
+    try:
+        return PoseEncoder(shape.group, box_size_px, shape.heads, shape.channels, trunk=shape.trunk, head=shape.head)
+    except ValueError as error:
+        raise ConfigError(
+            f"encoder.channels: {error}", "", "Leave encoder.channels out, or give as many widths as are needed"
+        ) from error
+
+
 def build_state(config: ReconstructConfig, dataset: ParticleDataset, plane: HalfPlane) -> TrainingState:
     """Encoder, decoder and optimizer at their random start; scale and first residual from a sample of the images."""
     device = plane.coords.device
     generator = torch.Generator().manual_seed(config.seed)
     with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
         torch.manual_seed(config.seed)
-        encoder = PoseEncoder(
-            config.encoder.group,
-            dataset.box_size_px,
-            config.encoder.heads,
-            config.encoder.channels,
-            head=config.encoder.head,
-        ).to(device)
+        encoder = build_encoder(config, dataset.box_size_px).to(device)
     decoder = build_decoder(config, dataset.box_size_px, generator).to(device)
     settings = build_settings(config, dataset)
     optimizer = torch.optim.Adam(

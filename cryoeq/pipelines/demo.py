@@ -47,8 +47,8 @@ class Setting:
     snr: float
 
 
-FULL = Setting("demo", box_size_px=32, count=2000, snr=1.0)
-QUICK = Setting("demo-quick", box_size_px=32, count=1000, snr=1.0)
+FULL = Setting("demo", box_size_px=32, count=2000, snr=10.0)
+QUICK = Setting("demo-quick", box_size_px=32, count=1000, snr=10.0)
 
 
 @dataclass(frozen=True)
@@ -192,13 +192,16 @@ def _pronounce(verdict: Verdict, run: RunFolder) -> Iterator[Event]:
                 verdict.known_pose_resolution_angstrom, verdict.known_pose_shell
             ),
             "shells lost": f"{verdict.known_pose_shell - verdict.shell} (found: at most {MOST_SHELLS_LOST})",
-            "pictures": ", ".join(str(path) for path in sorted(run.folder.glob("*/*.png"))),
+            f"pictures in {run.folder}": ", ".join(
+                str(path.relative_to(run.folder)) for path in sorted(run.folder.glob("*/*.png"))
+            ),
         },
     )
     if not verdict.is_found:
         raise DivergedError(
             f"the structure was not found in {run.folder}",
-            f"a median rotation error below {LARGEST_MEDIAN_DEG:g} degrees and at most {MOST_SHELLS_LOST} shells lost",
+            f"It counts as found with a median rotation error below {LARGEST_MEDIAN_DEG:g} degrees and at most "
+            f"{MOST_SHELLS_LOST} shells lost",
             "Try another --seed; if several fail, tell us",
         )
 

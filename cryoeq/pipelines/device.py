@@ -1,6 +1,8 @@
 """Where the numbers are computed."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -34,3 +36,14 @@ def choose_device(name: str) -> torch.device:
             "Use --device auto or --device cpu; `cryoeq doctor` tells what is missing",
         )
     return torch.device("cuda", index)
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Let torch compute with ``count`` threads of the CPU inside the block; None leaves their number alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

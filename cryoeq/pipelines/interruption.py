@@ -29,9 +29,9 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number, frame in received:
-            handler = before[signal.Signals(number)]
+        for late, frame in received:
+            handler = before[signal.Signals(late)]
             if callable(handler):
-                handler(number, frame)
+                handler(late, frame)
             elif handler == signal.SIG_DFL:
-                signal.raise_signal(number)
+                signal.raise_signal(late)

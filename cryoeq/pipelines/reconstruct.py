@@ -3,8 +3,10 @@
 import math
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, compare_maps
 from cryoeq.io.checkpoint import load_checkpoint, save_checkpoint
 from cryoeq.io.mrc import write_map
 from cryoeq.io.particles import ParticleStack, write_particle_star
+from cryoeq.io.text import read_json
 from cryoeq.outputs.evaluation_plots import plot_fsc
 from cryoeq.outputs.fsc_files import write_fsc_star, write_fsc_xml
 from cryoeq.outputs.reconstruction_plots import plot_map, plot_training
@@ -33,7 +36,7 @@ from cryoeq.pipelines.build import (
     build_state,
     working_box,
 )
-from cryoeq.pipelines.device import choose_device
+from cryoeq.pipelines.device import choose_device, threads
 from cryoeq.pipelines.interruption import uninterrupted
 from cryoeq.pipelines.known import KnownReconstruction, reconstruct_known
 from cryoeq.training.assignment import Assignment, assign_poses
@@ -41,6 +44,7 @@ from cryoeq.training.loop import fit
 from cryoeq.training.state import TrainingState
 
 _CHECKPOINT = "checkpoint.pt"
+_SINGLE_THREADED_PX = 32
 # Settings that may differ between a run and its continuation: they change where and how often things are done, not
 # what.
 _FREE = ("output", "device", "particles", "input.datadir", "training.checkpoint_seconds")
@@ -79,6 +83,7 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[
     device = choose_device(config.device)
     started_s = time.monotonic()
     stack = build_stack(config, with_poses=config.pose_inference == "known")
+    checkpoint = _find_checkpoint(config, len(stack.table), device) if resume else None
     settings = config.model_dump(mode="json")
     inputs = [config.particles, *stack.table.stack_paths[:1]]
     with RunFolder.create(config.output, command=sys.argv, settings=settings, inputs=inputs, resume=resume) as run:
@@ -89,7 +94,7 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[
         dataset = build_dataset(config, stack, None)
         yield from (Note(note, "warning" if note in stack.notes else "info") for note in dataset.notes)
         posed = yield from (
-            _take_poses(stack) if config.pose_inference == "known" else _infer(config, stack, run, device)
+            _take_poses(stack) if config.pose_inference == "known" else _infer(config, stack, run, device, checkpoint)
         )
         yield Progress("reconstructing", 0, 1)
         maps = reconstruct_known(dataset, posed.poses, posed.half_set, device=device)
@@ -117,7 +122,11 @@ def _take_poses(stack: ParticleStack) -> Generator[Event, None, _Posed]:
 
 
 def _infer(
-    config: ReconstructConfig, stack: ParticleStack, run: RunFolder, device: torch.device
+    config: ReconstructConfig,
+    stack: ParticleStack,
+    run: RunFolder,
+    device: torch.device,
+    checkpoint: dict[str, Any] | None,
 ) -> Generator[Event, None, _Posed]:
     """Train encoder and decoder on the images, then pose every particle by one forward pass."""
     dataset = build_dataset(config, stack, working_box(config, stack))
@@ -129,10 +138,12 @@ def _infer(
         f"with a {config.encoder.group} encoder of {config.encoder.heads} heads and a {config.decoder.kind} decoder, "
         f"in {training.schedule.total_steps} steps."
     )
-    if run.path(_CHECKPOINT).is_file():
-        _restore(state, config, run, device)
+    if checkpoint is not None:
+        state.restore(checkpoint)
         yield Note(f"Resumed at step {state.step}.")
-    yield from _train(state, fit(state, dataset, plane, training), config, run)
+    # Small boxes make small tensors, on which two threads wait for each other more than they compute.
+    with threads(1 if dataset.box_size_px <= _SINGLE_THREADED_PX else None):
+        yield from _train(state, fit(state, dataset, plane, training), config, run)
     plot_training(run.path("training.png"), state.history)
     assignment = None
     for event in assign_poses(
@@ -186,26 +197,48 @@ def _save(state: TrainingState, config: ReconstructConfig, run: RunFolder) -> No
         save_checkpoint(run.path(_CHECKPOINT), {"settings": _binding(config), "state": state.to_checkpoint()})
 
 
-def _restore(state: TrainingState, config: ReconstructConfig, run: RunFolder, device: torch.device) -> None:
-    path = run.path(_CHECKPOINT)
+def _find_checkpoint(config: ReconstructConfig, count: int, device: torch.device) -> dict[str, Any] | None:
+    """The state to go on from, None before the first checkpoint; a run that cannot be resumed is left as it is."""
+    record, path = config.output / "job.json", config.output / _CHECKPOINT
+    if record.is_file():
+        _check_binding(_flat(read_json(record)["settings"]), config, record)
+    if not path.is_file():
+        return None
     checkpoint = load_checkpoint(path, device)
-    now, then = _binding(config), checkpoint.get("settings", {})
-    for key in sorted(now.keys() | then.keys()):
+    if not {"settings", "state"} <= checkpoint.keys():
+        raise CheckpointError(f"{path} does not hold the state of a reconstruction", "", "Start a new run")
+    _check_binding(checkpoint["settings"], config, path)
+    state: dict[str, Any] = checkpoint["state"]
+    if len(state["rotations"]) != count:
+        raise CheckpointError(
+            f"{path} is of {len(state['rotations'])} particles, {config.particles} holds {count}",
+            "a run goes on with the particles it began with",
+            "Give the original star file, or start a new run in another folder",
+        )
+    return state
+
+
+def _check_binding(then: Mapping[str, object], config: ReconstructConfig, path: Path) -> None:
+    now = _binding(config)
+    for key in sorted(now.keys() | then.keys() - set(_FREE)):
         if now.get(key) != then.get(key):
             raise CheckpointError(
                 f"{path}: {key} was {then.get(key)}, and is now {now.get(key)}",
                 "a run goes on with the settings it began with",
                 "Repeat the original command (command.txt) with --resume, or start a new run in another folder",
             )
-    state.restore(checkpoint["state"])
 
 
 def _binding(config: ReconstructConfig) -> dict[str, object]:
     """Settings that a continuation must share, keys dotted."""
+    return {key: value for key, value in _flat(config.model_dump(mode="json")).items() if key not in _FREE}
+
+
+def _flat(settings: Mapping[str, object]) -> dict[str, object]:
     flat: dict[str, object] = {}
-    for name, value in config.model_dump(mode="json").items():
+    for name, value in settings.items():
         flat |= {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
-    return {key: value for key, value in flat.items() if key not in _FREE}
+    return flat
 
 
 def _write_maps(run: RunFolder, maps: KnownReconstruction) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Bad input through the command line: one clear message, the agreed exit code, and nothing half-written."""
 
+import errno
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 from cryoeq.cli.main import run
+from cryoeq.io import atomic
+from cryoeq.io.text import read_json
 
 COUNT, BOX, ANGPIX = 24, 16, 6.0
 COLUMNS = {
@@ -104,6 +107,102 @@ def test_what_is_in_order_works(folder: Path) -> None:
     assert (folder / "out" / "run_class001.mrc").is_file()
 
 
+NO_SUCH_SETTING = [
+    (["--set", "encoder.gruop=so2"], ["--set: encoder.gruop is not a setting", "Did you mean encoder.group?"]),
+    (["--set", "training.decoder.rate=1"], ["training.decoder"]),
+    (["--set", "speed=fast"], ["--set: speed is not a setting", "pose_inference"]),
+    (["--set", "seed"], ["--set key=value"]),
+    (["--preset", "demos"], ["--preset demos", "Did you mean demo?"]),
+    (["--config", "nowhere.yaml"], ["nowhere.yaml cannot be read"]),
+]
+NO_SUCH_VALUE = [
+    (["--group", "d3"], ["encoder.group is 'd3'", "'d4'"]),
+    (["--heads", "0"], ["encoder.heads is 0", "greater than or equal to 1"]),
+    (["--pose-inference", "guessed"], ["pose_inference is 'guessed'", "'amortized' or 'known'"]),
+    (["--box", "15"], ["input.working_box_px is 15", "16"]),
+    (["--angpix", "0"], ["input.angpix is 0", "greater than 0"]),
+    (["--set", "training.encoder_rate=fast"], ["training.encoder_rate is 'fast'", "number"]),
+    (["--set", "encoder.channels=[8,0]"], ["encoder.channels.1 is 0", "greater than 0"]),
+    (["--device", "gpu"], ["--device gpu", "cuda:N"]),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), NO_SUCH_SETTING + NO_SUCH_VALUE, ids=" ".join)
+def test_a_setting_that_cannot_be(
+    folder: Path, fails: Callable[..., str], options: list[str], words: list[str]
+) -> None:
+    message = fails(2, *options)
+    for word in words:
+        assert word in message
+    assert not (folder / "out").exists()
+
+
+def test_an_unknown_key_of_a_file(folder: Path, fails: Callable[..., str]) -> None:
+    (folder / "mine.yaml").write_text("encoder:\n  heads: 4\n  gruop: so2\n")
+    message = fails(2, "--config", str(folder / "mine.yaml"))
+    assert "mine.yaml: encoder.gruop is not a setting" in message
+    assert "Did you mean encoder.group?" in message
+
+
+AMORTIZED = ("--pose-inference", "amortized", "--epochs", "1", "--heads", "2")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--box", "18"], ["working box of 18 px", "16"]),
+        (["--set", "encoder.channels=[8,8,8,8,8,8,8]"], ["encoder.channels", "16 px"]),
+    ],
+)
+def test_a_setting_that_does_not_fit_the_images(
+    folder: Path, fails: Callable[..., str], options: list[str], words: list[str]
+) -> None:
+    message = fails(2, *AMORTIZED, *options)
+    for word in words:
+        assert word in message
+    assert read_json(folder / "out" / "job.json")["status"] == "failed"
+
+
+def test_what_failed_may_be_repeated_at_the_same_place(folder: Path, fails: Callable[..., str]) -> None:
+    with mrcfile.open(folder / "particles.mrcs", mode="r+") as file:
+        file.data[6, 3, 3] = np.nan
+    fails(3)
+    write_stack(folder / "particles.mrcs")
+    test_what_is_in_order_works(folder)
+
+
+@pytest.mark.parametrize("name", ["nowhere.star", "nowhere.mrcs", "subfolder.star", "note.star", "empty.star"])
+def test_particles_that_are_none(folder: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    (folder / "subfolder.star").mkdir()
+    (folder / "note.star").write_text("Dear reader,\nthis is no star file.\n")
+    (folder / "empty.star").write_text(block("optics", [OPTICS]) + "data_particles\n\nloop_\n_rlnImageName #1\n")
+    assert run(["reconstruct", str(folder / name), "-o", str(folder / "out"), "--device", "cpu"]) == 3
+    assert name in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("column", ["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"])
+def test_known_poses_that_are_not_there(folder: Path, fails: Callable[..., str], column: str) -> None:
+    write_star(folder, [{label: text for label, text in row.items() if label != column} for row in particle_rows()])
+    message = fails(3)
+    assert f"column {column} is missing" in message
+    assert "let cryoeq infer them" in message
+
+
+@pytest.mark.parametrize("column", ["rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast"])
+def test_a_missing_column_of_the_optics(folder: Path, fails: Callable[..., str], column: str) -> None:
+    write_star(folder, particle_rows(), {label: text for label, text in OPTICS.items() if label != column})
+    assert f"optics column {column} is missing" in fails(3)
+
+
+@pytest.mark.parametrize("rate", ["decoder_rate", "encoder_rate"])
+def test_a_training_that_blows_up(folder: Path, fails: Callable[..., str], rate: str) -> None:
+    message = fails(4, *AMORTIZED, "--batch-size", "8", "--set", f"training.{rate}=1e30")
+    assert "training step" in message
+    assert "training.encoder_rate and training.decoder_rate" in message
+    assert read_json(folder / "out" / "job.json")["status"] == "failed"
+
+
 def test_a_missing_column(folder: Path, fails: Callable[..., str]) -> None:
     rows = [{label: text for label, text in row.items() if label != "rlnDefocusU"} for row in particle_rows()]
     write_star(folder, rows)
@@ -194,12 +293,6 @@ def test_a_pixel_size_that_is_missing_or_zero(folder: Path, fails: Callable[...,
     assert "--angpix" in message
 
 
-def test_an_unknown_setting(fails: Callable[..., str]) -> None:
-    message = fails(2, "--set", "encoder.gruop=so2")
-    assert "encoder.gruop" in message
-    assert "encoder.group" in message
-
-
 def test_a_folder_that_holds_another_run(folder: Path, fails: Callable[..., str]) -> None:
     (folder / "out").mkdir()
     (folder / "out" / "job.json").write_text("{}")
@@ -220,22 +313,92 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch, fails: Call
 
 
 @pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    mount = shutil.which("mount")
+def mount(tmp_path: Path) -> Iterator[Callable[[str], Path | None]]:
+    """A small file system of memory, given its options; None where we may not mount one."""
     place = tmp_path / "disk"
-    place.mkdir()
-    command = [str(mount), "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(place)]
-    if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+
+    def mount_memory(options: str) -> Path | None:
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        if shutil.which("mount") and not subprocess.run(command, capture_output=True, check=False).returncode:
+            return place
+        return None
+
+    yield mount_memory
+    if place.is_mount():
+        subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_disk_that_fills_up(tiny_disk: Path, fails: Callable[..., str]) -> None:
-    message = fails(2, "-o", str(tiny_disk / "out"))
-    assert "disk is full" in message
+@pytest.fixture
+def disk(mount: Callable[[str], Path | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Path]:
+    """A disk of so many KiB, or a folder in which the kernel seems to say the same of the results."""
+
+    def make(size_kib: int) -> Path:
+        place = mount(f"size={size_kib}k")
+        if place is not None:
+            return place
+        force_to_disk = atomic._force_to_disk
+
+        def refuse(path: Path) -> None:
+            if path.suffix in {".mrc", ".mrcs", ".pt"}:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            force_to_disk(path)
+
+        monkeypatch.setattr(atomic, "_force_to_disk", refuse)
+        return tmp_path / "disk"
+
+    return make
+
+
+def assert_nothing_is_half_written(folder: Path) -> None:
+    for path in folder.iterdir():
+        assert ".tmp" not in path.name
+        assert path.suffix not in {".mrc", ".mrcs"} or mrcfile.validate(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "size_kib"),
+    [(["--pose-inference", "known"], 28), (AMORTIZED, 60)],
+    ids=["at the maps", "at the checkpoint"],
+)
+def test_a_disk_that_fills_up(
+    disk: Callable[[int], Path], fails: Callable[..., str], options: list[str], size_kib: int
+) -> None:
+    place = disk(size_kib)
+    message = fails(2, *options, "-o", str(place / "out"))
+    assert "the disk is full" in message
+    assert "checkpoint.pt" in message or "run_class001.mrc" in message
     assert "-o" in message
-    assert not [path for path in (tiny_disk / "out").iterdir() if "tmp" in path.name]
+    assert_nothing_is_half_written(place / "out")
+
+
+def test_a_disk_that_fills_up_with_particles(
+    disk: Callable[[int], Path], tiny_particles: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = disk(40)
+    model = tiny_particles.parent / "phantom.mrc"
+    assert run(["simulate", str(model), "-o", str(place / "out"), "-n", "200", "--device", "cpu"]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "particles.mrcs could not be written: the disk is full" in message
+    assert_nothing_is_half_written(place / "out")
+    assert not list((place / "out").glob("*.star"))
+
+
+def test_a_disk_that_is_read_only(
+    mount: Callable[[str], Path | None], fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if mount("ro") is None:
+        mkdir = Path.mkdir
+
+        def refuse(path: Path, *arguments: object, **options: object) -> None:
+            if path.is_relative_to(tmp_path / "disk"):
+                raise OSError(errno.EROFS, "Read-only file system")
+            mkdir(path, *arguments, **options)
+
+        monkeypatch.setattr(Path, "mkdir", refuse)
+    message = fails(2, "-o", str(tmp_path / "disk" / "out"))
+    assert "cannot be made a folder (Read-only file system)" in message
+    assert "Choose another -o" in message
 
 
 def test_a_model_that_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,6 +68,22 @@ def test_the_folder_of_another_run_is_refused_and_left_alone(tmp_path: Path, tra
     assert (tmp_path / trace).read_text() == "precious"
 
 
+def test_a_run_that_failed_before_it_did_anything_may_be_repeated(tmp_path: Path) -> None:
+    """A wrong option must not cost a new folder name; results and stopped runs stay protected."""
+    RunFolder.create(tmp_path, command=COMMAND, settings={"seed": 1}).finish("failed", {})
+    again = RunFolder.create(tmp_path, command=[*COMMAND, "--seed", "2"], settings={"seed": 2})
+    assert (again.job()["settings"], again.job()["status"]) == ({"seed": 2}, "running")
+    assert again.path("command.txt").read_text().count("\n") == 2
+    assert yaml.safe_load(again.path("config.yaml").read_text()) == {"seed": 2}
+    again.finish("stopped", {})
+    with pytest.raises(OutputError, match="holds another run"):
+        RunFolder.create(tmp_path, command=COMMAND, settings=SETTINGS)
+    again.finish("failed", {})
+    (tmp_path / "checkpoint.pt").touch()
+    with pytest.raises(OutputError, match="holds another run"):
+        RunFolder.create(tmp_path, command=COMMAND, settings=SETTINGS)
+
+
 def test_a_folder_with_other_things_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "particles.star").touch()
     assert RunFolder.create(tmp_path, command=COMMAND, settings=SETTINGS).job()["status"] == "running"

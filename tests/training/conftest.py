@@ -1,6 +1,6 @@
 """Particles of known pose that never were a file, and the start of a training on them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,7 +105,7 @@ def start() -> Callable[..., Start]:
     ) -> Start:
         small = {
             "particles": Path("none.star"), "output": Path("none"), "encoder.group": "c1", "encoder.heads": 2,
-            "encoder.channels": (8, 8, 8, 32), "training.epochs": 2, "training.batch_size": 16,
+            "training.epochs": 2, "training.batch_size": 16,
             "training.rendered_batch_size": 16,
         }  # fmt: skip
         config = load_config(ReconstructConfig, explicit=small | (settings or {}))
@@ -113,12 +113,3 @@ def start() -> Callable[..., Start]:
         return Start(build_state(config, dataset, plane), dataset, plane, build_settings(config, dataset))
 
     return build
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small tensors: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

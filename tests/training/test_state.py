@@ -12,6 +12,8 @@ from cryoeq.io.checkpoint import load_checkpoint, save_checkpoint
 from cryoeq.training.loop import fit
 from cryoeq.training.state import TrainingState
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 
 

@@ -17,6 +17,8 @@ from cryoeq.training.losses import data_term
 from cryoeq.training.state import TrainingState
 from cryoeq.training.tasks import choose, learn_images, learn_renderings, observe, predict, propose, render
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Oracle(torch.nn.Module):
     """An encoder that knows the answers: the given poses behind two wrong hypotheses, whatever it sees."""

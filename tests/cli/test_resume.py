@@ -1,0 +1,214 @@
+"""A run that was stopped at any moment goes on, and ends where the uninterrupted one ends."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+import torch
+
+from cryoeq.cli.main import run
+from cryoeq.io.text import read_json
+
+RESULTS = ("run_data.star", "run_fsc.star", "run_fsc.xml")
+pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
+
+MAPS = (
+    "run_class001.mrc",
+    "run_half1_class001_unfil.mrc",
+    "run_half2_class001_unfil.mrc",
+    "decoder_class001.mrc",
+)
+
+
+@pytest.fixture
+def command(tmp_path: Path, tiny_particles: Path, tiny_training: tuple[str, ...]) -> list[str]:
+    return ["reconstruct", str(tiny_particles / "particles.star"), "-o", str(tmp_path / "run"), *tiny_training]
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, tiny_run: Path) -> Path:
+    """A copy of the finished run, to be damaged or resumed."""
+    return shutil.copytree(tiny_run, tmp_path / "run")
+
+
+KILLED_WHILE_WRITING = """
+import os, signal
+from cryoeq.io import atomic
+force_to_disk, seen = atomic._force_to_disk, []
+def kill_at_the_fifth(path):
+    force_to_disk(path)
+    seen.extend(["one more"] * path.name.startswith(".checkpoint."))
+    if len(seen) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+atomic._force_to_disk = kill_at_the_fifth
+"""
+
+TERMINATED_IN_A_STEP = """
+import os, signal
+from cryoeq.pipelines import reconstruct
+fit = reconstruct.fit
+def stop_at_the_fifth(*arguments):
+    for event in fit(*arguments):
+        if event.done == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield event
+reconstruct.fit = stop_at_the_fifth
+"""
+
+
+def run_until(stop: str, command: list[str]) -> "subprocess.CompletedProcess[str]":
+    """The program in a process of its own, with a signal to itself at a moment that does not depend on the machine."""
+    code = f"import sys\nfrom cryoeq.cli.main import main\n{stop}\nsys.argv[1:] = {command}\nmain()"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=200
+    )
+
+
+def steps_of(folder: Path) -> int:
+    step = torch.load(folder / "checkpoint.pt", weights_only=True)["state"]["step"]
+    assert isinstance(step, int)
+    return step
+
+
+def assert_same_results(folder: Path, expected: Path) -> None:
+    for name in RESULTS:
+        assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
+    for name in MAPS:
+        np.testing.assert_array_equal(mrcfile.read(folder / name), mrcfile.read(expected / name), err_msg=name)
+
+
+def test_killed_while_a_checkpoint_is_written(tmp_path: Path, command: list[str], tiny_run: Path) -> None:
+    folder = tmp_path / "run"
+    assert run_until(KILLED_WHILE_WRITING, command).returncode == -signal.SIGKILL
+    assert steps_of(folder) == 4
+    assert not list(folder.glob("run_*.mrc"))
+    assert read_json(folder / "job.json")["status"] == "running"
+    assert run([*command, "--resume"]) == 0
+    assert_same_results(folder, tiny_run)
+    job = read_json(folder / "job.json")
+    assert (job["status"], len(job["resumed"])) == ("done", 1)
+    assert len((folder / "command.txt").read_text().splitlines()) == 2
+    assert "Resumed at step 4." in (folder / "run.log").read_text()
+
+
+def test_terminated_during_a_step(tmp_path: Path, command: list[str], tiny_run: Path) -> None:
+    folder = tmp_path / "run"
+    rarely = ["--set", "training.checkpoint_seconds=1000"]  # the checkpoint is then made for the signal's sake
+    ended = run_until(TERMINATED_IN_A_STEP, [*command, *rarely])
+    said = "cryoeq: stopped by SIGTERM. What was saved stays; --resume goes on from there."
+    assert ended.stderr.splitlines()[-1] == said
+    assert ended.returncode == 143
+    assert "Traceback" not in ended.stderr
+    assert steps_of(folder) == 5
+    assert read_json(folder / "job.json")["status"] == "stopped"
+    assert not [path for path in folder.iterdir() if ".tmp" in path.name]
+    assert run([*command, "--resume"]) == 0
+    assert_same_results(folder, tiny_run)
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_resuming_nothing_starts_a_new_run(
+    tmp_path: Path, command: list[str], tiny_run: Path, is_there: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if is_there:
+        (tmp_path / "run").mkdir()
+    assert run([*command, "--resume"]) == 0
+    assert "Resumed" not in capsys.readouterr().err
+    assert_same_results(tmp_path / "run", tiny_run)
+
+
+def test_a_finished_run_can_be_resumed(stopped: Path, command: list[str], tiny_run: Path) -> None:
+    for name in (*RESULTS, *MAPS):
+        (stopped / name).unlink()
+    assert run([*command, "--resume"]) == 0
+    assert_same_results(stopped, tiny_run)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--heads", "3"], "encoder.heads was 2, and is now 3"),
+        (["--seed", "5"], "seed was 4, and is now 5"),
+        (["--set", "encoder.channels=[8,32]"], "encoder.channels was None, and is now [8, 32]"),
+        (["--pose-inference", "known"], "pose_inference was amortized, and is now known"),
+    ],
+)
+def test_other_settings_cannot_go_on(
+    stopped: Path,
+    command: list[str],
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    said: str,
+    tiny_particles: Path,
+) -> None:
+    if "known" in options:
+        command[1] = str(tiny_particles / "truth.star")
+    before = {path.name: path.read_bytes() for path in stopped.iterdir() if path.name != "run.log"}
+    assert run([*command, *options, "--resume"]) == 3
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said in message
+    assert "Repeat the original command (command.txt) with --resume" in message
+    # The run that was there, its record included, is as it was.
+    assert {path.name: path.read_bytes() for path in stopped.iterdir() if path.name != "run.log"} == before
+
+
+def test_settings_that_change_nothing_may_differ(stopped: Path, command: list[str], tiny_particles: Path) -> None:
+    """The particles may have moved, and checkpoints be wanted less often."""
+    elsewhere = shutil.copytree(tiny_particles, stopped.parent / "elsewhere")
+    command[1] = str(elsewhere / "particles.star")
+    options = ["--set", "training.checkpoint_seconds=60", "--datadir", str(elsewhere)]
+    assert run([*command, *options, "--resume"]) == 0
+
+
+def fewer_particles(folder: Path, tiny_particles: Path) -> list[str]:
+    lines = (tiny_particles / "particles.star").read_text().splitlines()
+    rows = [number for number, line in enumerate(lines) if "@" in line]
+    kept = [line for number, line in enumerate(lines) if number not in rows[-8:]]
+    (folder / "fewer.star").write_text("\n".join(kept) + "\n")
+    return ["--datadir", str(tiny_particles)]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-999]), "cannot be read as a checkpoint"),
+        (lambda path: path.write_bytes(b"nothing of the kind"), "cannot be read as a checkpoint"),
+        (lambda path: torch.save({"weights": torch.zeros(3)}, path), "does not hold the state of a reconstruction"),
+    ],
+    ids=["truncated", "other bytes", "other content"],
+)
+def test_a_damaged_checkpoint(
+    stopped: Path, command: list[str], capsys: pytest.CaptureFixture[str], damage: object, said: str
+) -> None:
+    assert callable(damage)
+    damage(stopped / "checkpoint.pt")
+    assert run([*command, "--resume"]) == 3
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "checkpoint.pt" in message
+    assert said in message
+    assert "new run" in message
+
+
+def test_other_particles_cannot_go_on(
+    stopped: Path, command: list[str], tiny_particles: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = fewer_particles(stopped.parent, tiny_particles)
+    command[1] = str(stopped.parent / "fewer.star")
+    assert run([*command, *options, "--resume"]) == 3
+    assert "is of 48 particles" in (message := capsys.readouterr().err)
+    assert "fewer.star holds 40" in message
+
+
+def test_a_stray_checkpoint_is_no_start(tmp_path: Path, command: list[str], tiny_run: Path) -> None:
+    """Only --resume looks at it."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"of another program")
+    assert run(command) == 0
+    assert_same_results(tmp_path / "run", tiny_run)

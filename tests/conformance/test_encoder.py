@@ -1,0 +1,283 @@
+"""Laws of every pose encoder, f(g.I) = rho(g) f(I) above all; a new one is one entry of the groups or of the heads."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cryoeq.equivariance import GROUP_NAMES, SteerableBlock
+from cryoeq.equivariance.measure import (
+    act_on_rotations,
+    act_on_shifts,
+    act_trivially,
+    equivariance_error,
+    transform_images,
+)
+from cryoeq.geometry.so3 import rotation_angle_rad
+from cryoeq.models.encoder import PoseEncoder, SpatialPlan
+from cryoeq.models.pose_head import HeadKind, rotation_from_columns, rotation_from_rows
+
+HEADS: tuple[HeadKind, ...] = ("rows", "columns")
+N_HEADS = 2
+NARROW = (16, 32, 32, 128)
+NARROW_SMOOTH = (16, 32, 128)
+"""Widths at 16 and 17 px. Behind the last map they may not be much narrower: where all ReLUs of an image are off, or on
+in constant fields, its features are invariant and hold no rotation."""
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """A module built now has double precision throughout, its filters included."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def build(group: str, box: int, head: HeadKind = "rows") -> PoseEncoder:
+    torch.manual_seed(0)
+    return PoseEncoder(group, box, N_HEADS, widths(group), head=head)
+
+
+def widths(group: str) -> tuple[int, ...]:
+    return NARROW_SMOOTH if group in ("c8", "d8", "so2", "o2") else NARROW
+
+
+def settle(encoder: PoseEncoder, images: Tensor) -> PoseEncoder:
+    """Evaluation mode with running statistics that have seen the images."""
+    encoder.train()
+    with torch.no_grad():
+        for _ in range(30):
+            encoder(images)
+    return encoder.eval()
+
+
+def largest_errors(encoder: PoseEncoder, images: Tensor, elements: Tensor) -> tuple[float, float, float]:
+    """Of rotations, shifts in pixels, and logits."""
+    with torch.no_grad():
+        return (
+            equivariance_error(lambda x: encoder(x).rotations, act_on_rotations, images, elements),
+            equivariance_error(lambda x: encoder(x).shifts_px, act_on_shifts, images, elements),
+            equivariance_error(lambda x: encoder(x).logits, act_trivially, images, elements),
+        )
+
+
+def smooth_images(count: int, n: int, generator: torch.Generator) -> Tensor:
+    """Random sums of six Gaussians of width 0.08 n, inside the circle."""
+    axis = torch.arange(n) - n // 2
+    centres = (torch.rand(count, 6, 2, 1, 1, generator=generator) - 0.5) * 0.45 * n
+    weights = torch.rand(count, 6, 1, 1, generator=generator) + 0.3
+    squared = (axis - centres[:, :, 0]) ** 2 + (axis[:, None] - centres[:, :, 1]) ** 2
+    return (weights * torch.exp(-squared / (2 * (0.08 * n) ** 2))).sum(1)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(("group", "box"), [*((group, 16) for group in GROUP_NAMES), ("d4", 17), ("o2", 17)])
+def test_proposals_turn_with_the_image(group: str, box: int, head: HeadKind, generator: torch.Generator) -> None:
+    images = torch.randn(16, box, box, generator=generator)
+    encoder = settle(build(group, box, head), images)
+    rotations, shifts, logits = largest_errors(encoder, images, encoder.group.elements())
+    assert rotations < 1e-4
+    assert shifts < 1e-5
+    assert logits < 1e-5
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("group", GROUP_NAMES)
+def test_proposals_turn_exactly_in_double_precision(group: str, generator: torch.Generator) -> None:
+    images = torch.randn(16, 16, 16, generator=generator)
+    encoder = settle(build(group, 16), images)
+    assert max(largest_errors(encoder, images, encoder.group.elements())) < 1e-10
+
+
+@pytest.mark.parametrize("group", ["d4", "o2"])
+def test_proposals_turn_in_training_too(group: str, generator: torch.Generator) -> None:
+    """Batch statistics of a batch whose images all turn are the same."""
+    images = torch.randn(16, 17, 17, generator=generator)
+    encoder = build(group, 17)
+    assert max(largest_errors(encoder, images, encoder.group.elements())) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("group", "angle_deg", "largest_shift_error", "largest_median_deg"),
+    [("c8", 45, 0.25, 15.0), ("d8", 45, 0.35, 30.0), ("so2", 22.5, 0.15, 8.0), ("o2", 22.5, 0.2, 20.0)],
+)
+def test_error_between_quarter_turns_is_that_of_interpolation(
+    group: str, angle_deg: float, largest_shift_error: float, largest_median_deg: float, generator: torch.Generator
+) -> None:
+    """Stated for an untrained encoder of the default width on smooth images of 32 px."""
+    shift_error, median_deg = error_at(group, angle_deg, generator)
+    assert shift_error < largest_shift_error
+    assert median_deg < largest_median_deg
+
+
+def test_an_angle_outside_the_group_is_not_learnt_for_free(generator: torch.Generator) -> None:
+    shift_error, median_deg = error_at("d4", 45, generator)
+    assert shift_error > 0.6
+    assert median_deg > 45
+
+
+def error_at(group: str, angle_deg: float, generator: torch.Generator) -> tuple[float, float]:
+    """Relative error of shifts, and median error of rotations in degrees."""
+    torch.manual_seed(0)
+    encoder = PoseEncoder(group, 32, N_HEADS)
+    images = smooth_images(32, 32, generator)
+    c, s = math.cos(math.radians(angle_deg)), math.sin(math.radians(angle_deg))
+    g = torch.tensor([[c, -s], [s, c]])
+    settle(encoder, images)
+    with torch.no_grad():
+        before, after = encoder(images), encoder(transform_images(images, g.double()))
+    angles = rotation_angle_rad(after.rotations, act_on_rotations(g, before.rotations))
+    shift_error = (after.shifts_px - act_on_shifts(g, before.shifts_px)).norm() / before.shifts_px.norm()
+    return float(shift_error), math.degrees(float(angles.median()))
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("group", GROUP_NAMES)
+def test_proposals_are_rotations(group: str, head: HeadKind, generator: torch.Generator) -> None:
+    proposals = build(group, 16, head)(torch.randn(8, 16, 16, generator=generator))
+    assert proposals.rotations.shape == (8, N_HEADS, 3, 3)
+    assert proposals.shifts_px.shape == (8, N_HEADS, 2)
+    assert proposals.logits.shape == (8, N_HEADS)
+    gram = proposals.rotations @ proposals.rotations.mT
+    torch.testing.assert_close(gram, torch.eye(3).expand_as(gram), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.linalg.det(proposals.rotations), torch.ones(8, N_HEADS), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("group", ["c1", "d4", "o2"])
+def test_state_dict_round_trip_in_either_mode(group: str, generator: torch.Generator) -> None:
+    images = torch.randn(8, 16, 16, generator=generator)
+    trained = settle(build(group, 16), images)
+    for save_training in (True, False):
+        for load_training in (True, False):
+            state = trained.train(save_training).state_dict()
+            torch.manual_seed(1)
+            fresh = PoseEncoder(group, 16, N_HEADS, widths(group))
+            fresh.train(load_training).load_state_dict(state, strict=True)
+            torch.testing.assert_close(fresh.eval()(images).rotations, trained.eval()(images).rotations, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("group", ["c1", "d4", "so2"])
+def test_a_batch_is_its_images_one_by_one(group: str, generator: torch.Generator) -> None:
+    images = torch.randn(6, 17, 17, generator=generator)
+    encoder = settle(build(group, 17), images)
+    together = encoder(images)
+    alone = [encoder(image[None]) for image in images]
+    torch.testing.assert_close(together.rotations, torch.cat([one.rotations for one in alone]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(together.shifts_px, torch.cat([one.shifts_px for one in alone]), atol=1e-5, rtol=0)
+
+
+def test_evaluation_changes_nothing_and_training_counts(generator: torch.Generator) -> None:
+    images = torch.randn(8, 16, 16, generator=generator)
+    copy = images.clone()
+    encoder = build("d4", 16)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    encoder.eval()(images)
+    for name, value in encoder.state_dict().items():
+        torch.testing.assert_close(value, before[name], atol=0, rtol=0)
+    encoder.train()(images)
+    assert not torch.equal(
+        encoder.state_dict()["trunk.0.activation.running_mean"], before["trunk.0.activation.running_mean"]
+    )
+    torch.testing.assert_close(images, copy, atol=0, rtol=0)
+
+
+def test_c1_is_an_ordinary_network(generator: torch.Generator) -> None:
+    images = torch.randn(8, 17, 17, generator=generator)
+    encoder = build("c1", 17)
+    plain = nn.Sequential(*(layer for block in encoder.trunk for layer in plain_layers(block)))
+    levels = encoder.pyramid(images)
+    torch.testing.assert_close(encoder.trunk(levels), plain(levels), atol=1e-5, rtol=1e-4)
+
+
+def plain_layers(block: nn.Module) -> tuple[nn.Module, ...]:
+    """torch's own layers with the parameters of a block of c1; its coefficients are the filters."""
+    assert isinstance(block, SteerableBlock)
+    conv = block.conv
+    assert conv.basis is None
+    size = conv.kernel_size
+    padding = 0 if conv.out_count == NARROW[-1] else size // 2
+    layer = nn.Conv2d(conv.in_count, conv.out_count, size, conv.stride, padding, bias=False)
+    layer.weight.data = conv.weight.data.view_as(layer.weight)
+    return layer, nn.BatchNorm2d(conv.out_count), nn.ReLU()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_training_is_indifferent_to_the_scale_of_the_images(scale: float, generator: torch.Generator) -> None:
+    images = smooth_images(16, 16, generator)
+    encoder = build("d4", 16)
+    torch.testing.assert_close(encoder(images * scale).logits, encoder(images).logits, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("group", ["c1", "d4", "so2"])
+def test_every_parameter_learns(group: str, head: HeadKind, generator: torch.Generator) -> None:
+    encoder = build(group, 16, head)
+    proposals = encoder(torch.randn(16, 16, 16, generator=generator))
+    target = torch.randn(proposals.rotations.shape, generator=generator)
+    loss = (proposals.rotations - target).square().sum() + (proposals.shifts_px - 1).square().sum()
+    (loss + (proposals.logits - 1).square().sum()).backward()
+    for name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("box", [9, 15, 16, 24, 32, 48, 64, 100, 128, 200, 256])
+@pytest.mark.parametrize("is_grid_exact", [True, False])
+def test_sides_stay_odd_under_every_stride(box: int, is_grid_exact: bool) -> None:
+    plan = SpatialPlan.for_box(box, is_grid_exact=is_grid_exact)
+    assert plan.padded_px >= box - 1
+    sides = [(plan.padded_px - 1) / 2**k + 1 for k in range(plan.halvings + 1)]
+    assert all(side % 2 == 1 for side in sides)
+    assert plan.level_sizes_px[-1] == sides[-1]
+
+
+def test_impossible_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="does not stay odd under 2 strides of 2"):
+        SpatialPlan(15, 2)
+    with pytest.raises(ValueError, match="a box of 8 px is too small"):
+        PoseEncoder("d4", 8)
+    with pytest.raises(ValueError, match="maps of"):
+        PoseEncoder("d4", 16, channels=(8, 8))
+    with pytest.raises(ValueError, match="images of 17 px for an encoder of 16 px"):
+        build("d4", 16)(torch.zeros(1, 17, 17))
+
+
+def test_rows_give_the_polar_factor(generator: torch.Generator) -> None:
+    rows = torch.randn(50, 2, 3, generator=generator, dtype=torch.float64)
+    u, _, vh = torch.linalg.svd(rows, full_matrices=False)
+    torch.testing.assert_close(rotation_from_rows(rows)[:, :2], u @ vh, atol=1e-9, rtol=0)
+
+
+def test_representations_have_the_gradient_of_their_definition(generator: torch.Generator) -> None:
+    rows = torch.randn(5, 2, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(rotation_from_rows, (rows,))
+    columns = torch.randn(5, 3, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(rotation_from_columns, (columns,))
+
+
+@pytest.mark.parametrize("separation", [0.0, 1e-30, 1e-12, 1e-6, 1e-4, 1e-3])
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 1.0, 1e10])
+def test_parallel_vectors_still_give_a_rotation_and_finite_gradients(separation: float, scale: float) -> None:
+    first = torch.tensor([1.0, 2.0, -1.0])
+    pair = (scale * torch.stack([first, 2 * first + separation * torch.tensor([0.0, 1.0, 0.0])])).requires_grad_()
+    for rotation in (rotation_from_rows(pair), rotation_from_columns(pair.mT)):
+        torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3), atol=1e-5, rtol=0)
+        (gradient,) = torch.autograd.grad(rotation.sum(), pair)
+        assert gradient.isfinite().all()
+        if scale == 1:
+            assert gradient.abs().max() < 1e5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("group", GROUP_NAMES)
+def test_cuda_gives_the_numbers_of_the_cpu(group: str, generator: torch.Generator) -> None:
+    images = torch.randn(16, 16, 16, generator=generator, dtype=torch.float64)
+    torch.manual_seed(0)
+    encoder = settle(build(group, 16).double(), images)
+    expected = encoder(images)
+    found = encoder.cuda()(images.cuda())
+    torch.testing.assert_close(found.rotations.cpu(), expected.rotations, atol=1e-8, rtol=0)
+    torch.testing.assert_close(found.shifts_px.cpu(), expected.shifts_px, atol=1e-8, rtol=0)
