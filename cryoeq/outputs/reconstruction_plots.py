@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 
 from cryoeq.domain.volume import Volume
 from cryoeq.outputs.figure import COLOURS, GREY, png_figure
@@ -60,3 +61,29 @@ def plot_training(path: Path, history: Mapping[str, Sequence[float]]) -> None:
             axes.set_ylabel(label)
             axes.set_ylim(bottom=0)
             axes.grid(color=GREY, alpha=0.2)
+
+
+def plot_comparison(path: Path, particles: Float[torch.Tensor, "images n n"], recovered: Volume, truth: Volume) -> None:
+    """Some particles, and central slices of the recovered map above those of the true one.
+
+    Args:
+        path: the PNG file.
+        particles: at least five images (y, x).
+        recovered: the map, aligned to the truth.
+        truth: the true map.
+    """
+    columns = 5
+    with png_figure(path, size_inches=(10.0, 6.6)) as figure:
+        grid = figure.subplots(3, columns, squeeze=False)
+        for axes, image in zip(grid[0], particles, strict=False):
+            axes.imshow(image.numpy(), origin="lower", interpolation="nearest")
+        for row, volume in zip(grid[1:], (recovered, truth), strict=True):
+            values, n = volume.values.float(), volume.box_size_px
+            for axes, offset in zip(row, torch.linspace(-0.2, 0.2, columns).tolist(), strict=True):
+                axes.imshow(values[n // 2 + round(offset * n)].numpy(), origin="lower", interpolation="bicubic")
+        for axes in grid.flat:
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_visible(False)
+        for axes, label in zip(grid[:, 0], ("particles", "map without poses", "truth"), strict=True):
+            axes.set_ylabel(label)

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cryoeq.config.demo import DemoConfig
 from cryoeq.config.evaluate import EvaluateConfig
 from cryoeq.config.fsc import FscConfig
@@ -15,7 +17,10 @@ from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.config.simulate import SimulateConfig
 from cryoeq.domain.events import Event, Note, Report
 from cryoeq.errors import DivergedError
+from cryoeq.io.mrc import read_map
+from cryoeq.io.particles import read_particles
 from cryoeq.io.text import read_json, write_json
+from cryoeq.outputs.reconstruction_plots import plot_comparison
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.evaluate import evaluate
 from cryoeq.pipelines.fsc import fsc
@@ -104,6 +109,7 @@ def demonstrate(config: DemoConfig) -> Iterator[Event]:
         yield from reconstruct(_reconstruction(config, setting, truth, run.path("known_poses"), "known"))
         yield from _step("4 of 4: comparison with the truth")
         yield from _compare(config, run)
+        _draw_comparison(run)
         verdict = _judge(run)
         results = asdict(verdict) | {"is_found": verdict.is_found, "seconds": round(time.monotonic() - started_s, 1)}
         write_json(run.path("verdict.json"), results)
@@ -164,6 +170,13 @@ def _compare(config: DemoConfig, run: RunFolder) -> Iterator[Event]:
         )
 
 
+def _draw_comparison(run: RunFolder) -> None:
+    folder = run.path("particles")
+    particles = read_particles(folder / "particles.star").images.read(torch.arange(5))
+    recovered, truth = read_map(run.path("map_against_truth") / "aligned.mrc"), read_map(folder / "truth_volume.mrc")
+    plot_comparison(run.path("comparison.png"), particles, recovered, truth)
+
+
 def _judge(run: RunFolder) -> Verdict:
     poses = read_json(run.path("poses_against_truth") / "pose_errors.json")
     inferred = read_json(run.path("map_against_truth") / "fsc.json")
@@ -193,7 +206,7 @@ def _pronounce(verdict: Verdict, run: RunFolder) -> Iterator[Event]:
             ),
             "shells lost": f"{verdict.known_pose_shell - verdict.shell} (found: at most {MOST_SHELLS_LOST})",
             f"pictures in {run.folder}": ", ".join(
-                str(path.relative_to(run.folder)) for path in sorted(run.folder.glob("*/*.png"))
+                str(path.relative_to(run.folder)) for path in sorted(run.folder.glob("**/*.png"))
             ),
         },
     )

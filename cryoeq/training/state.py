@@ -71,7 +71,7 @@ class TrainingState:
         self.data_scale = checkpoint["data_scale"]
         # A checkpoint is loaded to the device as a whole; the poses of all particles stay where they were.
         self.residual_power = checkpoint["residual_power"].to(self.residual_power.device)
-        self.rotations = checkpoint["rotations"].to(self.rotations.device)
+        self.rotations = checkpoint["rotations"].cpu().to(self.rotations.device)
         self.seed, self.step = checkpoint["seed"], checkpoint["step"]
         self.history = {name: list(values) for name, values in checkpoint["history"].items()}
 
