@@ -161,8 +161,11 @@ def _merge(lower: Mapping[str, object], upper: Mapping[str, object]) -> Settings
     merged = dict(lower)
     for key, value in upper.items():
         below = merged.get(key)
-        both_are_sections = isinstance(below, dict) and isinstance(value, dict)
-        merged[key] = _merge(below, value) if both_are_sections else value  # type: ignore[arg-type]
+        if isinstance(below, dict) and isinstance(value, dict):
+            merged[key] = _merge(below, value)
+        elif below is None or not isinstance(value, dict):
+            merged[key] = value
+        # else: a plain value where a section belongs, which stays, so that it is reported and not lost
     return merged
 
 

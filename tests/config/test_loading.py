@@ -128,3 +128,8 @@ def test_an_unknown_preset_is_named_with_its_neighbour(preset: str) -> None:
 def test_a_file_that_is_not_packed() -> None:
     with pytest.raises(ConfigError, match=r"no/such\.file is missing from this installation"):
         packaged_file("no/such.file")
+
+
+def test_a_value_where_a_section_belongs_is_not_lost_under_an_option() -> None:
+    with pytest.raises(ConfigError, match="encoder is 5"):
+        load_config(Example, overrides=["particles=a.star", "encoder=5"], explicit={"encoder.channels": 3})

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cryoeq.domain.volume import Volume
-from cryoeq.outputs.reconstruction_plots import plot_map, plot_training
+from cryoeq.outputs.reconstruction_plots import plot_comparison, plot_map, plot_training
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -96,3 +96,16 @@ def test_one_epoch_can_be_seen(tmp_path: Path) -> None:
     plot_training(tmp_path / "seen.png", {"loss": [1.0]})
     coloured = matplotlib.image.imread(tmp_path / "seen.png")[..., :3]
     assert int((coloured.max(-1) - coloured.min(-1) > 0.3).sum()) > 10
+
+
+def test_comparison_shows_particles_map_and_truth(tmp_path: Path, figures: list[Figure]) -> None:
+    """Row by row; the middle column is the central slice."""
+    particles = torch.arange(5.0)[:, None, None].expand(5, 16, 16)
+    recovered, truth = (Volume(torch.rand(16, 16, 16), 3.0) for _ in range(2))
+    plot_comparison(tmp_path / "comparison.png", particles, recovered, truth)
+    assert pixels(tmp_path / "comparison.png").std() > 0
+    shown = [np.asarray(axes.get_images()[0].get_array()) for axes in figures[0].axes]
+    assert [image.mean() for image in shown[:5]] == [0, 1, 2, 3, 4]
+    np.testing.assert_array_equal(shown[7], recovered.values[8].numpy())
+    np.testing.assert_array_equal(shown[12], truth.values[8].numpy())
+    assert [figures[0].axes[row].get_ylabel() for row in (0, 5, 10)] == ["particles", "map without poses", "truth"]
