@@ -65,6 +65,7 @@ def fake_steps(monkeypatch: pytest.MonkeyPatch, median_deg: float, shell: int) -
 
     for step in (simulate, reconstruct, evaluate, fsc):
         monkeypatch.setattr(demo, step.__name__, step)
+    monkeypatch.setattr(demo, "_draw_comparison", lambda run: None)  # the stand-ins write no maps
     return asked
 
 
