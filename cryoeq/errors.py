@@ -59,12 +59,6 @@ class DivergedError(CryoEqError):
     exit_code = 4
 
 
-class OutOfMemoryError(CryoEqError):
-    """The device has no memory left for the request."""
-
-    exit_code = 4
-
-
 class Terminated(BaseException):
     """SIGTERM asked the program to stop: save what can be saved and let it pass.
 

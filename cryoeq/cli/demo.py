@@ -11,7 +11,7 @@ def demo(
         Path | None, typer.Option("-o", "--output", help="Folder for all that the demo makes [cryoeq_demo].")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the particles and of the training.")] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer particles, for continuous integration.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer particles and steps, for CI.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
 ) -> None:
     """Simulate particles of a packed model, reconstruct it without their poses, and compare with the truth."""

@@ -87,7 +87,7 @@ class ReconstructConfig(FrozenConfig):
     pose_inference: Literal["amortized", "known"] = Field(
         default="amortized", description="infer the poses, or take those of the star file"
     )
-    seed: int = Field(default=0, ge=0, description="of all that is random")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of all that is random")
     device: str = Field(default="auto", description="auto, cpu or cuda:N")
     input: InputConfig = InputConfig()
     encoder: EncoderConfig = EncoderConfig()

@@ -32,7 +32,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Report:
-    """A table of results, for the terminal and for ``--json``.
+    """A table of results, for a reader.
 
     Args:
         title: what the numbers are of.

@@ -1,13 +1,20 @@
 """Steerable layers of the plane's rotations and mirrors; the only room that knows escnn.
 
 escnn 1.0.11 imports ``lie_learn`` for one function of SO(3), which nothing here uses; that package needs an old numpy
-and a compiler. Where it is absent a stub takes its place before escnn is imported.
+and a compiler. Where it is absent a stub takes its place before escnn is imported. escnn also keeps a cache of group
+theory inside its own package, where a user who did not install it may not write: it goes to the user's cache folder.
 """
 
 import importlib.util
+import os
 import sys
 import types
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import joblib
 
 _WIGNER = "lie_learn.representations.SO3.wigner_d"
 
@@ -25,10 +32,31 @@ def _register_lie_learn_stub() -> None:
     vars(sys.modules[_WIGNER])["wigner_D_matrix"] = wigner_d_matrix
 
 
+def _user_cache() -> str | None:
+    """A folder for escnn's cache that this user may write to; None, hence no cache, where there is none."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cryoeq" / "escnn"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return str(folder) if os.access(folder, os.W_OK) else None
+
+
+@contextmanager
+def _cache_of_the_user() -> Iterator[None]:
+    """Modules imported inside the block that make a ``joblib.Memory`` get one in the user's cache folder."""
+    memory = joblib.Memory
+    joblib.Memory = lambda _location, **options: memory(_user_cache(), **options)
+    try:
+        yield
+    finally:
+        joblib.Memory = memory
+
+
 if importlib.util.find_spec("lie_learn") is None:
     _register_lie_learn_stub()
 
-with warnings.catch_warnings():
+with warnings.catch_warnings(), _cache_of_the_user():
     # Silenced once, here, for every module of this room: an invalid escape sequence in a docstring of escnn, and its
     # notice that py3nj (SO(3) only, needs a Fortran compiler) is absent.
     warnings.filterwarnings("ignore", message=".*invalid escape sequence.*")

@@ -109,8 +109,9 @@ def compare_poses(
     scored = [
         _score(ours[half], theirs[half], group, gauge) for half, gauge in zip(halves, reversed(gauges), strict=True)
     ]
-    columns = torch.cat(scored, dim=1).new_empty(4, n)
-    columns[:, order] = torch.cat(scored, dim=1)
+    in_order_of_halves = torch.cat(scored, dim=1)
+    columns = torch.empty_like(in_order_of_halves)
+    columns[:, order] = in_order_of_halves
     rotation, view, in_plane, shift = columns
     return PoseErrors(rotation, view, in_plane, shift, (gauges[0], gauges[1]))
 

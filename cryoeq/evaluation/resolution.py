@@ -2,7 +2,7 @@
 
 Shells are ROUND(|k|) over the stored half transform (x >= 0), each stored coefficient counted once. The masked curve is
 corrected for the correlation that the mask itself adds: phases are randomised beyond a shell, and what still correlates
-is the mask's doing. Corrected curve: Chen et al. 2013, Ultramicroscopy 135, 24-35, equation 4.
+is the mask's doing. Corrected curve: Chen et al. 2013, Ultramicroscopy 135, 24-35.
 """
 
 import math

@@ -18,7 +18,7 @@ from torch import Tensor
 _IMAGE = (-2, -1)
 _MAP = (-3, -2, -1)
 # From this many pixels on, FFTW's inverse real transform takes 1 / 1.3 to 1 / 4 of torch's time on CPU. Below, and for
-# all other transforms that cryoeq makes, torch is as fast or faster (README, Decisions).
+# all other transforms that cryoeq makes, torch is as fast or faster (README, "Decisions").
 _FFTW_LEAST_PIXELS = 2**18
 
 

@@ -15,9 +15,9 @@ _ADVICE = {
     errno.EACCES: ("permission denied", "Make the folder writable or choose another one with -o"),
     errno.EPERM: ("permission denied", "Make the folder writable or choose another one with -o"),
     errno.EROFS: ("the file system is read-only", "Choose another folder with -o"),
-    errno.ENOENT: ("its folder does not exist", "Create the folder or choose another one with -o"),
-    errno.ENOTDIR: ("a part of its path is a file, not a folder", "Choose another folder with -o"),
-    errno.EISDIR: ("a folder of that name exists", "Choose another name with -o"),
+    errno.ENOENT: ("its folder does not exist", "Create the folder or choose another place"),
+    errno.ENOTDIR: ("a part of its path is a file, not a folder", "Choose another place"),
+    errno.EISDIR: ("a folder of that name exists", "Choose another name"),
 }
 
 

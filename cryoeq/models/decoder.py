@@ -5,7 +5,7 @@ The implicit one is a network of Fourier coordinates; its plain twin is in ``vox
 
 import math
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Complex, Float
@@ -16,6 +16,7 @@ from cryoeq.geometry.fourier import HalfPlane, ifft_map
 _CHUNK = 2**17
 
 
+@runtime_checkable
 class VolumeDecoder(Protocol):
     """What turns poses into slices; its map is real, its slices are that map's (tests/conformance/test_decoder.py)."""
 

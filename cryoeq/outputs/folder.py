@@ -1,4 +1,4 @@
-"""A folder for results that belong to no run."""
+"""Making the folders that results go to."""
 
 from pathlib import Path
 

@@ -20,6 +20,7 @@ import yaml
 import cryoeq
 from cryoeq.errors import OutputError
 from cryoeq.io.text import read_json, write_json, write_text
+from cryoeq.outputs.folder import make_folder
 
 Status = Literal["running", "done", "failed", "stopped"]
 
@@ -50,6 +51,7 @@ class RunFolder:
         command: Sequence[str],
         settings: Mapping[str, object],
         inputs: Sequence[Path] = (),
+        device: str | None = None,
         resume: bool = False,
     ) -> "RunFolder":
         """Take a folder for a new run, or take it up again.
@@ -57,9 +59,10 @@ class RunFolder:
         Args:
             path: the folder; made where it is missing.
             command: program and arguments.
-            settings: the whole resolved configuration, of values that JSON knows; ``seed`` and ``device`` are repeated
-                in ``job.json`` where a reader looks for them.
+            settings: the whole resolved configuration, of values that JSON knows; ``seed`` is repeated in ``job.json``
+                where a reader looks for it.
             inputs: files whose checksums are recorded.
+            device: what the settings' ``auto`` came to on this machine; None repeats the settings.
             resume: go on with the run that the folder holds; an empty or missing folder starts a new one.
 
         Returns:
@@ -70,10 +73,7 @@ class RunFolder:
                 cannot be written.
         """
         run = cls(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{path} cannot be made a folder ({error.strerror})", "", "Choose another -o") from error
+        make_folder(path)
         trace = next(_traces(path), None)
         if trace is not None and not resume and not _is_stillborn(run):
             raise OutputError(
@@ -86,7 +86,7 @@ class RunFolder:
         if is_old:
             run._update(status="running", resumed=[*run.job().get("resumed", []), _now()])
         else:
-            write_json(run.path("job.json"), _new_job(command, settings, inputs))
+            write_json(run.path("job.json"), _new_job(command, settings, inputs, device))
             write_text(run.path("config.yaml"), yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
         return run
 
@@ -156,14 +156,16 @@ def _earlier_commands(run: RunFolder) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-def _new_job(command: Sequence[str], settings: Mapping[str, object], inputs: Sequence[Path]) -> dict[str, object]:
+def _new_job(
+    command: Sequence[str], settings: Mapping[str, object], inputs: Sequence[Path], device: str | None
+) -> dict[str, object]:
     return {
         "version": cryoeq.__version__,
         "commit": _commit(),
         "command": list(command),
         "settings": dict(settings),
         "seed": settings.get("seed"),
-        "device": settings.get("device"),
+        "device": device or settings.get("device"),
         "inputs": [_fingerprint(path) for path in inputs],
         "started": _now(),
         "status": "running",

@@ -4,7 +4,7 @@ Dividing voxel by voxel would amplify noise where few slices pass. A map confine
 the weights are compensated iteratively against their own blurred density instead, and the corners of the box, which
 hold noise only, are filled with their mean.
 Density compensation: Pipe and Menon 1999, Magn. Reson. Med. 41, 179-186. In cryo-EM: Scheres 2012, J. Struct. Biol.
-180, 519-530, section 2.3. Wiener filter from half maps: Rosenthal and Henderson 2003, J. Mol. Biol. 333, 721-745.
+180, 519-530. Wiener filter from half maps: Rosenthal and Henderson 2003, J. Mol. Biol. 333, 721-745.
 """
 
 import math

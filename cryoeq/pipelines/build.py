@@ -6,7 +6,7 @@ import torch
 
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
-from cryoeq.errors import ConfigError
+from cryoeq.errors import ConfigError, ParticleFileError
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.io.particles import ParticleStack, read_particles
 from cryoeq.models.decoder import ImplicitDecoder
@@ -77,7 +77,11 @@ def build_encoder(config: ReconstructConfig, box_size_px: int) -> PoseEncoder:
 
 
 def build_state(config: ReconstructConfig, dataset: ParticleDataset, plane: HalfPlane) -> TrainingState:
-    """Encoder, decoder and optimizer at their random start; scale and first residual from a sample of the images."""
+    """Encoder, decoder and optimizer at their random start; scale and first residual from a sample of the images.
+
+    Raises:
+        ParticleFileError: the images are constant.
+    """
     device = plane.coords.device
     generator = torch.Generator().manual_seed(config.seed)
     with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
@@ -94,6 +98,10 @@ def build_state(config: ReconstructConfig, dataset: ParticleDataset, plane: Half
     rows = torch.linspace(0, len(dataset) - 1, min(_SAMPLE, len(dataset))).round().long()
     power = observe(dataset, rows, plane, 1.0).coefficients.abs().square().mean(0)
     variance = float(power @ plane.weights / plane.weights.sum())
+    if variance == 0:
+        raise ParticleFileError(
+            f"{config.particles}: the images are constant", "there is no particle in them", "Extract them again"
+        )
     shells = plane.shells
     by_shell = power.new_zeros(int(shells.max()) + 1).index_add(0, shells, power) / shells.bincount()
     return TrainingState(

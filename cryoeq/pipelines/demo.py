@@ -22,6 +22,7 @@ from cryoeq.io.particles import read_particles
 from cryoeq.io.text import read_json, write_json
 from cryoeq.outputs.reconstruction_plots import plot_comparison
 from cryoeq.outputs.run_folder import RunFolder
+from cryoeq.pipelines.device import choose_device
 from cryoeq.pipelines.evaluate import evaluate
 from cryoeq.pipelines.fsc import fsc
 from cryoeq.pipelines.reconstruct import reconstruct
@@ -97,7 +98,8 @@ def demonstrate(config: DemoConfig) -> Iterator[Event]:
     setting = QUICK if config.quick else FULL
     model = packaged_file(MODEL)
     settings = config.model_dump(mode="json")
-    with RunFolder.create(config.output, command=sys.argv, settings=settings, inputs=[model]) as run:
+    device = str(choose_device(config.device))
+    with RunFolder.create(config.output, command=sys.argv, settings=settings, inputs=[model], device=device) as run:
         particles, truth = run.path("particles"), run.path("particles") / "truth.star"
         yield from _step("1 of 4: particles of RNA polymerase II, with noise, their poses kept aside")
         yield from simulate(_simulation(config, setting, model, particles))

@@ -46,8 +46,6 @@ def reconstruct_known(
     *,
     device: torch.device | None = None,
     batch_size: int | None = None,
-    padding: int = 2,
-    radius_px: float | None = None,
 ) -> KnownReconstruction:
     """Maps of all particles and of each half set, in one pass over the images.
 
@@ -57,14 +55,12 @@ def reconstruct_known(
         half_set: 1 or 2 per particle; a particle with another number counts for the map of all only.
         device: where to compute.
         batch_size: images in memory at a time; None for 8 million pixels.
-        padding: oversampling of the map's transform.
-        radius_px: highest spatial frequency used, in cycles per box; None for all up to Nyquist.
     """
     n = dataset.box_size_px
-    plane = HalfPlane.up_to(n, n / 2 - 1e-3 if radius_px is None else radius_px, device)
+    plane = HalfPlane.up_to(n, n / 2 - 1e-3, device)
     precision = _noise_precision(dataset, plane)
     sets = torch.zeros(len(dataset), dtype=torch.long) if half_set is None else half_set.cpu()
-    sums = {number: WienerBackprojection.empty(n, padding, device=device) for number in sets.unique().tolist()}
+    sums = {number: WienerBackprojection.empty(n, device=device) for number in sets.unique().tolist()}
     for batch in dataset.batches(batch_size or max(1, _BATCH_PIXELS // n**2)):
         for number, part in _split(batch, sets):
             weights = precision[dataset.table.optics_index[part.indices]].to(plane.coords.device)

@@ -86,7 +86,9 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[
     checkpoint = _find_checkpoint(config, len(stack.table), device) if resume else None
     settings = config.model_dump(mode="json")
     inputs = [config.particles, *stack.table.stack_paths[:1]]
-    with RunFolder.create(config.output, command=sys.argv, settings=settings, inputs=inputs, resume=resume) as run:
+    with RunFolder.create(
+        config.output, command=sys.argv, settings=settings, inputs=inputs, device=str(device), resume=resume
+    ) as run:
         yield Note(
             f"{len(stack.table)} particles of {stack.table.box_size_px} px, "
             f"{stack.table.pixel_size_angstrom:g} Angstrom; {device}."
@@ -201,7 +203,7 @@ def _find_checkpoint(config: ReconstructConfig, count: int, device: torch.device
     """The state to go on from, None before the first checkpoint; a run that cannot be resumed is left as it is."""
     record, path = config.output / "job.json", config.output / _CHECKPOINT
     if record.is_file():
-        _check_binding(_flat(read_json(record)["settings"]), config, record)
+        _check_binding(_flat(_recorded_settings(record)), config, record)
     if not path.is_file():
         return None
     checkpoint = load_checkpoint(path, device)
@@ -216,6 +218,16 @@ def _find_checkpoint(config: ReconstructConfig, count: int, device: torch.device
             "Give the original star file, or start a new run in another folder",
         )
     return state
+
+
+def _recorded_settings(record: Path) -> dict[str, object]:
+    try:
+        settings = read_json(record)["settings"]
+    except (ValueError, KeyError, TypeError):  # not JSON, or the job.json of another program
+        settings = None
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{record} is not the record of a run of cryoeq", "", "Choose another folder with -o")
+    return settings
 
 
 def _check_binding(then: Mapping[str, object], config: ReconstructConfig, path: Path) -> None:

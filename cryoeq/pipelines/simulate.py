@@ -64,7 +64,9 @@ def simulate(config: SimulateConfig) -> Iterator[Event]:
     truth = _read_truth(config, device)
     settings = config.model_dump(mode="json")
     started_s = time.monotonic()
-    with RunFolder.create(config.output, command=sys.argv, settings=settings, inputs=[config.model]) as run:
+    with RunFolder.create(
+        config.output, command=sys.argv, settings=settings, inputs=[config.model], device=str(device)
+    ) as run:
         yield from (Note(text) for text in (*truth.notes, *_notes_on_choices(config)))
         yield from _write_particles(config, truth.volume, run, device)
         results = {"seconds": round(time.monotonic() - started_s, 2)}

@@ -3,8 +3,7 @@
 Simulated particles must not carry the interpolation error of the program that is to reconstruct them. The trilinear
 slices of ``cryoeq.physics.projection`` err by about 2e-2 of the signal of 1WCM at 32 px; these by 5e-4.
 
-Beatty, Nishimura, Pauly, "Rapid gridding reconstruction with a minimal oversampling ratio", IEEE TMI 24 (2005),
-equations 3 to 5.
+Beatty, Nishimura, Pauly, "Rapid gridding reconstruction with a minimal oversampling ratio", IEEE TMI 24 (2005).
 """
 
 import math

@@ -10,6 +10,7 @@ from torch import Tensor
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
+from cryoeq.models.decoder import VolumeDecoder
 from cryoeq.models.pose_head import PoseProposals
 from cryoeq.physics.ctf import image_transfer
 from cryoeq.physics.image_formation import apply_optics
@@ -99,7 +100,7 @@ def propose(
 
 
 def predict(
-    decoder: torch.nn.Module,
+    decoder: VolumeDecoder,
     proposals: PoseProposals,
     transfer: Float[Tensor, "batch points"] | None,
     plane: HalfPlane,
@@ -139,7 +140,7 @@ def learn_images(
     best = choose(proposals, errors.argmin(1))
     if encoder_learns:
         loss = winner_takes_all(errors, leak)
-        predicted = predicted[torch.arange(len(observed)), errors.argmin(1)][:, None]
+        predicted = predicted[torch.arange(len(observed), device=observed.device), errors.argmin(1)][:, None]
     else:
         predicted = predict(state.decoder, best, transfer, active)
         loss = data_term(predicted, observed, active.weights).mean()

@@ -124,6 +124,7 @@ NO_SUCH_VALUE = [
     (["--set", "training.encoder_rate=fast"], ["training.encoder_rate is 'fast'", "number"]),
     (["--set", "encoder.channels=[8,0]"], ["encoder.channels.1 is 0", "greater than 0"]),
     (["--device", "gpu"], ["--device gpu", "cuda:N"]),
+    (["--seed", str(2**63)], ["seed is 9223372036854775808", "less than"]),
 ]
 
 
@@ -280,6 +281,13 @@ def test_nan_pixels(folder: Path, fails: Callable[..., str]) -> None:
     message = fails(3)
     assert "2 " in message
     assert "image 7" in message or "000007@" in message
+
+
+def test_images_without_anything_in_them(folder: Path, fails: Callable[..., str]) -> None:
+    with mrcfile.open(folder / "particles.mrcs", "r+") as file:
+        file.data[:] = 3.0
+    message = fails(3, *AMORTIZED)
+    assert "particles.star: the images are constant" in message
 
 
 @pytest.mark.parametrize("pixel_size", [None, "0.0"])

@@ -21,7 +21,6 @@ from cryoeq.errors import (
     CryoEqError,
     DivergedError,
     MapFileError,
-    OutOfMemoryError,
     OutputError,
     ParticleFileError,
     Terminated,
@@ -37,7 +36,6 @@ from cryoeq.errors import (
         (MapFileError, 3),
         (CheckpointError, 3),
         (DivergedError, 4),
-        (OutOfMemoryError, 4),
     ],
 )
 def test_an_error_for_the_user_is_one_message(kind: type[CryoEqError], code: int) -> None:

@@ -196,6 +196,17 @@ def test_a_damaged_checkpoint(
     assert "new run" in message
 
 
+@pytest.mark.parametrize("record", ["{", "[]", '{"program": "another"}', '{"settings": 3}'])
+def test_the_record_of_another_program(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str], record: str
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "job.json").write_text(record)
+    assert run([*command, "--resume"]) == 3
+    assert "job.json is not the record of a run of cryoeq" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["job.json"]
+
+
 def test_other_particles_cannot_go_on(
     stopped: Path, command: list[str], tiny_particles: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -89,6 +89,11 @@ def test_a_folder_with_other_things_is_accepted(tmp_path: Path) -> None:
     assert RunFolder.create(tmp_path, command=COMMAND, settings=SETTINGS).job()["status"] == "running"
 
 
+def test_the_device_on_record_is_the_one_that_was_used(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, command=COMMAND, settings={"seed": 7, "device": "auto"}, device="cuda:0")
+    assert (run.job()["device"], run.job()["settings"]["device"]) == ("cuda:0", "auto")
+
+
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be made a folder"):

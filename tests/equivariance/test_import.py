@@ -1,0 +1,27 @@
+"""What importing escnn must not do."""
+
+import importlib
+from pathlib import Path
+
+import escnn
+import joblib
+import pytest
+
+from cryoeq import equivariance
+
+
+def test_escnn_keeps_its_cache_outside_its_package() -> None:
+    """A container runs as a user who may not write to the installed packages."""
+    package = Path(escnn.__file__).parent
+    for module in ("escnn.group.irrep", "escnn.group._clebsh_gordan", "escnn.group.groups.octa"):
+        location = importlib.import_module(module).cache.location
+        assert location is None or package not in Path(location).parents
+    assert joblib.Memory.__name__ == "Memory", "joblib is left as it was"
+
+
+def test_the_cache_lies_where_the_user_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert equivariance._user_cache() == str(tmp_path / "cryoeq" / "escnn")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert equivariance._user_cache() is None
