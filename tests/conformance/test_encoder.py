@@ -16,7 +16,7 @@ from cryoeq.equivariance.measure import (
     transform_images,
 )
 from cryoeq.geometry.so3 import rotation_angle_rad
-from cryoeq.models.encoder import PoseEncoder, SpatialPlan
+from cryoeq.models.encoder import PoseEncoder, SpatialPlan, TrunkKind
 from cryoeq.models.pose_head import HeadKind, rotation_from_columns, rotation_from_rows
 
 HEADS: tuple[HeadKind, ...] = ("rows", "columns")
@@ -83,6 +83,19 @@ def test_proposals_turn_with_the_image(group: str, box: int, head: HeadKind, gen
     assert logits < 1e-5
 
 
+@pytest.mark.parametrize("group", GROUP_NAMES)
+@pytest.mark.parametrize("box", [16, 17])
+def test_proposals_of_a_dense_trunk_turn_with_the_image(group: str, box: int, generator: torch.Generator) -> None:
+    """The default of ``cryoeq reconstruct``: one filter as large as the image."""
+    torch.manual_seed(0)
+    images = torch.randn(16, box, box, generator=generator)
+    encoder = settle(PoseEncoder(group, box, N_HEADS, (128,), trunk="dense"), images)
+    rotations, shifts, logits = largest_errors(encoder, images, encoder.group.elements())
+    assert rotations < 1e-4
+    assert shifts < 1e-5
+    assert logits < 1e-5
+
+
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("group", GROUP_NAMES)
 def test_proposals_turn_exactly_in_double_precision(group: str, generator: torch.Generator) -> None:
@@ -100,14 +113,20 @@ def test_proposals_turn_in_training_too(group: str, generator: torch.Generator) 
 
 
 @pytest.mark.parametrize(
-    ("group", "angle_deg", "largest_shift_error", "largest_median_deg"),
-    [("c8", 45, 0.25, 15.0), ("d8", 45, 0.35, 30.0), ("so2", 22.5, 0.15, 8.0), ("o2", 22.5, 0.2, 20.0)],
+    ("trunk", "group", "angle_deg", "largest_shift_error", "largest_median_deg"),
+    [
+        *(("conv", "c8", 45, 0.25, 15.0), ("conv", "d8", 45, 0.35, 30.0)),
+        *(("conv", "so2", 22.5, 0.15, 8.0), ("conv", "o2", 22.5, 0.2, 20.0)),
+        *(("dense", "c8", 45, 0.04, 3.0), ("dense", "d8", 45, 0.04, 4.0)),
+        *(("dense", "so2", 22.5, 0.1, 9.0), ("dense", "o2", 22.5, 0.1, 9.0)),
+    ],
 )
 def test_error_between_quarter_turns_is_that_of_interpolation(
-    group: str, angle_deg: float, largest_shift_error: float, largest_median_deg: float, generator: torch.Generator
-) -> None:
+    trunk: TrunkKind, group: str, angle_deg: float, *, largest_shift_error: float, largest_median_deg: float,
+    generator: torch.Generator,
+) -> None:  # fmt: skip
     """Stated for an untrained encoder of the default width on smooth images of 32 px."""
-    shift_error, median_deg = error_at(group, angle_deg, generator)
+    shift_error, median_deg = error_at(group, angle_deg, generator, trunk)
     assert shift_error < largest_shift_error
     assert median_deg < largest_median_deg
 
@@ -118,10 +137,12 @@ def test_an_angle_outside_the_group_is_not_learnt_for_free(generator: torch.Gene
     assert median_deg > 45
 
 
-def error_at(group: str, angle_deg: float, generator: torch.Generator) -> tuple[float, float]:
+def error_at(
+    group: str, angle_deg: float, generator: torch.Generator, trunk: TrunkKind = "conv"
+) -> tuple[float, float]:
     """Relative error of shifts, and median error of rotations in degrees."""
     torch.manual_seed(0)
-    encoder = PoseEncoder(group, 32, N_HEADS)
+    encoder = PoseEncoder(group, 32, N_HEADS, trunk=trunk)
     images = smooth_images(32, 32, generator)
     c, s = math.cos(math.radians(angle_deg)), math.sin(math.radians(angle_deg))
     g = torch.tensor([[c, -s], [s, c]])
