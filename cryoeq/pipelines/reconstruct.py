@@ -17,6 +17,7 @@ from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.halfsets import split_half_sets
 from cryoeq.domain.events import Event, Note, Progress, Report
 from cryoeq.domain.pose import Poses
+from cryoeq.domain.randomness import Stream, stream_generator
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import CheckpointError, ParticleFileError, Terminated
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, compare_maps
@@ -167,7 +168,7 @@ def _infer(
         "Both half maps use poses from one encoder that saw all particles: their FSC flatters, it is no gold standard.",
         "warning",
     )
-    half_set = split_half_sets(len(dataset), torch.Generator().manual_seed(config.seed))
+    half_set = split_half_sets(len(dataset), stream_generator(config.seed, Stream.HALF_SETS))
     columns = {"rlnMaxValueProbDistribution": np.char.mod("%.6f", assignment.confidence.numpy())}
     return _Posed(assignment.poses, half_set, columns, {"explained_variance": assignment.explained})
 

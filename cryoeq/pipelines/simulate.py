@@ -12,6 +12,7 @@ from cryoeq.config.simulate import SimulateConfig
 from cryoeq.data.halfsets import split_half_sets
 from cryoeq.domain.events import Event, Note, Progress, Report
 from cryoeq.domain.optics import Optics
+from cryoeq.domain.randomness import Stream, stream_generator
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import MapFileError
 from cryoeq.geometry.pointgroup import symmetry_rotations
@@ -84,7 +85,7 @@ def simulate(config: SimulateConfig) -> Iterator[Event]:
 
 def _write_particles(config: SimulateConfig, volume: Volume, run: RunFolder, device: torch.device) -> Iterator[Event]:
     """Draw, project, add noise and write. All that is random comes from the CPU, so that devices agree."""
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = stream_generator(config.seed, Stream.SIMULATION)
     poses = draw_poses(config.count, config.views, config.shift_sigma_angstrom, generator)
     optics = Optics(
         "simulated",

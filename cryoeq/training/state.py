@@ -7,10 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cryoeq.domain.randomness import Stream, stream_generator
 from cryoeq.models.decoder import ImplicitDecoder
 from cryoeq.models.voxel_decoder import VoxelDecoder
-
-_STREAMS = 4
 
 
 @dataclass
@@ -43,11 +42,11 @@ class TrainingState:
 
     def step_generator(self) -> torch.Generator:
         """Randomness of the current step."""
-        return torch.Generator().manual_seed(_mix(self.seed, 0, self.step))
+        return stream_generator(self.seed, Stream.STEP, self.step)
 
     def epoch_order(self, epoch: int, count: int) -> Tensor:
         """In which order the particles are visited in an epoch."""
-        return torch.randperm(count, generator=torch.Generator().manual_seed(_mix(self.seed, 1, epoch)))
+        return torch.randperm(count, generator=stream_generator(self.seed, Stream.EPOCH, epoch))
 
     def to_checkpoint(self) -> dict[str, Any]:
         """Tensors and plain values only, as ``torch.load(weights_only=True)`` wants them."""
@@ -74,8 +73,3 @@ class TrainingState:
         self.rotations = checkpoint["rotations"].cpu().to(self.rotations.device)
         self.seed, self.step = checkpoint["seed"], checkpoint["step"]
         self.history = {name: list(values) for name, values in checkpoint["history"].items()}
-
-
-def _mix(seed: int, stream: int, number: int) -> int:
-    """One 63-bit seed for each (seed, stream, number), by the multiplier of a linear congruential generator."""
-    return ((seed * _STREAMS + stream) * 6364136223846793005 + number * 1442695040888963407 + 1) % 2**63

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from cryoeq.domain.randomness import Stream, stream_generator
 from cryoeq.errors import DivergedError
 from cryoeq.io.checkpoint import load_checkpoint, save_checkpoint
 from cryoeq.training.loop import fit
@@ -159,3 +160,14 @@ def test_a_training_on_the_gpu_can_go_on(tmp_path: Path, make_known: Callable, s
     again.state.restore(load_checkpoint(tmp_path / "checkpoint.pt", device))
     run(again)
     assert again.state.step == again.settings.schedule.total_steps
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_streams_of_one_seed_share_no_number(seed: int) -> None:
+    """A reconstruction with the seed of a simulation must not draw that simulation's poses."""
+    streams = [stream_generator(seed, stream, number) for stream in Stream for number in (0, 1)]
+    streams.append(torch.Generator().manual_seed(seed))  # the weights at the start
+    drawn = torch.stack([torch.rand(1000, generator=generator) for generator in streams])
+    assert len(drawn.unique()) > 0.99 * drawn.numel(), "few float32 of 16 million coincide by chance"
+    agreement = torch.corrcoef(drawn) - torch.eye(len(drawn))
+    assert agreement.abs().max() < 0.2
