@@ -111,8 +111,9 @@ def test_debug_shows_where(
 
 
 WAITING = """
-import os, sys, time
+import os, signal, sys, time
 from cryoeq.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores Ctrl-C
 def wait() -> None:
     os.write(1, b"ready")
     time.sleep(60)
