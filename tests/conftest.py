@@ -35,9 +35,10 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half the time of a tiny reconstruction is spent on its pictures; ``tiny_run`` has them."""
-    from cryoeq.pipelines import reconstruct
+    from cryoeq.pipelines import amortized, reconstruct
 
-    for name in ("plot_map", "plot_training", "plot_fsc"):
+    monkeypatch.setattr(amortized, "plot_training", lambda *_: None)
+    for name in ("plot_map", "plot_fsc"):
         monkeypatch.setattr(reconstruct, name, lambda *_: None)
 
 
@@ -65,7 +66,21 @@ def tiny_training() -> tuple[str, ...]:
         "training.checkpoint_seconds": 0,
     }  # fmt: skip
     chosen = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    return (*chosen, "--heads", "2", "--epochs", "3", "--batch-size", "16", "--seed", "4", "--device", "cpu")
+    return (
+        *chosen,
+        "--pose-inference",
+        "amortized",
+        "--heads",
+        "2",
+        "--epochs",
+        "3",
+        "--batch-size",
+        "16",
+        "--seed",
+        "4",
+        "--device",
+        "cpu",
+    )
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,11 @@ def reconstruct(
     *,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Run folder [cryoeq_reconstruction].")] = None,
     pose_inference: Annotated[
-        str | None, typer.Option(help="amortized: infer the poses; known: take those of the star file [amortized].")
+        str | None,
+        typer.Option(
+            help="search: find the poses; hybrid: search, then an encoder takes over; amortized: an encoder learns "
+            "them; known: take those of the star [search]."
+        ),
     ] = None,
     preset: Annotated[str | None, typer.Option(help="Settings by name: default, demo, demo-quick.")] = "default",
     config: Annotated[Path | None, typer.Option(help="YAML file of settings, for example that of another run.")] = None,
@@ -27,11 +31,12 @@ def reconstruct(
         bool | None, typer.Option("--invert-data/--uninvert-data", help="Contrast [decided from the images].")
     ] = None,
     box: Annotated[
-        int | None, typer.Option("-D", "--box", help="Working box in px for the poses [at most 32].")
+        int | None, typer.Option("-D", "--box", help="Working box in px for the poses [at most 64; amortized 32].")
     ] = None,
     shift_sigma: Annotated[
         float | None, typer.Option(help="Expected spread of the shifts, Angstrom; 0: centred [5 % of the box].")
     ] = None,
+    sym: Annotated[str | None, typer.Option("--sym", help="Point group to impose: Cn, Dn, T, O, I [C1].")] = None,
     group: Annotated[str | None, typer.Option(help="c1 c2 c4 c8 d1 d2 d4 d8 so2 o2 [d4].")] = None,
     heads: Annotated[int | None, typer.Option(help="Hypotheses per image [8].")] = None,
     decoder: Annotated[str | None, typer.Option(help="voxel or implicit [voxel].")] = None,
@@ -42,7 +47,7 @@ def reconstruct(
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N [auto].")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the run folder.")] = False,
 ) -> None:
-    """Reconstruct a map from particles, their poses inferred (amortized) or known."""
+    """Reconstruct a map from particles, with their poses searched for, inferred by an encoder, or known."""
     from cryoeq.cli.drawing import draw
     from cryoeq.config.loading import load_config
     from cryoeq.config.reconstruct import ReconstructConfig
@@ -54,8 +59,8 @@ def reconstruct(
     explicit = {
         "particles": particles, "output": output or default, "pose_inference": pose_inference, "seed": seed,
         "device": device, "input.angpix": angpix, "input.datadir": datadir, "input.with_ctf": False if no_ctf else None,
-        "input.contrast": contrast, "input.working_box_px": box, "training.shift_sigma_angstrom": shift_sigma,
-        "encoder.group": group, "encoder.heads": heads, "decoder.kind": decoder,
+        "input.contrast": contrast, "input.working_box_px": box, "input.shift_sigma_angstrom": shift_sigma,
+        "search.symmetry": sym, "encoder.group": group, "encoder.heads": heads, "decoder.kind": decoder,
         "loss.symmetric": True if symmetric_loss else None, "training.epochs": epochs,
         "training.batch_size": batch_size,
     }  # fmt: skip

@@ -21,9 +21,35 @@ class InputConfig(FrozenConfig):
     contrast: Literal["auto", "keep", "invert"] = Field(
         default="auto", description="protein must be bright: decide from the images, keep them, or invert them"
     )
-    working_box_px: int | None = Field(
-        default=None, ge=16, description="even box to Fourier-crop to while poses are inferred; None for at most 32"
+    shift_sigma_angstrom: float | None = Field(
+        default=None, ge=0, description="expected spread of the shifts per axis; None for 5 % of the box, 0 for centred"
     )
+    working_box_px: int | None = Field(
+        default=None,
+        ge=16,
+        description="even box to Fourier-crop to while poses are inferred; None for at most 64, or 32 (amortized)",
+    )
+
+
+class SearchConfig(FrozenConfig):
+    """How poses are searched for."""
+
+    starts: int = Field(default=2, ge=1, le=64, description="random starts at least; 1 goes on unchecked")
+    most_starts: int = Field(default=4, ge=1, le=64, description="random starts until the best was found twice")
+    start_iterations: int = Field(default=150, ge=2, description="of each start, each with its own batch")
+    batch_size: int = Field(default=200, ge=1, description="particles per iteration of a start")
+    first_shell: int = Field(default=3, ge=2, description="radius at the start, in cycles per box")
+    start_shell: int = Field(default=7, ge=4, description="radius at the end of the starts")
+    settled_shells: tuple[PositiveInt, ...] = Field(
+        default=(7, 7, 8, 8, 9, 9, 10, 10, 10), description="radii of the joint iterations that follow"
+    )
+    settled_images: int = Field(default=4000, ge=2, description="particles in these iterations, at most")
+    iterations: int = Field(default=3, ge=1, description="of the independent halves over all of SO(3)")
+    searched_shell: int = Field(default=15, ge=4, le=40, description="radius up to which all of SO(3) is searched")
+    polishing_iterations: int = Field(default=5, ge=0, description="local ones, beyond that radius")
+    trial_shifts: int = Field(default=4, ge=1, le=37, description="shifts tried for each particle at low resolution")
+    particle_radius: float = Field(default=0.42, gt=0.1, le=0.5, description="of the mask, as a fraction of the box")
+    symmetry: str = Field(default="C1", description="point group to impose: Cn, Dn, T, O, I")
 
 
 class EncoderConfig(FrozenConfig):
@@ -38,6 +64,25 @@ class EncoderConfig(FrozenConfig):
         default=None, description="widths of the feature maps; None for the box's own"
     )
     head: Literal["rows", "columns"] = Field(default="rows", description="how a rotation is represented")
+
+
+class HybridConfig(FrozenConfig):
+    """How an encoder takes over from the search."""
+
+    held_out: float = Field(default=0.1, ge=0, le=0.5, description="share of the particles that are never searched")
+    shell: int = Field(default=10, ge=4, description="radius up to which the encoder sees, in cycles per box")
+    steps: int = Field(default=500, ge=1, description="of training on renderings of the first map")
+    final_steps: int = Field(default=300, ge=0, description="of training on renderings of the last map, for encoder.pt")
+    batch_size: int = Field(default=256, ge=2, description="renderings per step")
+    rate: float = Field(default=5e-3, gt=0, description="learning rate")
+    sharpness: float = Field(default=2.0, gt=0, description="of the heads, for the squared distance of rotations")
+    first_noise: float = Field(
+        default=0.2, ge=0, le=1, description="amplitude of the renderings' noise at first, over that of the particles"
+    )
+    least_confidence: float = Field(
+        default=0.9, ge=0.5, lt=1, description="of a refined proposal; particles with less go back to the search"
+    )
+    iterations: int = Field(default=5, ge=1, description="of the independent halves, refined locally")
 
 
 class DecoderConfig(FrozenConfig):
@@ -73,9 +118,6 @@ class TrainingConfig(FrozenConfig):
     )  # fmt: skip
     first_shell: float = Field(default=3.0, ge=1, description="radius at the start, in cycles per box")
     marching: float = Field(default=0.6, ge=0, le=1, description="fraction after which the last shell is reached")
-    shift_sigma_angstrom: float | None = Field(
-        default=None, ge=0, description="expected spread of the shifts per axis; None for 5 % of the box, 0 for centred"
-    )
     checkpoint_seconds: float = Field(default=60.0, ge=0, description="time between checkpoints")
 
 
@@ -84,12 +126,16 @@ class ReconstructConfig(FrozenConfig):
 
     particles: Path = Field(description="RELION star file, or a bare stack with angpix")
     output: Path = Field(description="run folder")
-    pose_inference: Literal["amortized", "known"] = Field(
-        default="amortized", description="infer the poses, or take those of the star file"
+    pose_inference: Literal["search", "hybrid", "amortized", "known"] = Field(
+        default="search",
+        description="search for the poses, search and let an encoder take over, let an encoder infer them, or take "
+        "those of the star file",
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="of all that is random")
     device: str = Field(default="auto", description="auto, cpu or cuda:N")
     input: InputConfig = InputConfig()
+    search: SearchConfig = SearchConfig()
+    hybrid: HybridConfig = HybridConfig()
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
     loss: LossConfig = LossConfig()

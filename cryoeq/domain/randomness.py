@@ -4,6 +4,8 @@ from enum import IntEnum
 
 import torch
 
+_MOST_STREAMS = 16  # room for more, so that a new stream changes no number of the others
+
 
 class Stream(IntEnum):
     """What randomness is for.
@@ -15,6 +17,12 @@ class Stream(IntEnum):
     EPOCH = 1
     SIMULATION = 2
     HALF_SETS = 3
+    BASIN = 4
+    BASIN_IMAGES = 5
+    GROWTH = 6
+    SECOND_LOOK = 7
+    LESSONS = 8
+    HELD_OUT = 9
 
 
 def stream_generator(seed: int, stream: Stream, number: int = 0) -> torch.Generator:
@@ -26,5 +34,5 @@ def stream_generator(seed: int, stream: Stream, number: int = 0) -> torch.Genera
         number: which of the stream's generators, for example the step.
     """
     # One 63-bit seed for each (seed, stream, number), by the multiplier of a linear congruential generator.
-    mixed = (seed * len(Stream) + stream) * 6364136223846793005 + number * 1442695040888963407 + 1
+    mixed = (seed * _MOST_STREAMS + stream) * 6364136223846793005 + number * 1442695040888963407 + 1
     return torch.Generator().manual_seed(mixed % 2**63)

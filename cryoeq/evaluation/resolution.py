@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import MapFileError
+from cryoeq.geometry.shells import fourier_shell_correlation, slabs, squared_radii
 
 HALF_MAP_THRESHOLD: Final = 0.143
 TRUTH_THRESHOLD: Final = 0.5
 _RANDOMISE_BELOW = 0.8
-_SLAB_COEFFICIENTS = 2**22
 
 
 @dataclass(frozen=True)
@@ -57,27 +57,6 @@ class FscCurves:
             else resolution_angstrom(curve, threshold, self.box_size_px, self.pixel_size_angstrom)
             for name, curve in curves.items()
         }
-
-
-def fourier_shell_correlation(
-    first: Float[Tensor, "n n n"], second: Float[Tensor, "n n n"], mask: Float[Tensor, "n n n"] | None = None
-) -> Float[Tensor, " shells"]:
-    """Correlation of two maps in each of the n // 2 + 1 shells, in float64.
-
-    Args:
-        first: densities.
-        second: densities in the same frame.
-        mask: multiplied onto both beforehand, between 0 and 1.
-    """
-    if mask is not None:
-        first, second = first * mask, second * mask
-    first_hat, second_hat = torch.fft.rfftn(first), torch.fft.rfftn(second)
-    sums = torch.zeros(3, first.shape[-1] // 2 + 1, dtype=torch.float64, device=first.device)
-    for start, stop in _slabs(first.shape[-1]):
-        sums += _shell_sums(first_hat[start:stop], second_hat[start:stop], start, first.shape[-1])
-    cross, power_first, power_second = sums
-    power = power_first * power_second
-    return torch.where(power > 0, cross / power.clamp(min=torch.finfo(torch.float64).tiny).sqrt(), 0.0)
 
 
 def resolution_angstrom(
@@ -156,10 +135,10 @@ def randomise_phases(
     n = values.shape[-1]
     transform = torch.fft.rfftn(values)
     randomised = torch.empty_like(transform)
-    for start, stop in _slabs(n):
+    for start, stop in slabs(n):
         slab = transform[start:stop]
         phases = torch.rand(slab.shape, generator=generator, device=generator.device).to(values.device) * (2 * math.pi)
-        far = _squared_radii(n, start, stop, values.device) >= from_shell**2
+        far = squared_radii(n, start, stop, values.device) >= from_shell**2
         randomised[start:stop] = torch.where(far, torch.polar(slab.abs(), phases.to(slab.real.dtype)), slab)
     restored: Tensor = torch.fft.irfftn(randomised, s=values.shape)
     return restored
@@ -200,32 +179,6 @@ def _require_mask(mask: Volume, volume: Volume) -> None:
             "values between 0 and 1, some above 0",
             "Make the mask again",
         )
-
-
-def _slabs(n: int) -> list[tuple[int, int]]:
-    """Ranges of z planes of a half transform, so that the work space of a large map stays small."""
-    step = max(1, _SLAB_COEFFICIENTS // (n * (n // 2 + 1)))
-    return [(start, min(start + step, n)) for start in range(0, n, step)]
-
-
-def _squared_radii(n: int, start: int, stop: int, device: torch.device) -> Int[Tensor, "planes n half"]:
-    """|k|^2 of the z planes ``start`` to ``stop`` of the stored half transform of an n-pixel map."""
-    k = torch.arange(n, device=device)
-    k = torch.where(k > n // 2, k - n, k)
-    return k[start:stop, None, None] ** 2 + k[:, None] ** 2 + k[: n // 2 + 1] ** 2
-
-
-def _shell_sums(
-    first: Complex[Tensor, "planes n half"], second: Complex[Tensor, "planes n half"], start: int, n: int
-) -> Float[Tensor, "3 shells"]:
-    """Per shell: real part of the cross product, power of the first, power of the second."""
-    n_shells = n // 2 + 1
-    radii = _squared_radii(n, start, start + len(first), first.device).double().sqrt()
-    # The corners beyond Nyquist share one more shell, which is dropped.
-    shells = (radii + 0.5).floor().long().clamp(max=n_shells).flatten()
-    products = ((first * second.conj()).real, first.abs().square(), second.abs().square())
-    sums = [torch.bincount(shells, product.flatten().double(), minlength=n_shells + 1) for product in products]
-    return torch.stack(sums)[:, :n_shells]
 
 
 def _first_below(fsc: Float[Tensor, " shells"], level: float) -> int | None:

@@ -77,11 +77,42 @@ class WienerBackprojection:
 
     def reconstruct(self) -> Float[Tensor, "n n n"]:
         """The map that explains the images in the sense of least squares, unfiltered, as half maps are."""
-        mate = _friedel_mate(self.sums)
-        real, imag, weight = self.sums[0] + mate[0], self.sums[1] - mate[1], self.sums[2] + mate[2]
+        real, imag, weight = self._with_mates()
         gain = _compensate_density(_with_floor(weight), self.padding)
         summed = collect_slices(torch.complex(real * gain, imag * gain), self.padding)
         return _fill_corners(summed * (self.box_size_px**2 / weight.shape[-1] ** 3))
+
+    @property
+    def shell_weights(self) -> Float[Tensor, " shells"]:
+        """Mean weight of each shell of the map below Nyquist, per coefficient of the oversampled transform."""
+        weight = self._with_mates()[2]
+        shells = (_radii(weight) / self.padding + 0.5).long().flatten()
+        count = self.box_size_px // 2
+        kept = shells < count
+        sums = weight.new_zeros(count).index_add(0, shells[kept], weight.flatten()[kept])
+        return sums / shells[kept].bincount(minlength=count)
+
+    def most_probable(self, prior_precision: Float[Tensor, " shells"]) -> Float[Tensor, "n n n"]:
+        """The most probable map when each coefficient has a normal prior about zero.
+
+        Args:
+            prior_precision: inverse prior variance of each shell below Nyquist, in the units of ``shell_weights``;
+                ``shell_weights`` over the signal-to-noise ratio of the map makes it a Wiener filter (Scheres 2012,
+                J. Struct. Biol. 180, 519-530, equation 6). It must be positive.
+        """
+        real, imag, weight = self._with_mates()
+        radius = _radii(weight) / self.padding
+        below = radius.long().clamp(max=len(prior_precision) - 1)
+        above = (below + 1).clamp(max=len(prior_precision) - 1)
+        prior = torch.lerp(prior_precision[below], prior_precision[above], (radius - below).clamp(max=1.0))
+        gain = (radius < self.box_size_px / 2) / (weight + prior)
+        summed = collect_slices(torch.complex(real * gain, imag * gain), self.padding)
+        return summed * (self.box_size_px**2 / weight.shape[-1] ** 3)
+
+    def _with_mates(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Real part, imaginary part and weight of the sums over all coefficients, the Friedel mates' too."""
+        mate = _friedel_mate(self.sums)
+        return self.sums[0] + mate[0], self.sums[1] - mate[1], self.sums[2] + mate[2]
 
 
 def wiener_filter(volume: Float[Tensor, "n n n"], signal_to_noise: Float[Tensor, " shells"]) -> Float[Tensor, "n n n"]:
@@ -104,6 +135,13 @@ def _friedel_mate(transform: Float[Tensor, "*batch m m m"]) -> Float[Tensor, "*b
     first = 1 - transform.shape[-1] % 2
     inner = transform[..., first:, first:, first:]
     return pad(inner.flip((-3, -2, -1)), (first, 0) * 3)
+
+
+def _radii(transform: Float[Tensor, "m m m"]) -> Float[Tensor, "m m m"]:
+    """Distance of each coefficient of a centred transform from its origin."""
+    m = transform.shape[-1]
+    k = torch.arange(m, dtype=transform.dtype, device=transform.device) - m // 2
+    return (k[:, None, None].square() + k[:, None].square() + k.square()).sqrt()
 
 
 def _with_floor(weight: Float[Tensor, "m m m"]) -> Float[Tensor, "m m m"]:

@@ -13,11 +13,12 @@ from itertools import product
 import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
-from torch.nn.functional import grid_sample
+from torch.nn.functional import grid_sample, pad
 
 from cryoeq.geometry.fourier import HalfPlane, crop_centred, pad_centred
 
 _MAP = (-3, -2, -1)
+_PARALLEL_NUMBERS = 2**17  # in the sampling grid, from which it is worth sharing among threads
 
 
 def gridding_correction(
@@ -62,9 +63,31 @@ def extract_slices(
         rotations: RELION's matrices A.
         plane: which coefficients, of the unpadded box.
     """
-    grid = _sampling_grid(rotations, plane, padded.shape[-1])
-    sampled = grid_sample(_as_channels(padded), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return torch.complex(sampled[0, 0, 0], sampled[0, 1, 0])
+    sampled = sample_slices(_as_channels(padded)[0], rotations, plane)
+    return torch.complex(sampled[0], sampled[1])
+
+
+def sample_slices(
+    channels: Float[Tensor, "channels m m m"], rotations: Float[Tensor, "batch 3 3"], plane: HalfPlane
+) -> Float[Tensor, "channels batch points"]:
+    """As ``extract_slices`` for any number of real channels that share their places.
+
+    Args:
+        channels: oversampled transforms, each a real number per coefficient.
+        rotations: RELION's matrices A.
+        plane: which coefficients, of the unpadded box.
+    """
+    grid = sampling_grid(rotations, plane, channels.shape[-1])
+    # On the CPU only the first axis is shared among threads.
+    parts = 1 if channels.requires_grad or channels.device.type != "cpu" else torch.get_num_threads()
+    if parts > 1 and grid.numel() >= _PARALLEL_NUMBERS:
+        lots = grid[0].tensor_split(parts, dim=1)
+        size = lots[0].shape[1]
+        padded = torch.cat([pad(lot, (0, 0, 0, 0, 0, size - lot.shape[1])) for lot in lots])[:, None]
+        sampled = grid_sample(channels.expand(parts, *channels.shape), padded, align_corners=False)
+        return torch.cat([part[:, 0, : lot.shape[1]] for part, lot in zip(sampled, lots, strict=True)], dim=1)
+    sampled = grid_sample(channels[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return sampled[0, :, 0]
 
 
 def insert_slices(
@@ -119,7 +142,7 @@ def slice_coordinates(
     return coords.to(rotations.dtype) @ rotations[:, :2, :]
 
 
-def _sampling_grid(
+def sampling_grid(
     rotations: Float[Tensor, "batch 3 3"], plane: HalfPlane, padded_size: int
 ) -> Float[Tensor, "1 1 batch points 3"]:
     """A^T (kx, ky, 0) in grid_sample's units: sample i of m lies at (2 i + 1) / m - 1, and the origin is sample m // 2.

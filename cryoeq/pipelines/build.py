@@ -1,26 +1,14 @@
 """The composition root: from settings to objects."""
 
-import math
-
-import torch
-
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
-from cryoeq.errors import ConfigError, ParticleFileError
-from cryoeq.geometry.fourier import HalfPlane
+from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.io.particles import ParticleStack, read_particles
-from cryoeq.models.decoder import ImplicitDecoder
-from cryoeq.models.encoder import PoseEncoder
-from cryoeq.models.voxel_decoder import VoxelDecoder
-from cryoeq.training.loop import TrainingSettings
-from cryoeq.training.schedule import Schedule
-from cryoeq.training.state import TrainingState
-from cryoeq.training.tasks import observe
+from cryoeq.training.basin import BasinSettings
+from cryoeq.training.growth import GrowthSettings
 
-_DEFAULT_STEPS = 6000
-_DEFAULT_WORKING_BOX_PX = 32
+_DEFAULT_WORKING_BOX_PX = {"search": 64, "hybrid": 64, "amortized": 32}
 _DEFAULT_SHIFT = 0.05  # of the box
-_SAMPLE = 512
 
 
 def build_stack(config: ReconstructConfig, *, with_poses: bool) -> ParticleStack:
@@ -42,98 +30,41 @@ def build_dataset(config: ReconstructConfig, stack: ParticleStack, working_box_p
 
 def working_box(config: ReconstructConfig, stack: ParticleStack) -> int:
     """The box in which poses are inferred."""
-    return config.input.working_box_px or min(_DEFAULT_WORKING_BOX_PX, stack.table.box_size_px)
+    widest = _DEFAULT_WORKING_BOX_PX[config.pose_inference]
+    return config.input.working_box_px or min(widest, stack.table.box_size_px)
 
 
-def build_plane(dataset: ParticleDataset, device: torch.device) -> HalfPlane:
-    """The coefficients that the encoder sees: all below Nyquist."""
-    return HalfPlane.up_to(dataset.box_size_px, dataset.box_size_px / 2 - 1, device)
+def shift_sigma_px(config: ReconstructConfig, dataset: ParticleDataset) -> float:
+    """Expected spread of the shifts per axis, in pixels of the dataset's box; 0 for particles that are centred."""
+    told = config.input.shift_sigma_angstrom
+    return _DEFAULT_SHIFT * dataset.box_size_px if told is None else told / dataset.pixel_size_angstrom
 
 
-def build_decoder(
-    config: ReconstructConfig, box_size_px: int, generator: torch.Generator
-) -> VoxelDecoder | ImplicitDecoder:
-    """The model of the volume, at its random start."""
-    match config.decoder.kind:
-        case "voxel":
-            return VoxelDecoder(box_size_px, generator)
-        case "implicit":
-            return ImplicitDecoder(box_size_px, generator, width=config.decoder.width)
-
-
-def build_encoder(config: ReconstructConfig, box_size_px: int) -> PoseEncoder:
-    """The network from images to poses, at its random start.
-
-    Raises:
-        ConfigError: its widths do not fit the box.
-    """
-    shape = config.encoder
-    try:
-        return PoseEncoder(shape.group, box_size_px, shape.heads, shape.channels, trunk=shape.trunk, head=shape.head)
-    except ValueError as error:
-        raise ConfigError(
-            f"encoder.channels: {error}", "", "Leave encoder.channels out, or give as many widths as are needed"
-        ) from error
-
-
-def build_state(config: ReconstructConfig, dataset: ParticleDataset, plane: HalfPlane) -> TrainingState:
-    """Encoder, decoder and optimizer at their random start; scale and first residual from a sample of the images.
-
-    Raises:
-        ParticleFileError: the images are constant.
-    """
-    device = plane.coords.device
-    generator = torch.Generator().manual_seed(config.seed)
-    with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
-        torch.manual_seed(config.seed)
-        encoder = build_encoder(config, dataset.box_size_px).to(device)
-    decoder = build_decoder(config, dataset.box_size_px, generator).to(device)
-    settings = build_settings(config, dataset)
-    optimizer = torch.optim.Adam(
-        [
-            {"params": list(encoder.parameters()), "lr": settings.encoder_rate},
-            {"params": list(decoder.parameters()), "lr": settings.decoder_rate},
-        ]
-    )
-    rows = torch.linspace(0, len(dataset) - 1, min(_SAMPLE, len(dataset))).round().long()
-    power = observe(dataset, rows, plane, 1.0).coefficients.abs().square().mean(0)
-    variance = float(power @ plane.weights / plane.weights.sum())
-    if variance == 0:
-        raise ParticleFileError(
-            f"{config.particles}: the images are constant", "there is no particle in them", "Extract them again"
-        )
-    shells = plane.shells
-    by_shell = power.new_zeros(int(shells.max()) + 1).index_add(0, shells, power) / shells.bincount()
-    return TrainingState(
-        encoder=encoder,
-        decoder=decoder,
-        optimizer=optimizer,
-        data_scale=1 / math.sqrt(variance),
-        residual_power=by_shell / variance,
-        rotations=torch.eye(3).repeat(len(dataset), 1, 1),
-        seed=config.seed,
+def build_basin_settings(config: ReconstructConfig, dataset: ParticleDataset) -> BasinSettings:
+    """How each random start searches."""
+    search, sigma = config.search, shift_sigma_px(config, dataset)
+    return BasinSettings(
+        iterations=search.start_iterations,
+        batch_size=min(search.batch_size, len(dataset)),
+        first_shell=search.first_shell,
+        last_shell=min(search.start_shell, dataset.box_size_px // 2 - 1),
+        n_shifts=search.trial_shifts if sigma > 0 else 1,
+        shift_sigma_px=sigma,
+        particle_radius=search.particle_radius,
     )
 
 
-def build_settings(config: ReconstructConfig, dataset: ParticleDataset) -> TrainingSettings:
-    """How to train, with all that was left open filled in."""
-    training = config.training
-    batch_size = min(training.batch_size, len(dataset))
-    per_epoch = -(-len(dataset) // batch_size)
-    epochs = training.epochs or -(-_DEFAULT_STEPS // per_epoch)
-    box_angstrom = dataset.box_size_px * dataset.pixel_size_angstrom
-    sigma = _DEFAULT_SHIFT * box_angstrom if training.shift_sigma_angstrom is None else training.shift_sigma_angstrom
-    return TrainingSettings(
-        batch_size=batch_size,
-        rendered_batch_size=training.rendered_batch_size,
-        schedule=Schedule(
-            epochs * per_epoch, training.first_shell, dataset.box_size_px / 2 - 1, marching=training.marching
-        ),
-        encoder_rate=training.encoder_rate,
-        decoder_rate=training.decoder_rate or {"voxel": 1e-2, "implicit": 1e-3}[config.decoder.kind],
-        rendered_weight=config.loss.rendered_weight,
-        images_from=training.images_from if config.loss.rendered_weight > 0 else 0.0,
-        leak=config.loss.leak,
-        is_symmetric=config.loss.symmetric,
-        shift_sigma_px=sigma / dataset.pixel_size_angstrom,
+def build_growth_settings(config: ReconstructConfig, dataset: ParticleDataset) -> GrowthSettings:
+    """How a first map is refined."""
+    search, sigma = config.search, shift_sigma_px(config, dataset)
+    last = dataset.box_size_px // 2 - 1
+    return GrowthSettings(
+        iterations=search.iterations,
+        searched_shell=min(search.searched_shell, last),
+        settled_shells=tuple(min(shell, last) for shell in search.settled_shells),
+        settled_images=search.settled_images,
+        n_shifts=search.trial_shifts if sigma > 0 else 1,
+        shift_sigma_px=sigma,
+        particle_radius=search.particle_radius,
+        symmetry=symmetry_rotations(search.symmetry).float(),
     )

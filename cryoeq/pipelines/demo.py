@@ -44,17 +44,19 @@ class Setting:
         preset: of the reconstruction.
         box_size_px: side of the images.
         count: number of particles.
-        snr: variance of the signal divided by that of the noise.
+        snr: variance of the signal divided by that of the noise; 0.1 is that of real data.
+        shift_sigma_angstrom: spread of the shifts per axis.
     """
 
     preset: str
     box_size_px: int
     count: int
     snr: float
+    shift_sigma_angstrom: float
 
 
-FULL = Setting("demo", box_size_px=32, count=2000, snr=10.0)
-QUICK = Setting("demo-quick", box_size_px=32, count=1000, snr=10.0)
+FULL = Setting("demo", box_size_px=32, count=2000, snr=0.1, shift_sigma_angstrom=12.5)
+QUICK = Setting("demo-quick", box_size_px=32, count=1000, snr=0.1, shift_sigma_angstrom=12.5)
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,7 @@ def demonstrate(config: DemoConfig) -> Iterator[Event]:
         yield from _step("1 of 4: particles of RNA polymerase II, with noise, their poses kept aside")
         yield from simulate(_simulation(config, setting, model, particles))
         yield from _step("2 of 4: reconstruction without poses")
-        yield from reconstruct(
-            _reconstruction(config, setting, particles / "particles.star", run.path("map"), "amortized")
-        )
+        yield from reconstruct(_reconstruction(config, setting, particles / "particles.star", run.path("map"), None))
         yield from _step("3 of 4: reconstruction from the true poses, as a yardstick")
         yield from reconstruct(_reconstruction(config, setting, truth, run.path("known_poses"), "known"))
         yield from _step("4 of 4: comparison with the truth")
@@ -130,13 +130,14 @@ def _simulation(config: DemoConfig, setting: Setting, model: Path, output: Path)
         box_size_px=setting.box_size_px,
         count=setting.count,
         snr=setting.snr,
+        shift_sigma_angstrom=setting.shift_sigma_angstrom,
         seed=config.seed,
         device=config.device,
     )
 
 
 def _reconstruction(
-    config: DemoConfig, setting: Setting, particles: Path, output: Path, pose_inference: str
+    config: DemoConfig, setting: Setting, particles: Path, output: Path, pose_inference: str | None
 ) -> ReconstructConfig:
     explicit = {
         "particles": particles,

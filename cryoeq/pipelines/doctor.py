@@ -20,7 +20,7 @@ from cryoeq.domain.events import Event, Note, Report
 from cryoeq.errors import ConfigError
 
 _DISTRIBUTIONS = (
-    "torch", "escnn", "numpy", "scipy", "mrcfile", "gemmi", "healpy", "roma", "pydantic",
+    "torch", "escnn", "numpy", "scipy", "mrcfile", "gemmi", "pydantic",
     "pyfftw", "matplotlib", "typer", "rich",
 )  # fmt: skip
 # The rooms that carry the compiled libraries: importing them shows whether those work.

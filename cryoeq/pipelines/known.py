@@ -11,8 +11,8 @@ from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.particles import ParticleBatch
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import HalfMaps, Volume
-from cryoeq.evaluation.resolution import fourier_shell_correlation
 from cryoeq.geometry.fourier import HalfPlane
+from cryoeq.geometry.shells import fourier_shell_correlation
 from cryoeq.physics.backprojection import WienerBackprojection, wiener_filter
 from cryoeq.physics.ctf import matched_filter
 from cryoeq.physics.image_formation import undo_optics
@@ -68,14 +68,23 @@ def reconstruct_known(
     every = sum((sums[number] for number in list(sums)[1:]), next(iter(sums.values())))
     if 1 not in sums or 2 not in sums:
         return KnownReconstruction(_as_volume(every.reconstruct(), dataset), None, None)
-    first, second = sums[1].reconstruct(), sums[2].reconstruct()
-    fsc = fourier_shell_correlation(first, second)
+    halves = HalfMaps(_as_volume(sums[1].reconstruct(), dataset), _as_volume(sums[2].reconstruct(), dataset))
+    return filter_by_halves(_as_volume(every.reconstruct(), dataset), halves)
+
+
+def filter_by_halves(every: Volume, halves: HalfMaps) -> KnownReconstruction:
+    """The map of all particles, Wiener-filtered by how well the half maps agree.
+
+    Args:
+        every: from all particles, unfiltered.
+        halves: unfiltered half maps in the same frame.
+    """
+    fsc = fourier_shell_correlation(halves.first.values, halves.second.values)
     # Shell 0 is the mean density, a single number: its correlation is 1 or -1 and says nothing.
     reliable = torch.cat([fsc[1:2], fsc[1:]]).clamp(*_FSC_RANGE)
     # The halves' correlation is s / (s + 1) for a signal-to-noise ratio s of one half; all particles have twice that.
-    whole = wiener_filter(every.reconstruct(), 2 * reliable / (1 - reliable))
-    halves = HalfMaps(_as_volume(first, dataset), _as_volume(second, dataset))
-    return KnownReconstruction(_as_volume(whole, dataset), halves, fsc)
+    whole = wiener_filter(every.values, 2 * reliable / (1 - reliable))
+    return KnownReconstruction(replace(every, values=whole), halves, fsc)
 
 
 def _split(batch: ParticleBatch, sets: Int[Tensor, " particles"]) -> Iterator[tuple[int, ParticleBatch]]:

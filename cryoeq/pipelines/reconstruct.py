@@ -3,69 +3,28 @@
 import math
 import sys
 import time
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, Shaped
-from torch import Tensor
 
 from cryoeq.config.reconstruct import ReconstructConfig
-from cryoeq.data.halfsets import split_half_sets
+from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Event, Note, Progress, Report
-from cryoeq.domain.pose import Poses
-from cryoeq.domain.randomness import Stream, stream_generator
-from cryoeq.domain.volume import Volume
-from cryoeq.errors import CheckpointError, ParticleFileError, Terminated
+from cryoeq.errors import ParticleFileError
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, compare_maps
-from cryoeq.io.checkpoint import load_checkpoint, save_checkpoint
 from cryoeq.io.mrc import write_map
 from cryoeq.io.particles import ParticleStack, write_particle_star
-from cryoeq.io.text import read_json
 from cryoeq.outputs.evaluation_plots import plot_fsc
 from cryoeq.outputs.fsc_files import write_fsc_star, write_fsc_xml
-from cryoeq.outputs.reconstruction_plots import plot_map, plot_training
+from cryoeq.outputs.reconstruction_plots import plot_map
 from cryoeq.outputs.run_folder import RunFolder
-from cryoeq.pipelines.build import (
-    build_dataset,
-    build_plane,
-    build_settings,
-    build_stack,
-    build_state,
-    working_box,
-)
-from cryoeq.pipelines.device import choose_device, threads
-from cryoeq.pipelines.interruption import uninterrupted
-from cryoeq.pipelines.known import KnownReconstruction, reconstruct_known
-from cryoeq.training.assignment import Assignment, assign_poses
-from cryoeq.training.loop import fit
-from cryoeq.training.state import TrainingState
-
-_CHECKPOINT = "checkpoint.pt"
-_SINGLE_THREADED_PX = 32
-# Settings that may differ between a run and its continuation: they change where and how often things are done, not
-# what.
-_FREE = ("output", "device", "particles", "input.datadir", "training.checkpoint_seconds")
-
-
-@dataclass(frozen=True)
-class _Posed:
-    """Particles with poses, however they were come by.
-
-    Args:
-        poses: one per particle.
-        half_set: 1 or 2 per particle; None without half sets.
-        columns: further columns of ``run_data.star``.
-        results: figures for ``job.json`` and the report.
-    """
-
-    poses: Poses
-    half_set: Int[Tensor, " particles"] | None
-    columns: dict[str, Shaped[np.ndarray, " particles"]]
-    results: dict[str, float]
+from cryoeq.pipelines.build import build_dataset, build_stack, working_box
+from cryoeq.pipelines.device import choose_device
+from cryoeq.pipelines.known import KnownReconstruction, filter_by_halves, reconstruct_known
+from cryoeq.pipelines.posed import PosedParticles
+from cryoeq.pipelines.search import search_poses
 
 
 def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[Event]:
@@ -76,7 +35,7 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[
 
     Args:
         config: what to do.
-        resume: go on from the checkpoint in the run folder, where there is one.
+        resume: go on from the checkpoint in the run folder, where there is one; a search begins anew.
 
     Yields:
         Notes, progress, and a report.
@@ -96,11 +55,17 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[
         )
         dataset = build_dataset(config, stack, None)
         yield from (Note(note, "warning" if note in stack.notes else "info") for note in dataset.notes)
-        posed = yield from (
-            _take_poses(stack) if config.pose_inference == "known" else _infer(config, stack, run, device, checkpoint)
-        )
+        match config.pose_inference:
+            case "known":
+                posed = yield from _take_poses(stack)
+            case "amortized":
+                from cryoeq.pipelines.amortized import infer_by_encoder
+
+                posed = yield from infer_by_encoder(config, stack, run, device, checkpoint)
+            case "search" | "hybrid":
+                posed = yield from _search(config, stack, run, device)
         yield Progress("reconstructing", 0, 1)
-        maps = reconstruct_known(dataset, posed.poses, posed.half_set, device=device)
+        maps = posed.maps or _make_maps(dataset, posed, device)
         yield Progress("reconstructing", 1, 1)
         results = posed.results | _write_maps(run, maps)
         write_particle_star(
@@ -110,148 +75,53 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[
     yield Report(f"Reconstruction in {run.folder}", _rows(results, config))
 
 
-def _take_poses(stack: ParticleStack) -> Generator[Event, None, _Posed]:
+def _find_checkpoint(config: ReconstructConfig, count: int, device: torch.device) -> dict[str, Any] | None:
+    # Not imported above: escnn, which only an encoder needs, takes a second.
+    from cryoeq.pipelines.amortized import find_checkpoint
+
+    return find_checkpoint(config, count, device)
+
+
+def _take_poses(stack: ParticleStack) -> Generator[Event, None, PosedParticles]:
     """The poses and half sets of the star file."""
     table = stack.table
     if table.poses is None:
         raise ParticleFileError(
             f"{stack.star.path or 'the star file'}: no poses",
             "--pose-inference known needs rlnAngleRot, rlnAngleTilt and rlnAnglePsi",
-            "Use --pose-inference amortized to infer them",
+            "Leave the option out to infer them",
         )
     if table.half_set is None:
         yield Note("The star file has no rlnRandomSubset: no half maps are made.", "warning")
-    return _Posed(table.poses, table.half_set, {}, {})
+    return PosedParticles(table.poses, table.half_set, {}, {})
 
 
-def _infer(
-    config: ReconstructConfig,
-    stack: ParticleStack,
-    run: RunFolder,
-    device: torch.device,
-    checkpoint: dict[str, Any] | None,
-) -> Generator[Event, None, _Posed]:
-    """Train encoder and decoder on the images, then pose every particle by one forward pass."""
+def _search(
+    config: ReconstructConfig, stack: ParticleStack, run: RunFolder, device: torch.device
+) -> Generator[Event, None, PosedParticles]:
+    """Search for the poses, alone or with an encoder, at a working box where the images are large."""
     dataset = build_dataset(config, stack, working_box(config, stack))
-    plane = build_plane(dataset, device)
-    training = build_settings(config, dataset)
-    state = build_state(config, dataset, plane)
-    yield Note(
-        f"Poses are inferred at {dataset.box_size_px} px, {dataset.pixel_size_angstrom:.3g} Angstrom, "
-        f"with a {config.encoder.group} encoder of {config.encoder.heads} heads and a {config.decoder.kind} decoder, "
-        f"in {training.schedule.total_steps} steps."
-    )
-    if checkpoint is not None:
-        state.restore(checkpoint)
-        yield Note(f"Resumed at step {state.step}.")
-    # Small boxes make small tensors, on which two threads wait for each other more than they compute.
-    with threads(1 if dataset.box_size_px <= _SINGLE_THREADED_PX else None):
-        yield from _train(state, fit(state, dataset, plane, training), config, run)
-    plot_training(run.path("training.png"), state.history)
-    assignment = None
-    for event in assign_poses(
-        state, dataset, plane, batch_size=4 * training.batch_size,
-        is_symmetric=training.is_symmetric, centred=training.shift_sigma_px == 0,
-    ):  # fmt: skip
-        if isinstance(event, Assignment):
-            assignment = event
-        else:
-            yield event
-    if assignment is None:
-        raise ParticleFileError("the stack holds no particle")
-    decoded = Volume(state.decoder.to_map().cpu() / state.data_scale, dataset.pixel_size_angstrom)
-    write_map(run.path("decoder_class001.mrc"), decoded)
-    yield Note(
-        "The hand of the map cannot be told from projections: its mirror image explains the particles equally well."
-    )
-    yield Note(
-        "Both half maps use poses from one encoder that saw all particles: their FSC flatters, it is no gold standard.",
-        "warning",
-    )
-    half_set = split_half_sets(len(dataset), stream_generator(config.seed, Stream.HALF_SETS))
-    columns = {"rlnMaxValueProbDistribution": np.char.mod("%.6f", assignment.confidence.numpy())}
-    return _Posed(assignment.poses, half_set, columns, {"explained_variance": assignment.explained})
+    if config.pose_inference == "hybrid":
+        from cryoeq.pipelines.hybrid import search_and_learn  # not above, because of escnn
+
+        found = yield from search_and_learn(config, dataset, run, device)
+    else:
+        found = yield from search_poses(config, dataset, device)
+    merit = torch.exp(-0.5 * found.rotation_sigma_rad.square())
+    columns = {
+        "rlnMaxValueProbDistribution": np.char.mod("%.6f", found.confidence.numpy()),
+        "rlnParticleFigureOfMerit": np.char.mod("%.6f", merit.numpy()),
+    }
+    return PosedParticles(found.poses, found.half_set, columns, found.figures, found.half_poses, found.maps)
 
 
-def _train(
-    state: TrainingState, events: Iterator[Progress], config: ReconstructConfig, run: RunFolder
-) -> Iterator[Progress]:
-    """Run the training, a checkpoint now and then, at the end, and when a signal stops it."""
-    saved_s = time.monotonic()
-    try:
-        while True:
-            with uninterrupted():
-                event = next(events, None)
-            if event is None:
-                break
-            yield event
-            if time.monotonic() - saved_s > config.training.checkpoint_seconds:
-                _save(state, config, run)
-                saved_s = time.monotonic()
-    except (KeyboardInterrupt, Terminated):
-        # Signals arrive between two steps only, where the state is consistent.
-        _save(state, config, run)
-        raise
-    _save(state, config, run)
-
-
-def _save(state: TrainingState, config: ReconstructConfig, run: RunFolder) -> None:
-    with uninterrupted():
-        save_checkpoint(run.path(_CHECKPOINT), {"settings": _binding(config), "state": state.to_checkpoint()})
-
-
-def _find_checkpoint(config: ReconstructConfig, count: int, device: torch.device) -> dict[str, Any] | None:
-    """The state to go on from, None before the first checkpoint; a run that cannot be resumed is left as it is."""
-    record, path = config.output / "job.json", config.output / _CHECKPOINT
-    if record.is_file():
-        _check_binding(_flat(_recorded_settings(record)), config, record)
-    if not path.is_file():
-        return None
-    checkpoint = load_checkpoint(path, device)
-    if not {"settings", "state"} <= checkpoint.keys():
-        raise CheckpointError(f"{path} does not hold the state of a reconstruction", "", "Start a new run")
-    _check_binding(checkpoint["settings"], config, path)
-    state: dict[str, Any] = checkpoint["state"]
-    if len(state["rotations"]) != count:
-        raise CheckpointError(
-            f"{path} is of {len(state['rotations'])} particles, {config.particles} holds {count}",
-            "a run goes on with the particles it began with",
-            "Give the original star file, or start a new run in another folder",
-        )
-    return state
-
-
-def _recorded_settings(record: Path) -> dict[str, object]:
-    try:
-        settings = read_json(record)["settings"]
-    except (ValueError, KeyError, TypeError):  # not JSON, or the job.json of another program
-        settings = None
-    if not isinstance(settings, dict):
-        raise CheckpointError(f"{record} is not the record of a run of cryoeq", "", "Choose another folder with -o")
-    return settings
-
-
-def _check_binding(then: Mapping[str, object], config: ReconstructConfig, path: Path) -> None:
-    now = _binding(config)
-    for key in sorted(now.keys() | then.keys() - set(_FREE)):
-        if now.get(key) != then.get(key):
-            raise CheckpointError(
-                f"{path}: {key} was {then.get(key)}, and is now {now.get(key)}",
-                "a run goes on with the settings it began with",
-                "Repeat the original command (command.txt) with --resume, or start a new run in another folder",
-            )
-
-
-def _binding(config: ReconstructConfig) -> dict[str, object]:
-    """Settings that a continuation must share, keys dotted."""
-    return {key: value for key, value in _flat(config.model_dump(mode="json")).items() if key not in _FREE}
-
-
-def _flat(settings: Mapping[str, object]) -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for name, value in settings.items():
-        flat |= {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
-    return flat
+def _make_maps(dataset: ParticleDataset, posed: PosedParticles, device: torch.device) -> KnownReconstruction:
+    """Maps from poses; where the halves were posed independently, half maps from those poses."""
+    if posed.half_poses is None:
+        return reconstruct_known(dataset, posed.poses, posed.half_set, device=device)
+    halves = reconstruct_known(dataset, posed.half_poses, posed.half_set, device=device).halves
+    every = reconstruct_known(dataset, posed.poses, device=device)
+    return every if halves is None else filter_by_halves(every.all, halves)
 
 
 def _write_maps(run: RunFolder, maps: KnownReconstruction) -> dict[str, float]:
@@ -274,6 +144,8 @@ def _rows(results: dict[str, float], config: ReconstructConfig) -> dict[str, str
     rows = {"map": str(config.output / "run_class001.mrc"), "poses": str(config.output / "run_data.star")}
     if "explained_variance" in results:
         rows["variance explained by the model"] = f"{100 * results['explained_variance']:.1f} %"
+    if "held_out_median_deg" in results:
+        rows["encoder alone on held-out particles (median)"] = f"{results['held_out_median_deg']:.1f} degrees"
     if "half_map_resolution_angstrom" in results:
         rows["half maps agree to (FSC 0.143, unmasked)"] = f"{results['half_map_resolution_angstrom']:.1f} Angstrom"
     return rows

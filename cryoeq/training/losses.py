@@ -70,3 +70,19 @@ def pose_cost(
 def head_choice_loss(logits: Float[Tensor, "batch heads"], costs: Float[Tensor, "batch heads"]) -> Float[Tensor, ""]:
     """Cross-entropy that teaches the logits which head is best."""
     return torch.nn.functional.cross_entropy(logits, costs.detach().argmin(1))
+
+
+def mixture_loss(
+    logits: Float[Tensor, "batch heads"], costs: Float[Tensor, "batch heads"], sharpness: float
+) -> Float[Tensor, ""]:
+    """Negative log-density of the known pose under the heads as a mixture of bells, one per hypothesis.
+
+    It teaches poses and preferences at once, and each head in proportion to its share in the explanation. Bishop 1994,
+    Mixture density networks (Aston University, NCRG/94/004).
+
+    Args:
+        logits: of the heads.
+        costs: squared distance of each hypothesis from the known pose.
+        sharpness: of the bells, exp(-sharpness * cost).
+    """
+    return -torch.logsumexp(torch.log_softmax(logits, 1) - sharpness * costs, 1).mean()

@@ -7,29 +7,27 @@ cryoDRGN's toy set and the three 6MSM sets, poses ignored, against their truth. 
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-import torch
+from benchmark_sets import DATA, given_poses
+from scoring import pose_figures
 
 from cryoeq.config.reconstruct import ReconstructConfig
-from cryoeq.domain.pose import Poses
-from cryoeq.evaluation.poses import compare_poses, summarise_errors
-from cryoeq.evaluation.resolution import compare_maps, fourier_shell_correlation
+from cryoeq.evaluation.resolution import compare_maps
+from cryoeq.geometry.shells import fourier_shell_correlation
 from cryoeq.io.mrc import read_map
 from cryoeq.io.particles import star_poses
 from cryoeq.io.star import read_star
 from cryoeq.io.text import read_json
 from cryoeq.pipelines.reconstruct import reconstruct
 
-DATA = Path(os.environ.get("CRYOEQ_REFERENCE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 RESULTS = Path(__file__).with_suffix(".json")
-_BARE = {"input": {"working_box_px": 16, "angpix": 6.0, "with_ctf": False}}
-_CENTRED = {"input": {"working_box_px": 16}, "training": {"shift_sigma_angstrom": 0.0}}
-_TOY = {**_BARE, "training": {"shift_sigma_angstrom": 0.0, "epochs": 188}}
+_SMALL = {"working_box_px": 16, "shift_sigma_angstrom": 0.0}
+_BARE = {"input": {**_SMALL, "angpix": 6.0, "with_ctf": False}, "pose_inference": "amortized"}
+_CENTRED = {"input": _SMALL, "pose_inference": "amortized"}
+_TOY = {**_BARE, "training": {"epochs": 188}}
 # Each set: its folder, and the settings.
 SETS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "toy": ("toy_cryodrgn", _TOY),
@@ -69,15 +67,6 @@ def known_poses(work: Path) -> dict[str, object]:
     }
 
 
-def truth_of(folder: str) -> Poses:
-    """True poses of a set."""
-    if folder == "toy_cryodrgn":
-        archive = np.load(DATA / folder / "truth.npz")
-        rotations = next(torch.tensor(archive[key]).float() for key in archive if archive[key].ndim == 3)
-        return Poses(rotations, torch.zeros(len(rotations), 2))
-    return star_poses(read_star(DATA / folder / "truth.star"))
-
-
 def without_poses(name: str, work: Path, seed: int) -> dict[str, object]:
     """One amortized run against the truth."""
     folder, settings = SETS[name]
@@ -85,15 +74,15 @@ def without_poses(name: str, work: Path, seed: int) -> dict[str, object]:
     output = work / f"{list(SETS).index(name)}_{seed}"
     seconds = run(DATA / folder / stack, output, {**settings, "seed": seed})
     inferred = star_poses(read_star(output / "run_data.star"))
-    errors = compare_poses(inferred, truth_of(folder), generator=torch.Generator().manual_seed(0))
     pixel_size = read_map(output / "run_class001.mrc").pixel_size_angstrom
+    truth = given_poses(DATA / folder / ("truth.npz" if folder == "toy_cryodrgn" else "truth.star"), pixel_size)
     results = read_json(output / "job.json")["results"]
     return {
         "set": name,
         "seed": seed,
         "seconds": round(seconds, 1),
         "explained_variance": results["explained_variance"],
-        **{name: summarise_errors(errors, pixel_size)[name] for name in ("rotation_deg", "shift_px")},
+        **pose_figures(inferred, truth, pixel_size),
     }
 
 

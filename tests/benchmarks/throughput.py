@@ -34,7 +34,7 @@ from cryoeq.io.images import LazyImages
 from cryoeq.models.decoder import ImplicitDecoder
 from cryoeq.models.encoder import PoseEncoder
 from cryoeq.models.voxel_decoder import VoxelDecoder
-from cryoeq.pipelines.build import build_plane, build_settings, build_state
+from cryoeq.pipelines.build_training import build_plane, build_settings, build_state
 from cryoeq.training.loop import fit
 from cryoeq.training.schedule import Schedule
 

@@ -51,14 +51,14 @@ atomic._force_to_disk = kill_at_the_fifth
 
 TERMINATED_IN_A_STEP = """
 import os, signal
-from cryoeq.pipelines import reconstruct
-fit = reconstruct.fit
+from cryoeq.pipelines import amortized
+fit = amortized.fit
 def stop_at_the_fifth(*arguments):
     for event in fit(*arguments):
         if event.done == 5:
             os.kill(os.getpid(), signal.SIGTERM)
         yield event
-reconstruct.fit = stop_at_the_fifth
+amortized.fit = stop_at_the_fifth
 """
 
 

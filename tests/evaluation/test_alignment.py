@@ -10,7 +10,7 @@ from torch import Tensor
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import MapFileError
 from cryoeq.evaluation.alignment import align_map, mirror_map, turn_map
-from cryoeq.evaluation.resolution import fourier_shell_correlation
+from cryoeq.geometry.shells import fourier_shell_correlation
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad, rotation_from_vector
 from cryoeq.io.mrc import read_map
 

@@ -61,7 +61,7 @@ def test_shells_are_those_of_relion(n: int) -> None:
 def test_work_in_slabs_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = synthetic_pair(16)
     whole = fourier_shell_correlation(*pair)
-    monkeypatch.setattr("cryoeq.evaluation.resolution._SLAB_COEFFICIENTS", 500)
+    monkeypatch.setattr("cryoeq.geometry.shells._SLAB_COEFFICIENTS", 500)
     torch.testing.assert_close(fourier_shell_correlation(*pair), whole)
 
 

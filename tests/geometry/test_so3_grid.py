@@ -1,5 +1,6 @@
 import math
 
+import healpy
 import pytest
 import torch
 
@@ -14,6 +15,13 @@ def test_members_are_rotations_of_mean_zero(order: int, n_inplane: int | None, c
     torch.testing.assert_close(grid @ grid.mT, torch.eye(3, dtype=torch.float64).expand(count, 3, 3))
     torch.testing.assert_close(torch.linalg.det(grid), torch.ones(count, dtype=torch.float64))
     assert grid.mean(0).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("order", [0, 1, 2, 4])
+def test_view_directions_are_those_of_healpix(order: int) -> None:
+    polar, azimuth = healpy.pix2ang(2**order, range(healpy.nside2npix(2**order)))
+    expected = torch.stack([torch.from_numpy(azimuth), torch.from_numpy(polar)], dim=1)
+    torch.testing.assert_close(view_directions(order), expected)
 
 
 def angles(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from cryoeq.geometry.fourier import HalfPlane, fft_map, shell_index
+from cryoeq.geometry.fourier import HalfPlane, fft_map, ifft_map, shell_index
 from cryoeq.geometry.so3 import random_rotations
 from cryoeq.physics.backprojection import WienerBackprojection, wiener_filter
-from cryoeq.physics.projection import extract_slices, prepare_slices
+from cryoeq.physics.projection import extract_slices, gridding_correction, prepare_slices
 
 
 def ball_of_blobs(n: int) -> torch.Tensor:
@@ -79,3 +79,74 @@ def test_wiener_filter_scales_shells(n: int) -> None:
     filtered = fft_map(wiener_filter(volume, ratio))
     shells = shell_index(n, 3).clamp(max=n // 2)
     torch.testing.assert_close(filtered, fft_map(volume) * (ratio / (1 + ratio))[shells])
+
+
+def sums_of(volume: torch.Tensor, weight: float) -> WienerBackprojection:
+    """As many images as it takes to give each coefficient within Nyquist the same weight."""
+    n = volume.shape[-1]
+    # Nothing is spread over neighbours here, so both gridding corrections are taken out.
+    padded = prepare_slices(volume * gridding_correction(n, 2, volume.dtype).square())
+    inside = (fft_radius(2 * n) < n).to(volume.dtype) * weight
+    return WienerBackprojection(n, 2, torch.stack([padded.real, padded.imag, torch.ones_like(padded.real)]) * inside)
+
+
+def fft_radius(m: int) -> torch.Tensor:
+    k = torch.arange(m, dtype=torch.float64) - m // 2
+    return (k[:, None, None] ** 2 + k[:, None] ** 2 + k**2).sqrt()
+
+
+def test_shell_weights_are_means_over_each_shell() -> None:
+    n = 16
+    _, slices, rotations, plane = project(n, 50)
+    sums = WienerBackprojection.empty(n, dtype=torch.float64).add(
+        slices, torch.rand(slices.shape, generator=torch.Generator().manual_seed(1)).double(), rotations, plane
+    )
+    weights = sums.shell_weights
+    assert weights.shape == (n // 2,)
+    # Each image counts with its Friedel mates too.
+    first = -(n % 2 - 1)
+    weight = sums.sums[2] + torch.nn.functional.pad(sums.sums[2][first:, first:, first:].flip((0, 1, 2)), (1, 0) * 3)
+    shells = (fft_radius(2 * n) / 2 + 0.5).long()
+    torch.testing.assert_close(weights, torch.stack([weight[shells == shell].mean() for shell in range(n // 2)]))
+    torch.testing.assert_close(sums_of(ball_of_blobs(n), 3.0).shell_weights[:-1], torch.full((7,), 6.0).double())
+
+
+@pytest.mark.parametrize("n", [15, 16])
+def test_the_most_probable_map_of_many_images_is_the_truth(n: int) -> None:
+    volume, slices, rotations, plane = project(n, 600)
+    power = torch.rand(slices.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.1
+    sums = WienerBackprojection.empty(n, dtype=torch.float64).add(slices * power, power, rotations, plane)
+    found = sums.most_probable(1e-4 * sums.shell_weights)
+    ball = fft_radius(n) < 0.4 * n
+    assert (found - volume)[ball].norm() / volume[ball].norm() < 0.1
+
+
+@pytest.mark.parametrize("ratio", [0.1, 1.0, 20.0])
+def test_a_prior_damps_by_its_ratio_to_the_data(ratio: float) -> None:
+    """s / (1 + s), the same everywhere where all weights are alike."""
+    volume = ball_of_blobs(16)
+    sums = sums_of(volume, 3.0)
+    weights = torch.full((8,), 6.0, dtype=torch.float64)
+    free, damped = sums.most_probable(1e-9 * weights), sums.most_probable(weights / ratio)
+    torch.testing.assert_close(damped, free * (ratio / (1 + ratio)))
+    # And the map is that of the data, but for the corners of the transform.
+    low_passed = ifft_map(fft_map(volume) * (fft_radius(16) < 8))
+    assert (free - low_passed).norm() / volume.norm() < 0.03
+
+
+def test_a_prior_damps_its_shell_alone() -> None:
+    sums = sums_of(ball_of_blobs(16), 3.0)
+    weights = torch.full((8,), 6.0, dtype=torch.float64)
+    weights[5] *= 1e6
+    shells = shell_index(16, 3)
+    free, damped = (fft_map(sums.most_probable(prior)) for prior in (torch.full_like(weights, 6.0), weights))
+    change = (damped - free).abs().square()
+    kept, lost = (change[shells == shell].sum() / free[shells == shell].abs().square().sum() for shell in (2, 5))
+    assert float(kept) < 1e-3
+    assert float(lost) > 0.5
+
+
+def test_nothing_seen_is_a_map_of_zeros() -> None:
+    empty = WienerBackprojection.empty(16)
+    assert empty.shell_weights.abs().max() == 0
+    assert empty.most_probable(torch.ones(8)).abs().max() == 0

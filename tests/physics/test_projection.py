@@ -3,7 +3,8 @@ import torch
 
 from cryoeq.geometry.fourier import HalfPlane, fft_image, ifft_image, pad_centred
 from cryoeq.geometry.so3 import random_rotations, rotation_from_vector
-from cryoeq.physics.projection import extract_slices, gridding_correction, prepare_slices
+from cryoeq.physics import projection
+from cryoeq.physics.projection import extract_slices, gridding_correction, prepare_slices, sample_slices
 
 
 def blobs(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -81,3 +82,32 @@ def test_odd_and_even_padding_agree_inside() -> None:
         images.append(ifft_image(plane.scatter(extract_slices(prepare_slices(map_), rotations, plane))))
     inside = images[1][:, :16, :16]
     assert (images[0] - inside).abs().max() / inside.abs().max() < 0.01
+
+
+@pytest.mark.parametrize(("threads", "n_channels"), [(2, 2), (3, 8), (4, 1)])
+def test_threads_make_no_difference(
+    threads: int, n_channels: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the images cannot be shared evenly."""
+    channels = torch.randn(n_channels, 32, 32, 32, generator=generator)
+    plane, rotations = HalfPlane.up_to(16, 7.0), random_rotations(7, generator)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = sample_slices(channels, rotations, plane)
+        torch.set_num_threads(threads)
+        few = sample_slices(channels, rotations, plane)
+        monkeypatch.setattr(projection, "_PARALLEL_NUMBERS", 1)
+        shared = sample_slices(channels, rotations, plane)
+    finally:
+        torch.set_num_threads(before)
+    assert alone.shape == (n_channels, 7, len(plane))
+    torch.testing.assert_close(few, alone)
+    torch.testing.assert_close(shared, alone)
+
+
+def test_samples_of_real_and_imaginary_parts_are_slices(generator: torch.Generator) -> None:
+    padded = prepare_slices(torch.randn(16, 16, 16, generator=generator))
+    plane, rotations = HalfPlane.up_to(16, 7.0), random_rotations(5, generator)
+    real, imag = sample_slices(torch.stack([padded.real, padded.imag]), rotations, plane)
+    torch.testing.assert_close(torch.complex(real, imag), extract_slices(padded, rotations, plane))

@@ -81,7 +81,7 @@ def test_a_structure_that_is_found(
     reconstructions = [config for config in asked if isinstance(config, ReconstructConfig)]
     # What the images' poses are is known to the yardstick only.
     assert [config.particles.name for config in reconstructions] == ["particles.star", "truth.star"]
-    assert [config.pose_inference for config in reconstructions] == ["amortized", "known"]
+    assert [config.pose_inference for config in reconstructions] == ["search", "known"]
     assert {config.seed for config in asked} == {5}
 
 

@@ -7,7 +7,7 @@ import torch
 
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.pose import Poses
-from cryoeq.evaluation.resolution import fourier_shell_correlation
+from cryoeq.geometry.shells import fourier_shell_correlation
 from cryoeq.io.mrc import read_map
 from cryoeq.io.particles import read_particles
 from cryoeq.pipelines.known import KnownReconstruction, reconstruct_known

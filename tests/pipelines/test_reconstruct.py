@@ -19,6 +19,7 @@ from cryoeq.errors import Terminated
 from cryoeq.io.mrc import read_map
 from cryoeq.io.star import read_star
 from cryoeq.io.text import read_json
+from cryoeq.pipelines import amortized
 from cryoeq.pipelines import reconstruct as pipeline
 
 pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
@@ -149,7 +150,7 @@ def test_checkpoints_are_as_frequent_as_asked(
 ) -> None:
     """And there is one at the end in any case."""
     saved: list[int] = []
-    monkeypatch.setattr(pipeline, "save_checkpoint", lambda path, content: saved.append(content["state"]["step"]))
+    monkeypatch.setattr(amortized, "save_checkpoint", lambda path, content: saved.append(content["state"]["step"]))
     events = pipeline.reconstruct(small(training__checkpoint_seconds=seconds))
     for event in events:
         if isinstance(event, Progress) and event.stage == "posing":

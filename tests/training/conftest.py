@@ -21,11 +21,12 @@ from cryoeq.io.images import LazyImages
 from cryoeq.physics.ctf import image_transfer
 from cryoeq.physics.image_formation import form_images
 from cryoeq.physics.projection import prepare_slices
-from cryoeq.pipelines.build import build_plane, build_settings, build_state
+from cryoeq.pipelines.build_training import build_plane, build_settings, build_state
 from cryoeq.simulation.density import sample_atoms
 from cryoeq.simulation.particles import DefocusRange, draw_ctf, draw_poses
 from cryoeq.simulation.phantom import chiral_phantom
 from cryoeq.training.loop import TrainingSettings
+from cryoeq.training.observed_images import ObservedImages, join, observe_all
 from cryoeq.training.state import TrainingState
 
 N, ANGPIX = 16, 5.0
@@ -94,6 +95,16 @@ def make_known(phantom_map: Volume, make_dataset: MakeDataset) -> Callable[..., 
         return Known(make_dataset(images * scale + noise, ctf), volume, poses)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def observe() -> Callable[[ParticleDataset], ObservedImages]:
+    """All images of a dataset, as a search sees them."""
+
+    def read(dataset: ParticleDataset) -> ObservedImages:
+        return join([part for _, part in observe_all(dataset, torch.device("cpu"))])
+
+    return read
 
 
 @pytest.fixture(scope="session")

@@ -159,7 +159,7 @@ def test_a_short_training_learns(make_known: Callable, start: Callable) -> None:
     known = make_known(48, shift_sigma_angstrom=0.0, with_ctf=False)
     settings = {
         "encoder.group": "d4", "encoder.heads": 4, "training.epochs": 40,
-        "training.batch_size": 24, "training.rendered_batch_size": 24, "training.shift_sigma_angstrom": 0.0,
+        "training.batch_size": 24, "training.rendered_batch_size": 24, "input.shift_sigma_angstrom": 0.0,
         "training.images_from": 0.3,
     }  # fmt: skip
     begin = start(known.dataset, settings)

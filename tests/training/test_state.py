@@ -91,7 +91,7 @@ def test_the_global_generator_is_left_alone(make_known: Callable, start: Callabl
     "settings",
     [
         {"encoder.group": "d4", "decoder.kind": "voxel"},
-        {"decoder.kind": "implicit", "loss.symmetric": True, "training.shift_sigma_angstrom": 0.0},
+        {"decoder.kind": "implicit", "loss.symmetric": True, "input.shift_sigma_angstrom": 0.0},
         {"loss.rendered_weight": 0.0},
     ],
     ids=["d4", "implicit and symmetric", "autoencoder"],

@@ -1,0 +1,113 @@
+"""From settings to what the amortized mode trains: encoder, decoder, optimizer."""
+
+import math
+
+import torch
+
+from cryoeq.config.reconstruct import ReconstructConfig
+from cryoeq.data.dataset import ParticleDataset
+from cryoeq.errors import ConfigError, ParticleFileError
+from cryoeq.geometry.fourier import HalfPlane
+from cryoeq.models.decoder import ImplicitDecoder
+from cryoeq.models.encoder import PoseEncoder
+from cryoeq.models.voxel_decoder import VoxelDecoder
+from cryoeq.pipelines.build import shift_sigma_px
+from cryoeq.training.loop import TrainingSettings
+from cryoeq.training.schedule import Schedule
+from cryoeq.training.state import TrainingState
+from cryoeq.training.tasks import observe
+
+_DEFAULT_STEPS = 6000
+_SAMPLE = 512
+
+
+def build_plane(dataset: ParticleDataset, device: torch.device) -> HalfPlane:
+    """The coefficients that the encoder sees: all below Nyquist."""
+    return HalfPlane.up_to(dataset.box_size_px, dataset.box_size_px / 2 - 1, device)
+
+
+def build_decoder(
+    config: ReconstructConfig, box_size_px: int, generator: torch.Generator
+) -> VoxelDecoder | ImplicitDecoder:
+    """The model of the volume, at its random start."""
+    match config.decoder.kind:
+        case "voxel":
+            return VoxelDecoder(box_size_px, generator)
+        case "implicit":
+            return ImplicitDecoder(box_size_px, generator, width=config.decoder.width)
+
+
+def build_encoder(config: ReconstructConfig, box_size_px: int) -> PoseEncoder:
+    """The network from images to poses, at its random start.
+
+    Raises:
+        ConfigError: its widths do not fit the box.
+    """
+    shape = config.encoder
+    try:
+        return PoseEncoder(shape.group, box_size_px, shape.heads, shape.channels, trunk=shape.trunk, head=shape.head)
+    except ValueError as error:
+        raise ConfigError(
+            f"encoder.channels: {error}", "", "Leave encoder.channels out, or give as many widths as are needed"
+        ) from error
+
+
+def build_state(config: ReconstructConfig, dataset: ParticleDataset, plane: HalfPlane) -> TrainingState:
+    """Encoder, decoder and optimizer at their random start; scale and first residual from a sample of the images.
+
+    Raises:
+        ParticleFileError: the images are constant.
+    """
+    device = plane.coords.device
+    generator = torch.Generator().manual_seed(config.seed)
+    with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
+        torch.manual_seed(config.seed)
+        encoder = build_encoder(config, dataset.box_size_px).to(device)
+    decoder = build_decoder(config, dataset.box_size_px, generator).to(device)
+    settings = build_settings(config, dataset)
+    optimizer = torch.optim.Adam(
+        [
+            {"params": list(encoder.parameters()), "lr": settings.encoder_rate},
+            {"params": list(decoder.parameters()), "lr": settings.decoder_rate},
+        ]
+    )
+    rows = torch.linspace(0, len(dataset) - 1, min(_SAMPLE, len(dataset))).round().long()
+    power = observe(dataset, rows, plane, 1.0).coefficients.abs().square().mean(0)
+    variance = float(power @ plane.weights / plane.weights.sum())
+    if variance == 0:
+        raise ParticleFileError(
+            f"{config.particles}: the images are constant", "there is no particle in them", "Extract them again"
+        )
+    shells = plane.shells
+    by_shell = power.new_zeros(int(shells.max()) + 1).index_add(0, shells, power) / shells.bincount()
+    return TrainingState(
+        encoder=encoder,
+        decoder=decoder,
+        optimizer=optimizer,
+        data_scale=1 / math.sqrt(variance),
+        residual_power=by_shell / variance,
+        rotations=torch.eye(3).repeat(len(dataset), 1, 1),
+        seed=config.seed,
+    )
+
+
+def build_settings(config: ReconstructConfig, dataset: ParticleDataset) -> TrainingSettings:
+    """How to train, with all that was left open filled in."""
+    training = config.training
+    batch_size = min(training.batch_size, len(dataset))
+    per_epoch = -(-len(dataset) // batch_size)
+    epochs = training.epochs or -(-_DEFAULT_STEPS // per_epoch)
+    return TrainingSettings(
+        batch_size=batch_size,
+        rendered_batch_size=training.rendered_batch_size,
+        schedule=Schedule(
+            epochs * per_epoch, training.first_shell, dataset.box_size_px / 2 - 1, marching=training.marching
+        ),
+        encoder_rate=training.encoder_rate,
+        decoder_rate=training.decoder_rate or {"voxel": 1e-2, "implicit": 1e-3}[config.decoder.kind],
+        rendered_weight=config.loss.rendered_weight,
+        images_from=training.images_from if config.loss.rendered_weight > 0 else 0.0,
+        leak=config.loss.leak,
+        is_symmetric=config.loss.symmetric,
+        shift_sigma_px=shift_sigma_px(config, dataset),
+    )

@@ -1,0 +1,249 @@
+"""Poses by search and encoder: the search finds a map at low resolution, an encoder learns it and takes over.
+
+The search goes up to the joint map at low resolution, on all particles but those held out. The encoder learns from
+renderings of that map; its proposals for every particle, refined locally, replace the global search at all later
+resolutions. Particles whose proposals cannot be trusted go back to the exhaustive search, held-out ones excepted.
+
+The encoder learns from the joint map only, up to the radius at which the halves part. So does every first pose, as in
+the search. Beyond that radius the half maps share nothing: each half's poses are refined against its own map.
+
+At the end the encoder learns from the last map, and poses the held-out particles by one forward pass, before anything
+else has looked at every pose of them. Only then are they searched, as a yardstick for that forward pass. No rendering
+has their CTFs, but with the poses that the encoder gave them they did add to the last map.
+"""
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from cryoeq.config.reconstruct import ReconstructConfig
+from cryoeq.data.dataset import ParticleDataset
+from cryoeq.data.halfsets import split_half_sets
+from cryoeq.domain.events import Event, Note, Progress
+from cryoeq.domain.randomness import Stream, stream_generator
+from cryoeq.geometry.so3 import rotation_angle_rad
+from cryoeq.io.checkpoint import save_checkpoint
+from cryoeq.outputs.run_folder import RunFolder
+from cryoeq.pipelines.build_training import build_encoder
+from cryoeq.pipelines.search import (
+    SearchResult,
+    check_hand,
+    collect,
+    read_images,
+    require_structure,
+    settle_from_noise,
+)
+from cryoeq.pipelines.starts import follow
+from cryoeq.training.growth import GrowthSettings, GrowthState, refine_locally
+from cryoeq.training.observed_images import ObservedImages
+from cryoeq.training.polishing import polish
+from cryoeq.training.proposals import JudgedPoses, judge, propose_for_all
+from cryoeq.training.rendering_lessons import (
+    EncoderView,
+    Lessons,
+    LessonSettings,
+    best_hypotheses,
+    encoder_box_px,
+    learn,
+)
+from cryoeq.training.second_look import search_rows
+
+_PROGRESS = "posing by the encoder"
+
+
+@dataclass(frozen=True)
+class _Hybrid:
+    """All that the steps of a hybrid run share."""
+
+    config: ReconstructConfig
+    dataset: ParticleDataset
+    images: ObservedImages
+    settings: GrowthSettings
+    encoder: nn.Module
+    held_out: Int[Tensor, " held"]
+
+    @property
+    def radius(self) -> int:
+        """Up to which the encoder sees."""
+        return min(self.config.hybrid.shell, self.images.plane.box_size_px // 2 - 1)
+
+    @property
+    def sigma_px(self) -> float:
+        """Spread of the shifts."""
+        return self.settings.shift_sigma_px
+
+
+def search_and_learn(
+    config: ReconstructConfig, dataset: ParticleDataset, run: RunFolder, device: torch.device
+) -> Generator[Event, None, SearchResult]:
+    """Find the structure from noise, and an encoder that poses particles by one forward pass.
+
+    Args:
+        config: what to do.
+        dataset: the particles, at the box where poses are inferred.
+        run: where ``encoder.pt`` goes.
+        device: where to compute.
+
+    Raises:
+        DivergedError: nothing was found.
+    """
+    images = yield from read_images(dataset, device)
+    half_set = split_half_sets(len(dataset), stream_generator(config.seed, Stream.HALF_SETS)).to(device)
+    order = torch.randperm(len(dataset), generator=stream_generator(config.seed, Stream.HELD_OUT)).to(device)
+    held_out, searched = order.split([count := round(config.hybrid.held_out * len(order)), len(order) - count])
+    first, settings = yield from settle_from_noise(config, dataset, images.rows(searched), half_set[searched])
+    with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
+        torch.manual_seed(config.seed)
+        radius = min(config.hybrid.shell, dataset.box_size_px // 2 - 1)
+        encoder = build_encoder(config, encoder_box_px(radius)).to(device)
+    hybrid = _Hybrid(config, dataset, images, settings, encoder, held_out)
+    view = yield from _teach(hybrid, searched, first.maps[0], course=0)
+    state = _with_all(first, searched, half_set)
+    state = yield from _take_over(hybrid, view, state, searched)
+    halves = yield from follow(polish(state, images, settings, iterations=config.hybrid.iterations))
+    require_structure(halves)
+    merged = (halves.maps[0] + halves.maps[1]) / 2
+    joint = replace(halves, maps=(merged, merged))
+    view = yield from _teach(hybrid, searched, merged, course=1)
+    result = yield from _conclude(hybrid, view, halves, joint)
+    _save(hybrid, view, run)
+    yield from check_hand(joint, dataset)
+    return result
+
+
+def _teach(
+    hybrid: _Hybrid, searched: Int[Tensor, " searched"], volume: Float[Tensor, "n n n"], *, course: int
+) -> Generator[Event, None, EncoderView]:
+    """The encoder learns a map from renderings with CTFs and noise of the searched particles."""
+    asked = hybrid.config.hybrid
+    images = hybrid.images.rows(searched)
+    view = EncoderView.of_map(images, volume, hybrid.radius)
+    lessons = Lessons.of_map(images, volume, view, hybrid.sigma_px)
+    settings = LessonSettings(asked.steps, asked.batch_size, asked.rate, asked.sharpness, asked.first_noise)
+    if course > 0:
+        settings = replace(settings, steps=asked.final_steps, rate=0.5 * asked.rate, first_noise=1.0)
+    yield from learn(hybrid.encoder, lessons, settings, seed=hybrid.config.seed, course=course)
+    return view
+
+
+def _with_all(
+    first: GrowthState, searched: Int[Tensor, " searched"], half_set: Int[Tensor, " particles"]
+) -> GrowthState:
+    """The state of the searched particles as that of all; what is not known yet is as in the beginning."""
+    count = len(half_set)
+
+    def spread(values: Tensor, start: Tensor) -> Tensor:
+        return start.to(values).index_copy(0, searched, values)
+
+    return replace(
+        first,
+        half_set=half_set,
+        rotations=spread(first.rotations, torch.eye(3).repeat(count, 1, 1)),
+        shifts_px=spread(first.shifts_px, torch.zeros(count, 2)),
+        confidence=spread(first.confidence, torch.zeros(count)),
+        log_evidence=spread(first.log_evidence, torch.zeros(count)),
+    )
+
+
+def _take_over(
+    hybrid: _Hybrid, view: EncoderView, state: GrowthState, searched: Int[Tensor, " searched"]
+) -> Generator[Event, None, GrowthState]:
+    """Every particle's most likely proposal against the first map; poses that the search found compete."""
+    yield Progress(_PROGRESS, 0, 1)
+    proposals = propose_for_all(hybrid.encoder, hybrid.images, view, centred=hybrid.sigma_px == 0)
+    every = torch.arange(len(hybrid.images), device=searched.device)
+    judged = _judge(hybrid, state, every, (proposals.rotations, proposals.shifts_px))
+    yield Progress(_PROGRESS, 1, 1, {"confidence": float(judged.confidence.mean())})
+    state = _with_poses(state, judged)
+    is_doubtful = judged.doubtful(hybrid.config.hybrid.least_confidence)
+    rows = searched[is_doubtful[searched]]
+    yield Note(
+        f"The encoder's proposals can be trusted for {1 - len(rows) / max(1, len(searched)):.0%} of the particles; "
+        f"{len(rows)} went back to the exhaustive search."
+    )
+    return (yield from _search_again(hybrid, state, rows, course=0))
+
+
+def _search_again(
+    hybrid: _Hybrid, state: GrowthState, rows: Int[Tensor, " rows"], *, course: int
+) -> Generator[Event, None, GrowthState]:
+    """All poses and shifts of some particles, against a map that the halves share; the better of old and new pose."""
+    if len(rows) == 0:
+        return state
+    yield Progress("searching again", 0, len(rows))
+    generator = stream_generator(hybrid.config.seed, Stream.HELD_OUT, 1 + course)
+    found = search_rows(hybrid.images, rows, state.maps[0], hybrid.settings, generator)
+    judged = _judge(hybrid, state, rows, (found.rotations[:, None], found.shifts_px[:, None]))
+    yield Progress("searching again", len(rows), len(rows))
+    return _with_poses(state, judged, rows)
+
+
+def _judge(
+    hybrid: _Hybrid, state: GrowthState, rows: Int[Tensor, " rows"], others: tuple[Tensor, Tensor]
+) -> JudgedPoses:
+    """The most likely of the present pose and others, against the one map that there is at low resolution."""
+    part = hybrid.images.within(hybrid.radius, hybrid.images.plane.box_size_px).rows(rows)
+    rotations = torch.cat([state.rotations[rows][:, None], others[0]], 1)
+    shifts = torch.cat([state.shifts_px[rows][:, None], others[1]], 1)
+    return judge(hybrid.images, part, state.maps[0], (rotations, shifts), shift_sigma_px=hybrid.sigma_px)
+
+
+def _with_poses(state: GrowthState, judged: JudgedPoses, rows: Int[Tensor, " rows"] | None = None) -> GrowthState:
+    places = torch.arange(len(state.half_set), device=state.half_set.device) if rows is None else rows
+    return replace(
+        state,
+        rotations=state.rotations.index_copy(0, places, judged.refined.rotations),
+        shifts_px=state.shifts_px.index_copy(0, places, judged.refined.shifts_px),
+        confidence=state.confidence.index_copy(0, places, judged.confidence),
+        log_evidence=state.log_evidence.index_copy(0, places, judged.refined.log_likelihood),
+    )
+
+
+def _conclude(
+    hybrid: _Hybrid, view: EncoderView, halves: GrowthState, joint: GrowthState
+) -> Generator[Event, None, SearchResult]:
+    """Final poses against the map of all particles, and how far from them the forward pass of held-out ones is."""
+    held = hybrid.held_out
+    proposals = propose_for_all(hybrid.encoder, hybrid.images.rows(held), view, centred=hybrid.sigma_px == 0)
+    passed, _ = best_hypotheses(proposals)
+    joint = yield from _search_again(hybrid, joint, held, course=1)
+    yield Progress("refining locally", 0, 1)
+    last = hybrid.images.plane.box_size_px // 2 - 1
+    refined = refine_locally(hybrid.images, joint.maps, joint, last, hybrid.sigma_px)
+    yield Progress("refining locally", 1, 1)
+    result = collect(hybrid.dataset, halves, joint, refined)
+    # There is no evidence of all particles: that would take a search of all.
+    figures = {name: value for name, value in result.figures.items() if name != "log_evidence"}
+    result = replace(result, figures=figures)
+    if len(held) == 0:
+        return result
+    error_deg = math.degrees(float(rotation_angle_rad(passed, refined.rotations[held]).median()))
+    yield Note(
+        f"One forward pass of the encoder poses the {len(held)} held-out particles to within a median of "
+        f"{error_deg:.1f} degrees of their final poses."
+    )
+    return replace(result, figures=result.figures | {"held_out_median_deg": error_deg})
+
+
+def _save(hybrid: _Hybrid, view: EncoderView, run: RunFolder) -> None:
+    """Weights, architecture, and what the encoder must be shown: all that posing other particles needs."""
+    pixel = hybrid.dataset.pixel_size_angstrom
+    save_checkpoint(
+        run.path("encoder.pt"),
+        {
+            "encoder": hybrid.encoder.state_dict(),
+            "architecture": hybrid.config.encoder.model_dump(mode="json"),
+            "box_size_px": view.plane.box_size_px,
+            "pixel_size_angstrom": pixel * view.shift_scale,
+            "particle_box_size_px": hybrid.images.plane.box_size_px,
+            "particle_pixel_size_angstrom": pixel,
+            "image_scale": hybrid.dataset.preprocessing.scale,
+            "radius": hybrid.radius,
+            "weights": view.weights.cpu(),
+            "is_centred": hybrid.sigma_px == 0,
+        },
+    )

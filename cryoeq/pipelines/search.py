@@ -1,0 +1,200 @@
+"""Poses by search: from random starts to two independent half sets, and the poses and maps that come of them."""
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cryoeq.config.reconstruct import ReconstructConfig
+from cryoeq.data.dataset import ParticleDataset
+from cryoeq.data.halfsets import split_half_sets
+from cryoeq.domain.events import Event, Note, Progress
+from cryoeq.domain.pose import Poses
+from cryoeq.domain.randomness import Stream, stream_generator
+from cryoeq.domain.volume import HalfMaps, Volume
+from cryoeq.errors import DivergedError
+from cryoeq.evaluation.symmetry import MIXED_HANDS_SCORE, find_symmetry, impose_symmetry, planar_symmetry_score
+from cryoeq.pipelines.build import build_growth_settings
+from cryoeq.pipelines.known import KnownReconstruction, filter_by_halves
+from cryoeq.pipelines.starts import choose_start, follow
+from cryoeq.training.growth import GrowthSettings, GrowthState, finish, grow, settle
+from cryoeq.training.local_refinement import RefinedPoses
+from cryoeq.training.observed_images import ObservedImages, join, observe_all
+from cryoeq.training.polishing import polish
+from cryoeq.training.second_look import look_again, with_second_look
+
+_LEAST_SHELL = 5
+_MIXED_FROM_SHELL = 9  # below, mixed hands cannot be told from a round map
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What the search found.
+
+    Args:
+        poses: of all particles against the map of all.
+        half_poses: of all particles, each against the map of its half: for half maps that share nothing.
+        half_set: 1 or 2 per particle.
+        confidence: probability of the most probable pose (rlnMaxValueProbDistribution).
+        rotation_sigma_rad: width of the posterior around it.
+        maps: posterior-weighted maps, where the search reached Nyquist of the stored images; None where they are
+            still to be made from the poses.
+        figures: for ``job.json`` and the report.
+    """
+
+    poses: Poses
+    half_poses: Poses
+    half_set: Int[Tensor, " particles"]
+    confidence: Float[Tensor, " particles"]
+    rotation_sigma_rad: Float[Tensor, " particles"]
+    maps: KnownReconstruction | None
+    figures: dict[str, float]
+
+
+def search_poses(
+    config: ReconstructConfig, dataset: ParticleDataset, device: torch.device
+) -> Generator[Event, None, SearchResult]:
+    """Find the structure from noise.
+
+    Args:
+        config: what to do.
+        dataset: the particles, at the box where poses are inferred.
+        device: where to compute.
+
+    Raises:
+        DivergedError: nothing was found.
+    """
+    images = yield from read_images(dataset, device)
+    half_set = split_half_sets(len(dataset), stream_generator(config.seed, Stream.HALF_SETS))
+    state, settings = yield from settle_from_noise(config, dataset, images, half_set)
+    state = yield from follow(grow(state, images, settings, seed=config.seed))
+    state = yield from _look_again(state, images, settings, config.seed)
+    halves = yield from follow(polish(state, images, settings, iterations=_polishing(config, images)))
+    require_structure(halves)
+    joint = yield from follow(finish(halves, images, settings, seed=config.seed))
+    yield Progress("second look", 0, 1)
+    look = look_again(joint, images, settings, images.plane.box_size_px // 2 - 1, seed=config.seed)
+    yield Progress("second look", 1, 1, {"changed": float(look.changed.float().mean())})
+    yield from check_hand(joint, dataset)
+    return collect(dataset, halves, joint, look.refined)
+
+
+def settle_from_noise(
+    config: ReconstructConfig, dataset: ParticleDataset, images: ObservedImages, half_set: Int[Tensor, " particles"]
+) -> Generator[Event, None, tuple[GrowthState, GrowthSettings]]:
+    """From random starts to a joint map at low resolution, before the halves part; its axes those of its symmetry.
+
+    Args:
+        config: what to do.
+        dataset: pixel size and box of the particles.
+        images: those that are searched.
+        half_set: 1 or 2 for each of them.
+
+    Raises:
+        DivergedError: nothing was found.
+    """
+    settings = build_growth_settings(config, dataset)
+    # Without symmetry until its axes are known: pseudo-symmetric maps must not be trapped in it.
+    free = replace(settings, symmetry=torch.eye(3)[None])
+    state = yield from choose_start(config, dataset, images, free, half_set)
+    state = yield from follow(settle(state, images, free, seed=config.seed))
+    state = yield from _look_again(state, images, free, config.seed)
+    if config.search.symmetry != "C1":
+        state = yield from _place_axes(config, dataset, state)
+    return state, settings
+
+
+def read_images(dataset: ParticleDataset, device: torch.device) -> Generator[Event, None, ObservedImages]:
+    """All particles, as a search needs them."""
+    parts = []
+    for done, part in observe_all(dataset, device):
+        parts.append(part)
+        yield Progress("reading", done, len(dataset))
+    return join(parts)
+
+
+def _look_again(
+    state: GrowthState, images: ObservedImages, settings: GrowthSettings, seed: int
+) -> Generator[Event, None, GrowthState]:
+    if settings.shift_sigma_px == 0:  # all shifts are known, and every pose is looked at in every iteration
+        return state
+    yield Progress("second look", 0, 1)
+    state = with_second_look(state, images, settings, seed=seed)
+    yield Progress("second look", 1, 1)
+    return state
+
+
+def _place_axes(
+    config: ReconstructConfig, dataset: ParticleDataset, state: GrowthState
+) -> Generator[Event, None, GrowthState]:
+    """Turn the map to the axes of its point group and average it over the group; shifts follow the new centre."""
+    name, pixel = config.search.symmetry, dataset.pixel_size_angstrom
+    volume = Volume(state.maps[0].cpu(), pixel)
+    fit = find_symmetry(volume, name)
+    yield Note(f"Symmetry {name}: the map agrees with its turned copies with a correlation of {fit.correlation:.2f}.")
+    imposed = impose_symmetry(volume, name, fit).values.to(state.maps[0])
+    rotations = state.rotations @ fit.rotation.T.to(state.rotations)
+    moved = (rotations @ (fit.shift_angstrom / pixel).to(rotations))[:, :2]
+    return replace(state, maps=(imposed, imposed), rotations=rotations, shifts_px=state.shifts_px + moved)
+
+
+def _polishing(config: ReconstructConfig, images: ObservedImages) -> int:
+    """Local iterations, where the search cannot reach the last shell."""
+    last = images.plane.box_size_px // 2 - 1
+    return config.search.polishing_iterations if last > config.search.searched_shell else 0
+
+
+def require_structure(halves: GrowthState) -> None:
+    """Stop where the half maps have nothing in common.
+
+    Raises:
+        DivergedError: they agree to a few shells only.
+    """
+    if halves.reliable_shell < _LEAST_SHELL:
+        raise DivergedError(
+            f"the search found no structure: the independent half maps agree to shell {halves.reliable_shell} only",
+            f"a map that both halves of the particles show to shell {_LEAST_SHELL} at least",
+            "Try another --seed, or more or cleaner particles, and check CTF, contrast and pixel size",
+        )
+
+
+def check_hand(joint: GrowthState, dataset: ParticleDataset) -> Generator[Event, None, None]:
+    """Say what is known of the hand, and warn of mixed hands."""
+    if joint.reliable_shell >= _MIXED_FROM_SHELL:
+        score = planar_symmetry_score(Volume(joint.maps[0].cpu(), dataset.pixel_size_angstrom))
+        if score > MIXED_HANDS_SCORE:
+            yield Note(
+                f"The map has a mirror plane or an inversion centre (score {score:.2f}): both hands may be mixed. "
+                "Run again with another --seed and compare.",
+                "warning",
+            )
+    yield Note(
+        "The hand of the map cannot be told from projections: its mirror image explains the particles equally well."
+    )
+
+
+def collect(dataset: ParticleDataset, halves: GrowthState, joint: GrowthState, refined: RefinedPoses) -> SearchResult:
+    """What is handed on: poses of all particles, those of the halves, figures."""
+    pixel, n = dataset.pixel_size_angstrom, dataset.box_size_px
+    poses, half_poses = (Poses(part.rotations.cpu(), part.shifts_px.cpu() * pixel) for part in (refined, halves))
+    reaches_nyquist = n == dataset.table.box_size_px and halves.radius >= n // 2 - 1 > 0
+    is_searched = reaches_nyquist and halves.iteration + 1 == joint.iteration
+    sigma, confidence = refined.rotation_sigma_rad.cpu(), joint.confidence.cpu()
+    figures = {
+        "log_evidence": float(joint.log_evidence.mean()),
+        "median_rotation_sigma_deg": math.degrees(float(sigma.median())),
+    }
+    maps = _maps(halves, joint, pixel) if is_searched else None
+    return SearchResult(poses, half_poses, halves.half_set.cpu(), confidence, sigma, maps, figures)
+
+
+def _maps(halves: GrowthState, joint: GrowthState, pixel_size_angstrom: float) -> KnownReconstruction:
+    """Maps from the posterior-weighted sums, unfiltered but for that of all particles."""
+    if halves.sums is None or joint.sums is None:
+        raise ValueError("there are no sums before the first iteration")
+    first, second = (Volume(sums.reconstruct().cpu(), pixel_size_angstrom) for sums in halves.sums)
+    every = Volume((joint.sums[0] + joint.sums[1]).reconstruct().cpu(), pixel_size_angstrom)
+    return filter_by_halves(every, HalfMaps(first, second))

@@ -1,0 +1,290 @@
+"""From a first map to the limit of the data: two independent half sets, refined shell by shell.
+
+Each iteration poses every image against the map of its own half and makes that map anew; the halves' correlation says
+how far the next iteration may look and how much of each shell is signal. Up to a radius the posterior over the whole
+of SO(3) is summed; beyond it, or where that would cost too much, poses are refined locally. The halves never
+share a map again after the first one, which is why their correlation can be trusted.
+
+Independent halves: Scheres and Chen 2012, Nature Methods 9, 853-854. Weights from their correlation: Rosenthal and
+Henderson 2003, J. Mol. Biol. 333, 721-745.
+"""
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cryoeq.domain.events import Progress
+from cryoeq.domain.randomness import Stream, stream_generator
+from cryoeq.geometry.disk_harmonics import disk_harmonics
+from cryoeq.geometry.fourier import fft_map, ifft_map, pad_centred
+from cryoeq.geometry.shells import fourier_shell_correlation
+from cryoeq.geometry.so3 import random_rotations
+from cryoeq.geometry.so3_grid import so3_grid
+from cryoeq.physics.backprojection import WienerBackprojection
+from cryoeq.physics.projection import extract_slices, prepare_slices
+from cryoeq.training.basin import Basin, low_pass, soft_sphere, support_radius
+from cryoeq.training.expectation import Expectation, Posterior, expect, hexagonal_trials
+from cryoeq.training.local_refinement import Reference, RefinedPoses, refine_poses
+from cryoeq.training.observed_images import ObservedImages
+from cryoeq.training.view_scores import PoseGrid, ViewScores
+
+_FSC_RANGE = (1e-3, 0.999)
+_RELIABLE = 0.143
+_AHEAD = 2  # shells beyond the last reliable one that are looked at
+_COARSE_SHELL = 10  # up to which views 15 degrees apart will do, and several shifts of each image are tried
+_STEP = 4  # shells that the radius grows by at most
+_SHIFT_FADING = 3.5
+_INPLANE_PER_SHELL = 2.4  # half as many in-plane angles as this times the radius
+
+
+@dataclass(frozen=True)
+class GrowthSettings:
+    """How to refine.
+
+    Args:
+        iterations: over the whole of SO(3), of the half sets.
+        searched_shell: largest radius of those, in cycles per box.
+        settled_shells: radii of the joint iterations before the halves part.
+        settled_images: how many images take part in them, at most.
+        shift_sigma_px: spread of the shifts per axis; 0 for centred particles.
+        particle_radius: of the mask, as a fraction of the box.
+        symmetry: rotations of the point group; the identity alone for C1.
+    """
+
+    iterations: int
+    searched_shell: int
+    settled_shells: tuple[int, ...]
+    settled_images: int
+    n_shifts: int
+    shift_sigma_px: float
+    particle_radius: float
+    symmetry: Float[Tensor, "order 3 3"]
+
+
+@dataclass(frozen=True)
+class GrowthState:
+    """Where the refinement stands.
+
+    Args:
+        maps: of the two half sets, filtered by their correlation.
+        half_set: 1 or 2 per particle.
+        rotations: most probable so far.
+        shifts_px: most probable so far.
+        confidence: probability of the most probable pose.
+        log_evidence: of each image.
+        fsc: correlation of the unfiltered half maps, within the mask.
+        radius: of the next iteration.
+        iteration: how many are done.
+        sums: of the last iteration, from which the maps were made; None before the first.
+    """
+
+    maps: tuple[Float[Tensor, "n n n"], Float[Tensor, "n n n"]]
+    half_set: Int[Tensor, " particles"]
+    rotations: Float[Tensor, "particles 3 3"]
+    shifts_px: Float[Tensor, "particles 2"]
+    confidence: Float[Tensor, " particles"]
+    log_evidence: Float[Tensor, " particles"]
+    fsc: Float[Tensor, " shells"]
+    radius: int
+    iteration: int
+    sums: tuple[WienerBackprojection, WienerBackprojection] | None = None
+
+    @property
+    def reliable_shell(self) -> int:
+        """The last shell before the halves' correlation drops below 0.143."""
+        below = (self.fsc[1:] < _RELIABLE).nonzero()
+        return int(below[0]) if len(below) else len(self.fsc) - 1
+
+
+Steps = Generator[tuple[Progress, GrowthState], None, GrowthState]
+
+
+def begin_growth(
+    basin: Basin,
+    images: ObservedImages,
+    half_set: Int[Tensor, " particles"],
+    settings: GrowthSettings,
+    first_shell: int,
+) -> GrowthState:
+    """Both halves at the first map."""
+    n, device = images.plane.box_size_px, images.matched.device
+    volume = ifft_map(pad_centred(fft_map(basin.volume), n, 3)) * _mask(n, settings, device)
+    count = len(images)
+    nothing = torch.zeros(count, device=device)
+    return GrowthState(
+        maps=(volume, volume),
+        half_set=half_set.to(device),
+        rotations=torch.eye(3, device=device).repeat(count, 1, 1),
+        shifts_px=basin.shifts_px,
+        confidence=nothing,
+        log_evidence=nothing,
+        fsc=torch.zeros(n // 2 + 1, device=device),
+        radius=first_shell,
+        iteration=0,
+    )
+
+
+def settle(state: GrowthState, images: ObservedImages, settings: GrowthSettings, *, seed: int) -> Steps:
+    """Joint iterations at low resolution, on at most ``settled_images`` of the particles, one per settled shell."""
+    order = torch.randperm(len(images), generator=stream_generator(seed, Stream.BASIN_IMAGES))
+    rows = order[: settings.settled_images].to(state.half_set.device)
+    for radius in settings.settled_shells:
+        state = yield from _iterate(replace(state, radius=radius), images, settings, seed=seed, joint_rows=rows)
+    return state
+
+
+def grow(state: GrowthState, images: ObservedImages, settings: GrowthSettings, *, seed: int) -> Steps:
+    """Iterate over the half sets; the state after each iteration, or within one the state before it."""
+    for _ in range(settings.iterations):
+        state = yield from _iterate(state, images, settings, seed=seed)
+    return state
+
+
+def finish(state: GrowthState, images: ObservedImages, settings: GrowthSettings, *, seed: int) -> Steps:
+    """One iteration of all images against the mean of both maps, whose poses are better than those of the halves."""
+    merged = (state.maps[0] + state.maps[1]) / 2
+    every = torch.arange(len(images), device=state.half_set.device)
+    return (yield from _iterate(replace(state, maps=(merged, merged)), images, settings, seed=seed, joint_rows=every))
+
+
+def refine_locally(
+    images: ObservedImages, maps: tuple[Float[Tensor, "n n n"], Float[Tensor, "n n n"]], state: GrowthState,
+    radius: int, shift_sigma_px: float,
+) -> RefinedPoses:  # fmt: skip
+    """Poses of all images at the nearest maximum of their likelihood, each against the map of its half."""
+    parts, rows = [], []
+    n = images.plane.box_size_px
+    for half, volume in enumerate(maps, 1):
+        chosen = (state.half_set == half).nonzero().squeeze(1)
+        part = images.within(radius, n).rows(chosen)
+        reference = Reference.build(volume, part.plane, map_precision(images, volume, part))
+        parts.append(
+            refine_poses(
+                part, reference, state.rotations[chosen], state.shifts_px[chosen], shift_sigma_px=shift_sigma_px
+            )
+        )
+        rows.append(chosen)
+    order = torch.cat(rows).argsort()
+    return RefinedPoses.join(parts).rows(order)
+
+
+def _iterate(
+    state: GrowthState,
+    images: ObservedImages,
+    settings: GrowthSettings,
+    *,
+    seed: int,
+    joint_rows: Int[Tensor, " rows"] | None = None,
+) -> Steps:
+    """Pose images against the map of their half, and make the maps anew; jointly where rows are given."""
+    n, radius = images.plane.box_size_px, min(state.radius, settings.searched_shell)
+    part = images.within(radius, n)
+    harmonics = disk_harmonics(n, radius, support_radius(settings.particle_radius, n), part.matched.device)
+    generator = stream_generator(seed, Stream.GROWTH, state.iteration)
+    grid = pose_grid(radius, generator, part.matched.device)
+    n_shifts = settings.n_shifts if radius <= _COARSE_SHELL else 1
+    stage = "refining the halves" if joint_rows is None else "refining all"
+    rows: list[Tensor] = []
+    posteriors: list[Posterior] = []
+    sums: list[WienerBackprojection] = []
+    for half in (1, 2):
+        every = torch.arange(len(images), device=state.half_set.device) if joint_rows is None else joint_rows
+        chosen = every[state.half_set[every] == half]
+        volume = state.maps[half - 1]
+        scores = ViewScores.build(volume, grid, harmonics, map_precision(images, volume, part))
+        trials = hexagonal_trials(state.shifts_px[chosen], n / (_SHIFT_FADING * radius), n_shifts, generator)
+        result: Expectation | None = None
+        for done, found in expect(part.rows(chosen), scores, trials, shift_sigma_px=settings.shift_sigma_px):
+            result = found
+            yield Progress(stage, done if half == 1 else len(rows[0]) + done, len(every)), state
+        if result is None:
+            raise ValueError("a half set is empty")
+        rows.append(chosen)
+        posteriors.append(result.posterior)
+        sums.append(WienerBackprojection(n, 2, scores.insert(result.sums, 2 * n, settings.symmetry)))
+    state = _with_posterior(state, Posterior.join(posteriors), torch.cat(rows))
+    state = with_maps(state, (sums[0], sums[1]), settings, radius, is_joint=joint_rows is not None)
+    if settings.shift_sigma_px > 0:
+        refined = refine_locally(images, state.maps, state, radius, settings.shift_sigma_px)
+        state = replace(state, shifts_px=refined.shifts_px)
+    state = replace(state, iteration=state.iteration + 1)
+    yield Progress(stage, len(every), len(every), _figures(state, torch.cat(rows))), state
+    return state
+
+
+def pose_grid(radius: int, generator: torch.Generator, device: torch.device) -> PoseGrid:
+    """A grid as fine as a radius needs, turned at random."""
+    order = 2 if radius <= _COARSE_SHELL else 3
+    offset = 2 * math.pi * float(torch.rand(1, generator=generator))
+    return PoseGrid.build(
+        order, 2 * round(_INPLANE_PER_SHELL * radius), random_rotations(1, generator, device)[0], offset
+    )
+
+
+def _with_posterior(state: GrowthState, posterior: Posterior, rows: Int[Tensor, " particles"]) -> GrowthState:
+    return replace(
+        state,
+        rotations=state.rotations.index_copy(0, rows, posterior.rotations),
+        shifts_px=state.shifts_px.index_copy(0, rows, posterior.shifts_px),
+        confidence=state.confidence.index_copy(0, rows, posterior.confidence),
+        log_evidence=state.log_evidence.index_copy(0, rows, posterior.log_evidence),
+    )
+
+
+def with_maps(
+    state: GrowthState,
+    sums: tuple[WienerBackprojection, WienerBackprojection],
+    settings: GrowthSettings,
+    radius: int,
+    *,
+    is_joint: bool,
+) -> GrowthState:
+    """Maps from sums, weighted by how well the halves agree; jointly one map for both."""
+    n = sums[0].box_size_px
+    mask = _mask(n, settings, state.rotations.device)
+    raw = [part.most_probable(1e-3 * part.shell_weights.clamp(min=1e-12)) * mask for part in sums]
+    fsc = fourier_shell_correlation(raw[0], raw[1]).to(mask)
+    signal_to_noise = _signal_to_noise(fsc)[: n // 2]
+
+    def filtered(part: WienerBackprojection, ratio: Tensor) -> Tensor:
+        return low_pass(part.most_probable((part.shell_weights / ratio).clamp(min=1e-12)) * mask, radius)
+
+    if is_joint:
+        merged = filtered(sums[0] + sums[1], 2 * signal_to_noise)
+        return replace(state, maps=(merged, merged), sums=sums)
+    maps = (filtered(sums[0], signal_to_noise), filtered(sums[1], signal_to_noise))
+    state = replace(state, maps=maps, fsc=fsc, sums=sums)
+    ahead = min(state.reliable_shell + _AHEAD, radius + _STEP, n // 2 - 1)
+    return replace(state, radius=max(state.radius, ahead))
+
+
+def _signal_to_noise(fsc: Float[Tensor, " shells"]) -> Float[Tensor, " shells"]:
+    """Of a half map, per shell; shell 0 is a single number and says nothing, so it is taken as its neighbour."""
+    reliable = torch.cat([fsc[1:2], fsc[1:]]).clamp(*_FSC_RANGE)
+    return reliable / (1 - reliable)
+
+
+def map_precision(
+    images: ObservedImages, volume: Float[Tensor, "n n n"], part: ObservedImages
+) -> Float[Tensor, " points"]:
+    """Inverse noise variance of each coefficient of ``part``, given a map of all images."""
+    # The steps between shells are too coarse for the first ones: power falls steeply within them.
+    projections = extract_slices(prepare_slices(volume), so3_grid(1, 1, device=volume.device), images.plane)
+    return images.noise_variance(projections.abs().square().mean(0)).reciprocal()[part.plane.shells]
+
+
+def _mask(n: int, settings: GrowthSettings, device: torch.device) -> Float[Tensor, "n n n"]:
+    return soft_sphere(n, settings.particle_radius * n - 1, 3.0, device)
+
+
+def _figures(state: GrowthState, rows: Int[Tensor, " rows"]) -> dict[str, float]:
+    return {
+        "radius": float(state.radius),
+        "reliable shell": float(state.reliable_shell),
+        "log evidence": float(state.log_evidence[rows].mean()),
+        "confidence": float(state.confidence[rows].mean()),
+    }
