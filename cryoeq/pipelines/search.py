@@ -78,6 +78,11 @@ def search_poses(
     yield Progress("second look", 0, 1)
     look = look_again(joint, images, settings, images.plane.box_size_px // 2 - 1, seed=config.seed)
     yield Progress("second look", 1, 1, {"changed": float(look.changed.float().mean())})
+    shared = dataset.box_size_px * dataset.pixel_size_angstrom / max(settings.settled_shells)
+    yield Note(
+        f"The half maps began with one map, up to {shared:.0f} Angstrom, and shared nothing since: "
+        "only beyond it is their FSC a gold standard."
+    )
     yield from check_hand(joint, dataset)
     return collect(dataset, halves, joint, look.refined)
 

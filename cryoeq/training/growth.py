@@ -37,7 +37,7 @@ _RELIABLE = 0.143
 _AHEAD = 2  # shells beyond the last reliable one that are looked at
 _COARSE_SHELL = 10  # up to which views 15 degrees apart will do, and several shifts of each image are tried
 _STEP = 4  # shells that the radius grows by at most
-_SHIFT_FADING = 3.5
+_SHIFT_FADING = 3.5  # trial shifts are the box over this and the radius apart
 _INPLANE_PER_SHELL = 2.4  # half as many in-plane angles as this times the radius
 
 
@@ -50,6 +50,7 @@ class GrowthSettings:
         searched_shell: largest radius of those, in cycles per box.
         settled_shells: radii of the joint iterations before the halves part.
         settled_images: how many images take part in them, at most.
+        n_shifts: trial shifts of each image while the radius is small.
         shift_sigma_px: spread of the shifts per axis; 0 for centred particles.
         particle_radius: of the mask, as a fraction of the box.
         symmetry: rotations of the point group; the identity alone for C1.
