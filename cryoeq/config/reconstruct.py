@@ -43,6 +43,9 @@ class SearchConfig(FrozenConfig):
     settled_shells: tuple[PositiveInt, ...] = Field(
         default=(7, 7, 8, 8, 9, 9, 10, 10, 10), description="radii of the joint iterations that follow"
     )
+    further_iterations: int = Field(
+        default=24, ge=0, description="more of them at the last radius, at most, while the evidence grows"
+    )
     settled_images: int = Field(default=4000, ge=2, description="particles in these iterations, at most")
     iterations: int = Field(default=3, ge=1, description="of the independent halves over all of SO(3)")
     searched_shell: int = Field(default=15, ge=4, le=40, description="radius up to which all of SO(3) is searched")

@@ -62,6 +62,7 @@ def build_growth_settings(config: ReconstructConfig, dataset: ParticleDataset) -
         iterations=search.iterations,
         searched_shell=min(search.searched_shell, last),
         settled_shells=tuple(min(shell, last) for shell in search.settled_shells),
+        further_iterations=search.further_iterations,
         settled_images=search.settled_images,
         n_shifts=search.trial_shifts if sigma > 0 else 1,
         shift_sigma_px=sigma,

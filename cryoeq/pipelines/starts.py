@@ -47,7 +47,8 @@ def choose_start(
         DivergedError: no two starts agree.
     """
     basin_settings = build_basin_settings(config, dataset)
-    trial = replace(settings, settled_shells=settings.settled_shells[:_TRIAL_SHELLS])
+    shells = settings.settled_shells[:_TRIAL_SHELLS]
+    trial = replace(settings, settled_shells=shells, further_iterations=0)
     candidates: list[tuple[float, GrowthState]] = []
     agreement = -1.0
     for start in range(max(config.search.starts, config.search.most_starts)):

@@ -37,6 +37,7 @@ _RELIABLE = 0.143
 _AHEAD = 2  # shells beyond the last reliable one that are looked at
 _COARSE_SHELL = 10  # up to which views 15 degrees apart will do, and several shifts of each image are tried
 _STEP = 4  # shells that the radius grows by at most
+_GAIN, _PATIENCE = 0.003, 3  # relative growth of the evidence that counts, and iterations without it
 _SHIFT_FADING = 3.5  # trial shifts are the box over this and the radius apart
 _INPLANE_PER_SHELL = 2.4  # half as many in-plane angles as this times the radius
 
@@ -49,6 +50,7 @@ class GrowthSettings:
         iterations: over the whole of SO(3), of the half sets.
         searched_shell: largest radius of those, in cycles per box.
         settled_shells: radii of the joint iterations before the halves part.
+        further_iterations: as many more at the last of these radii, at most, while the evidence grows.
         settled_images: how many images take part in them, at most.
         n_shifts: trial shifts of each image while the radius is small.
         shift_sigma_px: spread of the shifts per axis; 0 for centred particles.
@@ -59,6 +61,7 @@ class GrowthSettings:
     iterations: int
     searched_shell: int
     settled_shells: tuple[int, ...]
+    further_iterations: int
     settled_images: int
     n_shifts: int
     shift_sigma_px: float
@@ -130,11 +133,19 @@ def begin_growth(
 
 
 def settle(state: GrowthState, images: ObservedImages, settings: GrowthSettings, *, seed: int) -> Steps:
-    """Joint iterations at low resolution, on at most ``settled_images`` of the particles, one per settled shell."""
+    """Joint iterations at low resolution, on at most ``settled_images`` particles, until the evidence stands still."""
     order = torch.randperm(len(images), generator=stream_generator(seed, Stream.BASIN_IMAGES))
     rows = order[: settings.settled_images].to(state.half_set.device)
     for radius in settings.settled_shells:
         state = yield from _iterate(replace(state, radius=radius), images, settings, seed=seed, joint_rows=rows)
+    best, waited = float(state.log_evidence[rows].mean()), 0
+    for _ in range(settings.further_iterations):
+        if waited == _PATIENCE:
+            break
+        state = yield from _iterate(state, images, settings, seed=seed, joint_rows=rows)
+        evidence = float(state.log_evidence[rows].mean())
+        waited = 0 if evidence > best + _GAIN * abs(best) else waited + 1
+        best = max(best, evidence)
     return state
 
 
