@@ -215,7 +215,7 @@ def _conclude(
     last = hybrid.images.plane.box_size_px // 2 - 1
     refined = refine_locally(hybrid.images, joint.maps, joint, last, hybrid.sigma_px)
     yield Progress("refining locally", 1, 1)
-    result = collect(hybrid.dataset, halves, joint, refined)
+    result = collect(hybrid.dataset, halves, joint, refined, searched_shell=0)
     # There is no evidence of all particles: that would take a search of all.
     figures = {name: value for name, value in result.figures.items() if name != "log_evidence"}
     result = replace(result, figures=figures)

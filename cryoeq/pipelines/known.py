@@ -12,6 +12,7 @@ from cryoeq.domain.particles import ParticleBatch
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.geometry.fourier import HalfPlane
+from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.geometry.shells import fourier_shell_correlation
 from cryoeq.physics.backprojection import WienerBackprojection, wiener_filter
 from cryoeq.physics.ctf import matched_filter
@@ -46,6 +47,7 @@ def reconstruct_known(
     *,
     device: torch.device | None = None,
     batch_size: int | None = None,
+    symmetry: str = "C1",
 ) -> KnownReconstruction:
     """Maps of all particles and of each half set, in one pass over the images.
 
@@ -55,6 +57,7 @@ def reconstruct_known(
         half_set: 1 or 2 per particle; a particle with another number counts for the map of all only.
         device: where to compute.
         batch_size: images in memory at a time; None for 8 million pixels.
+        symmetry: point group of the map, its axes where ``symmetry_rotations`` has them.
     """
     n = dataset.box_size_px
     plane = HalfPlane.up_to(n, n / 2 - 1e-3, device)
@@ -64,7 +67,9 @@ def reconstruct_known(
     for batch in dataset.batches(batch_size or max(1, _BATCH_PIXELS // n**2)):
         for number, part in _split(batch, sets):
             weights = precision[dataset.table.optics_index[part.indices]].to(plane.coords.device)
-            sums[number] = _accumulate(sums[number], part.to(plane.coords.device), poses, weights, plane, dataset)
+            for element in symmetry_rotations(symmetry):
+                turned = replace(poses, rotations=poses.rotations @ element.to(poses.rotations))
+                sums[number] = _accumulate(sums[number], part.to(plane.coords.device), turned, weights, plane, dataset)
     every = sum((sums[number] for number in list(sums)[1:]), next(iter(sums.values())))
     if 1 not in sums or 2 not in sums:
         return KnownReconstruction(_as_volume(every.reconstruct(), dataset), None, None)

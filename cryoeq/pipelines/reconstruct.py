@@ -65,7 +65,7 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[
             case "search" | "hybrid":
                 posed = yield from _search(config, stack, run, device)
         yield Progress("reconstructing", 0, 1)
-        maps = posed.maps or _make_maps(dataset, posed, device)
+        maps = posed.maps or _make_maps(dataset, posed, device, config.search.symmetry)
         yield Progress("reconstructing", 1, 1)
         results = posed.results | _write_maps(run, maps)
         write_particle_star(
@@ -115,12 +115,14 @@ def _search(
     return PosedParticles(found.poses, found.half_set, columns, found.figures, found.half_poses, found.maps)
 
 
-def _make_maps(dataset: ParticleDataset, posed: PosedParticles, device: torch.device) -> KnownReconstruction:
+def _make_maps(
+    dataset: ParticleDataset, posed: PosedParticles, device: torch.device, symmetry: str
+) -> KnownReconstruction:
     """Maps from poses; where the halves were posed independently, half maps from those poses."""
     if posed.half_poses is None:
         return reconstruct_known(dataset, posed.poses, posed.half_set, device=device)
-    halves = reconstruct_known(dataset, posed.half_poses, posed.half_set, device=device).halves
-    every = reconstruct_known(dataset, posed.poses, device=device)
+    halves = reconstruct_known(dataset, posed.half_poses, posed.half_set, device=device, symmetry=symmetry).halves
+    every = reconstruct_known(dataset, posed.poses, device=device, symmetry=symmetry)
     return every if halves is None else filter_by_halves(every.all, halves)
 
 

@@ -84,7 +84,7 @@ def search_poses(
         "only beyond it is their FSC a gold standard."
     )
     yield from check_hand(joint, dataset)
-    return collect(dataset, halves, joint, look.refined)
+    return collect(dataset, halves, joint, look.refined, searched_shell=settings.searched_shell)
 
 
 def settle_from_noise(
@@ -181,12 +181,21 @@ def check_hand(joint: GrowthState, dataset: ParticleDataset) -> Generator[Event,
     )
 
 
-def collect(dataset: ParticleDataset, halves: GrowthState, joint: GrowthState, refined: RefinedPoses) -> SearchResult:
-    """What is handed on: poses of all particles, those of the halves, figures."""
+def collect(
+    dataset: ParticleDataset, halves: GrowthState, joint: GrowthState, refined: RefinedPoses, *, searched_shell: int
+) -> SearchResult:
+    """What is handed on: poses of all particles, those of the halves, figures; maps where all shells were searched.
+
+    Args:
+        dataset: the particles, at the box where poses were inferred.
+        halves: the half sets at their end.
+        joint: all particles against one map.
+        refined: poses of all particles.
+        searched_shell: up to which the joint sums reach, 0 where there are none; beyond it they hold nothing.
+    """
     pixel, n = dataset.pixel_size_angstrom, dataset.box_size_px
     poses, half_poses = (Poses(part.rotations.cpu(), part.shifts_px.cpu() * pixel) for part in (refined, halves))
-    reaches_nyquist = n == dataset.table.box_size_px and halves.radius >= n // 2 - 1 > 0
-    is_searched = reaches_nyquist and halves.iteration + 1 == joint.iteration
+    is_searched = n == dataset.table.box_size_px and min(halves.radius, searched_shell) >= n // 2 - 1
     sigma, confidence = refined.rotation_sigma_rad.cpu(), joint.confidence.cpu()
     figures = {
         "log_evidence": float(joint.log_evidence.mean()),
