@@ -120,7 +120,7 @@ def _make_maps(
 ) -> KnownReconstruction:
     """Maps from poses; where the halves were posed independently, half maps from those poses."""
     if posed.half_poses is None:
-        return reconstruct_known(dataset, posed.poses, posed.half_set, device=device)
+        return reconstruct_known(dataset, posed.poses, posed.half_set, device=device, symmetry=symmetry)
     halves = reconstruct_known(dataset, posed.half_poses, posed.half_set, device=device, symmetry=symmetry).halves
     every = reconstruct_known(dataset, posed.poses, device=device, symmetry=symmetry)
     return every if halves is None else filter_by_halves(every.all, halves)

@@ -195,7 +195,7 @@ def collect(
     """
     pixel, n = dataset.pixel_size_angstrom, dataset.box_size_px
     poses, half_poses = (Poses(part.rotations.cpu(), part.shifts_px.cpu() * pixel) for part in (refined, halves))
-    is_searched = n == dataset.table.box_size_px and min(halves.radius, searched_shell) >= n // 2 - 1
+    is_searched = n == dataset.table.box_size_px and searched_shell >= n // 2 - 1
     sigma, confidence = refined.rotation_sigma_rad.cpu(), joint.confidence.cpu()
     figures = {
         "log_evidence": float(joint.log_evidence.mean()),

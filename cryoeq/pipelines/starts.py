@@ -11,7 +11,7 @@ from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Event, Note, Progress
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import DivergedError
-from cryoeq.evaluation.alignment import align_map
+from cryoeq.evaluation.alignment import align_map, mirror_map
 from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map
 from cryoeq.geometry.shells import fourier_shell_correlation, remove_round_part
 from cryoeq.pipelines.build import build_basin_settings
@@ -99,9 +99,14 @@ def _low_resolution(state: GrowthState, last_shell: int) -> Volume:
 
 
 def _agreement(best: Volume, other: Volume) -> float:
-    """Mean FSC of two maps after alignment over rotation, shift and hand."""
-    moved = align_map(other, best, with_hand=True).apply(other)
-    return float(fourier_shell_correlation(moved.values, best.values)[_COMPARED].mean())
+    """Mean FSC of two maps after alignment over rotation and shift; in the other hand too, if they do not agree."""
+    agreement = -1.0
+    for candidate in (other, replace(other, values=mirror_map(other.values))):
+        moved = align_map(candidate, best, with_hand=False).apply(candidate)
+        agreement = max(agreement, float(fourier_shell_correlation(moved.values, best.values)[_COMPARED].mean()))
+        if agreement > _SAME_MAP:
+            break
+    return agreement
 
 
 def _require_agreement(agreement: float, count: int) -> None:
