@@ -38,6 +38,7 @@ _AHEAD = 2  # shells beyond the last reliable one that are looked at
 _COARSE_SHELL = 10  # up to which views 15 degrees apart will do, and several shifts of each image are tried
 _STEP = 4  # shells that the radius grows by at most
 _GAIN, _PATIENCE = 0.003, 3  # relative growth of the evidence that counts, and iterations without it
+_SHIFT_STEPS = 2  # of local refinement after each iteration, which is for the shifts
 _SHIFT_FADING = 3.5  # trial shifts are the box over this and the radius apart
 _INPLANE_PER_SHELL = 2.4  # half as many in-plane angles as this times the radius
 
@@ -169,9 +170,18 @@ def finish(state: GrowthState, images: ObservedImages, settings: GrowthSettings,
 
 def refine_locally(
     images: ObservedImages, maps: tuple[Float[Tensor, "n n n"], Float[Tensor, "n n n"]], state: GrowthState,
-    radius: int, shift_sigma_px: float,
+    radius: int, shift_sigma_px: float, *, steps: int = 5,
 ) -> RefinedPoses:  # fmt: skip
-    """Poses of all images at the nearest maximum of their likelihood, each against the map of its half."""
+    """Poses of all images at the nearest maximum of their likelihood, each against the map of its half.
+
+    Args:
+        images: all of them.
+        maps: of the two half sets.
+        state: half sets, and poses to start from.
+        radius: up to which images and maps are compared.
+        shift_sigma_px: spread of the shifts per axis; 0 leaves them as they are.
+        steps: of Gauss and Newton.
+    """
     parts, rows = [], []
     n = images.plane.box_size_px
     for half, volume in enumerate(maps, 1):
@@ -180,8 +190,13 @@ def refine_locally(
         reference = Reference.build(volume, part.plane, map_precision(images, volume, part))
         parts.append(
             refine_poses(
-                part, reference, state.rotations[chosen], state.shifts_px[chosen], shift_sigma_px=shift_sigma_px
-            )
+                part,
+                reference,
+                state.rotations[chosen],
+                state.shifts_px[chosen],
+                shift_sigma_px=shift_sigma_px,
+                steps=steps,
+            )  # fmt: skip
         )
         rows.append(chosen)
     order = torch.cat(rows).argsort()
@@ -228,7 +243,7 @@ def _iterate(
     state = _with_posterior(state, Posterior.join(posteriors), torch.cat(rows))
     state = with_maps(state, (sums[0], sums[1]), settings, reach, is_joint=joint_rows is not None)
     if settings.shift_sigma_px > 0:
-        refined = refine_locally(images, state.maps, state, radius, settings.shift_sigma_px)
+        refined = refine_locally(images, state.maps, state, radius, settings.shift_sigma_px, steps=_SHIFT_STEPS)
         state = replace(state, shifts_px=refined.shifts_px)
     state = replace(state, iteration=state.iteration + 1)
     yield Progress(stage, len(every), len(every), _figures(state, torch.cat(rows))), state
@@ -267,6 +282,7 @@ def with_maps(
     mask = _mask(n, settings, state.rotations.device)
     raw = [part.most_probable(1e-3 * part.shell_weights.clamp(min=1e-12)) * mask for part in sums]
     fsc = fourier_shell_correlation(raw[0], raw[1]).to(mask)
+    fsc[radius + 1 :] = 0.0  # there is only what the mask brings there
     signal_to_noise = _signal_to_noise(fsc)[: n // 2]
 
     def filtered(part: WienerBackprojection, ratio: Tensor) -> Tensor:
