@@ -196,7 +196,7 @@ def refine_locally(
                 state.shifts_px[chosen],
                 shift_sigma_px=shift_sigma_px,
                 steps=steps,
-            )  # fmt: skip
+            )
         )
         rows.append(chosen)
     order = torch.cat(rows).argsort()
