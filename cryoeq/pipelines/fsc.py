@@ -38,6 +38,8 @@ def fsc(config: FscConfig) -> Iterator[Event]:
         MapFileError: a map or mask is damaged, or they do not fit each other.
         ConfigError: local resolution is asked for, and no folder is given.
     """
+    if config.with_local_resolution and config.output is None:
+        raise ConfigError("--local-resolution without a folder", "Its result is a map", "Say with -o where to write it")
     device = choose_device(config.device)
     for path in (config.first, config.second):
         yield from (Note(note, "warning") for note in header_notes(path))
@@ -68,11 +70,7 @@ def _in_detail(
     folder = None if config.output is None else make_folder(config.output)
     if config.with_directional:
         results["directional"] = yield from directional_resolution(first, second, mask, folder)
-    if config.with_local_resolution:
-        if folder is None:
-            raise ConfigError(
-                "--local-resolution without a folder", "Its result is a map", "Say with -o where to write it"
-            )
+    if config.with_local_resolution and folder is not None:
         phases = torch.Generator().manual_seed(config.seed)
         results["local_resolution"] = yield from local_resolution(first, second, mask, folder, generator=phases)
     return results
