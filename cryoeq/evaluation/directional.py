@@ -71,10 +71,15 @@ class DirectionalFsc:
         largest = float(self.areas.max())
         return float(self.areas.min()) / largest if largest > 0 else 0.0
 
-    @property
+    @cached_property
     def worst_axis(self) -> Float[Tensor, " 3"]:
-        """The direction of the smallest area, z >= 0."""
-        axis = self.axes[int(self.areas.argmin())]
+        """The middle of the directions whose area is within a tenth of the range above the smallest; z >= 0.
+
+        Their principal axis: a missing cone is wide, and which of its directions has the least area is chance.
+        """
+        low, high = self.areas.min(), self.areas.max()
+        worst = self.axes[self.areas <= low + 0.1 * (high - low)]
+        axis = torch.linalg.eigh(worst.T @ worst).eigenvectors[:, -1]
         return axis if float(axis[2]) >= 0 else -axis
 
     @cached_property

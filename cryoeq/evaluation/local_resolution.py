@@ -53,7 +53,7 @@ class SlidingSphere:
     ) -> "SlidingSphere":
         """RELION's proportions: radius half the sampling, edge and step the sampling."""
         radius, edge = (max(1, round(part * sampling_angstrom / pixel_size_angstrom)) for part in (0.5, 1.0))
-        size = next_fast_len(2 * (radius + edge) + 2, real=True)
+        size = 2 * next_fast_len(radius + edge + 1, real=True)  # even, so that its last shell is Nyquist
         k = torch.arange(size, device=device) - size // 2
         depth = (radius + edge - (k[:, None, None] ** 2 + k[:, None] ** 2 + k**2).sqrt()) / edge
         return cls(radius, edge, edge, (1 - torch.cos(math.pi * depth.clamp(0, 1))) / 2)

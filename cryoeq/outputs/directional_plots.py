@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
 from cryoeq.evaluation.crossing import crossing_shells
-from cryoeq.evaluation.directional import ANISOTROPIC_CFAR, CONE_HALF_ANGLE_DEG, DirectionalFsc
+from cryoeq.evaluation.directional import ANISOTROPIC_CFAR, AXES_ORDER, CONE_HALF_ANGLE_DEG, DirectionalFsc
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, TRUTH_THRESHOLD, resolution_angstrom
+from cryoeq.geometry.healpix import pixel_of_directions
 from cryoeq.outputs.figure import COLOURS, GREY, png_figure, resolution_ticks_angstrom
 from cryoeq.outputs.mollweide import draw_sphere, mark_direction
 
@@ -61,12 +62,14 @@ def plot_directional_resolution(path: Path, directional: DirectionalFsc, *, titl
     values = (side / crossing_shells(directional.curves, HALF_MAP_THRESHOLD)).clamp(max=side)
     middle = float(values.median())
     norm = Normalize(min(float(values.min()), middle / _LEAST_SPAN), max(float(values.max()), middle * _LEAST_SPAN))
-    marked = {"largest": ("o", directional.areas.argmax()), "smallest": ("X", directional.areas.argmin())}
+    best = int(directional.areas.argmax())
+    worst = int(pixel_of_directions(directional.worst_axis, AXES_ORDER))
+    marked = {"best": ("o", best), "worst": ("X", worst)}
     with png_figure(path, size_inches=(8.0, 5.2)) as figure:
         axes = figure.add_subplot(projection="mollweide")
         mesh = draw_sphere(axes, values, cmap="viridis_r", norm=norm)
         for name, (marker, place) in marked.items():
-            mark_direction(axes, directional.axes[place], marker, f"{name} area: {float(values[place]):.2f} Å")
+            mark_direction(axes, directional.axes[place], marker, f"{name} cones: {float(values[place]):.2f} Å")
         bar = figure.colorbar(mesh, ax=axes, orientation="horizontal", shrink=0.7, pad=0.06)
         bar.set_label(f"Resolution at {HALF_MAP_THRESHOLD:g} in this direction of Fourier space (Å)")
         axes.legend(loc="upper right", bbox_to_anchor=(1.04, 1.12), fontsize=10, labelspacing=0.7)

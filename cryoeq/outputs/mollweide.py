@@ -14,7 +14,7 @@ from torch import Tensor
 from cryoeq.geometry.healpix import pixel_of_directions
 from cryoeq.outputs.figure import GREY
 
-_COLUMNS, _ROWS = 720, 360
+_COLUMNS, _ROWS = 360, 180
 
 
 def draw_sphere(

@@ -42,7 +42,7 @@ def directional_resolution(
     """
     directional = directional_fsc(first, second, mask)
     yield Report("Resolution by direction", _rows(directional))
-    yield from _doubts(directional)
+    yield from _doubts(directional, is_masked=mask is not None)
     if folder is not None:
         plot_directional_curves(folder / "directional_fsc.png", directional)
         plot_directional_resolution(folder / "directional_resolution.png", directional)
@@ -72,12 +72,13 @@ def _direction(directional: DirectionalFsc) -> str:
     return f"({x:+.2f}, {y:+.2f}, {z:+.2f})"
 
 
-def _doubts(directional: DirectionalFsc) -> Generator[Note, None, None]:
+def _doubts(directional: DirectionalFsc, *, is_masked: bool) -> Generator[Note, None, None]:
     if directional.area_ratio < ANISOTROPIC_CFAR:
         yield Note(
-            f"cFAR {directional.area_ratio:.2f} is below {ANISOTROPIC_CFAR:g}: the resolution depends on direction, and"
+            f"cFAR {directional.area_ratio:.3f} is below {ANISOTROPIC_CFAR:g}: the resolution depends on direction, and"
             f" is worst along (x, y, z) = {_direction(directional)}. Views along that axis are too many, or others are"
-            " missing; look at cryoeq orientations.",
+            " missing; look at cryoeq orientations."
+            + ("" if is_masked else " Noise lowers it too: a mask tells the two apart."),
             "warning",
         )
     middle = float(directional.resolutions_angstrom.median())
