@@ -125,15 +125,15 @@ def fsc_volume(directional: DirectionalFsc) -> Volume:
     Args:
         directional: what to paint; beyond Nyquist the map is 0.
     """
-    n = directional.box_size_px
-    table = torch.nn.functional.pad(directional.curves.float(), (0, 1))
+    n, table = directional.box_size_px, directional.curves.float()
     k = torch.arange(n) - n // 2
-    values = torch.empty(n, n, n)
+    values = torch.zeros(n, n, n)
     for start, stop in slabs(n):
         z, y, x = torch.meshgrid(k[start:stop], k, k, indexing="ij")
-        vectors = torch.stack([x, y, z], -1).float()
-        shells = (vectors.norm(dim=-1) + 0.5).long().clamp(max=n // 2 + 1)
-        values[start:stop] = table[pixel_of_directions(vectors, AXES_ORDER), shells]
+        shells = ((x**2 + y**2 + z**2).sqrt() + 0.5).long()
+        inside = shells < table.shape[1]
+        pixels = pixel_of_directions(torch.stack([x[inside], y[inside], z[inside]], -1).float(), AXES_ORDER)
+        values[start:stop][inside] = table[pixels, shells[inside]]
     return Volume(values, directional.pixel_size_angstrom)
 
 
