@@ -14,6 +14,12 @@ def fsc(
     align: Annotated[
         bool, typer.Option("--align", help="First bring A onto B: rotation, shift and hand. Not for half maps.")
     ] = False,
+    directional: Annotated[
+        bool, typer.Option("--directional", help="Resolution by direction: cFAR, sphericity, 3DFSC.")
+    ] = False,
+    local_resolution: Annotated[
+        bool, typer.Option("--local-resolution", help="Resolution at each voxel, and the map filtered to it; needs -o.")
+    ] = False,
     angpix: Annotated[float | None, typer.Option(help="Pixel size in Angstrom [that of the headers].")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
     output: Annotated[
@@ -29,7 +35,8 @@ def fsc(
     from cryoeq.pipelines import fsc as pipeline
 
     explicit = {
-        "first": first, "second": second, "mask": mask, "with_alignment": align, "pixel_size_angstrom": angpix,
+        "first": first, "second": second, "mask": mask, "with_alignment": align,
+        "with_directional": directional, "with_local_resolution": local_resolution, "pixel_size_angstrom": angpix,
         "json_file": json_file, "output": output, "seed": seed, "device": device,
     }  # fmt: skip
     draw(pipeline.fsc(load_config(FscConfig, explicit=explicit)))

@@ -16,6 +16,8 @@ class FscConfig(FrozenConfig):
     with_alignment: bool = Field(
         default=False, description="bring the first map onto the second: rotation, shift, hand"
     )
+    with_directional: bool = Field(default=False, description="resolution by direction: cFAR, sphericity, 3DFSC")
+    with_local_resolution: bool = Field(default=False, description="resolution at each voxel, into the folder")
     pixel_size_angstrom: float | None = Field(default=None, gt=0, description="of all maps; overrides their headers")
     seed: int = Field(default=0, ge=0, lt=2**63, description="of the random phases that measure what a mask adds")
     device: str = Field(default="auto", description="auto, cpu or cuda:N")

@@ -1,7 +1,7 @@
 """``cryoeq fsc``: two maps, shell by shell."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import torch
@@ -9,6 +9,7 @@ import torch
 from cryoeq.config.fsc import FscConfig
 from cryoeq.domain.events import Event, Note, Report
 from cryoeq.domain.volume import Volume
+from cryoeq.errors import ConfigError
 from cryoeq.evaluation.alignment import MapAlignment, align_map
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, TRUTH_THRESHOLD, FscCurves, compare_maps
 from cryoeq.geometry.so3 import rotation_angle_rad
@@ -18,6 +19,8 @@ from cryoeq.outputs.evaluation_plots import plot_fsc
 from cryoeq.outputs.folder import make_folder
 from cryoeq.outputs.fsc_files import write_fsc_star, write_fsc_xml
 from cryoeq.pipelines.device import choose_device
+from cryoeq.pipelines.directional import directional_resolution
+from cryoeq.pipelines.local_resolution import local_resolution
 
 _HIGH_MASK_CORRELATION = 0.1
 
@@ -33,7 +36,10 @@ def fsc(config: FscConfig) -> Iterator[Event]:
 
     Raises:
         MapFileError: a map or mask is damaged, or they do not fit each other.
+        ConfigError: local resolution is asked for, and no folder is given.
     """
+    if config.with_local_resolution and config.output is None:
+        raise ConfigError("--local-resolution without a folder", "Its result is a map", "Say with -o where to write it")
     device = choose_device(config.device)
     for path in (config.first, config.second):
         yield from (Note(note, "warning") for note in header_notes(path))
@@ -48,11 +54,26 @@ def fsc(config: FscConfig) -> Iterator[Event]:
     yield from _doubts(curves)
     yield Report(f"Resolution of {config.first.name} and {config.second.name}", _rows(curves))
     results = _as_json(config, curves, alignment)
+    results |= yield from _in_detail(config, first, second, mask)
     if config.json_file is not None:
         write_json(config.json_file, results)
         yield Note(f"Figures: {config.json_file}")
     if config.output is not None:
         yield from _write_folder(make_folder(config.output), config, curves, results, first if alignment else None)
+
+
+def _in_detail(
+    config: FscConfig, first: Volume, second: Volume, mask: Volume | None
+) -> Generator[Event, None, dict[str, object]]:
+    """Resolution by direction and by place, where asked for; the figures of either under its name."""
+    results: dict[str, object] = {}
+    folder = None if config.output is None else make_folder(config.output)
+    if config.with_directional:
+        results["directional"] = yield from directional_resolution(first, second, mask, folder)
+    if config.with_local_resolution and folder is not None:
+        phases = torch.Generator().manual_seed(config.seed)
+        results["local_resolution"] = yield from local_resolution(first, second, mask, folder, generator=phases)
+    return results
 
 
 def _read(path: Path, angpix: float | None, device: torch.device) -> Volume:
