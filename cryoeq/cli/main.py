@@ -16,6 +16,7 @@ from cryoeq.cli.errors import explain
 from cryoeq.cli.evaluate import evaluate
 from cryoeq.cli.fsc import fsc
 from cryoeq.cli.reconstruct import reconstruct
+from cryoeq.cli.report import report
 from cryoeq.cli.simulate import simulate
 from cryoeq.errors import Terminated
 
@@ -32,6 +33,7 @@ app.command("simulate")(simulate)
 app.command("reconstruct")(reconstruct)
 app.command("evaluate")(evaluate)
 app.command("fsc")(fsc)
+app.command("report")(report)
 app.command("demo")(demo)
 app.command("doctor")(doctor)
 
