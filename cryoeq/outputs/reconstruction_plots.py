@@ -34,13 +34,16 @@ def plot_map(slices: Path, projections: Path, volume: Volume) -> None:
 def _plot_views(path: Path, views: Sequence[torch.Tensor], volume: Volume, kind: str) -> None:
     n, pixel = volume.box_size_px, volume.pixel_size_angstrom
     first, last = -(n // 2 + 0.5) * pixel, (n - n // 2 - 0.5) * pixel  # the origin is the centre of voxel n // 2
-    with png_figure(path, size_inches=(10.5, 3.9)) as figure:
+    with png_figure(path, size_inches=(10.5, 3.7)) as figure:
+        figure.set_layout_engine("compressed")
         for axes, view, (along, right, up) in zip(figure.subplots(1, 3), views, _AXES, strict=True):
             extent = (first, last, first, last)
             axes.imshow(view.numpy(), origin="lower", extent=extent, interpolation="bicubic")
             axes.set_title(f"{kind} along {along}")
             axes.set_xlabel(f"{right} (Å)")
             axes.set_ylabel(f"{up} (Å)")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.get_major_locator().set_params(nbins=5, min_n_ticks=3)
 
 
 def plot_training(path: Path, history: Mapping[str, Sequence[float]]) -> None:

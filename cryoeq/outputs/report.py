@@ -29,10 +29,12 @@ from cryoeq.outputs.report_figures import (
     orientation_figure,
     progress_figures,
     slices_figure,
+    stage_colours,
     surface_figure,
 )
 
 _SHOWN = 6  # particles of each kind
+_TIMES = ("started", "finished")
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ def write_report(path: Path, run: RunContents) -> None:
         facts=run.facts,
         figures=figures,
         curves=list(curves),
+        stages=stage_colours(run.progress),
         symmetry=settings.get("search.symmetry", "C1"),
         particles=None if isinstance(run.particles, str) else _shown_particles(run.particles),
         particles_missing=run.particles if isinstance(run.particles, str) else "",
@@ -134,8 +137,8 @@ def _figures(run: RunContents) -> dict[str, Figure]:
 
 
 def _subtitle(job: Mapping[str, Any]) -> str:
-    times = f"Started {job.get('started', 'at an unknown time')}"
-    return f"{times}, {job['status']} {job['finished']}." if "finished" in job else f"{times}; {job['status']}."
+    started, finished = (str(job.get(name, "")).replace("T", " ").replace("+00:00", " UTC") for name in _TIMES)
+    return f"Started {started}, {job['status']}{' at ' + finished if finished else ''}."
 
 
 def _provenance(job: Mapping[str, Any]) -> dict[str, str]:

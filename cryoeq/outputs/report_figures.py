@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import Volume
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, TRUTH_THRESHOLD, FscCurves
-from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map
+from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map, pad_centred
 from cryoeq.outputs.figure import COLOURS, GREY, resolution_ticks_angstrom
 from cryoeq.outputs.progress_file import ProgressRow
 
@@ -32,12 +32,12 @@ _MARGIN_PX = 2
 _SLICE_PX = 256
 _LABELS = {
     "loss": "mean squared residual",
-    "rendered_error_deg": "rotation error on renderings (°)",
-    "pose_change_deg": "rotation since the last epoch (°)",
+    "rendered_error_deg": "rotation error on renderings, median (°)",
+    "pose_change_deg": "rotation since the last epoch, mean (°)",
     "log evidence": "log evidence per particle",
     "confidence": "mean probability of the best pose",
     "radius": "radius in use (shells)",
-    "reliable shell": "half maps agree to (shell)",
+    "reliable shell": "half maps agree to (shell; 0: not parted)",
     "changed": "share of poses changed",
 }
 _MOST_POINTS = 300
@@ -97,7 +97,7 @@ def slices_figure(volume: Volume) -> Figure:
         traces.append(
             {"type": "heatmap", "z": _base64(_quantised(plane, low, high)), "x0": offsets[0],
              "dx": step * volume.pixel_size_angstrom, "y0": offsets[0], "dy": step * volume.pixel_size_angstrom,
-             "xaxis": f"x{number}", "yaxis": f"y{number}", "colorscale": "Greys", "reversescale": True, "zmin": 0,
+             "xaxis": f"x{number}", "yaxis": f"y{number}", "colorscale": "Greys", "zmin": 0,
              "zmax": 255, "zsmooth": "best", "showscale": False,
              "hovertemplate": f"{right} %{{x:.0f}} Å, {up} %{{y:.0f}} Å<extra></extra>"}
         )  # fmt: skip
@@ -143,10 +143,10 @@ def surface_figure(volume: Volume) -> Figure:
             for level in _LEVELS
         ],
     }  # fmt: skip
-    camera = {"eye": {"x": 1.15, "y": 1.15, "z": 0.75}}
+    camera = {"eye": {"x": 1.45, "y": 1.45, "z": 0.8}, "center": {"x": 0, "y": 0, "z": -0.08}}
     layout = {
         "scene": {**axes, "aspectmode": "data", "camera": camera, "dragmode": "orbit"}, "sliders": [slider],
-        "height": 540, "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
+        "height": 640, "margin": {"l": 0, "r": 0, "t": 0, "b": 96},
     }  # fmt: skip
     return _figure([trace], layout)
 
@@ -179,10 +179,16 @@ def orientation_figure(poses: Poses) -> Figure:
 
 def progress_figures(rows: Sequence[ProgressRow]) -> list[Figure]:
     """One curve per figure that was recorded: over the steps of a training, over time where there were many stages."""
-    stages = list(dict.fromkeys(row.stage for row in rows))
     names = dict.fromkeys(name for row in rows for name in row.figures)
-    colours = {stage: COLOURS[place % len(COLOURS)] for place, stage in enumerate(stages)}
-    return [_progress_figure(name, rows, colours) for name in sorted(names, key=_place_of_label)]
+    shown = [name for name in names if sum(name in row.figures for row in rows) > 1]
+    colours = stage_colours(rows)
+    return [_progress_figure(name, rows, colours) for name in sorted(shown, key=_place_of_label)]
+
+
+def stage_colours(rows: Sequence[ProgressRow]) -> dict[str, str]:
+    """The colour of each stage in ``progress_figures``, in the order in which they came."""
+    stages = dict.fromkeys(row.stage for row in rows)
+    return {stage: COLOURS[place % len(COLOURS)] for place, stage in enumerate(stages)}
 
 
 def _place_of_label(name: str) -> int:
@@ -205,19 +211,17 @@ def _progress_figure(name: str, rows: Sequence[ProgressRow], colours: Mapping[st
     for trace in kept:
         x, y = (_thinned(trace[axis]) for axis in "xy")
         colour = colours[trace["name"]]
-        is_first = all(other["name"] != trace["name"] for other in kept[: kept.index(trace)])
         trace |= {
             "type": "scatter", "x": x, "y": y, "mode": "lines" if len(x) > 30 else "lines+markers",
             "line": {"color": colour, "width": 2}, "marker": {"color": colour, "size": 6},
-            "legendgroup": trace["name"], "showlegend": is_first and not by_step,
+            "showlegend": False,
             "hovertemplate": "%{y:.4g}<extra>" + trace["name"] + "</extra>",
         }  # fmt: skip
     layout = {
         "xaxis": {"title": {"text": "step" if by_step else "time (s)"}, "gridcolor": _GRID, "zeroline": False},
-        "yaxis": {"title": {"text": _LABELS.get(name, name)}, "gridcolor": _GRID, "rangemode": "tozero",
-                  "zerolinecolor": GREY},
-        "height": 340, "margin": {"l": 64, "r": 12, "t": 12, "b": 90},
-        "legend": {"orientation": "h", "y": -0.28, "font": {"size": 12}},
+        "yaxis": {"gridcolor": _GRID, "rangemode": "tozero", "zerolinecolor": GREY},
+        "title": {"text": _LABELS.get(name, name), "font": {"size": 15}, "x": 0.02, "y": 0.97, "yanchor": "top"},
+        "height": 310, "margin": {"l": 50, "r": 12, "t": 40, "b": 50},
     }  # fmt: skip
     return _figure(kept, layout)
 
@@ -238,19 +242,22 @@ def _dense(volume: Volume) -> float:
 def _around_molecule(
     volume: Volume, threshold: float
 ) -> tuple[Float[Tensor, "d h w"], float, tuple[float, float, float]]:
-    """The map where it is dense, coarser if that is large; its pixel size; the place (x, y, z) of its first voxel."""
+    """The map where it is dense, resampled to a good number of voxels; its pixel size; where (x, y, z) it begins."""
     n, pixel = volume.box_size_px, volume.pixel_size_angstrom
-    values = volume.values.float()
-    places = (values >= threshold).nonzero()
-    low, high = (places.amin(0) - _MARGIN_PX).clamp(min=0), (places.amax(0) + _MARGIN_PX + 1).clamp(max=n)
-    extent = int((high - low).max())
-    m = 2 * (n * (_SURFACE_PX - 2 * _MARGIN_PX) // (2 * extent))
-    if extent > _SURFACE_PX:
-        coarse = ifft_map(crop_centred(fft_map(values), m, 3)) * (m / n) ** 2
-        return _around_molecule(Volume(coarse, pixel * n / m), threshold)
+    low, high = _bounds(volume.values, threshold)
+    m = min(2 * n, 2 * round(n * _SURFACE_PX / (2 * int((high - low).max()))))
+    resize = crop_centred if m < n else pad_centred
+    values = ifft_map(resize(fft_map(volume.values.float()), m, 3)) * (m / n) ** 2
+    low, high = _bounds(values, threshold)
     part = values[low[0] : high[0], low[1] : high[1], low[2] : high[2]]
-    x, y, z = ((low.flip(0) - n // 2) * pixel).tolist()
-    return part, pixel, (x, y, z)
+    x, y, z = ((low.flip(0) - m // 2) * pixel * n / m).tolist()
+    return part, pixel * n / m, (x, y, z)
+
+
+def _bounds(values: Float[Tensor, "n n n"], threshold: float) -> tuple[Int[Tensor, " 3"], Int[Tensor, " 3"]]:
+    """First and last index, the latter exclusive, of what is dense, with a margin."""
+    places = (values >= threshold).nonzero()
+    return (places.amin(0) - _MARGIN_PX).clamp(min=0), (places.amax(0) + _MARGIN_PX + 1).clamp(max=len(values))
 
 
 def _ticks_angstrom(side_px: int, pixel: float, first: float) -> Figure:

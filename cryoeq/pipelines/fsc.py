@@ -12,18 +12,20 @@ from cryoeq.domain.volume import Volume
 from cryoeq.evaluation.alignment import MapAlignment, align_map
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, TRUTH_THRESHOLD, FscCurves, compare_maps
 from cryoeq.geometry.so3 import rotation_angle_rad
+from cryoeq.io.model import is_atomic_model
 from cryoeq.io.mrc import header_notes, read_map, write_map
 from cryoeq.io.text import write_json
 from cryoeq.outputs.evaluation_plots import plot_fsc
 from cryoeq.outputs.folder import make_folder
 from cryoeq.outputs.fsc_files import write_fsc_star, write_fsc_xml
 from cryoeq.pipelines.device import choose_device
+from cryoeq.pipelines.model_density import compare_with_model
 
 _HIGH_MASK_CORRELATION = 0.1
 
 
 def fsc(config: FscConfig) -> Iterator[Event]:
-    """Compare two maps, report their resolution and write what was asked for.
+    """Compare two maps, or a map and a model, report their resolution and write what was asked for.
 
     Args:
         config: the resolved settings.
@@ -34,6 +36,9 @@ def fsc(config: FscConfig) -> Iterator[Event]:
     Raises:
         MapFileError: a map or mask is damaged, or they do not fit each other.
     """
+    if is_atomic_model(config.second):
+        yield from compare_with_model(config)
+        return
     device = choose_device(config.device)
     for path in (config.first, config.second):
         yield from (Note(note, "warning") for note in header_notes(path))

@@ -29,6 +29,7 @@ _MODES = {"search": "search", "hybrid": "search and encoder", "amortized": "enco
 _COMPARED_PX = 64  # box in which particles are compared with their predictions
 # Pixels that are read for that, so that a report costs little whatever the stack, and particles at least.
 _SAMPLE_PX, _LEAST_SAMPLE = 2**23, 64
+_LEAST_SHELL = 4
 _SIGNS = {"auto": None, "keep": 1, "invert": -1}
 
 
@@ -67,10 +68,6 @@ def read_run(folder: Path, datadir: Path | None = None) -> RunContents:
     volume, curves, star = _read_maps(run), _read_halves(run), _read_poses(run)
     facts = _facts(job, volume, curves, star)
     poses = None if star is None else star_poses(star)
-    agreed = facts.resolution_angstrom
-    limit_angstrom = 2.0 if volume is None else 2 * volume.pixel_size_angstrom
-    if agreed is not None and math.isfinite(agreed):
-        limit_angstrom = max(limit_angstrom, agreed)
     return RunContents(
         name=folder.resolve().name,
         job=job,
@@ -81,7 +78,7 @@ def read_run(folder: Path, datadir: Path | None = None) -> RunContents:
         poses=poses,
         progress=read_progress(run.path(PROGRESS_FILE)),
         notes=run.notes(),
-        particles=_compare_particles(job, volume, poses, limit_angstrom, datadir),
+        particles=_compare_particles(job, volume, poses, _limit_angstrom(facts), datadir),
     )
 
 
@@ -174,5 +171,10 @@ def _compare_particles(
     except CryoEqError as error:
         return f"The particles cannot be shown, because their files are not where or what they were. {error}"
     names = stack.star.particles["rlnImageName"][rows.numpy()].tolist()
-    finest = max(limit_angstrom, 2 * dataset.pixel_size_angstrom)
-    return ComparedParticles(fits, len(poses), names, finest)
+    return ComparedParticles(fits, len(poses), names, limit_angstrom)
+
+
+def _limit_angstrom(facts: RunFacts) -> float:
+    """Half the frequency to which the half maps agree, but four shells at least, and a quarter of the box without."""
+    coarsest, agreed = facts.side_angstrom / _LEAST_SHELL, facts.resolution_angstrom
+    return coarsest if agreed is None else min(coarsest, 2 * agreed)
