@@ -201,7 +201,7 @@ def _progress_figure(name: str, rows: Sequence[ProgressRow], colours: Mapping[st
     traces: list[Figure] = []
     last: ProgressRow | None = None
     for row in rows:
-        if last is None or row.stage != last.stage or row.done <= last.done < last.total:
+        if last is None or row.stage != last.stage or row.done < last.done:
             traces.append({"name": row.stage, "x": [], "y": []})
         last = row
         if name in row.figures:
