@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryoeq.domain.pose import Poses
@@ -28,6 +28,7 @@ _GRID = "#e4e4e4"
 _SURFACE_PX = 48  # plotly.js takes a second for 48 voxels along each axis
 _LEVELS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)  # of the density that one voxel in a thousand exceeds
 _FIRST_LEVEL = 3
+_COARSE_PX = 64  # in which the molecule is looked for
 _MARGIN_PX = 2
 _SLICE_PX = 256
 _LABELS = {
@@ -118,8 +119,7 @@ def slices_figure(volume: Volume) -> Figure:
 
 def surface_figure(volume: Volume) -> Figure:
     """A surface of constant density to turn, with a slider for its level; the map is cropped to it and made coarser."""
-    dense = _dense(volume)
-    values, pixel, corner = _around_molecule(volume, _LEVELS[0] * dense)
+    values, pixel, corner, dense = _around_molecule(volume)
     quantised = _quantised(values, 0.0, dense)
     z, y, x = np.meshgrid(*[np.arange(side, dtype=np.uint8) for side in values.shape], indexing="ij")
     trace = {
@@ -154,7 +154,7 @@ def surface_figure(volume: Volume) -> Figure:
 def orientation_figure(poses: Poses) -> Figure:
     """Density of view directions over the sphere in cells of equal area, 1 where all directions are as frequent."""
     views = poses.rotations[:, 2].double()
-    rows = 18 if len(poses) >= 5000 else 9
+    rows = min(max(4, math.isqrt(len(poses) // 12)), 18)  # about six views per cell, if they are few
     azimuths = torch.rad2deg(torch.atan2(views[:, 1], views[:, 0]))
     heights = views[:, 2].clamp(-1, 1)
     edges = [torch.linspace(-1, 1, rows + 1).double(), torch.linspace(-180, 180, 2 * rows + 1).double()]
@@ -233,31 +233,35 @@ def _thinned(values: Sequence[float]) -> list[float]:
     return [float(f"{sum(group) / len(group):.6g}") for group in groups]
 
 
-def _dense(volume: Volume) -> float:
-    """The density that one voxel in a thousand exceeds."""
-    values = volume.values.float().flatten()
-    return max(float(values.topk(max(1, len(values) // 1000)).values[-1]), torch.finfo(values.dtype).tiny)
-
-
 def _around_molecule(
-    volume: Volume, threshold: float
-) -> tuple[Float[Tensor, "d h w"], float, tuple[float, float, float]]:
-    """The map where it is dense, resampled to a good number of voxels; its pixel size; where (x, y, z) it begins."""
-    n, pixel = volume.box_size_px, volume.pixel_size_angstrom
-    low, high = _bounds(volume.values, threshold)
-    m = min(2 * n, 2 * round(n * _SURFACE_PX / (2 * int((high - low).max()))))
-    resize = crop_centred if m < n else pad_centred
-    values = ifft_map(resize(fft_map(volume.values.float()), m, 3)) * (m / n) ** 2
-    low, high = _bounds(values, threshold)
+    volume: Volume,
+) -> tuple[Float[Tensor, "d h w"], float, tuple[float, float, float], float]:
+    """The map where it is dense, resampled to a good number of voxels; its pixel size, corner and high density."""
+    n, transform = volume.box_size_px, fft_map(volume.values.float())
+    first = min(n, _COARSE_PX)
+    low, high, _ = _bounds(_resampled(transform, first))
+    m = min(2 * n, 2 * round(first * _SURFACE_PX / (2 * int((high - low).max()))))
+    values, pixel = _resampled(transform, m), volume.pixel_size_angstrom * n / m
+    low, high, dense = _bounds(values)
     part = values[low[0] : high[0], low[1] : high[1], low[2] : high[2]]
-    x, y, z = ((low.flip(0) - m // 2) * pixel * n / m).tolist()
-    return part, pixel * n / m, (x, y, z)
+    x, y, z = ((low.flip(0) - m // 2) * pixel).tolist()
+    return part, pixel, (x, y, z), dense
 
 
-def _bounds(values: Float[Tensor, "n n n"], threshold: float) -> tuple[Int[Tensor, " 3"], Int[Tensor, " 3"]]:
-    """First and last index, the latter exclusive, of what is dense, with a margin."""
-    places = (values >= threshold).nonzero()
-    return (places.amin(0) - _MARGIN_PX).clamp(min=0), (places.amax(0) + _MARGIN_PX + 1).clamp(max=len(values))
+def _resampled(transform: Complex[Tensor, "n n n"], size: int) -> Float[Tensor, "m m m"]:
+    """The map of a centred transform on another grid, grey values kept."""
+    n = len(transform)
+    return ifft_map((crop_centred if size < n else pad_centred)(transform, size, 3)) * (size / n) ** 2
+
+
+def _bounds(values: Float[Tensor, "n n n"]) -> tuple[Int[Tensor, " 3"], Int[Tensor, " 3"], float]:
+    """First and last index, the latter exclusive, of what is dense, with a margin; what one voxel in 1,000 exceeds."""
+    dense = float(values.flatten().topk(max(1, values.numel() // 1000)).values[-1])
+    dense = max(dense, torch.finfo(values.dtype).tiny)
+    places = (values >= _LEVELS[0] * dense).nonzero()
+    if not len(places):  # an empty map
+        places = torch.tensor([[0, 0, 0], [len(values) - 1] * 3])
+    return (places.amin(0) - _MARGIN_PX).clamp(min=0), (places.amax(0) + _MARGIN_PX + 1).clamp(max=len(values)), dense
 
 
 def _ticks_angstrom(side_px: int, pixel: float, first: float) -> Figure:
