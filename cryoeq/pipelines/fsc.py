@@ -37,7 +37,7 @@ def fsc(config: FscConfig) -> Iterator[Event]:
         MapFileError: a map or mask is damaged, or they do not fit each other.
     """
     if is_atomic_model(config.second):
-        yield from compare_with_model(config)
+        yield from compare_with_model(config, config.second)
         return
     device = choose_device(config.device)
     for path in (config.first, config.second):

@@ -65,14 +65,15 @@ class _Frame:
         )
 
 
-def compare_with_model(config: FscConfig) -> Iterator[Event]:
+def compare_with_model(config: FscConfig, path: Path) -> Iterator[Event]:
     """Compare a map with the density of an atomic model, without a mask and within a soft one around the model.
 
     The map stays as it is; the model is taken where its coordinates put it in the frame of the map's header, or, with
     alignment, is turned and moved onto the map. B-factors are those of the file, or one for all.
 
     Args:
-        config: ``first`` is the map, ``second`` the model.
+        config: ``first`` is the map.
+        path: the model.
 
     Yields:
         Notes on the input and on the result, and one report.
@@ -82,27 +83,27 @@ def compare_with_model(config: FscConfig) -> Iterator[Event]:
     """
     device = choose_device(config.device)
     yield from (Note(note, "warning") for note in header_notes(config.first))
-    volume, model = read_map(config.first, angpix=config.pixel_size_angstrom), read_model(config.second)
+    volume, model = read_map(config.first, angpix=config.pixel_size_angstrom), read_model(path)
     pixel = volume.pixel_size_angstrom
     frame = _Frame(volume.box_size_px, pixel, read_map_corner(config.first, pixel))
     volume = replace(volume, values=volume.values.to(device))
     alignment = None
     if config.with_alignment:
         model, alignment = yield from _aligned(model, volume, frame, config)
-    yield from _require_overlap(model, frame, config)
+    yield from _require_overlap(model, frame, path, config.first)
     density = frame.density(model, config)
     mask = _read_mask(config, model, frame)
     on_device = [Volume(part.values.to(device), pixel) for part in (density, mask)]
     curves = compare_maps(volume, *on_device)
     yield from _doubts(curves, is_aligned=alignment is not None)
-    yield Report(f"{config.first.name} against the model {config.second.name}", _rows(curves, model, config))
-    results = _as_json(config, curves, alignment)
+    yield Report(f"{config.first.name} against the model {path.name}", _rows(curves, model, config))
+    results = {"model": str(path)} | _as_json(config, curves, alignment)
     if config.json_file is not None:
         write_json(config.json_file, results)
         yield Note(f"Figures: {config.json_file}")
     if config.output is not None:
         folder = make_folder(config.output)
-        _write_curves(folder, config, curves, results)
+        _write_curves(folder, f"{config.first.name} against {path.name}", curves, results)
         names = ["fsc.star", "fsc.xml", "fsc.png", "fsc.json", *_write_maps(folder, frame, density, mask)]
         if alignment is not None and not alignment.is_mirrored:
             model.write(folder / "aligned_model.cif")
@@ -132,14 +133,14 @@ def _turn_deg(alignment: MapAlignment) -> float:
     return math.degrees(rotation_angle_rad(torch.eye(3), alignment.rotation.cpu()))
 
 
-def _require_overlap(model: AtomicModel, frame: _Frame, config: FscConfig) -> Iterator[Note]:
+def _require_overlap(model: AtomicModel, frame: _Frame, path: Path, map_path: Path) -> Iterator[Note]:
     """Refuse a model outside the box, and say how much of another one is."""
     places = frame.places_px(model)
     outside = float(((places < 0) | (places >= frame.box_size_px)).any(1).float().mean())
     if outside > 0.5:
         low, high = (_as_text(places.amin(0)), _as_text(places.amax(0))) if len(places) else ("", "")
         raise MapFileError(
-            f"{config.second}: {outside:.0%} of the atoms lie outside {config.first}, whose box they meet at voxels "
+            f"{path}: {outside:.0%} of the atoms lie outside {map_path}, whose box they meet at voxels "
             f"({low}) to ({high}) of 0 to {frame.box_size_px - 1}",
             "a model in the frame of the map, as the map's header (ORIGIN, NXSTART) gives it",
             "Pass --align to have the model placed, or check the pixel size",
@@ -195,7 +196,6 @@ def _as_json(config: FscConfig, curves: FscCurves, alignment: MapAlignment | Non
     resolutions = curves.resolutions_angstrom(TRUTH_THRESHOLD)
     return {
         "map": str(config.first),
-        "model": str(config.second),
         "mask": str(config.mask) if config.mask else "around the model",
         "model_bfactor_angstrom2": config.model_bfactor_angstrom2,
         "box_size_px": curves.box_size_px,
@@ -220,10 +220,9 @@ def _as_json(config: FscConfig, curves: FscCurves, alignment: MapAlignment | Non
     }
 
 
-def _write_curves(folder: Path, config: FscConfig, curves: FscCurves, results: dict[str, object]) -> None:
+def _write_curves(folder: Path, title: str, curves: FscCurves, results: dict[str, object]) -> None:
     write_fsc_star(folder / "fsc.star", curves)
     write_fsc_xml(folder / "fsc.xml", curves)
-    title = f"{config.first.name} against {config.second.name}"
     plot_fsc(folder / "fsc.png", curves, title=title, threshold=TRUTH_THRESHOLD)
     write_json(folder / "fsc.json", results)
 
