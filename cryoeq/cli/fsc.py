@@ -8,7 +8,9 @@ import typer
 
 def fsc(
     first: Annotated[Path, typer.Argument(metavar="A.mrc", help="A map, for example half map 1.")],
-    second: Annotated[Path, typer.Argument(metavar="B.mrc", help="The other half map, or the truth with --align.")],
+    second: Annotated[
+        Path, typer.Argument(metavar="B.mrc", help="The other half map, the truth with --align, or an atomic model.")
+    ],
     *,
     mask: Annotated[Path | None, typer.Option(help="Map of values from 0 to 1 with a soft edge.")] = None,
     align: Annotated[
@@ -25,6 +27,9 @@ def fsc(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder for fsc.star, fsc.xml, fsc.png, fsc.json [none].")
     ] = None,
+    model_bfac: Annotated[
+        float | None, typer.Option(help="B-factor of all atoms of a model, Angstrom^2 [those of its file].")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the random phases that measure what a mask adds [0].")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N [auto].")] = None,
 ) -> None:
@@ -37,6 +42,6 @@ def fsc(
     explicit = {
         "first": first, "second": second, "mask": mask, "with_alignment": align,
         "with_directional": directional, "with_local_resolution": local_resolution, "pixel_size_angstrom": angpix,
-        "json_file": json_file, "output": output, "seed": seed, "device": device,
+        "model_bfactor_angstrom2": model_bfac, "json_file": json_file, "output": output, "seed": seed, "device": device,
     }  # fmt: skip
     draw(pipeline.fsc(load_config(FscConfig, explicit=explicit)))

@@ -17,6 +17,7 @@ from cryoeq.cli.evaluate import evaluate
 from cryoeq.cli.fsc import fsc
 from cryoeq.cli.orientations import orientations
 from cryoeq.cli.reconstruct import reconstruct
+from cryoeq.cli.report import report
 from cryoeq.cli.simulate import simulate
 from cryoeq.errors import Terminated
 
@@ -34,6 +35,7 @@ app.command("reconstruct")(reconstruct)
 app.command("evaluate")(evaluate)
 app.command("fsc")(fsc)
 app.command("orientations")(orientations)
+app.command("report")(report)
 app.command("demo")(demo)
 app.command("doctor")(doctor)
 

@@ -44,6 +44,8 @@ _CHUNK_POINTS = 2**18
 
 # What ``planar_symmetry_score`` tells apart, and what not, is said there.
 MIXED_HANDS_SCORE = 0.9
+# What a run says then, and its verdict looks for.
+MIXED_HANDS_WARNING = "both hands may be mixed"
 
 
 @dataclass(frozen=True)

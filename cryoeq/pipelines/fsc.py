@@ -13,6 +13,7 @@ from cryoeq.errors import ConfigError
 from cryoeq.evaluation.alignment import MapAlignment, align_map
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, TRUTH_THRESHOLD, FscCurves, compare_maps
 from cryoeq.geometry.so3 import rotation_angle_rad
+from cryoeq.io.model import is_atomic_model
 from cryoeq.io.mrc import header_notes, read_map, write_map
 from cryoeq.io.text import write_json
 from cryoeq.outputs.evaluation_plots import plot_fsc
@@ -21,12 +22,13 @@ from cryoeq.outputs.fsc_files import write_fsc_star, write_fsc_xml
 from cryoeq.pipelines.device import choose_device
 from cryoeq.pipelines.directional import directional_resolution
 from cryoeq.pipelines.local_resolution import local_resolution
+from cryoeq.pipelines.model_density import compare_with_model
 
 _HIGH_MASK_CORRELATION = 0.1
 
 
 def fsc(config: FscConfig) -> Iterator[Event]:
-    """Compare two maps, report their resolution and write what was asked for.
+    """Compare two maps, or a map and a model, report their resolution and write what was asked for.
 
     Args:
         config: the resolved settings.
@@ -40,6 +42,10 @@ def fsc(config: FscConfig) -> Iterator[Event]:
     """
     if config.with_local_resolution and config.output is None:
         raise ConfigError("--local-resolution without a folder", "Its result is a map", "Say with -o where to write it")
+    if is_atomic_model(config.second):
+        _require_only_maps(config)
+        yield from compare_with_model(config, config.second)
+        return
     device = choose_device(config.device)
     for path in (config.first, config.second):
         yield from (Note(note, "warning") for note in header_notes(path))
@@ -74,6 +80,15 @@ def _in_detail(
         phases = torch.Generator().manual_seed(config.seed)
         results["local_resolution"] = yield from local_resolution(first, second, mask, folder, generator=phases)
     return results
+
+
+def _require_only_maps(config: FscConfig) -> None:
+    if config.with_directional or config.with_local_resolution:
+        raise ConfigError(
+            "--directional or --local-resolution with an atomic model",
+            "They compare two half maps",
+            "Give the half maps, or leave the options out",
+        )
 
 
 def _read(path: Path, angpix: float | None, device: torch.device) -> Volume:

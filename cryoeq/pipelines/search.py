@@ -16,7 +16,13 @@ from cryoeq.domain.pose import Poses
 from cryoeq.domain.randomness import Stream, stream_generator
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.errors import DivergedError
-from cryoeq.evaluation.symmetry import MIXED_HANDS_SCORE, find_symmetry, impose_symmetry, planar_symmetry_score
+from cryoeq.evaluation.symmetry import (
+    MIXED_HANDS_SCORE,
+    MIXED_HANDS_WARNING,
+    find_symmetry,
+    impose_symmetry,
+    planar_symmetry_score,
+)
 from cryoeq.pipelines.build import build_growth_settings
 from cryoeq.pipelines.known import KnownReconstruction, filter_by_halves
 from cryoeq.pipelines.starts import choose_start, follow
@@ -172,7 +178,7 @@ def check_hand(joint: GrowthState, dataset: ParticleDataset) -> Generator[Event,
         score = planar_symmetry_score(Volume(joint.maps[0].cpu(), dataset.pixel_size_angstrom))
         if score > MIXED_HANDS_SCORE:
             yield Note(
-                f"The map has a mirror plane or an inversion centre (score {score:.2f}): both hands may be mixed. "
+                f"The map has a mirror plane or an inversion centre (score {score:.2f}): {MIXED_HANDS_WARNING}. "
                 "Run again with another --seed and compare.",
                 "warning",
             )

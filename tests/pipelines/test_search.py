@@ -24,7 +24,8 @@ pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 
 MAPS = ("run_class001.mrc", "run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc")
 FILES = {
-    *MAPS, "command.txt", "config.yaml", "job.json", "projections.png", "run.log", "run_data.star", "run_fsc.png",
+    *MAPS, "command.txt", "config.yaml", "job.json", "progress.csv", "projections.png", "report.html", "run.log",
+    "run_data.star", "run_fsc.png",
     "run_fsc.star", "run_fsc.xml", "slices.png",
 }  # fmt: skip
 POSES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst")
