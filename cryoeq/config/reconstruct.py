@@ -134,6 +134,7 @@ class ReconstructConfig(FrozenConfig):
         description="search for the poses, search and let an encoder take over, let an encoder infer them, or take "
         "those of the star file",
     )
+    both_hands: bool = Field(default=False, description="write the mirror image of the map and its poses too")
     seed: int = Field(default=0, ge=0, lt=2**63, description="of all that is random")
     device: str = Field(default="auto", description="auto, cpu or cuda:N")
     input: InputConfig = InputConfig()

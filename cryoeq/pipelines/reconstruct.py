@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Event, Note, Progress, Report
+from cryoeq.domain.volume import Volume
 from cryoeq.errors import DivergedError, ParticleFileError
+from cryoeq.evaluation.alignment import mirror_map
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, compare_maps
 from cryoeq.io.mrc import write_map
 from cryoeq.io.particles import ParticleStack, write_particle_star
@@ -90,10 +93,25 @@ def _reconstruct(
     maps = posed.maps or _make_maps(dataset, posed, device, config.search.symmetry)
     yield Progress("reconstructing", 1, 1)
     results = posed.results | _write_maps(run, maps)
-    write_particle_star(
-        run.path("run_data.star"), stack.star, posed.poses, half_set=posed.half_set, extra_columns=posed.columns
-    )
+    _write_poses(run, "run_data.star", stack, posed)
+    if config.both_hands:
+        for name, volume in _named_maps(maps).items():
+            write_map(run.path(f"{name}_mirrored.mrc"), replace(volume, values=mirror_map(volume.values)))
+        _write_poses(run, "run_data_mirrored.star", stack, replace(posed, poses=posed.poses.of_other_hand()))
     return results
+
+
+def _write_poses(run: RunFolder, name: str, stack: ParticleStack, posed: PosedParticles) -> None:
+    write_particle_star(run.path(name), stack.star, posed.poses, half_set=posed.half_set, extra_columns=posed.columns)
+
+
+def _named_maps(maps: KnownReconstruction) -> dict[str, Volume]:
+    """Files of the maps, without ending."""
+    every = {"run_class001": maps.all}
+    if maps.halves is None:
+        return every
+    halves = (maps.halves.first, maps.halves.second)
+    return every | {f"run_half{number}_class001_unfil": volume for number, volume in enumerate(halves, 1)}
 
 
 def _find_checkpoint(config: ReconstructConfig, count: int, device: torch.device) -> dict[str, Any] | None:
@@ -149,12 +167,11 @@ def _make_maps(
 
 def _write_maps(run: RunFolder, maps: KnownReconstruction) -> dict[str, float]:
     """Maps, pictures and the half maps' FSC; their resolution."""
-    write_map(run.path("run_class001.mrc"), maps.all)
+    for name, volume in _named_maps(maps).items():
+        write_map(run.path(f"{name}.mrc"), volume)
     plot_map(run.path("slices.png"), run.path("projections.png"), maps.all)
     if maps.halves is None:
         return {}
-    write_map(run.path("run_half1_class001_unfil.mrc"), maps.halves.first)
-    write_map(run.path("run_half2_class001_unfil.mrc"), maps.halves.second)
     curves = compare_maps(maps.halves.first, maps.halves.second)
     write_fsc_star(run.path("run_fsc.star"), curves)
     write_fsc_xml(run.path("run_fsc.xml"), curves)

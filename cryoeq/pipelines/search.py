@@ -33,6 +33,7 @@ from cryoeq.training.polishing import polish
 from cryoeq.training.second_look import look_again, with_second_look
 
 _LEAST_SHELL = 5
+_ATTEMPTS = 2  # with other random starts, where a map shows both hands
 _MIXED_FROM_SHELL = 9  # below, mixed hands cannot be told from a round map
 
 
@@ -110,9 +111,14 @@ def settle_from_noise(
     settings = build_growth_settings(config, dataset)
     # Without symmetry until its axes are known: pseudo-symmetric maps must not be trapped in it.
     free = replace(settings, symmetry=torch.eye(3)[None])
-    state = yield from choose_start(config, dataset, images, free, half_set)
-    state = yield from follow(settle(state, images, free, seed=config.seed))
-    state = yield from _look_again(state, images, free, config.seed)
+    for attempt in range(_ATTEMPTS):
+        state = yield from choose_start(config, dataset, images, free, half_set, attempt=attempt)
+        state = yield from follow(settle(state, images, free, seed=config.seed))
+        state = yield from _look_again(state, images, free, config.seed)
+        score = _mixed_hands(state, dataset, min(state.radius, settings.searched_shell))
+        if score is None or attempt == _ATTEMPTS - 1:
+            break
+        yield Note(f"The map shows both hands (score {score:.2f}): once more, from other random starts.")
     if config.search.symmetry != "C1":
         state = yield from _place_axes(config, dataset, state)
     return state, settings
@@ -174,17 +180,25 @@ def require_structure(halves: GrowthState) -> None:
 
 def check_hand(joint: GrowthState, dataset: ParticleDataset) -> Generator[Event, None, None]:
     """Say what is known of the hand, and warn of mixed hands."""
-    if joint.reliable_shell >= _MIXED_FROM_SHELL:
-        score = planar_symmetry_score(Volume(joint.maps[0].cpu(), dataset.pixel_size_angstrom))
-        if score > MIXED_HANDS_SCORE:
-            yield Note(
-                f"The map has a mirror plane or an inversion centre (score {score:.2f}): {MIXED_HANDS_WARNING}. "
-                "Run again with another --seed and compare.",
-                "warning",
-            )
+    score = _mixed_hands(joint, dataset, joint.reliable_shell)
+    if score is not None:
+        yield Note(
+            f"The map has a mirror plane or an inversion centre (score {score:.2f}): {MIXED_HANDS_WARNING}. "
+            "Run again with another --seed and compare.",
+            "warning",
+        )
     yield Note(
-        "The hand of the map cannot be told from projections: its mirror image explains the particles equally well."
+        "The hand of the map cannot be told from projections: its mirror image explains the particles equally well "
+        "(--both-hands writes both)."
     )
+
+
+def _mixed_hands(state: GrowthState, dataset: ParticleDataset, shell: int) -> float | None:
+    """The score of the map's best mirror plane or inversion centre, where it is the sign of mixed hands."""
+    if shell < _MIXED_FROM_SHELL:
+        return None
+    score = planar_symmetry_score(Volume(state.maps[0].cpu(), dataset.pixel_size_angstrom))
+    return score if score > MIXED_HANDS_SCORE else None
 
 
 def collect(

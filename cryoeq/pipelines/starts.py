@@ -33,6 +33,8 @@ def choose_start(
     images: ObservedImages,
     settings: GrowthSettings,
     half_set: Int[Tensor, " particles"],
+    *,
+    attempt: int = 0,
 ) -> Generator[Event, None, GrowthState]:
     """Random starts until the one with the highest evidence was found twice; each is settled for a few iterations.
 
@@ -42,6 +44,7 @@ def choose_start(
         images: those that are searched.
         settings: of the joint iterations.
         half_set: 1 or 2 for each particle.
+        attempt: each has starts of its own.
 
     Raises:
         DivergedError: no two starts agree.
@@ -51,8 +54,9 @@ def choose_start(
     trial = replace(settings, settled_shells=shells, further_iterations=0)
     candidates: list[tuple[float, GrowthState]] = []
     agreement = -1.0
-    for start in range(max(config.search.starts, config.search.most_starts)):
-        basin = yield from _start(images, basin_settings, config.seed, start)
+    most = max(config.search.starts, config.search.most_starts)
+    for start in range(most):
+        basin = yield from _start(images, basin_settings, config.seed, attempt * most + start)
         state = begin_growth(basin, images, half_set, settings, basin_settings.last_shell)
         state = yield from follow(settle(state, images, trial, seed=config.seed))
         candidates.append((float(state.log_evidence[state.log_evidence != 0].mean()), state))

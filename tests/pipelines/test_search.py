@@ -2,8 +2,9 @@
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mrcfile
 import numpy as np
@@ -12,13 +13,21 @@ import starfile
 import torch
 
 from cryoeq.cli.main import run
+from cryoeq.config.loading import load_config
+from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.domain.atoms import Atoms
+from cryoeq.evaluation.alignment import mirror_map
 from cryoeq.evaluation.poses import compare_poses
 from cryoeq.io.mrc import read_map
 from cryoeq.io.particles import read_particles
 from cryoeq.io.star import read_star
 from cryoeq.io.text import read_json
+from cryoeq.pipelines.build import build_dataset, build_growth_settings, build_stack
+from cryoeq.pipelines.search import read_images, settle_from_noise
+from cryoeq.simulation.density import sample_atoms
 from cryoeq.simulation.phantom import chiral_phantom, gaussian_blobs
+from cryoeq.training.basin import Basin
+from cryoeq.training.growth import GrowthState, begin_growth
 
 pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 
@@ -30,6 +39,15 @@ FILES = {
 }  # fmt: skip
 POSES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst")
 INFERRED = (*POSES, "rlnRandomSubset", "rlnMaxValueProbDistribution", "rlnParticleFigureOfMerit")
+
+
+def at_the_end(steps: Iterator[Any]) -> Any:
+    """What a generator returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
 
 def median_error_deg(star: Path, truth: Path) -> float:
@@ -142,3 +160,50 @@ def test_noise_gives_no_map(
     assert "the search found no structure" in capsys.readouterr().err
     assert not list((tmp_path / "run").glob("*.mrc"))
     assert read_json(tmp_path / "run" / "job.json")["status"] == "failed"
+
+
+@pytest.mark.parametrize(("mixed", "attempts"), [((True, False), 2), ((False, False), 1), ((True, True), 2)])
+def test_a_map_of_both_hands_is_sought_again(
+    monkeypatch: pytest.MonkeyPatch, searched_particles: Path, mixed: tuple[bool, bool], attempts: int
+) -> None:
+    explicit = {
+        "particles": searched_particles / "particles.star", "output": Path("none"), "input.shift_sigma_angstrom": 0.0,
+    }  # fmt: skip
+    config = load_config(ReconstructConfig, explicit=explicit)
+    dataset = build_dataset(config, build_stack(config, with_poses=False), None)
+    images = at_the_end(read_images(dataset, torch.device("cpu")))
+    chiral = sample_atoms(chiral_phantom(36.0), 20, 5.0).values
+    seen: list[int] = []
+
+    def start(*_: object, attempt: int) -> Iterator[Any]:
+        seen.append(attempt)
+        volume = chiral + mirror_map(chiral) if mixed[attempt] else chiral
+        basin = Basin(volume, torch.zeros(len(dataset), 2), 0.0)
+        yield from ()
+        return begin_growth(basin, images, half_set, build_growth_settings(config, dataset), 9)
+
+    def stay(state: GrowthState, *_: object, **__: object) -> Iterator[Any]:
+        yield from ()
+        return state
+
+    half_set = torch.arange(len(dataset)) % 2 + 1
+    monkeypatch.setattr("cryoeq.pipelines.search.choose_start", start)
+    monkeypatch.setattr("cryoeq.pipelines.search.settle", stay)
+    at_the_end(settle_from_noise(config, dataset, images, half_set))
+    assert seen == list(range(attempts))
+
+
+def test_both_hands_on_request(tmp_path: Path, searched_particles: Path) -> None:
+    command = ["reconstruct", str(searched_particles / "truth.star"), "-o", str(tmp_path / "run")]
+    assert run([*command, "--pose-inference", "known", "--both-hands"]) == 0
+    for name in MAPS:
+        ours = read_map(tmp_path / "run" / name)
+        other = read_map(tmp_path / "run" / name.replace(".mrc", "_mirrored.mrc"))
+        torch.testing.assert_close(other.values, mirror_map(ours.values))
+    shutil.copy(tmp_path / "run" / "run_data_mirrored.star", searched_particles)
+    again = ["reconstruct", str(searched_particles / "run_data_mirrored.star"), "-o", str(tmp_path / "again")]
+    assert run([*again, "--pose-inference", "known"]) == 0
+    remade = read_map(tmp_path / "again" / MAPS[0]).values
+    mirrored = read_map(tmp_path / "run" / "run_class001_mirrored.mrc").values
+    assert float((remade - mirrored).norm() / mirrored.norm()) < 0.05  # at Nyquist an even box has no mirror image
+    assert float((remade - mirror_map(mirrored)).norm() / mirrored.norm()) > 0.5
