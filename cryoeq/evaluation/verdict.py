@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from cryoeq.evaluation.orientations import UNEVEN_SCF
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD
 from cryoeq.evaluation.symmetry import MIXED_HANDS_WARNING
 
@@ -31,6 +32,7 @@ class RunFacts:
             poses.
         probabilities: of the most probable pose of each particle; None where the run does not tell.
         warnings: of the run.
+        scf_star: how evenly the views fill Fourier space; None without poses.
     """
 
     status: str
@@ -42,6 +44,7 @@ class RunFacts:
     shared_angstrom: float | None
     probabilities: Sequence[float] | None
     warnings: Sequence[str]
+    scf_star: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def judge_run(facts: RunFacts) -> RunVerdict:
     """
     if facts.status != "done":
         return _without_map(facts)
-    reasons = (*_on_half_maps(facts), *_on_poses(facts))
+    reasons = (*_on_half_maps(facts), *_on_views(facts), *_on_poses(facts))
     doubts = [reason.text for reason in reasons if reason.weight == "against"]
     if doubts:
         number = {1: "one thing casts", 2: "two things cast"}.get(len(doubts), f"{len(doubts)} things cast")
@@ -125,6 +128,15 @@ def _on_half_maps(facts: RunFacts) -> Iterator[Reason]:
     else:
         beyond = f", beyond the {shared:.0f} Å up to which they shared their first map" if shared else ""
         yield Reason("for", f"The half maps agree to {resolution:.1f} Å {criterion}{beyond}.")
+
+
+def _on_views(facts: RunFacts) -> Iterator[Reason]:
+    if facts.scf_star is not None and facts.scf_star < UNEVEN_SCF:
+        yield Reason(
+            "remark",
+            f"The views are uneven: SCF* is {facts.scf_star:.2f}, where side views alone have {UNEVEN_SCF}. Detail may "
+            "be missing in some directions; cryoeq fsc --directional shows them.",
+        )
 
 
 def _on_poses(facts: RunFacts) -> Iterator[Reason]:

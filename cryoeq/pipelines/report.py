@@ -13,11 +13,12 @@ from cryoeq.domain.events import Event, Note, Report
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import CryoEqError, OutputError, ParticleFileError
+from cryoeq.evaluation.orientations import OrientationSummary, summarise_orientations
 from cryoeq.evaluation.particle_fit import fit_particles
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves, compare_maps
 from cryoeq.evaluation.verdict import RunFacts, judge_run
 from cryoeq.io.mrc import read_map
-from cryoeq.io.particles import read_particles, star_poses
+from cryoeq.io.particles import read_particles, rotations_from_euler_deg, star_euler_deg, star_poses
 from cryoeq.io.star import StarTable, read_star
 from cryoeq.outputs.progress_file import read_progress
 from cryoeq.outputs.report import ComparedParticles, RunContents, write_report
@@ -66,13 +67,14 @@ def read_run(folder: Path, datadir: Path | None = None) -> RunContents:
     run = RunFolder(folder)
     job = _read_job(run)
     volume, curves, star = _read_maps(run), _read_halves(run), _read_poses(run)
-    facts = _facts(job, volume, curves, star)
+    views = _summarise_views(job, star)
+    facts = _facts(job, volume, curves, star, views)
     poses = None if star is None else star_poses(star)
     return RunContents(
         name=folder.resolve().name,
         job=job,
         verdict=judge_run(facts),
-        facts=_key_figures(job, facts, volume, star),
+        facts=_key_figures(job, facts, volume, star) | _view_figures(views),
         volume=volume,
         curves=curves,
         poses=poses,
@@ -111,7 +113,26 @@ def _read_poses(run: RunFolder) -> StarTable | None:
     return read_star(path) if path.is_file() else None
 
 
-def _facts(job: Mapping[str, Any], volume: Volume | None, curves: FscCurves | None, star: StarTable | None) -> RunFacts:
+def _summarise_views(job: Mapping[str, Any], star: StarTable | None) -> OrientationSummary | None:
+    if star is None:
+        return None
+    euler = star_euler_deg(star)
+    symmetry, generator = job["settings"]["search"]["symmetry"], torch.Generator().manual_seed(0)
+    rotations = rotations_from_euler_deg(euler)
+    return summarise_orientations(rotations, euler[:, 2].deg2rad(), symmetry=symmetry, generator=generator)
+
+
+def _view_figures(views: OrientationSummary | None) -> dict[str, str]:
+    return {} if views is None else {"Views: E_od, SCF*": f"{views.efficiency:.2f}, {views.scf_star:.2f}"}
+
+
+def _facts(
+    job: Mapping[str, Any],
+    volume: Volume | None,
+    curves: FscCurves | None,
+    star: StarTable | None,
+    views: OrientationSummary | None,
+) -> RunFacts:
     settings = job["settings"]
     side = 0.0 if volume is None else volume.box_size_px * volume.pixel_size_angstrom
     is_searched = settings["pose_inference"] in {"search", "hybrid"}
@@ -126,6 +147,7 @@ def _facts(job: Mapping[str, Any], volume: Volume | None, curves: FscCurves | No
         shared_angstrom=side / max(settings["search"]["settled_shells"]) if is_searched else None,
         probabilities=star.floats(_PROBABILITY).tolist() if star is not None and has_probabilities else None,
         warnings=[note["text"] for note in job.get("notes", []) if note["level"] == "warning"],
+        scf_star=None if views is None else views.scf_star,
     )
 
 

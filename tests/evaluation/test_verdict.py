@@ -43,6 +43,13 @@ def test_one_doubt_makes_a_map_doubtful(change: dict[str, object], said: str) ->
     assert said in doubt
 
 
+def test_uneven_views_are_remarked_on() -> None:
+    even, uneven = (judge_run(replace(GOOD, scf_star=value)) for value in (0.95, 0.5))
+    assert not any("SCF*" in reason.text for reason in even.reasons)
+    assert uneven.level == "found"
+    assert any(reason.weight == "remark" and "SCF* is 0.50" in reason.text for reason in uneven.reasons)
+
+
 def test_doubts_are_counted() -> None:
     assert "but two things cast doubt" in judge_run(replace(GOOD, starts=1, resolution_angstrom=30.0)).sentence
 
