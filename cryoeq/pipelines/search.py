@@ -25,7 +25,7 @@ from cryoeq.evaluation.symmetry import (
 )
 from cryoeq.pipelines.build import build_growth_settings
 from cryoeq.pipelines.known import KnownReconstruction, filter_by_halves
-from cryoeq.pipelines.starts import choose_start, follow
+from cryoeq.pipelines.starts import MOST_ATTEMPTS, choose_start, follow, require_repeat
 from cryoeq.training.growth import GrowthSettings, GrowthState, finish, grow, settle
 from cryoeq.training.local_refinement import RefinedPoses
 from cryoeq.training.observed_images import ObservedImages, join, observe_all
@@ -33,7 +33,6 @@ from cryoeq.training.polishing import polish
 from cryoeq.training.second_look import look_again, with_second_look
 
 _LEAST_SHELL = 5
-_ATTEMPTS = 2  # with other random starts, where a map shows both hands
 _MIXED_FROM_SHELL = 9  # below, mixed hands cannot be told from a round map
 
 
@@ -76,11 +75,11 @@ def search_poses(
     """
     images = yield from read_images(dataset, device)
     half_set = split_half_sets(len(dataset), stream_generator(config.seed, Stream.HALF_SETS))
-    state, settings = yield from settle_from_noise(config, dataset, images, half_set)
-    state = yield from follow(grow(state, images, settings, seed=config.seed))
+    settled, settings = yield from settle_from_noise(config, dataset, images, half_set)
+    state = yield from follow(grow(settled, images, settings, seed=config.seed))
     state = yield from _look_again(state, images, settings, config.seed)
     halves = yield from follow(polish(state, images, settings, iterations=_polishing(config, images)))
-    require_structure(halves)
+    yield from require_structure(config, dataset, images, settled, halves)
     joint = yield from follow(finish(halves, images, settings, seed=config.seed))
     yield Progress("second look", 0, 1)
     look = look_again(joint, images, settings, images.plane.box_size_px // 2 - 1, seed=config.seed)
@@ -110,13 +109,13 @@ def settle_from_noise(
     """
     settings = build_growth_settings(config, dataset)
     # Without symmetry until its axes are known: pseudo-symmetric maps must not be trapped in it.
-    free = replace(settings, symmetry=torch.eye(3)[None])
-    for attempt in range(_ATTEMPTS):
+    free = _without_symmetry(settings)
+    for attempt in range(MOST_ATTEMPTS):
         state = yield from choose_start(config, dataset, images, free, half_set, attempt=attempt)
         state = yield from follow(settle(state, images, free, seed=config.seed))
         state = yield from _look_again(state, images, free, config.seed)
         score = _mixed_hands(state, dataset, min(state.radius, settings.searched_shell))
-        if score is None or attempt == _ATTEMPTS - 1:
+        if score is None or attempt == MOST_ATTEMPTS - 1:
             break
         yield Note(f"The map shows both hands (score {score:.2f}): once more, from other random starts.")
     if config.search.symmetry != "C1":
@@ -164,11 +163,24 @@ def _polishing(config: ReconstructConfig, images: ObservedImages) -> int:
     return config.search.polishing_iterations if last > config.search.searched_shell else 0
 
 
-def require_structure(halves: GrowthState) -> None:
-    """Stop where the half maps have nothing in common.
+def require_structure(
+    config: ReconstructConfig,
+    dataset: ParticleDataset,
+    images: ObservedImages,
+    settled: GrowthState,
+    halves: GrowthState,
+) -> Generator[Event, None, None]:
+    """Stop where nothing shows that the map is right: neither the half maps, nor another random start.
+
+    Args:
+        config: what to do.
+        dataset: pixel size and box of the particles.
+        images: those that were searched.
+        settled: the state before the halves parted.
+        halves: the half sets at their end.
 
     Raises:
-        DivergedError: they agree to a few shells only.
+        DivergedError: there is no structure.
     """
     if halves.reliable_shell < _LEAST_SHELL:
         raise DivergedError(
@@ -176,6 +188,15 @@ def require_structure(halves: GrowthState) -> None:
             f"a map that both halves of the particles show to shell {_LEAST_SHELL} at least",
             "Try another --seed, or more or cleaner particles, and check CTF, contrast and pixel size",
         )
+    settings = build_growth_settings(config, dataset)
+    shared, last = max(settings.settled_shells), dataset.box_size_px // 2 - 1
+    # One shell more is what a mask makes of the shells that they share.
+    if halves.reliable_shell <= min(shared + 1, last - 1) and config.search.starts > 1:
+        yield from require_repeat(config, dataset, images, _without_symmetry(settings), settled)
+
+
+def _without_symmetry(settings: GrowthSettings) -> GrowthSettings:
+    return replace(settings, symmetry=torch.eye(3)[None])
 
 
 def check_hand(joint: GrowthState, dataset: ParticleDataset) -> Generator[Event, None, None]:

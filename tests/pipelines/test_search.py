@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from cryoeq.cli.main import run
 from cryoeq.config.loading import load_config
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.domain.atoms import Atoms
+from cryoeq.errors import DivergedError
 from cryoeq.evaluation.alignment import mirror_map
 from cryoeq.evaluation.poses import compare_poses
 from cryoeq.io.mrc import read_map
@@ -23,7 +25,7 @@ from cryoeq.io.particles import read_particles
 from cryoeq.io.star import read_star
 from cryoeq.io.text import read_json
 from cryoeq.pipelines.build import build_dataset, build_growth_settings, build_stack
-from cryoeq.pipelines.search import read_images, settle_from_noise
+from cryoeq.pipelines.search import read_images, require_structure, settle_from_noise
 from cryoeq.simulation.density import sample_atoms
 from cryoeq.simulation.phantom import chiral_phantom, gaussian_blobs
 from cryoeq.training.basin import Basin
@@ -191,6 +193,42 @@ def test_a_map_of_both_hands_is_sought_again(
     monkeypatch.setattr("cryoeq.pipelines.search.settle", stay)
     at_the_end(settle_from_noise(config, dataset, images, half_set))
     assert seen == list(range(attempts))
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_a_doubted_map_must_be_found_again(
+    monkeypatch: pytest.MonkeyPatch, searched_particles: Path, is_same: bool
+) -> None:
+    explicit = {"particles": searched_particles / "particles.star", "output": Path("none")}
+    config = load_config(ReconstructConfig, explicit=explicit)
+    dataset = build_dataset(config, build_stack(config, with_poses=False), None)
+    images = at_the_end(read_images(dataset, torch.device("cpu")))
+    settings = build_growth_settings(config, dataset)
+    chiral = sample_atoms(chiral_phantom(36.0), 20, 5.0).values
+    other = mirror_map(chiral) if is_same else sample_atoms(two_copies(22.0), 20, 5.0).values
+
+    def state_of(volume: torch.Tensor, agreed: int) -> GrowthState:
+        basin = Basin(volume, torch.zeros(len(dataset), 2), 0.0)
+        state = begin_growth(basin, images, torch.arange(len(dataset)) % 2 + 1, settings, 9)
+        return replace(state, fsc=(torch.arange(11) <= agreed).float())
+
+    def give(*_: object, **__: object) -> Iterator[Any]:
+        yield from ()
+        return state_of(other, 0)
+
+    monkeypatch.setattr("cryoeq.pipelines.starts._start", give)
+    monkeypatch.setattr("cryoeq.pipelines.starts.begin_growth", lambda *_: state_of(other, 0))
+    monkeypatch.setattr("cryoeq.pipelines.starts.settle", give)
+    found = state_of(chiral, 0)
+    assert list(require_structure(config, dataset, images, found, state_of(chiral, 10))) == []
+    doubted = require_structure(config, dataset, images, found, state_of(chiral, 6))
+    if is_same:
+        assert ["another random start ended in the same map" in note.text for note in doubted] == [True]
+    else:
+        with pytest.raises(DivergedError, match="ended in another map"):
+            list(doubted)
+    with pytest.raises(DivergedError, match="agree to shell 3 only"):
+        list(require_structure(config, dataset, images, found, state_of(chiral, 3)))
 
 
 def test_both_hands_on_request(tmp_path: Path, searched_particles: Path) -> None:
