@@ -14,7 +14,7 @@ def fsc(
     ] = None,
     *,
     mask: Annotated[
-        str | None, typer.Option(metavar="auto|sphere|none|MAP", help="Mask [auto for half maps, else none].")
+        Path | None, typer.Option(metavar="auto|sphere|none|MAP", help="Mask [auto for half maps, else none].")
     ] = None,
     mask_lowpass: Annotated[
         float | None, typer.Option(help="auto: filter to this resolution in Angstrom first [15].")

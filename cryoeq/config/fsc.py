@@ -50,7 +50,7 @@ class FscConfig(FrozenConfig):
     second: Path | None = Field(
         default=None, description="MRC map; the reference when the maps are aligned; None for the other half map"
     )
-    mask: str | None = Field(
+    mask: Path | None = Field(
         default=None,
         description="auto, sphere, none or an MRC map of values from 0 to 1; None for auto with half maps, else none",
     )

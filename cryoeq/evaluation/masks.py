@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -46,13 +46,16 @@ class ParticleRegion:
             extension_angstrom: how far the mask extends beyond the region at full height.
             edge_angstrom: width of its edge.
         """
-        weights = _interpolation(self.box_size_px, len(self.distances_angstrom)).to(self.distances_angstrom)
-        in_planes = weights @ self.distances_angstrom @ weights.T
+        left, right, share = _neighbours(self.box_size_px, len(self.distances_angstrom), self.distances_angstrom)
+        coarse = self.distances_angstrom
+        in_rows = torch.lerp(coarse[..., left], coarse[..., right], share)
+        in_planes = torch.lerp(in_rows[:, left], in_rows[:, right], share[:, None])
 
         def distances(start: int, stop: int) -> Float[Tensor, "planes n n"]:
-            return torch.einsum("zc,cyx->zyx", weights[start:stop], in_planes)
+            planes = slice(start, stop)
+            return torch.lerp(in_planes[left[planes]], in_planes[right[planes]], share[planes, None, None])
 
-        values = _soft_edged(distances, self.box_size_px, extension_angstrom, edge_angstrom, weights.device)
+        values = _soft_edged(distances, self.box_size_px, extension_angstrom, edge_angstrom, coarse.device)
         return Volume(values, self.pixel_size_angstrom)
 
 
@@ -157,13 +160,10 @@ def _otsu(densities: NDArray[np.float32]) -> float:
     return float(edges[1:][between.argmax()])
 
 
-def _interpolation(n: int, m: int) -> Float[Tensor, "n m"]:
-    """Matrix that interpolates linearly from m to n points over one length; beyond the last point its value stays."""
-    places = torch.arange(n, dtype=torch.float64) * m / n
+def _neighbours(
+    n: int, m: int, like: Float[Tensor, "m m m"]
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, " n"]]:
+    """For each of n points the two of m over the same length that it lies between, and how far towards the second."""
+    places = torch.arange(n, dtype=torch.float64, device=like.device) * m / n
     left = places.long()
-    share = places - left
-    weights = torch.zeros(n, m, dtype=torch.float64)
-    rows = torch.arange(n)
-    weights[rows, left] += 1 - share
-    weights[rows, (left + 1).clamp(max=m - 1)] += share
-    return weights
+    return left, (left + 1).clamp(max=m - 1), (places - left).to(like.dtype)

@@ -190,9 +190,9 @@ def randomise_phases(
     """
 
     def change(rows: Complex[Tensor, "n rows half"], squared: Int[Tensor, "n rows half"]) -> Tensor:
-        amplitudes = rows.abs()
-        turns = torch.rand(rows.shape, generator=generator, device=generator.device).to(amplitudes)
-        return torch.where(squared >= from_shell**2, torch.polar(amplitudes, turns * (2 * math.pi)), rows)
+        turns = torch.rand(rows.shape, generator=generator, device=generator.device).to(rows.real)
+        angles = turns * (squared >= from_shell**2) * (2 * math.pi)
+        return rows * torch.polar(torch.ones_like(angles), angles)
 
     return filter_map(values, change)
 

@@ -105,7 +105,7 @@ def _make_mask(
     config: FscConfig, pair: MapPair, maps: tuple[Volume, Volume], curves: FscCurves, *, compared: bool
 ) -> _Masked:
     """The mask, last of all: at 512 pixels it is half a gigabyte, and those it is compared with are as large."""
-    kind = config.mask or ("auto" if pair.are_halves and not config.with_alignment else "none")
+    kind = str(config.mask or "") or ("auto" if pair.are_halves and not config.with_alignment else "none")
     region = find_region(config, average(*maps), curves) if kind == "auto" or compared else None
     by_mask = curves_by_mask(*maps, region) if compared and region is not None else None
     return _Masked(make_mask(config, kind, maps[0], curves, region), kind, by_mask)
