@@ -45,7 +45,7 @@ def require_independent(curves: FscCurves) -> None:
     for number, power in zip(("second", "first"), reversed(powers), strict=True):
         if _is_contained(curves.spectra.cross[1:], power[1:]):
             raise MapFileError(
-                f"the {number} map is the average of both halves, the other is one of them: the FSC falls to "
+                f"the {number} map is the average or sum of both halves, the other is one of them: the FSC falls to "
                 f"{float(fsc.min()):.2f} and no further, and their cross power is the power of the {number} map",
                 "two maps from independent halves of the particles",
                 "Give the other half map in its place",

@@ -1,4 +1,4 @@
-"""``cryoeq fsc`` with post-processing beside ``relion_postprocess`` on the same half maps: time and memory of the process.
+"""``cryoeq fsc`` with post-processing beside ``relion_postprocess`` on the same half maps: time and memory.
 
     python tests/benchmarks/postprocess.py                 128 and 256 px, written beside this file
     python tests/benchmarks/postprocess.py --boxes 128     printed and written, smaller
@@ -6,9 +6,9 @@
 
 Half maps are RNA polymerase II (``data_samples``), blurred, under white noise. Each tool runs as its user would run it,
 start-up included, in turns, so that other work on the machine meets all alike; the ratio is the median of the ratios
-within a turn. cryoeq runs with a mask that it is given, as RELION does, and with the one that it finds itself. Memory is
-the peak of the process, less that of a process that imports torch and ends; its limit is three times the bytes of the
-half maps and the mask. RELION computes with one thread, cryoeq with ``--threads`` (default: all cores).
+within a turn. cryoeq runs with a mask that it is given, as RELION does, and with the one that it finds itself. Memory
+is the peak of the process, less that of a process that imports torch and ends; its limit is three times the bytes of
+the half maps and the mask. RELION computes with one thread, cryoeq with ``--threads`` (default: all cores).
 """
 
 import argparse
