@@ -98,7 +98,8 @@ def sharpen(full: Volume, fsc: Float[Tensor, " shells"], settings: Sharpening) -
         The map, and how its amplitudes changed on the way.
     """
     n, pixel_size = full.box_size_px, full.pixel_size_angstrom
-    sums, counts = amplitudes_by_radius(torch.fft.rfftn(full.values)) / full.values.new_tensor([[n**3], [1]])
+    sums, counts = amplitudes_by_radius(torch.fft.rfftn(full.values))
+    sums = sums / n**3
     radii = radius_of(torch.arange(len(sums), device=sums.device))
     frequencies = radii / (n * pixel_size)
 
