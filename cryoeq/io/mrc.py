@@ -80,9 +80,12 @@ def write_map(
     Raises:
         OutputError: the disk is full or the place cannot be written.
     """
-    values = volume.values.detach().cpu().to(torch.float32).contiguous().numpy()
-    spread = float(values.std(dtype=np.float64))
-    statistics = ValueStatistics(float(values.min()), float(values.max()), float(values.mean(dtype=np.float64)), spread)
+    tensor = volume.values.detach().cpu().to(torch.float32).contiguous()
+    # One pass in double precision, without the copies that numpy would make of a large map.
+    spread, mean = torch.std_mean(tensor, correction=0)
+    lowest, highest = tensor.aminmax()
+    statistics = ValueStatistics(float(lowest), float(highest), float(mean), float(spread))
+    values = tensor.numpy()
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         header = build_header(values.shape, volume.pixel_size_angstrom, statistics, is_stack=False, label=label)
         file.write(with_origin(header, origin_angstrom))

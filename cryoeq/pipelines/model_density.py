@@ -12,7 +12,7 @@ from torch import Tensor
 from cryoeq.config.fsc import FscConfig
 from cryoeq.domain.events import Event, Note, Report
 from cryoeq.domain.volume import Volume
-from cryoeq.errors import MapFileError
+from cryoeq.errors import ConfigError, MapFileError
 from cryoeq.evaluation.alignment import MapAlignment, align_map
 from cryoeq.evaluation.model_mask import soft_mask_around
 from cryoeq.evaluation.resolution import TRUTH_THRESHOLD, FscCurves, compare_maps
@@ -155,7 +155,12 @@ def _as_text(place: Float[Tensor, " 3"]) -> str:
 
 def _read_mask(config: FscConfig, model: AtomicModel, frame: _Frame) -> Volume:
     pixel = frame.pixel_size_angstrom
-    if config.mask is not None:
+    kind = str(config.mask or "auto")
+    if kind in {"none", "sphere"}:
+        raise ConfigError(
+            f"--mask {kind} with an atomic model", "auto, the mask around the model, or a map", "Leave it out"
+        )
+    if config.mask is not None and kind != "auto":
         return read_map(config.mask, angpix=pixel)
     radius_px = max(_MASK_RADIUS_ANGSTROM / pixel, _LEAST_MASK_RADIUS_PX)
     values = soft_mask_around(frame.places_px(model), frame.box_size_px, radius_px=radius_px, edge_px=_MASK_EDGE_PX)
