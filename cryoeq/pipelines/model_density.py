@@ -142,7 +142,7 @@ def _require_overlap(model: AtomicModel, frame: _Frame, path: Path, map_path: Pa
         raise MapFileError(
             f"{path}: {outside:.0%} of the atoms lie outside {map_path}, whose box they meet at voxels "
             f"({low}) to ({high}) of 0 to {frame.box_size_px - 1}",
-            "a model in the frame of the map, as the map's header (ORIGIN, NXSTART) gives it",
+            "Expected a model in the frame of the map, as the map's header (ORIGIN, NXSTART) gives it",
             "Pass --align to have the model placed, or check the pixel size",
         )
     if outside > _MOST_OUTSIDE:
@@ -158,7 +158,7 @@ def _read_mask(config: FscConfig, model: AtomicModel, frame: _Frame) -> Volume:
     kind = str(config.mask or "auto")
     if kind in {"none", "sphere"}:
         raise ConfigError(
-            f"--mask {kind} with an atomic model", "auto, the mask around the model, or a map", "Leave it out"
+            f"--mask {kind} with an atomic model", "Expected auto, the mask around the model, or a map", "Leave it out"
         )
     if config.mask is not None and kind != "auto":
         return read_map(config.mask, angpix=pixel)

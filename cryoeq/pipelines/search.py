@@ -185,7 +185,7 @@ def require_structure(
     if halves.reliable_shell < _LEAST_SHELL:
         raise DivergedError(
             f"the search found no structure: the independent half maps agree to shell {halves.reliable_shell} only",
-            f"a map that both halves of the particles show to shell {_LEAST_SHELL} at least",
+            f"Expected a map that both halves of the particles show to shell {_LEAST_SHELL} at least",
             "Try another --seed, or more or cleaner particles, and check CTF, contrast and pixel size",
         )
     settings = build_growth_settings(config, dataset)

@@ -113,7 +113,7 @@ def require_repeat(
         raise DivergedError(
             f"the search found no structure: {doubt}, and another random start ended in another map, which agrees "
             f"with it by a correlation of {agreement:.2f} in its detail",
-            f"half maps that agree beyond it, or a second map that agrees by more than {_SAME_DETAIL}",
+            f"Expected half maps that agree beyond it, or a second map that agrees by more than {_SAME_DETAIL}",
             "Give more or cleaner particles; check CTF, contrast, pixel size and --shift-sigma",
         )
     yield Note(f"Although {doubt}, another random start ended in the same map (correlation {agreement:.2f}).")
@@ -161,7 +161,7 @@ def _require_agreement(agreement: float, count: int) -> None:
         raise DivergedError(
             f"no structure was found twice: {count} random starts ended in different maps, the best of which agrees "
             f"with another by a correlation of {agreement:.2f}",
-            f"more than {_SAME_MAP}, before a map is believed; noise alone gives 0.3 to 0.4",
+            f"Expected more than {_SAME_MAP}, before a map is believed; noise alone gives 0.3 to 0.4",
             "Check CTF, contrast, pixel size and --shift-sigma; give more or cleaner particles; or search longer: "
             "--set search.start_iterations=600 --set search.most_starts=8",
         )
