@@ -146,6 +146,8 @@ def _search(
         found = yield from search_and_learn(config, dataset, run, device)
     else:
         found = yield from search_poses(config, dataset, device)
+    if found.decoded is not None:
+        write_map(run.path("decoder_class001.mrc"), found.decoded)
     merit = torch.exp(-0.5 * found.rotation_sigma_rad.square())
     columns = {
         "rlnMaxValueProbDistribution": np.char.mod("%.6f", found.confidence.numpy()),

@@ -24,6 +24,7 @@ from cryoeq.evaluation.symmetry import (
     planar_symmetry_score,
 )
 from cryoeq.pipelines.build import build_growth_settings
+from cryoeq.pipelines.decoder_map import decode_map
 from cryoeq.pipelines.known import KnownReconstruction, filter_by_halves
 from cryoeq.pipelines.starts import MOST_ATTEMPTS, choose_start, follow, require_repeat
 from cryoeq.training.growth import GrowthSettings, GrowthState, finish, grow, settle
@@ -49,6 +50,7 @@ class SearchResult:
         maps: posterior-weighted maps, where the search reached Nyquist of the stored images; None where they are
             still to be made from the poses.
         figures: for ``job.json`` and the report.
+        decoded: the map of an implicit decoder fitted to the poses; None where none was asked for.
     """
 
     poses: Poses
@@ -58,6 +60,7 @@ class SearchResult:
     rotation_sigma_rad: Float[Tensor, " particles"]
     maps: KnownReconstruction | None
     figures: dict[str, float]
+    decoded: Volume | None = None
 
 
 def search_poses(
@@ -90,7 +93,9 @@ def search_poses(
         "only beyond it is their FSC a gold standard."
     )
     yield from check_hand(joint, dataset)
-    return collect(dataset, halves, joint, look.refined, searched_shell=settings.searched_shell)
+    result = collect(dataset, halves, joint, look.refined, searched_shell=settings.searched_shell)
+    decoded = yield from decode_map(config, dataset, images, joint, look.refined)
+    return replace(result, decoded=decoded)
 
 
 def settle_from_noise(
