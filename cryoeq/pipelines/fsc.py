@@ -24,11 +24,8 @@ from cryoeq.outputs.evaluation_plots import plot_fsc
 from cryoeq.outputs.folder import make_folder
 from cryoeq.outputs.fsc_files import write_fsc_star, write_fsc_xml
 from cryoeq.pipelines.device import choose_device
-from cryoeq.pipelines.directional import directional_resolution
 from cryoeq.pipelines.half_maps import MapPair, find_pair
-from cryoeq.pipelines.local_resolution import local_resolution
 from cryoeq.pipelines.masking import average, curves_by_mask, find_region, make_mask, mask_doubts
-from cryoeq.pipelines.model_density import compare_with_model
 from cryoeq.pipelines.postprocess import HalfMapResult, PostprocessFigures, postprocess, sharpening_of
 
 _HIGH_MASK_CORRELATION = 0.1
@@ -60,6 +57,8 @@ def fsc(config: FscConfig) -> Iterator[Event]:
     _require_folder(config)
     if config.second is not None and is_atomic_model(config.second):
         _require_only_maps(config)
+        from cryoeq.pipelines.model_density import compare_with_model  # not above: it takes a second with the next two
+
         yield from compare_with_model(config, config.second)
     else:
         yield from _compare_pair(config, find_pair(config))
@@ -105,8 +104,12 @@ def _in_detail(
     results: dict[str, object] = {}
     folder = None if config.output is None else make_folder(config.output)
     if config.with_directional:
+        from cryoeq.pipelines.directional import directional_resolution
+
         results["directional"] = yield from directional_resolution(first, second, mask, folder)
     if config.with_local_resolution and folder is not None:
+        from cryoeq.pipelines.local_resolution import local_resolution
+
         phases = torch.Generator().manual_seed(config.seed)
         results["local_resolution"] = yield from local_resolution(first, second, mask, folder, generator=phases)
     return results
