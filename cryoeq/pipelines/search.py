@@ -84,17 +84,15 @@ def search_poses(
     halves = yield from follow(polish(state, images, settings, iterations=_polishing(config, images)))
     yield from require_structure(config, dataset, images, settled, halves)
     joint = yield from follow(finish(halves, images, settings, seed=config.seed))
-    yield Progress("second look", 0, 1)
-    look = look_again(joint, images, settings, images.plane.box_size_px // 2 - 1, seed=config.seed)
-    yield Progress("second look", 1, 1, {"changed": float(look.changed.float().mean())})
+    refined = yield from look_at_all(joint, images, settings, seed=config.seed)
     shared = dataset.box_size_px * dataset.pixel_size_angstrom / max(settings.settled_shells)
     yield Note(
         f"The half maps began with one map, up to {shared:.0f} Angstrom, and shared nothing since: "
         "only beyond it is their FSC a gold standard."
     )
     yield from check_hand(joint, dataset)
-    result = collect(dataset, halves, joint, look.refined, searched_shell=settings.searched_shell)
-    decoded = yield from decode_map(config, dataset, images, joint, look.refined)
+    result = collect(dataset, halves, joint, refined, searched_shell=settings.searched_shell)
+    decoded = yield from decode_map(config, dataset, images, joint, refined)
     return replace(result, decoded=decoded)
 
 
@@ -135,6 +133,23 @@ def read_images(dataset: ParticleDataset, device: torch.device) -> Generator[Eve
         parts.append(part)
         yield Progress("reading", done, len(dataset))
     return join(parts)
+
+
+def look_at_all(
+    joint: GrowthState, images: ObservedImages, settings: GrowthSettings, *, seed: int
+) -> Generator[Event, None, RefinedPoses]:
+    """Final poses, up to the last shell: refined locally, those that fit worst after a second look at every pose.
+
+    Args:
+        joint: all particles against the map of all.
+        images: all of them.
+        settings: as for the search.
+        seed: of the run.
+    """
+    yield Progress("second look", 0, 1)
+    look = look_again(joint, images, settings, images.plane.box_size_px // 2 - 1, seed=seed)
+    yield Progress("second look", 1, 1, {"changed": float(look.changed.float().mean())})
+    return look.refined
 
 
 def _look_again(
