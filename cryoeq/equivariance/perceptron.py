@@ -34,15 +34,14 @@ class SteerablePerceptron(nn.Module):
         representation = group.regular_representation()
         self.lift = PixelOrbits(representation, size_px)
         counts = [levels * self.lift.count] + [fields] * depth
-        self.layers = nn.ModuleList(GroupLinear(representation, *pair) for pair in pairwise(counts))
-        self.activations = nn.ModuleList(FieldActivation(group, fields) for _ in range(depth))
+        linears = [GroupLinear(representation, *pair) for pair in pairwise(counts)]
+        self.layers = nn.ModuleList(_Layer(linear, FieldActivation(group, fields)) for linear in linears)
 
     def forward(self, images: Float[Tensor, "batch levels n n"]) -> Float[Tensor, "batch channels 1 1"]:
         """The fields, channels ordered (component, field)."""
         values: Tensor = self.lift(images)
-        for layer, activation in zip(self.layers, self.activations, strict=True):
-            mapped: Tensor = layer(values)
-            values = activation.on_values(mapped.flatten(0, 1)).view(mapped.shape)
+        for layer in self.layers:
+            values = layer(values)
         return values.transpose(0, 1).flatten(1)[:, :, None, None]
 
     @torch.no_grad()
@@ -52,10 +51,20 @@ class SteerablePerceptron(nn.Module):
         Args:
             images: one for each field; their scale does not matter.
         """
-        first = self.layers[0]
-        if not isinstance(first, GroupLinear):
-            raise TypeError(f"the first layer is a {type(first).__name__}")
+        first = next(module for module in self.modules() if isinstance(module, GroupLinear))
         first.begin_with(self.lift(images))
+
+
+class _Layer(nn.Module):
+    """A linear map, batch norm and nonlinearity."""
+
+    def __init__(self, linear: "GroupLinear", activation: FieldActivation) -> None:
+        super().__init__()
+        self.linear, self.activation = linear, activation
+
+    def forward(self, values: Float[Tensor, "order batch in"]) -> Float[Tensor, "order batch out"]:
+        mapped: Tensor = self.linear(values)
+        return self.activation.on_values(mapped.flatten(0, 1)).view(mapped.shape)
 
 
 class PixelOrbits(nn.Module):
@@ -105,6 +114,7 @@ class GroupLinear(nn.Module):
     """
 
     change: Tensor
+    back: Tensor
 
     def __init__(self, representation: RegularRepresentation, in_count: int, out_count: int) -> None:
         super().__init__()
@@ -113,13 +123,14 @@ class GroupLinear(nn.Module):
             (_ComplexLinear if is_complex else _RealLinear)(columns, in_count, out_count)
             for columns, is_complex in zip(representation.columns, representation.is_complex, strict=True)
         )
+        places = torch.cat([block.places for block in self._blocks()])
+        self.register_buffer("back", self.change[:, places], persistent=False)
 
     def forward(self, values: Float[Tensor, "order batch in"]) -> Float[Tensor, "order batch out"]:
         """The functions that go out."""
         spectrum = (self.change.T @ values.flatten(1)).view(values.shape)
         parts = torch.cat([irrep(spectrum) for irrep in self.irreps])
-        places = torch.cat([irrep.places for irrep in self.irreps])
-        return (self.change[:, places] @ parts.flatten(1)).view(parts.shape)
+        return (self.back @ parts.flatten(1)).view(parts.shape)
 
     @torch.no_grad()
     def begin_with(self, templates: Float[Tensor, "order out in"]) -> None:
@@ -130,8 +141,11 @@ class GroupLinear(nn.Module):
         """
         scaled = templates / templates.square().mean((0, 2), keepdim=True).sqrt().clamp(min=1e-12)
         spectrum = (self.change.T @ scaled.flatten(1)).view(scaled.shape) / math.sqrt(scaled.shape[2] * len(scaled))
-        for irrep in self.irreps:
-            irrep.begin_with(spectrum, self.change[0])
+        for block in self._blocks():
+            block.begin_with(spectrum, self.change[0])
+
+    def _blocks(self) -> "list[_RealLinear | _ComplexLinear]":
+        return [block for block in self.irreps if isinstance(block, _RealLinear | _ComplexLinear)]
 
 
 class _RealLinear(nn.Module):

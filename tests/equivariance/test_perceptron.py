@@ -52,7 +52,7 @@ def test_the_first_layer_can_begin_as_matched_filters(name: str) -> None:
     layer = SteerablePerceptron(plane_group(name), 1, SIZE, 4).double()
     templates, images = (torch.randn(count, SIZE, SIZE, dtype=torch.float64) for count in (4, 6))
     layer.begin_with(templates[:, None])
-    at_identity = layer.layers[0](layer.lift(images[:, None]))[0]
+    at_identity = layer.layers[0].linear(layer.lift(images[:, None]))[0]
     products = images.flatten(1) @ templates.flatten(1).T
     ratio = at_identity / products
     torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-6, atol=0)
