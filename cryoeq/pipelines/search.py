@@ -27,13 +27,15 @@ from cryoeq.pipelines.build import build_growth_settings
 from cryoeq.pipelines.decoder_map import decode_map
 from cryoeq.pipelines.known import KnownReconstruction, filter_by_halves
 from cryoeq.pipelines.starts import MOST_ATTEMPTS, choose_start, follow, require_repeat
-from cryoeq.training.growth import GrowthSettings, GrowthState, finish, grow, settle
+from cryoeq.training.growth import GrowthSettings, GrowthState, enlarge, finish, grow, settle
 from cryoeq.training.local_refinement import RefinedPoses
 from cryoeq.training.observed_images import ObservedImages, join, observe_all
 from cryoeq.training.polishing import polish
 from cryoeq.training.second_look import look_again, with_second_look
 
 _LEAST_SHELL = 5
+_JOINT_OVERSAMPLING = 3  # pixels of the box of the joint iterations per cycle of their last shell
+_WORTH_CROPPING = 0.75  # of the particles' box, up to which that smaller one is used
 _MIXED_FROM_SHELL = 9  # below, mixed hands cannot be told from a round map
 
 
@@ -112,11 +114,12 @@ def settle_from_noise(
     """
     settings = build_growth_settings(config, dataset)
     # Without symmetry until its axes are known: pseudo-symmetric maps must not be trapped in it.
-    free = _without_symmetry(settings)
+    small, free = _at_low_resolution(images, settings)
     for attempt in range(MOST_ATTEMPTS):
-        state = yield from choose_start(config, dataset, images, free, half_set, attempt=attempt)
-        state = yield from follow(settle(state, images, free, seed=config.seed))
-        state = yield from _look_again(state, images, free, config.seed)
+        state = yield from choose_start(config, dataset, small, free, half_set, attempt=attempt)
+        state = yield from follow(settle(state, small, free, seed=config.seed))
+        state = yield from _look_again(state, small, free, config.seed)
+        state = enlarge(state, images.plane.box_size_px)
         score = _mixed_hands(state, dataset, min(state.radius, settings.searched_shell))
         if score is None or attempt == MOST_ATTEMPTS - 1:
             break
@@ -124,6 +127,21 @@ def settle_from_noise(
     if config.search.symmetry != "C1":
         state = yield from _place_axes(config, dataset, state)
     return state, settings
+
+
+def _at_low_resolution(images: ObservedImages, settings: GrowthSettings) -> tuple[ObservedImages, GrowthSettings]:
+    """Images and settings of the joint iterations: without symmetry, and in a smaller box where that saves work."""
+    settings = replace(settings, symmetry=torch.eye(3)[None])
+    n, box = images.plane.box_size_px, 2 * (_JOINT_OVERSAMPLING * max(settings.settled_shells) // 2)
+    if box > _WORTH_CROPPING * n:
+        return images, settings
+    last, ratio = box // 2 - 1, box / n
+    cropped = replace(
+        settings,
+        searched_shell=min(settings.searched_shell, last),
+        shift_sigma_px=settings.shift_sigma_px * ratio,
+    )
+    return images.within(last, box), cropped
 
 
 def read_images(dataset: ParticleDataset, device: torch.device) -> Generator[Event, None, ObservedImages]:
@@ -212,11 +230,7 @@ def require_structure(
     shared, last = max(settings.settled_shells), dataset.box_size_px // 2 - 1
     # One shell more is what a mask makes of the shells that they share.
     if halves.reliable_shell <= min(shared + 1, last - 1) and config.search.starts > 1:
-        yield from require_repeat(config, dataset, images, _without_symmetry(settings), settled)
-
-
-def _without_symmetry(settings: GrowthSettings) -> GrowthSettings:
-    return replace(settings, symmetry=torch.eye(3)[None])
+        yield from require_repeat(config, dataset, *_at_low_resolution(images, settings), settled)
 
 
 def check_hand(joint: GrowthState, dataset: ParticleDataset) -> Generator[Event, None, None]:

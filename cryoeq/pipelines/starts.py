@@ -46,7 +46,7 @@ def choose_start(
     Args:
         config: how many starts.
         dataset: pixel size and box of the particles.
-        images: those that are searched.
+        images: those that are searched, in the box of the joint iterations.
         settings: of the joint iterations.
         half_set: 1 or 2 for each particle.
         attempt: each has starts of its own.
@@ -54,7 +54,7 @@ def choose_start(
     Raises:
         DivergedError: no two starts agree.
     """
-    basin_settings = build_basin_settings(config, dataset)
+    basin_settings = replace(build_basin_settings(config, dataset), shift_sigma_px=settings.shift_sigma_px)
     shells = settings.settled_shells[:_TRIAL_SHELLS]
     trial = replace(settings, settled_shells=shells, further_iterations=0)
     candidates: list[tuple[float, GrowthState]] = []
@@ -93,14 +93,14 @@ def require_repeat(
     Args:
         config: numbers the starts.
         dataset: pixel size and box of the particles.
-        images: those that are searched.
+        images: those that are searched, in the box of the joint iterations.
         settings: of the joint iterations.
         found: the settled state that is doubted.
 
     Raises:
         DivergedError: the maps differ in their detail.
     """
-    basin_settings = build_basin_settings(config, dataset)
+    basin_settings = replace(build_basin_settings(config, dataset), shift_sigma_px=settings.shift_sigma_px)
     unused = MOST_ATTEMPTS * max(config.search.starts, config.search.most_starts)
     basin = yield from _start(images, basin_settings, config.seed, unused)
     state = begin_growth(basin, images, found.half_set, settings, basin_settings.last_shell)

@@ -133,6 +133,21 @@ def begin_growth(
     )
 
 
+def enlarge(state: GrowthState, box_size_px: int) -> GrowthState:
+    """The state in a larger box: the same maps and poses, nothing known beyond the smaller one's shells.
+
+    Args:
+        state: in any box.
+        box_size_px: of the particles.
+    """
+    n = state.maps[0].shape[-1]
+    if n == box_size_px:
+        return state
+    first, second = (ifft_map(pad_centred(fft_map(volume), box_size_px, 3)) for volume in state.maps)
+    fsc = torch.nn.functional.pad(state.fsc, (0, box_size_px // 2 - n // 2))
+    return replace(state, maps=(first, second), shifts_px=state.shifts_px * (box_size_px / n), fsc=fsc, sums=None)
+
+
 def settle(state: GrowthState, images: ObservedImages, settings: GrowthSettings, *, seed: int) -> Steps:
     """Joint iterations at low resolution, on at most ``settled_images`` particles, until the evidence stands still."""
     order = torch.randperm(len(images), generator=stream_generator(seed, Stream.BASIN_IMAGES))

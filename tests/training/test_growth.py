@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
-from cryoeq.training.basin import Basin
-from cryoeq.training.growth import GrowthSettings, GrowthState, Steps, begin_growth, finish, grow
+from cryoeq.geometry.fourier import fft_map
+from cryoeq.training.basin import Basin, low_pass
+from cryoeq.training.growth import GrowthSettings, GrowthState, Steps, begin_growth, enlarge, finish, grow
 
 Make = Callable[..., Any]
 
@@ -31,3 +32,21 @@ def test_sums_reach_the_last_shell_though_the_poses_do_not(make_known: Make, obs
         assert found.sums is not None
         for sums in found.sums:
             assert (sums.shell_weights[1:8] > 0).all()
+
+
+def test_a_larger_box_keeps_map_poses_and_shells() -> None:
+    """Of a state in half the box: the same coefficients, shifts in the new pixels, no shell made up."""
+    n, generator = 16, torch.Generator().manual_seed(0)
+    volume = low_pass(torch.randn(n, n, n, generator=generator), 6)
+    state = GrowthState(
+        maps=(volume, volume), half_set=torch.tensor([1, 2]), rotations=torch.eye(3).repeat(2, 1, 1),
+        shifts_px=torch.tensor([[1.0, -2.0], [0.5, 0.0]]), confidence=torch.ones(2), log_evidence=torch.zeros(2),
+        fsc=torch.ones(n // 2 + 1), radius=6, iteration=3,
+    )  # fmt: skip
+    larger = enlarge(state, 2 * n)
+    inner = slice(n // 2, 3 * n // 2)
+    torch.testing.assert_close(fft_map(larger.maps[0])[inner, inner, inner], fft_map(volume), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(larger.shifts_px, 2 * state.shifts_px)
+    assert larger.fsc.shape == (n + 1,)
+    assert not larger.fsc[n // 2 + 1 :].any()
+    assert enlarge(state, n) is state
