@@ -15,6 +15,7 @@ from cryoeq.cli.doctor import doctor
 from cryoeq.cli.errors import explain
 from cryoeq.cli.evaluate import evaluate
 from cryoeq.cli.fsc import fsc
+from cryoeq.cli.infer import infer
 from cryoeq.cli.orientations import orientations
 from cryoeq.cli.reconstruct import reconstruct
 from cryoeq.cli.report import report
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.command("simulate")(simulate)
 app.command("reconstruct")(reconstruct)
+app.command("infer")(infer)
 app.command("evaluate")(evaluate)
 app.command("fsc")(fsc)
 app.command("orientations")(orientations)

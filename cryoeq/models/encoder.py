@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -149,7 +149,10 @@ class PoseEncoder(nn.Module):
                 f"channels {widths}: a {trunk} trunk for a box of {box_size_px} px has maps of {sizes} px, each with a "
                 "width, and one more width for the layers behind them"
             )
-        self.channels = widths
+        self.architecture: dict[str, Any] = {
+            "group": group, "n_heads": n_heads, "channels": tuple(widths), "trunk": trunk, "head": head,
+            "low_passes": low_passes,
+        }  # fmt: skip
         fields = [max(1, round(width / self.group.dim("hidden"))) for width in widths]
         sigmas = tuple(2.0**k for k in range(3 if box_size_px >= 32 else 2)) if low_passes else ()
         self.pyramid = LowPassPyramid(self.plan.padded_px, sigmas)

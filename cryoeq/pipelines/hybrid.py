@@ -55,6 +55,7 @@ from cryoeq.training.rendering_lessons import (
     learn,
 )
 from cryoeq.training.second_look import search_rows
+from cryoeq.training.taught_encoder import TaughtEncoder
 
 _PROGRESS = "posing by the encoder"
 
@@ -259,21 +260,15 @@ def _report(
 
 
 def _save(hybrid: _Hybrid, view: EncoderView, run: RunFolder) -> None:
-    """Weights, architecture, and what the encoder must be shown: all that posing other particles needs."""
-    pixel, encoder = hybrid.dataset.pixel_size_angstrom, hybrid.encoder
-    shape = hybrid.config.encoder.model_dump(mode="json")
-    save_checkpoint(
-        run.path("encoder.pt"),
-        {
-            "encoder": encoder.state_dict(),
-            "architecture": shape | {"channels": list(encoder.channels), "low_passes": encoder.low_passes},
-            "box_size_px": view.plane.box_size_px,
-            "pixel_size_angstrom": pixel * view.shift_scale,
-            "particle_box_size_px": hybrid.images.plane.box_size_px,
-            "particle_pixel_size_angstrom": pixel,
-            "image_scale": hybrid.dataset.preprocessing.scale,
-            "radius": hybrid.radius,
-            "weights": view.weights.cpu(),
-            "is_centred": hybrid.sigma_px == 0,
-        },
+    """All that posing other particles needs."""
+    dataset = hybrid.dataset
+    taught = TaughtEncoder(
+        hybrid.encoder,
+        view,
+        hybrid.radius,
+        dataset.box_size_px,
+        dataset.pixel_size_angstrom,
+        is_centred=hybrid.sigma_px == 0,
+        has_ctf=dataset.table.ctf is not None,
     )
+    save_checkpoint(run.path("encoder.pt"), taught.to_state())

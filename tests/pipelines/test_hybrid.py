@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from cryoeq.cli.main import run
-from cryoeq.io.checkpoint import load_checkpoint
+from cryoeq.io.particles import star_poses
 from cryoeq.io.star import read_star
 from cryoeq.io.text import read_json
-from cryoeq.models.encoder import PoseEncoder
+from cryoeq.pipelines.infer import load_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 
@@ -43,12 +43,28 @@ def test_every_particle_is_posed_and_the_encoder_can_be_used_again(tmp_path: Pat
     assert 0 < results["held_out_median_deg"] < 180
     assert "40 held-out particles" in (output / "run.log").read_text()
 
-    stored = load_checkpoint(output / "encoder.pt", torch.device("cpu"))
-    shape = stored["architecture"]
-    encoder = PoseEncoder(
-        shape["group"], stored["box_size_px"], shape["heads"], tuple(shape["channels"]), trunk=shape["trunk"],
-        head=shape["head"], low_passes=shape["low_passes"],
-    )  # fmt: skip
-    encoder.load_state_dict(stored["encoder"])
-    assert stored["pixel_size_angstrom"] * stored["box_size_px"] == pytest.approx(80.0)
-    assert len(stored["weights"]) > 0
+    taught = load_encoder(output, torch.device("cpu"))
+    assert taught.pixel_size_angstrom * taught.box_size_px == pytest.approx(80.0)
+    assert taught.is_centred
+    infer_and_check(output, simulated, tmp_path)
+
+
+def infer_and_check(run_folder: Path, simulated: Path, tmp_path: Path) -> None:
+    """``cryoeq infer`` poses the same particles, whatever the batch; what does not fit the encoder is refused."""
+    star, poses = simulated / "particles.star", tmp_path / "poses.star"
+    assert run(["infer", str(run_folder), str(star), "-o", str(poses), "--device", "cpu"]) == 0
+    found, given = read_star(poses), read_star(star)
+    assert found.particles["rlnImageName"].tolist() == given.particles["rlnImageName"].tolist()
+    probability = found.floats("rlnMaxValueProbDistribution")
+    assert ((probability > 0) & (probability <= 1)).all()
+    assert not found.floats("rlnOriginXAngst").any()  # the run was told that particles are centred
+    again = tmp_path / "again.star"
+    assert run(["infer", str(run_folder / "encoder.pt"), str(star), "-o", str(again), "-b", "7"]) == 0
+    torch.testing.assert_close(star_poses(found).rotations, star_poses(read_star(again)).rotations, atol=1e-4, rtol=0)
+
+    assert run(["infer", str(run_folder), str(star), "-o", str(star)]) == 2
+    assert run(["infer", str(tmp_path), str(star), "-o", str(tmp_path / "no.star")]) == 3
+    assert run(["infer", str(run_folder), str(star), "-o", str(tmp_path / "no.star"), "--angpix", "9"]) == 3
+    (tmp_path / "encoder.pt").write_bytes(b"not an encoder")
+    assert run(["infer", str(tmp_path), str(star), "-o", str(tmp_path / "no.star")]) == 3
+    assert not (tmp_path / "no.star").exists()

@@ -1,0 +1,135 @@
+"""``cryoeq infer``: new particles through the encoder of a run."""
+
+import time
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cryoeq.config.infer import InferConfig
+from cryoeq.data.dataset import ParticleDataset
+from cryoeq.domain.events import Event, Note, Progress, Report
+from cryoeq.domain.particles import ParticleBatch
+from cryoeq.domain.pose import Poses
+from cryoeq.errors import CheckpointError, OutputError, ParticleFileError
+from cryoeq.io.checkpoint import load_checkpoint
+from cryoeq.io.particles import ParticleStack, read_particles, write_particle_star
+from cryoeq.pipelines.device import choose_device
+from cryoeq.training.taught_encoder import TaughtEncoder
+
+ENCODER_FILE = "encoder.pt"
+_SAME_SIZE = 0.01  # relative difference of two boxes in Angstrom that counts as none
+
+
+def infer(config: InferConfig) -> Iterator[Event]:
+    """Pose all particles of a star file, in its order, in memory that does not grow with the pixels.
+
+    Args:
+        config: the resolved settings.
+
+    Yields:
+        Progress, notes on the input, one report.
+
+    Raises:
+        CheckpointError: there is no encoder, or it is not one of this version.
+        ParticleFileError: something is wrong with the particles, or their box is not the one that was learnt.
+        OutputError: the star file cannot be written, or is one of the input's.
+    """
+    device = choose_device(config.device)
+    if config.output.resolve() == config.particles.resolve():
+        raise OutputError(f"-o {config.output}: this is the input", "", "Choose another name; nothing is overwritten")
+    taught = load_encoder(config.run, device)
+    stack = read_particles(
+        config.particles, angpix=config.angpix, datadir=config.datadir, ignore_ctf=not taught.has_ctf
+    )
+    dataset = _open(config, stack, taught)
+    yield from (Note(note, "warning" if note in stack.notes else "info") for note in dataset.notes)
+    start_s = time.monotonic()
+    poses, probability = yield from pose_all(taught, dataset, config.batch_size, device)
+    rate = len(dataset) / (time.monotonic() - start_s)
+    columns = {"rlnMaxValueProbDistribution": np.char.mod("%.6f", probability.numpy())}
+    write_particle_star(config.output, stack.star, poses, extra_columns=columns)
+    yield Report(
+        f"{len(dataset)} particles posed",
+        {
+            "poses": str(config.output),
+            "particles per second": f"{rate:.0f}",
+            "median probability of the pose": f"{float(probability.median()):.2f}",
+        },
+    )
+
+
+def load_encoder(run: Path, device: torch.device) -> TaughtEncoder:
+    """The encoder of a run.
+
+    Args:
+        run: its folder, or the file itself.
+        device: where it goes.
+
+    Raises:
+        CheckpointError: there is none, or it is not one of this version.
+    """
+    path = run / ENCODER_FILE if run.is_dir() else run
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} does not exist",
+            "cryoeq infer needs the encoder of a hybrid reconstruction",
+            "Run `cryoeq reconstruct ... --pose-inference hybrid` first",
+        )
+    state = load_checkpoint(path, device)
+    try:
+        return TaughtEncoder.from_state(state, device)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} does not hold an encoder of this version ({type(error).__name__}: {error})",
+            "cryoeq infer needs the encoder.pt of a hybrid reconstruction",
+            "Run the reconstruction again with this version",
+        ) from error
+
+
+def pose_all(
+    taught: TaughtEncoder, dataset: ParticleDataset, batch_size: int, device: torch.device
+) -> Generator[Event, None, tuple[Poses, torch.Tensor]]:
+    """All particles, batch by batch, the next one read meanwhile; poses, and the probability of each.
+
+    Args:
+        taught: the encoder.
+        dataset: at the box that it learnt.
+        batch_size: particles at a time.
+        device: of the encoder.
+    """
+    rotations, shifts, probabilities, done = [], [], [], 0
+    for batch in _read_ahead(dataset.batches(batch_size)):
+        poses, probability = taught.pose(batch.to(device))
+        rotations.append(poses.rotations.cpu())
+        shifts.append(poses.shifts_angstrom.cpu())
+        probabilities.append(probability.cpu())
+        done += len(batch)
+        yield Progress("posing", done, len(dataset))
+    return Poses(torch.cat(rotations), torch.cat(shifts)), torch.cat(probabilities)
+
+
+def _read_ahead(batches: Iterator[ParticleBatch]) -> Iterator[ParticleBatch]:
+    """The same batches, each read while the one before is in use."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = reader.submit(next, batches, None)
+            yield batch
+
+
+def _open(config: InferConfig, stack: ParticleStack, taught: TaughtEncoder) -> ParticleDataset:
+    table = stack.table
+    found = table.box_size_px * table.pixel_size_angstrom
+    learnt = taught.box_size_px * taught.pixel_size_angstrom
+    if abs(found / learnt - 1) > _SAME_SIZE or table.box_size_px < taught.box_size_px:
+        raise ParticleFileError(
+            f"{config.particles}: images of {table.box_size_px} px, {table.pixel_size_angstrom:g} Angstrom each, "
+            f"{found:.0f} Angstrom across",
+            f"the encoder learnt images {learnt:.0f} Angstrom across, of {taught.box_size_px} px or more",
+            "Extract the particles with that box, and check --angpix",
+        )
+    sign = {"auto": None, "keep": 1, "invert": -1}[config.contrast]
+    return ParticleDataset.open(stack, working_box_px=taught.box_size_px, sign=sign, cache_bytes=0)

@@ -1,0 +1,96 @@
+"""An encoder that has learnt a map, with all that posing particles by it takes; as one file keeps it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cryoeq.domain.particles import ParticleBatch
+from cryoeq.domain.pose import Poses
+from cryoeq.geometry.fourier import HalfPlane
+from cryoeq.models.encoder import PoseEncoder
+from cryoeq.models.pose_head import PoseProposals
+from cryoeq.physics.ctf import matched_filter
+from cryoeq.training.rendering_lessons import EncoderView, best_hypotheses, encoder_box_px, propose_poses
+
+
+@dataclass(frozen=True)
+class TaughtEncoder:
+    """Particles to poses by one forward pass.
+
+    Args:
+        encoder: in evaluation mode.
+        view: how it sees particles.
+        radius: largest spatial frequency that it sees, in cycles per box.
+        box_size_px: of the particles that it was taught with.
+        pixel_size_angstrom: of those.
+        is_centred: shifts are taken to be 0.
+        has_ctf: the particles had a CTF.
+    """
+
+    encoder: PoseEncoder
+    view: EncoderView
+    radius: int
+    box_size_px: int
+    pixel_size_angstrom: float
+    is_centred: bool
+    has_ctf: bool
+
+    @torch.no_grad()
+    def propose(self, batch: ParticleBatch) -> PoseProposals:
+        """Hypotheses for particles of the box and pixel size that were learnt, shifts in their pixels."""
+        plane = HalfPlane.up_to(self.box_size_px, self.radius, batch.images.device)
+        matched = plane.transform(batch.images)
+        if batch.ctf is not None:
+            factor, _ = matched_filter(batch.ctf, plane.frequencies_per_angstrom(self.pixel_size_angstrom))
+            matched = matched * factor
+        return propose_poses(self.encoder, matched, self.view, centred=self.is_centred)
+
+    def pose(self, batch: ParticleBatch) -> tuple[Poses, torch.Tensor]:
+        """The preferred pose of each particle, and the probability that the encoder gives it among its hypotheses.
+
+        Args:
+            batch: particles on the encoder's device.
+        """
+        proposals = self.propose(batch)
+        rotations, shifts_px = best_hypotheses(proposals)
+        probability = proposals.logits.softmax(1).amax(1)
+        return Poses(rotations, shifts_px * self.pixel_size_angstrom), probability
+
+    def to_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        encoder = self.encoder
+        return {
+            "encoder": encoder.state_dict(),
+            "architecture": encoder.architecture,
+            "radius": self.radius,
+            "weights": self.view.weights.cpu(),
+            "box_size_px": self.box_size_px,
+            "pixel_size_angstrom": self.pixel_size_angstrom,
+            "is_centred": self.is_centred,
+            "has_ctf": self.has_ctf,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], device: torch.device) -> "TaughtEncoder":
+        """What ``to_state`` gave, on a device.
+
+        Raises:
+            KeyError: something is missing.
+            RuntimeError: the weights do not fit the architecture.
+        """
+        radius, box = state["radius"], state["box_size_px"]
+        small = encoder_box_px(radius)
+        encoder = PoseEncoder(box_size_px=small, **state["architecture"])
+        encoder.load_state_dict(state["encoder"])
+        view = EncoderView(HalfPlane.up_to(small, radius, device), state["weights"].to(device), box / small)
+        return cls(
+            encoder.to(device).eval(),
+            view,
+            radius,
+            box,
+            state["pixel_size_angstrom"],
+            state["is_centred"],
+            state["has_ctf"],
+        )
