@@ -10,7 +10,8 @@ poses is made once per set. A run succeeds if its median rotation error is below
 the truth lies within 2 shells of that map's. ``--limit`` names a command that poses the images by matching them to the
 true map, for example
 
-    --limit "python match.py {particles} --map {truth_volume} --start {truth_star} -o {output} --seed {seed}"
+    --limit "python tests/benchmarks/match_truth.py {particles} --map {truth_volume} --start {truth_star} -o {output}
+              {options}"
 
 which must leave ``{output}/run_data.star``; it runs once per set and is recorded as mode ``limit``.
 """
@@ -97,7 +98,7 @@ class Bench:
         if key["mode"] == "limit":
             places = {"particles": "particles.star", "truth_star": "truth.star", "truth_volume": "truth_volume.mrc"}
             files = {name: folder / place for name, place in places.items()}
-            return shlex.split((self.limit or "").format(**files, output=output, seed=key["seed"]))
+            return shlex.split((self.limit or "").format(**files, output=output, options=shlex.join(key["options"])))
         star = folder / ("truth.star" if key["mode"] == "known" else "particles.star")
         inference = ["--pose-inference", key["mode"], "--seed", str(key["seed"])]
         return [CRYOEQ, "reconstruct", str(star), "-o", str(output), *inference, *key["options"]]
