@@ -9,6 +9,7 @@ exhaustive    all poses and all shifts, at once up to the last shell below Nyqui
               views are as close as ``cryoeq reconstruct`` has them at shell 10 (2.6 shells of turn between neighbours),
               so their HEALPix order is log2(0.4 radius), rounded up; trial shifts lie in a disk of 3 sigma. It is timed
               on a few images and trial shifts, time being proportional to both; its errors are not measured.
+shift known   the same with the right shift alone.
 search        what the product does: all poses and all shifts up to shell 10, local refinement, all poses up to shell
               15 at the shift found, then local refinement in steps to the last shell. A run does so several times.
 encoder       an encoder is taught by renderings up to shell 10, as in ``--pose-inference hybrid``; a forward pass; its
@@ -83,12 +84,13 @@ def way_costs(record: Record) -> dict[str, Step]:
         record: of a box.
     """
     steps = {name: Step(**step) for name, step in record["steps"].items()}
-    local = steps["local refinement"]
+    local, whole = steps["local refinement"], steps["exhaustive"]
     searching = steps["all poses and shifts, shell 10"] + steps["all poses, shell 15"]
     proposing = steps["teaching"] + steps["forward pass"] + steps["judging"]
     again = Step(searching.fixed_s, record["doubtful_share"] * searching.image_s)
     return {
-        "exhaustive": steps["exhaustive"] + local,
+        "exhaustive": whole + local,
+        "shift known": Step(whole.fixed_s, whole.image_s / record["exhaustive"]["shifts"]) + local,
         "search": searching + local,
         "encoder": proposing + local,
         "encoder + search": proposing + again + local,
@@ -121,7 +123,7 @@ def way_rows(record: Record) -> list[list[str]]:
                 f"{trusted['median_deg']:.2f}° {trusted['mean_deg']:.1f}°",
             ]  # fmt: skip
         box = record["set"].removeprefix("crossing")
-        star = "*" if name == "exhaustive" and record["exhaustive"]["extrapolated_from_radius"] else ""
+        star = "*" if name in {"exhaustive", "shift known"} and record["exhaustive"]["extrapolated_from_radius"] else ""
         rows.append([box, name + star, *cells, *figures])
     return rows
 
@@ -133,14 +135,13 @@ def crossing_row(record: Record) -> list[str]:
         record: of the box.
     """
     costs, local = way_costs(record), record["steps"]["local refinement"]["image_s"]
-    encoder, both, search_, all_ = (costs[name] for name in ("encoder", "encoder + search", "search", "exhaustive"))
+    encoder, both, search = (costs[name] for name in ("encoder", "encoder + search", "search"))
     return [
         record["set"].removeprefix("crossing"),
-        f"{(search_.image_s - local) / (encoder.image_s - local):.1f}",
-        crossing(encoder, search_), crossing(both, search_), crossing(both, all_),
-        f"{search_.at(MOST) / encoder.at(MOST):.1f}", f"{search_.at(MOST) / both.at(MOST):.1f}",
-        f"{all_.at(MOST) / both.at(MOST):,.0f}", f"{100 * record['doubtful_share']:.0f} %",
-        f"{record['forward_pass']['median_deg']:.1f}°",
+        *(f"{(search.image_s - local) / (way.image_s - local):.1f}" for way in (encoder, both)),
+        *(crossing(both, costs[name]) for name in ("search", "shift known", "exhaustive")),
+        *(f"{costs[name].at(MOST) / both.at(MOST):,.1f}" for name in ("search", "shift known", "exhaustive")),
+        f"{100 * record['doubtful_share']:.0f} %", f"{record['forward_pass']['median_deg']:.1f}°",
     ]  # fmt: skip
 
 
@@ -154,11 +155,12 @@ def tables(records: Sequence[Record]) -> str:
         "box px", "way", "once, s", "per image, ms", "2,000 images, s", f"{MOST:,} images, s",
         "error: median, mean", "beyond 30°", "of trusted images",
     ]  # fmt: skip
+    others = ("search", "exhaustive, shift known", "exhaustive")
     crossings = [
-        "box px", "search / encoder per image, before local refinement", "encoder cheaper than search from n",
-        "encoder + search cheaper than search from n", "than exhaustive from n",
-        f"at n = {MOST:,}: search / encoder", "search / (encoder + search)", "exhaustive / (encoder + search)",
-        "images sent back", "forward pass alone, median",
+        "box px", "per image before local refinement: search / encoder", "search / (encoder + search)",
+        *(f"encoder + search cheaper than {other} from n" for other in others),
+        *(f"{MOST:,} images: {other} / (encoder + search)" for other in others),
+        "images sent back to the search", "forward pass alone, median",
     ]  # fmt: skip
     rows = [row for record in records for row in way_rows(record)]
     return f"{markdown_table(ways, rows)}\n{markdown_table(crossings, [crossing_row(record) for record in records])}"
