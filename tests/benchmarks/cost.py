@@ -84,7 +84,8 @@ def stage_rows(records: Sequence[Record], names: Sequence[str]) -> list[list[str
     rows = []
     for name in names:
         for record in latest(records, set=name, mode="search"):
-            stages = record["stages_wall_s"]
+            if (stages := record["stages_wall_s"]) is None:
+                continue
             # What the log does not see: start of the program, and its end.
             stages = {**stages, "other": stages["other"] + max(0.0, record["wall_s"] - sum(stages.values()))}
             scale = record["cpu_s"] / sum(stages.values())
