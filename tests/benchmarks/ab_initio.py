@@ -38,6 +38,7 @@ from recorded_runs import (
     find_record,
     measure,
     read_records,
+    stage_seconds,
     stop_children_when_terminated,
 )
 from scipy.stats import binomtest
@@ -112,11 +113,13 @@ def score_folder(output: Path, truth: Truth, *, with_poses: bool) -> Record:
         truth: of the set.
         with_poses: score the poses too.
     """
-    poses, volume, job = (output / name for name in ("run_data.star", "run_class001.mrc", "job.json"))
+    names = ("run_data.star", "run_class001.mrc", "job.json", "run.log")
+    poses, volume, job, log = (output / name for name in names)
     return {
         "poses": score_poses(read_poses(poses, truth), truth) if with_poses and poses.is_file() else None,
         "map": score_map(volume, truth) if volume.is_file() else None,
         "reported": read_json(job).get("results") if job.is_file() else None,
+        "stages_wall_s": stage_seconds(log) if log.is_file() else None,
     }
 
 

@@ -101,18 +101,19 @@ SETS: Mapping[str, Simulated | Given] = {
 }  # fmt: skip
 
 
-def prepare(name: str, work: Path) -> Path:
+def prepare(name: str, work: Path, recipe: Simulated | Given | None = None) -> Path:
     """The folder of a set: ``particles.star``, its stack, ``truth.star`` and ``truth_volume.mrc``; made if need be.
 
     Args:
         name: of the set.
         work: folder of all sets.
+        recipe: of the set; None for the one of that name in ``SETS``.
 
     Raises:
         FileNotFoundError: the model or the reference data are not there.
         RuntimeError: the simulation failed.
     """
-    folder, recipe = work / name, SETS[name]
+    folder, recipe = work / name, recipe or SETS[name]
     source = DATA / "models" / recipe.model if isinstance(recipe, Simulated) else DATA / recipe.folder
     if not source.exists():
         raise FileNotFoundError(f"{source} is missing; CRYOEQ_REFERENCE_DATA names the folder of reference data")

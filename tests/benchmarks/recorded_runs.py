@@ -4,6 +4,7 @@ A run is known by its set, mode, seed and options: one that is recorded need not
 """
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -22,6 +23,14 @@ from cryoeq.io.text import read_json, write_json
 
 Record = dict[str, Any]
 KEY = ("set", "mode", "seed", "options")
+STAGES = {
+    "searching": "starts",
+    "refining all": "joint iterations",
+    "second look": "second looks",
+    "refining the halves": "half sets",
+    "refining locally": "local refinement",
+}
+_LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)  (?:([a-z ]+):)?")
 _MEASURED_CHILD = Path(__file__).with_name("measured_child.py")
 _NO_LIMIT_S = threading.TIMEOUT_MAX
 CRYOEQ = str(Path(sys.executable).with_name("cryoeq"))
@@ -144,6 +153,23 @@ def cost_record(cost: Cost, commands: Iterable[Sequence[str]], places: Mapping[s
         "load_average": [round(load, 2) for load in os.getloadavg()],
         **asdict(cost),
     }
+
+
+def stage_seconds(log: Path) -> dict[str, float]:
+    """Wall time of each stage of a search, from the clock of its log, which has whole seconds.
+
+    What passed before a line belongs to the stage that the line names.
+
+    Args:
+        log: ``run.log`` of a run.
+    """
+    seconds = dict.fromkeys([*STAGES.values(), "other"], 0.0)
+    before: datetime | None = None
+    for match in filter(None, map(_LOG_LINE.match, log.read_text(encoding="utf-8").splitlines())):
+        now = datetime.fromisoformat(match[1])
+        seconds[STAGES.get(match[2], "other")] += (now - before).total_seconds() if before else 0.0
+        before = now
+    return seconds
 
 
 def _commit() -> str | None:
