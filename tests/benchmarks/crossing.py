@@ -65,7 +65,10 @@ def run_box(work: Path, records: Path, box_px: int, steps: int) -> None:
         return
     folder = prepare(name := key["set"], work, Simulated(box_px=box_px, count=COUNT))
     config = ReconstructConfig(
-        particles=folder / "particles.star", output=work / "none", hybrid=HybridConfig(steps=steps)
+        particles=folder / "particles.star",
+        output=work / "none",
+        pose_inference="hybrid",
+        hybrid=HybridConfig(steps=steps),
     )
     wall = time.perf_counter()
     cpu_s, found = timed(lambda: compare(*open_scene(folder, config), config))

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
+from cryoeq.domain.randomness import Stream, stream_generator
 from cryoeq.geometry.disk_harmonics import disk_harmonics
 from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
@@ -188,6 +189,8 @@ def teach(small: Scene, config: ReconstructConfig) -> tuple[torch.nn.Module, Enc
     asked, encoder = config.hybrid, build_encoder(config, encoder_box_px(COARSE_SHELL))
     view = EncoderView.of_map(small.images, small.volume, COARSE_SHELL)
     lessons = Lessons.of_map(small.images, small.volume, view, small.shift_sigma_px)
+    if encoder.matched_fields:
+        encoder.begin_with(lessons.slices(encoder.matched_fields, stream_generator(config.seed, Stream.FILTERS)))
     settings = LessonSettings(asked.steps, asked.batch_size, asked.rate, asked.sharpness, asked.first_noise)
     *_, last = learn(encoder, lessons, settings, seed=config.seed)
     return encoder, view, last.figures["rendered_error_deg"]
