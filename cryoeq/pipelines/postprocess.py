@@ -50,7 +50,7 @@ class HalfMapResult:
         curves: their correlation.
         mask: that of the curves; None without one.
         mask_kind: ``auto``, ``sphere``, ``none`` or a path.
-        by_mask: their correlation under the masks of cryoSPARC's set.
+        by_mask: their correlation under other masks, by name.
     """
 
     pair: MapPair
@@ -110,8 +110,10 @@ def postprocess(folder: Path, result: HalfMapResult, settings: Sharpening) -> Ge
     write_postprocess_star(folder / "postprocess.star", curves, guinier, names)
     write_fsc_xml(folder / "postprocess_fsc.xml", curves)
     write_fsc_dat(folder / "postprocess_fsc.dat", curves)
-    corrected = {} if curves.masked is None else {"corrected": curves.final}
-    by_mask = {"no mask": curves.unmasked, **result.by_mask, **corrected}
+    by_mask = {"no mask": curves.unmasked, **result.by_mask}
+    if curves.masked is not None:
+        in_use = "tight" if result.mask_kind == "auto" else "mask in use"
+        by_mask |= {in_use: curves.masked, "corrected": curves.final}
     _draw(folder, result.pair, curves, guinier, by_mask)
     yield Note(f"Written to {folder}: postprocess.mrc, postprocess.star and what belongs to them")
     n, pixel_size = curves.box_size_px, curves.pixel_size_angstrom
