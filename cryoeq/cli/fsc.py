@@ -10,7 +10,9 @@ def fsc(
     first: Annotated[Path, typer.Argument(metavar="A.mrc", help="A map, for example half map 1.")],
     second: Annotated[
         Path | None,
-        typer.Argument(metavar="[B.mrc]", help="The other half map [guessed: half1, half2; _A, _B], or a truth."),
+        typer.Argument(
+            metavar="[B.mrc]", help="The other half map [guessed: half1, half2; _A, _B], a truth, or an atomic model."
+        ),
     ] = None,
     *,
     mask: Annotated[
@@ -47,10 +49,19 @@ def fsc(
     align: Annotated[
         bool, typer.Option("--align", help="First bring A onto B: rotation, shift and hand. Not for half maps.")
     ] = False,
+    directional: Annotated[
+        bool, typer.Option("--directional", help="Resolution by direction: cFAR, sphericity, 3DFSC.")
+    ] = False,
+    local_resolution: Annotated[
+        bool, typer.Option("--local-resolution", help="Resolution at each voxel, and the map filtered to it; needs -o.")
+    ] = False,
     angpix: Annotated[float | None, typer.Option(help="Pixel size in Angstrom [that of the headers].")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder for maps, curves and pictures [none].")
+    ] = None,
+    model_bfac: Annotated[
+        float | None, typer.Option(help="B-factor of all atoms of a model, Angstrom^2 [those of its file].")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the random phases that measure what a mask adds [0].")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N [auto].")] = None,
@@ -66,6 +77,8 @@ def fsc(
 
     explicit = {
         "first": first, "second": second, "mask": mask, "with_alignment": align, "pixel_size_angstrom": angpix,
+        "with_directional": directional, "with_local_resolution": local_resolution,
+        "model_bfactor_angstrom2": model_bfac,
         "json_file": json_file, "output": output, "seed": seed, "device": device, "postprocess": postprocess,
         "automask.low_pass_angstrom": mask_lowpass, "automask.threshold": mask_threshold,
         "automask.extension_angstrom": mask_extend, "automask.edge_angstrom": mask_edge,

@@ -15,7 +15,9 @@ from cryoeq.cli.doctor import doctor
 from cryoeq.cli.errors import explain
 from cryoeq.cli.evaluate import evaluate
 from cryoeq.cli.fsc import fsc
+from cryoeq.cli.orientations import orientations
 from cryoeq.cli.reconstruct import reconstruct
+from cryoeq.cli.report import report
 from cryoeq.cli.simulate import simulate
 from cryoeq.errors import Terminated
 
@@ -32,6 +34,8 @@ app.command("simulate")(simulate)
 app.command("reconstruct")(reconstruct)
 app.command("evaluate")(evaluate)
 app.command("fsc")(fsc)
+app.command("orientations")(orientations)
+app.command("report")(report)
 app.command("demo")(demo)
 app.command("doctor")(doctor)
 

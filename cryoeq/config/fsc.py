@@ -48,7 +48,8 @@ class FscConfig(FrozenConfig):
 
     first: Path = Field(description="MRC map; the one that is moved when the maps are aligned")
     second: Path | None = Field(
-        default=None, description="MRC map; the reference when the maps are aligned; None for the other half map"
+        default=None,
+        description="MRC map, the reference when the maps are aligned, or an atomic model; None for the other half map",
     )
     mask: Path | None = Field(
         default=None,
@@ -62,7 +63,12 @@ class FscConfig(FrozenConfig):
     with_alignment: bool = Field(
         default=False, description="bring the first map onto the second: rotation, shift, hand"
     )
+    with_directional: bool = Field(default=False, description="resolution by direction: cFAR, sphericity, 3DFSC")
+    with_local_resolution: bool = Field(default=False, description="resolution at each voxel, into the folder")
     pixel_size_angstrom: float | None = Field(default=None, gt=0, description="of all maps; overrides their headers")
+    model_bfactor_angstrom2: float | None = Field(
+        default=None, ge=0, description="one B-factor for all atoms of the model; None for those of its file"
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="of the random phases that measure what a mask adds")
     device: str = Field(default="auto", description="auto, cpu or cuda:N")
     json_file: Path | None = Field(default=None, description="file for all figures")

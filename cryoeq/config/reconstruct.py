@@ -52,6 +52,9 @@ class SearchConfig(FrozenConfig):
     polishing_iterations: int = Field(default=5, ge=0, description="local ones, beyond that radius")
     trial_shifts: int = Field(default=4, ge=1, le=37, description="shifts tried for each particle at low resolution")
     particle_radius: float = Field(default=0.42, gt=0.1, le=0.5, description="of the mask, as a fraction of the box")
+    decoder_steps: int = Field(
+        default=0, ge=0, description="of an implicit decoder fitted to the final poses, its map written beside; 0: none"
+    )
     symmetry: str = Field(default="C1", description="point group to impose: Cn, Dn, T, O, I")
 
 
@@ -134,6 +137,7 @@ class ReconstructConfig(FrozenConfig):
         description="search for the poses, search and let an encoder take over, let an encoder infer them, or take "
         "those of the star file",
     )
+    both_hands: bool = Field(default=False, description="write the mirror image of the map and its poses too")
     seed: int = Field(default=0, ge=0, lt=2**63, description="of all that is random")
     device: str = Field(default="auto", description="auto, cpu or cuda:N")
     input: InputConfig = InputConfig()

@@ -115,7 +115,9 @@ def align_map(
     require_same_frame(moving, reference)
     for name, volume in (("map to align", moving), ("reference", reference)):
         if float(volume.values.std()) == 0:
-            raise MapFileError(f"the {name} is the same everywhere", "a map with contrast to align", "Check the file")
+            raise MapFileError(
+                f"the {name} is the same everywhere", "Expected a map with contrast to align", "Check the file"
+            )
     rotations = (so3_grid(_SEARCH_ORDER) if start is None else start.float()[None]).to(moving.values.device)
     finalists = [
         _best_in_hand(moving, reference, rotations, hand) for hand in ((False, True) if with_hand else (False,))

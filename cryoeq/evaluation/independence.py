@@ -36,7 +36,7 @@ def require_independent(curves: FscCurves) -> None:
     if are_the_same(curves):
         raise MapFileError(
             f"the two maps are the same map: their FSC is at least {float(fsc.min()):.6f} in every shell",
-            "two maps from independent halves of the particles",
+            "Expected two maps from independent halves of the particles",
             "Check which files were given",
         )
     if curves.spectra is None or not _LEAST_WITH_AVERAGE < float(fsc.min()) < _TELLING:
@@ -47,7 +47,7 @@ def require_independent(curves: FscCurves) -> None:
             raise MapFileError(
                 f"the {number} map is the average or sum of both halves, the other is one of them: the FSC falls to "
                 f"{float(fsc.min()):.2f} and no further, and their cross power is the power of the {number} map",
-                "two maps from independent halves of the particles",
+                "Expected two maps from independent halves of the particles",
                 "Give the other half map in its place",
             )
 

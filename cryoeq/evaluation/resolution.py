@@ -206,14 +206,14 @@ def require_same_frame(first: Volume, second: Volume) -> None:
     if first.box_size_px != second.box_size_px:
         raise MapFileError(
             f"the maps have boxes of {first.box_size_px} and {second.box_size_px} pixels",
-            "two maps of one box",
+            "Expected two maps of one box",
             "Crop, pad or resample one of them",
         )
     ours, theirs = first.pixel_size_angstrom, second.pixel_size_angstrom
     if not math.isclose(ours, theirs, rel_tol=1e-3):
         raise MapFileError(
             f"the maps have pixel sizes of {ours:.6g} and {theirs:.6g} Angstrom",
-            "two maps of one pixel size",
+            "Expected two maps of one pixel size",
             "Give the true one for both with --angpix, or resample one of them",
         )
 
@@ -227,20 +227,20 @@ def require_mask(mask: Volume, volume: Volume) -> None:
     if mask.box_size_px != volume.box_size_px:
         raise MapFileError(
             f"the mask has a box of {mask.box_size_px} pixels, the maps have {volume.box_size_px}",
-            "a mask on the grid of the maps",
+            "Expected a mask on the grid of the maps",
             "Make the mask from one of these maps",
         )
     low, high = float(mask.values.min()), float(mask.values.max())
     if high <= 0.5 and low >= -1e-4:
         raise MapFileError(
             f"the mask is empty: its largest value is {high:.4g}",
-            "values up to 1 in the particle",
+            "Expected values up to 1 in the particle",
             "Make the mask again",
         )
     if low < -1e-4 or high > 1 + 1e-4:
         raise MapFileError(
             f"the mask has values from {low:.4g} to {high:.4g}",
-            "values between 0 and 1",
+            "Expected values between 0 and 1",
             "Make the mask again",
         )
 

@@ -112,7 +112,8 @@ def _as_real_columns(weights: Complex[Tensor, "orders points radial"]) -> Float[
 
 def _radial_functions(plane: HalfPlane, support_radius_px: float) -> list[np.ndarray]:
     """Radial functions at the radii of the plane, one array (points, functions) for each order from 0 on."""
-    n, radii = plane.box_size_px, plane.radii.double().cpu().numpy()
+    n = plane.box_size_px
+    radii, places = np.unique(plane.radii.double().cpu().numpy(), return_inverse=True)
     band = float(radii.max()) + _EDGE
     k, k_weights = _quadrature(band, int(1.3 * band) + 12)
     r, r_weights = _quadrature(support_radius_px, int(3.2 * band * support_radius_px / n) + 12)
@@ -128,7 +129,7 @@ def _radial_functions(plane: HalfPlane, support_radius_px: float) -> list[np.nda
             return functions
         # Right singular vectors, evaluated wherever they are needed through the left ones.
         at_radii = turns * (jv(m, turns * r[:, None] * radii) * r_scale).T @ left[:, :count] / singular[:count]
-        functions.append(at_radii / math.sqrt(2 * math.pi))
+        functions.append(at_radii[places] / math.sqrt(2 * math.pi))
 
 
 def _quadrature(end: float, count: int) -> tuple[np.ndarray, np.ndarray]:

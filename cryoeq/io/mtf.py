@@ -28,7 +28,7 @@ def read_mtf(path: Path) -> MtfCurve:
     if len(values) < 2 or (np.diff(frequencies) <= 0).any() or (values < 1e-10).any():
         raise MapFileError(
             f"{path} is no MTF curve",
-            "two frequencies or more that ascend, each with a value above zero",
+            "Expected two frequencies or more that ascend, each with a value above zero",
             "Give another --mtf",
         )
     return MtfCurve(torch.from_numpy(frequencies), torch.from_numpy(values))

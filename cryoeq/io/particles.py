@@ -114,8 +114,7 @@ def star_poses(star: StarTable, *, angpix: float | None = None) -> Poses:
     Raises:
         ParticleFileError: an Euler angle is missing or not a number, or the pixel size is missing and needed.
     """
-    advice = "Give a star file with orientations, or let cryoeq infer them"
-    euler = torch.from_numpy(np.stack([star.floats(column, advice=advice) for column in _EULER], 1))
+    euler = star_euler_deg(star)
     if any(column in star.particles for column in _ORIGIN_ANGSTROM):
         columns, unit = _ORIGIN_ANGSTROM, 1.0
     elif any(column in star.particles for column in _ORIGIN_PX):
@@ -124,6 +123,16 @@ def star_poses(star: StarTable, *, angpix: float | None = None) -> Poses:
         columns, unit = _ORIGIN_ANGSTROM, 0.0
     shifts = np.stack([star.floats(column, default=0.0) for column in columns], 1) * unit
     return Poses(rotations_from_euler_deg(euler).float(), torch.from_numpy(shifts).float())
+
+
+def star_euler_deg(star: StarTable) -> Float[Tensor, "particles 3"]:
+    """rlnAngleRot, rlnAngleTilt and rlnAnglePsi in degrees, in float64.
+
+    Raises:
+        ParticleFileError: a column is missing, or a value is not a number.
+    """
+    advice = "Give a star file with orientations, or let cryoeq infer them"
+    return torch.from_numpy(np.stack([star.floats(column, advice=advice) for column in _EULER], 1))
 
 
 def star_half_set(star: StarTable) -> Int[Tensor, " particles"] | None:

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from cryoeq.evaluation.poses import PoseErrors
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, TRUTH_THRESHOLD, FscCurves, resolution_angstrom
-from cryoeq.outputs.figure import COLOURS, CURVE_MARGINS, GREY, png_figure
+from cryoeq.outputs.figure import COLOURS, CURVE_MARGINS, GREY, ON_TOP, png_figure, resolution_ticks_angstrom
 
 _MARKED_DEG = (5.0, 10.0, 30.0)
 _ZOOM_DEG = 30.0
-_MAX_RESOLUTION_TICKS = 7
 _CURVE_COLOURS = (*COLOURS[:3], *COLOURS[4:])
 _LINE_STYLES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
 
@@ -78,7 +77,7 @@ def plot_correlations(
         lowest = min(float(curve[1:].min()) for curve in curves.values())
         axes.set(xlabel="Spatial frequency (1/Å)", ylabel="Fourier shell correlation", xlim=(0, float(frequencies[-1])))
         axes.set_ylim(min(-0.05, lowest - 0.05), 1.03)
-        axes.legend(loc="best", title=f"Resolution at {threshold:g}", frameon=True, edgecolor="none")
+        axes.legend(loc="lower left", bbox_to_anchor=(0.01, 0.2), title=f"Resolution at {threshold:g}", **ON_TOP)
         _add_resolution_axis(axes, side_angstrom, n_shells - 1)
         if title:
             figure.suptitle(title)
@@ -115,10 +114,7 @@ def _resolution_text(curve: Float[Tensor, " shells"], threshold: float, side_ang
 
 def _add_resolution_axis(axes: Axes, side_angstrom: float, n_shells: int) -> None:
     """Ticks along the top at round resolutions, coarse to fine, evenly spread in frequency."""
-    finest = side_angstrom / n_shells
-    wanted = [finest * _MAX_RESOLUTION_TICKS / step for step in range(1, _MAX_RESOLUTION_TICKS + 1)]
-    digits = [max(0, 1 - math.floor(math.log10(value))) for value in wanted]
-    ticks = sorted({round(value, places) for value, places in zip(wanted, digits, strict=True)}, reverse=True)
+    ticks = resolution_ticks_angstrom(side_angstrom / n_shells)
     top = axes.secondary_xaxis("top")
     top.set_xticks([1 / tick for tick in ticks], labels=[f"{tick:g}" for tick in ticks])
     top.set_xlabel("Resolution (Å)")

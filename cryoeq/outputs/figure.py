@@ -1,5 +1,6 @@
 """Figures as PNG files: the one place that imports matplotlib, without pyplot's global state, saved atomically."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,27 @@ COLOURS: Final[tuple[str, ...]] = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "
 GREY: Final[str] = "#666666"
 # Of a picture with a title, and with ticks along the bottom and the top.
 CURVE_MARGINS: Final[Mapping[str, float]] = {"left": 0.105, "right": 0.915, "bottom": 0.135, "top": 0.81}
+# Legends that lines pass behind.
+ON_TOP: Final[dict[str, Any]] = {"frameon": True, "facecolor": "white", "edgecolor": "none", "framealpha": 0.9}
+_ROUND: Final = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.5, 2.8, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0)
+
+
+def resolution_ticks_angstrom(finest_angstrom: float, *, count: int = 7) -> list[float]:
+    """Round resolutions, coarse to fine, about evenly spread in spatial frequency.
+
+    Args:
+        finest_angstrom: none is finer.
+        count: how many at most.
+    """
+    wanted = (finest_angstrom * count / step for step in range(1, count + 1))
+    return sorted({_rounded(value, finest_angstrom) for value in wanted}, reverse=True)
+
+
+def _rounded(value: float, least: float) -> float:
+    """The round number nearest to a value by ratio, of those not below the least one."""
+    power = 10.0 ** math.floor(math.log10(value))
+    allowed = [step * power for step in _ROUND if step * power > 0.999 * least]
+    return min(allowed, key=lambda candidate: abs(math.log(candidate / value)))
 
 
 @contextmanager

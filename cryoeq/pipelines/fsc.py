@@ -17,6 +17,7 @@ from cryoeq.evaluation.alignment import MapAlignment, align_map
 from cryoeq.evaluation.independence import are_the_same, require_independent
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, TRUTH_THRESHOLD, FscCurves, add_mask, compare_maps
 from cryoeq.geometry.so3 import rotation_angle_rad
+from cryoeq.io.model import is_atomic_model
 from cryoeq.io.mrc import header_notes, read_map, write_map
 from cryoeq.io.text import write_json
 from cryoeq.outputs.evaluation_plots import plot_fsc
@@ -41,7 +42,7 @@ class _Masked:
 
 
 def fsc(config: FscConfig) -> Iterator[Event]:
-    """Compare two maps, report their resolution and write what was asked for; half maps are post-processed as well.
+    """Compare two maps, or a map and a model, and write what was asked for; half maps are post-processed too.
 
     Args:
         config: the resolved settings.
@@ -50,15 +51,22 @@ def fsc(config: FscConfig) -> Iterator[Event]:
         Notes on the input and on the result, and one report.
 
     Raises:
-        ConfigError: the second map cannot be guessed, or options contradict each other.
+        ConfigError: the second map cannot be guessed, options contradict each other, or a folder is missing.
         MapFileError: a map or mask is damaged, they do not fit each other, or half maps are not independent.
     """
-    pair, folder = find_pair(config), config.output
+    _require_folder(config)
+    if config.second is not None and is_atomic_model(config.second):
+        _require_only_maps(config)
+        from cryoeq.pipelines.model_density import compare_with_model  # not above: it takes a second with the next two
+
+        yield from compare_with_model(config, config.second)
+    else:
+        yield from _compare_pair(config, find_pair(config))
+
+
+def _compare_pair(config: FscConfig, pair: MapPair) -> Iterator[Event]:
+    folder = config.output
     with_postprocessing = pair.are_halves if config.postprocess is None else config.postprocess
-    if config.postprocess and (folder is None or config.with_alignment):
-        raise ConfigError(
-            "--postprocess", "it needs a folder (-o), and half maps in one frame", "Give -o, drop --align"
-        )
     first, second = yield from _read_pair(config, pair)
     alignment = None
     if config.with_alignment:
@@ -79,6 +87,7 @@ def fsc(config: FscConfig) -> Iterator[Event]:
         sharpened = yield from postprocess(make_folder(folder), result, sharpening_of(config, curves))
     yield Report(f"Resolution of {pair.first.name} and {pair.second.name}", _rows(curves, sharpened))
     results = _as_json(config, pair, masked.kind, curves, alignment) | _sharpened_as_json(curves, sharpened)
+    results |= yield from _in_detail(config, first, second, masked.mask)
     if config.json_file is not None:
         write_json(config.json_file, results)
         yield Note(f"Figures: {config.json_file}")
@@ -86,6 +95,42 @@ def fsc(config: FscConfig) -> Iterator[Event]:
         write_json(make_folder(folder) / "fsc.json", results)
     if folder is not None and sharpened is None:
         yield from _write_curves(folder, pair, curves, first if alignment else None)
+
+
+def _in_detail(
+    config: FscConfig, first: Volume, second: Volume, mask: Volume | None
+) -> Generator[Event, None, dict[str, object]]:
+    """Resolution by direction and by place, where asked for; the figures of either under its name."""
+    results: dict[str, object] = {}
+    folder = None if config.output is None else make_folder(config.output)
+    if config.with_directional:
+        from cryoeq.pipelines.directional import directional_resolution
+
+        results["directional"] = yield from directional_resolution(first, second, mask, folder)
+    if config.with_local_resolution and folder is not None:
+        from cryoeq.pipelines.local_resolution import local_resolution
+
+        phases = torch.Generator().manual_seed(config.seed)
+        results["local_resolution"] = yield from local_resolution(first, second, mask, folder, generator=phases)
+    return results
+
+
+def _require_folder(config: FscConfig) -> None:
+    if config.with_local_resolution and config.output is None:
+        raise ConfigError("--local-resolution without a folder", "Its result is a map", "Say with -o where to write it")
+    if config.postprocess and (config.output is None or config.with_alignment):
+        raise ConfigError(
+            "--postprocess", "it needs a folder (-o), and half maps in one frame", "Give -o, drop --align"
+        )
+
+
+def _require_only_maps(config: FscConfig) -> None:
+    if config.with_directional or config.with_local_resolution or config.postprocess:
+        raise ConfigError(
+            "--directional, --local-resolution or --postprocess with an atomic model",
+            "They compare two half maps",
+            "Give the half maps, or leave the options out",
+        )
 
 
 def _read_pair(config: FscConfig, pair: MapPair) -> Generator[Note, None, tuple[Volume, Volume]]:

@@ -105,7 +105,7 @@ def search_and_learn(
     state = _with_all(first, searched, half_set)
     state = yield from _take_over(hybrid, view, state, searched)
     halves = yield from follow(polish(state, images, settings, iterations=config.hybrid.iterations))
-    require_structure(halves)
+    yield from require_structure(config, dataset, images.rows(searched), first, halves)
     merged = (halves.maps[0] + halves.maps[1]) / 2
     joint = replace(halves, maps=(merged, merged))
     view = yield from _teach(hybrid, searched, merged, course=1)

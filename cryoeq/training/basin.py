@@ -25,7 +25,7 @@ from cryoeq.geometry.so3 import random_rotations
 from cryoeq.physics.backprojection import WienerBackprojection
 from cryoeq.training.centring import centre_images
 from cryoeq.training.expectation import Expectation, expect, hexagonal_trials
-from cryoeq.training.observed_images import ObservedImages
+from cryoeq.training.observed_images import ObservedImages, shell_precision
 from cryoeq.training.view_scores import PoseGrid, ViewScores
 
 _FIRST_TEMPERATURE = 2.0  # of the posterior; falls to 1 over the first half
@@ -105,7 +105,7 @@ def find_basin(images: ObservedImages, settings: BasinSettings, *, seed: int, st
         radius = _radius(settings, fraction)
         part = small.rows(rows).within(radius, n)
         harmonics = disk_harmonics(n, radius, support_radius(settings.particle_radius, n), volume.device)
-        scores = _scores(volume, harmonics, total.reciprocal(), generator)
+        scores = _scores(volume, harmonics, shell_precision(total), generator)
         spacing = min(n / (_SHIFT_FADING * radius), _SHIFT_SPACING * centring.sigma_px)
         trials = hexagonal_trials(shifts[rows], spacing, settings.n_shifts, generator)
         result = _run(part, scores, trials, settings, n / full, max(1.0, _FIRST_TEMPERATURE * (1 - 2 * fraction)))

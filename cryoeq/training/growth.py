@@ -29,7 +29,7 @@ from cryoeq.physics.projection import extract_slices, prepare_slices
 from cryoeq.training.basin import Basin, low_pass, soft_sphere, support_radius
 from cryoeq.training.expectation import Expectation, Posterior, expect, hexagonal_trials
 from cryoeq.training.local_refinement import Reference, RefinedPoses, refine_poses
-from cryoeq.training.observed_images import ObservedImages
+from cryoeq.training.observed_images import ObservedImages, shell_precision
 from cryoeq.training.view_scores import PoseGrid, ViewScores
 
 _FSC_RANGE = (1e-3, 0.999)
@@ -38,6 +38,7 @@ _AHEAD = 2  # shells beyond the last reliable one that are looked at
 _COARSE_SHELL = 10  # up to which views 15 degrees apart will do, and several shifts of each image are tried
 _STEP = 4  # shells that the radius grows by at most
 _GAIN, _PATIENCE = 0.003, 3  # relative growth of the evidence that counts, and iterations without it
+_SHIFT_STEPS = 2  # of local refinement after each iteration, which is for the shifts
 _SHIFT_FADING = 3.5  # trial shifts are the box over this and the radius apart
 _INPLANE_PER_SHELL = 2.4  # half as many in-plane angles as this times the radius
 
@@ -150,9 +151,12 @@ def settle(state: GrowthState, images: ObservedImages, settings: GrowthSettings,
 
 
 def grow(state: GrowthState, images: ObservedImages, settings: GrowthSettings, *, seed: int) -> Steps:
-    """Iterate over the half sets; the state after each iteration, or within one the state before it."""
-    for _ in range(settings.iterations):
-        state = yield from _iterate(state, images, settings, seed=seed)
+    """Iterate over the half sets; the state after each iteration, or within one the state before it.
+
+    The sums of the last iteration reach the last shell that is searched, even where its poses come from fewer shells.
+    """
+    for left in reversed(range(settings.iterations)):
+        state = yield from _iterate(state, images, settings, seed=seed, sums_to_end=left == 0)
     return state
 
 
@@ -160,14 +164,24 @@ def finish(state: GrowthState, images: ObservedImages, settings: GrowthSettings,
     """One iteration of all images against the mean of both maps, whose poses are better than those of the halves."""
     merged = (state.maps[0] + state.maps[1]) / 2
     every = torch.arange(len(images), device=state.half_set.device)
-    return (yield from _iterate(replace(state, maps=(merged, merged)), images, settings, seed=seed, joint_rows=every))
+    state = replace(state, maps=(merged, merged))
+    return (yield from _iterate(state, images, settings, seed=seed, joint_rows=every, sums_to_end=True))
 
 
 def refine_locally(
     images: ObservedImages, maps: tuple[Float[Tensor, "n n n"], Float[Tensor, "n n n"]], state: GrowthState,
-    radius: int, shift_sigma_px: float,
+    radius: int, shift_sigma_px: float, *, steps: int = 5,
 ) -> RefinedPoses:  # fmt: skip
-    """Poses of all images at the nearest maximum of their likelihood, each against the map of its half."""
+    """Poses of all images at the nearest maximum of their likelihood, each against the map of its half.
+
+    Args:
+        images: all of them.
+        maps: of the two half sets.
+        state: half sets, and poses to start from.
+        radius: up to which images and maps are compared.
+        shift_sigma_px: spread of the shifts per axis; 0 leaves them as they are.
+        steps: of Gauss and Newton.
+    """
     parts, rows = [], []
     n = images.plane.box_size_px
     for half, volume in enumerate(maps, 1):
@@ -176,7 +190,12 @@ def refine_locally(
         reference = Reference.build(volume, part.plane, map_precision(images, volume, part))
         parts.append(
             refine_poses(
-                part, reference, state.rotations[chosen], state.shifts_px[chosen], shift_sigma_px=shift_sigma_px
+                part,
+                reference,
+                state.rotations[chosen],
+                state.shifts_px[chosen],
+                shift_sigma_px=shift_sigma_px,
+                steps=steps,
             )
         )
         rows.append(chosen)
@@ -191,11 +210,14 @@ def _iterate(
     *,
     seed: int,
     joint_rows: Int[Tensor, " rows"] | None = None,
+    sums_to_end: bool = False,
 ) -> Steps:
     """Pose images against the map of their half, and make the maps anew; jointly where rows are given."""
     n, radius = images.plane.box_size_px, min(state.radius, settings.searched_shell)
-    part = images.within(radius, n)
-    harmonics = disk_harmonics(n, radius, support_radius(settings.particle_radius, n), part.matched.device)
+    # Shells beyond the radius add nothing to the scores, since the maps have nothing there, but belong to the sums.
+    reach = settings.searched_shell if sums_to_end else radius
+    part = images.within(reach, n)
+    harmonics = disk_harmonics(n, reach, support_radius(settings.particle_radius, n), part.matched.device)
     generator = stream_generator(seed, Stream.GROWTH, state.iteration)
     grid = pose_grid(radius, generator, part.matched.device)
     n_shifts = settings.n_shifts if radius <= _COARSE_SHELL else 1
@@ -219,9 +241,9 @@ def _iterate(
         posteriors.append(result.posterior)
         sums.append(WienerBackprojection(n, 2, scores.insert(result.sums, 2 * n, settings.symmetry)))
     state = _with_posterior(state, Posterior.join(posteriors), torch.cat(rows))
-    state = with_maps(state, (sums[0], sums[1]), settings, radius, is_joint=joint_rows is not None)
+    state = with_maps(state, (sums[0], sums[1]), settings, reach, is_joint=joint_rows is not None)
     if settings.shift_sigma_px > 0:
-        refined = refine_locally(images, state.maps, state, radius, settings.shift_sigma_px)
+        refined = refine_locally(images, state.maps, state, radius, settings.shift_sigma_px, steps=_SHIFT_STEPS)
         state = replace(state, shifts_px=refined.shifts_px)
     state = replace(state, iteration=state.iteration + 1)
     yield Progress(stage, len(every), len(every), _figures(state, torch.cat(rows))), state
@@ -260,6 +282,7 @@ def with_maps(
     mask = _mask(n, settings, state.rotations.device)
     raw = [part.most_probable(1e-3 * part.shell_weights.clamp(min=1e-12)) * mask for part in sums]
     fsc = fourier_shell_correlation(raw[0], raw[1]).to(mask)
+    fsc[radius + 1 :] = 0.0  # there is only what the mask brings there
     signal_to_noise = _signal_to_noise(fsc)[: n // 2]
 
     def filtered(part: WienerBackprojection, ratio: Tensor) -> Tensor:
@@ -286,7 +309,8 @@ def map_precision(
     """Inverse noise variance of each coefficient of ``part``, given a map of all images."""
     # The steps between shells are too coarse for the first ones: power falls steeply within them.
     projections = extract_slices(prepare_slices(volume), so3_grid(1, 1, device=volume.device), images.plane)
-    return images.noise_variance(projections.abs().square().mean(0)).reciprocal()[part.plane.shells]
+    noise = images.noise_variance(projections.abs().square().mean(0))
+    return shell_precision(noise)[part.plane.shells]
 
 
 def _mask(n: int, settings: GrowthSettings, device: torch.device) -> Float[Tensor, "n n n"]:

@@ -17,6 +17,7 @@ from cryoeq.training.view_scores import POWER_ORDERS, MatchedImages, power_radii
 
 _BATCH = 1024
 _ANGLES = 8  # over half a turn, from which the harmonics of the squared CTF are found
+_LEAST_NOISE, _QUIETEST = 0.05, 0.8  # of a shell's own variance, and of the least of all shells'
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,17 @@ class ObservedImages:
     def noise_variance(self, map_power: Float[Tensor, " points"]) -> Float[Tensor, " shells"]:
         """Variance of the noise per shell, what a map leaves of the images' variance.
 
+        Noise is flat, or falls with frequency, so no shell has much less of it than the quietest has of signal and
+        noise together. Without that floor a map too strong in its first shells, which a CTF near 0 barely determines,
+        would make them count for more than all others.
+
         Args:
             map_power: mean |P|^2 of the map's projections at each coefficient.
         """
         signal = _shell_sums(self.power.square().sum(0) * map_power, self.plane) / self._power_sums
         total = self.total_variance
-        return torch.maximum(total - signal, 0.05 * total)
+        floor = (_LEAST_NOISE * total).clamp(min=_QUIETEST * float(total[1:].min()))
+        return torch.maximum(total - signal, floor)
 
     @property
     def _power_sums(self) -> Float[Tensor, " shells"]:
@@ -124,6 +130,11 @@ def observe_all(dataset: ParticleDataset, device: torch.device) -> Iterator[tupl
             harmonics = torch.zeros(POWER_ORDERS, len(batch), hats, 2, device=device)
             harmonics[0, ..., 0] = 1.0
         yield done, ObservedImages(plane, matched, power, harmonics)
+
+
+def shell_precision(noise_variance: Float[Tensor, " shells"]) -> Float[Tensor, " shells"]:
+    """Inverse noise variance per shell; 0 for shell 0, the mean of the image, which normalisation has changed."""
+    return torch.cat([torch.zeros_like(noise_variance[:1]), noise_variance[1:].reciprocal()])
 
 
 def join(parts: list[ObservedImages]) -> ObservedImages:

@@ -1,0 +1,216 @@
+"""How evenly a set of particles is oriented, from their poses alone.
+
+Each view adds to the central plane of Fourier space that it looks onto. Sampling compensation factor: Baldwin and
+Lyumkis 2020, Prog. Biophys. Mol. Biol. 150, 160-183; SCF* and its numbers: 2021, ibid. 160, 53-65, as in their program
+SamplingGui. Efficiency: Naydenova and Russo 2017, Nat. Commun. 8, 629. Rayleigh's test: Wilkie 1983, Appl. Stat. 32.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cryoeq.errors import ParticleFileError
+from cryoeq.geometry.healpix import opposite_pixels, pixel_centres, pixel_of_directions
+from cryoeq.geometry.pointgroup import symmetry_rotations
+
+UNEVEN_SCF: Final = 0.81
+"""Side views, even about one axis, reach all of Fourier space and have 8 / pi^2 = 0.811."""
+VIEWS_ORDER: Final = 4
+MOST_VIEWS: Final = 10_000
+_SAMPLING_ORDER = 5
+_LARGEST_RADIUS, _SMALLEST_RADIUS = 50.0, 5.0
+_SAMPLES_PER_COEFFICIENT = 100
+_CHUNK_VIEWS = 2000
+_PLANE_WIDTHS = 100.0
+_HALVINGS = 30
+
+
+@dataclass(frozen=True)
+class OrientationSummary:
+    """How a set of particles is oriented.
+
+    Args:
+        n_particles: how many.
+        symmetry: the point group by which their views were multiplied.
+        view_counts: particles per HEALPix pixel of ``VIEWS_ORDER`` about the view direction, after symmetry, divided by
+            the order of the group.
+        sampling: how often Fourier space is met per pixel of order 5, relative to an even distribution.
+        fourier_radius: at which, in shells; fewer views than 10,000 are judged at a smaller one.
+        scf: sampling compensation factor over what is sampled: 1 for an even distribution.
+        scf_star: the same with what is not sampled counted.
+        unsampled_share: of Fourier space at that radius.
+        efficiency: E_od, 1 for an even distribution.
+        in_plane_rad: the in-plane angle psi of each particle.
+        in_plane_length: length of the mean of exp(i psi), 0 for an even distribution, 1 for a single angle.
+        in_plane_p_value: probability of such a length or a greater one, were psi even (Rayleigh's test).
+    """
+
+    n_particles: int
+    symmetry: str
+    view_counts: Float[Tensor, " pixels"]
+    sampling: Float[Tensor, " directions"]
+    fourier_radius: float
+    scf: float
+    scf_star: float
+    unsampled_share: float
+    efficiency: float
+    in_plane_rad: Float[Tensor, " particles"]
+    in_plane_length: float
+    in_plane_p_value: float
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether SCF* is below 0.81."""
+        return self.scf_star < UNEVEN_SCF
+
+
+def summarise_orientations(
+    rotations: Float[Tensor, "particles 3 3"],
+    in_plane_rad: Float[Tensor, " particles"],
+    *,
+    symmetry: str = "C1",
+    generator: torch.Generator,
+) -> OrientationSummary:
+    """All figures of one set of particles.
+
+    Args:
+        rotations: RELION's matrices A.
+        in_plane_rad: psi of each.
+        symmetry: point group of the particle, whose copies of a view count like it.
+        generator: draws 10,000 views where there are more.
+
+    Raises:
+        ParticleFileError: no particles.
+        ConfigError: no such group.
+    """
+    if not len(rotations):
+        raise ParticleFileError("there are no particles", "Expected at least one with a pose", "Check the star file")
+    group = symmetry_rotations(symmetry).to(rotations)
+    views = (rotations[:, 2] @ group).flatten(0, 1)  # third rows of A S
+    counts = torch.bincount(pixel_of_directions(views, VIEWS_ORDER), minlength=12 * 4**VIEWS_ORDER) / len(group)
+    radius, samples = fourier_samples(views, generator)
+    scf, scf_star = sampling_compensation(samples)
+    length, p_value = rayleigh_test(in_plane_rad)
+    return OrientationSummary(
+        n_particles=len(rotations),
+        symmetry=symmetry.strip().upper(),
+        view_counts=counts.double(),
+        sampling=samples / samples.mean(),
+        fourier_radius=radius,
+        scf=scf,
+        scf_star=scf_star,
+        unsampled_share=float((samples == 0).double().mean()),
+        efficiency=orientation_efficiency(counts.double()),
+        in_plane_rad=in_plane_rad,
+        in_plane_length=length,
+        in_plane_p_value=p_value,
+    )
+
+
+def fourier_samples(
+    views: Float[Tensor, "views 3"], generator: torch.Generator
+) -> tuple[float, Float[Tensor, " directions"]]:
+    """How many of at most 10,000 views meet each coefficient of one shell of Fourier space.
+
+    A view meets a coefficient within half a shell of its central plane. At radius 50 an even set of 10,000 views meets
+    each 100 times on average. The radius shrinks with fewer views to keep that number, so that chance does not pass for
+    unevenness; below 1,000 views it stays at 5, and chance tells.
+
+    Args:
+        views: unit vectors.
+        generator: draws the views.
+
+    Returns:
+        The radius in shells, and the count at the centre of each HEALPix pixel of order 5.
+    """
+    if len(views) > MOST_VIEWS:
+        chosen = torch.randperm(len(views), generator=generator, device=generator.device)[:MOST_VIEWS]
+        views = views[chosen.to(views.device)]
+    radius = min(max(len(views) / (2 * _SAMPLES_PER_COEFFICIENT), _SMALLEST_RADIUS), _LARGEST_RADIUS)
+    directions = pixel_centres(_SAMPLING_ORDER)
+    opposite = opposite_pixels(_SAMPLING_ORDER)
+    half, places = torch.minimum(torch.arange(len(opposite)), opposite).unique(return_inverse=True)
+    views = views.float()
+    distinct = directions[half].to(views)
+    meets = torch.zeros(len(distinct), dtype=torch.float64, device=views.device)
+    for chunk in views.split(_CHUNK_VIEWS):
+        meets += ((distinct @ chunk.T).abs() * radius < 0.5).sum(1)
+    return radius, meets[places.to(meets.device)]
+
+
+def sampling_compensation(samples: Float[Tensor, " directions"]) -> tuple[float, float]:
+    """SCF and SCF* of the numbers of views that meet each coefficient of a shell.
+
+    SCF = 1 / (<S> <1/S>), the second mean over S > 0 only. SCF* = SCF / (1 + q / (1 - q) <S> SCF / 2), q the share of
+    zeros and <S> = 100, as 10,000 views have it at radius 50.
+
+    Args:
+        samples: S.
+    """
+    is_met = samples > 0
+    scf = float(1 / (samples[is_met].reciprocal().mean() * samples.mean()))
+    zeros = 1 - float(is_met.double().mean())
+    return scf, scf / (1 + zeros / (1 - zeros) * _SAMPLES_PER_COEFFICIENT * scf / 2)
+
+
+def orientation_efficiency(view_counts: Float[Tensor, " pixels"]) -> float:
+    """E_od = 1 - 2 sigma / mean of the resolution over all directions, not below 0.
+
+    The point spread function is the sum over views of the back projection of a Gaussian spot; the resolution in a
+    direction is its full width at half maximum there. A spot reaches 100 of its widths along the view.
+
+    Args:
+        view_counts: views per HEALPix pixel.
+    """
+    order = round(math.log(len(view_counts) / 12, 4))
+    weights = (view_counts / view_counts.sum()).double()
+    # Opposite views are one, and opposite directions have one resolution: half of either is enough.
+    opposite = opposite_pixels(order)
+    half = (torch.arange(len(opposite)) < opposite).nonzero().squeeze(1)
+    weights = (weights + weights[opposite.to(weights.device)])[half.to(weights.device)]
+    views = pixel_centres(order)[half].to(weights)
+    seen = weights > 0
+    directions = views[:: max(1, len(views) // 512)]
+    along = (directions @ views[seen].T).square()
+    decay = 1 - along + along / _PLANE_WIDTHS**2
+    widths = _half_maximum(decay, weights[seen])
+    return max(0.0, float(1 - 2 * widths.std() / widths.mean()))
+
+
+def rayleigh_test(angles_rad: Float[Tensor, " angles"]) -> tuple[float, float]:
+    """Mean resultant length, and the probability of one at least as long for angles even over the circle."""
+    count = len(angles_rad)
+    length = float(torch.polar(torch.ones_like(angles_rad), angles_rad).mean().abs())
+    resultant = length * count
+    exponent = math.sqrt(1 + 4 * count + 4 * (count**2 - resultant**2)) - (1 + 2 * count)
+    return length, min(1.0, math.exp(exponent))
+
+
+def coarser_counts(view_counts: Float[Tensor, " pixels"], healpix_order: int) -> Float[Tensor, " coarser"]:
+    """Particles per pixel of a coarser HEALPix grid.
+
+    Args:
+        view_counts: per pixel.
+        healpix_order: of the coarser grid.
+    """
+    order = round(math.log(len(view_counts) / 12, 4))
+    parents = pixel_of_directions(pixel_centres(order), healpix_order)
+    coarse = torch.zeros(12 * 4**healpix_order, dtype=view_counts.dtype, device=view_counts.device)
+    return coarse.index_add(0, parents.to(view_counts.device), view_counts)
+
+
+def _half_maximum(
+    decay: Float[Tensor, "directions views"], weights: Float[Tensor, " views"]
+) -> Float[Tensor, " directions"]:
+    """Radius r at which sum(weights exp(-decay r^2)) falls to a half, by bisection; in widths of the Gaussian spot."""
+    low = torch.zeros(len(decay), dtype=decay.dtype, device=decay.device)
+    high = torch.full_like(low, _PLANE_WIDTHS)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        is_wide = torch.exp(-decay * middle.square()[:, None]) @ weights > 0.5
+        low, high = torch.where(is_wide, middle, low), torch.where(is_wide, high, middle)
+    return (low + high) / 2
