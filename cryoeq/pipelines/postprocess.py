@@ -15,9 +15,7 @@ from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves, resoluti
 from cryoeq.evaluation.sharpening import GuinierFit, GuinierPlot, Sharpening, sharpen
 from cryoeq.io.mrc import write_map
 from cryoeq.io.mtf import read_mtf
-from cryoeq.outputs.evaluation_plots import plot_correlations, plot_fsc
 from cryoeq.outputs.fsc_files import write_fsc_dat, write_fsc_xml, write_postprocess_star
-from cryoeq.outputs.guinier_plot import plot_guinier
 from cryoeq.pipelines.half_maps import MapPair
 from cryoeq.pipelines.masking import average
 
@@ -149,6 +147,10 @@ def _draw(
     guinier: GuinierPlot,
     by_mask: Mapping[str, Float[Tensor, " shells"]],
 ) -> None:
+    # Not above: it takes 40 MiB, which the maps need before.
+    from cryoeq.outputs.evaluation_plots import plot_correlations, plot_fsc
+    from cryoeq.outputs.guinier_plot import plot_guinier
+
     title = f"{pair.first.name} and {pair.second.name}"
     side = curves.box_size_px * curves.pixel_size_angstrom
     plot_fsc(folder / "postprocess_fsc.png", curves, title=title)
