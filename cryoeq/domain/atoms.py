@@ -1,10 +1,13 @@
 """Atomic models, as far as a projection needs them."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+MODEL_SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")
 
 
 @dataclass(frozen=True)
@@ -44,3 +47,8 @@ class Atoms:
     def radius_angstrom(self) -> float:
         """Distance of the farthest atom from the origin."""
         return float(self.positions_angstrom.norm(dim=-1).max())
+
+
+def is_atomic_model(path: Path) -> bool:
+    """Whether the name is that of a PDB or mmCIF file, plain or gzipped."""
+    return path.name.lower().removesuffix(".gz").endswith(MODEL_SUFFIXES)

@@ -19,7 +19,7 @@ from cryoeq.errors import MapFileError
 from cryoeq.geometry.map_filter import low_pass_gains, raised_cosine
 from cryoeq.geometry.shells import slabs, squared_radii
 
-_POINTS_PER_RESOLUTION = 5
+_POINTS_PER_RESOLUTION = 4
 _HISTOGRAM_BINS = 256
 
 

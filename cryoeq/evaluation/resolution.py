@@ -15,8 +15,8 @@ from torch import Tensor
 
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import MapFileError
-from cryoeq.geometry.map_filter import filter_map
-from cryoeq.geometry.shells import ShellSpectra, fourier_shell_correlation, shell_spectra
+from cryoeq.geometry.map_filter import Change, filter_and_mask, filter_map
+from cryoeq.geometry.shells import ShellSpectra, fourier_shell_correlation, shell_spectra, transform_planes
 
 HALF_MAP_THRESHOLD: Final = 0.143
 TRUTH_THRESHOLD: Final = 0.5
@@ -122,7 +122,7 @@ def compare_maps(
         MapFileError: boxes or pixel sizes that differ, or a mask that does not fit.
     """
     require_same_frame(first, second)
-    spectra = shell_spectra(torch.fft.rfftn(first.values), torch.fft.rfftn(second.values))
+    spectra = shell_spectra(transform_planes(first.values), transform_planes(second.values))
     curves = FscCurves(first.box_size_px, first.pixel_size_angstrom, spectra.correlation, spectra=spectra)
     return curves if mask is None else add_mask(curves, first, second, mask, generator)
 
@@ -151,12 +151,9 @@ def add_mask(
     from_shell = _first_below(curves.unmasked, _RANDOMISE_BELOW)
     if curves.masked is None or from_shell is None or generator is None:
         return curves
-    # One map after the other: at 512 pixels each is half a gigabyte.
-    transforms = [
-        torch.fft.rfftn(randomise_phases(volume.values, from_shell, generator) * mask.values)
-        for volume in (first, second)
-    ]
-    randomised = shell_spectra(transforms[0], transforms[1]).correlation
+    change = _random_phases(from_shell, generator)
+    planes = [filter_and_mask(volume.values, change, mask.values) for volume in (first, second)]
+    randomised = shell_spectra(*planes).correlation
     corrected = corrected_correlation(curves.masked, randomised, from_shell)
     return replace(curves, randomised=randomised, corrected=corrected, randomised_from_shell=from_shell)
 
@@ -188,13 +185,7 @@ def randomise_phases(
         from_shell: first shell to randomise, in cycles per box.
         generator: draws the phases, uniform over the circle.
     """
-
-    def change(rows: Complex[Tensor, "n rows half"], squared: Int[Tensor, "n rows half"]) -> Tensor:
-        turns = torch.rand(rows.shape, generator=generator, device=generator.device).to(rows.real)
-        angles = turns * (squared >= from_shell**2) * (2 * math.pi)
-        return rows * torch.polar(torch.ones_like(angles), angles)
-
-    return filter_map(values, change)
+    return filter_map(values, _random_phases(from_shell, generator))
 
 
 def require_same_frame(first: Volume, second: Volume) -> None:
@@ -243,6 +234,15 @@ def require_mask(mask: Volume, volume: Volume) -> None:
             "Expected values between 0 and 1",
             "Make the mask again",
         )
+
+
+def _random_phases(from_shell: int, generator: torch.Generator) -> Change:
+    def change(rows: Complex[Tensor, "n rows half"], squared: Int[Tensor, "n rows half"]) -> Tensor:
+        turns = torch.rand(rows.shape, generator=generator, device=generator.device).to(rows.real)
+        angles = turns.mul_(2 * math.pi).mul_(squared >= from_shell**2)
+        return rows * torch.polar(angles.new_ones(()), angles)
+
+    return change
 
 
 def _first_below(fsc: Float[Tensor, " shells"], level: float) -> int | None:

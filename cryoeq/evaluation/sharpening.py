@@ -15,7 +15,7 @@ from torch import Tensor
 from cryoeq.domain.mtf import MtfCurve
 from cryoeq.domain.volume import Volume
 from cryoeq.geometry.map_filter import filter_radially, low_pass_gains
-from cryoeq.geometry.shells import amplitudes_by_radius, fold_into_shells, radius_of
+from cryoeq.geometry.shells import amplitudes_by_radius, fold_into_shells, radius_of, transform_planes
 
 LOG_OF_NOTHING = -99.0
 """What RELION writes for the logarithm of an amplitude of zero."""
@@ -98,7 +98,7 @@ def sharpen(full: Volume, fsc: Float[Tensor, " shells"], settings: Sharpening) -
         The map, and how its amplitudes changed on the way.
     """
     n, pixel_size = full.box_size_px, full.pixel_size_angstrom
-    sums, counts = amplitudes_by_radius(torch.fft.rfftn(full.values))
+    sums, counts = amplitudes_by_radius(transform_planes(full.values))
     sums = sums / n**3
     radii = radius_of(torch.arange(len(sums), device=sums.device))
     frequencies = radii / (n * pixel_size)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from cryoeq.geometry.shells import radius_of, slabs, squared_radii
+from cryoeq.geometry.shells import radius_of, slabs, squared_radii, transform_planes
 
 Change = Callable[[Complex[Tensor, "n rows half"], Int[Tensor, "n rows half"]], Complex[Tensor, "n rows half"]]
 
@@ -14,21 +14,34 @@ Change = Callable[[Complex[Tensor, "n rows half"], Int[Tensor, "n rows half"]], 
 def filter_map(values: Float[Tensor, "n n n"], change: Change) -> Float[Tensor, "n n n"]:
     """The map whose half transform (``torch.fft.rfftn``) was changed.
 
-    The way back goes plane by plane: the inverse transform of torch copies its whole input first, and takes longer.
-
     Args:
         values: densities.
         change: given rows of the half transform and the squared radii |k|^2 of its coefficients, returns the new rows.
     """
-    n = values.shape[-1]
-    transform = torch.fft.rfftn(values)
-    for start, stop in slabs(n):
-        squared = squared_radii(n, start, stop, values.device).transpose(0, 1)
-        transform[:, start:stop] = torch.fft.ifft(change(transform[:, start:stop], squared), dim=0)
+    n = len(values)
+    planes = _changed_planes(values, change)
     filtered = torch.empty_like(values)
     for start, stop in slabs(n):
-        filtered[start:stop] = torch.fft.irfft2(transform[start:stop], s=(n, n))
+        filtered[start:stop] = torch.fft.irfft2(planes[start:stop], s=(n, n))
     return filtered
+
+
+def filter_and_mask(
+    values: Float[Tensor, "n n n"], change: Change, mask: Float[Tensor, "n n n"]
+) -> Complex[Tensor, "n n half"]:
+    """``transform_planes`` of the map that was filtered and then masked, without that map itself.
+
+    Args:
+        values: densities.
+        change: as of ``filter_map``.
+        mask: of the same box.
+    """
+    n = len(values)
+    planes = _changed_planes(values, change)
+    for start, stop in slabs(n):
+        masked = torch.fft.irfft2(planes[start:stop], s=(n, n)) * mask[start:stop]
+        planes[start:stop] = torch.fft.rfft2(masked)
+    return planes
 
 
 def filter_radially(values: Float[Tensor, "n n n"], gains: Float[Tensor, " radii"]) -> Float[Tensor, "n n n"]:
@@ -38,8 +51,13 @@ def filter_radially(values: Float[Tensor, "n n n"], gains: Float[Tensor, " radii
         values: densities.
         gains: factor of each squared radius |k|^2, from 0 to 3 (n // 2)^2.
     """
-    gains = gains.to(values.dtype)
-    return filter_map(values, lambda rows, squared: rows * gains[squared])
+    gains, n = gains.to(values.dtype), len(values)
+
+    def change(rows: Complex[Tensor, "n rows half"], squared: Int[Tensor, "n rows half"]) -> Tensor:
+        factors = torch.take(gains, squared[: n // 2 + 1])
+        return rows * torch.cat([factors, factors[1 : (n + 1) // 2].flip(0)])  # those of -z are those of z
+
+    return filter_map(values, change)
 
 
 def low_pass_gains(n: int, shell: int, edge_shells: int = 2, device: torch.device | None = None) -> Tensor:
@@ -57,4 +75,15 @@ def low_pass_gains(n: int, shell: int, edge_shells: int = 2, device: torch.devic
 
 def raised_cosine(depth: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """Falls from 1 at depth 0 and below to 0 at depth 1 and above, as a half period of a cosine."""
-    return torch.cos(depth.clamp(0, 1) * torch.pi).add(1).div(2)
+    return depth.clamp(0, 1).mul_(torch.pi).cos_().add_(1).div_(2)
+
+
+def _changed_planes(values: Float[Tensor, "n n n"], change: Change) -> Complex[Tensor, "n n half"]:
+    """``transform_planes`` of the map whose half transform was changed."""
+    n = len(values)
+    planes = transform_planes(values)
+    for start, stop in slabs(n):
+        squared = squared_radii(n, start, stop, values.device).transpose(0, 1)
+        rows = torch.fft.fft(planes[:, start:stop], dim=0)
+        planes[:, start:stop] = torch.fft.ifft(change(rows, squared), dim=0)
+    return planes

@@ -4,6 +4,7 @@ Sums are first taken over each squared radius |k|^2, an integer, and then over s
 a filter of |k| can be applied to the sums instead of to the transform.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -46,30 +47,41 @@ def fourier_shell_correlation(
         second: densities in the same frame.
         mask: multiplied onto both beforehand, between 0 and 1.
     """
-    first_hat, second_hat = (torch.fft.rfftn(values if mask is None else values * mask) for values in (first, second))
-    return shell_spectra(first_hat, second_hat).correlation
+    return shell_spectra(transform_planes(first, mask), transform_planes(second, mask)).correlation
 
 
-def shell_spectra(first_hat: Complex[Tensor, "n n half"], second_hat: Complex[Tensor, "n n half"]) -> ShellSpectra:
-    """Cross product and power per shell of the half transforms (``torch.fft.rfftn``) of two maps."""
-    n = len(first_hat)
-    sums = torch.zeros(3, _n_radii(n), dtype=torch.float64, device=first_hat.device)
+def transform_planes(
+    values: Float[Tensor, "n n n"], mask: Float[Tensor, "n n n"] | None = None
+) -> Complex[Tensor, "n n half"]:
+    """The transform of each z plane of a map, times a mask if there is one: a half transform but for the last axis, z.
+
+    That is taken row by row where it is needed, so that neither the product nor the whole transform need be stored.
+    """
+    n = len(values)
+    planes = values.new_empty(n, n, n // 2 + 1, dtype=values.dtype.to_complex())
     for start, stop in slabs(n):
-        first, second = first_hat[start:stop], second_hat[start:stop]
-        cross = first.real * second.real + first.imag * second.imag
-        sums += _sum_over_radii((cross, _power(first), _power(second)), squared_radii(n, start, stop, cross.device))
-    return ShellSpectra(*fold_into_shells(sums, n))
+        slab = slice(start, stop)
+        planes[slab] = torch.fft.rfft2(values[slab] if mask is None else values[slab] * mask[slab])
+    return planes
 
 
-def amplitudes_by_radius(transform: Complex[Tensor, "n n half"]) -> Float[Tensor, "2 radii"]:
-    """Sum of |F| over the stored coefficients of each squared radius of a half transform, and their number."""
-    n = len(transform)
-    sums = torch.zeros(2, _n_radii(n), dtype=torch.float64, device=transform.device)
-    for start, stop in slabs(n):
-        amplitudes = transform[start:stop].abs()
-        radii = squared_radii(n, start, stop, transform.device)
-        sums += _sum_over_radii((amplitudes, torch.ones_like(amplitudes)), radii)
-    return sums
+def shell_spectra(first: Complex[Tensor, "n n half"], second: Complex[Tensor, "n n half"]) -> ShellSpectra:
+    """Cross product and power per shell of two maps, of which ``transform_planes`` are given."""
+
+    def products(one: Tensor, other: Tensor) -> tuple[Tensor, ...]:
+        return _real_product(one, other), _real_product(one, one), _real_product(other, other)
+
+    return ShellSpectra(*fold_into_shells(_sums_over_rows(products, 3, first, second), len(first)))
+
+
+def amplitudes_by_radius(planes: Complex[Tensor, "n n half"]) -> Float[Tensor, "2 radii"]:
+    """Sum of |F| over the stored coefficients of each squared radius, and their number; of ``transform_planes``."""
+
+    def amplitudes(rows: Tensor) -> tuple[Tensor, ...]:
+        found = rows.abs()
+        return found, torch.ones_like(found)
+
+    return _sums_over_rows(amplitudes, 2, planes)
 
 
 def fold_into_shells(sums: Float[Tensor, "kinds radii"], n: int) -> Float[Tensor, "kinds shells"]:
@@ -86,9 +98,13 @@ def radius_of(squared: Int[Tensor, "*any"]) -> Float[Tensor, "*any"]:
 def shell_power(volume: Float[Tensor, "n n n"]) -> Float[Tensor, " shells"]:
     """Mean |V|^2 of the coefficients of each of the n // 2 + 1 shells, scaled as ``fourier.fft_map``."""
     n = volume.shape[-1]
-    transform = torch.fft.rfftn(volume) / n
-    spectra = shell_spectra(transform, torch.ones_like(transform))
-    return (spectra.power_first / spectra.power_second).to(volume.dtype)
+
+    def powers(rows: Tensor) -> tuple[Tensor, ...]:
+        found = _real_product(rows, rows)
+        return found, torch.ones_like(found)
+
+    power, number = fold_into_shells(_sums_over_rows(powers, 2, transform_planes(volume)), n)
+    return (power / number / n**2).to(volume.dtype)
 
 
 def remove_round_part(volume: Float[Tensor, "n n n"]) -> Float[Tensor, "n n n"]:
@@ -119,13 +135,26 @@ def _n_radii(n: int) -> int:
     return 3 * (n // 2) ** 2 + 1
 
 
-def _power(transform: Complex[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    return transform.real.square() + transform.imag.square()
+def _real_product(first: Complex[Tensor, "*any"], second: Complex[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Real part of first times second conjugate."""
+    return first.real * second.real + first.imag * second.imag
 
 
-def _sum_over_radii(
-    values: tuple[Float[Tensor, "planes n half"], ...], squared: Int[Tensor, "planes n half"]
+def _sums_over_rows(
+    kinds_of: Callable[..., tuple[Float[Tensor, "n rows half"], ...]], count: int, *planes: Complex[Tensor, "n n half"]
 ) -> Float[Tensor, "kinds radii"]:
-    """Sum of each kind of values over every squared radius."""
-    n, index = squared.shape[1], squared.flatten()
-    return torch.stack([torch.bincount(index, kind.flatten().double(), _n_radii(n)) for kind in values])
+    """Sums over every squared radius of what is made of rows of transforms, of which the planes are given.
+
+    Coefficients at z and -z have one radius: they are added first, which halves the work.
+    """
+    n, half = len(planes[0]), len(planes[0]) // 2 + 1
+    sums = torch.zeros(count, _n_radii(n), dtype=torch.float64, device=planes[0].device)
+    for start, stop in slabs(n):
+        radii = squared_radii(n, start, stop, sums.device)[:, :half].transpose(0, 1).flatten()
+        rows = (torch.fft.fft(transform[:, start:stop], dim=0) for transform in planes)
+        for number, values in enumerate(kinds_of(*rows)):
+            folded = torch.cat(
+                [values[:1], values[1 : (n + 1) // 2] + values[half:].flip(0), values[(n + 1) // 2 : half]]
+            )
+            sums[number].scatter_add_(0, radii, folded.double().flatten())
+    return sums

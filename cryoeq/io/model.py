@@ -10,21 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cryoeq.domain.atoms import Atoms
+from cryoeq.domain.atoms import MODEL_SUFFIXES, Atoms, is_atomic_model
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import MapFileError
 from cryoeq.io.atomic import atomic_path
 
 # B-factor over squared grid spacing from which a Gaussian atom is sampled well (Refmac's rule, gemmi).
 _GRID_BLUR = 8 * math.pi**2 / 1.1
-_SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")
 _EXPECTED = "cryoeq reads PDB and mmCIF coordinate files"
 _ADVICE = "Download it again from the PDB"
-
-
-def is_atomic_model(path: Path) -> bool:
-    """Whether the name is that of a PDB or mmCIF file, plain or gzipped."""
-    return path.name.lower().removesuffix(".gz").endswith(_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -177,7 +171,7 @@ def _first_model(path: Path) -> gemmi.Structure:
     if not is_atomic_model(path):
         raise MapFileError(
             f"{path}: not the name of an atomic model",
-            f"cryoeq expects a name ending in {', '.join(_SUFFIXES)}, with or without .gz",
+            f"cryoeq expects a name ending in {', '.join(MODEL_SUFFIXES)}, with or without .gz",
             "Rename the file",
         )
     try:

@@ -81,10 +81,11 @@ def write_map(
         OutputError: the disk is full or the place cannot be written.
     """
     tensor = volume.values.detach().cpu().to(torch.float32).contiguous()
-    # One pass in double precision, without the copies that numpy would make of a large map.
-    spread, mean = torch.std_mean(tensor, correction=0)
+    # Plane by plane, without the copies that numpy would make of a large map, and several times as fast.
+    mean = float(tensor.mean(dim=(1, 2)).double().mean())
+    spread = math.sqrt(sum(float((plane - mean).norm()) ** 2 for plane in tensor) / tensor.numel())
     lowest, highest = tensor.aminmax()
-    statistics = ValueStatistics(float(lowest), float(highest), float(mean), float(spread))
+    statistics = ValueStatistics(float(lowest), float(highest), mean, spread)
     values = tensor.numpy()
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         header = build_header(values.shape, volume.pixel_size_angstrom, statistics, is_stack=False, label=label)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cryoeq.evaluation.poses import PoseErrors
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, TRUTH_THRESHOLD, FscCurves, resolution_angstrom
-from cryoeq.outputs.figure import COLOURS, GREY, ON_TOP, png_figure, resolution_ticks_angstrom
+from cryoeq.outputs.figure import COLOURS, CURVE_MARGINS, GREY, ON_TOP, png_figure, resolution_ticks_angstrom
 
 _MARKED_DEG = (5.0, 10.0, 30.0)
 _ZOOM_DEG = 30.0
@@ -62,7 +62,7 @@ def plot_correlations(
     """
     n_shells = len(next(iter(curves.values())))
     frequencies = torch.arange(n_shells, dtype=torch.float64) / side_angstrom
-    with png_figure(path) as figure:
+    with png_figure(path, margins=CURVE_MARGINS) as figure:
         axes = figure.subplots()
         for (name, curve), colour, style in zip(curves.items(), _CURVE_COLOURS, _LINE_STYLES, strict=False):
             label = f"{name}: {_resolution_text(curve, threshold, side_angstrom)}"

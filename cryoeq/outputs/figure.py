@@ -1,7 +1,7 @@
 """Figures as PNG files: the one place that imports matplotlib, without pyplot's global state, saved atomically."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +14,8 @@ from cryoeq.io.atomic import atomic_path
 # Okabe and Ito's palette: told apart by colour-blind readers, and by lightness in grey print.
 COLOURS: Final[tuple[str, ...]] = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY: Final[str] = "#666666"
+# Of a picture with a title, and with ticks along the bottom and the top.
+CURVE_MARGINS: Final[Mapping[str, float]] = {"left": 0.105, "right": 0.915, "bottom": 0.135, "top": 0.81}
 # Legends that lines pass behind.
 ON_TOP: Final[dict[str, Any]] = {"frameon": True, "facecolor": "white", "edgecolor": "none", "framealpha": 0.9}
 _ROUND: Final = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.5, 2.8, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0)
@@ -38,16 +40,24 @@ def _rounded(value: float, least: float) -> float:
 
 
 @contextmanager
-def png_figure(path: Path, *, size_inches: tuple[float, float] = (7.0, 4.5), dpi: int = 150) -> Iterator[Figure]:
+def png_figure(
+    path: Path,
+    *,
+    size_inches: tuple[float, float] = (7.0, 4.5),
+    dpi: int = 150,
+    margins: Mapping[str, float] | None = None,
+) -> Iterator[Figure]:
     """A figure that is saved as PNG when the block ends, and not at all when it raises.
 
     Args:
         path: the file to write; its folder must exist.
         size_inches: width and height.
         dpi: pixels per inch; text stays legible at half size with the default.
+        margins: left, right, bottom and top of the axes as shares of the figure; None fits them to the text, which
+            means to draw everything twice.
 
     Yields:
-        An empty figure with constrained layout; add axes with ``figure.subplots()``.
+        An empty figure; add axes with ``figure.subplots()``.
     """
     style: dict[Any, Any] = {
         "font.size": 12.0,
@@ -62,7 +72,9 @@ def png_figure(path: Path, *, size_inches: tuple[float, float] = (7.0, 4.5), dpi
         "image.interpolation": "nearest",
     }
     with mpl.rc_context(style):
-        figure = Figure(figsize=size_inches, dpi=dpi, layout="constrained")
+        figure = Figure(figsize=size_inches, dpi=dpi, layout=None if margins else "constrained")
+        if margins:
+            figure.subplots_adjust(**margins)
         yield figure
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png")

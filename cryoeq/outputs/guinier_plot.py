@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cryoeq.evaluation.sharpening import LOG_OF_NOTHING, GuinierPlot
-from cryoeq.outputs.figure import COLOURS, GREY, png_figure
+from cryoeq.outputs.figure import COLOURS, CURVE_MARGINS, GREY, png_figure
 
 _STYLES = ("-", "--", "-.", (0, (1, 1)))
 _TICKS_ANGSTROM = (50, 20, 15, 12, 10, 9, 8, 7, 6, 5, 4.5, 4, 3.5, 3, 2.5, 2.2, 2, 1.8, 1.6, 1.4, 1.2, 1)
@@ -28,7 +28,7 @@ def plot_guinier(path: Path, guinier: GuinierPlot, *, title: str = "") -> None:
         f"sharpened, B = {guinier.bfactor_angstrom2:.0f} Å²": guinier.sharpened,
     }
     x = guinier.inverse_square_resolution.cpu()
-    with png_figure(path) as figure:
+    with png_figure(path, margins=CURVE_MARGINS) as figure:
         axes = figure.subplots()
         for (name, curve), colour, style in zip(named.items(), COLOURS, _STYLES, strict=False):
             if curve is not None:

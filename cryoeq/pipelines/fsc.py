@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cryoeq.config.fsc import FscConfig
+from cryoeq.domain.atoms import is_atomic_model
 from cryoeq.domain.events import Event, Note, Report
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import ConfigError
@@ -17,10 +18,8 @@ from cryoeq.evaluation.alignment import MapAlignment, align_map
 from cryoeq.evaluation.independence import are_the_same, require_independent
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, TRUTH_THRESHOLD, FscCurves, add_mask, compare_maps
 from cryoeq.geometry.so3 import rotation_angle_rad
-from cryoeq.io.model import is_atomic_model
 from cryoeq.io.mrc import header_notes, read_map, write_map
 from cryoeq.io.text import write_json
-from cryoeq.outputs.evaluation_plots import plot_fsc
 from cryoeq.outputs.folder import make_folder
 from cryoeq.outputs.fsc_files import write_fsc_star, write_fsc_xml
 from cryoeq.pipelines.device import choose_device
@@ -282,6 +281,8 @@ def _alignment_as_json(alignment: MapAlignment) -> dict[str, object]:
 
 
 def _write_curves(folder: Path, pair: MapPair, curves: FscCurves, aligned: Volume | None) -> Iterator[Note]:
+    from cryoeq.outputs.evaluation_plots import plot_fsc  # see postprocess._draw
+
     threshold = HALF_MAP_THRESHOLD if aligned is None else TRUTH_THRESHOLD
     write_fsc_star(folder / "fsc.star", curves)
     write_fsc_xml(folder / "fsc.xml", curves)

@@ -25,8 +25,8 @@ from cryoeq.io.mrc import read_map
 _LOW_PASS_ANGSTROM = 15.0
 _LEAST_EXTENSION_ANGSTROM, _LEAST_EDGE_ANGSTROM, _LEAST_EDGE_PX = 6.0, 8.0, 4
 _EDGE_IN_RESOLUTIONS = 1.5
-# Extension and edge as in `cryodrgn_utils fsc`, which draws the same set.
-_LOOSE_ANGSTROM, _TIGHT_ANGSTROM = (25.0, 15.0), (6.0, 6.0)
+# As in `cryodrgn_utils fsc`, which draws the same set.
+_LOOSE_EXTENSION_ANGSTROM, _LOOSE_EDGE_ANGSTROM = 25.0, 15.0
 _AT_BOX_EDGE, _HARD_STEP = 0.1, 0.5
 
 
@@ -82,7 +82,7 @@ def make_mask(
 
 
 def curves_by_mask(first: Volume, second: Volume, region: ParticleRegion) -> dict[str, Float[Tensor, " shells"]]:
-    """The correlation in a sphere, and under a loose and a tight mask: those that cryoSPARC shows.
+    """The correlation in a sphere and under a loose mask, which cryoSPARC shows beside that under the mask in use.
 
     Args:
         first: a half map.
@@ -94,10 +94,8 @@ def curves_by_mask(first: Volume, second: Volume, region: ParticleRegion) -> dic
     sphere = spherical_mask(n, pixel_size, max(_LEAST_EDGE_ANGSTROM, least_edge)).values.to(first.values.device)
     found = {"spherical": fourier_shell_correlation(first.values, second.values, sphere)}
     del sphere  # at 512 pixels each mask is half a gigabyte
-    for name, (extension, edge) in (("loose", _LOOSE_ANGSTROM), ("tight", _TIGHT_ANGSTROM)):
-        mask = region.mask(extension, max(edge, least_edge))
-        found[name] = fourier_shell_correlation(first.values, second.values, mask.values)
-    return found
+    loose = region.mask(_LOOSE_EXTENSION_ANGSTROM, max(_LOOSE_EDGE_ANGSTROM, least_edge)).values
+    return {**found, "loose": fourier_shell_correlation(first.values, second.values, loose)}
 
 
 def mask_doubts(mask: Volume) -> Iterator[Note]:

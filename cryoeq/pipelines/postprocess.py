@@ -15,9 +15,7 @@ from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves, resoluti
 from cryoeq.evaluation.sharpening import GuinierFit, GuinierPlot, Sharpening, sharpen
 from cryoeq.io.mrc import write_map
 from cryoeq.io.mtf import read_mtf
-from cryoeq.outputs.evaluation_plots import plot_correlations, plot_fsc
 from cryoeq.outputs.fsc_files import write_fsc_dat, write_fsc_xml, write_postprocess_star
-from cryoeq.outputs.guinier_plot import plot_guinier
 from cryoeq.pipelines.half_maps import MapPair
 from cryoeq.pipelines.masking import average
 
@@ -50,7 +48,7 @@ class HalfMapResult:
         curves: their correlation.
         mask: that of the curves; None without one.
         mask_kind: ``auto``, ``sphere``, ``none`` or a path.
-        by_mask: their correlation under the masks of cryoSPARC's set.
+        by_mask: their correlation under other masks, by name.
     """
 
     pair: MapPair
@@ -110,8 +108,10 @@ def postprocess(folder: Path, result: HalfMapResult, settings: Sharpening) -> Ge
     write_postprocess_star(folder / "postprocess.star", curves, guinier, names)
     write_fsc_xml(folder / "postprocess_fsc.xml", curves)
     write_fsc_dat(folder / "postprocess_fsc.dat", curves)
-    corrected = {} if curves.masked is None else {"corrected": curves.final}
-    by_mask = {"no mask": curves.unmasked, **result.by_mask, **corrected}
+    by_mask = {"no mask": curves.unmasked, **result.by_mask}
+    if curves.masked is not None:
+        in_use = "tight" if result.mask_kind == "auto" else "mask in use"
+        by_mask |= {in_use: curves.masked, "corrected": curves.final}
     _draw(folder, result.pair, curves, guinier, by_mask)
     yield Note(f"Written to {folder}: postprocess.mrc, postprocess.star and what belongs to them")
     n, pixel_size = curves.box_size_px, curves.pixel_size_angstrom
@@ -147,6 +147,10 @@ def _draw(
     guinier: GuinierPlot,
     by_mask: Mapping[str, Float[Tensor, " shells"]],
 ) -> None:
+    # Not above: it takes 40 MiB, which the maps need before.
+    from cryoeq.outputs.evaluation_plots import plot_correlations, plot_fsc
+    from cryoeq.outputs.guinier_plot import plot_guinier
+
     title = f"{pair.first.name} and {pair.second.name}"
     side = curves.box_size_px * curves.pixel_size_angstrom
     plot_fsc(folder / "postprocess_fsc.png", curves, title=title)

@@ -10,6 +10,7 @@ import torch
 
 from cryoeq.config.simulate import SimulateConfig
 from cryoeq.data.halfsets import split_half_sets
+from cryoeq.domain.atoms import is_atomic_model
 from cryoeq.domain.events import Event, Note, Progress, Report
 from cryoeq.domain.optics import Optics
 from cryoeq.domain.randomness import Stream, stream_generator
@@ -17,7 +18,7 @@ from cryoeq.domain.volume import Volume
 from cryoeq.errors import MapFileError
 from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.io.compose import compose_star
-from cryoeq.io.model import is_atomic_model, read_atoms
+from cryoeq.io.model import read_atoms
 from cryoeq.io.mrc import StackWriter, header_notes, read_map, write_map
 from cryoeq.io.particles import write_particle_star
 from cryoeq.outputs.run_folder import RunFolder

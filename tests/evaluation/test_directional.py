@@ -8,8 +8,12 @@ from torch import Tensor
 
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import MapFileError
-from cryoeq.evaluation.directional import DirectionalFsc, directional_fsc, fsc_volume
+from cryoeq.evaluation.directional import ANISOTROPIC_CFAR, DirectionalFsc, directional_fsc, fsc_volume
+from cryoeq.evaluation.orientations import UNEVEN_SCF, summarise_orientations
+from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.shells import fourier_shell_correlation
+from cryoeq.physics.backprojection import WienerBackprojection
+from cryoeq.physics.projection import extract_slices, prepare_slices
 
 N, PIXEL = 48, 2.0
 K = torch.fft.fftfreq(N, 1 / N)
@@ -54,6 +58,69 @@ def test_top_views_leave_a_missing_cone_along_z(generator: torch.Generator) -> N
     assert float(directional.worst_axis[2]) > math.cos(math.radians(15))
     assert resolution_along(directional, 0, 0, 1) > 2 * resolution_along(directional, 1, 0, 0)
     assert resolution_along(directional, 0, 1, 0) == pytest.approx(resolution_along(directional, 1, 0, 0), rel=0.15)
+
+
+def looking(heights: Tensor, generator: torch.Generator) -> Tensor:
+    """Rotations whose view directions (third rows) have these z components, evenly around z."""
+    azimuth = 2 * math.pi * torch.arange(len(heights)) / len(heights)
+    turn = 2 * math.pi * torch.rand(len(heights), generator=generator)
+    radius, zero = (1 - heights.square()).sqrt(), torch.zeros_like(heights)
+    views = torch.stack([radius * azimuth.cos(), radius * azimuth.sin(), heights], 1)
+    across = torch.stack([-azimuth.sin(), azimuth.cos(), zero], 1)
+    along = torch.linalg.cross(views, across)
+    cosine, sine = turn.cos()[:, None], turn.sin()[:, None]
+    return torch.stack([cosine * across + sine * along, cosine * along - sine * across, views], 1)
+
+
+def reconstructed(rotations: Tensor, generator: torch.Generator) -> DirectionalFsc:
+    """Directions of two maps, each back-projected from the noisy projections of one map along half of the views.
+
+    The map has little at low resolution: what is strong there leaks into an empty cone of both halves alike.
+    """
+    n = 32
+    k, z = torch.arange(n) - n // 2, torch.fft.fftfreq(n, 1 / n)
+    radii = (z[:, None, None].square() + z[:, None].square() + z[: n // 2 + 1].square()).sqrt()
+    ball = ((12 - (k[:, None, None] ** 2 + k[:, None] ** 2 + k**2).sqrt()) / 4).clamp(0, 1)
+    gain = (radii / 4).clamp(max=1).square() * torch.exp(-radii / 12)
+    truth = torch.fft.irfftn(torch.fft.rfftn(torch.randn(n, n, n, generator=generator)) * gain) * ball
+    plane = HalfPlane.up_to(n, n / 2 - 1e-3)
+    slices = extract_slices(prepare_slices(truth), rotations, plane)
+    noise = torch.complex(*torch.randn(2, *slices.shape, generator=generator))
+    noisy, ones = slices + 2 * slices.abs().mean() * noise, torch.ones(slices.shape)
+    halves = []
+    for half in (slice(0, None, 2), slice(1, None, 2)):
+        sums = WienerBackprojection.empty(n).add(noisy[half], ones[half], rotations[half], plane)
+        halves.append(Volume(sums.reconstruct(), PIXEL))
+    return directional_fsc(*halves)
+
+
+def mean_area(directional: DirectionalFsc, lowest_z: float, highest_z: float) -> float:
+    heights = directional.axes[:, 2].abs()
+    return float(directional.areas[(heights >= lowest_z) & (heights <= highest_z)].mean())
+
+
+def test_maps_from_top_views_lack_a_cone_along_z(generator: torch.Generator) -> None:
+    """Views within 20 degrees of z say nothing of what lies within 70 degrees of z in Fourier space."""
+    rotations = looking(1 - torch.rand(800, generator=generator) * (1 - math.cos(math.radians(20))), generator)
+    directional = reconstructed(rotations, generator)
+    assert directional.area_ratio < ANISOTROPIC_CFAR
+    assert float(directional.worst_axis[2].abs()) > math.cos(math.radians(60))
+    assert mean_area(directional, math.cos(math.radians(45)), 1) < 0.9 * mean_area(directional, 0, 0.34)
+    summary = summarise_orientations(rotations, torch.zeros(800), generator=generator)
+    assert summary.unsampled_share > 0.5
+    assert summary.is_uneven
+
+
+def test_maps_from_side_views_lack_nothing(generator: torch.Generator) -> None:
+    """Even views about the equator reach all of Fourier space, the axis z most: SCF is 8 / pi^2."""
+    rotations = looking(torch.zeros(800), generator)
+    directional = reconstructed(rotations, generator)
+    assert directional.area_ratio > 0.7
+    assert mean_area(directional, math.cos(math.radians(20)), 1) > mean_area(directional, 0, 0.34)
+    summary = summarise_orientations(rotations, torch.zeros(800), generator=generator)
+    assert summary.unsampled_share == 0
+    assert summary.scf == pytest.approx(8 / math.pi**2, abs=0.01)
+    assert pytest.approx(summary.scf, abs=0.01) == UNEVEN_SCF
 
 
 def test_directions_turn_with_the_map(generator: torch.Generator) -> None:

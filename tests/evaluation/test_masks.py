@@ -45,7 +45,7 @@ def test_the_mask_surrounds_the_largest_region_at_the_asked_distances(
 
 def test_a_fine_map_is_searched_on_a_coarse_grid() -> None:
     region = find_particle(Volume(ball(96, 20), 1.0), low_pass_angstrom=15.0)
-    assert len(region.distances_angstrom) == 32
+    assert len(region.distances_angstrom) == 26
     assert tuple(region.mask(5.0, 5.0).values.shape) == (96, 96, 96)
 
 

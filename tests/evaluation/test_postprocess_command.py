@@ -59,7 +59,7 @@ def done(maps: Path) -> Path:
 def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take a second, and ``done`` has them."""
     monkeypatch.setattr("cryoeq.pipelines.postprocess._draw", lambda *_: None)
-    monkeypatch.setattr("cryoeq.pipelines.fsc.plot_fsc", lambda *_, **__: None)
+    monkeypatch.setattr("cryoeq.outputs.evaluation_plots.plot_fsc", lambda *_, **__: None)
 
 
 def files(folder: Path) -> set[str]:

@@ -8,8 +8,9 @@ import gemmi
 import pytest
 import torch
 
+from cryoeq.domain.atoms import is_atomic_model
 from cryoeq.errors import MapFileError
-from cryoeq.io.model import is_atomic_model, read_atoms
+from cryoeq.io.model import read_atoms
 
 # A glycine with a hydrogen and two places for its oxygen, a zinc ion, a water, an empty place and a second model.
 PDB = """\

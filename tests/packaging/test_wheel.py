@@ -14,7 +14,8 @@ ASK = """
 import json
 import cryoeq
 from cryoeq.config.loading import packaged_file, preset_names
-from cryoeq.io.model import is_atomic_model, read_atoms
+from cryoeq.domain.atoms import is_atomic_model
+from cryoeq.io.model import read_atoms
 from cryoeq.pipelines.demo import MODEL
 model = packaged_file(MODEL)
 print(json.dumps({
