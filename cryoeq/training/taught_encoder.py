@@ -57,7 +57,7 @@ class TaughtEncoder:
         """
         proposals = self.propose(batch)
         rotations, shifts_px = best_hypotheses(proposals)
-        agrees = rotation_angle_rad(proposals.rotations, rotations[:, None]) < _SAME_RAD
+        agrees = rotation_angle_rad(proposals.rotations, rotations[:, None].expand_as(proposals.rotations)) < _SAME_RAD
         probability = (proposals.logits.exp() * agrees).sum(1)
         return Poses(rotations, shifts_px * self.pixel_size_angstrom), probability
 
