@@ -77,9 +77,11 @@ class HybridConfig(FrozenConfig):
 
     held_out: float = Field(default=0.1, ge=0, le=0.5, description="share of the particles that are never searched")
     shell: int = Field(default=10, ge=4, description="radius up to which the encoder sees, in cycles per box")
-    steps: int = Field(default=800, ge=1, description="of training on renderings of the first map")
+    steps: int | None = Field(
+        default=None, ge=1, description="of training on renderings of the first map; None for 800, or 1,400 with shifts"
+    )
     final_steps: int = Field(default=300, ge=0, description="of training on renderings of the last map, for encoder.pt")
-    batch_size: int = Field(default=256, ge=2, description="renderings per step")
+    batch_size: int = Field(default=256, ge=2, description="images per step")
     rate: float = Field(default=1e-2, gt=0, description="learning rate")
     sharpness: float = Field(default=2.0, gt=0, description="of the heads, for the squared distance of rotations")
     first_noise: float = Field(
@@ -117,7 +119,7 @@ class TrainingConfig(FrozenConfig):
 
     epochs: int | None = Field(default=None, ge=1, description="passes over the images; None for about 6,000 steps")
     batch_size: int = Field(default=64, ge=1, description="images per step")
-    rendered_batch_size: int = Field(default=64, ge=1, description="renderings per step")
+    rendered_batch_size: int = Field(default=64, ge=1, description="images per step")
     encoder_rate: float = Field(default=2e-3, gt=0, description="learning rate of the encoder")
     decoder_rate: float | None = Field(default=None, gt=0, description="of the decoder; None for 1e-2 (voxel), 1e-3")
     images_from: float = Field(

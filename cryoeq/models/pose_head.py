@@ -32,6 +32,11 @@ class PoseProposals:
     def __len__(self) -> int:
         return len(self.rotations)
 
+    @classmethod
+    def join(cls, parts: "list[PoseProposals]") -> "PoseProposals":
+        """Of several batches."""
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
+
 
 class PoseHead(nn.Module):
     """Linear equivariant maps from hidden fields at one pixel to rotations, shifts and logits.

@@ -58,6 +58,7 @@ from cryoeq.training.second_look import search_rows
 from cryoeq.training.taught_encoder import TaughtEncoder
 
 _PROGRESS = "posing by the encoder"
+CENTRED_STEPS, SHIFTED_STEPS = 800, 1400
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def search_and_learn(
     halves = yield from _refine_halves(hybrid, state)
     yield from require_structure(config, dataset, images.rows(searched), first, halves)
     view = yield from _teach(hybrid, (halves.maps[0] + halves.maps[1]) / 2, course=1)
-    proposals = propose_for_all(encoder, images.rows(held_out), view, centred=hybrid.sigma_px == 0)
+    proposals = propose_for_all(encoder, images.rows(held_out), view)
     passed, _ = best_hypotheses(proposals)
     _save(hybrid, view, run)
     joint, refined = yield from _refine_all(hybrid, halves)
@@ -136,12 +137,13 @@ def _teach(hybrid: _Hybrid, volume: Float[Tensor, "n n n"], *, course: int) -> G
     """The encoder learns a map from renderings with CTFs and noise of the searched particles."""
     asked = hybrid.config.hybrid
     images = hybrid.images.rows(hybrid.searched)
-    view = EncoderView.of_map(images, volume, hybrid.radius)
+    view = EncoderView.of_map(images, volume, hybrid.radius, hybrid.sigma_px)
     lessons = Lessons.of_map(images, volume, view, hybrid.sigma_px)
     if course == 0 and hybrid.encoder.matched_fields:
         generator = stream_generator(hybrid.config.seed, Stream.FILTERS)
         hybrid.encoder.begin_with(lessons.slices(hybrid.encoder.matched_fields, generator))
-    settings = LessonSettings(asked.steps, asked.batch_size, asked.rate, asked.sharpness, asked.first_noise)
+    steps = asked.steps or (CENTRED_STEPS if view.is_centred else SHIFTED_STEPS)
+    settings = LessonSettings(steps, asked.batch_size, asked.rate, asked.sharpness, asked.first_noise)
     if course > 0:
         settings = replace(settings, steps=asked.final_steps, rate=0.5 * asked.rate, first_noise=1.0)
     yield from learn(hybrid.encoder, lessons, settings, seed=hybrid.config.seed, course=course)
@@ -171,7 +173,7 @@ def _take_over(hybrid: _Hybrid, view: EncoderView, state: GrowthState) -> Genera
     """Every particle's most likely proposal against the first map; poses that the search found compete."""
     searched = hybrid.searched
     yield Progress(_PROGRESS, 0, 1)
-    proposals = propose_for_all(hybrid.encoder, hybrid.images, view, centred=hybrid.sigma_px == 0)
+    proposals = propose_for_all(hybrid.encoder, hybrid.images, view)
     every = torch.arange(len(hybrid.images), device=searched.device)
     judged = _judge(hybrid, state, every, (proposals.rotations, proposals.shifts_px))
     yield Progress(_PROGRESS, 1, 1, {"confidence": float(judged.confidence.mean())})
@@ -268,7 +270,6 @@ def _save(hybrid: _Hybrid, view: EncoderView, run: RunFolder) -> None:
         hybrid.radius,
         dataset.box_size_px,
         dataset.pixel_size_angstrom,
-        is_centred=hybrid.sigma_px == 0,
         has_ctf=dataset.table.ctf is not None,
     )
     save_checkpoint(run.path("encoder.pt"), taught.to_state())

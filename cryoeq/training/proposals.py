@@ -64,24 +64,16 @@ class JudgedPoses:
 
 
 @torch.no_grad()
-def propose_for_all(
-    encoder: torch.nn.Module, images: ObservedImages, view: EncoderView, *, centred: bool
-) -> PoseProposals:
+def propose_for_all(encoder: torch.nn.Module, images: ObservedImages, view: EncoderView) -> PoseProposals:
     """One forward pass over all images.
 
     Args:
         encoder: in evaluation mode.
         images: the particles, at their own box and up to any radius that holds the view's.
         view: of the encoder.
-        centred: all shifts are 0.
     """
-    parts = [
-        propose_poses(encoder, matched[:, : len(view.plane)], view, centred=centred)
-        for matched in images.matched.split(_BATCH)
-    ]
-    return PoseProposals(
-        *(torch.cat([getattr(p, name) for p in parts]) for name in ("rotations", "shifts_px", "logits"))
-    )
+    batches = images.matched.split(_BATCH)
+    return PoseProposals.join([propose_poses(encoder, matched[:, : len(view.plane)], view) for matched in batches])
 
 
 def judge(

@@ -5,6 +5,11 @@ leaves in the particles. Encoders see particles the same way: multiplied by thei
 Wiener would, and cropped to the radius of the map. So no CTF is needed when the encoder looks, and turning or mirroring
 an image does to its CTF what it does to the particle.
 
+Shifts: a net with filters as large as the image would have to learn every view at every shift. Instead it is shown
+each particle at trial shifts, a square lattice, which the group maps to itself. Every hypothesis at every trial counts
+in one mixture, so the net learns poses of particles that a trial centres, and to doubt those that it does not. A lesson
+shows each rendering at the trial nearest to its shift, and at another.
+
 Learning from renderings: Yao et al. 2023, ACE-EM (arXiv 2302.06091).
 """
 
@@ -13,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryoeq.domain.events import Progress
@@ -29,6 +34,10 @@ from cryoeq.training.losses import mixture_loss, pose_cost
 from cryoeq.training.observed_images import ObservedImages
 
 _WARMING = 50  # steps in which the learning rate rises
+_TRIAL_SPACING = 0.3  # of trial shifts, times the box over the radius
+_TRIAL_REACH = 2.5  # of the spread of the shifts
+_SHOWN = 2  # trial shifts at which a lesson shows each rendering
+_MOST_ROWS = 4096  # images that the encoder sees at a time
 _LEAK = 0.02  # of the mean cost of all heads, so that none dies
 
 
@@ -40,27 +49,36 @@ class EncoderView:
         plane: the coefficients, in the small box of the encoder.
         weights: what each is multiplied by.
         shift_scale: pixels of the particles' box per pixel of the encoder's.
+        trials_px: shifts at which it is shown each particle, in pixels of the particles' box.
+        is_centred: all shifts are 0.
     """
 
     plane: HalfPlane
     weights: Float[Tensor, " points"]
     shift_scale: float
+    trials_px: Float[Tensor, "trials 2"]
+    is_centred: bool
 
     @classmethod
-    def of_map(cls, images: ObservedImages, volume: Float[Tensor, "n n n"], radius: int) -> "EncoderView":
+    def of_map(
+        cls, images: ObservedImages, volume: Float[Tensor, "n n n"], radius: int, shift_sigma_px: float
+    ) -> "EncoderView":
         """Weights that make the expected images of a map the least wrong, scaled to unit variance.
 
         Args:
             images: the particles, at the map's box.
             volume: the map.
             radius: largest in use, in cycles per box.
+            shift_sigma_px: spread of the shifts per axis; 0 for centred particles.
         """
         box, n = encoder_box_px(radius), images.plane.box_size_px
         part = images.within(radius, n)
         precision, signal = _spectra(images, volume, part)
         weights = precision * signal.sqrt() / (1 + part.power.mean() * signal * precision)
         variance = (part.matched * weights).abs().square().mean()
-        return cls(HalfPlane.up_to(box, radius, volume.device), weights / variance.sqrt(), n / box)
+        trials = _trial_shifts(_TRIAL_SPACING * n / radius, _TRIAL_REACH * shift_sigma_px, volume.device)
+        plane = HalfPlane.up_to(box, radius, volume.device)
+        return cls(plane, weights / variance.sqrt(), n / box, trials, shift_sigma_px == 0)
 
     def images(self, matched: Complex[Tensor, "batch points"]) -> Float[Tensor, "batch m m"]:
         """What the encoder is shown.
@@ -138,7 +156,7 @@ class LessonSettings:
 
     Args:
         steps: of the optimizer.
-        batch_size: renderings per step.
+        batch_size: images per step, half as many renderings where each is shown at two trial shifts.
         rate: highest learning rate; it falls to 0 as a cosine.
         sharpness: of the heads' bells, for the squared chordal distance.
         first_noise: amplitude of the noise at the start; it rises to that of the particles in the first half. A net
@@ -158,18 +176,50 @@ def encoder_box_px(radius: int) -> int:
 
 
 def propose_poses(
-    encoder: torch.nn.Module, matched: Complex[Tensor, "batch points"], view: EncoderView, *, centred: bool
+    encoder: torch.nn.Module, matched: Complex[Tensor, "batch points"], view: EncoderView, *, kept: int = 8
 ) -> PoseProposals:
-    """The encoder's hypotheses, shifts in pixels of the particles' box.
+    """The encoder's most probable hypotheses over all trial shifts, shifts in pixels of the particles' box.
 
     Args:
         encoder: the pose encoder.
         matched: coefficients of particles times their CTF, up to the radius of the view.
         view: of the encoder.
-        centred: all shifts are 0.
+        kept: hypotheses per particle, at most; their logits are logarithms of probabilities among all.
     """
-    found: PoseProposals = encoder(view.images(matched))
-    return PoseProposals(found.rotations, found.shifts_px * (0.0 if centred else view.shift_scale), found.logits)
+    trials = torch.arange(len(view.trials_px), device=matched.device)
+    parts = []
+    for rows in matched.split(max(1, _MOST_ROWS // len(trials))):
+        every = propose_at_trials(encoder, rows, view, trials.expand(len(rows), -1))
+        logits, chosen = every.logits.log_softmax(1).topk(min(kept, every.logits.shape[1]))
+        row = torch.arange(len(rows), device=chosen.device)[:, None]
+        parts.append(PoseProposals(every.rotations[row, chosen], every.shifts_px[row, chosen], logits))
+    return PoseProposals.join(parts)
+
+
+def propose_at_trials(
+    encoder: torch.nn.Module,
+    matched: Complex[Tensor, "batch points"],
+    view: EncoderView,
+    trials: Int[Tensor, "batch tried"],
+) -> PoseProposals:
+    """All hypotheses at some trial shifts of each particle, those of one trial after those of another.
+
+    Args:
+        encoder: the pose encoder.
+        matched: coefficients of particles times their CTF, up to the radius of the view.
+        view: of the encoder.
+        trials: indices of the trial shifts.
+    """
+    batch, tried = trials.shape
+    moves = view.trials_px[trials.flatten()] / view.shift_scale
+    phases = shift_phases(-moves, view.plane.coords, view.plane.box_size_px)
+    found: PoseProposals = encoder(view.images(matched.repeat_interleave(tried, 0) * phases))
+    shifts = (
+        found.shifts_px * (0.0 if view.is_centred else view.shift_scale) + view.trials_px[trials.flatten()][:, None]
+    )
+    return PoseProposals(
+        found.rotations.reshape(batch, -1, 3, 3), shifts.reshape(batch, -1, 2), found.logits.reshape(batch, -1)
+    )
 
 
 def learn(
@@ -190,13 +240,15 @@ def learn(
     generator = stream_generator(seed, Stream.LESSONS, course)
     optimizer = torch.optim.Adam(encoder.parameters(), lr=settings.rate, betas=(0.9, 0.99))
     encoder.train()
+    view = lessons.view
     for step in range(settings.steps):
         rate = min(1.0, (step + 1) / _WARMING) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         for group in optimizer.param_groups:
             group["lr"] = settings.rate * rate
         level = min(1.0, settings.first_noise + (1 - settings.first_noise) * 2 * step / settings.steps)
-        matched, rotations, shifts = lessons.render(settings.batch_size, generator, level=level)
-        proposals = propose_poses(encoder, matched, lessons.view, centred=lessons.shift_sigma_px == 0)
+        shown = _SHOWN if len(view.trials_px) > 1 else 1
+        matched, rotations, shifts = lessons.render(settings.batch_size // shown, generator, level=level)
+        proposals = propose_at_trials(encoder, matched, view, _choose_trials(view, shifts, shown, generator))
         costs = pose_cost(proposals, rotations, shifts, lessons.shift_sigma_px)
         loss = mixture_loss(proposals.logits, costs, settings.sharpness) + _LEAK * costs.mean()
         if not torch.isfinite(loss):
@@ -219,6 +271,23 @@ def best_hypotheses(proposals: PoseProposals) -> tuple[Float[Tensor, "batch 3 3"
     rows = torch.arange(len(proposals), device=proposals.logits.device)
     head = proposals.logits.argmax(1)
     return proposals.rotations[rows, head], proposals.shifts_px[rows, head]
+
+
+def _trial_shifts(spacing_px: float, reach_px: float, device: torch.device) -> Float[Tensor, "trials 2"]:
+    """A square lattice over a disk, the origin among its points."""
+    steps = torch.arange(-int(reach_px / spacing_px), int(reach_px / spacing_px) + 1, device=device) * spacing_px
+    lattice = torch.cartesian_prod(steps, steps)
+    return lattice[lattice.norm(dim=1) <= reach_px + 1e-6]
+
+
+def _choose_trials(
+    view: EncoderView, shifts_px: Float[Tensor, "batch 2"], shown: int, generator: torch.Generator
+) -> Int[Tensor, "batch shown"]:
+    """The trial nearest to each shift, and random others."""
+    nearest = torch.cdist(shifts_px, view.trials_px).argmin(1)
+    others = torch.randint(max(1, len(view.trials_px) - 1), (len(nearest), shown - 1), generator=generator)
+    others = others.to(nearest.device)
+    return torch.cat([nearest[:, None], others + (others >= nearest[:, None])], 1)
 
 
 def _spectra(

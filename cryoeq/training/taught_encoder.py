@@ -1,5 +1,6 @@
 """An encoder that has learnt a map, with all that posing particles by it takes; as one file keeps it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,13 @@ import torch
 from cryoeq.domain.particles import ParticleBatch
 from cryoeq.domain.pose import Poses
 from cryoeq.geometry.fourier import HalfPlane
+from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.models.encoder import PoseEncoder
 from cryoeq.models.pose_head import PoseProposals
 from cryoeq.physics.ctf import matched_filter
 from cryoeq.training.rendering_lessons import EncoderView, best_hypotheses, encoder_box_px, propose_poses
+
+_SAME_RAD = math.radians(20.0)  # hypotheses within this are one
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,6 @@ class TaughtEncoder:
         radius: largest spatial frequency that it sees, in cycles per box.
         box_size_px: of the particles that it was taught with.
         pixel_size_angstrom: of those.
-        is_centred: shifts are taken to be 0.
         has_ctf: the particles had a CTF.
     """
 
@@ -34,7 +37,6 @@ class TaughtEncoder:
     radius: int
     box_size_px: int
     pixel_size_angstrom: float
-    is_centred: bool
     has_ctf: bool
 
     @torch.no_grad()
@@ -45,17 +47,18 @@ class TaughtEncoder:
         if batch.ctf is not None:
             factor, _ = matched_filter(batch.ctf, plane.frequencies_per_angstrom(self.pixel_size_angstrom))
             matched = matched * factor
-        return propose_poses(self.encoder, matched, self.view, centred=self.is_centred)
+        return propose_poses(self.encoder, matched, self.view)
 
     def pose(self, batch: ParticleBatch) -> tuple[Poses, torch.Tensor]:
-        """The preferred pose of each particle, and the probability that the encoder gives it among its hypotheses.
+        """The preferred pose of each particle, and the probability of the hypotheses that agree with it.
 
         Args:
             batch: particles on the encoder's device.
         """
         proposals = self.propose(batch)
         rotations, shifts_px = best_hypotheses(proposals)
-        probability = proposals.logits.softmax(1).amax(1)
+        agrees = rotation_angle_rad(proposals.rotations, rotations[:, None].expand_as(proposals.rotations)) < _SAME_RAD
+        probability = (proposals.logits.exp() * agrees).sum(1)
         return Poses(rotations, shifts_px * self.pixel_size_angstrom), probability
 
     def to_state(self) -> dict[str, Any]:
@@ -68,7 +71,8 @@ class TaughtEncoder:
             "weights": self.view.weights.cpu(),
             "box_size_px": self.box_size_px,
             "pixel_size_angstrom": self.pixel_size_angstrom,
-            "is_centred": self.is_centred,
+            "trials_px": self.view.trials_px.cpu(),
+            "is_centred": self.view.is_centred,
             "has_ctf": self.has_ctf,
         }
 
@@ -84,13 +88,13 @@ class TaughtEncoder:
         small = encoder_box_px(radius)
         encoder = PoseEncoder(box_size_px=small, **state["architecture"])
         encoder.load_state_dict(state["encoder"])
-        view = EncoderView(HalfPlane.up_to(small, radius, device), state["weights"].to(device), box / small)
+        weights, trials = (state[name].to(device) for name in ("weights", "trials_px"))
+        view = EncoderView(HalfPlane.up_to(small, radius, device), weights, box / small, trials, state["is_centred"])
         return cls(
             encoder.to(device).eval(),
             view,
             radius,
             box,
             state["pixel_size_angstrom"],
-            state["is_centred"],
             state["has_ctf"],
         )

@@ -39,6 +39,7 @@ from recorded_runs import Cost, Record, append_record, cost_record, find_record,
 
 from cryoeq.config.reconstruct import HybridConfig, ReconstructConfig
 from cryoeq.io.text import write_text
+from cryoeq.pipelines.hybrid import SHIFTED_STEPS
 
 RESULTS = Path(__file__).with_suffix(".json")
 BOXES_PX = (32, 64, 96, 128)
@@ -47,7 +48,7 @@ COUNT, MOST = 300, 20_000
 
 def run_key(box_px: int, steps: int) -> Record:
     """What a record is known by: the box, and how long the encoder is taught."""
-    options = [] if steps == HybridConfig().steps else [f"hybrid.steps={steps}"]
+    options = [] if steps == SHIFTED_STEPS else [f"hybrid.steps={steps}"]
     return {"set": f"crossing{box_px}", "mode": "crossing", "seed": 0, "options": options}
 
 
@@ -177,7 +178,7 @@ def main() -> None:
     parser.add_argument("--records", type=Path, default=RESULTS, help=f"JSON file (default {RESULTS.name})")
     parser.add_argument("--table", type=Path, help="write the tables to this file as Markdown")
     parser.add_argument("--no-runs", action="store_true", help="only the tables of what is recorded")
-    parser.add_argument("--steps", type=int, default=HybridConfig().steps, help="of teaching (default: the product's)")
+    parser.add_argument("--steps", type=int, default=SHIFTED_STEPS, help="of teaching (default: the product's)")
     given = parser.parse_args()
     torch.set_num_threads(1)
     boxes = tuple(map(int, given.boxes))

@@ -26,6 +26,7 @@ from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
 from cryoeq.pipelines.build import build_dataset, build_stack
 from cryoeq.pipelines.build_training import build_encoder
+from cryoeq.pipelines.hybrid import SHIFTED_STEPS
 from cryoeq.training.basin import support_radius
 from cryoeq.training.expectation import disk_trials, expect
 from cryoeq.training.growth import map_precision
@@ -187,11 +188,13 @@ def teach(small: Scene, config: ReconstructConfig) -> tuple[torch.nn.Module, Enc
     """An encoder that has learnt the map, how it sees, and its last error on renderings in degrees."""
     torch.manual_seed(config.seed)
     asked, encoder = config.hybrid, build_encoder(config, encoder_box_px(COARSE_SHELL))
-    view = EncoderView.of_map(small.images, small.volume, COARSE_SHELL)
+    view = EncoderView.of_map(small.images, small.volume, COARSE_SHELL, small.shift_sigma_px)
     lessons = Lessons.of_map(small.images, small.volume, view, small.shift_sigma_px)
     if encoder.matched_fields:
         encoder.begin_with(lessons.slices(encoder.matched_fields, stream_generator(config.seed, Stream.FILTERS)))
-    settings = LessonSettings(asked.steps, asked.batch_size, asked.rate, asked.sharpness, asked.first_noise)
+    settings = LessonSettings(
+        asked.steps or SHIFTED_STEPS, asked.batch_size, asked.rate, asked.sharpness, asked.first_noise
+    )
     *_, last = learn(encoder, lessons, settings, seed=config.seed)
     return encoder, view, last.figures["rendered_error_deg"]
 
@@ -231,7 +234,7 @@ def propose(small: Scene, config: ReconstructConfig) -> tuple[dict[str, Step], J
         config: defaults.
     """
     taught_s, (encoder, view, rendered_deg) = timed(lambda: teach(small, config))
-    forward_s, proposals = timed(lambda: propose_for_all(encoder, small.images, view, centred=False))
+    forward_s, proposals = timed(lambda: propose_for_all(encoder, small.images, view))
     every, part = len(small.images), small.images.within(COARSE_SHELL, SMALL_PX)
 
     def judge_first(count: int) -> JudgedPoses:

@@ -45,7 +45,7 @@ def test_every_particle_is_posed_and_the_encoder_can_be_used_again(tmp_path: Pat
 
     taught = load_encoder(output, torch.device("cpu"))
     assert taught.pixel_size_angstrom * taught.box_size_px == pytest.approx(80.0)
-    assert taught.is_centred
+    assert taught.view.is_centred
     infer_and_check(output, simulated, tmp_path)
 
 

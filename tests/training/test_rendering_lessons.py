@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from cryoeq.equivariance import plane_group
 from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.models.encoder import PoseEncoder
+from cryoeq.physics.shift import shift_phases
 from cryoeq.training.losses import mixture_loss
 from cryoeq.training.observed_images import ObservedImages
 from cryoeq.training.rendering_lessons import (
@@ -17,6 +19,7 @@ from cryoeq.training.rendering_lessons import (
     best_hypotheses,
     encoder_box_px,
     learn,
+    propose_at_trials,
     propose_poses,
 )
 
@@ -32,7 +35,7 @@ def seen(make_known: Callable, observe: Callable) -> tuple[ObservedImages, Tenso
 
 def test_renderings_have_the_power_of_the_particles(seen: tuple[ObservedImages, Tensor]) -> None:
     images, volume = seen
-    view = EncoderView.of_map(images, volume, RADIUS)
+    view = EncoderView.of_map(images, volume, RADIUS, SIGMA_PX)
     matched, _, _ = Lessons.of_map(images, volume, view, SIGMA_PX).render(512, torch.Generator().manual_seed(0))
     shells = view.plane.shells
     ours, theirs = (
@@ -44,7 +47,7 @@ def test_renderings_have_the_power_of_the_particles(seen: tuple[ObservedImages, 
 
 def test_the_view_has_unit_variance_and_keeps_shifts(seen: tuple[ObservedImages, Tensor]) -> None:
     images, volume = seen
-    view = EncoderView.of_map(images, volume, RADIUS)
+    view = EncoderView.of_map(images, volume, RADIUS, SIGMA_PX)
     shown = view.plane.transform(view.images(images.matched[:, : len(view.plane)]))
     assert float(shown.abs().square().mean()) == pytest.approx(1.0, rel=1e-3)
     assert view.shift_scale * encoder_box_px(RADIUS) == images.plane.box_size_px
@@ -53,20 +56,49 @@ def test_the_view_has_unit_variance_and_keeps_shifts(seen: tuple[ObservedImages,
 def test_turned_particles_get_turned_poses(seen: tuple[ObservedImages, Tensor]) -> None:
     """The CTF turns with the particle, so what the encoder sees does."""
     images, volume = seen
-    view = EncoderView.of_map(images, volume, RADIUS)
+    view = EncoderView.of_map(images, volume, RADIUS, SIGMA_PX)
     torch.manual_seed(0)
     encoder = PoseEncoder("d4", encoder_box_px(RADIUS), 2, trunk="dense").eval()
     matched = images.matched[:8, : len(view.plane)]
     turned = matched.conj()  # by half a turn about the beam
-    before, after = (propose_poses(encoder, values, view, centred=False) for values in (matched, turned))
+    before, after = (propose_poses(encoder, values, view) for values in (matched, turned))
     half_turn = torch.diag(torch.tensor([-1.0, -1.0, 1.0]))
     torch.testing.assert_close(after.rotations, half_turn @ before.rotations, atol=1e-3, rtol=0)
     torch.testing.assert_close(after.shifts_px, -before.shifts_px, atol=1e-3, rtol=0)
 
 
+def test_trial_shifts_are_a_lattice_that_the_group_maps_to_itself(seen: tuple[ObservedImages, Tensor]) -> None:
+    images, volume = seen
+    trials = EncoderView.of_map(images, volume, RADIUS, SIGMA_PX).trials_px.double()
+    assert len(trials) > 1
+    assert float(trials.norm(dim=1).max()) <= 2.5 * SIGMA_PX + 1e-5
+    for g in plane_group("d4").elements():
+        assert float(torch.cdist(trials @ g.T, trials).amin(1).max()) < 1e-6
+    centred = EncoderView.of_map(images, volume, RADIUS, 0.0)
+    assert centred.is_centred
+    assert centred.trials_px.tolist() == [[0.0, 0.0]]
+
+
+def test_a_particle_moved_by_a_trial_looks_the_same_at_that_trial(seen: tuple[ObservedImages, Tensor]) -> None:
+    images, volume = seen
+    view = EncoderView.of_map(images, volume, RADIUS, SIGMA_PX)
+    torch.manual_seed(0)
+    encoder = PoseEncoder("d4", encoder_box_px(RADIUS), 2, trunk="dense", low_passes=False).eval()
+    matched = images.matched[:4, : len(view.plane)]
+    origin = int(view.trials_px.norm(dim=1).argmin())
+    place = int((view.trials_px - view.trials_px.abs().max(0).values * torch.tensor([1.0, 0.0])).norm(dim=1).argmin())
+    moved = matched * shift_phases(view.trials_px[place].expand(4, 2), view.plane.coords, images.plane.box_size_px)
+    before, after = (
+        propose_at_trials(encoder, values, view, torch.full((4, 1), trial))
+        for values, trial in ((matched, origin), (moved, place))
+    )
+    torch.testing.assert_close(after.rotations, before.rotations, atol=1e-3, rtol=0)
+    torch.testing.assert_close(after.shifts_px, before.shifts_px + view.trials_px[place], atol=1e-3, rtol=0)
+
+
 def test_an_encoder_learns(seen: tuple[ObservedImages, Tensor]) -> None:
     images, volume = seen
-    view = EncoderView.of_map(images, 4 * volume, RADIUS)  # clear renderings: it has a second
+    view = EncoderView.of_map(images, 4 * volume, RADIUS, 0.0)  # clear renderings: it has a second
     lessons = Lessons.of_map(images, 4 * volume, view, 0.0)
     torch.manual_seed(0)
     encoder = PoseEncoder("d4", encoder_box_px(RADIUS), 4, (128,), trunk="dense")
@@ -76,7 +108,7 @@ def test_an_encoder_learns(seen: tuple[ObservedImages, Tensor]) -> None:
     assert not encoder.training
     matched, rotations, _ = lessons.render(128, torch.Generator().manual_seed(1))
     with torch.no_grad():
-        rotation, shifts = best_hypotheses(propose_poses(encoder, matched, view, centred=True))
+        rotation, shifts = best_hypotheses(propose_poses(encoder, matched, view))
     assert float(rotation_angle_rad(rotation, rotations).median().rad2deg()) < 60  # 126 by chance
     assert not shifts.any()
 
