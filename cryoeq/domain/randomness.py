@@ -23,6 +23,7 @@ class Stream(IntEnum):
     SECOND_LOOK = 7
     LESSONS = 8
     HELD_OUT = 9
+    AUGMENTATION = 10
 
 
 def stream_generator(seed: int, stream: Stream, number: int = 0) -> torch.Generator:
