@@ -132,9 +132,7 @@ def _descend(state: TrainingState, loss: Float[Tensor, ""]) -> None:
     state.optimizer.step()
 
 
-def _update_poses(
-    state: TrainingState, indices: Int[Tensor, " batch"], rotations: Float[Tensor, "batch 3 3"]
-) -> float:
+def _update_poses(state: TrainingState, indices: Int[Tensor, " batch"], rotations: Float[Tensor, "batch 3 3"]) -> float:
     """Remember the rotations of the batch; their mean turn since the last visit in degrees, NaN at the first."""
     before, now = state.rotations[indices], rotations.cpu()
     state.rotations[indices] = now

@@ -57,7 +57,7 @@ MODEL = Path(__file__).parents[2] / "data_samples" / "1wcm_ca.pdb.gz"
 EASY = ("--box", "32", "-n", "1000", "--snr", "inf", "--no-ctf", "--seed", "1000")
 BOX_PX, EPOCHS, BATCH, HEADS, WIDTH = 16, 50, 64, 1, 256
 LOOK_EVERY = 2  # epochs between two looks at the poses
-# No frequency marching, and a decoder faster than by default: chosen on d4, seed 0, of the autoencoder (see below).
+# No frequency marching, and a decoder faster than by default: chosen on seed 0 of d4 as the autoencoder.
 RECIPE = {"training.first_shell": BOX_PX / 2 - 1, "training.decoder_rate": 0.03}
 TASKS = {"autoencoder": 0.0, "renderings": 1.0}
 

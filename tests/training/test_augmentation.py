@@ -1,4 +1,4 @@
-"""Images turned by D4, and what a step makes of them."""
+"""Images turned by D4, and what a training makes of them."""
 
 from collections.abc import Callable
 
@@ -41,16 +41,19 @@ def test_turned_images_are_those_of_turned_poses(make_known: Callable, start: Ca
     torch.testing.assert_close(turned.coefficients, made, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("setting", ["training.augment", "loss.symmetric"])
 @pytest.mark.parametrize(("group", "is_indifferent"), [("d4", True), ("c1", False)])
 def test_only_an_equivariant_encoder_is_indifferent(
-    make_known: Callable, start: Callable, group: str, is_indifferent: bool
+    make_known: Callable, start: Callable, group: str, is_indifferent: bool, setting: str
 ) -> None:
-    """Turned back, its poses are the same with augmentation as without, through two steps of training."""
+    """Its poses, turned back, are the same through two steps of training with augmentation as without.
+
+    So they are with the symmetric loss: both of its branches propose the same poses.
+    """
     known = make_known(16)
     ends = []
-    for augmented in (False, True):
-        settings = {"encoder.group": group, "training.augment": augmented, "loss.rendered_weight": 0.0}
-        begin = start(known.dataset, settings)
+    for switched in (False, True):
+        begin = start(known.dataset, {"encoder.group": group, setting: switched, "loss.rendered_weight": 0.0})
         for _ in fit(begin.state, known.dataset, begin.plane, begin.settings):
             pass
         ends.append(begin.state.rotations)
