@@ -38,7 +38,7 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     from cryoeq.pipelines import amortized, reconstruct
 
     monkeypatch.setattr(amortized, "plot_training", lambda *_: None)
-    for name in ("plot_map", "plot_fsc"):
+    for name in ("plot_map", "plot_fsc", "write_report"):
         monkeypatch.setattr(reconstruct, name, lambda *_: None)
 
 

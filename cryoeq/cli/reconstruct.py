@@ -37,6 +37,9 @@ def reconstruct(
         float | None, typer.Option(help="Expected spread of the shifts, Angstrom; 0: centred [5 % of the box].")
     ] = None,
     sym: Annotated[str | None, typer.Option("--sym", help="Point group to impose: Cn, Dn, T, O, I [C1].")] = None,
+    both_hands: Annotated[
+        bool, typer.Option("--both-hands", help="Write the mirror image of the map and its poses too.")
+    ] = False,
     group: Annotated[str | None, typer.Option(help="c1 c2 c4 c8 d1 d2 d4 d8 so2 o2 [d4].")] = None,
     heads: Annotated[int | None, typer.Option(help="Hypotheses per image [8].")] = None,
     decoder: Annotated[str | None, typer.Option(help="voxel or implicit [voxel].")] = None,
@@ -60,7 +63,8 @@ def reconstruct(
         "particles": particles, "output": output or default, "pose_inference": pose_inference, "seed": seed,
         "device": device, "input.angpix": angpix, "input.datadir": datadir, "input.with_ctf": False if no_ctf else None,
         "input.contrast": contrast, "input.working_box_px": box, "input.shift_sigma_angstrom": shift_sigma,
-        "search.symmetry": sym, "encoder.group": group, "encoder.heads": heads, "decoder.kind": decoder,
+        "both_hands": True if both_hands else None, "search.symmetry": sym, "encoder.group": group,
+        "encoder.heads": heads, "decoder.kind": decoder,
         "loss.symmetric": True if symmetric_loss else None, "training.epochs": epochs,
         "training.batch_size": batch_size,
     }  # fmt: skip

@@ -52,6 +52,9 @@ class SearchConfig(FrozenConfig):
     polishing_iterations: int = Field(default=5, ge=0, description="local ones, beyond that radius")
     trial_shifts: int = Field(default=4, ge=1, le=37, description="shifts tried for each particle at low resolution")
     particle_radius: float = Field(default=0.42, gt=0.1, le=0.5, description="of the mask, as a fraction of the box")
+    decoder_steps: int = Field(
+        default=0, ge=0, description="of an implicit decoder fitted to the final poses, its map written beside; 0: none"
+    )
     symmetry: str = Field(default="C1", description="point group to impose: Cn, Dn, T, O, I")
 
 
@@ -64,7 +67,7 @@ class EncoderConfig(FrozenConfig):
         default="dense", description="convolutions, or one filter as large as the image (small boxes)"
     )
     channels: tuple[PositiveInt, ...] | None = Field(
-        default=None, description="widths of the feature maps; None for the box's own"
+        default=None, description="widths of the feature maps; None for those of the box and mode"
     )
     head: Literal["rows", "columns"] = Field(default="rows", description="how a rotation is represented")
 
@@ -74,10 +77,10 @@ class HybridConfig(FrozenConfig):
 
     held_out: float = Field(default=0.1, ge=0, le=0.5, description="share of the particles that are never searched")
     shell: int = Field(default=10, ge=4, description="radius up to which the encoder sees, in cycles per box")
-    steps: int = Field(default=500, ge=1, description="of training on renderings of the first map")
+    steps: int = Field(default=800, ge=1, description="of training on renderings of the first map")
     final_steps: int = Field(default=300, ge=0, description="of training on renderings of the last map, for encoder.pt")
     batch_size: int = Field(default=256, ge=2, description="renderings per step")
-    rate: float = Field(default=5e-3, gt=0, description="learning rate")
+    rate: float = Field(default=1e-2, gt=0, description="learning rate")
     sharpness: float = Field(default=2.0, gt=0, description="of the heads, for the squared distance of rotations")
     first_noise: float = Field(
         default=0.2, ge=0, le=1, description="amplitude of the renderings' noise at first, over that of the particles"
@@ -85,7 +88,9 @@ class HybridConfig(FrozenConfig):
     least_confidence: float = Field(
         default=0.9, ge=0.5, lt=1, description="of a refined proposal; particles with less go back to the search"
     )
-    iterations: int = Field(default=5, ge=1, description="of the independent halves, refined locally")
+    iterations: int = Field(
+        default=5, ge=1, description="of the independent halves, refined locally, where the search does not reach"
+    )
 
 
 class DecoderConfig(FrozenConfig):
@@ -137,6 +142,7 @@ class ReconstructConfig(FrozenConfig):
         description="search for the poses, search and let an encoder take over, let an encoder infer them, or take "
         "those of the star file",
     )
+    both_hands: bool = Field(default=False, description="write the mirror image of the map and its poses too")
     seed: int = Field(default=0, ge=0, lt=2**63, description="of all that is random")
     device: str = Field(default="auto", description="auto, cpu or cuda:N")
     input: InputConfig = InputConfig()

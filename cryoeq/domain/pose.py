@@ -29,3 +29,8 @@ class Poses:
     def to(self, device: torch.device) -> "Poses":
         """The same poses on another device."""
         return Poses(self.rotations.to(device), self.shifts_angstrom.to(device))
+
+    def of_other_hand(self) -> "Poses":
+        """The poses under which the mirror image of the map shows the same particles: M A M, M = diag(1, 1, -1)."""
+        mirror = self.rotations.new_tensor([1.0, 1.0, -1.0])
+        return Poses(self.rotations * mirror * mirror[:, None], self.shifts_angstrom)

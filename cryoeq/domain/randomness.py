@@ -23,7 +23,9 @@ class Stream(IntEnum):
     SECOND_LOOK = 7
     LESSONS = 8
     HELD_OUT = 9
-    AUGMENTATION = 10
+    DECODER_FIT = 10
+    FILTERS = 11
+    AUGMENTATION = 12
 
 
 def stream_generator(seed: int, stream: Stream, number: int = 0) -> torch.Generator:

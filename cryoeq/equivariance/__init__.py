@@ -67,6 +67,7 @@ with warnings.catch_warnings(), _cache_of_the_user():
 from cryoeq.equivariance.convolution import FullMapConv, SteerableBlock, SteerableConv  # noqa: E402
 from cryoeq.equivariance.groups import GROUP_NAMES, FieldKind, PlaneGroup, plane_group  # noqa: E402
 from cryoeq.equivariance.nonlinearity import FieldActivation  # noqa: E402
+from cryoeq.equivariance.perceptron import SteerablePerceptron  # noqa: E402
 
 __all__ = [
     "GROUP_NAMES",
@@ -76,5 +77,6 @@ __all__ = [
     "PlaneGroup",
     "SteerableBlock",
     "SteerableConv",
+    "SteerablePerceptron",
     "plane_group",
 ]

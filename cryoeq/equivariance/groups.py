@@ -100,11 +100,41 @@ class PlaneGroup:
         kept = torch.from_numpy(directions[:, values > 0.999].T.copy()).to(torch.get_default_dtype())
         return kept * torch.tensor([1.0, -1.0]) if kind == "vector" else kept
 
+    def regular_representation(self) -> "RegularRepresentation":
+        """How the group permutes functions on its elements: the hidden fields of a finite group.
+
+        Raises:
+            ValueError: the group is continuous.
+        """
+        if self.is_continuous:
+            raise ValueError(f"{self.name} has no regular representation of finite size")
+        if self.is_trivial:
+            one = torch.ones(1, 1, dtype=torch.float64)
+            return RegularRepresentation(torch.eye(2, dtype=torch.float64)[None], one, ((0,),), (False,))
+        return _regular_representation(self.name)
+
     def sampling_matrix(self) -> Float[Tensor, "samples coefficients"]:
         """Values, on a uniform grid of the group, of the function whose coefficients a hidden Fourier field holds."""
         layer = FourierPointwise(_gspace(self.name), 1, _band(self.name), N=_FOURIER_SAMPLES, type="regular")
         values: Tensor = layer.A
         return values.to(torch.get_default_dtype()) * math.sqrt(values.shape[1])
+
+
+@dataclass(frozen=True)
+class RegularRepresentation:
+    """Functions on a finite group, and the irreps that they fall apart into.
+
+    Args:
+        elements: of the group, in the order of a field's components, as matrices on (x, y), y downwards.
+        change: orthogonal; its columns span the irreps.
+        columns: for each different irrep, the columns of its copies, one copy after the other.
+        is_complex: for each different irrep of two dimensions, whether its matrices are those of complex numbers.
+    """
+
+    elements: Float[Tensor, "order 2 2"]
+    change: Float[Tensor, "order order"]
+    columns: tuple[tuple[int, ...], ...]
+    is_complex: tuple[bool, ...]
 
 
 def permute_pixels(images: Float[Tensor, "*batch n n"], g: Float[Tensor, "2 2"]) -> Float[Tensor, "*batch n n"]:
@@ -158,6 +188,24 @@ def _representation(name: str, kind: FieldKind) -> Any:
     if name in ("so2", "o2"):
         return group.spectral_regular_representation(*_band(name))
     return group.regular_representation
+
+
+@lru_cache
+def _regular_representation(name: str) -> RegularRepresentation:
+    space = _gspace(name)
+    group = space.fibergroup
+    regular = group.regular_representation
+    flip = np.diag([1.0, -1.0])
+    elements = np.stack([flip @ space.basespace_action(g) @ flip for g in group.elements])
+    columns: dict[Any, list[int]] = {}
+    first = 0
+    for irrep in regular.irreps:
+        size = group.irrep(*irrep).size
+        columns.setdefault(irrep, []).extend(range(first, first + size))
+        first += size
+    is_complex = tuple(group.irrep(*irrep).type == "C" for irrep in columns)
+    change = torch.from_numpy(np.asarray(regular.change_of_basis, dtype=np.float64))
+    return RegularRepresentation(torch.from_numpy(elements), change, tuple(map(tuple, columns.values())), is_complex)
 
 
 def _is_determinant(space: Any, irrep: Any) -> bool:

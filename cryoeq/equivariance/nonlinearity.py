@@ -51,13 +51,13 @@ class FieldActivation(nn.Module):
         batch, channels, height, width = maps.shape
         rows = maps.permute(0, 2, 3, 1).reshape(-1, channels)
         values = rows if self.synthesis is None else F.linear(rows, self.synthesis)
-        values = self._normalise_and_rectify(values)
+        values = self.on_values(values)
         rows = values if self.analysis is None else F.linear(values, self.analysis)
         activated = rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
         return activated * _disc(height, activated) if self.is_windowed and height > 1 else activated
 
-    def _normalise_and_rectify(self, values: Tensor) -> Tensor:
-        """Batch statistics in training, running ones in evaluation."""
+    def on_values(self, values: Float[Tensor, "rows channels"]) -> Float[Tensor, "rows channels"]:
+        """The activated values of functions on the group, fields fastest; batch statistics in training."""
         if self.training:
             activated, mean, variance = _norm_relu(values, self.weight, self.bias, self.epsilon)
             with torch.no_grad():

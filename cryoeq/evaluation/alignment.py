@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Complex, Float, Float64, Int
-from scipy.optimize import minimize
 from torch import Tensor
 
 from cryoeq.domain.volume import Volume
@@ -116,7 +115,9 @@ def align_map(
     require_same_frame(moving, reference)
     for name, volume in (("map to align", moving), ("reference", reference)):
         if float(volume.values.std()) == 0:
-            raise MapFileError(f"the {name} is the same everywhere", "a map with contrast to align", "Check the file")
+            raise MapFileError(
+                f"the {name} is the same everywhere", "Expected a map with contrast to align", "Check the file"
+            )
     rotations = (so3_grid(_SEARCH_ORDER) if start is None else start.float()[None]).to(moving.values.device)
     finalists = [
         _best_in_hand(moving, reference, rotations, hand) for hand in ((False, True) if with_hand else (False,))
@@ -291,6 +292,8 @@ def _refine(band: _Band, start: _Candidate) -> _Candidate:
         value = -(weights * _agreement(band, *place(free))).sum() / weights.sum().clamp(min=1e-12)
         (gradient,) = torch.autograd.grad(value, free)
         return float(value.detach()), gradient.double().cpu().numpy()
+
+    from scipy.optimize import minimize  # half a second that only an alignment should cost
 
     found = minimize(cost, np.zeros(6), jac=True, method="BFGS", options={"gtol": 1e-3, "maxiter": 40})
     rotation, shift = place(torch.as_tensor(found.x, dtype=torch.float32, device=device))

@@ -93,11 +93,15 @@ def compare_poses(
     n = len(predicted)
     if n != len(truth):
         raise ParticleFileError(
-            f"{n} predicted poses for {len(truth)} true ones", "one for each image", "Compare the same particles"
+            f"{n} predicted poses for {len(truth)} true ones",
+            "Expected one for each image",
+            "Compare the same particles",
         )
     if n < MIN_IMAGES:
         raise ParticleFileError(
-            f"{n} images", f"at least {MIN_IMAGES} to fit a frame on one half and score the other", "Use more images"
+            f"{n} images",
+            f"Expected at least {MIN_IMAGES} to fit a frame on one half and score the other",
+            "Use more images",
         )
     device = truth.rotations.device
     generator = generator or torch.Generator().manual_seed(0)

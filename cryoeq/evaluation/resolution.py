@@ -6,20 +6,23 @@ is the mask's doing. Corrected curve: Chen et al. 2013, Ultramicroscopy 135, 24-
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import MapFileError
-from cryoeq.geometry.shells import fourier_shell_correlation, slabs, squared_radii
+from cryoeq.geometry.map_filter import filter_map
+from cryoeq.geometry.shells import ShellSpectra, fourier_shell_correlation, shell_spectra
 
 HALF_MAP_THRESHOLD: Final = 0.143
 TRUTH_THRESHOLD: Final = 0.5
 _RANDOMISE_BELOW = 0.8
+# RELION's number for the share of the box that a sphere fills.
+_SPHERE_IN_BOX = 0.476
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class FscCurves:
         randomised: of the masked maps after their phases were randomised from ``randomised_from_shell`` on.
         corrected: masked, less what the mask adds; None without a mask, or where no phases could be randomised.
         randomised_from_shell: first shell with an unmasked correlation below 0.8; None where there is none.
+        solvent_fraction: how many times larger the sphere that fits the box is than the mask; None without a mask.
+        spectra: the sums behind the unmasked curve.
     """
 
     box_size_px: int
@@ -43,6 +48,34 @@ class FscCurves:
     randomised: Float[Tensor, " shells"] | None = None
     corrected: Float[Tensor, " shells"] | None = None
     randomised_from_shell: int | None = None
+    solvent_fraction: float | None = None
+    spectra: ShellSpectra | None = None
+
+    @property
+    def final(self) -> Float[Tensor, " shells"]:
+        """The curve that counts: the corrected one, but the unmasked one where that goes further.
+
+        A mask that makes the resolution worse does not fit; RELION then leaves it out, too.
+        """
+        corrected = self.masked if self.corrected is None else self.corrected
+        if corrected is None or _last_shell(self.unmasked) > _last_shell(corrected):
+            return self.unmasked
+        return corrected
+
+    @property
+    def final_resolution_angstrom(self) -> float:
+        """Resolution of the final curve at 0.143; infinite where its first shell is below."""
+        return resolution_angstrom(self.final, HALF_MAP_THRESHOLD, self.box_size_px, self.pixel_size_angstrom)
+
+    @property
+    def particle_fraction(self) -> Float[Tensor, " shells"] | None:
+        """Unmasked curve corrected for the solvent in the box: f F / (1 + (f - 1) F), f the solvent fraction.
+
+        RELION's ``rlnFourierShellCorrelationParticleMaskFraction``, after cisTEM: Grant et al. 2018, eLife 7, e35383.
+        """
+        if self.solvent_fraction is None:
+            return None
+        return self.solvent_fraction * self.unmasked / (1 + (self.solvent_fraction - 1) * self.unmasked)
 
     def resolutions_angstrom(self, threshold: float) -> dict[str, float | None]:
         """Resolution of the unmasked, masked and corrected curves; None for a curve that is missing.
@@ -70,8 +103,7 @@ def resolution_angstrom(
         box_size_px: side of the maps.
         pixel_size_angstrom: of the maps.
     """
-    below = (fsc[1:] < threshold).nonzero()
-    last = int(below[0]) if len(below) else len(fsc) - 1
+    last = _last_shell(fsc, threshold)
     return box_size_px * pixel_size_angstrom / last if last else math.inf
 
 
@@ -90,19 +122,43 @@ def compare_maps(
         MapFileError: boxes or pixel sizes that differ, or a mask that does not fit.
     """
     require_same_frame(first, second)
-    n, pixel_size = first.box_size_px, first.pixel_size_angstrom
-    unmasked = fourier_shell_correlation(first.values, second.values)
-    if mask is None:
-        return FscCurves(n, pixel_size, unmasked)
-    _require_mask(mask, first)
-    masked = fourier_shell_correlation(first.values, second.values, mask.values)
-    from_shell = _first_below(unmasked, _RANDOMISE_BELOW)
-    if from_shell is None or generator is None:
-        return FscCurves(n, pixel_size, unmasked, masked)
-    noise = [randomise_phases(volume.values, from_shell, generator) for volume in (first, second)]
-    randomised = fourier_shell_correlation(noise[0], noise[1], mask.values)
-    corrected = corrected_correlation(masked, randomised, from_shell)
-    return FscCurves(n, pixel_size, unmasked, masked, randomised, corrected, from_shell)
+    spectra = shell_spectra(torch.fft.rfftn(first.values), torch.fft.rfftn(second.values))
+    curves = FscCurves(first.box_size_px, first.pixel_size_angstrom, spectra.correlation, spectra=spectra)
+    return curves if mask is None else add_mask(curves, first, second, mask, generator)
+
+
+def add_mask(
+    curves: FscCurves, first: Volume, second: Volume, mask: Volume, generator: torch.Generator | None
+) -> FscCurves:
+    """The curves of two maps with those under a mask.
+
+    Args:
+        curves: the unmasked ones of these maps.
+        first: a map.
+        second: another in the same frame.
+        mask: values between 0 and 1.
+        generator: draws the random phases; without one nothing is corrected.
+
+    Raises:
+        MapFileError: a mask that does not fit.
+    """
+    require_mask(mask, first)
+    curves = replace(
+        curves,
+        masked=fourier_shell_correlation(first.values, second.values, mask.values),
+        solvent_fraction=_SPHERE_IN_BOX / float((mask.values > 0.5).double().mean()),
+    )
+    from_shell = _first_below(curves.unmasked, _RANDOMISE_BELOW)
+    if curves.masked is None or from_shell is None or generator is None:
+        return curves
+    # One map after the other: at 512 pixels each is half a gigabyte.
+    transforms = [
+        torch.fft.rfftn(randomise_phases(volume.values, from_shell, generator) * mask.values)
+        for volume in (first, second)
+    ]
+    randomised = shell_spectra(transforms[0], transforms[1]).correlation
+    corrected = corrected_correlation(curves.masked, randomised, from_shell)
+    return replace(curves, randomised=randomised, corrected=corrected, randomised_from_shell=from_shell)
 
 
 def corrected_correlation(
@@ -132,16 +188,13 @@ def randomise_phases(
         from_shell: first shell to randomise, in cycles per box.
         generator: draws the phases, uniform over the circle.
     """
-    n = values.shape[-1]
-    transform = torch.fft.rfftn(values)
-    randomised = torch.empty_like(transform)
-    for start, stop in slabs(n):
-        slab = transform[start:stop]
-        phases = torch.rand(slab.shape, generator=generator, device=generator.device).to(values.device) * (2 * math.pi)
-        far = squared_radii(n, start, stop, values.device) >= from_shell**2
-        randomised[start:stop] = torch.where(far, torch.polar(slab.abs(), phases.to(slab.real.dtype)), slab)
-    restored: Tensor = torch.fft.irfftn(randomised, s=values.shape)
-    return restored
+
+    def change(rows: Complex[Tensor, "n rows half"], squared: Int[Tensor, "n rows half"]) -> Tensor:
+        turns = torch.rand(rows.shape, generator=generator, device=generator.device).to(rows.real)
+        angles = turns * (squared >= from_shell**2) * (2 * math.pi)
+        return rows * torch.polar(torch.ones_like(angles), angles)
+
+    return filter_map(values, change)
 
 
 def require_same_frame(first: Volume, second: Volume) -> None:
@@ -153,30 +206,41 @@ def require_same_frame(first: Volume, second: Volume) -> None:
     if first.box_size_px != second.box_size_px:
         raise MapFileError(
             f"the maps have boxes of {first.box_size_px} and {second.box_size_px} pixels",
-            "two maps of one box",
+            "Expected two maps of one box",
             "Crop, pad or resample one of them",
         )
     ours, theirs = first.pixel_size_angstrom, second.pixel_size_angstrom
     if not math.isclose(ours, theirs, rel_tol=1e-3):
         raise MapFileError(
             f"the maps have pixel sizes of {ours:.6g} and {theirs:.6g} Angstrom",
-            "two maps of one pixel size",
+            "Expected two maps of one pixel size",
             "Give the true one for both with --angpix, or resample one of them",
         )
 
 
-def _require_mask(mask: Volume, volume: Volume) -> None:
+def require_mask(mask: Volume, volume: Volume) -> None:
+    """Refuse a mask that does not fit a map.
+
+    Raises:
+        MapFileError: a box of another size, values outside 0 to 1, or nothing but zeros.
+    """
     if mask.box_size_px != volume.box_size_px:
         raise MapFileError(
             f"the mask has a box of {mask.box_size_px} pixels, the maps have {volume.box_size_px}",
-            "a mask on the grid of the maps",
+            "Expected a mask on the grid of the maps",
             "Make the mask from one of these maps",
         )
     low, high = float(mask.values.min()), float(mask.values.max())
-    if low < -1e-4 or high > 1 + 1e-4 or high <= 0:
+    if high <= 0.5 and low >= -1e-4:
+        raise MapFileError(
+            f"the mask is empty: its largest value is {high:.4g}",
+            "Expected values up to 1 in the particle",
+            "Make the mask again",
+        )
+    if low < -1e-4 or high > 1 + 1e-4:
         raise MapFileError(
             f"the mask has values from {low:.4g} to {high:.4g}",
-            "values between 0 and 1, some above 0",
+            "Expected values between 0 and 1",
             "Make the mask again",
         )
 
@@ -184,3 +248,9 @@ def _require_mask(mask: Volume, volume: Volume) -> None:
 def _first_below(fsc: Float[Tensor, " shells"], level: float) -> int | None:
     below = (fsc[1:] < level).nonzero()
     return int(below[0]) + 1 if len(below) else None
+
+
+def _last_shell(fsc: Float[Tensor, " shells"], threshold: float = HALF_MAP_THRESHOLD) -> int:
+    """The last shell before the first drop below the threshold; 0 if shell 1 is below it."""
+    first_below = _first_below(fsc, threshold)
+    return len(fsc) - 1 if first_below is None else first_below - 1

@@ -44,6 +44,8 @@ _CHUNK_POINTS = 2**18
 
 # What ``planar_symmetry_score`` tells apart, and what not, is said there.
 MIXED_HANDS_SCORE = 0.9
+# What a run says then, and its verdict looks for.
+MIXED_HANDS_WARNING = "both hands may be mixed"
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,9 @@ def _centre_of_mass(volume: Volume) -> Float[Tensor, " 3"]:
     low = _low_resolution(volume.values.float(), 2 * _MASS_RADIUS)
     mass = low.clamp(min=0).square()
     if float(mass.sum()) == 0:
-        raise MapFileError("the map is the same everywhere in its box", "a map with contrast", "Check the file")
+        raise MapFileError(
+            "the map is the same everywhere in its box", "Expected a map with contrast", "Check the file"
+        )
     line = (torch.arange(len(low), device=low.device) - len(low) // 2) / len(low)
     moments = [(mass.sum(axes) * line).sum() for axes in ((0, 1), (0, 2), (1, 2))]
     return torch.stack(moments) / mass.sum()

@@ -44,7 +44,7 @@ def _generators(name: str) -> tuple[tuple[int, float, float, float], ...]:
     if match is None or int(match[2]) > _MAX_ORDER:
         raise ConfigError(
             f"symmetry {name!r} is not known",
-            f"one of C1, C2, ... C{_MAX_ORDER}, D1, D2, ..., T, O, I, I1, I2",
+            f"Expected one of C1, C2, ... C{_MAX_ORDER}, D1, D2, ..., T, O, I, I1, I2",
             "Check --sym",
         )
     principal = (int(match[2]), 0.0, 0.0, 1.0)

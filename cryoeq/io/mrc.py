@@ -14,7 +14,7 @@ from torch import Tensor
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import MapFileError, ParticleFileError
 from cryoeq.io.atomic import atomic_path
-from cryoeq.io.mrc_header import HEADER_BYTES, MrcHeader, ValueStatistics, build_header, read_header
+from cryoeq.io.mrc_header import HEADER_BYTES, MrcHeader, ValueStatistics, build_header, read_header, with_origin
 
 
 def header_notes(path: Path) -> tuple[str, ...]:
@@ -51,22 +51,44 @@ def read_map(path: Path, *, angpix: float | None = None) -> Volume:
     return Volume(torch.from_numpy(values), float(pixel_size))
 
 
-def write_map(path: Path, volume: Volume, *, label: str = "") -> None:
-    """Write a map: float32, ISPG 1, origin 0, statistics filled.
+def read_map_corner(path: Path, pixel_size_angstrom: float) -> Float[Tensor, " 3"]:
+    """Where the first voxel of a map lies in the frame of its atomic model, (x, y, z) in Angstrom.
+
+    ORIGIN counts where it is not zero, as in ChimeraX; else NXSTART and its like, in voxels, as in CCP4.
+
+    Args:
+        path: an MRC file.
+        pixel_size_angstrom: of the map.
+    """
+    header = read_header(path, MapFileError)
+    if any(header.origin_angstrom) and all(map(math.isfinite, header.origin_angstrom)):
+        return torch.tensor(header.origin_angstrom)
+    return torch.tensor(header.start_px) * pixel_size_angstrom
+
+
+def write_map(
+    path: Path, volume: Volume, *, label: str = "", origin_angstrom: tuple[float, float, float] = (0.0, 0.0, 0.0)
+) -> None:
+    """Write a map: float32, ISPG 1, statistics filled.
 
     Args:
         path: the ``.mrc`` file to create or replace.
         volume: the map.
         label: for the header, for example the command that made it; cut at 80 characters with version and date.
+        origin_angstrom: place (x, y, z) of the first voxel, for viewers.
 
     Raises:
         OutputError: the disk is full or the place cannot be written.
     """
-    values = volume.values.detach().cpu().to(torch.float32).contiguous().numpy()
-    spread = float(values.std(dtype=np.float64))
-    statistics = ValueStatistics(float(values.min()), float(values.max()), float(values.mean(dtype=np.float64)), spread)
+    tensor = volume.values.detach().cpu().to(torch.float32).contiguous()
+    # One pass in double precision, without the copies that numpy would make of a large map.
+    spread, mean = torch.std_mean(tensor, correction=0)
+    lowest, highest = tensor.aminmax()
+    statistics = ValueStatistics(float(lowest), float(highest), float(mean), float(spread))
+    values = tensor.numpy()
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(build_header(values.shape, volume.pixel_size_angstrom, statistics, is_stack=False, label=label))
+        header = build_header(values.shape, volume.pixel_size_angstrom, statistics, is_stack=False, label=label)
+        file.write(with_origin(header, origin_angstrom))
         file.write(values.data)
 
 

@@ -29,6 +29,8 @@ class MrcHeader:
         data_offset: bytes before the first value.
         pixel_size_angstrom: CELLA.X / MX; None where it is zero or cannot be trusted.
         axes: which of x = 1, y = 2, z = 3 runs along sections, rows and columns.
+        start_px: number of the first voxel along x, y and z (NXSTART and its like).
+        origin_angstrom: ORIGIN, (x, y, z); zero in most files, and in those without the MAP stamp.
         notes: what is odd about the header, one sentence each.
     """
 
@@ -37,6 +39,8 @@ class MrcHeader:
     data_offset: int
     pixel_size_angstrom: float | None
     axes: tuple[int, int, int]
+    start_px: tuple[int, int, int]
+    origin_angstrom: tuple[float, float, float]
     notes: tuple[str, ...]
 
 
@@ -92,13 +96,18 @@ def _parse(path: Path, raw: bytes) -> MrcHeader:
     # Without the stamp the later fields are whatever an old writer left there: its pixel size is no measurement.
     pixel_size = float(header["cella"]["x"]) / max(int(header["mx"]), 1) if is_stamped else 0.0
     axes = (int(header["maps"]), int(header["mapr"]), int(header["mapc"]))
+    axes = axes if sorted(axes) == [1, 2, 3] else (3, 2, 1)
+    starts = [int(header[name]) if is_stamped else 0 for name in ("nzstart", "nystart", "nxstart")]  # as axes
+    origin = [float(header["origin"][axis]) if is_stamped else 0.0 for axis in "xyz"]
     note = f"{path.name}: the MRC header has no MAP stamp; it was read all the same, but for its pixel size."
     return MrcHeader(
         shape=(max(int(header["nz"]), 1), int(header["ny"]), int(header["nx"])),
         dtype=dtype_from_mode(mode).newbyteorder(byte_order),
         data_offset=HEADER_BYTES + max(int(header["nsymbt"]), 0),
         pixel_size_angstrom=pixel_size if math.isfinite(pixel_size) and pixel_size > 0 else None,
-        axes=axes if sorted(axes) == [1, 2, 3] else (3, 2, 1),
+        axes=axes,
+        start_px=(starts[axes.index(1)], starts[axes.index(2)], starts[axes.index(3)]),
+        origin_angstrom=(origin[0], origin[1], origin[2]),
         notes=() if is_stamped else (note,),
     )
 
@@ -140,4 +149,12 @@ def build_header(
     header["machst"] = machine_stamp_from_byte_order("<" if sys.byteorder == "little" else ">")
     full_label = f"cryoeq {__version__}  {datetime.now(UTC):%Y-%m-%d %H:%M:%S}  {label}".strip()
     header["label"][0] = full_label.encode("ascii", "replace")[:80]
+    return header.tobytes()
+
+
+def with_origin(raw: bytes, origin_angstrom: tuple[float, float, float]) -> bytes:
+    """A header with ORIGIN set to a place (x, y, z)."""
+    header = np.frombuffer(raw, HEADER_DTYPE).copy()
+    for axis, place in zip("xyz", origin_angstrom, strict=True):
+        header["origin"][axis] = place
     return header.tobytes()

@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cryoeq.equivariance import FieldActivation, FullMapConv, PlaneGroup, SteerableBlock, SteerableConv, plane_group
+from cryoeq.equivariance import (
+    FieldActivation,
+    FullMapConv,
+    PlaneGroup,
+    SteerableBlock,
+    SteerableConv,
+    SteerablePerceptron,
+    plane_group,
+)
 from cryoeq.models.pose_head import HeadKind, PoseHead, PoseProposals
 
 TrunkKind = Literal["conv", "dense"]
@@ -116,6 +124,7 @@ class PoseEncoder(nn.Module):
         trunk: "conv", or "dense": the first filter is as large as the image. On boxes of up to about 32 px the dense
             trunk is faster and, where labels are free, more accurate; its cost grows with the area of the box.
         head: how the rotation is represented; see ``PoseHead``.
+        low_passes: show the trunk low-passes of the images too.
     """
 
     def __init__(
@@ -127,9 +136,10 @@ class PoseEncoder(nn.Module):
         *,
         trunk: TrunkKind = "conv",
         head: HeadKind = "rows",
+        low_passes: bool = True,
     ) -> None:
         super().__init__()
-        self.box_size_px = box_size_px
+        self.box_size_px, self.low_passes = box_size_px, low_passes
         self.group = plane_group(group)
         self.plan = SpatialPlan.for_box(box_size_px, is_grid_exact=self.group.is_grid_exact)
         sizes = self.plan.level_sizes_px if trunk == "conv" else ()
@@ -139,8 +149,9 @@ class PoseEncoder(nn.Module):
                 f"channels {widths}: a {trunk} trunk for a box of {box_size_px} px has maps of {sizes} px, each with a "
                 "width, and one more width for the layers behind them"
             )
+        self.channels = widths
         fields = [max(1, round(width / self.group.dim("hidden"))) for width in widths]
-        sigmas = tuple(2.0**k for k in range(3 if box_size_px >= 32 else 2))
+        sigmas = tuple(2.0**k for k in range(3 if box_size_px >= 32 else 2)) if low_passes else ()
         self.pyramid = LowPassPyramid(self.plan.padded_px, sigmas)
         self.trunk = _trunk(self.group, 1 + len(sigmas), fields, self.plan)
         self.head = PoseHead(self.group, fields[-1], n_heads, kind=head, shift_scale_px=box_size_px / 64)
@@ -151,6 +162,24 @@ class PoseEncoder(nn.Module):
             raise ValueError(f"images of {images.shape[-1]} px for an encoder of {self.box_size_px} px")
         proposals: PoseProposals = self.head(self.trunk(self.pyramid(self._centre(images))))
         return proposals
+
+    @property
+    def matched_fields(self) -> int:
+        """How many images the first layer can begin with; 0 where its filters are not as large as an image."""
+        return self.trunk.fields if isinstance(self.trunk, SteerablePerceptron) and not self.low_passes else 0
+
+    def begin_with(self, images: Float[Tensor, "fields n n"]) -> None:
+        """Let the first layer begin as filters matched to these images.
+
+        Args:
+            images: ``matched_fields`` of them.
+
+        Raises:
+            ValueError: the filters are not as large as an image.
+        """
+        if not isinstance(self.trunk, SteerablePerceptron) or len(images) != self.matched_fields:
+            raise ValueError(f"{len(images)} images for {self.matched_fields} filters as large as an image")
+        self.trunk.begin_with(self._centre(images)[:, None])
 
     def _centre(self, images: Tensor) -> Tensor:
         """Odd images whose centre is the particle's origin, padded to the plan's side."""
@@ -165,7 +194,7 @@ def default_channels(level_sizes_px: tuple[int, ...]) -> tuple[int, ...]:
     return (*(16 if size > 24 else 32 if size > 12 else 64 for size in level_sizes_px), 512)
 
 
-def _trunk(group: PlaneGroup, in_channels: int, fields: list[int], plan: SpatialPlan) -> nn.Sequential:
+def _trunk(group: PlaneGroup, in_channels: int, fields: list[int], plan: SpatialPlan) -> nn.Module:
     """Level by level at half the resolution, then one filter as large as the last map, then a layer at one pixel.
 
     Groups that the grid serves exactly have small filters, two convolutions a level; the others one, large and smooth.
@@ -185,8 +214,10 @@ def _trunk(group: PlaneGroup, in_channels: int, fields: list[int], plan: Spatial
     return nn.Sequential(*blocks, _block(whole, group), _block(mixing, group))
 
 
-def _dense_trunk(group: PlaneGroup, in_channels: int, last: int, size_px: int) -> nn.Sequential:
+def _dense_trunk(group: PlaneGroup, in_channels: int, last: int, size_px: int) -> nn.Module:
     """One filter as large as the image, then two layers at one pixel: a steerable perceptron."""
+    if group.is_grid_exact:
+        return SteerablePerceptron(group, in_channels, size_px, last)
     whole = FullMapConv(group, (in_channels, "scalar"), (last, "hidden"), size_px)
     mixing = [FullMapConv(group, (last, "hidden"), (last, "hidden"), 1) for _ in range(2)]
     return nn.Sequential(*(_block(conv, group) for conv in (whole, *mixing)))

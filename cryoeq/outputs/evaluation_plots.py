@@ -12,11 +12,12 @@ from torch import Tensor
 
 from cryoeq.evaluation.poses import PoseErrors
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, TRUTH_THRESHOLD, FscCurves, resolution_angstrom
-from cryoeq.outputs.figure import COLOURS, GREY, png_figure
+from cryoeq.outputs.figure import COLOURS, GREY, ON_TOP, png_figure, resolution_ticks_angstrom
 
 _MARKED_DEG = (5.0, 10.0, 30.0)
 _ZOOM_DEG = 30.0
-_MAX_RESOLUTION_TICKS = 7
+_CURVE_COLOURS = (*COLOURS[:3], *COLOURS[4:])
+_LINE_STYLES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
 
 
 def plot_fsc(path: Path, curves: FscCurves, *, title: str = "", threshold: float = HALF_MAP_THRESHOLD) -> None:
@@ -34,25 +35,50 @@ def plot_fsc(path: Path, curves: FscCurves, *, title: str = "", threshold: float
     named = {"corrected": curves.corrected, "masked": curves.masked, "unmasked": curves.unmasked}
     present = {name: curve for name, curve in named.items() if curve is not None}
     side = curves.box_size_px * curves.pixel_size_angstrom
-    frequencies = torch.arange(len(curves.unmasked), dtype=torch.float64) / side
+    plot_correlations(path, present, side, title=title, threshold=threshold, randomised=curves.randomised)
+
+
+def plot_correlations(
+    path: Path,
+    curves: Mapping[str, Float[Tensor, " shells"]],
+    side_angstrom: float,
+    *,
+    title: str = "",
+    threshold: float = HALF_MAP_THRESHOLD,
+    randomised: Float[Tensor, " shells"] | None = None,
+) -> None:
+    """Draw FSC curves against spatial frequency, with resolution in Angstrom along the top.
+
+    Args:
+        path: the PNG file to create or replace.
+        curves: by name; the first is drawn as a full line.
+        side_angstrom: of the box.
+        title: above the picture.
+        threshold: the one whose resolutions the legend tells; 0.143 and 0.5 are marked.
+        randomised: the curve of maps with random phases, which has no resolution.
+
+    Raises:
+        OutputError: the disk is full or the place cannot be written.
+    """
+    n_shells = len(next(iter(curves.values())))
+    frequencies = torch.arange(n_shells, dtype=torch.float64) / side_angstrom
     with png_figure(path) as figure:
         axes = figure.subplots()
-        for (name, curve), colour, style in zip(present.items(), COLOURS, ("-", "--", "-."), strict=False):
-            label = f"{name}: {_resolution_text(curve, threshold, curves)}"
-            axes.plot(frequencies[1:], curve.cpu()[1:], style, color=colour, label=label)
-        if curves.randomised is not None:
-            randomised = curves.randomised.cpu()[1:]
-            axes.plot(frequencies[1:], randomised, ":", color=COLOURS[3], label="phases randomised")
+        for (name, curve), colour, style in zip(curves.items(), _CURVE_COLOURS, _LINE_STYLES, strict=False):
+            label = f"{name}: {_resolution_text(curve, threshold, side_angstrom)}"
+            axes.plot(frequencies[1:], curve.cpu()[1:], linestyle=style, color=colour, label=label)
+        if randomised is not None:
+            axes.plot(frequencies[1:], randomised.cpu()[1:], ":", color=COLOURS[3], label="phases randomised")
         for level in (HALF_MAP_THRESHOLD, TRUTH_THRESHOLD):
             axes.axhline(level, color=GREY, linewidth=1.0, linestyle=(0, (6, 4)))
             axes.annotate(f"{level:g}", (1.0, level), (4, 0), xycoords=("axes fraction", "data"),
                           textcoords="offset points", va="center", color=GREY)  # fmt: skip
         axes.axhline(0.0, color=GREY, linewidth=0.8)
-        lowest = min(float(curve[1:].min()) for curve in present.values())
+        lowest = min(float(curve[1:].min()) for curve in curves.values())
         axes.set(xlabel="Spatial frequency (1/Å)", ylabel="Fourier shell correlation", xlim=(0, float(frequencies[-1])))
         axes.set_ylim(min(-0.05, lowest - 0.05), 1.03)
-        axes.legend(loc="best", title=f"Resolution at {threshold:g}")
-        _add_resolution_axis(axes, side, len(frequencies) - 1)
+        axes.legend(loc="lower left", bbox_to_anchor=(0.01, 0.2), title=f"Resolution at {threshold:g}", **ON_TOP)
+        _add_resolution_axis(axes, side_angstrom, n_shells - 1)
         if title:
             figure.suptitle(title)
 
@@ -81,17 +107,14 @@ def plot_pose_errors(path: Path, errors: PoseErrors, *, title: str = "") -> None
             figure.suptitle(title)
 
 
-def _resolution_text(curve: Float[Tensor, " shells"], threshold: float, curves: FscCurves) -> str:
-    resolution = resolution_angstrom(curve, threshold, curves.box_size_px, curves.pixel_size_angstrom)
+def _resolution_text(curve: Float[Tensor, " shells"], threshold: float, side_angstrom: float) -> str:
+    resolution = resolution_angstrom(curve, threshold, 1, side_angstrom)
     return f"{resolution:.2f} Å" if math.isfinite(resolution) else "none"
 
 
 def _add_resolution_axis(axes: Axes, side_angstrom: float, n_shells: int) -> None:
     """Ticks along the top at round resolutions, coarse to fine, evenly spread in frequency."""
-    finest = side_angstrom / n_shells
-    wanted = [finest * _MAX_RESOLUTION_TICKS / step for step in range(1, _MAX_RESOLUTION_TICKS + 1)]
-    digits = [max(0, 1 - math.floor(math.log10(value))) for value in wanted]
-    ticks = sorted({round(value, places) for value, places in zip(wanted, digits, strict=True)}, reverse=True)
+    ticks = resolution_ticks_angstrom(side_angstrom / n_shells)
     top = axes.secondary_xaxis("top")
     top.set_xticks([1 / tick for tick in ticks], labels=[f"{tick:g}" for tick in ticks])
     top.set_xlabel("Resolution (Å)")

@@ -26,13 +26,15 @@ def resolution_ticks_angstrom(finest_angstrom: float, *, count: int = 7) -> list
         finest_angstrom: none is finer.
         count: how many at most.
     """
-    wanted = [finest_angstrom * count / step for step in range(1, count + 1)]
-    return sorted({_rounded_up(value) for value in wanted}, reverse=True)
+    wanted = (finest_angstrom * count / step for step in range(1, count + 1))
+    return sorted({_rounded(value, finest_angstrom) for value in wanted}, reverse=True)
 
 
-def _rounded_up(value: float) -> float:
+def _rounded(value: float, least: float) -> float:
+    """The round number nearest to a value by ratio, of those not below the least one."""
     power = 10.0 ** math.floor(math.log10(value))
-    return next(step * power for step in _ROUND if step * power > 0.999 * value)
+    allowed = [step * power for step in _ROUND if step * power > 0.999 * least]
+    return min(allowed, key=lambda candidate: abs(math.log(candidate / value)))
 
 
 @contextmanager

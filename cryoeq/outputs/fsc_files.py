@@ -1,15 +1,18 @@
-"""FSC curves as files that other programs read: a RELION star and the XML that EMDB takes."""
+"""FSC curves as files that other programs read: a RELION star, the XML that EMDB takes, and columns of numbers."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
-from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves
+from cryoeq.evaluation.resolution import FscCurves
+from cryoeq.evaluation.sharpening import GuinierPlot
 from cryoeq.io.text import write_text
 
 # What RELION writes where the resolution would be infinite.
 _NO_RESOLUTION = 999.0
+_VERSION = "# version 30001"
 
 
 def write_fsc_star(path: Path, curves: FscCurves) -> None:
@@ -22,30 +25,47 @@ def write_fsc_star(path: Path, curves: FscCurves) -> None:
     Raises:
         OutputError: the disk is full or the place cannot be written.
     """
-    finest = [resolution for resolution in curves.resolutions_angstrom(HALF_MAP_THRESHOLD).values() if resolution]
-    general = [("rlnFinalResolution", _number(finest[-1]))]
-    if curves.randomised_from_shell is not None:
-        general.append(("rlnRandomiseFrom", _number(_resolutions(curves)[curves.randomised_from_shell])))
-    resolutions = _resolutions(curves)
-    columns = {
-        "rlnSpectralIndex": [f"{shell:12d}" for shell in range(len(resolutions))],
-        "rlnResolution": [_number(1 / resolution) for resolution in resolutions],
-        "rlnAngstromResolution": [_number(resolution) for resolution in resolutions],
-        "rlnFourierShellCorrelationCorrected": _column(curves.corrected),
-        "rlnFourierShellCorrelationUnmaskedMaps": _column(curves.unmasked),
-        "rlnFourierShellCorrelationMaskedMaps": _column(curves.masked),
-        "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps": _column(curves.randomised),
+    general = {"rlnFinalResolution": _number(curves.final_resolution_angstrom), **_randomised_from(curves)}
+    write_text(path, _list_block("general", general) + _table_block("fsc", _fsc_columns(curves)))
+
+
+def write_postprocess_star(path: Path, curves: FscCurves, guinier: GuinierPlot, names: Mapping[str, str]) -> None:
+    """Write the blocks ``data_general``, ``data_fsc`` and ``data_guinier`` of RELION's postprocess.star.
+
+    Args:
+        path: the file to create or replace.
+        curves: of the half maps; the column of the corrected curve holds the final one, as in RELION.
+        guinier: amplitudes on the way to the sharpened map.
+        names: file names by label: ``rlnUnfilteredMapHalf1``, ``rlnUnfilteredMapHalf2`` and, with one, ``rlnMaskName``.
+
+    Raises:
+        OutputError: the disk is full or the place cannot be written.
+    """
+    names = {label: _star_safe(name) for label, name in names.items()}
+    mask_name = {label: names.pop(label) for label in ("rlnMaskName",) if label in names}
+    fraction = curves.solvent_fraction
+    general = {
+        "rlnFinalResolution": _number(curves.final_resolution_angstrom),
+        "rlnBfactorUsedForSharpening": _number(guinier.bfactor_angstrom2),
+        **names,
+        **({} if fraction is None else {"rlnParticleBoxFractionSolventMask": _number(fraction)}),
+        **mask_name,
+        **_randomised_from(curves),
     }
-    columns = {label: values for label, values in columns.items() if values}
-    labels = "".join(f"_{label} #{number}\n" for number, label in enumerate(columns, 1))
-    rows = "".join(" ".join(row) + "\n" for row in zip(*columns.values(), strict=True))
-    pairs = "".join(f"_{label:<40} {value}\n" for label, value in general)
-    version = "# version 30001"
-    write_text(path, f"\n{version}\n\ndata_general\n\n{pairs}\n\n{version}\n\ndata_fsc\n\nloop_\n{labels}{rows}\n")
+    if guinier.fit is not None:
+        general["rlnFittedSlopeGuinierPlot"] = _number(guinier.fit.slope_angstrom2)
+        general["rlnFittedInterceptGuinierPlot"] = _number(guinier.fit.intercept)
+        general["rlnCorrelationFitGuinierPlot"] = _number(guinier.fit.correlation)
+    blocks = (
+        _list_block("general", general),
+        _table_block("fsc", _fsc_columns(curves)),
+        _table_block("guinier", _guinier_columns(guinier)),
+    )
+    write_text(path, "".join(blocks))
 
 
 def write_fsc_xml(path: Path, curves: FscCurves) -> None:
-    """Write the corrected curve, or the unmasked one where there is no mask, in EMDB's format, as RELION does.
+    """Write the final curve in EMDB's format, as RELION does.
 
     Args:
         path: the file to create or replace.
@@ -54,14 +74,79 @@ def write_fsc_xml(path: Path, curves: FscCurves) -> None:
     Raises:
         OutputError: the disk is full or the place cannot be written.
     """
-    options = {"masked-corrected": curves.corrected, "masked": curves.masked, "unmasked": curves.unmasked}
-    kind, curve = next((kind, curve) for kind, curve in options.items() if curve is not None)
+    final = curves.final
+    kind = "unmasked" if final is curves.unmasked else "masked" if final is curves.masked else "masked-corrected"
     points = "".join(
-        f"  <coordinate>\n    <x>{1 / resolution:.6g}</x>\n    <y>{value:.6g}</y>\n  </coordinate>\n"
-        for resolution, value in zip(_resolutions(curves), curve.tolist(), strict=True)
+        f"  <coordinate>\n    <x>{frequency:.6g}</x>\n    <y>{value:.6g}</y>\n  </coordinate>\n"
+        for frequency, value in _points(curves)
     )
     title = f'<fsc title="cryoeq {kind} FSC" xaxis="Resolution (A-1)" yaxis="Correlation Coefficient">'
     write_text(path, f"{title}\n{points}</fsc>\n")
+
+
+def write_fsc_dat(path: Path, curves: FscCurves) -> None:
+    """Write the final curve as lines of spatial frequency (1 / Angstrom) and correlation.
+
+    Raises:
+        OutputError: the disk is full or the place cannot be written.
+    """
+    write_text(path, "".join(f"{frequency:.6g} {value:.6g}\n" for frequency, value in _points(curves)))
+
+
+def _points(curves: FscCurves) -> list[tuple[float, float]]:
+    frequencies = [1 / resolution for resolution in _resolutions(curves)]
+    return list(zip(frequencies, curves.final.tolist(), strict=True))
+
+
+def _fsc_columns(curves: FscCurves) -> dict[str, list[str]]:
+    resolutions = _resolutions(curves)
+    final = None if curves.masked is None else curves.final
+    columns = {
+        "rlnSpectralIndex": [f"{shell:12d}" for shell in range(len(resolutions))],
+        "rlnResolution": [_number(1 / resolution) for resolution in resolutions],
+        "rlnAngstromResolution": [_number(resolution) for resolution in resolutions],
+        "rlnFourierShellCorrelationCorrected": _column(final),
+        "rlnFourierShellCorrelationParticleMaskFraction": _column(curves.particle_fraction),
+        "rlnFourierShellCorrelationUnmaskedMaps": _column(curves.unmasked),
+        "rlnFourierShellCorrelationMaskedMaps": _column(curves.masked),
+        "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps": _column(curves.randomised),
+    }
+    return {label: values for label, values in columns.items() if values}
+
+
+def _guinier_columns(guinier: GuinierPlot) -> dict[str, list[str]]:
+    intercept = [] if guinier.fit is None else [_number(guinier.fit.intercept)] * len(guinier.original)
+    columns = {
+        "rlnResolutionSquared": _column(guinier.inverse_square_resolution),
+        "rlnLogAmplitudesOriginal": _column(guinier.original),
+        "rlnLogAmplitudesMTFCorrected": _column(guinier.mtf_corrected),
+        "rlnLogAmplitudesWeighted": _column(guinier.weighted),
+        "rlnLogAmplitudesSharpened": _column(guinier.sharpened),
+        "rlnLogAmplitudesIntercept": intercept,
+    }
+    return {label: values for label, values in columns.items() if values}
+
+
+def _randomised_from(curves: FscCurves) -> dict[str, str]:
+    shell = curves.randomised_from_shell
+    return {} if shell is None else {"rlnRandomiseFrom": _number(_resolutions(curves)[shell])}
+
+
+def _list_block(name: str, values: Mapping[str, str]) -> str:
+    pairs = "".join(f"_{label:<44} {value}\n" for label, value in values.items())
+    return f"\n{_VERSION}\n\ndata_{name}\n\n{pairs}\n"
+
+
+def _table_block(name: str, columns: Mapping[str, list[str]]) -> str:
+    labels = "".join(f"_{label} #{number}\n" for number, label in enumerate(columns, 1))
+    rows = "".join(" ".join(row) + "\n" for row in zip(*columns.values(), strict=True))
+    return f"\n{_VERSION}\n\ndata_{name}\n\nloop_\n{labels}{rows}\n"
+
+
+def _star_safe(name: str) -> str:
+    """RELION takes ``data_`` on any line for a new block, and a blank for the end of a value."""
+    short = Path(name).name if "data_" in name else name
+    return f'"{short}"' if any(character.isspace() for character in short) else short
 
 
 def _resolutions(curves: FscCurves) -> list[float]:
@@ -75,4 +160,5 @@ def _column(curve: Tensor | None) -> list[str]:
 
 
 def _number(value: float) -> str:
-    return f"{value if math.isfinite(value) else _NO_RESOLUTION:12.6f}"
+    value = value if math.isfinite(value) else _NO_RESOLUTION
+    return f"{value:12.6e}" if 0 < abs(value) < 1e-3 else f"{value:12.6f}"

@@ -1,10 +1,12 @@
 """Pictures of a reconstruction: central slices and projections of the map, and how the training went."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from matplotlib.axes import Axes
 
 from cryoeq.domain.volume import Volume
 from cryoeq.outputs.figure import COLOURS, GREY, png_figure
@@ -34,13 +36,16 @@ def plot_map(slices: Path, projections: Path, volume: Volume) -> None:
 def _plot_views(path: Path, views: Sequence[torch.Tensor], volume: Volume, kind: str) -> None:
     n, pixel = volume.box_size_px, volume.pixel_size_angstrom
     first, last = -(n // 2 + 0.5) * pixel, (n - n // 2 - 0.5) * pixel  # the origin is the centre of voxel n // 2
-    with png_figure(path, size_inches=(10.5, 3.9)) as figure:
+    with png_figure(path, size_inches=(10.5, 3.7)) as figure:
+        figure.set_layout_engine("compressed")
         for axes, view, (along, right, up) in zip(figure.subplots(1, 3), views, _AXES, strict=True):
             extent = (first, last, first, last)
             axes.imshow(view.numpy(), origin="lower", extent=extent, interpolation="bicubic")
             axes.set_title(f"{kind} along {along}")
             axes.set_xlabel(f"{right} (Å)")
             axes.set_ylabel(f"{up} (Å)")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.get_major_locator().set_params(nbins=5, min_n_ticks=3)
 
 
 def plot_training(path: Path, history: Mapping[str, Sequence[float]]) -> None:
@@ -79,11 +84,25 @@ def plot_comparison(path: Path, particles: Float[torch.Tensor, "images n n"], re
             axes.imshow(image.numpy(), origin="lower", interpolation="nearest")
         for row, volume in zip(grid[1:], (recovered, truth), strict=True):
             values, n = volume.values.float(), volume.box_size_px
+            limits = {"vmin": float(values.min()), "vmax": float(values.max())}
             for axes, offset in zip(row, torch.linspace(-0.2, 0.2, columns).tolist(), strict=True):
-                axes.imshow(values[n // 2 + round(offset * n)].numpy(), origin="lower", interpolation="bicubic")
+                place = round(offset * n)
+                axes.imshow(values[n // 2 + place].numpy(), origin="lower", interpolation="bicubic", **limits)
+                axes.set_title(f"z = {place * volume.pixel_size_angstrom:.0f} Å", fontsize=11)
         for axes in grid.flat:
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_visible(False)
         for axes, label in zip(grid[:, 0], ("particles", "map without poses", "truth"), strict=True):
             axes.set_ylabel(label)
+            _add_scale_bar(axes, truth)
+
+
+def _add_scale_bar(axes: Axes, volume: Volume) -> None:
+    """A bar of a round length, about a third of the box, in the lower left corner."""
+    side = volume.box_size_px * volume.pixel_size_angstrom
+    power = 10.0 ** math.floor(math.log10(side / 3))
+    length = next(step * power for step in (5.0, 2.0, 1.0) if step * power <= side / 3)
+    left, low = 0.06 * volume.box_size_px, 0.07 * volume.box_size_px
+    axes.plot([left, left + length / volume.pixel_size_angstrom], [low, low], color="white", linewidth=4)
+    axes.annotate(f"{length:g} Å", (left, low), (0, 5), textcoords="offset points", color="white", fontsize=11)

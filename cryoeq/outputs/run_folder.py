@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +18,7 @@ from typing import Any, Literal
 import yaml
 
 import cryoeq
+from cryoeq.domain.events import Note
 from cryoeq.errors import OutputError
 from cryoeq.io.text import read_json, write_json, write_text
 from cryoeq.outputs.folder import make_folder
@@ -28,7 +29,7 @@ Status = Literal["running", "done", "failed", "stopped"]
 _HASHED_BYTES = 64 * 1024**2
 # Names that only a run leaves behind: ours, and RELION's, whose names cryoeq shares.
 _TRACES = ("job.json", "command.txt", "job.star", "run_*")
-_RECORD = {"job.json", "command.txt", "config.yaml", "run.log"}
+_RECORD = {"job.json", "command.txt", "config.yaml", "run.log", "progress.csv", "report.html"}
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class RunFolder:
         if is_old:
             run._update(status="running", resumed=[*run.job().get("resumed", []), _now()])
         else:
+            for stale in ("progress.csv", "report.html"):
+                run.path(stale).unlink(missing_ok=True)
             write_json(run.path("job.json"), _new_job(command, settings, inputs, device))
             write_text(run.path("config.yaml"), yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
         return run
@@ -97,7 +100,7 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None and self.job()["status"] == "running":
-            self.finish("failed" if issubclass(kind, Exception) else "stopped", {})
+            self.finish("failed" if issubclass(kind, Exception) else "stopped", {"error": str(error)} if error else {})
 
     def path(self, name: str) -> Path:
         """Where the file of this name lies in the folder."""
@@ -107,6 +110,18 @@ class RunFolder:
         """What ``job.json`` holds now."""
         job: dict[str, Any] = read_json(self.path("job.json"))
         return job
+
+    def notes(self) -> tuple[Note, ...]:
+        """What ``keep_notes`` kept."""
+        return tuple(Note(**note) for note in self.job().get("notes", []))
+
+    def keep_notes(self, notes: Sequence[Note]) -> None:
+        """Keep what the run said in ``job.json``.
+
+        Args:
+            notes: all of them, in the order in which they came.
+        """
+        self._update(notes=[asdict(note) for note in notes])
 
     def finish(self, status: Status, results: Mapping[str, object]) -> None:
         """Close the record.

@@ -9,9 +9,10 @@ Density compensation: Pipe and Menon 1999, Magn. Reson. Med. 41, 179-186. In cry
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -85,12 +86,10 @@ class WienerBackprojection:
     @property
     def shell_weights(self) -> Float[Tensor, " shells"]:
         """Mean weight of each shell of the map below Nyquist, per coefficient of the oversampled transform."""
-        weight = self._with_mates()[2]
-        shells = (_radii(weight) / self.padding + 0.5).long().flatten()
-        count = self.box_size_px // 2
-        kept = shells < count
-        sums = weight.new_zeros(count).index_add(0, shells[kept], weight.flatten()[kept])
-        return sums / shells[kept].bincount(minlength=count)
+        places, shells, counts = _shells_below_nyquist(self.box_size_px, self.padding, self.sums.device)
+        weight = self.sums[2].flatten()
+        # A Friedel mate lies in the same shell, so both together weigh twice as much.
+        return 2 * weight.new_zeros(len(counts)).index_add(0, shells, weight[places]) / counts
 
     def most_probable(self, prior_precision: Float[Tensor, " shells"]) -> Float[Tensor, "n n n"]:
         """The most probable map when each coefficient has a normal prior about zero.
@@ -101,7 +100,7 @@ class WienerBackprojection:
                 J. Struct. Biol. 180, 519-530, equation 6). It must be positive.
         """
         real, imag, weight = self._with_mates()
-        radius = _radii(weight) / self.padding
+        radius = _radii(weight.shape[-1], weight.dtype, weight.device) / self.padding
         below = radius.long().clamp(max=len(prior_precision) - 1)
         above = (below + 1).clamp(max=len(prior_precision) - 1)
         prior = torch.lerp(prior_precision[below], prior_precision[above], (radius - below).clamp(max=1.0))
@@ -137,11 +136,22 @@ def _friedel_mate(transform: Float[Tensor, "*batch m m m"]) -> Float[Tensor, "*b
     return pad(inner.flip((-3, -2, -1)), (first, 0) * 3)
 
 
-def _radii(transform: Float[Tensor, "m m m"]) -> Float[Tensor, "m m m"]:
-    """Distance of each coefficient of a centred transform from its origin."""
-    m = transform.shape[-1]
-    k = torch.arange(m, dtype=transform.dtype, device=transform.device) - m // 2
+@lru_cache(maxsize=8)
+def _radii(m: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "m m m"]:
+    """Distance of each coefficient of a centred transform from its origin; remembered, so not to be changed."""
+    k = torch.arange(m, dtype=dtype, device=device) - m // 2
     return (k[:, None, None].square() + k[:, None].square() + k.square()).sqrt()
+
+
+@lru_cache(maxsize=8)
+def _shells_below_nyquist(
+    box_size_px: int, padding: int, device: torch.device
+) -> tuple[Int[Tensor, " places"], Int[Tensor, " places"], Int[Tensor, " shells"]]:
+    """Where the coefficients below Nyquist are, in which shell of the map, and how many each shell has; remembered."""
+    count = box_size_px // 2
+    shells = (_radii(box_size_px * padding, torch.float32, device) / padding + 0.5).long().flatten()
+    places = (shells < count).nonzero().squeeze(1)
+    return places, shells[places], shells[places].bincount(minlength=count)
 
 
 def _with_floor(weight: Float[Tensor, "m m m"]) -> Float[Tensor, "m m m"]:

@@ -19,6 +19,7 @@ from cryoeq.training.tasks import observe
 
 _DEFAULT_STEPS = 6000
 _SAMPLE = 512
+_TAUGHT_CHANNELS = 1024  # twice as many reach half the error of 512 (hybrid, SNR 0.1)
 
 
 def build_plane(dataset: ParticleDataset, device: torch.device) -> HalfPlane:
@@ -40,12 +41,24 @@ def build_decoder(
 def build_encoder(config: ReconstructConfig, box_size_px: int) -> PoseEncoder:
     """The network from images to poses, at its random start.
 
+    What learns only from renderings of a map (hybrid) is a wider net, and begins with slices of that map where its
+    trunk is dense; low-passes would add nothing to those.
+
     Raises:
         ConfigError: its widths do not fit the box.
     """
-    shape = config.encoder
+    shape, is_taught = config.encoder, config.pose_inference == "hybrid" and config.encoder.trunk == "dense"
+    channels = shape.channels or ((_TAUGHT_CHANNELS,) if is_taught else None)
     try:
-        return PoseEncoder(shape.group, box_size_px, shape.heads, shape.channels, trunk=shape.trunk, head=shape.head)
+        return PoseEncoder(
+            shape.group,
+            box_size_px,
+            shape.heads,
+            channels,
+            trunk=shape.trunk,
+            head=shape.head,
+            low_passes=not is_taught,
+        )
     except ValueError as error:
         raise ConfigError(
             f"encoder.channels: {error}", "", "Leave encoder.channels out, or give as many widths as are needed"

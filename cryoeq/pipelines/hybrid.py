@@ -3,13 +3,14 @@
 The search goes up to the joint map at low resolution, on all particles but those held out. The encoder learns from
 renderings of that map; its proposals for every particle, refined locally, replace the global search at all later
 resolutions. Particles whose proposals cannot be trusted go back to the exhaustive search, held-out ones excepted.
+Where the search reaches the last shell of the particles, looking at every pose takes seconds and gives better maps
+than one pose of each particle does: there the run ends as a search does, from the poses that the encoder gave.
 
 The encoder learns from the joint map only, up to the radius at which the halves part. So does every first pose, as in
 the search. Beyond that radius the half maps share nothing: each half's poses are refined against its own map.
 
-At the end the encoder learns from the last map, and poses the held-out particles by one forward pass, before anything
-else has looked at every pose of them. Only then are they searched, as a yardstick for that forward pass. No rendering
-has their CTFs, but with the poses that the encoder gave them they did add to the last map.
+At the end the encoder learns from the last map of the halves, and poses the held-out particles by one forward pass. How
+far that is from their final poses is reported. No rendering has their CTFs, but they did add to the map.
 """
 
 import math
@@ -18,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
@@ -27,18 +28,21 @@ from cryoeq.domain.events import Event, Note, Progress
 from cryoeq.domain.randomness import Stream, stream_generator
 from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.io.checkpoint import save_checkpoint
+from cryoeq.models.encoder import PoseEncoder
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.build_training import build_encoder
 from cryoeq.pipelines.search import (
     SearchResult,
     check_hand,
     collect,
+    look_at_all,
     read_images,
     require_structure,
     settle_from_noise,
 )
 from cryoeq.pipelines.starts import follow
-from cryoeq.training.growth import GrowthSettings, GrowthState, refine_locally
+from cryoeq.training.growth import GrowthSettings, GrowthState, finish, grow, refine_locally
+from cryoeq.training.local_refinement import RefinedPoses
 from cryoeq.training.observed_images import ObservedImages
 from cryoeq.training.polishing import polish
 from cryoeq.training.proposals import JudgedPoses, judge, propose_for_all
@@ -63,13 +67,24 @@ class _Hybrid:
     dataset: ParticleDataset
     images: ObservedImages
     settings: GrowthSettings
-    encoder: nn.Module
+    encoder: PoseEncoder
     held_out: Int[Tensor, " held"]
+    searched: Int[Tensor, " searched"]
 
     @property
     def radius(self) -> int:
         """Up to which the encoder sees."""
-        return min(self.config.hybrid.shell, self.images.plane.box_size_px // 2 - 1)
+        return min(self.config.hybrid.shell, self.last_shell)
+
+    @property
+    def last_shell(self) -> int:
+        """Of the particles."""
+        return self.images.plane.box_size_px // 2 - 1
+
+    @property
+    def is_searchable(self) -> bool:
+        """Whether the search reaches the last shell."""
+        return self.settings.searched_shell >= self.last_shell
 
     @property
     def sigma_px(self) -> float:
@@ -100,29 +115,31 @@ def search_and_learn(
         torch.manual_seed(config.seed)
         radius = min(config.hybrid.shell, dataset.box_size_px // 2 - 1)
         encoder = build_encoder(config, encoder_box_px(radius)).to(device)
-    hybrid = _Hybrid(config, dataset, images, settings, encoder, held_out)
-    view = yield from _teach(hybrid, searched, first.maps[0], course=0)
-    state = _with_all(first, searched, half_set)
-    state = yield from _take_over(hybrid, view, state, searched)
-    halves = yield from follow(polish(state, images, settings, iterations=config.hybrid.iterations))
-    require_structure(halves)
-    merged = (halves.maps[0] + halves.maps[1]) / 2
-    joint = replace(halves, maps=(merged, merged))
-    view = yield from _teach(hybrid, searched, merged, course=1)
-    result = yield from _conclude(hybrid, view, halves, joint)
+    hybrid = _Hybrid(config, dataset, images, settings, encoder, held_out, searched)
+    view = yield from _teach(hybrid, first.maps[0], course=0)
+    state = yield from _take_over(hybrid, view, _with_all(first, searched, half_set))
+    halves = yield from _refine_halves(hybrid, state)
+    yield from require_structure(config, dataset, images.rows(searched), first, halves)
+    view = yield from _teach(hybrid, (halves.maps[0] + halves.maps[1]) / 2, course=1)
+    proposals = propose_for_all(encoder, images.rows(held_out), view, centred=hybrid.sigma_px == 0)
+    passed, _ = best_hypotheses(proposals)
     _save(hybrid, view, run)
+    joint, refined = yield from _refine_all(hybrid, halves)
     yield from check_hand(joint, dataset)
-    return result
+    searched_shell = settings.searched_shell if hybrid.is_searchable else 0
+    result = collect(dataset, halves, joint, refined, searched_shell=searched_shell)
+    return (yield from _report(hybrid, result, passed, refined))
 
 
-def _teach(
-    hybrid: _Hybrid, searched: Int[Tensor, " searched"], volume: Float[Tensor, "n n n"], *, course: int
-) -> Generator[Event, None, EncoderView]:
+def _teach(hybrid: _Hybrid, volume: Float[Tensor, "n n n"], *, course: int) -> Generator[Event, None, EncoderView]:
     """The encoder learns a map from renderings with CTFs and noise of the searched particles."""
     asked = hybrid.config.hybrid
-    images = hybrid.images.rows(searched)
+    images = hybrid.images.rows(hybrid.searched)
     view = EncoderView.of_map(images, volume, hybrid.radius)
     lessons = Lessons.of_map(images, volume, view, hybrid.sigma_px)
+    if course == 0 and hybrid.encoder.matched_fields:
+        generator = stream_generator(hybrid.config.seed, Stream.FILTERS)
+        hybrid.encoder.begin_with(lessons.slices(hybrid.encoder.matched_fields, generator))
     settings = LessonSettings(asked.steps, asked.batch_size, asked.rate, asked.sharpness, asked.first_noise)
     if course > 0:
         settings = replace(settings, steps=asked.final_steps, rate=0.5 * asked.rate, first_noise=1.0)
@@ -149,10 +166,9 @@ def _with_all(
     )
 
 
-def _take_over(
-    hybrid: _Hybrid, view: EncoderView, state: GrowthState, searched: Int[Tensor, " searched"]
-) -> Generator[Event, None, GrowthState]:
+def _take_over(hybrid: _Hybrid, view: EncoderView, state: GrowthState) -> Generator[Event, None, GrowthState]:
     """Every particle's most likely proposal against the first map; poses that the search found compete."""
+    searched = hybrid.searched
     yield Progress(_PROGRESS, 0, 1)
     proposals = propose_for_all(hybrid.encoder, hybrid.images, view, centred=hybrid.sigma_px == 0)
     every = torch.arange(len(hybrid.images), device=searched.device)
@@ -203,40 +219,54 @@ def _with_poses(state: GrowthState, judged: JudgedPoses, rows: Int[Tensor, " row
     )
 
 
-def _conclude(
-    hybrid: _Hybrid, view: EncoderView, halves: GrowthState, joint: GrowthState
-) -> Generator[Event, None, SearchResult]:
-    """Final poses against the map of all particles, and how far from them the forward pass of held-out ones is."""
-    held = hybrid.held_out
-    proposals = propose_for_all(hybrid.encoder, hybrid.images.rows(held), view, centred=hybrid.sigma_px == 0)
-    passed, _ = best_hypotheses(proposals)
-    joint = yield from _search_again(hybrid, joint, held, course=1)
+def _refine_halves(hybrid: _Hybrid, state: GrowthState) -> Generator[Event, None, GrowthState]:
+    """The independent half sets, over all poses where the search reaches the last shell, else locally."""
+    images, settings, config = hybrid.images, hybrid.settings, hybrid.config
+    if hybrid.is_searchable:
+        return (yield from follow(grow(state, images, settings, seed=config.seed)))
+    return (yield from follow(polish(state, images, settings, iterations=config.hybrid.iterations)))
+
+
+def _refine_all(hybrid: _Hybrid, halves: GrowthState) -> Generator[Event, None, tuple[GrowthState, RefinedPoses]]:
+    """All particles against the map of all; those held out are searched too."""
+    images, settings, seed = hybrid.images, hybrid.settings, hybrid.config.seed
+    if hybrid.is_searchable:
+        joint = yield from follow(finish(halves, images, settings, seed=seed))
+        return joint, (yield from look_at_all(joint, images, settings, seed=seed))
+    merged = (halves.maps[0] + halves.maps[1]) / 2
+    joint = yield from _search_again(hybrid, replace(halves, maps=(merged, merged)), hybrid.held_out, course=1)
     yield Progress("refining locally", 0, 1)
-    last = hybrid.images.plane.box_size_px // 2 - 1
-    refined = refine_locally(hybrid.images, joint.maps, joint, last, hybrid.sigma_px)
+    refined = refine_locally(images, joint.maps, joint, hybrid.last_shell, hybrid.sigma_px)
     yield Progress("refining locally", 1, 1)
-    result = collect(hybrid.dataset, halves, joint, refined, searched_shell=0)
-    # There is no evidence of all particles: that would take a search of all.
-    figures = {name: value for name, value in result.figures.items() if name != "log_evidence"}
-    result = replace(result, figures=figures)
-    if len(held) == 0:
-        return result
-    error_deg = math.degrees(float(rotation_angle_rad(passed, refined.rotations[held]).median()))
-    yield Note(
-        f"One forward pass of the encoder poses the {len(held)} held-out particles to within a median of "
-        f"{error_deg:.1f} degrees of their final poses."
-    )
-    return replace(result, figures=result.figures | {"held_out_median_deg": error_deg})
+    return joint, refined
+
+
+def _report(
+    hybrid: _Hybrid, result: SearchResult, passed: Float[Tensor, "held 3 3"], refined: RefinedPoses
+) -> Generator[Event, None, SearchResult]:
+    """How far the forward pass of held-out particles is from their final poses."""
+    figures = dict(result.figures)
+    if not hybrid.is_searchable:  # there is no evidence of all particles: that would take a search of all
+        figures.pop("log_evidence")
+    if len(passed) > 0:
+        error_rad = rotation_angle_rad(passed, refined.rotations[hybrid.held_out]).median()
+        figures["held_out_median_deg"] = math.degrees(float(error_rad))
+        yield Note(
+            f"One forward pass of the encoder poses the {len(passed)} held-out particles to within a median of "
+            f"{figures['held_out_median_deg']:.1f} degrees of their final poses."
+        )
+    return replace(result, figures=figures)
 
 
 def _save(hybrid: _Hybrid, view: EncoderView, run: RunFolder) -> None:
     """Weights, architecture, and what the encoder must be shown: all that posing other particles needs."""
-    pixel = hybrid.dataset.pixel_size_angstrom
+    pixel, encoder = hybrid.dataset.pixel_size_angstrom, hybrid.encoder
+    shape = hybrid.config.encoder.model_dump(mode="json")
     save_checkpoint(
         run.path("encoder.pt"),
         {
-            "encoder": hybrid.encoder.state_dict(),
-            "architecture": hybrid.config.encoder.model_dump(mode="json"),
+            "encoder": encoder.state_dict(),
+            "architecture": shape | {"channels": list(encoder.channels), "low_passes": encoder.low_passes},
             "box_size_px": view.plane.box_size_px,
             "pixel_size_angstrom": pixel * view.shift_scale,
             "particle_box_size_px": hybrid.images.plane.box_size_px,

@@ -84,7 +84,7 @@ def _centres(sphere: SlidingSphere, volume: Volume) -> torch.Tensor:
         side = volume.box_size_px * volume.pixel_size_angstrom
         raise MapFileError(
             f"the maps have a side of {side:.4g} Angstrom",
-            f"more than {SAMPLING_ANGSTROM:g}, the diameter of the spheres that slide over them",
+            f"Expected more than {SAMPLING_ANGSTROM:g}, the diameter of the spheres that slide over them",
             "Leave out --local-resolution, or check the pixel size",
         )
     return centres

@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,26 +13,31 @@ import torch
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Event, Note, Progress, Report
-from cryoeq.errors import ParticleFileError
+from cryoeq.domain.volume import Volume
+from cryoeq.errors import DivergedError, ParticleFileError
+from cryoeq.evaluation.alignment import mirror_map
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, compare_maps
 from cryoeq.io.mrc import write_map
 from cryoeq.io.particles import ParticleStack, write_particle_star
 from cryoeq.outputs.evaluation_plots import plot_fsc
 from cryoeq.outputs.fsc_files import write_fsc_star, write_fsc_xml
 from cryoeq.outputs.reconstruction_plots import plot_map
+from cryoeq.outputs.report import write_report
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.build import build_dataset, build_stack, working_box
 from cryoeq.pipelines.device import choose_device
+from cryoeq.pipelines.journal import keep_journal
 from cryoeq.pipelines.known import KnownReconstruction, filter_by_halves, reconstruct_known
 from cryoeq.pipelines.posed import PosedParticles
+from cryoeq.pipelines.report import read_run
 from cryoeq.pipelines.search import search_poses
 
 
 def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[Event]:
     """Reconstruct a map, with or without known poses.
 
-    Writes ``run_data.star``, ``run_class001.mrc`` from all particles, unfiltered half maps, their FSC, pictures, and
-    the record of the run.
+    Writes ``run_data.star``, ``run_class001.mrc`` from all particles, unfiltered half maps, their FSC, pictures, a
+    report, and the record of the run.
 
     Args:
         config: what to do.
@@ -49,30 +55,63 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[
     with RunFolder.create(
         config.output, command=sys.argv, settings=settings, inputs=inputs, device=str(device), resume=resume
     ) as run:
-        yield Note(
-            f"{len(stack.table)} particles of {stack.table.box_size_px} px, "
-            f"{stack.table.pixel_size_angstrom:g} Angstrom; {device}."
-        )
-        dataset = build_dataset(config, stack, None)
-        yield from (Note(note, "warning" if note in stack.notes else "info") for note in dataset.notes)
-        match config.pose_inference:
-            case "known":
-                posed = yield from _take_poses(stack)
-            case "amortized":
-                from cryoeq.pipelines.amortized import infer_by_encoder
-
-                posed = yield from infer_by_encoder(config, stack, run, device, checkpoint)
-            case "search" | "hybrid":
-                posed = yield from _search(config, stack, run, device)
-        yield Progress("reconstructing", 0, 1)
-        maps = posed.maps or _make_maps(dataset, posed, device, config.search.symmetry)
-        yield Progress("reconstructing", 1, 1)
-        results = posed.results | _write_maps(run, maps)
-        write_particle_star(
-            run.path("run_data.star"), stack.star, posed.poses, half_set=posed.half_set, extra_columns=posed.columns
-        )
+        try:
+            results = yield from keep_journal(_reconstruct(config, stack, run, device, checkpoint), run)
+        except DivergedError as error:
+            run.finish("failed", {"error": str(error)})
+            write_report(run.path("report.html"), read_run(run.folder))
+            raise
         run.finish("done", results | {"seconds": round(time.monotonic() - started_s, 2)})
+        write_report(run.path("report.html"), read_run(run.folder))
     yield Report(f"Reconstruction in {run.folder}", _rows(results, config))
+
+
+def _reconstruct(
+    config: ReconstructConfig,
+    stack: ParticleStack,
+    run: RunFolder,
+    device: torch.device,
+    checkpoint: dict[str, Any] | None,
+) -> Generator[Event, None, dict[str, float]]:
+    """Everything between taking the folder and closing its record; the results."""
+    yield Note(
+        f"{len(stack.table)} particles of {stack.table.box_size_px} px, "
+        f"{stack.table.pixel_size_angstrom:g} Angstrom; {device}."
+    )
+    dataset = build_dataset(config, stack, None)
+    yield from (Note(note, "warning" if note in stack.notes else "info") for note in dataset.notes)
+    match config.pose_inference:
+        case "known":
+            posed = yield from _take_poses(stack)
+        case "amortized":
+            from cryoeq.pipelines.amortized import infer_by_encoder
+
+            posed = yield from infer_by_encoder(config, stack, run, device, checkpoint)
+        case "search" | "hybrid":
+            posed = yield from _search(config, stack, run, device)
+    yield Progress("reconstructing", 0, 1)
+    maps = posed.maps or _make_maps(dataset, posed, device, config.search.symmetry)
+    yield Progress("reconstructing", 1, 1)
+    results = posed.results | _write_maps(run, maps)
+    _write_poses(run, "run_data.star", stack, posed)
+    if config.both_hands:
+        for name, volume in _named_maps(maps).items():
+            write_map(run.path(f"{name}_mirrored.mrc"), replace(volume, values=mirror_map(volume.values)))
+        _write_poses(run, "run_data_mirrored.star", stack, replace(posed, poses=posed.poses.of_other_hand()))
+    return results
+
+
+def _write_poses(run: RunFolder, name: str, stack: ParticleStack, posed: PosedParticles) -> None:
+    write_particle_star(run.path(name), stack.star, posed.poses, half_set=posed.half_set, extra_columns=posed.columns)
+
+
+def _named_maps(maps: KnownReconstruction) -> dict[str, Volume]:
+    """Files of the maps, without ending."""
+    every = {"run_class001": maps.all}
+    if maps.halves is None:
+        return every
+    halves = (maps.halves.first, maps.halves.second)
+    return every | {f"run_half{number}_class001_unfil": volume for number, volume in enumerate(halves, 1)}
 
 
 def _find_checkpoint(config: ReconstructConfig, count: int, device: torch.device) -> dict[str, Any] | None:
@@ -107,6 +146,8 @@ def _search(
         found = yield from search_and_learn(config, dataset, run, device)
     else:
         found = yield from search_poses(config, dataset, device)
+    if found.decoded is not None:
+        write_map(run.path("decoder_class001.mrc"), found.decoded)
     merit = torch.exp(-0.5 * found.rotation_sigma_rad.square())
     columns = {
         "rlnMaxValueProbDistribution": np.char.mod("%.6f", found.confidence.numpy()),
@@ -128,12 +169,11 @@ def _make_maps(
 
 def _write_maps(run: RunFolder, maps: KnownReconstruction) -> dict[str, float]:
     """Maps, pictures and the half maps' FSC; their resolution."""
-    write_map(run.path("run_class001.mrc"), maps.all)
+    for name, volume in _named_maps(maps).items():
+        write_map(run.path(f"{name}.mrc"), volume)
     plot_map(run.path("slices.png"), run.path("projections.png"), maps.all)
     if maps.halves is None:
         return {}
-    write_map(run.path("run_half1_class001_unfil.mrc"), maps.halves.first)
-    write_map(run.path("run_half2_class001_unfil.mrc"), maps.halves.second)
     curves = compare_maps(maps.halves.first, maps.halves.second)
     write_fsc_star(run.path("run_fsc.star"), curves)
     write_fsc_xml(run.path("run_fsc.xml"), curves)
@@ -143,7 +183,8 @@ def _write_maps(run: RunFolder, maps: KnownReconstruction) -> dict[str, float]:
 
 
 def _rows(results: dict[str, float], config: ReconstructConfig) -> dict[str, str]:
-    rows = {"map": str(config.output / "run_class001.mrc"), "poses": str(config.output / "run_data.star")}
+    files = {"map": "run_class001.mrc", "poses": "run_data.star", "report": "report.html"}
+    rows = {label: str(config.output / name) for label, name in files.items()}
     if "explained_variance" in results:
         rows["variance explained by the model"] = f"{100 * results['explained_variance']:.1f} %"
     if "held_out_median_deg" in results:

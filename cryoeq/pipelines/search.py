@@ -16,10 +16,17 @@ from cryoeq.domain.pose import Poses
 from cryoeq.domain.randomness import Stream, stream_generator
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.errors import DivergedError
-from cryoeq.evaluation.symmetry import MIXED_HANDS_SCORE, find_symmetry, impose_symmetry, planar_symmetry_score
+from cryoeq.evaluation.symmetry import (
+    MIXED_HANDS_SCORE,
+    MIXED_HANDS_WARNING,
+    find_symmetry,
+    impose_symmetry,
+    planar_symmetry_score,
+)
 from cryoeq.pipelines.build import build_growth_settings
+from cryoeq.pipelines.decoder_map import decode_map
 from cryoeq.pipelines.known import KnownReconstruction, filter_by_halves
-from cryoeq.pipelines.starts import choose_start, follow
+from cryoeq.pipelines.starts import MOST_ATTEMPTS, choose_start, follow, require_repeat
 from cryoeq.training.growth import GrowthSettings, GrowthState, finish, grow, settle
 from cryoeq.training.local_refinement import RefinedPoses
 from cryoeq.training.observed_images import ObservedImages, join, observe_all
@@ -43,6 +50,7 @@ class SearchResult:
         maps: posterior-weighted maps, where the search reached Nyquist of the stored images; None where they are
             still to be made from the poses.
         figures: for ``job.json`` and the report.
+        decoded: the map of an implicit decoder fitted to the poses; None where none was asked for.
     """
 
     poses: Poses
@@ -52,6 +60,7 @@ class SearchResult:
     rotation_sigma_rad: Float[Tensor, " particles"]
     maps: KnownReconstruction | None
     figures: dict[str, float]
+    decoded: Volume | None = None
 
 
 def search_poses(
@@ -69,22 +78,22 @@ def search_poses(
     """
     images = yield from read_images(dataset, device)
     half_set = split_half_sets(len(dataset), stream_generator(config.seed, Stream.HALF_SETS))
-    state, settings = yield from settle_from_noise(config, dataset, images, half_set)
-    state = yield from follow(grow(state, images, settings, seed=config.seed))
+    settled, settings = yield from settle_from_noise(config, dataset, images, half_set)
+    state = yield from follow(grow(settled, images, settings, seed=config.seed))
     state = yield from _look_again(state, images, settings, config.seed)
     halves = yield from follow(polish(state, images, settings, iterations=_polishing(config, images)))
-    require_structure(halves)
+    yield from require_structure(config, dataset, images, settled, halves)
     joint = yield from follow(finish(halves, images, settings, seed=config.seed))
-    yield Progress("second look", 0, 1)
-    look = look_again(joint, images, settings, images.plane.box_size_px // 2 - 1, seed=config.seed)
-    yield Progress("second look", 1, 1, {"changed": float(look.changed.float().mean())})
+    refined = yield from look_at_all(joint, images, settings, seed=config.seed)
     shared = dataset.box_size_px * dataset.pixel_size_angstrom / max(settings.settled_shells)
     yield Note(
         f"The half maps began with one map, up to {shared:.0f} Angstrom, and shared nothing since: "
         "only beyond it is their FSC a gold standard."
     )
     yield from check_hand(joint, dataset)
-    return collect(dataset, halves, joint, look.refined, searched_shell=settings.searched_shell)
+    result = collect(dataset, halves, joint, refined, searched_shell=settings.searched_shell)
+    decoded = yield from decode_map(config, dataset, images, joint, refined)
+    return replace(result, decoded=decoded)
 
 
 def settle_from_noise(
@@ -103,10 +112,15 @@ def settle_from_noise(
     """
     settings = build_growth_settings(config, dataset)
     # Without symmetry until its axes are known: pseudo-symmetric maps must not be trapped in it.
-    free = replace(settings, symmetry=torch.eye(3)[None])
-    state = yield from choose_start(config, dataset, images, free, half_set)
-    state = yield from follow(settle(state, images, free, seed=config.seed))
-    state = yield from _look_again(state, images, free, config.seed)
+    free = _without_symmetry(settings)
+    for attempt in range(MOST_ATTEMPTS):
+        state = yield from choose_start(config, dataset, images, free, half_set, attempt=attempt)
+        state = yield from follow(settle(state, images, free, seed=config.seed))
+        state = yield from _look_again(state, images, free, config.seed)
+        score = _mixed_hands(state, dataset, min(state.radius, settings.searched_shell))
+        if score is None or attempt == MOST_ATTEMPTS - 1:
+            break
+        yield Note(f"The map shows both hands (score {score:.2f}): once more, from other random starts.")
     if config.search.symmetry != "C1":
         state = yield from _place_axes(config, dataset, state)
     return state, settings
@@ -119,6 +133,23 @@ def read_images(dataset: ParticleDataset, device: torch.device) -> Generator[Eve
         parts.append(part)
         yield Progress("reading", done, len(dataset))
     return join(parts)
+
+
+def look_at_all(
+    joint: GrowthState, images: ObservedImages, settings: GrowthSettings, *, seed: int
+) -> Generator[Event, None, RefinedPoses]:
+    """Final poses, up to the last shell: refined locally, those that fit worst after a second look at every pose.
+
+    Args:
+        joint: all particles against the map of all.
+        images: all of them.
+        settings: as for the search.
+        seed: of the run.
+    """
+    yield Progress("second look", 0, 1)
+    look = look_again(joint, images, settings, images.plane.box_size_px // 2 - 1, seed=seed)
+    yield Progress("second look", 1, 1, {"changed": float(look.changed.float().mean())})
+    return look.refined
 
 
 def _look_again(
@@ -152,33 +183,63 @@ def _polishing(config: ReconstructConfig, images: ObservedImages) -> int:
     return config.search.polishing_iterations if last > config.search.searched_shell else 0
 
 
-def require_structure(halves: GrowthState) -> None:
-    """Stop where the half maps have nothing in common.
+def require_structure(
+    config: ReconstructConfig,
+    dataset: ParticleDataset,
+    images: ObservedImages,
+    settled: GrowthState,
+    halves: GrowthState,
+) -> Generator[Event, None, None]:
+    """Stop where nothing shows that the map is right: neither the half maps, nor another random start.
+
+    Args:
+        config: what to do.
+        dataset: pixel size and box of the particles.
+        images: those that were searched.
+        settled: the state before the halves parted.
+        halves: the half sets at their end.
 
     Raises:
-        DivergedError: they agree to a few shells only.
+        DivergedError: there is no structure.
     """
     if halves.reliable_shell < _LEAST_SHELL:
         raise DivergedError(
             f"the search found no structure: the independent half maps agree to shell {halves.reliable_shell} only",
-            f"a map that both halves of the particles show to shell {_LEAST_SHELL} at least",
+            f"Expected a map that both halves of the particles show to shell {_LEAST_SHELL} at least",
             "Try another --seed, or more or cleaner particles, and check CTF, contrast and pixel size",
         )
+    settings = build_growth_settings(config, dataset)
+    shared, last = max(settings.settled_shells), dataset.box_size_px // 2 - 1
+    # One shell more is what a mask makes of the shells that they share.
+    if halves.reliable_shell <= min(shared + 1, last - 1) and config.search.starts > 1:
+        yield from require_repeat(config, dataset, images, _without_symmetry(settings), settled)
+
+
+def _without_symmetry(settings: GrowthSettings) -> GrowthSettings:
+    return replace(settings, symmetry=torch.eye(3)[None])
 
 
 def check_hand(joint: GrowthState, dataset: ParticleDataset) -> Generator[Event, None, None]:
     """Say what is known of the hand, and warn of mixed hands."""
-    if joint.reliable_shell >= _MIXED_FROM_SHELL:
-        score = planar_symmetry_score(Volume(joint.maps[0].cpu(), dataset.pixel_size_angstrom))
-        if score > MIXED_HANDS_SCORE:
-            yield Note(
-                f"The map has a mirror plane or an inversion centre (score {score:.2f}): both hands may be mixed. "
-                "Run again with another --seed and compare.",
-                "warning",
-            )
+    score = _mixed_hands(joint, dataset, joint.reliable_shell)
+    if score is not None:
+        yield Note(
+            f"The map has a mirror plane or an inversion centre (score {score:.2f}): {MIXED_HANDS_WARNING}. "
+            "Run again with another --seed and compare.",
+            "warning",
+        )
     yield Note(
-        "The hand of the map cannot be told from projections: its mirror image explains the particles equally well."
+        "The hand of the map cannot be told from projections: its mirror image explains the particles equally well "
+        "(--both-hands writes both)."
     )
+
+
+def _mixed_hands(state: GrowthState, dataset: ParticleDataset, shell: int) -> float | None:
+    """The score of the map's best mirror plane or inversion centre, where it is the sign of mixed hands."""
+    if shell < _MIXED_FROM_SHELL:
+        return None
+    score = planar_symmetry_score(Volume(state.maps[0].cpu(), dataset.pixel_size_angstrom))
+    return score if score > MIXED_HANDS_SCORE else None
 
 
 def collect(

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoeq.training.observed_images import ObservedImages
+from cryoeq.training.parallel import in_parallel
 from cryoeq.training.view_scores import MatchedImages, ViewScores
 
 # Scores in memory at a time: small enough for a processor's cache, large enough for its matrix products.
@@ -72,17 +73,21 @@ def expect(
     """
     trials, size = shifts_px.shape[1], _SCORES_CPU if images.matched.device.type == "cpu" else _SCORES_GPU
     hypotheses = len(scores.grid.inplane_rad) * 2 * len(scores.grid.views)
-    sums: MatchedImages | None = None
-    parts: list[Posterior] = []
-    done = 0
-    for rows in torch.split(torch.arange(len(images), device=shifts_px.device), max(1, size // (hypotheses * trials))):
+
+    def look(rows: Int[Tensor, " rows"]) -> tuple[MatchedImages, Posterior]:
         matched = images.rows(rows).at_shifts(shifts_px[rows], scores.harmonics)
         prior = -0.5 * shifts_px[rows].square().sum(-1) / shift_sigma_px**2 if shift_sigma_px > 0 else None
         weights, normaliser, posterior = _normalise(scores, matched, shifts_px[rows], prior, temperature)
-        part = scores.sum_images(weights, matched.scaled(normaliser))
+        return scores.sum_images(weights, matched.scaled(normaliser)), posterior
+
+    sums: MatchedImages | None = None
+    parts: list[Posterior] = []
+    done = 0
+    batches = torch.arange(len(images), device=shifts_px.device).split(max(1, size // (hypotheses * trials)))
+    for part, posterior in in_parallel(look, batches):
         sums = part if sums is None else MatchedImages(sums.linear + part.linear, sums.power + part.power)
         parts.append(posterior)
-        done += len(rows)
+        done += len(posterior.confidence)
         yield done, None if sums is None or done < len(images) else Expectation(sums, Posterior.join(parts))
 
 

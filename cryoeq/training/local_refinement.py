@@ -19,6 +19,7 @@ from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import rotation_from_vector
 from cryoeq.physics.projection import prepare_slices, sample_slices
 from cryoeq.training.observed_images import ObservedImages
+from cryoeq.training.parallel import in_parallel
 
 _FIRST_DAMPING = 0.1
 _LARGEST_STEP_RAD = 0.15
@@ -127,10 +128,12 @@ def refine_poses(
         steps: of Gauss and Newton.
     """
     points = _CHUNK_POINTS_CPU if rotations.device.type == "cpu" else _CHUNK_POINTS_GPU
-    parts: list[RefinedPoses] = []
-    for rows in torch.split(torch.arange(len(images), device=rotations.device), max(1, points // len(images.plane))):
-        parts.append(_refine(images.rows(rows), reference, (rotations[rows], shifts_px[rows]), shift_sigma_px, steps))
-    return RefinedPoses.join(parts)
+
+    def refine(rows: Int[Tensor, " rows"]) -> RefinedPoses:
+        return _refine(images.rows(rows), reference, (rotations[rows], shifts_px[rows]), shift_sigma_px, steps)
+
+    batches = torch.arange(len(images), device=rotations.device).split(max(1, points // len(images.plane)))
+    return RefinedPoses.join(list(in_parallel(refine, batches)))
 
 
 def _refine(

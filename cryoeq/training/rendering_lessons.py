@@ -101,6 +101,17 @@ class Lessons:
         return cls(prepare_slices(volume), part.plane, part.power, precision.rsqrt(), view, shift_sigma_px)
 
     @torch.no_grad()
+    def slices(self, count: int, generator: torch.Generator) -> Float[Tensor, "count m m"]:
+        """Clean images of random poses with the mean CTF, as an encoder sees them: filters to begin with.
+
+        Args:
+            count: how many.
+            generator: of the poses.
+        """
+        rotations = random_rotations(count, generator, self.padded.device)
+        return self.view.images(extract_slices(self.padded, rotations, self.plane) * self.power.mean(0))
+
+    @torch.no_grad()
     def render(
         self, count: int, generator: torch.Generator, *, level: float = 1.0
     ) -> tuple[Complex[Tensor, "count points"], Float[Tensor, "count 3 3"], Float[Tensor, "count 2"]]:

@@ -48,7 +48,12 @@ def maps(tmp_path: Path, generator: torch.Generator) -> Path:
 def test_all_files_agree(maps: Path) -> None:
     out = maps / "out"
     config = FscConfig(
-        first=maps / "half1.mrc", second=maps / "half2.mrc", mask=maps / "mask.mrc", output=out, device="cpu"
+        first=maps / "half1.mrc",
+        second=maps / "half2.mrc",
+        mask=maps / "mask.mrc",
+        postprocess=False,
+        output=out,
+        device="cpu",
     )
     (report,) = (event for event in fsc(config) if isinstance(event, Report))
     figures = read_json(out / "fsc.json")
@@ -81,7 +86,8 @@ def test_all_files_agree(maps: Path) -> None:
 
 
 def test_the_xml_has_the_layout_of_emdb(maps: Path) -> None:
-    list(fsc(FscConfig(first=maps / "half1.mrc", second=maps / "half2.mrc", output=maps / "out", device="cpu")))
+    config = FscConfig(first=maps / "half1.mrc", second=maps / "truth.mrc", output=maps / "out", device="cpu")
+    list(fsc(config))
     lines = (maps / "out" / "fsc.xml").read_text().splitlines()
     assert lines[0] == '<fsc title="cryoeq unmasked FSC" xaxis="Resolution (A-1)" yaxis="Correlation Coefficient">'
     assert [line.split(">")[0] for line in lines[1:5]] == ["  <coordinate", "    <x", "    <y", "  </coordinate"]
@@ -92,7 +98,8 @@ def test_the_xml_has_the_layout_of_emdb(maps: Path) -> None:
 
 def test_without_a_mask_there_are_no_masked_figures(maps: Path) -> None:
     json_file = maps / "figures.json"
-    list(fsc(FscConfig(first=maps / "half1.mrc", second=maps / "half2.mrc", json_file=json_file, device="cpu")))
+    config = FscConfig(first=maps / "half1.mrc", mask=Path("none"), json_file=json_file, device="cpu")
+    list(fsc(config))
     figures = read_json(json_file)
     assert figures["resolution_angstrom"]["masked"] is None
     assert figures["resolution_angstrom"]["corrected"] is None
@@ -155,6 +162,7 @@ def test_bad_input_is_named(maps: Path, capsys: pytest.CaptureFixture[str]) -> N
     write_map(maps / "coarse.mrc", Volume(torch.rand(N, N, N), 4.0))
     holed = torch.rand(N, N, N)
     holed[1, 2, 3] = torch.nan
+    write_map(maps / "empty.mrc", Volume(torch.zeros(N, N, N), PIXEL))
     write_map(maps / "holed.mrc", Volume(holed, PIXEL))
     (maps / "text.mrc").write_text("no map" * 400)
 
@@ -169,6 +177,7 @@ def test_bad_input_is_named(maps: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "nowhere.mrc does not exist" in message("nowhere.mrc", "half1.mrc")
     assert "text.mrc" in message("half1.mrc", "text.mrc")
     assert "mask has a box of 24 pixels" in message("half1.mrc", "half2.mrc", "--mask", "small.mrc")
+    assert "mask is empty" in message("half1.mrc", "half2.mrc", "--mask", "empty.mrc")
     assert "mask has values from" in message("half1.mrc", "half2.mrc", "--mask", "truth.mrc")
 
 

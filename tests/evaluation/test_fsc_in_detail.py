@@ -61,7 +61,10 @@ def test_all_files_are_written(halves: list[str], tmp_path: Path, capsys: pytest
 
 
 def test_directions_need_no_folder(halves: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["fsc", *halves, "--directional", "--device", "cpu", "--json", str(tmp_path / "f.json")]) == 0
+    assert (
+        run(["fsc", *halves, "--mask", "none", "--directional", "--device", "cpu", "--json", str(tmp_path / "f.json")])
+        == 0
+    )
     assert "a mask tells the two apart" in capsys.readouterr().err
     assert read_json(tmp_path / "f.json")["directional"]["cfar"] < 0.5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.json", "half1.mrc", "half2.mrc", "mask.mrc"]

@@ -27,7 +27,7 @@ def test_every_particle_is_posed_and_the_encoder_can_be_used_again(tmp_path: Pat
         "search.start_iterations": 30, "search.settled_shells": "[6,7]",
         "search.batch_size": 60, "hybrid.steps": 30, "hybrid.final_steps": 10,
         "hybrid.batch_size": 64, "hybrid.held_out": 0.2, "encoder.heads": 2, "encoder.channels": "[64]",
-        "hybrid.iterations": 1,
+        "search.iterations": 1,
     }  # fmt: skip
     chosen = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     star = str(simulated / "particles.star")
@@ -47,7 +47,7 @@ def test_every_particle_is_posed_and_the_encoder_can_be_used_again(tmp_path: Pat
     shape = stored["architecture"]
     encoder = PoseEncoder(
         shape["group"], stored["box_size_px"], shape["heads"], tuple(shape["channels"]), trunk=shape["trunk"],
-        head=shape["head"],
+        head=shape["head"], low_passes=shape["low_passes"],
     )  # fmt: skip
     encoder.load_state_dict(stored["encoder"])
     assert stored["pixel_size_angstrom"] * stored["box_size_px"] == pytest.approx(80.0)

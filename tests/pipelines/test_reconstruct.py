@@ -25,8 +25,9 @@ from cryoeq.pipelines import reconstruct as pipeline
 pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 
 FILES = {
-    "checkpoint.pt", "command.txt", "config.yaml", "decoder_class001.mrc", "job.json", "projections.png",
-    "run.log", "run_class001.mrc", "run_data.star", "run_fsc.png", "run_fsc.star", "run_fsc.xml",
+    "checkpoint.pt", "command.txt", "config.yaml", "decoder_class001.mrc", "job.json", "progress.csv",
+    "projections.png", "report.html", "run.log", "run_class001.mrc", "run_data.star", "run_fsc.png",
+    "run_fsc.star", "run_fsc.xml",
     "run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc", "slices.png", "training.png",
 }  # fmt: skip
 MAPS = sorted(name for name in FILES if name.endswith(".mrc"))
@@ -173,7 +174,9 @@ def test_other_ways_to_reconstruct(
 ) -> None:
     command = ["reconstruct", str(tiny_particles / "particles.star"), "-o", str(tmp_path / "run"), *tiny_training]
     assert run([*command, *options, "--epochs", "1"]) == 0
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {name for name in FILES if not name.endswith("png")}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        name for name in FILES if not name.endswith(("png", "html"))
+    }
     assert not np.array_equal(*(mrcfile.read(path / "run_class001.mrc") for path in (tmp_path / "run", tiny_run)))
     shifts = read_star(tmp_path / "run" / "run_data.star").floats("rlnOriginXAngst")
     assert ("--shift-sigma" in options) == (not shifts.any())

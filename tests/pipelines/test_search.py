@@ -2,8 +2,10 @@
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mrcfile
 import numpy as np
@@ -12,23 +14,42 @@ import starfile
 import torch
 
 from cryoeq.cli.main import run
+from cryoeq.config.loading import load_config
+from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.domain.atoms import Atoms
+from cryoeq.errors import DivergedError
+from cryoeq.evaluation.alignment import mirror_map
 from cryoeq.evaluation.poses import compare_poses
 from cryoeq.io.mrc import read_map
 from cryoeq.io.particles import read_particles
 from cryoeq.io.star import read_star
 from cryoeq.io.text import read_json
+from cryoeq.pipelines.build import build_dataset, build_growth_settings, build_stack
+from cryoeq.pipelines.search import read_images, require_structure, settle_from_noise
+from cryoeq.simulation.density import sample_atoms
 from cryoeq.simulation.phantom import chiral_phantom, gaussian_blobs
+from cryoeq.training.basin import Basin
+from cryoeq.training.growth import GrowthState, begin_growth
 
 pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 
 MAPS = ("run_class001.mrc", "run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc")
 FILES = {
-    *MAPS, "command.txt", "config.yaml", "job.json", "projections.png", "run.log", "run_data.star", "run_fsc.png",
+    *MAPS, "command.txt", "config.yaml", "job.json", "progress.csv", "projections.png", "report.html", "run.log",
+    "run_data.star", "run_fsc.png",
     "run_fsc.star", "run_fsc.xml", "slices.png",
 }  # fmt: skip
 POSES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst")
 INFERRED = (*POSES, "rlnRandomSubset", "rlnMaxValueProbDistribution", "rlnParticleFigureOfMerit")
+
+
+def at_the_end(steps: Iterator[Any]) -> Any:
+    """What a generator returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
 
 def median_error_deg(star: Path, truth: Path) -> float:
@@ -141,3 +162,86 @@ def test_noise_gives_no_map(
     assert "the search found no structure" in capsys.readouterr().err
     assert not list((tmp_path / "run").glob("*.mrc"))
     assert read_json(tmp_path / "run" / "job.json")["status"] == "failed"
+
+
+@pytest.mark.parametrize(("mixed", "attempts"), [((True, False), 2), ((False, False), 1), ((True, True), 2)])
+def test_a_map_of_both_hands_is_sought_again(
+    monkeypatch: pytest.MonkeyPatch, searched_particles: Path, mixed: tuple[bool, bool], attempts: int
+) -> None:
+    explicit = {
+        "particles": searched_particles / "particles.star", "output": Path("none"), "input.shift_sigma_angstrom": 0.0,
+    }  # fmt: skip
+    config = load_config(ReconstructConfig, explicit=explicit)
+    dataset = build_dataset(config, build_stack(config, with_poses=False), None)
+    images = at_the_end(read_images(dataset, torch.device("cpu")))
+    chiral = sample_atoms(chiral_phantom(36.0), 20, 5.0).values
+    seen: list[int] = []
+
+    def start(*_: object, attempt: int) -> Iterator[Any]:
+        seen.append(attempt)
+        volume = chiral + mirror_map(chiral) if mixed[attempt] else chiral
+        basin = Basin(volume, torch.zeros(len(dataset), 2), 0.0)
+        yield from ()
+        return begin_growth(basin, images, half_set, build_growth_settings(config, dataset), 9)
+
+    def stay(state: GrowthState, *_: object, **__: object) -> Iterator[Any]:
+        yield from ()
+        return state
+
+    half_set = torch.arange(len(dataset)) % 2 + 1
+    monkeypatch.setattr("cryoeq.pipelines.search.choose_start", start)
+    monkeypatch.setattr("cryoeq.pipelines.search.settle", stay)
+    at_the_end(settle_from_noise(config, dataset, images, half_set))
+    assert seen == list(range(attempts))
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_a_doubted_map_must_be_found_again(
+    monkeypatch: pytest.MonkeyPatch, searched_particles: Path, is_same: bool
+) -> None:
+    explicit = {"particles": searched_particles / "particles.star", "output": Path("none")}
+    config = load_config(ReconstructConfig, explicit=explicit)
+    dataset = build_dataset(config, build_stack(config, with_poses=False), None)
+    images = at_the_end(read_images(dataset, torch.device("cpu")))
+    settings = build_growth_settings(config, dataset)
+    chiral = sample_atoms(chiral_phantom(36.0), 20, 5.0).values
+    other = mirror_map(chiral) if is_same else sample_atoms(two_copies(22.0), 20, 5.0).values
+
+    def state_of(volume: torch.Tensor, agreed: int) -> GrowthState:
+        basin = Basin(volume, torch.zeros(len(dataset), 2), 0.0)
+        state = begin_growth(basin, images, torch.arange(len(dataset)) % 2 + 1, settings, 9)
+        return replace(state, fsc=(torch.arange(11) <= agreed).float())
+
+    def give(*_: object, **__: object) -> Iterator[Any]:
+        yield from ()
+        return state_of(other, 0)
+
+    monkeypatch.setattr("cryoeq.pipelines.starts._start", give)
+    monkeypatch.setattr("cryoeq.pipelines.starts.begin_growth", lambda *_: state_of(other, 0))
+    monkeypatch.setattr("cryoeq.pipelines.starts.settle", give)
+    found = state_of(chiral, 0)
+    assert list(require_structure(config, dataset, images, found, state_of(chiral, 10))) == []
+    doubted = require_structure(config, dataset, images, found, state_of(chiral, 6))
+    if is_same:
+        assert ["another random start ended in the same map" in note.text for note in doubted] == [True]
+    else:
+        with pytest.raises(DivergedError, match="ended in another map"):
+            list(doubted)
+    with pytest.raises(DivergedError, match="agree to shell 3 only"):
+        list(require_structure(config, dataset, images, found, state_of(chiral, 3)))
+
+
+def test_both_hands_on_request(tmp_path: Path, searched_particles: Path) -> None:
+    command = ["reconstruct", str(searched_particles / "truth.star"), "-o", str(tmp_path / "run")]
+    assert run([*command, "--pose-inference", "known", "--both-hands"]) == 0
+    for name in MAPS:
+        ours = read_map(tmp_path / "run" / name)
+        other = read_map(tmp_path / "run" / name.replace(".mrc", "_mirrored.mrc"))
+        torch.testing.assert_close(other.values, mirror_map(ours.values))
+    shutil.copy(tmp_path / "run" / "run_data_mirrored.star", searched_particles)
+    again = ["reconstruct", str(searched_particles / "run_data_mirrored.star"), "-o", str(tmp_path / "again")]
+    assert run([*again, "--pose-inference", "known"]) == 0
+    remade = read_map(tmp_path / "again" / MAPS[0]).values
+    mirrored = read_map(tmp_path / "run" / "run_class001_mirrored.mrc").values
+    assert float((remade - mirrored).norm() / mirrored.norm()) < 0.05  # at Nyquist an even box has no mirror image
+    assert float((remade - mirror_map(mirrored)).norm() / mirrored.norm()) > 0.5

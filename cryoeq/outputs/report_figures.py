@@ -1,0 +1,306 @@
+"""The interactive figures of a report, as plotly.js takes them: dictionaries of traces and layout.
+
+They are written as plain dictionaries, because importing ``plotly.graph_objects`` takes half a second and nothing but
+the JSON is needed. Arrays travel as base64, which is smaller than text and faster to read.
+"""
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Complex, Float, Int
+from torch import Tensor
+
+from cryoeq.domain.pose import Poses
+from cryoeq.domain.volume import Volume
+from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, TRUTH_THRESHOLD, FscCurves
+from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map, pad_centred
+from cryoeq.outputs.figure import COLOURS, GREY, resolution_ticks_angstrom
+from cryoeq.outputs.progress_file import ProgressRow
+
+Figure = dict[str, Any]
+
+_FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif", "size": 14, "color": "#222222"}
+_GRID = "#e4e4e4"
+_SURFACE_PX = 48  # plotly.js takes a second for 48 voxels along each axis
+_LEVELS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)  # of the density that one voxel in a thousand exceeds
+_FIRST_LEVEL = 3
+_COARSE_PX = 64  # in which the molecule is looked for
+_MARGIN_PX = 2
+_SLICE_PX = 256
+_LABELS = {
+    "loss": "mean squared residual",
+    "rendered_error_deg": "rotation error on renderings, median (°)",
+    "pose_change_deg": "rotation since the last epoch, mean (°)",
+    "log evidence": "log evidence per particle",
+    "confidence": "mean probability of the best pose",
+    "radius": "radius in use (shells)",
+    "reliable shell": "half maps agree to (shell; 0: not parted)",
+    "changed": "share of poses changed",
+}
+_MOST_POINTS = 300
+
+
+def fsc_figure(curves: FscCurves) -> Figure:
+    """FSC of the half maps: spatial frequency below, resolution above, thresholds marked."""
+    side = curves.box_size_px * curves.pixel_size_angstrom
+    frequencies = (torch.arange(1, len(curves.unmasked)) / side).tolist()
+    ticks = resolution_ticks_angstrom(side / len(frequencies))
+    resolution = curves.resolutions_angstrom(HALF_MAP_THRESHOLD)["unmasked"] or math.inf
+    curve = {
+        "type": "scatter", "mode": "lines+markers" if len(frequencies) < 40 else "lines",
+        "x": frequencies, "y": _rounded(curves.unmasked[1:]), "line": {"color": COLOURS[0], "width": 2.5},
+        "customdata": [f"{1 / frequency:.4g}" for frequency in frequencies],
+        "hovertemplate": "%{customdata} Å: FSC %{y:.3f}<extra></extra>",
+    }  # fmt: skip
+    on_top = {"type": "scatter", "x": [frequencies[0]], "y": [None], "xaxis": "x2", "hoverinfo": "skip"}
+    shapes = [_line(y, [0, 1], "x domain") for y in (HALF_MAP_THRESHOLD, TRUTH_THRESHOLD)]
+    notes = [_threshold_label(level) for level in (HALF_MAP_THRESHOLD, TRUTH_THRESHOLD)]
+    if math.isfinite(resolution):
+        shapes.append(_upright_line(1 / resolution))
+        notes.append(
+            {"x": 1 / resolution, "y": 1.0, "text": f"{resolution:.1f} Å", "xanchor": "right", "showarrow": False,
+             "font": {"color": COLOURS[1], "size": 15}, "xshift": -4}
+        )  # fmt: skip
+    limits = [0, frequencies[-1] * 1.01]
+    axis = {"range": limits, "gridcolor": _GRID, "zeroline": False}
+    layout = {
+        "xaxis": {**axis, "title": {"text": "Spatial frequency (1/Å)"}, "rangemode": "tozero"},
+        "xaxis2": {
+            "range": limits, "overlaying": "x", "side": "top", "matches": "x", "showgrid": False,
+            "tickvals": [1 / tick for tick in ticks], "ticktext": [f"{tick:g}" for tick in ticks],
+            "title": {"text": "Resolution (Å)"}, "ticks": "outside",
+        },
+        "yaxis": {"range": [min(-0.05, float(curves.unmasked[1:].min()) - 0.05), 1.05], "gridcolor": _GRID,
+                  "title": {"text": "Fourier shell correlation"}, "zerolinecolor": GREY},
+        "shapes": shapes, "annotations": notes, "showlegend": False, "height": 420,
+        "margin": {"l": 64, "r": 56, "t": 64, "b": 56},
+    }  # fmt: skip
+    return _figure([curve, on_top], layout)
+
+
+def slices_figure(volume: Volume) -> Figure:
+    """Central slices along z, y and x, in Angstrom from the centre of the box."""
+    values, n = volume.values.float(), volume.box_size_px
+    step = -(-n // _SLICE_PX)
+    offsets = ((torch.arange(0, n, step) - n // 2) * volume.pixel_size_angstrom).tolist()
+    low, high = float(values.min()), float(values.max())
+    traces: list[Figure] = []
+    titles: list[Figure] = []
+    layout: Figure = {"height": 360, "margin": {"l": 60, "r": 10, "t": 40, "b": 50}, "annotations": titles}
+    for axis, (along, right, up) in enumerate((("z", "x", "y"), ("y", "x", "z"), ("x", "y", "z"))):
+        number = "" if axis == 0 else str(axis + 1)
+        left = axis * 0.355
+        plane = values.select(axis, n // 2)[::step, ::step]
+        traces.append(
+            {"type": "heatmap", "z": _base64(_quantised(plane, low, high)), "x0": offsets[0],
+             "dx": step * volume.pixel_size_angstrom, "y0": offsets[0], "dy": step * volume.pixel_size_angstrom,
+             "xaxis": f"x{number}", "yaxis": f"y{number}", "colorscale": "Greys", "zmin": 0,
+             "zmax": 255, "zsmooth": "best", "showscale": False,
+             "hovertemplate": f"{right} %{{x:.0f}} Å, {up} %{{y:.0f}} Å<extra></extra>"}
+        )  # fmt: skip
+        layout[f"xaxis{number}"] = {
+            "domain": [left, left + 0.29], "title": {"text": f"{right} (Å)"}, "showgrid": False, "zeroline": False,
+            "anchor": f"y{number}", "constrain": "domain", "nticks": 5,
+        }  # fmt: skip
+        layout[f"yaxis{number}"] = {
+            "title": {"text": f"{up} (Å)", "standoff": 2}, "showgrid": False, "zeroline": False, "nticks": 5,
+            "scaleanchor": f"x{number}", "anchor": f"x{number}", "constrain": "domain",
+        }  # fmt: skip
+        titles.append(
+            {"text": f"slice along {along}", "x": left + 0.145, "y": 1.0, "xref": "paper", "yref": "paper",
+             "yanchor": "bottom", "xanchor": "center", "showarrow": False, "font": {"size": 15}, "yshift": 6}
+        )  # fmt: skip
+    return _figure(traces, layout)
+
+
+def surface_figure(volume: Volume) -> Figure:
+    """A surface of constant density to turn, with a slider for its level; the map is cropped to it and made coarser."""
+    values, pixel, corner, dense = _around_molecule(volume)
+    quantised = _quantised(values, 0.0, dense)
+    z, y, x = np.meshgrid(*[np.arange(side, dtype=np.uint8) for side in values.shape], indexing="ij")
+    trace = {
+        "type": "isosurface", "x": _base64(x.ravel()), "y": _base64(y.ravel()), "z": _base64(z.ravel()),
+        "value": _base64(quantised.ravel()), "isomin": 255 * _LEVELS[_FIRST_LEVEL], "isomax": 255,
+        "surface": {"count": 1}, "caps": {f"{axis}": {"show": False} for axis in "xyz"},
+        "colorscale": [[0, COLOURS[5]], [1, COLOURS[5]]], "showscale": False, "hoverinfo": "skip",
+        "lighting": {"ambient": 0.45, "diffuse": 0.75, "specular": 0.15, "roughness": 0.6},
+        "lightposition": {"x": 2e4, "y": 2e4, "z": 4e4},
+    }  # fmt: skip
+    axes = {
+        f"{axis}axis": {"title": {"text": f"{axis} (Å)"}, "showbackground": False, "gridcolor": _GRID,
+                        "zeroline": False, **_ticks_angstrom(values.shape[2 - place], pixel, corner[place])}
+        for place, axis in enumerate("xyz")
+    }  # fmt: skip
+    slider = {
+        "active": _FIRST_LEVEL, "x": 0.05, "len": 0.9, "pad": {"t": 8},
+        "currentvalue": {"prefix": "density at the surface: ", "font": {"size": 13}},
+        "steps": [
+            {"method": "restyle", "args": [{"isomin": 255 * level}], "label": f"{level * dense:.3g}"}
+            for level in _LEVELS
+        ],
+    }  # fmt: skip
+    camera = {"eye": {"x": 1.45, "y": 1.45, "z": 0.8}, "center": {"x": 0, "y": 0, "z": -0.08}}
+    layout = {
+        "scene": {**axes, "aspectmode": "data", "camera": camera, "dragmode": "orbit"}, "sliders": [slider],
+        "height": 640, "margin": {"l": 0, "r": 0, "t": 0, "b": 96},
+    }  # fmt: skip
+    return _figure([trace], layout)
+
+
+def orientation_figure(poses: Poses) -> Figure:
+    """Density of view directions over the sphere in cells of equal area, 1 where all directions are as frequent."""
+    views = poses.rotations[:, 2].double()
+    rows = min(max(4, math.isqrt(len(poses) // 12)), 18)  # about six views per cell, if they are few
+    azimuths = torch.rad2deg(torch.atan2(views[:, 1], views[:, 0]))
+    heights = views[:, 2].clamp(-1, 1)
+    edges = [torch.linspace(-1, 1, rows + 1).double(), torch.linspace(-180, 180, 2 * rows + 1).double()]
+    counts = torch.histogramdd(torch.stack([heights, azimuths], 1), edges).hist
+    density = counts * (counts.numel() / len(poses))
+    tilts = (0, 30, 60, 90, 120, 150, 180)
+    trace = {
+        "type": "heatmap", "z": density.double().round(decimals=3).tolist(), "x0": -180 + 90 / rows, "dx": 180 / rows,
+        "y0": -1 + 1 / rows, "dy": 2 / rows, "colorscale": "Cividis", "zmin": 0,
+        "zmax": max(2.0, float(density.max())), "colorbar": {"title": {"text": "relative<br>frequency"}},
+        "hovertemplate": "rot %{x:.0f}°: %{z:.2f} times the mean<extra></extra>",
+    }  # fmt: skip
+    layout = {
+        "xaxis": {"title": {"text": "rot (°)"}, "tickvals": list(range(-180, 181, 60)), "showgrid": False,
+                  "zeroline": False},
+        "yaxis": {"title": {"text": "tilt (°)"}, "tickvals": [math.cos(math.radians(tilt)) for tilt in tilts],
+                  "ticktext": [str(tilt) for tilt in tilts], "showgrid": False, "zeroline": False},
+        "height": 420, "margin": {"l": 64, "r": 20, "t": 20, "b": 56},
+    }  # fmt: skip
+    return _figure([trace], layout)
+
+
+def progress_figures(rows: Sequence[ProgressRow]) -> list[Figure]:
+    """One curve per figure that was recorded: over the steps of a training, over time where there were many stages."""
+    names = dict.fromkeys(name for row in rows for name in row.figures)
+    shown = [name for name in names if sum(name in row.figures for row in rows) > 1]
+    colours = stage_colours(rows)
+    return [_progress_figure(name, rows, colours) for name in sorted(shown, key=_place_of_label)]
+
+
+def stage_colours(rows: Sequence[ProgressRow]) -> dict[str, str]:
+    """The colour of each stage in ``progress_figures``, in the order in which they came."""
+    stages = dict.fromkeys(row.stage for row in rows)
+    return {stage: COLOURS[place % len(COLOURS)] for place, stage in enumerate(stages)}
+
+
+def _place_of_label(name: str) -> int:
+    return list(_LABELS).index(name) if name in _LABELS else len(_LABELS)
+
+
+def _progress_figure(name: str, rows: Sequence[ProgressRow], colours: Mapping[str, str]) -> Figure:
+    """The curve breaks where a stage begins anew."""
+    by_step = len(colours) == 1
+    traces: list[Figure] = []
+    last: ProgressRow | None = None
+    for row in rows:
+        if last is None or row.stage != last.stage or row.done < last.done:
+            traces.append({"name": row.stage, "x": [], "y": []})
+        last = row
+        if name in row.figures:
+            traces[-1]["x"].append(row.done if by_step else round(row.seconds, 2))
+            traces[-1]["y"].append(row.figures[name])
+    kept = [trace for trace in traces if trace["x"]]
+    for trace in kept:
+        x, y = (_thinned(trace[axis]) for axis in "xy")
+        colour = colours[trace["name"]]
+        trace |= {
+            "type": "scatter", "x": x, "y": y, "mode": "lines" if len(x) > 30 else "lines+markers",
+            "line": {"color": colour, "width": 2}, "marker": {"color": colour, "size": 6},
+            "showlegend": False,
+            "hovertemplate": "%{y:.4g}<extra>" + trace["name"] + "</extra>",
+        }  # fmt: skip
+    layout = {
+        "xaxis": {"title": {"text": "step" if by_step else "time (s)"}, "gridcolor": _GRID, "zeroline": False},
+        "yaxis": {"gridcolor": _GRID, "rangemode": "tozero", "zerolinecolor": GREY},
+        "title": {"text": _LABELS.get(name, name), "font": {"size": 15}, "x": 0.02, "y": 0.97, "yanchor": "top"},
+        "height": 310, "margin": {"l": 50, "r": 12, "t": 40, "b": 50},
+    }  # fmt: skip
+    return _figure(kept, layout)
+
+
+def _thinned(values: Sequence[float]) -> list[float]:
+    """Means of neighbours, so that at most some hundred points are left."""
+    count = -(-len(values) // _MOST_POINTS)
+    groups = (values[start : start + count] for start in range(0, len(values), count))
+    return [float(f"{sum(group) / len(group):.6g}") for group in groups]
+
+
+def _around_molecule(
+    volume: Volume,
+) -> tuple[Float[Tensor, "d h w"], float, tuple[float, float, float], float]:
+    """The map where it is dense, resampled to a good number of voxels; its pixel size, corner and high density."""
+    n, transform = volume.box_size_px, fft_map(volume.values.float())
+    first = min(n, _COARSE_PX)
+    low, high, _ = _bounds(_resampled(transform, first))
+    m = min(2 * n, 2 * round(first * _SURFACE_PX / (2 * int((high - low).max()))))
+    values, pixel = _resampled(transform, m), volume.pixel_size_angstrom * n / m
+    low, high, dense = _bounds(values)
+    part = values[low[0] : high[0], low[1] : high[1], low[2] : high[2]]
+    x, y, z = ((low.flip(0) - m // 2) * pixel).tolist()
+    return part, pixel, (x, y, z), dense
+
+
+def _resampled(transform: Complex[Tensor, "n n n"], size: int) -> Float[Tensor, "m m m"]:
+    """The map of a centred transform on another grid, grey values kept."""
+    n = len(transform)
+    return ifft_map((crop_centred if size < n else pad_centred)(transform, size, 3)) * (size / n) ** 2
+
+
+def _bounds(values: Float[Tensor, "n n n"]) -> tuple[Int[Tensor, " 3"], Int[Tensor, " 3"], float]:
+    """First and last index, the latter exclusive, of what is dense, with a margin; what one voxel in 1,000 exceeds."""
+    dense = float(values.flatten().topk(max(1, values.numel() // 1000)).values[-1])
+    dense = max(dense, torch.finfo(values.dtype).tiny)
+    places = (values >= _LEVELS[0] * dense).nonzero()
+    if not len(places):  # an empty map
+        places = torch.tensor([[0, 0, 0], [len(values) - 1] * 3])
+    return (places.amin(0) - _MARGIN_PX).clamp(min=0), (places.amax(0) + _MARGIN_PX + 1).clamp(max=len(values)), dense
+
+
+def _ticks_angstrom(side_px: int, pixel: float, first: float) -> Figure:
+    """Ticks at round distances from the centre of the box, on an axis that counts voxels."""
+    span = side_px * pixel
+    step = next(step for step in (5, 10, 20, 25, 50, 100, 200, 500, 1000, 1e9) if span / step <= 5)
+    places = [step * k for k in range(math.ceil(first / step), math.floor((first + span - pixel) / step) + 1)]
+    return {"tickvals": [(place - first) / pixel for place in places], "ticktext": [f"{place:g}" for place in places]}
+
+
+def _threshold_label(level: float) -> Figure:
+    return {"x": 1, "xref": "x domain", "y": level, "text": f"{level:g}", "xanchor": "left", "showarrow": False,
+            "font": {"color": GREY}, "xshift": 4}  # fmt: skip
+
+
+def _line(y: float, x: list[float], xref: str) -> Figure:
+    return {"type": "line", "xref": xref, "x0": x[0], "x1": x[1], "y0": y, "y1": y, "layer": "below",
+            "line": {"color": GREY, "width": 1, "dash": "dash"}}  # fmt: skip
+
+
+def _upright_line(x: float) -> Figure:
+    return {"type": "line", "x0": x, "x1": x, "yref": "y domain", "y0": 0, "y1": 1, "layer": "below",
+            "line": {"color": COLOURS[1], "width": 1.5, "dash": "dot"}}  # fmt: skip
+
+
+def _figure(traces: Sequence[Figure], layout: Figure) -> Figure:
+    shared = {"font": _FONT, "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "autosize": True}
+    return {"data": list(traces), "layout": shared | layout}
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 5) for value in values.tolist()]
+
+
+def _quantised(values: Tensor, low: float, high: float) -> np.ndarray:
+    scaled = (values - low) * (255 / ((high - low) or 1.0))
+    return scaled.clamp(0, 255).round().to(torch.uint8).numpy()
+
+
+def _base64(array: np.ndarray) -> Figure:
+    encoded = {"dtype": "u1", "bdata": base64.b64encode(np.ascontiguousarray(array).tobytes()).decode("ascii")}
+    return encoded if array.ndim == 1 else encoded | {"shape": ", ".join(map(str, array.shape))}

@@ -1,0 +1,202 @@
+"""``cryoeq report``: what a run folder holds, judged and shown on one page."""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cryoeq.config.report import ReportConfig
+from cryoeq.data.dataset import ParticleDataset
+from cryoeq.domain.events import Event, Note, Report
+from cryoeq.domain.pose import Poses
+from cryoeq.domain.volume import Volume
+from cryoeq.errors import CryoEqError, OutputError, ParticleFileError
+from cryoeq.evaluation.orientations import OrientationSummary, summarise_orientations
+from cryoeq.evaluation.particle_fit import fit_particles
+from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves, compare_maps
+from cryoeq.evaluation.verdict import RunFacts, judge_run
+from cryoeq.io.mrc import read_map
+from cryoeq.io.particles import read_particles, rotations_from_euler_deg, star_euler_deg, star_poses
+from cryoeq.io.star import StarTable, read_star
+from cryoeq.outputs.progress_file import read_progress
+from cryoeq.outputs.report import ComparedParticles, RunContents, write_report
+from cryoeq.outputs.run_folder import RunFolder
+from cryoeq.pipelines.journal import PROGRESS_FILE
+
+_PROBABILITY = "rlnMaxValueProbDistribution"
+_MODES = {"search": "search", "hybrid": "search and encoder", "amortized": "encoder", "known": "star file"}
+_COMPARED_PX = 64  # box in which particles are compared with their predictions
+# Pixels that are read for that, so that a report costs little whatever the stack, and particles at least.
+_SAMPLE_PX, _LEAST_SAMPLE = 2**23, 64
+_LEAST_SHELL = 4
+_SIGNS = {"auto": None, "keep": 1, "invert": -1}
+
+
+def report(config: ReportConfig) -> Iterator[Event]:
+    """Write the report on a run.
+
+    Args:
+        config: the resolved settings.
+
+    Yields:
+        Notes on what is missing, and one report.
+
+    Raises:
+        OutputError: the folder holds no reconstruction, or the report cannot be written.
+        CryoEqError: a file of the run is damaged.
+    """
+    path = config.output or config.run / "report.html"
+    contents = read_run(config.run, config.datadir)
+    if isinstance(contents.particles, str):
+        yield Note(contents.particles, "warning")
+    write_report(path, contents)
+    megabytes = path.stat().st_size / 1e6
+    rows = {"verdict": f"{contents.verdict.level}: {contents.verdict.sentence}", "file": f"{path} ({megabytes:.1f} MB)"}
+    yield Report(f"Report on {config.run}", rows)
+
+
+def read_run(folder: Path, datadir: Path | None = None) -> RunContents:
+    """What a report shows of a run, from its folder and its particle stacks.
+
+    Args:
+        folder: of a reconstruction, finished or not.
+        datadir: where to look first for the stacks.
+    """
+    run = RunFolder(folder)
+    job = _read_job(run)
+    volume, curves, star = _read_maps(run), _read_halves(run), _read_poses(run)
+    views = _summarise_views(job, star)
+    facts = _facts(job, volume, curves, star, views)
+    poses = None if star is None else star_poses(star)
+    return RunContents(
+        name=folder.resolve().name,
+        job=job,
+        verdict=judge_run(facts),
+        facts=_key_figures(job, facts, volume, star) | _view_figures(views),
+        volume=volume,
+        curves=curves,
+        poses=poses,
+        progress=read_progress(run.path(PROGRESS_FILE)),
+        notes=run.notes(),
+        particles=_compare_particles(job, volume, poses, _limit_angstrom(facts), datadir),
+    )
+
+
+def _read_job(run: RunFolder) -> dict[str, Any]:
+    advice = "Give the folder that cryoeq reconstruct -o made; in a demo it is map/"
+    if not run.path("job.json").is_file():
+        raise OutputError(f"{run.folder} holds no job.json", "a report needs the folder of a reconstruction", advice)
+    try:
+        job = run.job()
+        is_reconstruction = "pose_inference" in job["settings"]
+    except (ValueError, KeyError, TypeError):  # not JSON, or the job.json of another program
+        is_reconstruction = False
+    if not is_reconstruction:
+        raise OutputError(f"{run.path('job.json')} is not the record of a reconstruction", "", advice)
+    return job
+
+
+def _read_maps(run: RunFolder) -> Volume | None:
+    path = run.path("run_class001.mrc")
+    return read_map(path) if path.is_file() else None
+
+
+def _read_halves(run: RunFolder) -> FscCurves | None:
+    paths = [run.path(f"run_half{half}_class001_unfil.mrc") for half in (1, 2)]
+    return compare_maps(*map(read_map, paths)) if all(path.is_file() for path in paths) else None
+
+
+def _read_poses(run: RunFolder) -> StarTable | None:
+    path = run.path("run_data.star")
+    return read_star(path) if path.is_file() else None
+
+
+def _summarise_views(job: Mapping[str, Any], star: StarTable | None) -> OrientationSummary | None:
+    if star is None:
+        return None
+    euler = star_euler_deg(star)
+    symmetry, generator = job["settings"]["search"]["symmetry"], torch.Generator().manual_seed(0)
+    rotations = rotations_from_euler_deg(euler)
+    return summarise_orientations(rotations, euler[:, 2].deg2rad(), symmetry=symmetry, generator=generator)
+
+
+def _view_figures(views: OrientationSummary | None) -> dict[str, str]:
+    return {} if views is None else {"Views: E_od, SCF*": f"{views.efficiency:.2f}, {views.scf_star:.2f}"}
+
+
+def _facts(
+    job: Mapping[str, Any],
+    volume: Volume | None,
+    curves: FscCurves | None,
+    star: StarTable | None,
+    views: OrientationSummary | None,
+) -> RunFacts:
+    settings = job["settings"]
+    side = 0.0 if volume is None else volume.box_size_px * volume.pixel_size_angstrom
+    is_searched = settings["pose_inference"] in {"search", "hybrid"}
+    has_probabilities = star is not None and _PROBABILITY in star.particles
+    return RunFacts(
+        status=job["status"],
+        error=job.get("results", {}).get("error"),
+        pose_inference=settings["pose_inference"],
+        starts=settings["search"]["starts"],
+        side_angstrom=side,
+        resolution_angstrom=None if curves is None else curves.resolutions_angstrom(HALF_MAP_THRESHOLD)["unmasked"],
+        shared_angstrom=side / max(settings["search"]["settled_shells"]) if is_searched else None,
+        probabilities=star.floats(_PROBABILITY).tolist() if star is not None and has_probabilities else None,
+        warnings=[note["text"] for note in job.get("notes", []) if note["level"] == "warning"],
+        scf_star=None if views is None else views.scf_star,
+    )
+
+
+def _key_figures(
+    job: Mapping[str, Any], facts: RunFacts, volume: Volume | None, star: StarTable | None
+) -> dict[str, str]:
+    resolution, seconds = facts.resolution_angstrom, job.get("results", {}).get("seconds")
+    symmetry = job["settings"]["search"]["symmetry"]
+    figures = {"Poses from": _MODES.get(facts.pose_inference, facts.pose_inference)}
+    if star is not None:
+        figures["Particles"] = f"{len(star):,}"
+    if volume is not None:
+        figures["Box and pixel"] = f"{volume.box_size_px} px, {volume.pixel_size_angstrom:.4g} Å"
+    if resolution is not None:
+        figures["Half maps agree to"] = f"{resolution:.1f} Å" if math.isfinite(resolution) else "no resolution"
+    if symmetry != "C1":
+        figures["Symmetry"] = symmetry
+    if seconds is not None:
+        figures["Time"] = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+    return figures
+
+
+def _compare_particles(
+    job: Mapping[str, Any], volume: Volume | None, poses: Poses | None, limit_angstrom: float, datadir: Path | None
+) -> ComparedParticles | str:
+    """A sample of the particles beside their predictions, or why there is none."""
+    if volume is None or poses is None:
+        return "The run left no map with poses that particles could be compared with."
+    given = job["settings"]["input"]
+    source = Path(job["inputs"][0]["path"])
+    told = datadir or (Path(given["datadir"]) if given["datadir"] else None)
+    try:
+        stack = read_particles(source, angpix=given["angpix"], datadir=told, ignore_ctf=not given["with_ctf"])
+        box = stack.table.box_size_px
+        if len(stack.table) != len(poses) or box != volume.box_size_px:
+            found = f"{source} holds {len(stack.table)} particles of {box} px now"
+            raise ParticleFileError(found, f"the run had {len(poses)} of {volume.box_size_px} px")
+        sign = _SIGNS[given["contrast"]]
+        dataset = ParticleDataset.open(stack, working_box_px=min(_COMPARED_PX, box), sign=sign, cache_bytes=0)
+        count = min(len(poses), max(_LEAST_SAMPLE, _SAMPLE_PX // box**2))
+        rows = torch.linspace(0, len(poses) - 1, count, dtype=torch.float64).round().long()
+        fits = fit_particles(dataset, poses, volume, rows, resolution_angstrom=limit_angstrom)
+    except CryoEqError as error:
+        return f"The particles cannot be shown, because their files are not where or what they were. {error}"
+    names = stack.star.particles["rlnImageName"][rows.numpy()].tolist()
+    return ComparedParticles(fits, len(poses), names, limit_angstrom)
+
+
+def _limit_angstrom(facts: RunFacts) -> float:
+    """Half the frequency to which the half maps agree, but four shells at least, and a quarter of the box without."""
+    coarsest, agreed = facts.side_angstrom / _LEAST_SHELL, facts.resolution_angstrom
+    return coarsest if agreed is None else min(coarsest, 2 * agreed)

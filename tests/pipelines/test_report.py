@@ -1,0 +1,201 @@
+"""``cryoeq report``: one page of a run of any kind, whatever is left of it, that a browser shows without a network."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from cryoeq.cli.main import run
+from cryoeq.errors import DivergedError
+from cryoeq.io.text import read_json, write_json
+from cryoeq.outputs import report as page
+from cryoeq.pipelines import reconstruct as pipeline
+from cryoeq.pipelines.report import read_run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Outline(HTMLParser):
+    """Ids, headings, links to other files, and the text of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.sources: list[str] = []
+        self.text = ""
+        self._skipped = False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._skipped = tag in {"script", "style"}
+        for name, value in attrs:
+            if name == "id" and value:
+                self.ids.add(value)
+            elif name in {"src", "href"} and value:
+                self.sources.append(value)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._skipped = False
+
+    def handle_data(self, data: str) -> None:
+        self.text += "" if self._skipped else data
+
+
+@pytest.fixture(scope="module")
+def known_run(tmp_path_factory: pytest.TempPathFactory, tiny_particles: Path) -> Path:
+    folder = tmp_path_factory.mktemp("known") / "run"
+    command = ["reconstruct", str(tiny_particles / "truth.star"), "-o", str(folder), "--pose-inference", "known"]
+    assert run([*command, "--device", "cpu"]) == 0
+    return folder
+
+
+def copied(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "run"))
+
+
+def test_a_search_leaves_its_report(searched_run: Path) -> None:
+    outline = Outline(searched_run / "report.html")
+    assert {"surface", "slices", "fsc", "orientations", "progress0", "figures"} <= outline.ids
+    for said in (
+        "one random start only",  # its settings ask for one
+        "The half maps agree to",
+        "Best",
+        "Worst, worst first",
+        "What the run said",
+        "300 particles of 20 px",
+        "search.start_iterations",
+        "SHA-256",
+    ):
+        assert said in outline.text, said
+    assert outline.sources
+    assert all(source.startswith("data:") for source in outline.sources)
+    assert (searched_run / "report.html").stat().st_size < 6e6
+
+
+def test_an_amortized_run_shows_its_losses(tiny_run: Path) -> None:
+    contents = read_run(tiny_run)
+    assert {name for row in contents.progress for name in row.figures} >= {"loss", "rendered_error_deg"}
+    assert contents.verdict.level == "doubtful"
+    outline = Outline(tiny_run / "report.html")
+    assert {"progress0", "progress1", "progress2"} <= outline.ids
+    assert "it is no gold standard" in outline.text
+
+
+def test_known_poses_predict_their_particles(known_run: Path) -> None:
+    contents = read_run(known_run)
+    assert not isinstance(contents.particles, str)
+    assert len(contents.particles.fits.rows) == contents.particles.total == 48
+    assert float(contents.particles.fits.correlations.median()) > 0.7
+    assert "progress0" not in Outline(known_run / "report.html").ids
+
+
+def test_the_stack_may_be_gone_or_moved(
+    tmp_path: Path, known_run: Path, tiny_particles: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied(known_run, tmp_path)
+    job = read_json(folder / "job.json")
+    away = shutil.copytree(tiny_particles, tmp_path / "away")
+    job["inputs"][0]["path"] = str(away / "truth.star")
+    write_json(folder / "job.json", job)
+    (away / "particles.mrcs").rename(tmp_path / "particles.mrcs")
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "particles.mrcs").rename(tmp_path / "moved" / "particles.mrcs")
+    assert run(["report", str(folder), "-o", str(tmp_path / "gone.html")]) == 0
+    assert "Warning: The particles cannot be shown" in capsys.readouterr().err
+    assert "particles.mrcs" in Outline(tmp_path / "gone.html").text
+    options = ["-o", str(tmp_path / "moved.html"), "--datadir", str(tmp_path / "moved")]
+    assert run(["report", str(folder), *options]) == 0
+    assert "cannot be shown" not in Outline(tmp_path / "moved.html").text
+    assert "found: A map was made" in capsys.readouterr().out
+
+
+def test_a_run_that_found_nothing_says_so(
+    tmp_path: Path,
+    searched_particles: Path,
+    search_options: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def find_nothing(*_: object) -> None:
+        raise DivergedError("no structure was found twice: <4> random starts")
+
+    monkeypatch.setattr(pipeline, "search_poses", find_nothing)
+    command = ["reconstruct", str(searched_particles / "particles.star"), "-o", str(tmp_path / "run"), *search_options]
+    assert run(command) == 4
+    assert read_json(tmp_path / "run" / "job.json")["status"] == "failed"
+    outline = Outline(tmp_path / "run" / "report.html")
+    assert "no structure was found twice: <4> random starts" in outline.text  # escaped
+    assert "surface" not in outline.ids
+    assert "left no map" in outline.text
+    assert run(command) == 4  # the folder of a run that left nothing may be used again
+
+
+def test_a_run_in_the_middle(tmp_path: Path, tiny_run: Path) -> None:
+    folder = copied(tiny_run, tmp_path)
+    for name in ("run_class001.mrc", "run_data.star", "run_half1_class001_unfil.mrc", "report.html", "progress.csv"):
+        (folder / name).unlink()
+    job = read_json(folder / "job.json") | {"status": "stopped", "results": {}}
+    write_json(folder / "job.json", {key: value for key, value in job.items() if key not in {"notes", "finished"}})
+    assert run(["report", str(folder)]) == 0
+    outline = Outline(folder / "report.html")
+    assert "The run was stopped before it ended." in outline.text
+    assert not {"surface", "fsc", "orientations", "progress0"} & outline.ids
+
+
+@pytest.mark.parametrize("holds", ["nothing", "another program", "a simulation", "no JSON"])
+def test_other_folders_are_refused(
+    tmp_path: Path, tiny_particles: Path, holds: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_particles if holds == "a simulation" else tmp_path
+    if holds in {"another program", "no JSON"}:
+        (folder / "job.json").write_text("[]" if holds == "another program" else "{")
+    assert run(["report", str(folder)]) == 2
+    assert "cryoeq reconstruct -o" in capsys.readouterr().err
+    assert not (folder / "report.html").exists()
+
+
+def test_names_cannot_end_the_script(tmp_path: Path, known_run: Path) -> None:
+    folder = copied(known_run, tmp_path).rename(tmp_path / "<b>run<b>")
+    contents = read_run(folder)
+    page.write_report(tmp_path / "report.html", contents)
+    text = (tmp_path / "report.html").read_text()
+    assert "<b>run" not in text
+    figures = re.search(r'id="figures">(.*?)</script>', text, re.DOTALL)
+    assert figures is not None
+    assert set(json.loads(figures[1])) == {"surface", "slices", "fsc", "orientations"}
+
+
+def browse(path: Path, folder: Path) -> tuple[str, list[str]]:
+    """The page after its scripts ran in a Chromium that reaches no host, and what its console said."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("chromium is not installed (Debian package chromium)")
+    options = [
+        "--headless", "--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
+        "--enable-logging=stderr", "--no-first-run", "--host-resolver-rules=MAP * ~NOTFOUND",
+        f"--user-data-dir={folder / 'profile'}", "--window-size=1240,4000", "--virtual-time-budget=20000",
+        f"--screenshot={folder / 'page.png'}", "--dump-dom",
+    ]  # fmt: skip
+    shown = subprocess.run([chromium, *options, path.as_uri()], capture_output=True, text=True, timeout=240, check=True)
+    said = [line for line in shown.stderr.splitlines() if ":CONSOLE:" in line]
+    return shown.stdout, [line for line in said if "willReadFrequently" not in line]  # advice to plotly.js
+
+
+@pytest.mark.slow
+def test_a_browser_shows_it(tmp_path: Path, searched_run: Path) -> None:
+    """Every figure is drawn, nothing is said on the console, where a request to a host would be refused aloud."""
+    report = searched_run / "report.html"
+    page_after, console = browse(report, tmp_path)
+    assert console == []
+    drawn = re.findall(r'<div class="plot js-plotly-plot" id="(\w+)"', page_after)
+    assert set(drawn) == Outline(report).ids - {"figures"}
+    assert page_after.count("main-svg") >= len(drawn)
+    assert (tmp_path / "page.png").stat().st_size > 1e5
+    text = report.read_text(encoding="utf-8")
+    (tmp_path / "calls.html").write_text(text.replace("</main>", '<img src="http://example.org/x.png"></main>'))
+    (tmp_path / "fails.html").write_text(text.replace("Plotly.newPlot(", "Plotly.newestPlot("))
+    assert any("Content Security Policy" in line for line in browse(tmp_path / "calls.html", tmp_path)[1])
+    assert any("TypeError" in line for line in browse(tmp_path / "fails.html", tmp_path)[1])
