@@ -55,7 +55,7 @@ from cryoeq.training.state import TrainingState
 RESULTS = Path(__file__).with_suffix(".json")
 MODEL = Path(__file__).parents[2] / "data_samples" / "1wcm_ca.pdb.gz"
 EASY = ("--box", "32", "-n", "1000", "--snr", "inf", "--no-ctf", "--seed", "1000")
-BOX_PX, EPOCHS, BATCH, HEADS, WIDTH = 16, 50, 64, 1, 256
+BOX_PX, EPOCHS, BATCH, HEADS, WIDTH = 16, 100, 64, 1, 256
 LOOK_EVERY = 2  # epochs between two looks at the poses
 # No frequency marching, and a decoder faster than by default: chosen on seed 0 of d4 as the autoencoder.
 RECIPE = {"training.first_shell": BOX_PX / 2 - 1, "training.decoder_rate": 0.03}
