@@ -128,6 +128,9 @@ class TrainingConfig(FrozenConfig):
     )  # fmt: skip
     first_shell: float = Field(default=3.0, ge=1, description="radius at the start, in cycles per box")
     marching: float = Field(default=0.6, ge=0, le=1, description="fraction after which the last shell is reached")
+    augment: bool = Field(
+        default=False, description="turn and mirror each image by a random element of D4, and its pose with it"
+    )
     checkpoint_seconds: float = Field(default=60.0, ge=0, description="time between checkpoints")
 
 

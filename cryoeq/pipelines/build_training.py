@@ -123,4 +123,5 @@ def build_settings(config: ReconstructConfig, dataset: ParticleDataset) -> Train
         leak=config.loss.leak,
         is_symmetric=config.loss.symmetric,
         shift_sigma_px=shift_sigma_px(config, dataset),
+        is_augmented=training.augment,
     )

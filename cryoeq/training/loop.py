@@ -15,17 +15,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Progress
+from cryoeq.domain.randomness import Stream, stream_generator
 from cryoeq.errors import DivergedError
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import rotation_angle_rad
+from cryoeq.training.augmentation import augment
 from cryoeq.training.schedule import Schedule
 from cryoeq.training.state import TrainingState
-from cryoeq.training.tasks import Observation, Outcome, learn_images, learn_renderings, observe
+from cryoeq.training.tasks import Observation, learn_images, learn_renderings, observe
 
 _MEMORY = 0.98  # of the running average of the residual's power
 
@@ -45,6 +47,7 @@ class TrainingSettings:
         leak: weight of the hypotheses that are not the best.
         is_symmetric: use the symmetric loss.
         shift_sigma_px: spread of the shifts that renderings get; 0 where particles are known to be centred.
+        is_augmented: turn and mirror each image by a random element of D4, and its pose with it.
     """
 
     batch_size: int
@@ -57,6 +60,7 @@ class TrainingSettings:
     leak: float
     is_symmetric: bool
     shift_sigma_px: float
+    is_augmented: bool = False
 
 
 def fit(
@@ -92,12 +96,16 @@ def _step(state: TrainingState, seen: Observation, plane: HalfPlane, settings: T
     active = plane.within(schedule.radius(state.step))
     for group, rate in zip(state.optimizer.param_groups, (settings.encoder_rate, settings.decoder_rate), strict=True):
         group["lr"] = rate * schedule.rate(state.step)
+    turns = torch.eye(3, device=plane.coords.device)
+    if settings.is_augmented:
+        seen, turns = augment(seen, plane, stream_generator(state.seed, Stream.AUGMENTATION, state.step))
     outcome = learn_images(
         state, seen, plane, active, leak=settings.leak, is_symmetric=settings.is_symmetric,
         centred=settings.shift_sigma_px == 0,
         encoder_learns=state.step >= settings.images_from * schedule.total_steps,
     )  # fmt: skip
-    loss, figures = outcome.loss, {"loss": outcome.error, "pose_change_deg": _update_poses(state, seen, outcome)}
+    change_deg = _update_poses(state, seen.indices, turns.mT @ outcome.rotations)
+    loss, figures = outcome.loss, {"loss": outcome.error, "pose_change_deg": change_deg}
     if settings.rendered_weight > 0:
         posed, error_deg = learn_renderings(
             state, seen, plane, active, leak=settings.leak,
@@ -124,10 +132,10 @@ def _descend(state: TrainingState, loss: Float[Tensor, ""]) -> None:
     state.optimizer.step()
 
 
-def _update_poses(state: TrainingState, seen: Observation, outcome: Outcome) -> float:
+def _update_poses(state: TrainingState, indices: Int[Tensor, " batch"], rotations: Float[Tensor, "batch 3 3"]) -> float:
     """Remember the rotations of the batch; their mean turn since the last visit in degrees, NaN at the first."""
-    before, now = state.rotations[seen.indices], outcome.rotations.cpu()
-    state.rotations[seen.indices] = now
+    before, now = state.rotations[indices], rotations.cpu()
+    state.rotations[indices] = now
     is_first = (before == torch.eye(3)).all(-1).all(-1).any()
     return math.nan if is_first else math.degrees(float(rotation_angle_rad(before, now).mean()))
 
