@@ -37,18 +37,20 @@ class KeptSteps:
 
     Args:
         folder: for the files; made with the first.
+        count: particles of the run.
         device: where states go.
         resume: read what is there; else each step is run, whatever is there.
     """
 
     folder: Path
+    count: int
     device: torch.device
     resume: bool
 
     @classmethod
-    def of_run(cls, run: RunFolder, device: torch.device, *, resume: bool) -> "KeptSteps":
+    def of_run(cls, run: RunFolder, count: int, device: torch.device, *, resume: bool) -> "KeptSteps":
         """Those of a run folder."""
-        return cls(run.path(_FOLDER), device, resume)
+        return cls(run.path(_FOLDER), count, device, resume)
 
     def keep(self, name: str, step: Step) -> Step:
         """The state after a step: as it was kept, else by running it.
@@ -58,17 +60,31 @@ class KeptSteps:
             step: runs it.
 
         Raises:
-            CheckpointError: the file is damaged.
+            CheckpointError: the file is damaged, or of other particles.
         """
         path = self.folder / f"{name}.pt"
         if self.resume and path.is_file():
             yield Note(f"Resumed after the step {name!r}.")
-            return _unpacked(load_checkpoint(path, self.device), path)
+            return self._unpacked(load_checkpoint(path, self.device), path)
         state = yield from step
         with uninterrupted():
             self.folder.mkdir(exist_ok=True)
-            save_checkpoint(path, _packed(state))
+            save_checkpoint(path, {"count": self.count, **_packed(state)})
         return state
+
+    def _unpacked(self, packed: dict[str, Any], path: Path) -> GrowthState:
+        if packed.keys() != {"count", *(field.name for field in fields(GrowthState))}:
+            raise CheckpointError(f"{path} does not hold a step of a search", "", "Delete it and go on with --resume")
+        if (count := packed.pop("count")) != self.count:
+            raise CheckpointError(
+                f"{path} is of {count} particles, there are {self.count} now",
+                "a run goes on with the particles it began with",
+                "Give the original star file, or start a new run in another folder",
+            )
+        if packed["sums"] is not None:
+            first, second = (WienerBackprojection(*part) for part in packed["sums"])
+            packed["sums"] = (first, second)
+        return GrowthState(**packed)
 
     def clear(self) -> None:
         """Remove the files of a run that is done."""
@@ -80,12 +96,3 @@ def _packed(state: GrowthState) -> dict[str, Any]:
     if state.sums is not None:
         packed["sums"] = tuple((part.box_size_px, part.padding, part.sums) for part in state.sums)
     return packed
-
-
-def _unpacked(packed: dict[str, Any], path: Path) -> GrowthState:
-    if packed.keys() != {field.name for field in fields(GrowthState)}:
-        raise CheckpointError(f"{path} does not hold a step of a search", "", "Delete it and go on with --resume")
-    if packed["sums"] is not None:
-        first, second = (WienerBackprojection(*part) for part in packed["sums"])
-        packed = packed | {"sums": (first, second)}
-    return GrowthState(**packed)

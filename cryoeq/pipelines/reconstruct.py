@@ -59,7 +59,7 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[
     with RunFolder.create(
         config.output, command=sys.argv, settings=settings, inputs=inputs, device=str(device), resume=resume
     ) as run:
-        kept = KeptSteps.of_run(run, device, resume=resume)
+        kept = KeptSteps.of_run(run, len(stack.table), device, resume=resume)
         try:
             with threads(config.threads):
                 steps = _reconstruct(config, stack, given, run, device, checkpoint, keep=kept.keep)
@@ -68,8 +68,8 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[
             run.finish("failed", {"error": str(error)})
             write_report(run.path("report.html"), read_run(run.folder))
             raise
-        kept.clear()
         run.finish("done", results | {"seconds": round(time.monotonic() - started_s, 2)})
+        kept.clear()
         write_report(run.path("report.html"), read_run(run.folder))
     yield Report(f"Reconstruction in {run.folder}", _rows(results, config))
 

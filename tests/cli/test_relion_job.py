@@ -1,13 +1,14 @@
 """RELION's External job: what its pipeline finds in the job's folder, however the command ends."""
 
-import os
-import subprocess
-import sys
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 
+from cryoeq.cli import relion_job
 from cryoeq.cli.main import run
+from cryoeq.cli.relion_job import run_for_relion
 from cryoeq.io.text import read_json
 
 ENDS = ("RELION_JOB_EXIT_SUCCESS", "RELION_JOB_EXIT_FAILURE", "RELION_JOB_EXIT_ABORTED")
@@ -82,38 +83,22 @@ def test_particles_are_needed_and_other_commands_leave_no_marker(
     assert not list(project.glob("x/RELION*"))
 
 
-ASKED_IN_A_STEP = """
-import os, threading
-from pathlib import Path
-from cryoeq.cli import relion_job
-from cryoeq.pipelines import amortized
-fit, kill, sent, relion_job._INTERVAL_S = amortized.fit, os.kill, threading.Event(), 0.01
-def noted(*arguments):
-    kill(*arguments)
-    sent.set()
-os.kill = noted
-def asked_at_the_third(*arguments):
-    for event in fit(*arguments):
-        if event.done == 3:
-            Path("External/job012/RELION_JOB_ABORT_NOW").touch()
-            assert sent.wait(60)
-        yield event
-amortized.fit = asked_at_the_third
-"""
+def test_a_job_that_is_aborted(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By SIGTERM, which elsewhere is shown to end a run after a checkpoint."""
+    monkeypatch.setattr(relion_job, "_INTERVAL_S", 0.01)
+    job, asked = project / "External" / "job012", threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
 
+    def command() -> int:
+        (job / "RELION_JOB_ABORT_NOW").touch()
+        assert asked.wait(60)
+        return 143
 
-def test_a_job_that_is_aborted(project: Path, tiny_training: tuple[str, ...]) -> None:
-    command = ["reconstruct", "--o", "External/job012/", "--in_parts", "particles.star", *tiny_training]
-    code = f"import sys\nfrom cryoeq.cli.main import main\n{ASKED_IN_A_STEP}\nsys.argv[1:] = {command}\nmain()"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=280
-    )
-    assert ended.returncode == 143, ended.stderr
-    job = project / "External" / "job012"
+    try:
+        assert run_for_relion(["reconstruct", "--output=External/job012", "--in-parts", "p.star"], command) == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert ends(job) == ["RELION_JOB_EXIT_ABORTED"]
-    assert (job / "checkpoint.pt").is_file()
-    assert not (job / "RELION_OUTPUT_NODES.star").exists()
 
 
 @pytest.mark.parametrize(
