@@ -54,15 +54,26 @@ class CheckpointError(CryoEqError):
 
 
 class DivergedError(CryoEqError):
-    """The numbers became NaN or the structure collapsed."""
+    """The numbers became NaN or the structure collapsed.
+
+    Args:
+        found: what was found, and where.
+        expected: what was expected instead.
+        advice: what to do about it.
+        rows: of the particle table, those that it happened with; empty where it concerns all.
+    """
 
     exit_code = 4
 
+    def __init__(self, found: str, expected: str = "", advice: str = "", *, rows: tuple[int, ...] = ()) -> None:
+        super().__init__(found, expected, advice)
+        self.rows = rows
+
 
 class Terminated(BaseException):
-    """SIGTERM asked the program to stop: save what can be saved and let it pass.
+    """A signal (SIGTERM, SIGUSR1) asked the program to stop: save what can be saved and let it pass.
 
-    Like KeyboardInterrupt it is no Exception, so that no handler of errors swallows it.
+    Its text is the signal's name. Like KeyboardInterrupt it is no Exception, so that no handler of errors swallows it.
     """
 
     exit_code: ClassVar[int] = 143

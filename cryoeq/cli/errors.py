@@ -41,7 +41,7 @@ def _message(cause: BaseException, folder: Path | None) -> tuple[str, int]:
     if isinstance(cause, CryoEqError):
         return str(cause), cause.exit_code
     if isinstance(cause, Terminated):
-        return "stopped by SIGTERM. What was saved stays; --resume goes on from there.", cause.exit_code
+        return f"stopped by {cause}. What was saved stays; --resume goes on from there.", cause.exit_code
     if isinstance(cause, KeyboardInterrupt):
         return "stopped by Ctrl-C. What was saved stays; --resume goes on from there.", 130
     if _is_out_of_memory(cause):

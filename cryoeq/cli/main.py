@@ -18,6 +18,7 @@ from cryoeq.cli.fsc import fsc
 from cryoeq.cli.infer import infer
 from cryoeq.cli.orientations import orientations
 from cryoeq.cli.reconstruct import reconstruct
+from cryoeq.cli.relion_job import run_for_relion
 from cryoeq.cli.report import report
 from cryoeq.cli.simulate import simulate
 from cryoeq.errors import Terminated
@@ -31,6 +32,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+# What users of other programs type: RELION, cryoDRGN, EMAN2, ASPIRE. The empty name leaves the value as an argument.
+_ALIASES = {
+    "--i": "", "--i2": "", "--input": "", "--o": "--output", "--outdir": "--output", "--apix": "--angpix",
+    "--Apix": "--angpix", "--random-seed": "--seed", "--continue": "--resume", "--num-epochs": "--epochs",
+    "--j": "--threads", "--num-workers": "--threads", "--auto-mask": "--mask=auto", "--adhoc-bfac": "--bfac",
+    "--max-threads": "--threads", "--in-mask": "--mask", "--in-3dref": "--reference", "--symmetry": "--sym",
+    "--data-folder": "--datadir", "--particles-dir": "--datadir",
+}  # fmt: skip
+
 app.command("simulate")(simulate)
 app.command("reconstruct")(reconstruct)
 app.command("infer")(infer)
@@ -66,7 +76,8 @@ def main() -> NoReturn:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Memory in huge pages: a third of the time of arithmetic on large maps is spent on first touching small ones.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # schedulers send either before they take a node away
+        signal.signal(number, _terminate)
     sys.exit(run(sys.argv[1:]))
 
 
@@ -80,8 +91,12 @@ def run(arguments: Sequence[str]) -> int:
         The exit code: 0 done, 1 our bug, 2 wrong use, 3 bad data, 4 numerical failure or no memory, 130/143 stopped.
     """
     arguments = normalise(arguments)
+    return run_for_relion(arguments, lambda: _run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
     try:
-        app(list(arguments), prog_name="cryoeq")
+        app(arguments, prog_name="cryoeq")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0
         if code != 130:
@@ -94,28 +109,32 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def normalise(arguments: Sequence[str]) -> list[str]:
-    """Accept ``--shift_sigma`` for ``--shift-sigma``, and ``--debug`` anywhere.
+    """Accept ``--shift_sigma`` for ``--shift-sigma``, the names of other programs, and ``--debug`` anywhere.
 
     Args:
         arguments: as the user typed them.
 
     Returns:
-        Option names with dashes, values and all that follows ``--`` unchanged, ``--debug`` in front.
+        Our option names with dashes, values and all that follows ``--`` unchanged, ``--debug`` in front.
     """
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    dashed = [_dashed(argument) for argument in arguments[:end]]
+    dashed = [known for argument in arguments[:end] if (known := _known(argument))]
     rest = [argument for argument in dashed if argument != "--debug"]
     return ["--debug"] * (len(rest) < len(dashed)) + rest + list(arguments[end:])
 
 
-def _dashed(argument: str) -> str:
+def _known(argument: str) -> str:
+    """An option by our name of it, empty where its value alone is wanted; a value as it is."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value
+    name = name.replace("_", "-")
+    ours = _ALIASES.get(name, name)
+    return ours + equals + value if ours else value
 
 
 def _terminate(signal_number: int, frame: FrameType | None) -> NoReturn:
     del frame
-    signal.signal(signal_number, signal.SIG_IGN)  # a second one must not disturb the checkpoint
-    raise Terminated
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # a second one must not disturb the checkpoint
+    raise Terminated(signal.Signals(signal_number).name)

@@ -7,7 +7,12 @@ import typer
 
 
 def reconstruct(
-    particles: Annotated[Path, typer.Argument(help="RELION star file (3.0 or later), or a bare .mrcs with --angpix.")],
+    particles: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="PARTICLES", help="RELION star (3.0 or later), cryoSPARC .cs, or a bare .mrcs with --angpix."
+        ),
+    ] = None,
     *,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Run folder [cryoeq_reconstruction].")] = None,
     pose_inference: Annotated[
@@ -26,6 +31,10 @@ def reconstruct(
         float | None, typer.Option(help="Pixel size in Angstrom; fills in or overrides the file's.")
     ] = None,
     datadir: Annotated[Path | None, typer.Option(help="Folder that image names are relative to.")] = None,
+    scratch_dir: Annotated[
+        Path | None,
+        typer.Option(envvar="RELION_SCRATCH_DIR", help="Folder on a local disk for images beyond 1 GiB [none]."),
+    ] = None,
     no_ctf: Annotated[bool, typer.Option("--no-ctf", help="Ignore the CTF.")] = False,
     invert_data: Annotated[
         bool | None, typer.Option("--invert-data/--uninvert-data", help="Contrast [decided from the images].")
@@ -48,20 +57,30 @@ def reconstruct(
     batch_size: Annotated[int | None, typer.Option("-b", "--batch-size", help="Images per step [64].")] = None,
     seed: Annotated[int | None, typer.Option(help="Of all that is random [0].")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N [auto].")] = None,
+    mask: Annotated[Path | None, typer.Option(help="For the FSC of the half maps, with known poses.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="Map to compare the result with.")] = None,
+    threads: Annotated[int | None, typer.Option("-j", "--threads", help="Threads of the CPU [all cores].")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the run folder.")] = False,
+    in_parts: Annotated[
+        Path | None, typer.Option(help="PARTICLES, as RELION's External job gives them; marks its folder -o.")
+    ] = None,
 ) -> None:
     """Reconstruct a map from particles, with their poses searched for, inferred by an encoder, or known."""
     from cryoeq.cli.drawing import draw
     from cryoeq.config.loading import load_config
     from cryoeq.config.reconstruct import ReconstructConfig
+    from cryoeq.outputs.relion_job import write_output_nodes
     from cryoeq.outputs.run_folder import free_folder
     from cryoeq.pipelines import reconstruct as pipeline
 
+    resume = resume or in_parts is not None  # RELION's Continue repeats the command in the same folder
     default = Path("cryoeq_reconstruction") if resume else free_folder("cryoeq_reconstruction")
     contrast = None if invert_data is None else ("invert" if invert_data else "keep")
     explicit = {
-        "particles": particles, "output": output or default, "pose_inference": pose_inference, "seed": seed,
-        "device": device, "input.angpix": angpix, "input.datadir": datadir, "input.with_ctf": False if no_ctf else None,
+        "particles": particles or in_parts, "output": output or default, "pose_inference": pose_inference, "seed": seed,
+        "device": device, "threads": threads, "input.mask": mask, "input.reference": reference,
+        "input.angpix": angpix, "input.datadir": datadir, "input.scratch_dir": scratch_dir,
+        "input.with_ctf": False if no_ctf else None,
         "input.contrast": contrast, "input.working_box_px": box, "input.shift_sigma_angstrom": shift_sigma,
         "both_hands": True if both_hands else None, "search.symmetry": sym, "encoder.group": group,
         "encoder.heads": heads, "decoder.kind": decoder,
@@ -70,3 +89,5 @@ def reconstruct(
     }  # fmt: skip
     resolved = load_config(ReconstructConfig, preset=preset, file=config, overrides=settings or (), explicit=explicit)
     draw(pipeline.reconstruct(resolved, resume=resume), log=resolved.output / "run.log")
+    if in_parts is not None:
+        write_output_nodes(resolved.output)

@@ -24,6 +24,9 @@ class InputConfig(FrozenConfig):
     shift_sigma_angstrom: float | None = Field(
         default=None, ge=0, description="expected spread of the shifts per axis; None for 5 % of the box, 0 for centred"
     )
+    scratch_dir: Path | None = Field(default=None, description="folder on a local disk for images beyond 1 GiB")
+    mask: Path | None = Field(default=None, description="for the FSC of the half maps, with known poses")
+    reference: Path | None = Field(default=None, description="map that the result is compared with")
     working_box_px: int | None = Field(
         default=None,
         ge=16,
@@ -147,6 +150,7 @@ class ReconstructConfig(FrozenConfig):
     both_hands: bool = Field(default=False, description="write the mirror image of the map and its poses too")
     seed: int = Field(default=0, ge=0, lt=2**63, description="of all that is random")
     device: str = Field(default="auto", description="auto, cpu or cuda:N")
+    threads: int | None = Field(default=None, ge=1, description="of the CPU; None for all")
     input: InputConfig = InputConfig()
     search: SearchConfig = SearchConfig()
     hybrid: HybridConfig = HybridConfig()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -12,9 +13,12 @@ from cryoeq.domain.particles import ParticleBatch, ParticleTable
 from cryoeq.errors import ConfigError
 from cryoeq.io.images import SMALLEST_BOX_PX, LazyImages
 from cryoeq.io.particles import ParticleStack
+from cryoeq.io.scratch import keep_on_scratch
 
 _SAMPLE_SIZE = 512
 _CHUNK = 256
+# Where pixels stream from the disk: so many neighbours are visited soon after each other, with those of other places.
+_NEIGHBOURS, _PLACES = 64, 64
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class ParticleDataset:
         notes: what was found and decided, one sentence each, to be shown to the user.
         images: the stored pixels.
         preprocessing: what is done to them.
-        cache: all images preprocessed, None where they would take too much memory.
+        cache: all images preprocessed, in memory or on the scratch disk; None where neither has room.
+        is_large: they do not fit into memory.
     """
 
     table: ParticleTable
@@ -38,6 +43,7 @@ class ParticleDataset:
     images: LazyImages
     preprocessing: Preprocessing
     cache: Float[Tensor, "particles m m"] | None
+    is_large: bool = False
 
     @classmethod
     def open(
@@ -47,6 +53,7 @@ class ParticleDataset:
         working_box_px: int | None = None,
         sign: int | None = None,
         cache_bytes: int = 2**30,
+        scratch: Path | None = None,
     ) -> "ParticleDataset":
         """Decide contrast and scale from up to 512 images, and read the whole stack into memory where it is small.
 
@@ -56,10 +63,12 @@ class ParticleDataset:
             sign: 1 or -1, what to multiply by so that protein is bright; None decides from the images.
             cache_bytes: largest size of the preprocessed stack, in bytes of memory, that is kept there; 0 streams
                 from the disk.
+            scratch: folder on a local disk that keeps it instead, where it is larger.
 
         Raises:
             ConfigError: the working box is odd, tiny, or larger than the images.
             ParticleFileError: pixels are NaN or infinite.
+            OutputError: the scratch disk is too small.
         """
         table = stack.table
         box = _checked_box(working_box_px, table.box_size_px)
@@ -77,9 +86,16 @@ class ParticleDataset:
         else:
             said = f"Contrast: as told, the images are {'kept' if sign == 1 else 'multiplied by -1'}."
         preprocessing = Preprocessing(box, scale.value, sign)
-        cache = torch.cat([preprocessing.apply(chunk) for chunk in torch.split(cropped, _CHUNK)]) if fits else None
+        cache = None
+        if fits:
+            cache = torch.cat([preprocessing.apply(chunk) for chunk in torch.split(cropped, _CHUNK)])
+        elif scratch is not None:
+            chunks = (preprocessing.apply(stack.images.read(rows)) for rows in torch.split(every, _CHUNK))
+            cache = keep_on_scratch(scratch, (len(table), box, box), chunks)
         pixel_size = table.pixel_size_angstrom * table.box_size_px / box
-        return cls(table, box, pixel_size, (*stack.notes, said, scale.reason), stack.images, preprocessing, cache)
+        return cls(
+            table, box, pixel_size, (*stack.notes, said, scale.reason), stack.images, preprocessing, cache, not fits
+        )
 
     def __len__(self) -> int:
         return len(self.table)
@@ -92,6 +108,24 @@ class ParticleDataset:
         """
         images = self.preprocessing.apply(self.images.read(rows)) if self.cache is None else self.cache[rows]
         return ParticleBatch(rows, images, None if self.table.ctf is None else self.table.ctf[rows])
+
+    def near_on_disk(self, order: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
+        """The same rows in an order that reads neighbours soon after each other, where the stack is large.
+
+        Runs of neighbours in their stacks come in the order of their first particle here. Those of 64 runs at a time
+        stay mixed as they are.
+
+        Args:
+            order: rows of the table, shuffled.
+        """
+        if not self.is_large:
+            return order
+        table = self.table
+        on_disk = (table.stack_index * (int(table.slice_index.max()) + 1) + table.slice_index).argsort()
+        run = torch.empty_like(on_disk).scatter_(0, on_disk, torch.arange(len(on_disk)) // _NEIGHBOURS)[order]
+        first = torch.full((int(run.max()) + 1,), len(order)).scatter_reduce(0, run, torch.arange(len(order)), "amin")
+        turn = first.argsort().argsort()
+        return order[(turn[run] // _PLACES).argsort(stable=True)]
 
     def batches(self, batch_size: int, order: Int[Tensor, " rows"] | None = None) -> Iterator[ParticleBatch]:
         """All particles once, or those of ``order``; the last batch may be smaller.

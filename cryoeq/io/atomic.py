@@ -12,6 +12,10 @@ from cryoeq.errors import OutputError
 _ADVICE = {
     errno.ENOSPC: ("the disk is full", "Free some space or write to another folder with -o"),
     errno.EDQUOT: ("your disk quota is used up", "Free some space or write to another folder with -o"),
+    errno.EFBIG: (
+        "the file is larger than is allowed",
+        "Raise the limit (ulimit -f) or write to another folder with -o",
+    ),
     errno.EACCES: ("permission denied", "Make the folder writable or choose another one with -o"),
     errno.EPERM: ("permission denied", "Make the folder writable or choose another one with -o"),
     errno.EROFS: ("the file system is read-only", "Choose another folder with -o"),

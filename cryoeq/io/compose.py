@@ -3,11 +3,9 @@
 import math
 
 import numpy as np
-from jaxtyping import Float
-from torch import Tensor
 
 from cryoeq.domain.optics import CtfParameters, Optics
-from cryoeq.io.star import StarTable, Text
+from cryoeq.io.star import StarTable, Text, decimals, text_column
 
 
 def compose_star(stack_name: str, count: int, box_size_px: int, optics: Optics, ctf: CtfParameters | None) -> StarTable:
@@ -35,19 +33,15 @@ def compose_star(stack_name: str, count: int, box_size_px: int, optics: Optics, 
         "rlnImageDimensionality": np.array(["2"]),
     }
     particles: dict[str, Text] = {
-        "rlnImageName": np.array([f"{number:06d}@{stack_name}" for number in range(1, count + 1)]),
+        "rlnImageName": text_column([f"{number:06d}@{stack_name}" for number in range(1, count + 1)]),
         "rlnMicrographName": np.full(count, f"{optics.name}.mrc"),
         "rlnOpticsGroup": np.full(count, "1"),
     }
     if ctf is not None:
         particles |= {
-            "rlnDefocusU": _text(ctf.defocus_u_angstrom),
-            "rlnDefocusV": _text(ctf.defocus_v_angstrom),
-            "rlnDefocusAngle": _text(ctf.defocus_angle_rad * (180 / math.pi)),
-            "rlnPhaseShift": _text(ctf.phase_shift_rad * (180 / math.pi)),
+            "rlnDefocusU": decimals(ctf.defocus_u_angstrom.numpy()),
+            "rlnDefocusV": decimals(ctf.defocus_v_angstrom.numpy()),
+            "rlnDefocusAngle": decimals(ctf.defocus_angle_rad.numpy() * (180 / math.pi)),
+            "rlnPhaseShift": decimals(ctf.phase_shift_rad.numpy() * (180 / math.pi)),
         }
     return StarTable(optics_block, particles)
-
-
-def _text(values: Float[Tensor, " particles"]) -> Text:
-    return np.array([f"{value:.6f}" for value in values.tolist()])

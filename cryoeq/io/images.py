@@ -74,7 +74,7 @@ def locate_images(star: StarTable, datadir: Path | None) -> tuple[LazyImages, tu
             stack, or the boxes differ, are odd or tiny.
     """
     names = star.require("rlnImageName")
-    number, at, path = np.strings.partition(names, "@")
+    number, at, path = np.strings.partition(names, np.array("@", dtype=names.dtype))
     distinct, stack_index = np.unique(np.where(at == "@", path, names), return_inverse=True)
     slice_index = _image_numbers(star, np.where(at == "@", number, "1")) - 1
     paths = _find_stacks(distinct.tolist(), (star.path or Path("star")).absolute().parent, datadir)

@@ -12,9 +12,11 @@ from torch import Tensor
 from cryoeq.domain.particles import ParticleTable
 from cryoeq.domain.pose import Poses
 from cryoeq.errors import ParticleFileError
+from cryoeq.io.cryosparc import CS_SUFFIX, read_cs
+from cryoeq.io.euler import relion_euler_deg, rotations_from_euler_deg
 from cryoeq.io.images import LazyImages, locate_images, open_bare_stack
 from cryoeq.io.optics import optics_index, read_ctf, read_optics, star_pixel_size, with_optics_block
-from cryoeq.io.star import StarTable, Text, read_star, write_star
+from cryoeq.io.star import StarTable, Text, decimals, read_star, text_column, write_star
 
 STACK_SUFFIXES = (".mrcs", ".mrc", ".st")
 _EULER = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
@@ -47,10 +49,10 @@ def read_particles(
     with_poses: bool = False,
     ignore_ctf: bool = False,
 ) -> ParticleStack:
-    """Open a RELION star file (3.0, 3.1 or later), or a bare ``.mrcs``/``.mrc`` stack. No pixel is read.
+    """Open a RELION star file (3.0, 3.1 or later), cryoSPARC's ``.cs``, or a bare ``.mrcs`` stack. No pixel is read.
 
     Args:
-        path: the star file or stack.
+        path: the star file, table or stack.
         angpix: pixel size in Angstrom; fills in or overrides that of the file.
         datadir: folder in which to look first for the stacks that the star names.
         with_poses: read Euler angles, origins and half sets too; inference leaves them unread.
@@ -65,8 +67,9 @@ def read_particles(
         angpix = angpix if angpix is not None else images.stacks[0].pixel_size_angstrom
         ignore_ctf, found = True, (*found, f"{path.name} comes without a star file, so without CTF.")
     else:
-        star = read_star(path)
+        star, said = read_cs(path) if path.suffix == CS_SUFFIX else (read_star(path), ())
         images, found = locate_images(star, datadir)
+        found = (*said, *found)
     box = images.box_size_px
     star = with_optics_block(star, angpix=angpix, box_size_px=box, ignore_ctf=ignore_ctf)
     _check_stated_box(star, box)
@@ -89,8 +92,13 @@ def read_particles(
     return ParticleStack(table, star, images, found)
 
 
+def read_table(path: Path) -> StarTable:
+    """The particles of a star file or of cryoSPARC's ``.cs``; the images need not be there."""
+    return read_cs(path)[0] if path.suffix == CS_SUFFIX else read_star(path)
+
+
 def _star_of_bare_stack(path: Path, count: int) -> StarTable:
-    names = np.array([f"{number:06d}@{path.as_posix()}" for number in range(1, count + 1)])
+    names = text_column([f"{number:06d}@{path.as_posix()}" for number in range(1, count + 1)])
     return StarTable(None, {"rlnImageName": names}, path)
 
 
@@ -176,49 +184,13 @@ def write_particle_star(
     columns: dict[str, Text] = dict(star.particles)
     if poses is not None:
         euler, shifts = relion_euler_deg(poses.rotations.double().cpu()), poses.shifts_angstrom.double().cpu()
-        columns |= {name: _decimals(euler[:, axis]) for axis, name in enumerate(_EULER)}
-        columns |= {name: _decimals(shifts[:, axis]) for axis, name in enumerate(_ORIGIN_ANGSTROM)}
+        columns |= {name: decimals(euler[:, axis].numpy()) for axis, name in enumerate(_EULER)}
+        columns |= {name: decimals(shifts[:, axis].numpy()) for axis, name in enumerate(_ORIGIN_ANGSTROM)}
         outdated = [(axis, name) for axis, name in enumerate(_ORIGIN_PX) if name in columns]
-        columns |= {name: _decimals(shifts[:, axis] / star_pixel_size(star)) for axis, name in outdated}
+        columns |= {name: decimals(shifts[:, axis].numpy() / star_pixel_size(star)) for axis, name in outdated}
     if half_set is not None:
-        columns["rlnRandomSubset"] = half_set.cpu().numpy().astype(np.str_)
-    columns |= {name: np.asarray(values).astype(np.str_) for name, values in (extra_columns or {}).items()}
+        columns["rlnRandomSubset"] = half_set.cpu().numpy().astype(np.uint8).astype(np.str_)
+    columns |= {name: np.asarray(values) for name, values in (extra_columns or {}).items()}
     if wrong := [name for name, values in columns.items() if len(values) != len(star)]:
         raise ValueError(f"{len(columns[wrong[0]])} values of {wrong[0]} for {len(star)} particles")
     write_star(path, StarTable(star.optics, columns))
-
-
-def _decimals(values: Float[Tensor, " particles"]) -> Text:
-    return np.array([f"{value:.6f}" for value in values.tolist()], dtype=np.str_)
-
-
-def rotations_from_euler_deg(euler_deg: Float[Tensor, "batch 3"]) -> Float[Tensor, "batch 3 3"]:
-    """RELION's matrices A = Rz(-psi) Ry(-tilt) Rz(-rot).
-
-    Args:
-        euler_deg: rot, tilt, psi in degrees.
-    """
-    (ca, sa), (cb, sb), (cg, sg) = (
-        (torch.cos(angle), torch.sin(angle)) for angle in torch.deg2rad(euler_deg).unbind(1)
-    )
-    rows = (
-        (cg * cb * ca - sg * sa, cg * cb * sa + sg * ca, -cg * sb),
-        (-sg * cb * ca - cg * sa, -sg * cb * sa + cg * ca, sg * sb),
-        (sb * ca, sb * sa, cb),
-    )
-    return torch.stack([torch.stack(row, -1) for row in rows], -2)
-
-
-def relion_euler_deg(rotations: Float[Tensor, "batch 3 3"]) -> Float[Tensor, "batch 3"]:
-    """Rot, tilt, psi in degrees of RELION's matrices A; rot and psi in [-180, 180], tilt in [0, 180].
-
-    psi is read from A Rz(rot), which is Rz(-psi) Ry(-tilt), rather than from the last column of A: that column
-    vanishes at the poles, where rot is arbitrary (what the rounding says, or 0) and only its sum with psi has a
-    meaning.
-    """
-    rot = torch.atan2(rotations[:, 2, 1], rotations[:, 2, 0])
-    tilt = torch.atan2(torch.hypot(rotations[:, 2, 0], rotations[:, 2, 1]), rotations[:, 2, 2])
-    turned_y = torch.stack([-torch.sin(rot), torch.cos(rot), torch.zeros_like(rot)], -1)
-    image_y = torch.einsum("bij,bj->bi", rotations, turned_y)
-    psi = torch.atan2(image_y[:, 0], image_y[:, 1])
-    return torch.rad2deg(torch.stack([rot, tilt, psi], -1))

@@ -7,15 +7,17 @@ Tests use it as an independent reader of what is written here.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, groupby, islice
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float64, Shaped
 
 from cryoeq.errors import ParticleFileError
-from cryoeq.io.text import write_text
+from cryoeq.io.atomic import atomic_path
 
 Text = Shaped[np.ndarray, "_"]
 Numbers = Float64[np.ndarray, "_"]
@@ -23,7 +25,10 @@ Columns = Mapping[str, Text]
 
 _TOKEN = re.compile(r'"([^"]*)"(?=\s|$)|\'([^\']*)\'(?=\s|$)|(\S+)')
 _NEEDS_QUOTES = re.compile(r'[^\S\n]|^$|^["\'#]', re.MULTILINE)
+_SUSPECT = " \t\r\v\f\x1c\x1d\x1e\x1f\"'#"
 _REPAIR = "Export the star file again"
+# Rows that are parsed or written at once: as Python's strings they take five times the memory of the columns.
+_CHUNK = 20_000
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,14 @@ class StarTable:
 
     def __len__(self) -> int:
         return len(next(iter(self.particles.values()), ()))
+
+    def rows(self, numbers: Sequence[int]) -> "StarTable":
+        """Some of the particles, with their optics groups.
+
+        Args:
+            numbers: of their rows, from 0.
+        """
+        return replace(self, particles={name: values[list(numbers)] for name, values in self.particles.items()})
 
     def require(self, column: str, *, advice: str = "") -> Text:
         """The text of a particle column.
@@ -97,6 +110,23 @@ class StarTable:
         return numbers
 
 
+def text_column(values: Sequence[str]) -> Text:
+    """A column: 16 bytes for each value, and what its letters take beyond 15.
+
+    Args:
+        values: may hold bytes that are not UTF-8, as ``surrogateescape`` reads them.
+    """
+    try:
+        return np.array(values, dtype=np.dtypes.StringDType())
+    except UnicodeEncodeError:
+        return np.array(values, dtype=np.str_)
+
+
+def decimals(values: Shaped[np.ndarray, "_"]) -> Text:
+    """Numbers as RELION writes them, with six decimals."""
+    return text_column([f"{value:.6f}" for value in values.tolist()])
+
+
 def _float_or_nan(value: str) -> float:
     try:
         return float(value)
@@ -113,14 +143,14 @@ def read_star(path: Path) -> StarTable:
         ParticleFileError: no such file, no table in it, a repeated label, or a row with too few or too many values.
     """
     try:
-        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        with path.open(encoding="utf-8", errors="surrogateescape") as file:
+            blocks = {name: _parse_block(path, lines) for name, lines in _split_blocks(file)}
     except FileNotFoundError as error:
         raise ParticleFileError(f"{path} does not exist", "", "Check the path") from error
     except OSError as error:
         raise ParticleFileError(
             f"{path} cannot be read: {error.strerror}", "", "Check the path and its permissions"
         ) from error
-    blocks = {name: _parse_block(path, lines) for name, lines in _split_blocks(text)}
     optics = blocks.pop("optics", None)
     named = [block for block in blocks.values() if "rlnImageName" in block]
     particles = blocks.get("particles") or (named[-1] if named else next(reversed(blocks.values()), None))
@@ -132,41 +162,61 @@ def read_star(path: Path) -> StarTable:
     return StarTable(optics or None, particles, path)
 
 
-def _split_blocks(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Name and lines of each block, without empty lines and comments."""
-    name: str | None = None
-    lines: list[str] = []
-    for line in map(str.strip, text.split("\n")):
+def _split_blocks(lines: Iterable[str]) -> Iterator[tuple[str, Iterator[str]]]:
+    """Name and lines of each block, without empty lines and comments; to be used up before the next is asked for."""
+    for (number, name), rows in groupby(_named_lines(lines), itemgetter(0)):
+        if number:
+            yield name, (row for _, row in rows)
+
+
+def _named_lines(lines: Iterable[str]) -> Iterator[tuple[tuple[int, str], str]]:
+    """Number and name of its block with each line; number 0 before the first."""
+    block = (0, "")
+    for line in map(str.strip, lines):
         # A row of a table can start with data_ too (a folder of that name); a heading stands alone on its line.
         if line.startswith("data_") and len(line.split(None, 1)) == 1:
-            if name is not None:
-                yield name, lines
-            name, lines = line[5:], []
+            block = (block[0] + 1, line[5:])
         elif line and line[0] != "#":
-            lines.append(line)
-    if name is not None:
-        yield name, lines
+            yield block, line
 
 
-def _parse_block(path: Path, lines: Sequence[str]) -> dict[str, Text]:
+def _parse_block(path: Path, lines: Iterator[str]) -> dict[str, Text]:
     """The columns of a ``loop_``, or a list of label-value pairs as a table of one row."""
-    if lines and lines[0] == "loop_":
-        n_labels = next((i for i, line in enumerate(lines[1:]) if line[0] != "_"), len(lines) - 1)
-        labels = [line.split()[0] for line in lines[1 : n_labels + 1]]
-        rows = [_tokens(line) for line in lines[n_labels + 1 :]]
+    first = next(lines)
+    if first == "loop_":
+        labels, rows = _split_loop(lines)
     else:
-        pairs = [_tokens(line) for line in lines if line[0] == "_"]
-        labels, rows = [pair[0] for pair in pairs], [[value for pair in pairs for value in pair[1:2]]]
+        pairs = [_tokens(line) for line in (first, *lines) if line[0] == "_"]
+        labels, rows = [pair[0] for pair in pairs], iter([[value for pair in pairs for value in pair[1:2]]])
     if repeated := [label for label in labels if labels.count(label) > 1]:
         raise ParticleFileError(f"{path}: label {repeated[0]} appears twice", "Each label may appear once", _REPAIR)
-    bad = next((i for i, row in enumerate(rows) if len(row) != len(labels)), None)
-    if bad is not None:
-        found = f"{path}, row {bad + 1}: {len(rows[bad])} values for {len(labels)} labels"
-        raise ParticleFileError(found, "Every row needs one value per label, names with spaces in quotes", _REPAIR)
-    columns = zip(*rows, strict=True) if rows else [()] * len(labels)
-    return {
-        label.removeprefix("_"): np.array(column, dtype=np.str_) for label, column in zip(labels, columns, strict=True)
-    }
+    chunks: list[list[Text]] = [[text_column([]) for _ in labels]]
+    n_rows = 0
+    while chunk := list(islice(rows, _CHUNK)):
+        bad = next((i for i, row in enumerate(chunk) if len(row) != len(labels)), None)
+        if bad is not None:
+            found = f"{path}, row {n_rows + bad + 1}: {len(chunk[bad])} values for {len(labels)} labels"
+            raise ParticleFileError(found, "Every row needs one value per label, names with spaces in quotes", _REPAIR)
+        chunks.append([text_column(column) for column in zip(*chunk, strict=True)])
+        n_rows += len(chunk)
+    columns = zip(*chunks, strict=True)
+    return {label.removeprefix("_"): _joined(parts) for label, parts in zip(labels, columns, strict=True)}
+
+
+def _split_loop(lines: Iterator[str]) -> tuple[list[str], Iterator[list[str]]]:
+    """Labels of a loop, and the values of its rows."""
+    labels: list[str] = []
+    for line in lines:
+        if line[0] != "_":
+            return labels, map(_tokens, chain([line], lines))
+        labels.append(line.split()[0])
+    return labels, iter(())
+
+
+def _joined(parts: Sequence[Text]) -> Text:
+    if any(part.dtype.kind == "U" for part in parts):  # bytes that are not UTF-8 in one chunk
+        return np.array([value for part in parts for value in part.tolist()], dtype=np.str_)
+    return np.concatenate(parts)
 
 
 def _tokens(line: str) -> list[str]:
@@ -188,23 +238,38 @@ def write_star(path: Path, star: StarTable) -> None:
         if star.optics is None
         else [("optics", star.optics), ("particles", star.particles)]
     )
-    write_text(path, "".join(_format_block(name, columns) for name, columns in blocks))
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file,
+    ):
+        for name, columns in blocks:
+            file.writelines(_format_block(name, columns))
 
 
-def _format_block(name: str, columns: Columns) -> str:
+def _format_block(name: str, columns: Columns) -> Iterator[str]:
     """One block as a ``loop_``, also when it has one row: RELION asks for that."""
     labels = "".join(f"_{label} #{number}\n" for number, label in enumerate(columns, 1))
-    rows = zip(*(_quoted(column) for column in columns.values()), strict=True)
-    body = "".join("\t".join(row) + "\n" for row in rows)
-    return f"\n# version 30001\n\ndata_{name}\n\nloop_\n{labels}{body}\n"
+    yield f"\n# version 30001\n\ndata_{name}\n\nloop_\n{labels}"
+    for start in range(0, len(next(iter(columns.values()), ())), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        rows = zip(*(_quoted(column[chunk]) for column in columns.values()), strict=True)
+        yield "".join("\t".join(row) + "\n" for row in rows)
+    yield "\n"
 
 
 def _quoted(column: Text) -> list[str]:
     """Its values, with those in quotes that would otherwise fall apart or vanish when read."""
-    values: list[str] = column.astype(np.str_).tolist()
-    if not _NEEDS_QUOTES.search("\n".join(values)):
+    values: list[str] = (column if column.dtype.kind in "TU" else column.astype(np.str_)).tolist()
+    joined = "\n".join(values)
+    if _is_plain(joined) or not _NEEDS_QUOTES.search(joined):
         return values
     return [_in_quotes(value) if not value or _NEEDS_QUOTES.search(value) else value for value in values]
+
+
+def _is_plain(joined: str) -> bool:
+    """Whether no value needs quotes for sure, at a twentieth of the cost of asking each."""
+    is_full = bool(joined) and joined[0] != "\n" and joined[-1] != "\n" and "\n\n" not in joined
+    return is_full and joined.isascii() and not any(letter in joined for letter in _SUSPECT)
 
 
 def _in_quotes(value: str) -> str:

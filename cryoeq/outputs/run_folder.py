@@ -85,6 +85,8 @@ class RunFolder:
         is_old = resume and run.path("job.json").is_file()
         write_text(run.path("command.txt"), _earlier_commands(run) + shlex.join(command) + "\n")
         if is_old:
+            for unfinished in path.glob(".*.tmp*"):  # of a process that was killed while it wrote
+                unfinished.unlink()
             run._update(status="running", resumed=[*run.job().get("resumed", []), _now()])
         else:
             for stale in ("progress.csv", "report.html"):

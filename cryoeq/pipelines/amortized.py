@@ -5,7 +5,6 @@ from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from cryoeq.config.reconstruct import ReconstructConfig
@@ -13,10 +12,11 @@ from cryoeq.data.halfsets import split_half_sets
 from cryoeq.domain.events import Event, Note, Progress
 from cryoeq.domain.randomness import Stream, stream_generator
 from cryoeq.domain.volume import Volume
-from cryoeq.errors import CheckpointError, ParticleFileError, Terminated
+from cryoeq.errors import CheckpointError, DivergedError, ParticleFileError, Terminated
 from cryoeq.io.checkpoint import load_checkpoint, save_checkpoint
 from cryoeq.io.mrc import write_map
 from cryoeq.io.particles import ParticleStack
+from cryoeq.io.star import decimals, write_star
 from cryoeq.io.text import read_json
 from cryoeq.outputs.reconstruction_plots import plot_training
 from cryoeq.outputs.run_folder import RunFolder
@@ -33,7 +33,10 @@ _CHECKPOINT = "checkpoint.pt"
 _SINGLE_THREADED_PX = 32
 # Settings that may differ between a run and its continuation: they change where and how often things are done, not
 # what.
-_FREE = ("output", "device", "particles", "input.datadir", "training.checkpoint_seconds")
+_FREE = (
+    "output", "device", "threads", "particles", "input.datadir", "input.scratch_dir", "input.mask",
+    "input.reference", "training.checkpoint_seconds",
+)  # fmt: skip
 
 
 def infer_by_encoder(
@@ -58,7 +61,12 @@ def infer_by_encoder(
         yield Note(f"Resumed at step {state.step}.")
     # Small boxes make small tensors, on which two threads wait for each other more than they compute.
     with threads(1 if dataset.box_size_px <= _SINGLE_THREADED_PX else None):
-        yield from _train(state, fit(state, dataset, plane, training), config, run)
+        try:
+            yield from _train(state, fit(state, dataset, plane, training), config, run)
+        except DivergedError as error:
+            write_star(run.path("diverged.star"), stack.star.rows(error.rows))
+            yield Note("The particles of the step that failed are in diverged.star.", "warning")
+            raise
     plot_training(run.path("training.png"), state.history)
     assignment = None
     for event in assign_poses(
@@ -81,7 +89,7 @@ def infer_by_encoder(
         "warning",
     )
     half_set = split_half_sets(len(dataset), stream_generator(config.seed, Stream.HALF_SETS))
-    columns = {"rlnMaxValueProbDistribution": np.char.mod("%.6f", assignment.confidence.numpy())}
+    columns = {"rlnMaxValueProbDistribution": decimals(assignment.confidence.numpy())}
     return PosedParticles(assignment.poses, half_set, columns, {"explained_variance": assignment.explained})
 
 
@@ -100,14 +108,16 @@ def _train(
             if time.monotonic() - saved_s > config.training.checkpoint_seconds:
                 _save(state, config, run)
                 saved_s = time.monotonic()
-    except (KeyboardInterrupt, Terminated):
-        # Signals arrive between two steps only, where the state is consistent.
+    except (KeyboardInterrupt, Terminated, DivergedError, ParticleFileError):
+        # Signals arrive between two steps only, where the state is consistent; so it is after a step that failed.
         _save(state, config, run)
         raise
     _save(state, config, run)
 
 
 def _save(state: TrainingState, config: ReconstructConfig, run: RunFolder) -> None:
+    if not state.is_finite:  # the last good state stays; the next step will say what is wrong
+        return
     with uninterrupted():
         save_checkpoint(run.path(_CHECKPOINT), {"settings": _binding(config), "state": state.to_checkpoint()})
 

@@ -25,7 +25,9 @@ def build_stack(config: ReconstructConfig, *, with_poses: bool) -> ParticleStack
 def build_dataset(config: ReconstructConfig, stack: ParticleStack, working_box_px: int | None) -> ParticleDataset:
     """The particles at a working box, contrast as the settings say."""
     sign = {"auto": None, "keep": 1, "invert": -1}[config.input.contrast]
-    return ParticleDataset.open(stack, working_box_px=working_box_px, sign=sign)
+    # At their own box images are read once, for the maps; at the working box again and again.
+    scratch = None if working_box_px is None else config.input.scratch_dir
+    return ParticleDataset.open(stack, working_box_px=working_box_px, sign=sign, scratch=scratch)
 
 
 def working_box(config: ReconstructConfig, stack: ParticleStack) -> int:

@@ -11,8 +11,8 @@ from cryoeq.domain.events import Event, Note, Report
 from cryoeq.errors import ParticleFileError
 from cryoeq.evaluation.poses import PoseErrors, PoseGauge, compare_poses, summarise_errors
 from cryoeq.io.optics import star_pixel_size
-from cryoeq.io.particles import star_poses
-from cryoeq.io.star import StarTable, read_star
+from cryoeq.io.particles import read_table, star_poses
+from cryoeq.io.star import StarTable
 from cryoeq.io.text import write_json
 from cryoeq.outputs.evaluation_plots import plot_pose_errors
 from cryoeq.outputs.folder import make_folder
@@ -39,7 +39,7 @@ def evaluate(config: EvaluateConfig) -> Iterator[Event]:
         ParticleFileError: a file is damaged, or the two do not describe the same images.
     """
     device = choose_device(config.device)
-    predicted, truth = read_star(config.predicted), read_star(config.truth)
+    predicted, truth = read_table(config.predicted), read_table(config.truth)
     rows = match_rows(predicted, truth)
     if len(rows) < len(truth):
         yield Note(

@@ -31,6 +31,7 @@ from cryoeq.io.checkpoint import save_checkpoint
 from cryoeq.models.encoder import PoseEncoder
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.build_training import build_encoder
+from cryoeq.pipelines.kept_steps import Keep, run_anew
 from cryoeq.pipelines.search import (
     SearchResult,
     check_hand,
@@ -95,7 +96,7 @@ class _Hybrid:
 
 
 def search_and_learn(
-    config: ReconstructConfig, dataset: ParticleDataset, run: RunFolder, device: torch.device
+    config: ReconstructConfig, dataset: ParticleDataset, run: RunFolder, device: torch.device, keep: Keep = run_anew
 ) -> Generator[Event, None, SearchResult]:
     """Find the structure from noise, and an encoder that poses particles by one forward pass.
 
@@ -104,6 +105,7 @@ def search_and_learn(
         dataset: the particles, at the box where poses are inferred.
         run: where ``encoder.pt`` goes.
         device: where to compute.
+        keep: of finished steps of the search.
 
     Raises:
         DivergedError: nothing was found.
@@ -112,7 +114,8 @@ def search_and_learn(
     half_set = split_half_sets(len(dataset), stream_generator(config.seed, Stream.HALF_SETS)).to(device)
     order = torch.randperm(len(dataset), generator=stream_generator(config.seed, Stream.HELD_OUT)).to(device)
     held_out, searched = order.split([count := round(config.hybrid.held_out * len(order)), len(order) - count])
-    first, settings = yield from settle_from_noise(config, dataset, images.rows(searched), half_set[searched])
+    part = images.rows(searched)
+    first, settings = yield from settle_from_noise(config, dataset, part, half_set[searched], keep=keep)
     with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
         torch.manual_seed(config.seed)
         radius = min(config.hybrid.shell, dataset.box_size_px // 2 - 1)

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait until the block has ended; they are then handled as they would have been.
+    """Let Ctrl-C, SIGTERM and SIGUSR1 wait until the block has ended; they are then handled as they would have been.
 
     Outside the main thread, which never receives signals, the block runs as it is.
     """

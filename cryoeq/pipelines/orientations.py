@@ -9,8 +9,9 @@ from cryoeq.config.orientations import OrientationsConfig
 from cryoeq.domain.events import Event, Note, Report
 from cryoeq.evaluation.orientations import MOST_VIEWS, UNEVEN_SCF, OrientationSummary, coarser_counts
 from cryoeq.evaluation.orientations import summarise_orientations as summarise
-from cryoeq.io.particles import rotations_from_euler_deg, star_euler_deg
-from cryoeq.io.star import StarTable, read_star
+from cryoeq.io.euler import rotations_from_euler_deg
+from cryoeq.io.particles import read_table, star_euler_deg
+from cryoeq.io.star import StarTable
 from cryoeq.io.text import write_json
 from cryoeq.outputs.bild import write_bild
 from cryoeq.outputs.folder import make_folder
@@ -36,7 +37,7 @@ def orientations(config: OrientationsConfig) -> Iterator[Event]:
         ConfigError: no such symmetry.
         OutputError: a file cannot be written.
     """
-    star = read_star(config.particles)
+    star = read_table(config.particles)
     euler = star_euler_deg(star)
     summary = summarise(
         rotations_from_euler_deg(euler),

@@ -7,7 +7,6 @@ from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from cryoeq.config.reconstruct import ReconstructConfig
@@ -17,16 +16,20 @@ from cryoeq.domain.volume import Volume
 from cryoeq.errors import DivergedError, ParticleFileError
 from cryoeq.evaluation.alignment import mirror_map
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, compare_maps
+from cryoeq.io.cryosparc import CS_SUFFIX, write_cs
 from cryoeq.io.mrc import write_map
 from cryoeq.io.particles import ParticleStack, write_particle_star
+from cryoeq.io.star import decimals
 from cryoeq.outputs.evaluation_plots import plot_fsc
 from cryoeq.outputs.fsc_files import write_fsc_star, write_fsc_xml
 from cryoeq.outputs.reconstruction_plots import plot_map
 from cryoeq.outputs.report import write_report
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.build import build_dataset, build_stack, working_box
-from cryoeq.pipelines.device import choose_device
+from cryoeq.pipelines.device import choose_device, threads
+from cryoeq.pipelines.given_maps import GivenMaps, compare_with_reference, read_given_maps
 from cryoeq.pipelines.journal import keep_journal
+from cryoeq.pipelines.kept_steps import Keep, KeptSteps
 from cryoeq.pipelines.known import KnownReconstruction, filter_by_halves, reconstruct_known
 from cryoeq.pipelines.posed import PosedParticles
 from cryoeq.pipelines.report import read_run
@@ -41,7 +44,7 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[
 
     Args:
         config: what to do.
-        resume: go on from the checkpoint in the run folder, where there is one; a search begins anew.
+        resume: go on from the checkpoint in the run folder, where there is one; a search, from its last finished step.
 
     Yields:
         Notes, progress, and a report.
@@ -49,19 +52,24 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[
     device = choose_device(config.device)
     started_s = time.monotonic()
     stack = build_stack(config, with_poses=config.pose_inference == "known")
+    given = read_given_maps(config, stack.table)
     checkpoint = _find_checkpoint(config, len(stack.table), device) if resume else None
     settings = config.model_dump(mode="json")
     inputs = [config.particles, *stack.table.stack_paths[:1]]
     with RunFolder.create(
         config.output, command=sys.argv, settings=settings, inputs=inputs, device=str(device), resume=resume
     ) as run:
+        kept = KeptSteps.of_run(run, len(stack.table), device, resume=resume)
         try:
-            results = yield from keep_journal(_reconstruct(config, stack, run, device, checkpoint), run)
+            with threads(config.threads):
+                steps = _reconstruct(config, stack, given, run, device, checkpoint, keep=kept.keep)
+                results = yield from keep_journal(steps, run)
         except DivergedError as error:
             run.finish("failed", {"error": str(error)})
             write_report(run.path("report.html"), read_run(run.folder))
             raise
         run.finish("done", results | {"seconds": round(time.monotonic() - started_s, 2)})
+        kept.clear()
         write_report(run.path("report.html"), read_run(run.folder))
     yield Report(f"Reconstruction in {run.folder}", _rows(results, config))
 
@@ -69,15 +77,19 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[
 def _reconstruct(
     config: ReconstructConfig,
     stack: ParticleStack,
+    given: GivenMaps,
     run: RunFolder,
     device: torch.device,
     checkpoint: dict[str, Any] | None,
+    *,
+    keep: Keep,
 ) -> Generator[Event, None, dict[str, float]]:
     """Everything between taking the folder and closing its record; the results."""
     yield Note(
         f"{len(stack.table)} particles of {stack.table.box_size_px} px, "
         f"{stack.table.pixel_size_angstrom:g} Angstrom; {device}."
     )
+    yield from given.notes
     dataset = build_dataset(config, stack, None)
     yield from (Note(note, "warning" if note in stack.notes else "info") for note in dataset.notes)
     match config.pose_inference:
@@ -88,12 +100,16 @@ def _reconstruct(
 
             posed = yield from infer_by_encoder(config, stack, run, device, checkpoint)
         case "search" | "hybrid":
-            posed = yield from _search(config, stack, run, device)
+            posed = yield from _search(config, stack, run, device, keep)
     yield Progress("reconstructing", 0, 1)
     maps = posed.maps or _make_maps(dataset, posed, device, config.search.symmetry)
     yield Progress("reconstructing", 1, 1)
-    results = posed.results | _write_maps(run, maps)
+    results = posed.results | _write_maps(run, maps, given.mask)
+    if given.reference is not None and (agreed := compare_with_reference(maps.all, given.reference)) is not None:
+        results |= {"reference_resolution_angstrom": agreed}
     _write_poses(run, "run_data.star", stack, posed)
+    if config.particles.suffix == CS_SUFFIX:
+        write_cs(run.path("run_data.cs"), config.particles, posed.poses, half_set=posed.half_set)
     if config.both_hands:
         for name, volume in _named_maps(maps).items():
             write_map(run.path(f"{name}_mirrored.mrc"), replace(volume, values=mirror_map(volume.values)))
@@ -136,22 +152,22 @@ def _take_poses(stack: ParticleStack) -> Generator[Event, None, PosedParticles]:
 
 
 def _search(
-    config: ReconstructConfig, stack: ParticleStack, run: RunFolder, device: torch.device
+    config: ReconstructConfig, stack: ParticleStack, run: RunFolder, device: torch.device, keep: Keep
 ) -> Generator[Event, None, PosedParticles]:
     """Search for the poses, alone or with an encoder, at a working box where the images are large."""
     dataset = build_dataset(config, stack, working_box(config, stack))
     if config.pose_inference == "hybrid":
         from cryoeq.pipelines.hybrid import search_and_learn  # not above, because of escnn
 
-        found = yield from search_and_learn(config, dataset, run, device)
+        found = yield from search_and_learn(config, dataset, run, device, keep)
     else:
-        found = yield from search_poses(config, dataset, device)
+        found = yield from search_poses(config, dataset, device, keep)
     if found.decoded is not None:
         write_map(run.path("decoder_class001.mrc"), found.decoded)
     merit = torch.exp(-0.5 * found.rotation_sigma_rad.square())
     columns = {
-        "rlnMaxValueProbDistribution": np.char.mod("%.6f", found.confidence.numpy()),
-        "rlnParticleFigureOfMerit": np.char.mod("%.6f", merit.numpy()),
+        "rlnMaxValueProbDistribution": decimals(found.confidence.numpy()),
+        "rlnParticleFigureOfMerit": decimals(merit.numpy()),
     }
     return PosedParticles(found.poses, found.half_set, columns, found.figures, found.half_poses, found.maps)
 
@@ -167,14 +183,15 @@ def _make_maps(
     return every if halves is None else filter_by_halves(every.all, halves)
 
 
-def _write_maps(run: RunFolder, maps: KnownReconstruction) -> dict[str, float]:
+def _write_maps(run: RunFolder, maps: KnownReconstruction, mask: Volume | None) -> dict[str, float]:
     """Maps, pictures and the half maps' FSC; their resolution."""
     for name, volume in _named_maps(maps).items():
         write_map(run.path(f"{name}.mrc"), volume)
     plot_map(run.path("slices.png"), run.path("projections.png"), maps.all)
     if maps.halves is None:
         return {}
-    curves = compare_maps(maps.halves.first, maps.halves.second)
+    phases = torch.Generator().manual_seed(0)
+    curves = compare_maps(maps.halves.first, maps.halves.second, mask, generator=phases)
     write_fsc_star(run.path("run_fsc.star"), curves)
     write_fsc_xml(run.path("run_fsc.xml"), curves)
     plot_fsc(run.path("run_fsc.png"), curves)
@@ -191,4 +208,6 @@ def _rows(results: dict[str, float], config: ReconstructConfig) -> dict[str, str
         rows["encoder alone on held-out particles (median)"] = f"{results['held_out_median_deg']:.1f} degrees"
     if "half_map_resolution_angstrom" in results:
         rows["half maps agree to (FSC 0.143, unmasked)"] = f"{results['half_map_resolution_angstrom']:.1f} Angstrom"
+    if "reference_resolution_angstrom" in results:
+        rows["agrees with the reference to (FSC 0.5)"] = f"{results['reference_resolution_angstrom']:.1f} Angstrom"
     return rows

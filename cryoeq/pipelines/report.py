@@ -17,8 +17,9 @@ from cryoeq.evaluation.orientations import OrientationSummary, summarise_orienta
 from cryoeq.evaluation.particle_fit import fit_particles
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves, compare_maps
 from cryoeq.evaluation.verdict import RunFacts, judge_run
+from cryoeq.io.euler import rotations_from_euler_deg
 from cryoeq.io.mrc import read_map
-from cryoeq.io.particles import read_particles, rotations_from_euler_deg, star_euler_deg, star_poses
+from cryoeq.io.particles import read_particles, star_euler_deg, star_poses
 from cryoeq.io.star import StarTable, read_star
 from cryoeq.outputs.progress_file import read_progress
 from cryoeq.outputs.report import ComparedParticles, RunContents, write_report

@@ -25,6 +25,7 @@ from cryoeq.evaluation.symmetry import (
 )
 from cryoeq.pipelines.build import build_growth_settings
 from cryoeq.pipelines.decoder_map import decode_map
+from cryoeq.pipelines.kept_steps import Keep, run_anew
 from cryoeq.pipelines.known import KnownReconstruction, filter_by_halves
 from cryoeq.pipelines.starts import MOST_ATTEMPTS, choose_start, follow, require_repeat
 from cryoeq.training.growth import GrowthSettings, GrowthState, enlarge, finish, grow, settle
@@ -66,7 +67,7 @@ class SearchResult:
 
 
 def search_poses(
-    config: ReconstructConfig, dataset: ParticleDataset, device: torch.device
+    config: ReconstructConfig, dataset: ParticleDataset, device: torch.device, keep: Keep = run_anew
 ) -> Generator[Event, None, SearchResult]:
     """Find the structure from noise.
 
@@ -74,18 +75,20 @@ def search_poses(
         config: what to do.
         dataset: the particles, at the box where poses are inferred.
         device: where to compute.
+        keep: of finished steps.
 
     Raises:
         DivergedError: nothing was found.
     """
     images = yield from read_images(dataset, device)
     half_set = split_half_sets(len(dataset), stream_generator(config.seed, Stream.HALF_SETS))
-    settled, settings = yield from settle_from_noise(config, dataset, images, half_set)
-    state = yield from follow(grow(settled, images, settings, seed=config.seed))
-    state = yield from _look_again(state, images, settings, config.seed)
-    halves = yield from follow(polish(state, images, settings, iterations=_polishing(config, images)))
+    settled, settings = yield from settle_from_noise(config, dataset, images, half_set, keep=keep)
+    state = yield from keep("grown", follow(grow(settled, images, settings, seed=config.seed)))
+    state = yield from keep("looked_again", _look_again(state, images, settings, config.seed))
+    polished = follow(polish(state, images, settings, iterations=_polishing(config, images)))
+    halves = yield from keep("polished", polished)
     yield from require_structure(config, dataset, images, settled, halves)
-    joint = yield from follow(finish(halves, images, settings, seed=config.seed))
+    joint = yield from keep("finished", follow(finish(halves, images, settings, seed=config.seed)))
     refined = yield from look_at_all(joint, images, settings, seed=config.seed)
     shared = dataset.box_size_px * dataset.pixel_size_angstrom / max(settings.settled_shells)
     yield Note(
@@ -99,8 +102,9 @@ def search_poses(
 
 
 def settle_from_noise(
-    config: ReconstructConfig, dataset: ParticleDataset, images: ObservedImages, half_set: Int[Tensor, " particles"]
-) -> Generator[Event, None, tuple[GrowthState, GrowthSettings]]:
+    config: ReconstructConfig, dataset: ParticleDataset, images: ObservedImages, half_set: Int[Tensor, " particles"],
+    *, keep: Keep = run_anew,
+) -> Generator[Event, None, tuple[GrowthState, GrowthSettings]]:  # fmt: skip
     """From random starts to a joint map at low resolution, before the halves part; its axes those of its symmetry.
 
     Args:
@@ -108,6 +112,7 @@ def settle_from_noise(
         dataset: pixel size and box of the particles.
         images: those that are searched.
         half_set: 1 or 2 for each of them.
+        keep: of finished steps.
 
     Raises:
         DivergedError: nothing was found.
@@ -116,8 +121,8 @@ def settle_from_noise(
     # Without symmetry until its axes are known: pseudo-symmetric maps must not be trapped in it.
     small, free = _at_low_resolution(images, settings)
     for attempt in range(MOST_ATTEMPTS):
-        state = yield from choose_start(config, dataset, small, free, half_set, attempt=attempt)
-        state = yield from follow(settle(state, small, free, seed=config.seed))
+        state = yield from choose_start(config, dataset, small, free, half_set, attempt=attempt, keep=keep)
+        state = yield from keep(f"settled_{attempt}", follow(settle(state, small, free, seed=config.seed)))
         state = yield from _look_again(state, small, free, config.seed)
         state = enlarge(state, images.plane.box_size_px)
         score = _mixed_hands(state, dataset, min(state.radius, settings.searched_shell))

@@ -16,6 +16,7 @@ from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map
 from cryoeq.geometry.shells import fourier_shell_correlation, remove_round_part
 from cryoeq.pipelines.build import build_basin_settings
 from cryoeq.pipelines.device import threads
+from cryoeq.pipelines.kept_steps import Keep, run_anew
 from cryoeq.training.basin import Basin, BasinSettings, find_basin
 from cryoeq.training.growth import GrowthSettings, GrowthState, begin_growth, settle
 from cryoeq.training.observed_images import ObservedImages
@@ -40,6 +41,7 @@ def choose_start(
     half_set: Int[Tensor, " particles"],
     *,
     attempt: int = 0,
+    keep: Keep = run_anew,
 ) -> Generator[Event, None, GrowthState]:
     """Random starts until the one with the highest evidence was found twice; each is settled for a few iterations.
 
@@ -50,6 +52,7 @@ def choose_start(
         settings: of the joint iterations.
         half_set: 1 or 2 for each particle.
         attempt: each has starts of its own.
+        keep: of finished starts.
 
     Raises:
         DivergedError: no two starts agree.
@@ -60,10 +63,9 @@ def choose_start(
     candidates: list[tuple[float, GrowthState]] = []
     agreement = -1.0
     most = max(config.search.starts, config.search.most_starts)
-    for start in range(most):
-        basin = yield from _start(images, basin_settings, config.seed, attempt * most + start)
-        state = begin_growth(basin, images, half_set, settings, basin_settings.last_shell)
-        state = yield from follow(settle(state, images, trial, seed=config.seed))
+    for start in range(attempt * most, (attempt + 1) * most):
+        step = _start_and_settle(images, basin_settings, trial, half_set, config.seed, start=start)
+        state = yield from keep(f"start_{start}", step)
         candidates.append((float(state.log_evidence[state.log_evidence != 0].mean()), state))
         candidates.sort(key=lambda candidate: -candidate[0])
         if len(candidates) >= config.search.starts:
@@ -138,6 +140,15 @@ def _start(images: ObservedImages, settings: BasinSettings, seed: int, start: in
                 return event
             yield event
     raise ValueError("no iterations were asked for")
+
+
+def _start_and_settle(
+    images: ObservedImages, basin_settings: BasinSettings, settings: GrowthSettings,
+    half_set: Int[Tensor, " particles"], seed: int, *, start: int,
+) -> Generator[Event, None, GrowthState]:  # fmt: skip
+    basin = yield from _start(images, basin_settings, seed, start)
+    state = begin_growth(basin, images, half_set, settings, basin_settings.last_shell)
+    return (yield from follow(settle(state, images, settings, seed=seed)))
 
 
 def _low_resolution(state: GrowthState, last_shell: int) -> Volume:

@@ -83,7 +83,7 @@ def fit(
     while state.step < settings.schedule.total_steps:
         now, position = divmod(state.step, per_epoch)
         if now != epoch:
-            epoch, order = now, state.epoch_order(now, len(dataset))
+            epoch, order = now, dataset.near_on_disk(state.epoch_order(now, len(dataset)))
         rows = order[position * settings.batch_size : (position + 1) * settings.batch_size]
         figures = _step(state, observe(dataset, rows, plane, state.data_scale), plane, settings)
         _record(state, figures, position)
@@ -113,19 +113,20 @@ def _step(state: TrainingState, seen: Observation, plane: HalfPlane, settings: T
         )  # fmt: skip
         loss = loss + settings.rendered_weight * posed
         figures["rendered_error_deg"] = error_deg
-    _descend(state, loss)
+    _descend(state, loss, seen)
     shells = plane.shells
     power = torch.zeros_like(state.residual_power).index_add(0, shells, outcome.residual_power) / shells.bincount()
     state.residual_power = _MEMORY * state.residual_power + (1 - _MEMORY) * power
     return figures
 
 
-def _descend(state: TrainingState, loss: Float[Tensor, ""]) -> None:
+def _descend(state: TrainingState, loss: Float[Tensor, ""], seen: Observation) -> None:
     if not torch.isfinite(loss):
         raise DivergedError(
             f"training step {state.step}: the loss is {float(loss.detach())}",
             "a finite number is needed to go on",
             "Lower training.encoder_rate and training.decoder_rate with --set, or try another --seed",
+            rows=tuple(seen.indices.tolist()),
         )
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()

@@ -48,6 +48,12 @@ class TrainingState:
         """In which order the particles are visited in an epoch."""
         return torch.randperm(count, generator=stream_generator(self.seed, Stream.EPOCH, epoch))
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all that is learnt is a number: a step may take it to infinity before the next one's loss says so."""
+        learnt = (*self.encoder.parameters(), *self.decoder.parameters(), self.rotations)
+        return all(bool(torch.isfinite(values).all()) for values in learnt)
+
     def to_checkpoint(self) -> dict[str, Any]:
         """Tensors and plain values only, as ``torch.load(weights_only=True)`` wants them."""
         return {

@@ -51,7 +51,7 @@ def test_an_error_for_the_user_is_one_message(kind: type[CryoEqError], code: int
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"), 4, "CUDA out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), 4, "smaller batch"),
         (KeyboardInterrupt(), 130, "Ctrl-C"),
-        (Terminated(), 143, "SIGTERM"),
+        (Terminated("SIGUSR1"), 143, "SIGUSR1"),
     ],
 )
 def test_other_ends_have_their_codes(error: BaseException, code: int, words: str) -> None:

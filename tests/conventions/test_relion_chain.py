@@ -8,8 +8,9 @@ import torch
 
 from cryoeq.domain.optics import CtfParameters
 from cryoeq.geometry.fourier import HalfPlane
+from cryoeq.io.euler import rotations_from_euler_deg
 from cryoeq.io.mrc import read_map
-from cryoeq.io.particles import read_particles, rotations_from_euler_deg
+from cryoeq.io.particles import read_particles
 from cryoeq.physics.ctf import evaluate_ctf, image_transfer
 from cryoeq.physics.image_formation import form_images
 from cryoeq.physics.projection import prepare_slices

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
+from cryoeq.io.euler import relion_euler_deg, rotations_from_euler_deg
 from cryoeq.io.mrc import read_map
-from cryoeq.io.particles import ParticleStack, read_particles, relion_euler_deg, rotations_from_euler_deg
+from cryoeq.io.particles import ParticleStack, read_particles
 
 # scipy 1.17: from_euler("ZYZ", [rot, tilt, psi], degrees=True).as_matrix().T; the first is row 1 of relion_1wcm
 FROZEN = [

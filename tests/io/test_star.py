@@ -144,6 +144,25 @@ def test_a_hundred_thousand_rows_in_seconds(tmp_path: Path) -> None:
     assert time.process_time() - started_s < 10
 
 
+def test_tables_of_many_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are parsed and written some at a time; what is not UTF-8 may be in one of them only."""
+    monkeypatch.setattr("cryoeq.io.star._CHUNK", 3)
+    raw = b"data_particles\n\nloop_\n_rlnImageName #1\n_rlnB #2\n"
+    rows = [f"{i}@a.mrcs\t'b {i}'\n".encode() for i in range(10)]
+    rows[7] = b"7@\xe9t\xe9.mrcs\tb\n"
+    (tmp_path / "s.star").write_bytes(raw + b"".join(rows))
+    star = read_star(tmp_path / "s.star")
+    assert star.particles["rlnB"].tolist() == [f"b {i}" if i != 7 else "b" for i in range(10)]
+    write_star(tmp_path / "out.star", star)
+    written = (tmp_path / "out.star").read_bytes()
+    assert written.split(b"_rlnB #2\n")[1] == b"".join(rows).replace(b"'", b'"') + b"\n"
+    some = star.rows([8, 2])
+    assert some.particles["rlnImageName"].tolist() == ["8@a.mrcs", "2@a.mrcs"]
+    (tmp_path / "s.star").write_bytes(raw + b"".join(rows[:5]) + b"5\n")
+    with pytest.raises(ParticleFileError, match="row 6: 1 values for 2 labels"):
+        read_star(tmp_path / "s.star")
+
+
 @pytest.mark.realdata
 @pytest.mark.parametrize(
     ("name", "n", "n_groups", "n_columns"),

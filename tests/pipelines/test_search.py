@@ -177,7 +177,7 @@ def test_a_map_of_both_hands_is_sought_again(
     chiral = sample_atoms(chiral_phantom(36.0), 20, 5.0).values
     seen: list[int] = []
 
-    def start(*_: object, attempt: int) -> Iterator[Any]:
+    def start(*_: object, attempt: int, **__: object) -> Iterator[Any]:
         seen.append(attempt)
         volume = chiral + mirror_map(chiral) if mixed[attempt] else chiral
         basin = Basin(volume, torch.zeros(len(dataset), 2), 0.0)

@@ -1,0 +1,187 @@
+"""cryoSPARC's tables: the conventions of poses, shifts and CTF, and that they come back as they were."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from cryoeq.cli.main import run
+from cryoeq.domain.pose import Poses
+from cryoeq.errors import ParticleFileError
+from cryoeq.geometry.so3 import rotation_angle_rad
+from cryoeq.io.cryosparc import read_cs, write_cs
+from cryoeq.io.particles import read_particles, star_half_set, star_poses
+from cryoeq.io.star import read_star
+
+FIELDS: list[Any] = [
+    ("uid", "<u8"), ("blob/path", "S40"), ("blob/idx", "<u4"), ("blob/shape", "<u4", (2,)), ("blob/psize_A", "<f4"),
+    ("blob/sign", "<f4"), ("ctf/exp_group_id", "<u4"), ("ctf/accel_kv", "<f4"), ("ctf/cs_mm", "<f4"),
+    ("ctf/amp_contrast", "<f4"), ("ctf/df1_A", "<f4"), ("ctf/df2_A", "<f4"), ("ctf/df_angle_rad", "<f4"),
+    ("ctf/phase_shift_rad", "<f4"), ("alignments3D/split", "<u4"), ("alignments3D/shift", "<f4", (2,)),
+    ("alignments3D/pose", "<f4", (3,)), ("alignments3D/psize_A", "<f4"), ("alignments3D/class", "<u4"),
+]  # fmt: skip
+
+
+def write_table(path: Path, table: np.ndarray) -> Path:
+    with path.open("wb") as file:
+        np.save(file, table)
+    return path
+
+
+def table_of(folder: Path) -> np.ndarray:
+    """The particles of ``truth.star`` as cryoSPARC would have them, its shifts counted in larger pixels."""
+    star = read_star(folder / "truth.star")
+    euler = np.stack([star.floats(f"rlnAngle{name}") for name in ("Rot", "Tilt", "Psi")], 1)
+    table = np.zeros(len(star), FIELDS)
+    table["uid"] = np.arange(len(star), dtype=np.uint64) + np.uint64(2**63)
+    table["blob/path"], table["blob/idx"] = ">particles.mrcs", np.arange(len(star))
+    table["blob/shape"], table["blob/psize_A"], table["blob/sign"] = 16, 5.0, 1.0
+    table["ctf/exp_group_id"] = 7 + np.arange(len(star)) % 2
+    for name, value in (("accel_kv", 300.0), ("cs_mm", 2.7), ("amp_contrast", 0.1)):
+        table[f"ctf/{name}"] = value
+    for field, label in (("df1_A", "rlnDefocusU"), ("df2_A", "rlnDefocusV")):
+        table[f"ctf/{field}"] = star.floats(label)
+    table["ctf/df_angle_rad"] = np.radians(star.floats("rlnDefocusAngle"))
+    table["alignments3D/pose"] = Rotation.from_euler("ZYZ", euler, degrees=True).as_rotvec()
+    shifts = np.stack([star.floats(f"rlnOrigin{axis}Angst") for axis in "XY"], 1)
+    table["alignments3D/shift"], table["alignments3D/psize_A"] = shifts / 7.5, 7.5
+    table["alignments3D/split"] = star.floats("rlnRandomSubset") - 1
+    return table
+
+
+@pytest.fixture
+def cs(tmp_path: Path, tiny_particles: Path) -> Path:
+    (tmp_path / "particles.mrcs").symlink_to(tiny_particles / "particles.mrcs")
+    return write_table(tmp_path / "particles.cs", table_of(tiny_particles))
+
+
+def test_the_table_says_what_the_star_says(cs: Path, tiny_particles: Path) -> None:
+    ours, theirs = (read_particles(path, with_poses=True).table for path in (cs, tiny_particles / "truth.star"))
+    assert ours.poses is not None
+    assert theirs.poses is not None
+    assert torch.rad2deg(rotation_angle_rad(ours.poses.rotations, theirs.poses.rotations)).max() < 1e-4
+    torch.testing.assert_close(ours.poses.shifts_angstrom, theirs.poses.shifts_angstrom, rtol=0, atol=1e-5)
+    assert torch.equal(ours.half_set, theirs.half_set)
+    assert ours.ctf is not None
+    assert theirs.ctf is not None
+    for name in ("defocus_u_angstrom", "defocus_v_angstrom", "defocus_angle_rad", "voltage_kv", "amplitude_contrast"):
+        torch.testing.assert_close(getattr(ours.ctf, name), getattr(theirs.ctf, name), rtol=1e-6, atol=1e-6)
+    assert [group.name for group in ours.optics] == ["exposureGroup7", "exposureGroup8"]
+    assert ours.optics_index.tolist() == [0, 1] * 24
+    assert (ours.pixel_size_angstrom, ours.box_size_px) == (5.0, 16)
+
+
+def test_poses_come_back_and_all_else_stays(cs: Path, generator: torch.Generator) -> None:
+    from cryoeq.geometry.so3 import random_rotations
+
+    before = np.load(cs)
+    poses = Poses(random_rotations(48, generator), 10 * torch.randn(48, 2, generator=generator))
+    half_set = torch.arange(48) % 2 + 1
+    write_cs(cs.with_name("out.cs"), cs, poses, half_set=half_set)
+    after, star = np.load(cs.with_name("out.cs")), read_cs(cs.with_name("out.cs"))[0]
+    assert set(after.dtype.names) == set(before.dtype.names)
+    for name in before.dtype.names:
+        if not name.startswith("alignments3D") or name.endswith("class"):
+            np.testing.assert_array_equal(after[name], before[name], name)
+    back = star_poses(star)
+    assert torch.rad2deg(rotation_angle_rad(back.rotations, poses.rotations)).max() < 1e-4
+    torch.testing.assert_close(back.shifts_angstrom, poses.shifts_angstrom, rtol=0, atol=1e-4)
+    assert torch.equal(star_half_set(star), half_set)
+
+
+def test_a_table_without_alignments_gets_them(cs: Path) -> None:
+    table = np.load(cs)
+    bare = table[[name for name in table.dtype.names if not name.startswith("alignments3D")]].copy()
+    write_table(cs, bare)
+    assert star_half_set(read_cs(cs)[0]) is None
+    with pytest.raises(ParticleFileError, match="rlnAngleRot is missing"):
+        star_poses(read_cs(cs)[0])
+    write_cs(cs, cs, Poses(torch.eye(3).repeat(48, 1, 1), torch.ones(48, 2)))
+    torch.testing.assert_close(star_poses(read_cs(cs)[0]).shifts_angstrom, torch.ones(48, 2))
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_reconstruction_leaves_a_table_too(
+    cs: Path, tiny_particles: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = cs.with_name("run")
+    assert run(["reconstruct", str(cs), "-o", str(output), "--pose-inference", "known"]) == 0
+    assert "particles.cs: cryoSPARC takes the protein to be bright" in capsys.readouterr().err
+    after, before = np.load(output / "run_data.cs"), table_of(tiny_particles)
+    assert after["uid"].tolist() == before["uid"].tolist()
+    ours, theirs = (Rotation.from_rotvec(table["alignments3D/pose"]) for table in (after, before))
+    assert (ours * theirs.inv()).magnitude().max() < 1e-5
+    angstrom = [table["alignments3D/shift"] * table["alignments3D/psize_A"][:, None] for table in (after, before)]
+    np.testing.assert_allclose(*angstrom, rtol=0, atol=1e-4)
+    assert run(["orientations", str(cs)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\x94CSDAT12345678", "is compressed"),
+        (b"nothing of the kind", "cannot be read"),
+        (b"", "cannot be read"),
+        (None, "does not exist"),
+    ],
+)
+def test_files_that_are_no_tables(tmp_path: Path, content: bytes | None, said: str) -> None:
+    path = tmp_path / "x.cs"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ParticleFileError, match=said):
+        read_cs(path)
+
+
+@pytest.mark.parametrize(("name", "said"), [("blob/path", "field blob/path is missing"), (None, "holds no table")])
+def test_tables_that_lack_what_is_needed(cs: Path, name: str | None, said: str) -> None:
+    table = np.load(cs)
+    kept = table[[field for field in table.dtype.names if field != name]].copy() if name else np.zeros(3)
+    with pytest.raises(ParticleFileError, match=said):
+        read_cs(write_table(cs, kept))
+
+
+@pytest.mark.realdata
+def test_real_tables_against_an_independent_parse(reference_data: Path, tmp_path: Path) -> None:
+    folder = reference_data / "cryosparc_tables"
+    path, expected = folder / "cryosparc_P12_J24_001_particles.cs", np.load(folder / "cryosparc_P12_J24_expected.npz")
+    star, notes = read_cs(path)
+    assert "dark" in notes[0]
+    poses = star_poses(star)
+    rotations = torch.from_numpy(expected["rotations"])
+    assert torch.rad2deg(rotation_angle_rad(poses.rotations, rotations)).max() < 1e-4
+    box, pixel = expected["ctf"][0, :2]
+    fractions = poses.shifts_angstrom.numpy() / (box * pixel)
+    np.testing.assert_allclose(fractions, expected["shifts_box_fraction"], rtol=0, atol=1e-7)
+    for column, label in enumerate(("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle"), 2):
+        np.testing.assert_allclose(star.floats(label), expected["ctf"][:, column], rtol=1e-6, atol=1e-5)
+    for column, label in ((1, "rlnImagePixelSize"), (5, "rlnVoltage"), (6, "rlnSphericalAberration")):
+        np.testing.assert_allclose(star.optics_floats(label), expected["ctf"][0, column], rtol=1e-6)
+    half_set = star_half_set(star)
+    assert half_set is not None
+    write_cs(tmp_path / "back.cs", path, poses, half_set=half_set)
+    before, after = np.load(path), np.load(tmp_path / "back.cs")
+    # Other vectors may stand for the same rotation, since those of cryoSPARC may be longer than pi.
+    ours, theirs = (Rotation.from_rotvec(table["alignments3D/pose"]) for table in (after, before))
+    assert (ours * theirs.inv()).magnitude().max() < 1e-6
+    for name in set(before.dtype.names) - {"alignments3D/pose"}:
+        tolerance = 2e-6 if name == "alignments3D/shift" else 0
+        if before[name].dtype.kind == "f":
+            np.testing.assert_allclose(after[name], before[name], rtol=0, atol=tolerance, err_msg=name)
+        else:
+            np.testing.assert_array_equal(after[name], before[name], name)
+
+
+@pytest.mark.realdata
+def test_the_same_particles_as_star_and_as_table(reference_data: Path) -> None:
+    folder = reference_data / "empiar_10076_seven"
+    ours, theirs = (read_particles(folder / f"empiar_10076_7.{suffix}").table for suffix in ("cs", "star"))
+    assert ours.ctf is not None
+    assert theirs.ctf is not None
+    for name in ("defocus_u_angstrom", "defocus_v_angstrom", "defocus_angle_rad", "amplitude_contrast"):
+        torch.testing.assert_close(getattr(ours.ctf, name), getattr(theirs.ctf, name), rtol=1e-6, atol=1e-5)
+    assert torch.equal(ours.slice_index, theirs.slice_index)
+    assert ours.pixel_size_angstrom == pytest.approx(theirs.pixel_size_angstrom, rel=1e-5)

@@ -1,0 +1,67 @@
+"""The Dockerfile: what its last stage holds, and (slow) that it builds and that the demo runs in it."""
+
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def stages() -> list[list[str]]:
+    """The instructions of each stage, lines joined; comments and what precedes the first stage left out."""
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    starts = [number for number, line in enumerate(lines) if line.startswith("FROM ")]
+    return [lines[start:stop] for start, stop in zip(starts, [*starts[1:], len(lines)], strict=True)]
+
+
+def test_the_last_stage_only_copies_what_was_installed() -> None:
+    build, last = stages()
+    assert build[0] == "FROM ${BASE_IMAGE} AS build"
+    assert last[0] == "FROM ${BASE_IMAGE}"
+    assert any(line.startswith("COPY --from=build /opt/venv") for line in last)
+    assert not any(word in line for line in last for word in ("apt", "pip install", "COPY ."))
+    kinds = {line.split()[0]: line for line in last}
+    assert kinds["ENTRYPOINT"] == 'ENTRYPOINT ["cryoeq"]'
+    assert kinds["HEALTHCHECK"].endswith('CMD ["cryoeq", "doctor"]')
+    assert kinds["USER"] == "USER cryoeq"
+    assert "org.opencontainers.image.licenses" in kinds["LABEL"]
+
+
+def _buildah(*arguments: str, timeout_s: float = 1800) -> str:
+    command = ["buildah", "--storage-driver", "vfs", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=timeout_s).stdout.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(os.geteuid() != 0, reason="a container is built as root")
+@pytest.mark.skipif(not (shutil.which("buildah") and shutil.which("debootstrap")), reason="no buildah or debootstrap")
+def test_the_image_builds_and_the_demo_runs_in_it(tmp_path: Path) -> None:
+    """``CRYOEQ_BUILD_OPTIONS``: options of ``buildah bud`` that this machine needs, such as volumes of a mirror."""
+    packages = "--include=python3,python3-venv,ca-certificates"
+    bootstrap = ["debootstrap", "--variant=minbase", packages, "bookworm", str(tmp_path / "root")]
+    subprocess.run(bootstrap, check=True, capture_output=True, timeout=1200)
+    base = _buildah("from", "scratch")
+    _buildah("add", base, str(tmp_path / "root"), "/")
+    _buildah("commit", "--rm", base, "localhost/cryoeq-base")
+    more = shlex.split(os.environ.get("CRYOEQ_BUILD_OPTIONS", ""))
+    options = ["--isolation", "chroot", "--format", "docker", "--build-arg", "BASE_IMAGE=localhost/cryoeq-base"]
+    index = "TORCH_INDEX=https://download.pytorch.org/whl/cpu"
+    _buildah("bud", *options, "--build-arg", index, *more, "-t", "localhost/cryoeq", str(ROOT))
+    container = _buildah("from", "localhost/cryoeq")
+    try:
+        inside = ["run", "--isolation", "chroot", container, "--"]
+        assert _buildah(*inside, "id", "-un") == "cryoeq"
+        doctor = _buildah(*inside, "cryoeq", "doctor")
+        assert "C++ compiler" in doctor
+        assert "none" in doctor.split("C++ compiler")[1].splitlines()[0]
+        said = _buildah(*inside, "cryoeq", "demo", "--quick", "-o", "/tmp/demo")
+        assert "found" in said
+    finally:
+        _buildah("rm", container)
+        _buildah("rmi", "localhost/cryoeq", "localhost/cryoeq-base")
