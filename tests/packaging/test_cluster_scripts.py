@@ -79,14 +79,6 @@ def test_one_node(tmp_path: Path, cluster: dict[str, str]) -> None:
     assert submit("single_node.sbatch", tmp_path, cluster | {"CODE": "4"})[0] == 4
 
 
-def test_several_nodes(tmp_path: Path, cluster: dict[str, str]) -> None:
-    code, notes = submit("multi_node.sbatch", tmp_path, cluster)
-    assert code == 0
-    assert notes[0] == "scontrol show hostnames n[1-2] "
-    assert notes[1].startswith("torchrun --nnodes=2 --nproc-per-node=4 --max-restarts=2 --rdzv-id=7 ")
-    assert "--rdzv-endpoint=n1:29500 -m cryoeq reconstruct my particles.star" in notes[1]
-
-
 def test_an_array_of_seeds(tmp_path: Path, cluster: dict[str, str]) -> None:
     code, notes = submit("seeds.sbatch", tmp_path, cluster)
     assert code == 0
