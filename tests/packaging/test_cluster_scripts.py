@@ -1,6 +1,6 @@
 """The examples for SLURM: they parse, ask for what SLURM knows, and call cryoeq as it wants to be called.
 
-``sbatch``, ``srun``, ``scontrol`` and ``torchrun`` are stood in for by scripts that note how they were called.
+``sbatch``, ``srun`` and ``scontrol`` are stood in for by scripts that note how they were called.
 """
 
 import os
@@ -32,7 +32,6 @@ FAKES = {
     "sbatch": SBATCH,
     "srun": 'exec "$@"\n',
     "scontrol": NOTE + 'if [ "$1" = show ]; then echo n1; echo n2; fi\n',
-    "torchrun": NOTE,
     "cryoeq": NOTE + 'exit "${CODE:-0}"\n',
 }
 WAITS = """
