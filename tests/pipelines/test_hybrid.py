@@ -10,7 +10,9 @@ from cryoeq.io.checkpoint import load_checkpoint, save_checkpoint
 from cryoeq.io.particles import star_poses
 from cryoeq.io.star import read_star
 from cryoeq.io.text import read_json
+from cryoeq.models.encoder import PoseEncoder
 from cryoeq.pipelines.infer import load_encoder
+from cryoeq.training.rendering_lessons import encoder_box_px
 
 pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 
@@ -71,6 +73,10 @@ def bound_and_check(run_folder: Path, tmp_path: Path) -> None:
     state = load_checkpoint(run_folder / "encoder.pt", torch.device("cpu"))
     save_checkpoint(tmp_path / "old.pt", {key: value for key, value in state.items() if key != "course"})
     assert run(["evaluate", "--bound", str(tmp_path / "old.pt"), *limits]) == 3
+    smooth = PoseEncoder("c8", encoder_box_px(state["radius"]), 2, (64,), trunk="dense", low_passes=False)
+    unfit = {"encoder": smooth.state_dict(), "architecture": smooth.architecture}
+    save_checkpoint(tmp_path / "c8.pt", state | unfit)
+    assert run(["evaluate", "--bound", str(tmp_path / "c8.pt"), *limits]) == 2
 
 
 def infer_and_check(run_folder: Path, simulated: Path, tmp_path: Path) -> None:
