@@ -75,13 +75,15 @@ def tell(found: list[Candidate]) -> Iterator[Event]:
     }
     yield Report("Encoders by the complexity of their PAC-Bayes bound, the least first", rows)
     yield Note(
-        "What the ranking can tell: among encoders that fit their lessons equally well, those above should err less "
-        "beyond them, all the more the fewer the lessons. The lessons that the bound asks for grow with the complexity."
+        "What the ranking can tell: among encoders of one width that fit their lessons equally well, those above "
+        "should err less beyond them, if the images have the symmetry. So did small nets on turned digits "
+        "(tests/benchmarks/bound.py)."
     )
     yield Note(
-        "What it cannot: whether an encoder fits at all, which narrow ones do not; whether the images have the "
-        "symmetry, as it falls with the size of any group; how c8, d8, so2 and o2 would do, which the pixel grid "
-        "serves only nearly. Its numbers are of bounds that are vacuous: only their order means something."
+        "What it cannot: whether an encoder fits at all; where lessons are free, as renderings are, wider ones err "
+        "less although they stand lower. Whether the images have the symmetry: larger groups always stand higher. How "
+        "c8, d8, so2 and o2 would do, which the pixel grid serves only nearly. The bounds themselves are vacuous: only "
+        "the order means something."
     )
 
 

@@ -219,9 +219,9 @@ def _tell(
     yield Report("Terms of the norm-based bound", _term_rows(bound.terms))
     if bound.is_vacuous:
         yield Note(
-            f"The norm-based bound is vacuous: a risk is never above 100 %, so any network satisfies it. It would say "
-            f"something from {bound.examples_needed:.2g} lessons on. Use it to compare encoders, and the held-out "
-            "bound to judge this one.",
+            "The norm-based bound is vacuous: a risk is never above 100 %, so any network satisfies it. It would say "
+            f"something from {bound.examples_needed:.2g} lessons on. Its complexity may rank encoders, as "
+            "cryoeq doctor --advise-encoder does; judge this one by the held-out bound.",
             "warning",
         )
     yield Note("All this is about renderings of the run's map. Whether that map is right it cannot tell.")

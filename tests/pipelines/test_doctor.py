@@ -93,6 +93,6 @@ def test_encoders_are_ranked_by_group_and_width(
     assert run(["doctor", "--advise-encoder"]) == 0
     shown = capsys.readouterr()
     assert "3. d4, 64 channels" in shown.out
-    assert "only their order means something" in shown.err
+    assert "only the order means something" in shown.err
     assert run(["doctor", "--advise-encoder", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == advise.as_records(found)
