@@ -48,6 +48,7 @@ class SteerableConv(nn.Module):
             raise ValueError(f"kernel size {kernel_size} is even: a steerable filter needs a central pixel")
         self.in_count, in_kind = in_fields
         self.out_count, out_kind = out_fields
+        self.out_kind: FieldKind = out_kind
         self.in_dim, self.out_dim = group.dim(in_kind), group.dim(out_kind)
         self.kernel_size, self.stride = kernel_size, stride
         basis = None if group.is_trivial else group.kernel_basis(in_kind, out_kind, kernel_size)

@@ -113,6 +113,16 @@ class PlaneGroup:
             return RegularRepresentation(torch.eye(2, dtype=torch.float64)[None], one, ((0,),), (False,))
         return _regular_representation(self.name)
 
+    def irrep_spans(self, kind: FieldKind) -> "tuple[IrrepSpan, ...]":
+        """The irreps that one field falls apart into, each with all its copies, in the order of their names.
+
+        Args:
+            kind: of the field.
+        """
+        if self.is_trivial:
+            return (IrrepSpan("0", 1, 1, torch.eye(self.dim(kind), dtype=torch.float64)),)
+        return _irrep_spans(self.name, kind)
+
     def sampling_matrix(self) -> Float[Tensor, "samples coefficients"]:
         """Values, on a uniform grid of the group, of the function whose coefficients a hidden Fourier field holds."""
         layer = FourierPointwise(_gspace(self.name), 1, _band(self.name), N=_FOURIER_SAMPLES, type="regular")
@@ -135,6 +145,24 @@ class RegularRepresentation:
     change: Float[Tensor, "order order"]
     columns: tuple[tuple[int, ...], ...]
     is_complex: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class IrrepSpan:
+    """All copies of one irrep in a field.
+
+    Args:
+        irrep: its name.
+        dim: its dimension.
+        constituents: dimension of the algebra of maps that commute with it: 1 for an irrep of real type, 2 for one of
+            complex type.
+        basis: orthonormal; the columns of one copy after those of the other.
+    """
+
+    irrep: str
+    dim: int
+    constituents: int
+    basis: Float[Tensor, "field copies_dim"]
 
 
 def permute_pixels(images: Float[Tensor, "*batch n n"], g: Float[Tensor, "2 2"]) -> Float[Tensor, "*batch n n"]:
@@ -206,6 +234,25 @@ def _regular_representation(name: str) -> RegularRepresentation:
     is_complex = tuple(group.irrep(*irrep).type == "C" for irrep in columns)
     change = torch.from_numpy(np.asarray(regular.change_of_basis, dtype=np.float64))
     return RegularRepresentation(torch.from_numpy(elements), change, tuple(map(tuple, columns.values())), is_complex)
+
+
+@lru_cache
+def _irrep_spans(name: str, kind: FieldKind) -> tuple[IrrepSpan, ...]:
+    representation = _representation(name, kind)
+    basis = torch.from_numpy(np.asarray(representation.change_of_basis, dtype=np.float64))
+    if kind == "vector":  # escnn's y axis points up, ours (array rows) down
+        basis = basis * torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+    columns: dict[Any, list[int]] = {}
+    first = 0
+    for identity in representation.irreps:
+        irrep = representation.group.irrep(*identity)
+        columns.setdefault(irrep, []).extend(range(first, first + irrep.size))
+        first += irrep.size
+    spans = [
+        IrrepSpan(irrep.name.removeprefix("irrep_"), irrep.size, irrep.sum_of_squares_constituents, basis[:, places])
+        for irrep, places in columns.items()
+    ]
+    return tuple(sorted(spans, key=lambda span: span.irrep))
 
 
 def _is_determinant(space: Any, irrep: Any) -> bool:

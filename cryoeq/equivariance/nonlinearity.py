@@ -64,10 +64,14 @@ class FieldActivation(nn.Module):
                 self.running_mean.lerp_(mean, self.momentum)
                 self.running_variance.lerp_(variance, self.momentum)
             return activated
-        scale = self.weight * (self.running_variance + self.epsilon).rsqrt()
+        scale, shift = self.scale_and_shift()
         repeats = values.shape[1] // self.fields
-        shift = self.bias - self.running_mean * scale
         return torch.addcmul(shift.repeat(repeats), values, scale.repeat(repeats)).relu()
+
+    def scale_and_shift(self) -> tuple[Float[Tensor, " fields"], Float[Tensor, " fields"]]:
+        """What the batch norm does to each field in evaluation: a factor, then a term."""
+        scale = self.weight * (self.running_variance + self.epsilon).rsqrt()
+        return scale, self.bias - self.running_mean * scale
 
 
 def _per_field(matrix: Tensor | None, fields: int) -> Tensor | None:

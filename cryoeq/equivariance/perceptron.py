@@ -51,8 +51,11 @@ class SteerablePerceptron(nn.Module):
         Args:
             images: one for each field; their scale does not matter.
         """
-        first = next(module for module in self.modules() if isinstance(module, GroupLinear))
-        first.begin_with(self.lift(images))
+        self.blocks()[0][0].begin_with(self.lift(images))
+
+    def blocks(self) -> "list[tuple[GroupLinear, FieldActivation]]":
+        """Linear map and activation of each layer."""
+        return [(layer.linear, layer.activation) for layer in self.layers if isinstance(layer, _Layer)]
 
 
 class _Layer(nn.Module):
@@ -82,7 +85,7 @@ class PixelOrbits(nn.Module):
 
     def __init__(self, representation: RegularRepresentation, size_px: int) -> None:
         super().__init__()
-        middle = size_px // 2
+        self.size_px, middle = size_px, size_px // 2
         axis = torch.arange(-middle, middle + 1, dtype=torch.float64)
         places = torch.cartesian_prod(axis, axis).flip(1)  # (x, y) of each pixel in the order of its index
         moved = torch.einsum("hij,pj->hpi", representation.elements, places).round().long() + middle
@@ -118,6 +121,7 @@ class GroupLinear(nn.Module):
 
     def __init__(self, representation: RegularRepresentation, in_count: int, out_count: int) -> None:
         super().__init__()
+        self.in_count = in_count
         self.register_buffer("change", representation.change.to(torch.get_default_dtype()), persistent=False)
         self.irreps = nn.ModuleList(
             (_ComplexLinear if is_complex else _RealLinear)(columns, in_count, out_count)
@@ -131,6 +135,14 @@ class GroupLinear(nn.Module):
         spectrum = (self.change.T @ values.flatten(1)).view(values.shape)
         parts = torch.cat([irrep(spectrum) for irrep in self.irreps])
         return (self.back @ parts.flatten(1)).view(parts.shape)
+
+    @torch.no_grad()
+    def matrix(self) -> Float[Tensor, "order_out order_in"]:
+        """The whole map, functions ordered (element, field)."""
+        order, count = len(self.change), self.in_count
+        unit = torch.eye(order * count).to(self.change)
+        columns: Tensor = self(unit.view(-1, order, count).transpose(0, 1))
+        return columns.transpose(1, 2).flatten(0, 1)
 
     @torch.no_grad()
     def begin_with(self, templates: Float[Tensor, "order out in"]) -> None:

@@ -106,9 +106,12 @@ class LowPassPyramid(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch levels n n"]:
         """The image and its low-passes, channels last."""
-        levels = torch.cat([images[:, None], self.blurs @ images[:, None] @ self.blurs], 1)
-        normed: Tensor = self.norm(levels)
+        normed: Tensor = self.norm(self.levels(images))
         return normed.contiguous(memory_format=torch.channels_last)
+
+    def levels(self, images: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch levels n n"]:
+        """The same, not normalised."""
+        return torch.cat([images[:, None], self.blurs @ images[:, None] @ self.blurs], 1)
 
 
 class PoseEncoder(nn.Module):
@@ -163,7 +166,7 @@ class PoseEncoder(nn.Module):
         """The hypotheses for each image."""
         if images.shape[-1] != self.box_size_px:
             raise ValueError(f"images of {images.shape[-1]} px for an encoder of {self.box_size_px} px")
-        proposals: PoseProposals = self.head(self.trunk(self.pyramid(self._centre(images))))
+        proposals: PoseProposals = self.head(self.trunk(self.pyramid(self.centre(images))))
         return proposals
 
     @property
@@ -182,9 +185,9 @@ class PoseEncoder(nn.Module):
         """
         if not isinstance(self.trunk, SteerablePerceptron) or len(images) != self.matched_fields:
             raise ValueError(f"{len(images)} images for {self.matched_fields} filters as large as an image")
-        self.trunk.begin_with(self._centre(images)[:, None])
+        self.trunk.begin_with(self.centre(images)[:, None])
 
-    def _centre(self, images: Tensor) -> Tensor:
+    def centre(self, images: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch m m"]:
         """Odd images whose centre is the particle's origin, padded to the plan's side."""
         even = 1 - images.shape[-1] % 2
         odd = images[:, even:, even:]

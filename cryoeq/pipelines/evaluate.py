@@ -1,6 +1,6 @@
-"""``cryoeq evaluate``: poses against a truth."""
+"""``cryoeq evaluate``: poses against a truth, and how far an encoder can be trusted on new images."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 
 from cryoeq.config.evaluate import EvaluateConfig
 from cryoeq.domain.events import Event, Note, Report
-from cryoeq.errors import ParticleFileError
+from cryoeq.errors import ConfigError, ParticleFileError
 from cryoeq.evaluation.poses import PoseErrors, PoseGauge, compare_poses, summarise_errors
 from cryoeq.io.optics import star_pixel_size
 from cryoeq.io.particles import read_table, star_poses
@@ -16,6 +16,7 @@ from cryoeq.io.star import StarTable
 from cryoeq.io.text import write_json
 from cryoeq.outputs.evaluation_plots import plot_pose_errors
 from cryoeq.outputs.folder import make_folder
+from cryoeq.pipelines.bound import bound_run
 from cryoeq.pipelines.device import choose_device
 
 _NAME = "rlnImageName"
@@ -27,23 +28,42 @@ _HANDS = {
 
 
 def evaluate(config: EvaluateConfig) -> Iterator[Event]:
-    """Compare the poses of two star files, report the errors and write what was asked for.
+    """Compare the poses of two star files, bound the error of an encoder, and write what was asked for.
 
     Args:
         config: the resolved settings.
 
     Yields:
-        Notes on the input and on the result, and one report.
+        Notes on the input and on the result, and reports.
 
     Raises:
+        ConfigError: nothing to do, or half of it.
+        CheckpointError: there is no encoder to bound.
         ParticleFileError: a file is damaged, or the two do not describe the same images.
     """
     device = choose_device(config.device)
-    predicted, truth = read_table(config.predicted), read_table(config.truth)
+    results: dict[str, object] = {}
+    if config.bound is not None:
+        results |= {"bound": (yield from bound_run(config, config.bound, device))}
+    if config.predicted is not None and config.truth is not None:
+        results |= yield from _compare(config, config.predicted, config.truth, device)
+    elif config.bound is None or config.predicted is not None:
+        found = "nothing to compare" if config.predicted is None else f"{config.predicted} alone"
+        expected = "PRED.star and TRUTH.star are compared; --bound RUN needs neither"
+        raise ConfigError(found, expected, "Give both star files, or --bound RUN")
+    if config.json_file is not None:
+        write_json(config.json_file, results)
+        yield Note(f"Figures: {config.json_file}")
+
+
+def _compare(
+    config: EvaluateConfig, predicted_path: Path, truth_path: Path, device: torch.device
+) -> Generator[Event, None, dict[str, object]]:
+    predicted, truth = read_table(predicted_path), read_table(truth_path)
     rows = match_rows(predicted, truth)
     if len(rows) < len(truth):
         yield Note(
-            f"{len(truth) - len(rows)} of {len(truth)} images of {config.truth} have no predicted pose.", "warning"
+            f"{len(truth) - len(rows)} of {len(truth)} images of {truth_path} have no predicted pose.", "warning"
         )
     pixel_size = star_pixel_size(truth, angpix=config.pixel_size_angstrom)
     errors = compare_poses(
@@ -56,12 +76,14 @@ def evaluate(config: EvaluateConfig) -> Iterator[Event]:
     yield from _doubts(errors)
     yield Report(f"Pose errors of {len(rows)} images", _rows(summary, errors, config.symmetry))
     results = _as_json(config, errors, summary)
-    for path in _targets(config.json_file, config.output, "pose_errors.json"):
+    if config.output is not None:
+        path = make_folder(config.output) / "pose_errors.json"
         write_json(path, results)
         yield Note(f"Figures: {path}")
     for path in _targets(config.plot_file, config.output, "pose_errors.png"):
-        plot_pose_errors(path, errors, title=f"{config.predicted.name} against {config.truth.name}")
+        plot_pose_errors(path, errors, title=f"{predicted_path.name} against {truth_path.name}")
         yield Note(f"Histogram of errors: {path}")
+    return results
 
 
 def match_rows(predicted: StarTable, truth: StarTable) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -42,6 +42,7 @@ from cryoeq.pipelines.search import (
     settle_from_noise,
 )
 from cryoeq.pipelines.starts import follow
+from cryoeq.training.course_record import CourseRecord
 from cryoeq.training.growth import GrowthSettings, GrowthState, finish, grow, refine_locally
 from cryoeq.training.local_refinement import RefinedPoses
 from cryoeq.training.observed_images import ObservedImages
@@ -121,14 +122,15 @@ def search_and_learn(
         radius = min(config.hybrid.shell, dataset.box_size_px // 2 - 1)
         encoder = build_encoder(config, encoder_box_px(radius)).to(device)
     hybrid = _Hybrid(config, dataset, images, settings, encoder, held_out, searched)
-    view = yield from _teach(hybrid, first.maps[0], course=0)
-    state = yield from _take_over(hybrid, view, _with_all(first, searched, half_set))
+    lessons = yield from _teach(hybrid, first.maps[0], course=0)
+    state = yield from _take_over(hybrid, lessons.view, _with_all(first, searched, half_set))
     halves = yield from _refine_halves(hybrid, state)
     yield from require_structure(config, dataset, images.rows(searched), first, halves)
-    view = yield from _teach(hybrid, (halves.maps[0] + halves.maps[1]) / 2, course=1)
-    proposals = propose_for_all(encoder, images.rows(held_out), view)
+    merged = (halves.maps[0] + halves.maps[1]) / 2
+    lessons = yield from _teach(hybrid, merged, course=1)
+    proposals = propose_for_all(encoder, images.rows(held_out), lessons.view)
     passed, _ = best_hypotheses(proposals)
-    _save(hybrid, view, run)
+    _save(hybrid, lessons, merged, run)
     joint, refined = yield from _refine_all(hybrid, halves)
     yield from check_hand(joint, dataset)
     searched_shell = settings.searched_shell if hybrid.is_searchable else 0
@@ -136,7 +138,7 @@ def search_and_learn(
     return (yield from _report(hybrid, result, passed, refined))
 
 
-def _teach(hybrid: _Hybrid, volume: Float[Tensor, "n n n"], *, course: int) -> Generator[Event, None, EncoderView]:
+def _teach(hybrid: _Hybrid, volume: Float[Tensor, "n n n"], *, course: int) -> Generator[Event, None, Lessons]:
     """The encoder learns a map from renderings with CTFs and noise of the searched particles."""
     asked = hybrid.config.hybrid
     images = hybrid.images.rows(hybrid.searched)
@@ -150,7 +152,7 @@ def _teach(hybrid: _Hybrid, volume: Float[Tensor, "n n n"], *, course: int) -> G
     if course > 0:
         settings = replace(settings, steps=asked.final_steps, rate=0.5 * asked.rate, first_noise=1.0)
     yield from learn(hybrid.encoder, lessons, settings, seed=hybrid.config.seed, course=course)
-    return view
+    return lessons
 
 
 def _with_all(
@@ -264,15 +266,25 @@ def _report(
     return replace(result, figures=figures)
 
 
-def _save(hybrid: _Hybrid, view: EncoderView, run: RunFolder) -> None:
-    """All that posing other particles needs."""
-    dataset = hybrid.dataset
+def _save(hybrid: _Hybrid, lessons: Lessons, volume: Float[Tensor, "n n n"], run: RunFolder) -> None:
+    """All that posing other particles needs, and what the last course was made of."""
+    dataset, asked = hybrid.dataset, hybrid.config.hybrid
     taught = TaughtEncoder(
         hybrid.encoder,
-        view,
+        lessons.view,
         hybrid.radius,
         dataset.box_size_px,
         dataset.pixel_size_angstrom,
         has_ctf=dataset.table.ctf is not None,
     )
-    save_checkpoint(run.path("encoder.pt"), taught.to_state())
+    record = CourseRecord(
+        volume=volume,
+        sigma=lessons.sigma,
+        searched=hybrid.searched,
+        shift_sigma_px=lessons.shift_sigma_px,
+        seed=hybrid.config.seed,
+        course=1,
+        steps=asked.final_steps,
+        batch_size=asked.batch_size // lessons.view.looks_per_lesson,
+    )
+    save_checkpoint(run.path("encoder.pt"), {**taught.to_state(), "course": record.to_state()})

@@ -75,7 +75,7 @@ def load_encoder(run: Path, device: torch.device) -> TaughtEncoder:
     if not path.is_file():
         raise CheckpointError(
             f"{path} does not exist",
-            "cryoeq infer needs the encoder of a hybrid reconstruction",
+            "the encoder of a hybrid reconstruction is needed",
             "Run `cryoeq reconstruct ... --pose-inference hybrid` first",
         )
     state = load_checkpoint(path, device)
@@ -84,7 +84,7 @@ def load_encoder(run: Path, device: torch.device) -> TaughtEncoder:
     except (KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} does not hold an encoder of this version ({type(error).__name__}: {error})",
-            "cryoeq infer needs the encoder.pt of a hybrid reconstruction",
+            "the encoder.pt of a hybrid reconstruction is needed",
             "Run the reconstruction again with this version",
         ) from error
 

@@ -36,7 +36,6 @@ from cryoeq.training.observed_images import ObservedImages
 _WARMING = 50  # steps in which the learning rate rises
 _TRIAL_SPACING = 0.3  # of trial shifts, times the box over the radius
 _TRIAL_REACH = 2.5  # of the spread of the shifts
-_SHOWN = 2  # trial shifts at which a lesson shows each rendering
 _MOST_ROWS = 4096  # images that the encoder sees at a time
 _LEAK = 0.02  # of the mean cost of all heads, so that none dies
 
@@ -87,6 +86,28 @@ class EncoderView:
             matched: coefficients of particles times their CTF, up to the radius of the view.
         """
         return self.plane.images(matched * self.weights)
+
+    def images_at_trials(
+        self, matched: Complex[Tensor, "batch points"], trials: Int[Tensor, "batch tried"]
+    ) -> Float[Tensor, "looks m m"]:
+        """What it is shown of each particle at some trial shifts, one look per pair.
+
+        Args:
+            matched: as for ``images``.
+            trials: indices of the trial shifts.
+        """
+        moves = self.trials_px[trials.flatten()] / self.shift_scale
+        phases = shift_phases(-moves, self.plane.coords, self.plane.box_size_px)
+        return self.images(matched.repeat_interleave(trials.shape[1], 0) * phases)
+
+    def nearest_trials(self, shifts_px: Float[Tensor, "batch 2"]) -> Int[Tensor, " batch"]:
+        """Index of the trial shift nearest to each shift."""
+        return torch.cdist(shifts_px, self.trials_px).argmin(1)
+
+    @property
+    def looks_per_lesson(self) -> int:
+        """Trial shifts at which a lesson shows each rendering."""
+        return 2 if len(self.trials_px) > 1 else 1
 
 
 @dataclass(frozen=True)
@@ -210,10 +231,8 @@ def propose_at_trials(
         view: of the encoder.
         trials: indices of the trial shifts.
     """
-    batch, tried = trials.shape
-    moves = view.trials_px[trials.flatten()] / view.shift_scale
-    phases = shift_phases(-moves, view.plane.coords, view.plane.box_size_px)
-    found: PoseProposals = encoder(view.images(matched.repeat_interleave(tried, 0) * phases))
+    batch = len(trials)
+    found: PoseProposals = encoder(view.images_at_trials(matched, trials))
     shifts = (
         found.shifts_px * (0.0 if view.is_centred else view.shift_scale) + view.trials_px[trials.flatten()][:, None]
     )
@@ -246,9 +265,9 @@ def learn(
         for group in optimizer.param_groups:
             group["lr"] = settings.rate * rate
         level = min(1.0, settings.first_noise + (1 - settings.first_noise) * 2 * step / settings.steps)
-        shown = _SHOWN if len(view.trials_px) > 1 else 1
-        matched, rotations, shifts = lessons.render(settings.batch_size // shown, generator, level=level)
-        proposals = propose_at_trials(encoder, matched, view, _choose_trials(view, shifts, shown, generator))
+        count = settings.batch_size // view.looks_per_lesson
+        matched, rotations, shifts = lessons.render(count, generator, level=level)
+        proposals = propose_at_trials(encoder, matched, view, choose_trials(view, shifts, generator))
         costs = pose_cost(proposals, rotations, shifts, lessons.shift_sigma_px)
         loss = mixture_loss(proposals.logits, costs, settings.sharpness) + _LEAK * costs.mean()
         if not torch.isfinite(loss):
@@ -280,14 +299,14 @@ def _trial_shifts(spacing_px: float, reach_px: float, device: torch.device) -> F
     return lattice[lattice.norm(dim=1) <= reach_px + 1e-6]
 
 
-def _choose_trials(
-    view: EncoderView, shifts_px: Float[Tensor, "batch 2"], shown: int, generator: torch.Generator
-) -> Int[Tensor, "batch shown"]:
-    """The trial nearest to each shift, and random others."""
-    nearest = torch.cdist(shifts_px, view.trials_px).argmin(1)
-    others = torch.randint(max(1, len(view.trials_px) - 1), (len(nearest), shown - 1), generator=generator)
-    others = others.to(nearest.device)
-    return torch.cat([nearest[:, None], others + (others >= nearest[:, None])], 1)
+def choose_trials(
+    view: EncoderView, shifts_px: Float[Tensor, "batch 2"], generator: torch.Generator
+) -> Int[Tensor, "batch looks"]:
+    """The trial nearest to each shift, and a random other where there are any."""
+    nearest, others = view.nearest_trials(shifts_px), view.looks_per_lesson - 1
+    drawn = torch.randint(max(1, len(view.trials_px) - 1), (len(nearest), others), generator=generator)
+    drawn = drawn.to(nearest.device)
+    return torch.cat([nearest[:, None], drawn + (drawn >= nearest[:, None])], 1)
 
 
 def _spectra(

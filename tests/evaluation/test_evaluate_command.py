@@ -108,6 +108,10 @@ def test_the_command_line(
     assert run(["evaluate", str(ours), str(theirs), "--plot", str(plot), "--device", "cpu", "--sym", "c1"]) == 0
     assert plot.is_file()
     assert "median" in capsys.readouterr().out
+    assert run(["evaluate"]) == 2
+    assert "nothing to compare. PRED.star and TRUTH.star are compared" in capsys.readouterr().err
+    assert run(["evaluate", str(ours)]) == 2
+    assert f"{ours} alone" in capsys.readouterr().err
     assert run(["evaluate", str(ours), str(theirs), "--sym", "Q7", "--device", "cpu"]) == 2
     assert "symmetry 'Q7' is not known" in capsys.readouterr().err
 

@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from cryoeq.cli.main import run
+from cryoeq.io.checkpoint import load_checkpoint, save_checkpoint
 from cryoeq.io.particles import star_poses
 from cryoeq.io.star import read_star
 from cryoeq.io.text import read_json
+from cryoeq.models.encoder import PoseEncoder
 from cryoeq.pipelines.infer import load_encoder
+from cryoeq.training.rendering_lessons import encoder_box_px
 
 pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 
@@ -46,7 +49,34 @@ def test_every_particle_is_posed_and_the_encoder_can_be_used_again(tmp_path: Pat
     taught = load_encoder(output, torch.device("cpu"))
     assert taught.pixel_size_angstrom * taught.box_size_px == pytest.approx(80.0)
     assert taught.view.is_centred
+    bound_and_check(output, tmp_path)
     infer_and_check(output, simulated, tmp_path)
+
+
+def bound_and_check(run_folder: Path, tmp_path: Path) -> None:
+    """``cryoeq evaluate --bound``: the same lessons as in the run, the bound, its terms and the twin beside it."""
+    out, limits = tmp_path / "bound", ["--wrong-beyond", "60", "--device", "cpu"]
+    assert run(["evaluate", "--bound", str(run_folder), "-o", str(out), *limits]) == 0
+    figures = read_json(out / "bound.json")
+    assert figures["lessons"]["count"] == 10 * 64
+    assert 0 < figures["lessons"]["risk"] < 1
+    assert figures["held_out"]["count"] == 10_000
+    assert figures["held_out"]["value"] == pytest.approx(figures["held_out"]["risk"] + 0.0122, abs=1e-3)
+    gap = figures["held_out"]["risk"] - figures["lessons"]["risk"]
+    assert figures["measured_gap"] == pytest.approx(gap)
+    assert abs(gap) < 0.1  # renderings that differ in nothing but chance
+    assert figures["norm_based"]["is_vacuous"]
+    assert [layer["name"] for layer in figures["norm_based"]["layers"]] == ["layer 1", "layer 2", "layer 3", "head"]
+    assert figures["particles"]["held_out"]["count"] == 40
+    assert figures["particles"]["searched_count"] == 160
+    assert run(["evaluate", "--bound", str(tmp_path), *limits]) == 3
+    state = load_checkpoint(run_folder / "encoder.pt", torch.device("cpu"))
+    save_checkpoint(tmp_path / "old.pt", {key: value for key, value in state.items() if key != "course"})
+    assert run(["evaluate", "--bound", str(tmp_path / "old.pt"), *limits]) == 3
+    smooth = PoseEncoder("c8", encoder_box_px(state["radius"]), 2, (64,), trunk="dense", low_passes=False)
+    unfit = {"encoder": smooth.state_dict(), "architecture": smooth.architecture}
+    save_checkpoint(tmp_path / "c8.pt", state | unfit)
+    assert run(["evaluate", "--bound", str(tmp_path / "c8.pt"), *limits]) == 2
 
 
 def infer_and_check(run_folder: Path, simulated: Path, tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from cryoeq.domain.randomness import Stream, stream_generator
 from cryoeq.equivariance import plane_group
 from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.models.encoder import PoseEncoder
 from cryoeq.physics.shift import shift_phases
+from cryoeq.training.course_record import CourseRecord
 from cryoeq.training.losses import mixture_loss
 from cryoeq.training.observed_images import ObservedImages
 from cryoeq.training.rendering_lessons import (
@@ -17,11 +19,13 @@ from cryoeq.training.rendering_lessons import (
     Lessons,
     LessonSettings,
     best_hypotheses,
+    choose_trials,
     encoder_box_px,
     learn,
     propose_at_trials,
     propose_poses,
 )
+from cryoeq.training.taught_encoder import TaughtEncoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RADIUS, SIGMA_PX = 6, 1.2
@@ -118,3 +122,31 @@ def test_the_mixture_prefers_the_right_head() -> None:
     right, wrong = (mixture_loss(torch.tensor([logits]), costs, 2.0) for logits in ([3.0, 0.0], [0.0, 3.0]))
     assert float(right) < float(wrong)
     assert float(mixture_loss(torch.zeros(1, 1), torch.tensor([[0.5]]), 2.0)) == pytest.approx(1.0)
+
+
+def test_a_course_can_be_rendered_again(make_known: Callable, seen: tuple[ObservedImages, Tensor]) -> None:
+    """From what a checkpoint keeps and the CTFs of the star file; other renderings differ, and have the same power."""
+    images, volume = seen
+    dataset = make_known(256, sigma=1.0).dataset
+    ctf = dataset.table.ctf
+    searched = torch.arange(255, 55, -1)
+    view = EncoderView.of_map(images.rows(searched), volume, RADIUS, SIGMA_PX)
+    lessons = Lessons.of_map(images.rows(searched), volume, view, SIGMA_PX)
+    box, angstrom = images.plane.box_size_px, dataset.pixel_size_angstrom
+    encoder = PoseEncoder("d4", encoder_box_px(RADIUS), 2, (64,), trunk="dense", low_passes=False).eval()
+    taught = TaughtEncoder(encoder, view, RADIUS, box, angstrom, has_ctf=ctf is not None)
+    record = CourseRecord(volume, lessons.sigma, searched, SIGMA_PX, seed=3, course=1, steps=2, batch_size=8)
+    again = CourseRecord.from_state(record.to_state(), torch.device("cpu"))
+    rendered = again.lessons(taught, ctf)
+    generator = stream_generator(3, Stream.LESSONS, 1)
+    batches = list(again.renderings(rendered))
+    assert again.count == sum(len(rotations) for _, rotations, _ in batches) == 16
+    for matched, rotations, shifts in batches:
+        expected = lessons.render(8, generator)
+        choose_trials(view, expected[2], generator)
+        assert torch.equal(rotations, expected[1])
+        torch.testing.assert_close(matched, expected[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(shifts, expected[2])
+    others = list(again.other_renderings(rendered, 200))
+    assert [len(rotations) for _, rotations, _ in others] == [8] * 25
+    assert not torch.equal(others[0][1], batches[0][1])
