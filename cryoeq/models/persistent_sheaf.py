@@ -85,9 +85,13 @@ class PersistentSheaf:
         """
         _check_weights(complex_, weights, horizon)
         order = _FilteredComplex.of(complex_, degree, weights)
-        found = [[order.bars_of(dim, centre) for centre in range(complex_.count(dim))] for dim in (0, 1)]
-        vertices, edges = (_padded(bars, complex_, dim, order, horizon) for dim, bars in enumerate(found))
-        coefficients = order.restrictions(complex_.simplices[1], *found, vertices.births.shape[1])
+        at_vertices, at_edges = (
+            [order.bars_of(dim, centre) for centre in range(complex_.count(dim))] for dim in (0, 1)
+        )
+        vertices, edges = (
+            _padded(bars, complex_, dim, order, horizon) for dim, bars in enumerate((at_vertices, at_edges))
+        )
+        coefficients = order.restrictions(complex_.simplices[1], at_vertices, at_edges, vertices.births.shape[1])
         near = [part[complex_.simplices[1]][:, :, None] for part in (vertices.births, vertices.deaths)]
         overlap = torch.minimum(edges.deaths[:, None, :, None], near[1]) - torch.maximum(
             edges.births[:, None, :, None], near[0]
@@ -151,7 +155,7 @@ class _FilteredComplex:
     def of(cls, complex_: SimplicialComplex, degree: int, weights: Sequence[Float[Tensor, "_"]]) -> "_FilteredComplex":
         by_rank = tuple(_ranked(complex_, k, weights) for k in range(degree - 1, degree + 2))
         ranks = tuple(order.argsort() for order in by_rank)
-        boundaries = []
+        boundaries: list[list[Chain]] = []
         for k, order, lower in zip((degree, degree + 1), by_rank[1:], ranks, strict=False):
             if not complex_.count(k):
                 boundaries.append([])
