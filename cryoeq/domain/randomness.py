@@ -25,6 +25,7 @@ class Stream(IntEnum):
     HELD_OUT = 9
     DECODER_FIT = 10
     FILTERS = 11
+    JUNK = 12
 
 
 def stream_generator(seed: int, stream: Stream, number: int = 0) -> torch.Generator:
