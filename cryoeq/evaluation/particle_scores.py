@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from scipy.special import ndtri
+from scipy.stats import rankdata
 from torch import Tensor
 
 from cryoeq.domain.evidence import LabelledEvidence, ParticleEvidence
@@ -92,6 +94,18 @@ def standard_scale(features: Float[Tensor, "particles features"]) -> tuple[
 
 
 def z_scores(scores: Float[Tensor, " particles"]) -> Float[Tensor, " particles"]:
-    """Scores in typical deviations from their median: the same order, a scale that readers know."""
-    location, spread = standard_scale(scores[:, None])
-    return (scores - location) / spread
+    """The order of scores as quantiles of the normal distribution: how many are junk they do not tell."""
+    ranks = rankdata(scores.double().cpu().numpy())
+    return torch.from_numpy(ndtri((ranks - 0.5) / len(ranks))).to(scores)
+
+
+def area_under_curve(scores: Float[Tensor, " particles"], is_junk: Bool[Tensor, " particles"]) -> float:
+    """Area under the ROC curve: the share of pairs of junk and other particles in which junk scores higher.
+
+    Args:
+        scores: of all particles.
+        is_junk: at least one that is, and one that is not.
+    """
+    ranks = torch.from_numpy(rankdata(scores.double().cpu().numpy()))[is_junk.cpu()]
+    n_junk, n_others = len(ranks), len(scores) - len(ranks)
+    return float((ranks.sum() - n_junk * (n_junk + 1) / 2) / (n_junk * n_others))

@@ -14,7 +14,13 @@ from cryoeq.domain.evidence import LabelledEvidence, ParticleEvidence
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.evaluation.particle_evidence import ReferenceProjections, weigh_evidence
-from cryoeq.evaluation.particle_scores import ErrorScorer, KnnScorer, ParticleScorer, standard_scale
+from cryoeq.evaluation.particle_scores import (
+    ErrorScorer,
+    KnnScorer,
+    ParticleScorer,
+    area_under_curve,
+    standard_scale,
+)
 from cryoeq.evaluation.resolution import TRUTH_THRESHOLD, compare_maps
 from cryoeq.simulation.junk import KINDS, draw_kinds, overlap_pairs, scramble_phases
 from cryoeq.training.sheaf_training import train_sheaf_scorer
@@ -115,6 +121,16 @@ class ScreenedParticles:
         evidence = weigh_evidence(self.references, seen, poses, rows, which)
         is_spoilt = kinds >= 0
         return LabelledEvidence(evidence, is_spoilt.to(evidence.errors), is_spoilt | ~is_doubted[rows])
+
+    def try_scorer(self, scorer: ParticleScorer, generator: torch.Generator) -> float:
+        """Area under the ROC curve for junk made of these particles, which the scorer has not seen.
+
+        Args:
+            scorer: the scorer.
+            generator: draws the junk.
+        """
+        example = self.with_made_junk(torch.zeros(len(self.dataset), dtype=torch.bool), generator)
+        return area_under_curve(scorer.score(example.evidence), example.is_junk > 0)
 
     def make_scorer(self, kind: ScorerKind, evidence: ParticleEvidence, generator: torch.Generator) -> ParticleScorer:
         """A scorer, taught by junk made of these particles where it learns.

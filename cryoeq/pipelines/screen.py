@@ -25,7 +25,6 @@ from cryoeq.pipelines.particle_screening import LARGEST_BOX_PX, ScorerKind, Scre
 from cryoeq.pipelines.run_particles import open_particles, read_reconstruction_job
 
 SCORE_COLUMN = "rlnParticleSelectZScore"
-_FAR = 3.0
 _MOST_HOLES = 5
 _CACHE_BYTES = 2**29
 
@@ -146,12 +145,12 @@ def _score(
     z = z_scores(chosen.score(evidence))
     path = folder / "screened.star"
     write_particle_star(path, star, None, extra_columns={SCORE_COLUMN: np.char.mod("%.4f", z.double().numpy())})
-    n_far = int((z > _FAR).sum())
+    area = particles.try_scorer(chosen, generator)
     yield Report(
         f"{len(z)} particles scored by {scorer}",
         {
-            f"More than {_FAR:g} deviations from the median": f"{n_far} ({n_far / len(z):.1%})",
-            "Column": f"{SCORE_COLUMN} of {path}, high where a particle looks wrong",
+            "Junk made of them told from the others": f"{area:.3f} (area under the ROC curve, 0.5 by chance)",
+            "Column": f"{SCORE_COLUMN} of {path}: the highest look least like particles",
         },
     )
-    return {"scorer": scorer, "column": SCORE_COLUMN, "beyond_3_deviations": n_far}
+    return {"scorer": scorer, "column": SCORE_COLUMN, "made_junk_roc_auc": area}

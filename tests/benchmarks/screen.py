@@ -20,7 +20,6 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from cryoeq.config.loading import packaged_file
@@ -30,6 +29,7 @@ from cryoeq.domain.particles import ParticleBatch
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import Volume
 from cryoeq.evaluation.particle_evidence import ReferenceProjections
+from cryoeq.evaluation.particle_scores import area_under_curve
 from cryoeq.evaluation.resolution import TRUTH_THRESHOLD, compare_maps
 from cryoeq.geometry.so3 import random_rotations, rotation_from_vector
 from cryoeq.io.compose import compose_star
@@ -108,13 +108,6 @@ def perturbed(poses: Poses, pixel_size_angstrom: float, generator: torch.Generat
     turns = rotation_from_vector(torch.randn(len(poses), 3, generator=generator) * POSE_ERROR_DEG * torch.pi / 180)
     moves = SHIFT_ERROR_PX * pixel_size_angstrom * torch.randn(len(poses), 2, generator=generator)
     return Poses(turns @ poses.rotations, poses.shifts_angstrom + moves)
-
-
-def area_under_curve(scores: Tensor, is_junk: Tensor) -> float:
-    """Probability that junk scores higher than a particle."""
-    ranks = torch.from_numpy(rankdata(scores.double().numpy()))
-    n_junk, n_good = int(is_junk.sum()), int((~is_junk).sum())
-    return float((ranks[is_junk].sum() - n_junk * (n_junk + 1) / 2) / (n_junk * n_good))
 
 
 def run_set(folder: Path, seed: int, share: float, count: int, other: Path | None) -> dict[str, object]:

@@ -2,10 +2,16 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 from cryoeq.domain.evidence import LabelledEvidence, ParticleEvidence
-from cryoeq.evaluation.particle_scores import ErrorScorer, KnnScorer, ParticleScorer, standard_scale, z_scores
+from cryoeq.evaluation.particle_scores import (
+    ErrorScorer,
+    KnnScorer,
+    ParticleScorer,
+    area_under_curve,
+    standard_scale,
+    z_scores,
+)
 from cryoeq.geometry.so3 import random_rotations
 from cryoeq.training.sheaf_training import train_sheaf_scorer
 
@@ -34,12 +40,6 @@ def scorers() -> dict[str, ParticleScorer]:
         "graph": train_sheaf_scorer(examples, *scale, epochs=15, seed=0, has_sheaf=False),
         "sheaf": train_sheaf_scorer(examples, *scale, epochs=15, seed=0),
     }
-
-
-def separation(scores: Tensor, is_junk: Tensor) -> float:
-    """Share of pairs in which junk scores higher."""
-    junk, good = scores[is_junk > 0], scores[is_junk == 0]
-    return float((junk[:, None] > good).double().mean())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -73,7 +73,7 @@ def test_scores_are_finite_for_one_particle_and_for_one_like_no_other(
 @pytest.mark.parametrize("name", NAMES)
 def test_junk_that_differs_scores_higher(name: str, scorers: dict[str, ParticleScorer]) -> None:
     example = labelled(5)
-    assert separation(scorers[name].score(example.evidence), example.is_junk) > 0.85
+    assert area_under_curve(scorers[name].score(example.evidence), example.is_junk > 0) > 0.85
 
 
 def test_a_remembered_particle_does_not_count_for_itself() -> None:
@@ -86,10 +86,17 @@ def test_a_remembered_particle_does_not_count_for_itself() -> None:
                                1 + 2e-3 * example.evidence.errors)  # fmt: skip
 
 
-def test_z_scores_keep_the_order_and_take_no_notice_of_scale(generator: torch.Generator) -> None:
+def test_z_scores_keep_the_order_and_nothing_else(generator: torch.Generator) -> None:
     scores = torch.randn(101, generator=generator)
     z = z_scores(scores)
     assert torch.equal(z.argsort(), scores.argsort())
     assert float(z.median()) == 0
-    torch.testing.assert_close(z_scores(3 * scores - 5), z)
+    assert float(z.std()) == pytest.approx(1, abs=0.05)
+    torch.testing.assert_close(z_scores(scores.exp()), z)
     assert (z_scores(torch.ones(5)) == 0).all()
+
+
+def test_the_area_under_the_curve_counts_pairs_and_halves_ties() -> None:
+    is_junk = torch.tensor([True, False, True, False])
+    assert area_under_curve(torch.tensor([2.0, 1.0, 4.0, 3.0]), is_junk) == 0.75
+    assert area_under_curve(torch.tensor([2.0, 2.0, 2.0, 2.0]), is_junk) == 0.5

@@ -21,7 +21,7 @@ def known_run(tmp_path_factory: pytest.TempPathFactory, tiny_particles: Path) ->
     return folder
 
 
-@pytest.mark.parametrize("scorer", ["error", "knn", "sheaf"])
+@pytest.mark.parametrize("scorer", ["error", "knn", "graph", "sheaf"])
 def test_every_particle_gets_a_score_and_keeps_its_columns(known_run: Path, tmp_path: Path, scorer: str) -> None:
     assert run(["screen", str(known_run), "--scorer", scorer, "-o", str(tmp_path)]) == 0
     before, after = read_star(known_run / "run_data.star"), read_star(tmp_path / "screened.star")
@@ -33,6 +33,7 @@ def test_every_particle_gets_a_score_and_keeps_its_columns(known_run: Path, tmp_
     assert len(np.unique(scores)) > 10
     figures = read_json(tmp_path / "screening.json")
     assert figures["particles"]["scorer"] == scorer
+    assert figures["particles"]["made_junk_roc_auc"] > 0.6
     assert (tmp_path / "coverage.png").stat().st_size > 10_000
 
 
