@@ -60,7 +60,7 @@ def test_bars_are_those_of_the_link_by_gudhi(degree: int) -> None:
     weights = flag_weights(complex_, lengths)
     bars = PersistentSheaf.of(complex_, degree, weights, HORIZON).vertices
     assert bars.mask.any(1).sum() > 8
-    for vertex in range(complex_.n_vertices):
+    for vertex in range(0, complex_.n_vertices, 3):
         link = gudhi.SimplexTree()
         for rows, values in zip(complex_.simplices[1:], weights[1:], strict=True):
             for row, value in zip(rows.tolist(), values.tolist(), strict=True):
@@ -99,7 +99,7 @@ def test_gradients_are_those_of_finite_differences(degree: int) -> None:
     gradient = torch.autograd.grad(energy(lengths.requires_grad_()), lengths)[0]
     assert (gradient != 0).sum() > 20
     with torch.no_grad():
-        for _ in range(3):
+        for _ in range(2):
             step = 1e-7 * torch.randn(len(lengths), generator=generator, dtype=torch.float64)
             difference = energy(lengths + step) - energy(lengths - step)
             torch.testing.assert_close(difference, 2 * gradient @ step, rtol=1e-5, atol=1e-13)
