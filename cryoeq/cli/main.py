@@ -20,6 +20,7 @@ from cryoeq.cli.orientations import orientations
 from cryoeq.cli.reconstruct import reconstruct
 from cryoeq.cli.relion_job import run_for_relion
 from cryoeq.cli.report import report
+from cryoeq.cli.screen import screen
 from cryoeq.cli.simulate import simulate
 from cryoeq.errors import Terminated
 
@@ -47,6 +48,7 @@ app.command("infer")(infer)
 app.command("evaluate")(evaluate)
 app.command("fsc")(fsc)
 app.command("orientations")(orientations)
+app.command("screen")(screen)
 app.command("report")(report)
 app.command("demo")(demo)
 app.command("doctor")(doctor)

@@ -26,6 +26,7 @@ class Stream(IntEnum):
     DECODER_FIT = 10
     FILTERS = 11
     AUGMENTATION = 12
+    JUNK = 13
 
 
 def stream_generator(seed: int, stream: Stream, number: int = 0) -> torch.Generator:

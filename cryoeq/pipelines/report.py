@@ -8,23 +8,23 @@ from typing import Any
 import torch
 
 from cryoeq.config.report import ReportConfig
-from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Event, Note, Report
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import Volume
-from cryoeq.errors import CryoEqError, OutputError, ParticleFileError
+from cryoeq.errors import CryoEqError
 from cryoeq.evaluation.orientations import OrientationSummary, summarise_orientations
 from cryoeq.evaluation.particle_fit import fit_particles
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves, compare_maps
 from cryoeq.evaluation.verdict import RunFacts, judge_run
 from cryoeq.io.euler import rotations_from_euler_deg
 from cryoeq.io.mrc import read_map
-from cryoeq.io.particles import read_particles, star_euler_deg, star_poses
+from cryoeq.io.particles import star_euler_deg, star_poses
 from cryoeq.io.star import StarTable, read_star
 from cryoeq.outputs.progress_file import read_progress
 from cryoeq.outputs.report import ComparedParticles, RunContents, write_report
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.journal import PROGRESS_FILE
+from cryoeq.pipelines.run_particles import open_particles, read_reconstruction_job
 
 _PROBABILITY = "rlnMaxValueProbDistribution"
 _MODES = {"search": "search", "hybrid": "search and encoder", "amortized": "encoder", "known": "star file"}
@@ -32,7 +32,6 @@ _COMPARED_PX = 64  # box in which particles are compared with their predictions
 # Pixels that are read for that, so that a report costs little whatever the stack, and particles at least.
 _SAMPLE_PX, _LEAST_SAMPLE = 2**23, 64
 _LEAST_SHELL = 4
-_SIGNS = {"auto": None, "keep": 1, "invert": -1}
 
 
 def report(config: ReportConfig) -> Iterator[Event]:
@@ -66,7 +65,7 @@ def read_run(folder: Path, datadir: Path | None = None) -> RunContents:
         datadir: where to look first for the stacks.
     """
     run = RunFolder(folder)
-    job = _read_job(run)
+    job = read_reconstruction_job(run, "Give the folder that cryoeq reconstruct -o made; in a demo it is map/")
     volume, curves, star = _read_maps(run), _read_halves(run), _read_poses(run)
     views = _summarise_views(job, star)
     facts = _facts(job, volume, curves, star, views)
@@ -83,20 +82,6 @@ def read_run(folder: Path, datadir: Path | None = None) -> RunContents:
         notes=run.notes(),
         particles=_compare_particles(job, volume, poses, _limit_angstrom(facts), datadir),
     )
-
-
-def _read_job(run: RunFolder) -> dict[str, Any]:
-    advice = "Give the folder that cryoeq reconstruct -o made; in a demo it is map/"
-    if not run.path("job.json").is_file():
-        raise OutputError(f"{run.folder} holds no job.json", "a report needs the folder of a reconstruction", advice)
-    try:
-        job = run.job()
-        is_reconstruction = "pose_inference" in job["settings"]
-    except (ValueError, KeyError, TypeError):  # not JSON, or the job.json of another program
-        is_reconstruction = False
-    if not is_reconstruction:
-        raise OutputError(f"{run.path('job.json')} is not the record of a reconstruction", "", advice)
-    return job
 
 
 def _read_maps(run: RunFolder) -> Volume | None:
@@ -177,17 +162,11 @@ def _compare_particles(
     """A sample of the particles beside their predictions, or why there is none."""
     if volume is None or poses is None:
         return "The run left no map with poses that particles could be compared with."
-    given = job["settings"]["input"]
-    source = Path(job["inputs"][0]["path"])
-    told = datadir or (Path(given["datadir"]) if given["datadir"] else None)
     try:
-        stack = read_particles(source, angpix=given["angpix"], datadir=told, ignore_ctf=not given["with_ctf"])
-        box = stack.table.box_size_px
-        if len(stack.table) != len(poses) or box != volume.box_size_px:
-            found = f"{source} holds {len(stack.table)} particles of {box} px now"
-            raise ParticleFileError(found, f"the run had {len(poses)} of {volume.box_size_px} px")
-        sign = _SIGNS[given["contrast"]]
-        dataset = ParticleDataset.open(stack, working_box_px=min(_COMPARED_PX, box), sign=sign, cache_bytes=0)
+        stack, dataset = open_particles(
+            job, datadir, count=len(poses), box_size_px=volume.box_size_px, largest_px=_COMPARED_PX
+        )
+        box = volume.box_size_px
         count = min(len(poses), max(_LEAST_SAMPLE, _SAMPLE_PX // box**2))
         rows = torch.linspace(0, len(poses) - 1, count, dtype=torch.float64).round().long()
         fits = fit_particles(dataset, poses, volume, rows, resolution_angstrom=limit_angstrom)
