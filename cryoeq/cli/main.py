@@ -15,6 +15,7 @@ from cryoeq.cli.doctor import doctor
 from cryoeq.cli.errors import explain
 from cryoeq.cli.evaluate import evaluate
 from cryoeq.cli.fsc import fsc
+from cryoeq.cli.lattice import reduce, train
 from cryoeq.cli.orientations import orientations
 from cryoeq.cli.reconstruct import reconstruct
 from cryoeq.cli.report import report
@@ -30,11 +31,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+lattice = typer.Typer(no_args_is_help=True, help="Unit cells of 2D crystals: find them in micrographs, reduce them.")
+lattice.command("reduce")(reduce)
+lattice.command("train", hidden=True)(train)
 app.command("simulate")(simulate)
 app.command("reconstruct")(reconstruct)
 app.command("evaluate")(evaluate)
 app.command("fsc")(fsc)
 app.command("orientations")(orientations)
+app.add_typer(lattice, name="lattice")
 app.command("report")(report)
 app.command("demo")(demo)
 app.command("doctor")(doctor)

@@ -24,6 +24,7 @@ class Stream(IntEnum):
     LESSONS = 8
     HELD_OUT = 9
     DECODER_FIT = 10
+    LATTICES = 11
 
 
 def stream_generator(seed: int, stream: Stream, number: int = 0) -> torch.Generator:
