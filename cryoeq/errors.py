@@ -59,6 +59,12 @@ class DivergedError(CryoEqError):
     exit_code = 4
 
 
+class NoLatticeError(CryoEqError):
+    """A micrograph without a lattice that stands out of its noise."""
+
+    exit_code = 4
+
+
 class Terminated(BaseException):
     """SIGTERM asked the program to stop: save what can be saved and let it pass.
 

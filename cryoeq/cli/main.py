@@ -16,6 +16,7 @@ from cryoeq.cli.errors import explain
 from cryoeq.cli.evaluate import evaluate
 from cryoeq.cli.fsc import fsc
 from cryoeq.cli.lattice import reduce, train
+from cryoeq.cli.lattice_find import find
 from cryoeq.cli.orientations import orientations
 from cryoeq.cli.reconstruct import reconstruct
 from cryoeq.cli.report import report
@@ -32,6 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 lattice = typer.Typer(no_args_is_help=True, help="Unit cells of 2D crystals: find them in micrographs, reduce them.")
+lattice.command("find")(find)
 lattice.command("reduce")(reduce)
 lattice.command("train", hidden=True)(train)
 app.command("simulate")(simulate)

@@ -45,6 +45,7 @@ class FindConfig(FrozenConfig):
     finest_angstrom: float | None = Field(default=None, gt=0, description="spots beyond this resolution are not used")
     reducer: Reducer = Field(default="lagrange-gauss", description="lagrange-gauss, lll or neural")
     subtract: bool = Field(default=False, description="also write the image without its lattice")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of the amplitudes that replace the spots")
 
     @model_validator(mode="after")
     def _ranges_are_in_order(self) -> "FindConfig":

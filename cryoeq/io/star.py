@@ -183,12 +183,21 @@ def write_star(path: Path, star: StarTable) -> None:
     Raises:
         OutputError: the disk is full or the place cannot be written.
     """
-    blocks = (
-        [("particles", star.particles)]
-        if star.optics is None
-        else [("optics", star.optics), ("particles", star.particles)]
-    )
-    write_text(path, "".join(_format_block(name, columns) for name, columns in blocks))
+    optics = {} if star.optics is None else {"optics": star.optics}
+    write_blocks(path, optics | {"particles": star.particles})
+
+
+def write_blocks(path: Path, blocks: Mapping[str, Columns]) -> None:
+    """Write any tables.
+
+    Args:
+        path: the file to create or replace.
+        blocks: columns of each table, by its name without ``data_``.
+
+    Raises:
+        OutputError: the disk is full or the place cannot be written.
+    """
+    write_text(path, "".join(_format_block(name, columns) for name, columns in blocks.items()))
 
 
 def _format_block(name: str, columns: Columns) -> str:

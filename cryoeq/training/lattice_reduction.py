@@ -10,7 +10,7 @@ from torch import Tensor
 from cryoeq.models.lattice_reducer import Bases, MoveNetwork, NeuralReducer, descend, rounded_moves, weigh
 
 _SCRAMBLES_PER_DIMENSION = 4
-_LARGEST_GRADIENT = 1.0  # gates multiply: without a bound the weights of n = 6 became NaN
+_LARGEST_GRADIENT = 1.0
 _VISITS = 2  # states of each basis that are learnt from: where rounding ends, and again after a learnt move
 
 
@@ -79,11 +79,12 @@ def train(network: MoveNetwork, training: ReductionTraining, generator: torch.Ge
         for visit in range(_VISITS):
             bases, _ = descend(bases, rounded_moves)
             loss, reward = _loss(network, bases, spread, training.samples, generator)
-            offered += float(reward) / _VISITS
             optimiser.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), _LARGEST_GRADIENT)
-            optimiser.step()
+            norm = torch.nn.utils.clip_grad_norm_(network.parameters(), _LARGEST_GRADIENT)
+            if torch.isfinite(norm):  # a basis that is singular in float64 comes by now and then
+                optimiser.step()
+                offered += float(reward) / _VISITS
             if visit + 1 < _VISITS:
                 with torch.no_grad():
                     bases, moved = descend(bases, reducer.learnt_moves, most=1)
