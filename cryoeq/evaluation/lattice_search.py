@@ -6,6 +6,7 @@ three peaks of noise lie on some lattice by chance. Too fine a lattice adds node
 spots: both lower the score, so the right one stands out without any knowledge of its size.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from cryoeq.evaluation.spectrum import Spectrum, find_peaks, neighbourhood_maxim
 
 LEAST_SCORE = 8.0  # noise alone reached 5.1 at most (tests/evaluation/test_lattice_search.py)
 _CAP = 12.0  # power over the background beyond which a spot counts no more
-_PEAK, _SPOT = 5.0, 5.0
+_PEAK, _SPOT = 5.0, 6.0
 _POOL, _COMBINED = 40, 10
 _LEFT_OUT = 3
 _ORDERS = (2, 3, 5, 8, 12, 20, 40, 80)
@@ -195,7 +196,17 @@ def refine_lattice(
             return None
         if most > finest:
             break
-    return _judge(evidence, reciprocal, covariance)
+    judged = _judge(evidence, reciprocal, covariance)
+    if judged is None:
+        return None
+    # Again without the nodes beyond the last spots, near which there are only peaks of noise.
+    orders = node_orders(min(_ORDERS[-1], math.ceil(finest)))
+    radii = (orders.double() @ reciprocal.T).norm(dim=1) / evidence.spectrum.pixel_size_angstrom
+    spots = match_spots(evidence, reciprocal, orders[radii <= 1 / judged.finest_angstrom], _TOLERANCE_PX)
+    if len(spots.orders) < 3 or int(torch.linalg.matrix_rank(spots.orders.double())) < 2:
+        return judged
+    again = _judge(evidence, *_fit(spots))
+    return again if again is not None and again.score >= judged.score else judged
 
 
 @dataclass(frozen=True)
