@@ -83,7 +83,10 @@ def crystal_image(
     n, device = molecule.box_size_px, molecule.values.device
     plane = HalfPlane.up_to(n, (n - 1) / 2, device)
     projection = FourierSampler(molecule.values).slices(crystal.rotation[None].to(device), plane)
-    places = crystal.places_px(side_px, molecule.pixel_size_angstrom, n // 2, generator)
+    reach = side_px // 2 + n // 2 - 1  # a molecule that is farther out does not reach the image
+    margin = n // 2 + math.ceil(5 * crystal.disorder_angstrom / molecule.pixel_size_angstrom)
+    places = crystal.places_px(side_px, molecule.pixel_size_angstrom, margin, generator)
+    places = places[(places.abs() <= reach).all(1)]
     width = side_px + 2 * n
     canvas = torch.zeros(width * width, device=device)
     box = torch.arange(n, device=device)

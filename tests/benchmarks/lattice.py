@@ -151,9 +151,9 @@ def bent_crystal(side: int, noise: float, seed: int) -> Tensor:
 
 
 def tilt_series(frames: int, noise: float, seed: int) -> Tensor:
-    """Bases of a nearly cubic space lattice turned by one degree from frame to frame, as a grid of one row."""
+    """Bases of a nearly face-centred cubic space lattice turned by one degree from frame to frame, as a grid of one row."""
     generator = torch.Generator().manual_seed(seed)
-    cell = basis_of_cell((60.0, 60.5, 61.0, 1.55, 1.57, 1.58))
+    cell = basis_of_cell((60.0, 60.3, 60.6, 1.06, 1.05, 1.04))
     angle = torch.arange(frames).double().deg2rad()
     zero, one = torch.zeros(frames).double(), torch.ones(frames).double()
     turn = torch.stack([angle.cos(), zero, angle.sin(), zero, one, zero, -angle.sin(), zero, angle.cos()], -1)
@@ -163,18 +163,19 @@ def tilt_series(frames: int, noise: float, seed: int) -> Tensor:
 
 
 def flips(reduced: Tensor, largest: float) -> float:
-    """Share of neighbours whose vectors differ by more than a share of their length: another basis was chosen."""
+    """Share of neighbours in different bases: a vector of one has no like, up to its sign, in the other.
+
+    Like means that the difference is below a share of the length. Signs and order alone do not count.
+    """
     count, total = 0, 0
     for axis in (0, 1):
-        if reduced.shape[axis] < 2:
+        size = reduced.shape[axis] - 1
+        if not size:
             continue
-        first, second = (
-            reduced.narrow(axis, 0, reduced.shape[axis] - 1),
-            reduced.narrow(axis, 1, reduced.shape[axis] - 1),
-        )
-        jumps = (first - second).norm(dim=-2) / first.norm(dim=-2)
-        count += int((jumps > largest).any(-1).sum())
-        total += jumps[..., 0].numel()
+        first, second = (reduced.narrow(axis, start, size).mT for start in (0, 1))
+        nearest = torch.cdist(first, torch.cat([second, -second], -2)).amin(-1)
+        count += int((nearest > largest * first.norm(dim=-1)).any(-1).sum())
+        total += nearest[..., 0].numel()
     return count / total
 
 
@@ -197,7 +198,7 @@ def grids() -> list[dict[str, object]]:
                 changes |= {"Lagrange-Gauss": LagrangeGauss()(flat)} if n == 2 else {}
                 for method, change in changes.items():
                     reduced = transform_basis(flat, change)
-                    figures.setdefault(f"{method} flips", []).append(flips(reduced.view_as(grid), 0.35))
+                    figures.setdefault(f"{method} flips", []).append(flips(reduced.view_as(grid), 1 / 3))
                     figures.setdefault(f"{method} log defect", []).append(
                         float(log_orthogonality_defect(reduced).mean())
                     )

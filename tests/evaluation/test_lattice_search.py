@@ -117,22 +117,22 @@ def test_a_removed_lattice_is_gone_and_the_rest_untouched(molecule: Volume, gene
     assert left is None or left.score < LEAST_SCORE < 0.5 * found.score
     assert 0 < share < 0.05
     before, after, wanted = (torch.fft.fftshift(torch.fft.fft2(one, norm="ortho")) for one in (image, cleaned, noise))
-    outside = ~spot_mask(torch.full(image.shape, 1e4), found.reciprocal)  # the largest discs
-    outside[SIDE // 2, SIDE // 2] = False
-    assert float((after - before)[outside].abs().max()) < 1e-3
+    assert float(((after - before).abs() > 1e-4).float().mean()) == pytest.approx(share, rel=0.02)
     inside = (after - before).abs() > 1e-2
     assert int(inside.sum()) > 100
-    # What replaces the spots is as strong as the noise that lay under them.
-    assert 0.5 < float(after[inside].abs().square().mean() / wanted[inside].abs().square().mean()) < 2.0
+    discs = spot_mask(torch.ones(image.shape), found.reciprocal)
+    assert float(before[discs].abs().square().mean()) > 1.5 * float(wanted[discs].abs().square().mean())
+    # Coefficients of noise above the threshold are brought down too: 0.85 is expected.
+    assert 0.75 < float(after[discs].abs().square().mean() / wanted[discs].abs().square().mean()) < 1.0
     turned = (after[inside] * before[inside].conj()).angle().abs()
     assert float(turned.max()) < 1e-2  # the phases stay
     assert float(cleaned.mean()) == pytest.approx(float(image.mean()), abs=1e-5)
 
 
 def test_the_spots_tell_how_certain_the_cell_is(molecule: Volume) -> None:
-    """Deviations of the reciprocal vectors over five draws of noise are those of the covariance, within a factor 3."""
+    """Deviations of the reciprocal vectors over three draws of noise are those of the covariance, within a factor 3."""
     crystal, vectors, variances = crystal_of(110.0, 90.0, 100.0), [], []
-    for seed in range(5):
+    for seed in range(3):
         found = search(micrograph(molecule, crystal, 0.2, seed)[0])
         assert found is not None
         expected = torch.linalg.inv(crystal.projected_basis_angstrom / ANGPIX)

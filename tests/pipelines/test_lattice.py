@@ -130,8 +130,8 @@ def test_training_makes_a_reducer_that_loads(tmp_path: Path, capsys: pytest.Capt
     from cryoeq.io.checkpoint import load_checkpoint
     from cryoeq.models.lattice_reducer import network_of
 
-    assert run(["lattice", "train", "2", "-o", str(tmp_path / "n2.pt"), "--steps", "2", "--width", "4"]) == 0
+    assert run(["lattice", "train", "3", "-o", str(tmp_path / "n3.pt"), "--steps", "2", "--width", "4"]) == 0
     assert "mean log defect" in capsys.readouterr().out
-    network = network_of(load_checkpoint(tmp_path / "n2.pt", torch.device("cpu")))
+    network = network_of(load_checkpoint(tmp_path / "n3.pt", torch.device("cpu")))
     assert network.width == 4
     assert float(network.out.weight.detach().abs().max()) > 0
