@@ -21,8 +21,8 @@ def remove_lattice(
 
     About every node up to Nyquist the coefficients that stand above the noise get an amplitude drawn from that of the
     noise around them (Rayleigh); their phases stay as they are, and so do all other coefficients. A spot reaches as far
-    as the tail of its shape, amplitude / (pi distance), exceeds the noise, at least 3 px and at most 20. Coefficients of
-    mere noise above the threshold are brought down with the others: the power in the discs ends at 0.85 of the noise.
+    as the tail of its shape, amplitude / (pi distance), exceeds the noise, at least 3 px and at most 20. Coefficients
+    of mere noise above the threshold are brought down too: the power in the discs ends at 0.85 of the noise.
 
     Args:
         image: grey values.

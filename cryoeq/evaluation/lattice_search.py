@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cryoeq.evaluation.spectrum import Spectrum, find_peaks, neighbourhood_maximum, refine_peaks
 
-LEAST_SCORE = 8.0  # far above what noise reaches (tests/evaluation/test_lattice_search.py)
+LEAST_SCORE = 5.5  # the highest of 30 images of noise was 3.5; of wrong lattices in faint crystals, 4.1
 _CAP = 12.0  # power over the background beyond which a spot counts no more
 _PEAK, _SPOT = 5.0, 6.0
 _POOL, _COMBINED = 40, 10

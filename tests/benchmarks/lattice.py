@@ -151,7 +151,7 @@ def bent_crystal(side: int, noise: float, seed: int) -> Tensor:
 
 
 def tilt_series(frames: int, noise: float, seed: int) -> Tensor:
-    """Bases of a nearly face-centred cubic space lattice turned by one degree from frame to frame, as a grid of one row."""
+    """Bases of a nearly face-centred cubic lattice, turned by one degree from frame to frame, as one row."""
     generator = torch.Generator().manual_seed(seed)
     cell = basis_of_cell((60.0, 60.3, 60.6, 1.06, 1.05, 1.04))
     angle = torch.arange(frames).double().deg2rad()
