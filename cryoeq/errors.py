@@ -70,6 +70,12 @@ class DivergedError(CryoEqError):
         self.rows = rows
 
 
+class NoLatticeError(CryoEqError):
+    """A micrograph without a lattice that stands out of its noise."""
+
+    exit_code = 4
+
+
 class Terminated(BaseException):
     """A signal (SIGTERM, SIGUSR1) asked the program to stop: save what can be saved and let it pass.
 

@@ -16,6 +16,8 @@ from cryoeq.cli.errors import explain
 from cryoeq.cli.evaluate import evaluate
 from cryoeq.cli.fsc import fsc
 from cryoeq.cli.infer import infer
+from cryoeq.cli.lattice import reduce, train
+from cryoeq.cli.lattice_find import find
 from cryoeq.cli.orientations import orientations
 from cryoeq.cli.reconstruct import reconstruct
 from cryoeq.cli.relion_job import run_for_relion
@@ -42,6 +44,10 @@ _ALIASES = {
     "--data-folder": "--datadir", "--particles-dir": "--datadir",
 }  # fmt: skip
 
+lattice = typer.Typer(no_args_is_help=True, help="Unit cells of 2D crystals: find them in micrographs, reduce them.")
+lattice.command("find")(find)
+lattice.command("reduce")(reduce)
+lattice.command("train", hidden=True)(train)
 app.command("simulate")(simulate)
 app.command("reconstruct")(reconstruct)
 app.command("infer")(infer)
@@ -49,6 +55,7 @@ app.command("evaluate")(evaluate)
 app.command("fsc")(fsc)
 app.command("orientations")(orientations)
 app.command("screen")(screen)
+app.add_typer(lattice, name="lattice")
 app.command("report")(report)
 app.command("demo")(demo)
 app.command("doctor")(doctor)

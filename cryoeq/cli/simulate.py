@@ -10,7 +10,9 @@ def simulate(
     model: Annotated[Path, typer.Argument(help="PDB or mmCIF (also .gz), or an MRC map.")],
     *,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write [cryoeq_simulated].")] = None,
-    count: Annotated[int | None, typer.Option("-n", "--count", help="Number of particles [1000].")] = None,
+    count: Annotated[
+        int | None, typer.Option("-n", "--count", help="Number of particles [1000], or of micrographs [1].")
+    ] = None,
     box: Annotated[int | None, typer.Option(help="Box in px, even [64; of a map, its own].")] = None,
     angpix: Annotated[
         float | None, typer.Option(help="Pixel size in Angstrom [the molecule fills 0.8 of the box].")
@@ -36,12 +38,20 @@ def simulate(
         str | None, typer.Option(help="Average the density over a point group: C4, D2, T, O, I [C1].")
     ] = None,
     noise: Annotated[str | None, typer.Option(help="white, or coloured: stronger at low frequency [white].")] = None,
+    crystal: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option(metavar="A B GAMMA", help="Micrographs of a 2D crystal of the model: cell in Angstrom, degrees."),
+    ] = None,
+    tilt: Annotated[float | None, typer.Option(help="Tilt of the crystal, degrees [0].")] = None,
+    tilt_axis: Annotated[float | None, typer.Option(help="Tilt axis in the image, degrees from x [0].")] = None,
+    disorder: Annotated[float | None, typer.Option(help="Spread of each cell's place per axis, Angstrom [0].")] = None,
+    micrograph: Annotated[int | None, typer.Option(help="Side of the micrographs of a crystal, px [1024].")] = None,
     seed: Annotated[int | None, typer.Option(help="Of all that is random [0].")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings, for example that of another run.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value of a setting.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N [auto].")] = None,
 ) -> None:
-    """Simulate particles of a molecule: particles.star without poses, truth.star with them, truth_volume.mrc."""
+    """Simulate particles of a molecule (particles.star without poses, truth.star with them), or of its 2D crystals."""
     from cryoeq.cli.drawing import draw
     from cryoeq.config.loading import load_config
     from cryoeq.config.simulate import SimulateConfig
@@ -49,12 +59,14 @@ def simulate(
     from cryoeq.pipelines import simulate as pipeline
 
     explicit = {
-        "model": model, "output": output or free_folder("cryoeq_simulated"), "count": count, "box_size_px": box,
+        "model": model, "output": output or free_folder("cryoeq_simulated"), "count": count or (1 if crystal else None),
+        "box_size_px": box,
         "pixel_size_angstrom": angpix, "assembly": assembly, "snr": snr, "shift_sigma_angstrom": shift_sigma,
         "defocus_min_um": defocus_min, "defocus_max_um": defocus_max, "astigmatism_angstrom": astigmatism,
         "voltage_kv": kv, "spherical_aberration_mm": cs, "amplitude_contrast": amplitude_contrast,
         "with_ctf": False if no_ctf else None, "views": views, "symmetry": sym, "noise": noise, "seed": seed,
-        "device": device,
+        "device": device, "crystal": crystal, "tilt_deg": tilt, "tilt_axis_deg": tilt_axis,
+        "disorder_angstrom": disorder, "micrograph_px": micrograph,
     }  # fmt: skip
     resolved = load_config(SimulateConfig, file=config, overrides=settings or (), explicit=explicit)
     draw(pipeline.simulate(resolved))

@@ -23,7 +23,14 @@ class SimulateConfig(FrozenConfig):
     pixel_size_angstrom: float | None = Field(
         default=None, gt=0, description="of the images; chosen for the model if not given"
     )
-    count: int = Field(default=1000, ge=1, description="number of particles")
+    count: int = Field(default=1000, ge=1, description="number of particles, or of micrographs of a crystal")
+    crystal: tuple[float, float, float] | None = Field(
+        default=None, description="a, b in Angstrom and gamma in degrees of a 2D crystal of the model"
+    )
+    tilt_deg: float = Field(default=0.0, ge=-75, le=75, description="tilt of the crystal")
+    tilt_axis_deg: float = Field(default=0.0, description="direction of the tilt axis in the image, from x")
+    disorder_angstrom: float = Field(default=0.0, ge=0, description="spread of each cell's place, per axis")
+    micrograph_px: int = Field(default=1024, ge=128, le=16384, multiple_of=2, description="side of the micrographs")
     snr: float = Field(
         default=0.1,
         gt=0,

@@ -27,6 +27,7 @@ class Stream(IntEnum):
     FILTERS = 11
     AUGMENTATION = 12
     JUNK = 13
+    LATTICES = 14
 
 
 def stream_generator(seed: int, stream: Stream, number: int = 0) -> torch.Generator:

@@ -94,6 +94,56 @@ def write_map(
         file.write(values.data)
 
 
+def read_micrograph(path: Path, *, angpix: float | None = None) -> tuple[Float[Tensor, "ny nx"], float]:
+    """Read a file of one image, square or not.
+
+    Args:
+        path: an MRC file of mode 0, 1, 2, 6 or 12.
+        angpix: pixel size in Angstrom; overrides that of the header.
+
+    Returns:
+        (grey values (y, x) as float32, pixel size in Angstrom).
+
+    Raises:
+        MapFileError: not an MRC file, truncated, several images, NaN pixels, or no pixel size.
+    """
+    header = read_header(path, MapFileError)
+    if header.shape[0] != 1:
+        found = f"{path} holds {header.shape[0]} images"
+        raise MapFileError(found, "One image was expected", "Sum or average a movie, or take one image out")
+    pixel_size = angpix if angpix is not None else header.pixel_size_angstrom
+    if pixel_size is None:
+        raise MapFileError(
+            f"{path}: pixel size missing or zero", "cryoeq needs the side of a pixel", "Give it with --angpix"
+        )
+    stored = np.fromfile(path, header.dtype, count=math.prod(header.shape), offset=header.data_offset)
+    values = stored.reshape(header.shape[1:]).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise MapFileError(f"{path}: pixels are NaN or infinite", "cryoeq needs finite pixels", "Make the image again")
+    return torch.from_numpy(values), float(pixel_size)
+
+
+def write_image(path: Path, values: Float[Tensor, "ny nx"], pixel_size_angstrom: float, *, label: str = "") -> None:
+    """Write one image: float32, ISPG 0, statistics filled.
+
+    Args:
+        path: the ``.mrc`` file to create or replace.
+        values: grey values (y, x).
+        pixel_size_angstrom: of the image.
+        label: for the header.
+
+    Raises:
+        OutputError: the disk is full or the place cannot be written.
+    """
+    image = values.detach().cpu().to(torch.float32)[None].contiguous()
+    spread, mean = torch.std_mean(image.double(), correction=0)
+    statistics = ValueStatistics(float(image.min()), float(image.max()), float(mean), float(spread))
+    header = build_header((1, *values.shape), pixel_size_angstrom, statistics, is_stack=True, label=label)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(header)
+        file.write(image.numpy().data)
+
+
 @dataclass(frozen=True)
 class MrcStack:
     """The images of one file, read when they are asked for.

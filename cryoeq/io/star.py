@@ -233,16 +233,25 @@ def write_star(path: Path, star: StarTable) -> None:
     Raises:
         OutputError: the disk is full or the place cannot be written.
     """
-    blocks = (
-        [("particles", star.particles)]
-        if star.optics is None
-        else [("optics", star.optics), ("particles", star.particles)]
-    )
+    optics = {} if star.optics is None else {"optics": star.optics}
+    write_blocks(path, optics | {"particles": star.particles})
+
+
+def write_blocks(path: Path, blocks: Mapping[str, Columns]) -> None:
+    """Write any tables.
+
+    Args:
+        path: the file to create or replace.
+        blocks: columns of each table, by its name without ``data_``.
+
+    Raises:
+        OutputError: the disk is full or the place cannot be written.
+    """
     with (
         atomic_path(path) as temporary,
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file,
     ):
-        for name, columns in blocks:
+        for name, columns in blocks.items():
             file.writelines(_format_block(name, columns))
 
 

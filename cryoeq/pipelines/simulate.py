@@ -4,27 +4,22 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 
 from cryoeq.config.simulate import SimulateConfig
 from cryoeq.data.halfsets import split_half_sets
-from cryoeq.domain.atoms import is_atomic_model
 from cryoeq.domain.events import Event, Note, Progress, Report
 from cryoeq.domain.optics import Optics
 from cryoeq.domain.randomness import Stream, stream_generator
 from cryoeq.domain.volume import Volume
-from cryoeq.errors import MapFileError
-from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.io.compose import compose_star
-from cryoeq.io.model import read_atoms
-from cryoeq.io.mrc import StackWriter, header_notes, read_map, write_map
+from cryoeq.io.mrc import StackWriter, write_map
 from cryoeq.io.particles import write_particle_star
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.device import choose_device
-from cryoeq.simulation.density import replicate_atoms, resample_map, sample_atoms, symmetrise_map
-from cryoeq.simulation.field_of_view import FieldOfView
+from cryoeq.pipelines.simulate_crystal import simulate_crystal
+from cryoeq.pipelines.truth_map import read_truth
 from cryoeq.simulation.particles import (
     PREFERRED_KAPPA,
     PREFERRED_SHARE,
@@ -37,24 +32,13 @@ from cryoeq.simulation.particles import (
     noise_amplitudes,
 )
 
-_MAP_SUFFIXES = (".mrc", ".map", ".ccp4", ".rec")
-_TIGHT_FILL = 0.9
-
-
-@dataclass(frozen=True)
-class _Truth:
-    """The map to project, and what to tell the user about it."""
-
-    volume: Volume
-    notes: tuple[str, ...]
-
 
 def simulate(config: SimulateConfig) -> Iterator[Event]:
-    """Simulate a particle stack.
+    """Simulate a particle stack, or micrographs of a crystal.
 
     Writes into the output folder ``particles.star`` and ``particles.mrcs`` without any pose, ``truth.star`` (the same
     rows with poses, shifts and half sets), ``truth_volume.mrc`` in the grey scale of the projections, and the record of
-    the run. Every file appears whole or not at all, ``particles.star`` last.
+    the run. Every file appears whole or not at all, ``particles.star`` last. Crystals: see ``simulate_crystal``.
 
     Args:
         config: what to simulate.
@@ -62,8 +46,11 @@ def simulate(config: SimulateConfig) -> Iterator[Event]:
     Yields:
         Notes on what was chosen, progress, and a report.
     """
+    if config.crystal is not None:
+        yield from simulate_crystal(config, config.crystal)
+        return
     device = choose_device(config.device)
-    truth = _read_truth(config, device)
+    truth = read_truth(config, device)
     settings = config.model_dump(mode="json")
     started_s = time.monotonic()
     with RunFolder.create(
@@ -121,59 +108,6 @@ def _write_particles(config: SimulateConfig, volume: Volume, run: RunFolder, dev
     star = compose_star("particles.mrcs", config.count, box, optics, ctf)
     write_particle_star(run.path("truth.star"), star, poses, half_set=half_set)
     write_particle_star(run.path("particles.star"), star, None)
-
-
-def _read_truth(config: SimulateConfig, device: torch.device) -> _Truth:
-    """The map to project, from atoms or from a map."""
-    operators = symmetry_rotations(config.symmetry).float().to(device)
-    if is_atomic_model(config.model):
-        return _truth_from_atoms(config, operators, device)
-    if config.model.name.lower().endswith(_MAP_SUFFIXES):
-        return _truth_from_map(config, operators, device)
-    raise MapFileError(
-        f"{config.model}: neither an atomic model nor a map by its name",
-        f"cryoeq reads PDB (.pdb, .ent), mmCIF (.cif, .mmcif), each also as .gz, and maps ({', '.join(_MAP_SUFFIXES)})",
-        "Check MODEL",
-    )
-
-
-def _truth_from_atoms(config: SimulateConfig, operators: torch.Tensor, device: torch.device) -> _Truth:
-    atoms = read_atoms(config.model, assembly=config.assembly).centred().to(device)
-    diameter = 2 * atoms.radius_angstrom
-    field = FieldOfView.around_molecule(diameter, config.box_size_px, config.pixel_size_angstrom)
-    fill = diameter / field.side_angstrom
-    notes = [
-        f"{config.model.name}: {len(atoms)} atoms, {diameter:.0f} Angstrom across, centred on their centre of mass; "
-        f"{field.box_size_px} px of {field.pixel_size_angstrom:g} Angstrom, filled to {fill:.2f}."
-    ]
-    if fill > _TIGHT_FILL:
-        notes.append(f"The molecule nearly fills the box ({fill:.2f} of its side): shifted particles may wrap around.")
-    if len(operators) > 1:
-        notes.append(
-            f"The density is the mean over the {len(operators)} rotations of {config.symmetry} about the centre."
-        )
-        atoms = replicate_atoms(atoms, operators)
-    return _Truth(sample_atoms(atoms, field.box_size_px, field.pixel_size_angstrom), tuple(notes))
-
-
-def _truth_from_map(config: SimulateConfig, operators: torch.Tensor, device: torch.device) -> _Truth:
-    if config.assembly is not None:
-        raise MapFileError(f"{config.model}: a map has no biological assemblies", "", "Leave --assembly out")
-    read = read_map(config.model)
-    volume = Volume(read.values.to(device), read.pixel_size_angstrom)
-    old = FieldOfView(volume.box_size_px, volume.pixel_size_angstrom)
-    field = FieldOfView.of_map(old, config.box_size_px, config.pixel_size_angstrom)
-    notes = [
-        *header_notes(config.model),
-        f"{config.model.name}: {old.box_size_px} px of {old.pixel_size_angstrom:g} Angstrom, not recentred.",
-    ]
-    if field != old:
-        notes.append(f"Resampled to {field.box_size_px} px of {field.pixel_size_angstrom:g} Angstrom.")
-        volume = resample_map(volume, field.box_size_px, field.pixel_size_angstrom)
-    if len(operators) > 1:
-        notes.append(f"The map is averaged over the {len(operators)} rotations of {config.symmetry} about its centre.")
-        volume = symmetrise_map(volume, operators)
-    return _Truth(volume, tuple(notes))
 
 
 def _notes_on_choices(config: SimulateConfig) -> Iterator[str]:

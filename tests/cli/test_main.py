@@ -42,12 +42,12 @@ def test_wrong_use_has_exit_code_2(typed: list[str], capsys: pytest.CaptureFixtu
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     shown = capsys.readouterr().out
-    for command in ("simulate", "reconstruct", "evaluate", "fsc", "demo", "doctor"):
+    for command in ("simulate", "reconstruct", "evaluate", "fsc", "lattice", "demo", "doctor"):
         assert f"\n  {command} " in shown
 
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("simulate", "reconstruct", "evaluate", "fsc", "demo", "doctor"):
+    for command in ("simulate", "reconstruct", "evaluate", "fsc", "lattice", "demo", "doctor"):
         assert run([command, "--help"]) == 0
         assert f"Usage: cryoeq {command}" in capsys.readouterr().out
 

@@ -235,6 +235,7 @@ def test_command_line_reaches_every_setting(map_path: Path, tmp_path: Path) -> N
         "count": 7, "snr": "inf", "shift_sigma_angstrom": 3.0, "defocus_min_um": 0.5, "defocus_max_um": 0.8,
         "astigmatism_angstrom": 100.0, "voltage_kv": 200.0, "spherical_aberration_mm": 2.0, "amplitude_contrast": 0.07,
         "with_ctf": True, "views": "preferred", "symmetry": "c2", "noise": "coloured", "seed": 4, "device": "cpu",
+        "crystal": None, "tilt_deg": 0.0, "tilt_axis_deg": 0.0, "disorder_angstrom": 0.0, "micrograph_px": 1024,
     }  # fmt: skip
     again = tmp_path / "again"
     assert run(["simulate", str(map_path), "-o", str(again), "--config", str(out / "config.yaml")]) == 0

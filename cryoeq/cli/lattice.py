@@ -1,0 +1,49 @@
+"""``cryoeq lattice reduce`` and ``train``; ``find`` is in its own module."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+REDUCERS = "lagrange-gauss (2D), niggli (3D), lll, or neural (2D to 4D)"
+
+
+def reduce(
+    *,
+    cell: Annotated[
+        str | None, typer.Option(help="'a b gamma' or 'a b c alpha beta gamma', Angstrom and degrees.")
+    ] = None,
+    basis: Annotated[Path | None, typer.Option(help="Text file with one basis vector per line, 2 to n.")] = None,
+    reducer: Annotated[
+        str | None, typer.Option(help=f"{REDUCERS} [lagrange-gauss in 2D, niggli in 3D, else lll].")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+) -> None:
+    """Find a short basis of a lattice that is given by its cell or by its basis vectors."""
+    from cryoeq.cli.drawing import draw
+    from cryoeq.config.lattice import ReduceConfig
+    from cryoeq.config.loading import load_config
+    from cryoeq.pipelines.lattice import reduce_lattice
+
+    numbers = None if cell is None else cell.replace(",", " ").split()
+    explicit = {"cell": numbers, "basis": basis, "reducer": reducer, "json_file": json_file}
+    draw(reduce_lattice(load_config(ReduceConfig, explicit=explicit)))
+
+
+def train(
+    n: Annotated[int, typer.Argument(help="Dimension.")],
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", help="File of the weights.")],
+    steps: Annotated[int | None, typer.Option(help="Batches of 512 random lattices [600].")] = None,
+    width: Annotated[int | None, typer.Option(help="Channels of the network [16].")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of messages [2].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, lattices and moves [0].")] = None,
+) -> None:
+    """Train the network of --reducer neural, as those that cryoeq ships were trained."""
+    from cryoeq.cli.drawing import draw
+    from cryoeq.config.lattice import TrainConfig
+    from cryoeq.config.loading import load_config
+    from cryoeq.pipelines.lattice_training import train_reducer
+
+    explicit = {"n": n, "output": output, "steps": steps, "width": width, "rounds": rounds, "seed": seed}
+    draw(train_reducer(load_config(TrainConfig, explicit=explicit)))

@@ -1,0 +1,109 @@
+"""What ``cryoeq lattice find`` leaves: the indexed spots as a star file, and the spectrum with its lattice as PNG."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from cryoeq.evaluation.spectrum import Spectrum
+from cryoeq.io.star import write_blocks
+from cryoeq.outputs.figure import COLOURS, png_figure
+
+_LABELLED_ORDER = 2
+_LARGEST_PX = 1024
+
+
+def write_spots(
+    path: Path,
+    orders: Int[Tensor, "spots 2"],
+    frequencies: Float[Tensor, "spots 2"],
+    power: Float[Tensor, " spots"],
+    pixel_size_angstrom: float,
+) -> None:
+    """Write one row per spot, coarse ones first.
+
+    Args:
+        path: the file to create or replace.
+        orders: (h, k) in the reduced cell.
+        frequencies: places of the peaks (x, y), cycles per pixel.
+        power: over the background.
+        pixel_size_angstrom: of the micrograph.
+
+    Raises:
+        OutputError: the disk is full or the place cannot be written.
+    """
+    per_angstrom = frequencies / pixel_size_angstrom
+    resolution = 1 / per_angstrom.norm(dim=1)
+    order = resolution.argsort(descending=True)
+    columns = {
+        "cryoeqMillerH": [f"{h}" for h in orders[order, 0].tolist()],
+        "cryoeqMillerK": [f"{k}" for k in orders[order, 1].tolist()],
+        "cryoeqFrequencyX": [f"{x:.7f}" for x in per_angstrom[order, 0].tolist()],
+        "cryoeqFrequencyY": [f"{y:.7f}" for y in per_angstrom[order, 1].tolist()],
+        "cryoeqResolution": [f"{value:.3f}" for value in resolution[order].tolist()],
+        "cryoeqPowerOverNoise": [f"{value:.3f}" for value in power[order].tolist()],
+    }
+    write_blocks(path, {"spots": {label: np.array(text, dtype=np.str_) for label, text in columns.items()}})
+
+
+def plot_spectrum(
+    path: Path,
+    spectrum: Spectrum,
+    reciprocal: Float[Tensor, "2 2"] | None,
+    spots: tuple[Int[Tensor, "spots 2"], Float[Tensor, "spots 2"]] | None,
+    *,
+    title: str,
+) -> None:
+    """Draw the power spectrum over its background, with the spots circled and the two reciprocal vectors.
+
+    Args:
+        path: the PNG file to create or replace.
+        spectrum: to draw.
+        reciprocal: vectors as columns (x, y), cycles per pixel; None for no lattice.
+        spots: orders and places of the indexed spots, one of each Friedel pair.
+        title: above the picture.
+
+    Raises:
+        OutputError: the disk is full or the place cannot be written.
+    """
+    reach = 0.5 / spectrum.pixel_size_angstrom
+    if spots is not None and len(spots[1]):
+        reach = min(reach, 1.25 * float(spots[1].norm(dim=1).max()) / spectrum.pixel_size_angstrom)
+    with png_figure(path, size_inches=(7.4, 7.0)) as figure:
+        axes = figure.subplots()
+        excess, extent = _central_part(spectrum, reach)
+        axes.imshow(excess.sqrt().numpy(), cmap="gray_r", vmin=0.4, vmax=3.5, extent=extent, origin="lower")
+        if reciprocal is not None and spots is not None:
+            _draw_lattice(
+                axes, reciprocal / spectrum.pixel_size_angstrom, spots[0], spots[1] / spectrum.pixel_size_angstrom
+            )
+        axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xlabel="1/Å", ylabel="1/Å")
+        axes.set_title(title)
+
+
+def _central_part(spectrum: Spectrum, reach: float) -> tuple[Float[Tensor, "ny nx"], tuple[float, float, float, float]]:
+    """The pixels within a frequency, brought to a drawable number by the largest of each square, and their extent."""
+    ny, nx = spectrum.excess.shape
+    step_x, step_y = 1 / (nx * spectrum.pixel_size_angstrom), 1 / (ny * spectrum.pixel_size_angstrom)
+    half_x, half_y = min(nx // 2, round(reach / step_x) + 1), min(ny // 2, round(reach / step_y) + 1)
+    part = spectrum.excess[ny // 2 - half_y : ny // 2 + half_y, nx // 2 - half_x : nx // 2 + half_x]
+    stride = max(1, max(part.shape) // _LARGEST_PX)
+    drawn = torch.nn.functional.max_pool2d(part[None, None], stride)[0, 0] if stride > 1 else part
+    left, bottom = (-half_x - 0.5) * step_x, (-half_y - 0.5) * step_y
+    return drawn, (left, left + 2 * half_x * step_x, bottom, bottom + 2 * half_y * step_y)
+
+
+def _draw_lattice(
+    axes: Axes, reciprocal: Float[Tensor, "2 2"], orders: Int[Tensor, "spots 2"], places: Float[Tensor, "spots 2"]
+) -> None:
+    both = torch.cat([places, -places])
+    axes.scatter(both[:, 0].numpy(), both[:, 1].numpy(), s=70, facecolors="none", edgecolors=COLOURS[1], linewidths=1.1)
+    for (h, k), (x, y) in zip(orders.tolist(), places.tolist(), strict=True):
+        if max(abs(h), abs(k)) <= _LABELLED_ORDER:
+            axes.annotate(f"{h},{k}", (x, y), xytext=(5, 5), textcoords="offset points", fontsize=7, color=COLOURS[0])
+    for (x, y), name, colour in zip(reciprocal.T.tolist(), ("a*", "b*"), (COLOURS[0], COLOURS[2]), strict=True):
+        axes.annotate("", (x, y), (0, 0), arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 2})
+        axes.annotate(name, (x, y), xytext=(-16, -14), textcoords="offset points", color=colour, fontweight="bold")

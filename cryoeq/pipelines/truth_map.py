@@ -1,0 +1,88 @@
+"""The map that a simulation projects: made from atoms, or read, resampled and symmetrised."""
+
+from dataclasses import dataclass
+
+import torch
+
+from cryoeq.config.simulate import SimulateConfig
+from cryoeq.domain.atoms import is_atomic_model
+from cryoeq.domain.volume import Volume
+from cryoeq.errors import MapFileError
+from cryoeq.geometry.pointgroup import symmetry_rotations
+from cryoeq.io.model import read_atoms
+from cryoeq.io.mrc import header_notes, read_map
+from cryoeq.simulation.density import replicate_atoms, resample_map, sample_atoms, symmetrise_map
+from cryoeq.simulation.field_of_view import FieldOfView
+
+_MAP_SUFFIXES = (".mrc", ".map", ".ccp4", ".rec")
+_TIGHT_FILL = 0.9
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The map to project, and what to tell the user about it."""
+
+    volume: Volume
+    notes: tuple[str, ...]
+
+
+def read_truth(config: SimulateConfig, device: torch.device) -> Truth:
+    """The map to project, from atoms or from a map.
+
+    Args:
+        config: which model, box, pixel size and symmetry.
+        device: where to compute.
+
+    Raises:
+        MapFileError: the model is missing, damaged, or neither atoms nor a map.
+        ConfigError: it does not fit into the box.
+    """
+    operators = symmetry_rotations(config.symmetry).float().to(device)
+    if is_atomic_model(config.model):
+        return _truth_from_atoms(config, operators, device)
+    if config.model.name.lower().endswith(_MAP_SUFFIXES):
+        return _truth_from_map(config, operators, device)
+    raise MapFileError(
+        f"{config.model}: neither an atomic model nor a map by its name",
+        f"cryoeq reads PDB (.pdb, .ent), mmCIF (.cif, .mmcif), each also as .gz, and maps ({', '.join(_MAP_SUFFIXES)})",
+        "Check MODEL",
+    )
+
+
+def _truth_from_atoms(config: SimulateConfig, operators: torch.Tensor, device: torch.device) -> Truth:
+    atoms = read_atoms(config.model, assembly=config.assembly).centred().to(device)
+    diameter = 2 * atoms.radius_angstrom
+    field = FieldOfView.around_molecule(diameter, config.box_size_px, config.pixel_size_angstrom)
+    fill = diameter / field.side_angstrom
+    notes = [
+        f"{config.model.name}: {len(atoms)} atoms, {diameter:.0f} Angstrom across, centred on their centre of mass; "
+        f"{field.box_size_px} px of {field.pixel_size_angstrom:g} Angstrom, filled to {fill:.2f}."
+    ]
+    if fill > _TIGHT_FILL:
+        notes.append(f"The molecule nearly fills the box ({fill:.2f} of its side): shifted particles may wrap around.")
+    if len(operators) > 1:
+        notes.append(
+            f"The density is the mean over the {len(operators)} rotations of {config.symmetry} about the centre."
+        )
+        atoms = replicate_atoms(atoms, operators)
+    return Truth(sample_atoms(atoms, field.box_size_px, field.pixel_size_angstrom), tuple(notes))
+
+
+def _truth_from_map(config: SimulateConfig, operators: torch.Tensor, device: torch.device) -> Truth:
+    if config.assembly is not None:
+        raise MapFileError(f"{config.model}: a map has no biological assemblies", "", "Leave --assembly out")
+    read = read_map(config.model)
+    volume = Volume(read.values.to(device), read.pixel_size_angstrom)
+    old = FieldOfView(volume.box_size_px, volume.pixel_size_angstrom)
+    field = FieldOfView.of_map(old, config.box_size_px, config.pixel_size_angstrom)
+    notes = [
+        *header_notes(config.model),
+        f"{config.model.name}: {old.box_size_px} px of {old.pixel_size_angstrom:g} Angstrom, not recentred.",
+    ]
+    if field != old:
+        notes.append(f"Resampled to {field.box_size_px} px of {field.pixel_size_angstrom:g} Angstrom.")
+        volume = resample_map(volume, field.box_size_px, field.pixel_size_angstrom)
+    if len(operators) > 1:
+        notes.append(f"The map is averaged over the {len(operators)} rotations of {config.symmetry} about its centre.")
+        volume = symmetrise_map(volume, operators)
+    return Truth(volume, tuple(notes))

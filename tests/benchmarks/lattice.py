@@ -1,0 +1,229 @@
+"""Neural lattice reduction beside LLL: how orthogonal the bases become, how many a second, and how steady on grids.
+
+    python tests/benchmarks/lattice.py                    all of it, printed and written beside this file
+    python tests/benchmarks/lattice.py --parts quality    one part: quality, speed, grids
+
+It needs fpylll and cysignals (``pip install fpylll cysignals``), which nothing else of cryoeq does. Seconds are those
+of the processor, one thread. Bases: ``random`` as those of the training (other seeds); ``noisy``, short ones of whole
+numbers, scrambled, with 1 % of noise on each number; ``ill``, Gaussian with lengths spread over four orders of
+magnitude, scrambled. Dimensions without weights of their own use those of the largest below that has some: no layer of
+the network knows n.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from fpylll import LLL, IntegerMatrix
+from torch import Tensor
+
+from cryoeq.geometry.lattice import LagrangeGauss, Lll, log_orthogonality_defect, transform_basis
+from cryoeq.geometry.lattice_grid import reduce_grid
+from cryoeq.geometry.unit_cell import basis_of_cell
+from cryoeq.models.lattice_reducer import WEIGHTS, NeuralReducer, load_reducer
+from cryoeq.training.lattice_reduction import random_bases
+
+RESULTS = Path(__file__).with_suffix(".json")
+DIMENSIONS = (2, 3, 4, 6, 8)
+COUNT = 1000
+BATCHES = (1, 1000, 100_000)
+MOST_LLL = 2000  # it works one by one, so a larger batch takes in proportion
+WHOLE = 2.0**30  # fpylll reduces whole numbers
+
+
+def scramble(basis: Tensor, generator: torch.Generator) -> Tensor:
+    """Times a random unimodular matrix for each."""
+    count, _, n = basis.shape
+    for _ in range(4 * n):
+        target, source = torch.rand(count, n, generator=generator).topk(2).indices.unbind(-1)
+        times = torch.randint(-2, 3, (count, 1, 1), generator=generator)
+        added = basis[torch.arange(count), :, source][..., None] * times
+        basis = basis.scatter_add(2, target[:, None, None].expand(count, basis.shape[1], 1), added)
+    return basis
+
+
+def sets(n: int, count: int, seed: int) -> dict[str, Tensor]:
+    """Bases of the three kinds."""
+    generator = torch.Generator().manual_seed(seed)
+    whole = torch.randint(-9, 10, (count, n, n), generator=generator).double()
+    whole = whole + 10 * torch.eye(n, dtype=torch.float64)
+    noisy = scramble(whole, generator)
+    noisy = noisy * (1 + 0.01 * torch.randn(count, n, n, dtype=torch.float64, generator=generator))
+    spread = 10 ** (4 * torch.rand(count, 1, n, dtype=torch.float64, generator=generator))
+    gaussian = torch.randn(count, n, n, dtype=torch.float64, generator=generator)
+    return {
+        "random": random_bases(count, n, generator),
+        "noisy": noisy,
+        "ill": scramble(gaussian * spread, generator),
+    }
+
+
+def neural(n: int) -> tuple[NeuralReducer, int]:
+    """The shipped reducer, and of which dimension its training was."""
+    trained = max(k for k in (int(path.stem[1:]) for path in WEIGHTS.glob("n*.pt")) if k <= n)
+    return load_reducer(trained), trained
+
+
+def fplll(basis: Tensor) -> list[IntegerMatrix]:
+    """LLL of fpylll with its defaults (0.99), and the change of basis."""
+    scaled = basis / basis.abs().amax((1, 2), keepdim=True) * WHOLE
+    changes = []
+    for rows in scaled.mT.round().long().tolist():
+        matrix, change = IntegerMatrix.from_matrix(rows), IntegerMatrix.identity(len(rows))
+        LLL.reduction(matrix, change)
+        changes.append(change)
+    return changes
+
+
+def fplll_changes(basis: Tensor) -> Tensor:
+    """As tensors; not part of what is timed."""
+    return torch.tensor([[list(row) for row in change] for change in fplll(basis)]).mT
+
+
+def quality() -> list[dict[str, object]]:
+    """Mean log defect of each kind and dimension."""
+    rows = []
+    for n in DIMENSIONS:
+        reducer, trained = neural(n)
+        for kind, basis in sets(n, COUNT, 1000 + n).items():
+            changes = {
+                "neural": reducer(basis),
+                "rounding": NeuralReducer(None)(basis),
+                "fplll": fplll_changes(basis),
+            }
+            row: dict[str, object] = {"n": n, "bases": kind, "weights_of_n": trained}
+            row["before"] = round(float(log_orthogonality_defect(basis).mean()), 4)
+            for name, change in changes.items():
+                defects = log_orthogonality_defect(transform_basis(basis, change))
+                row[name] = round(float(defects.mean()), 4)
+                row[f"{name} 95 %"] = round(float(defects.quantile(0.95)), 4)
+            rows.append(row)
+            print(row, flush=True)
+    return rows
+
+
+def seconds(work: Callable[[], object], repeats: int) -> float:
+    """Of the processor, the shortest of some runs."""
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        work()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def speed() -> list[dict[str, object]]:
+    """Bases per second in batches."""
+    rows = []
+    for n in DIMENSIONS:
+        reducer, _ = neural(n)
+        for batch in BATCHES:
+            basis = sets(n, batch, 7)["random"]
+            repeats = 20 if batch == 1 else 3 if batch == 1000 else 1
+            part = basis[:MOST_LLL]
+            row: dict[str, object] = {
+                "n": n,
+                "batch": batch,
+                "neural": round(batch / seconds(lambda b=basis, r=reducer: r(b), repeats)),
+                "fplll": round(len(part) / seconds(lambda b=part: fplll(b), repeats)),
+            }
+            rows.append(row)
+            print(row, flush=True)
+    return rows
+
+
+def bent_crystal(side: int, noise: float, seed: int) -> Tensor:
+    """Bases of the tiles of a bent 2D crystal: a nearly hexagonal cell, tilted by up to 12 degrees across the image.
+
+    Each is measured with relative noise and given in a basis of its own, as a search in each tile returns it.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    cell = basis_of_cell((100.0, 101.0, 2.08))
+    tilt = torch.linspace(-0.21, 0.21, side).double()
+    tiles = torch.stack([torch.diag(torch.tensor([1.0, float(t.cos())]).double()) @ cell for t in tilt])
+    tiles = tiles[:, None].expand(side, side, 2, 2).reshape(-1, 2, 2)
+    tiles = tiles * (1 + noise * torch.randn(tiles.shape, dtype=torch.float64, generator=generator))
+    return scramble(tiles, generator).view(side, side, 2, 2)
+
+
+def tilt_series(frames: int, noise: float, seed: int) -> Tensor:
+    """Bases of a nearly face-centred cubic lattice, turned by one degree from frame to frame, as one row."""
+    generator = torch.Generator().manual_seed(seed)
+    cell = basis_of_cell((60.0, 60.3, 60.6, 1.06, 1.05, 1.04))
+    angle = torch.arange(frames).double().deg2rad()
+    zero, one = torch.zeros(frames).double(), torch.ones(frames).double()
+    turn = torch.stack([angle.cos(), zero, angle.sin(), zero, one, zero, -angle.sin(), zero, angle.cos()], -1)
+    tiles = turn.view(frames, 3, 3) @ cell
+    tiles = tiles * (1 + noise * torch.randn(tiles.shape, dtype=torch.float64, generator=generator))
+    return scramble(tiles, generator).view(1, frames, 3, 3)
+
+
+def flips(reduced: Tensor, largest: float) -> float:
+    """Share of neighbours in different bases: a vector of one has no like, up to its sign, in the other.
+
+    Like means that the difference is below a share of the length. Signs and order alone do not count.
+    """
+    count, total = 0, 0
+    for axis in (0, 1):
+        size = reduced.shape[axis] - 1
+        if not size:
+            continue
+        first, second = (reduced.narrow(axis, start, size).mT for start in (0, 1))
+        nearest = torch.cdist(first, torch.cat([second, -second], -2)).amin(-1)
+        count += int((nearest > largest * first.norm(dim=-1)).any(-1).sum())
+        total += nearest[..., 0].numel()
+    return count / total
+
+
+def grids() -> list[dict[str, object]]:
+    """Flips between neighbours and mean log defect: tile by tile, and jointly."""
+    rows = []
+    for name, make, n in (("bent crystal, 16 x 16 tiles", lambda x, s: bent_crystal(16, x, s), 2),
+                          ("tilt series, 60 frames", lambda x, s: tilt_series(60, x, s), 3)):  # fmt: skip
+        for noise in (0.0, 0.01, 0.03):
+            figures: dict[str, list[float]] = {}
+            for seed in range(3):
+                grid = make(noise, seed)
+                flat = grid.flatten(0, 1)
+                changes = {
+                    "LLL": Lll()(flat),
+                    "neural": neural(n)[0](flat),
+                    "joint LLL": reduce_grid(grid, Lll()).flatten(0, 1),
+                    "joint neural": reduce_grid(grid, neural(n)[0]).flatten(0, 1),
+                }
+                changes |= {"Lagrange-Gauss": LagrangeGauss()(flat)} if n == 2 else {}
+                for method, change in changes.items():
+                    reduced = transform_basis(flat, change)
+                    figures.setdefault(f"{method} flips", []).append(flips(reduced.view_as(grid), 1 / 3))
+                    figures.setdefault(f"{method} log defect", []).append(
+                        float(log_orthogonality_defect(reduced).mean())
+                    )
+            row: dict[str, object] = {"grid": name, "noise": noise}
+            row |= {label: round(sum(values) / len(values), 4) for label, values in figures.items()}
+            rows.append(row)
+            print(row, flush=True)
+    return rows
+
+
+PARTS: dict[str, Callable[[], list[dict[str, object]]]] = {"quality": quality, "speed": speed, "grids": grids}
+
+
+def main() -> None:
+    """Measure and keep what was measured, part by part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    for part in arguments.parts:
+        kept[part] = PARTS[part]()
+        kept["machine"] = {"processor": platform.machine(), "threads": 1, "torch": torch.__version__}
+        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
