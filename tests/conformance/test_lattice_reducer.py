@@ -172,7 +172,13 @@ def test_the_neural_reducer_commutes_with_signed_permutations(seed: int, n: int)
 @given(st.lists(st.floats(-1e3, 1e3, allow_nan=False), min_size=9, max_size=9))
 @settings(max_examples=20, deadline=None)
 def test_lll_is_exact_on_any_numbers(entries: list[float]) -> None:
+    """The reduced basis meets the definition: projections of 1/2 at most, and Lovasz' condition."""
     basis = torch.tensor(entries, dtype=torch.float64).reshape(3, 3) + 2e3 * torch.eye(3, dtype=torch.float64)
     change = Lll()(basis[None])[0]
     assert abs(integer_determinant(change)) == 1
-    assert float(log_orthogonality_defect(basis @ change.double())) <= float(log_orthogonality_defect(basis)) + 1e-9
+    triangle = torch.linalg.qr(basis @ change.double()).R
+    lengths = torch.diagonal(triangle)
+    projections = triangle / lengths[:, None]
+    assert float(projections.triu(1).abs().max()) <= 0.5 + 1e-6
+    beside = torch.diagonal(projections, offset=1).square()
+    assert bool(((lengths[1:] / lengths[:-1]).square() + beside >= 0.99 - 1e-6).all())
