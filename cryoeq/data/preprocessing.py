@@ -1,5 +1,6 @@
 """From stored images to those of the model: resampled, protein bright, background of mean 0 and deviation 1."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,9 @@ _BACKGROUND_RADIUS = 0.75  # of half the box: RELION's default, outside of which
 _SURE = 1e-3  # probability of the t test below which the contrast counts as decided
 _VARIED = 0.2  # relative spread of the images' own backgrounds above which each is scaled by its own
 _NOISE_FREE = 0.2  # background over whole image; a stack with noise that stays below it would have an SNR above 20
+
+CONTRAST_SIGNS: Mapping[str, int | None] = {"auto": None, "keep": 1, "invert": -1}
+"""Factor of each setting of the contrast; None decides from the images."""
 
 
 @dataclass(frozen=True)

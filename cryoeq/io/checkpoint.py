@@ -43,6 +43,8 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
         )
     try:
         state = torch.load(path, map_location=device, weights_only=True)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # the unpickler raises a dozen kinds for a damaged file
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__})",

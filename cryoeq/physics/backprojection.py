@@ -136,14 +136,14 @@ def _friedel_mate(transform: Float[Tensor, "*batch m m m"]) -> Float[Tensor, "*b
     return pad(inner.flip((-3, -2, -1)), (first, 0) * 3)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2)
 def _radii(m: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "m m m"]:
     """Distance of each coefficient of a centred transform from its origin; remembered, so not to be changed."""
     k = torch.arange(m, dtype=dtype, device=device) - m // 2
     return (k[:, None, None].square() + k[:, None].square() + k.square()).sqrt()
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2)
 def _shells_below_nyquist(
     box_size_px: int, padding: int, device: torch.device
 ) -> tuple[Int[Tensor, " places"], Int[Tensor, " places"], Int[Tensor, " shells"]]:

@@ -21,7 +21,7 @@ from cryoeq.config.evaluate import EvaluateConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Event, Note, Progress, Report
 from cryoeq.domain.optics import CtfParameters
-from cryoeq.errors import CheckpointError, ConfigError, CryoEqError, ParticleFileError
+from cryoeq.errors import CheckpointError, ConfigError, CryoEqError
 from cryoeq.evaluation.pac_bayes import (
     GeneralizationBound,
     HeldOutBound,
@@ -32,20 +32,21 @@ from cryoeq.evaluation.pac_bayes import (
 )
 from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.io.checkpoint import load_checkpoint
+from cryoeq.io.mrc import read_map
 from cryoeq.io.optics import optics_index, read_ctf, read_optics, star_pixel_size
-from cryoeq.io.particles import read_particles, star_poses
+from cryoeq.io.particles import star_poses
 from cryoeq.io.star import read_star
 from cryoeq.io.text import write_json
 from cryoeq.models.folded_layers import FoldedNet, encoder_inputs, encoder_outputs, fold_encoder
 from cryoeq.models.pose_head import rotation_from_rows
 from cryoeq.outputs.folder import make_folder
 from cryoeq.outputs.run_folder import RunFolder
-from cryoeq.pipelines.infer import ENCODER_FILE, load_encoder
+from cryoeq.pipelines.infer import load_encoder
+from cryoeq.pipelines.run_particles import open_particles, read_reconstruction_job
 from cryoeq.training.course_record import CourseRecord, Rendering
-from cryoeq.training.taught_encoder import TaughtEncoder
+from cryoeq.training.taught_encoder import ENCODER_FILE, TaughtEncoder
 
 _BATCH = 512
-_SIGNS = {"auto": None, "keep": 1, "invert": -1}
 
 
 @dataclass(frozen=True)
@@ -190,14 +191,9 @@ def _try_on_particles(
 
 
 def _open_particles(run: RunFolder, taught: TaughtEncoder, count: int) -> ParticleDataset:
-    job = run.job()
-    given, source = job["settings"]["input"], Path(job["inputs"][0]["path"])
-    datadir = Path(given["datadir"]) if given["datadir"] else None
-    stack = read_particles(source, angpix=given["angpix"], datadir=datadir, ignore_ctf=not taught.has_ctf)
-    if len(stack.table) != count:
-        raise ParticleFileError(f"{source} holds {len(stack.table)} particles now", f"the run had {count}")
-    sign = _SIGNS[given["contrast"]]
-    return ParticleDataset.open(stack, working_box_px=taught.box_size_px, sign=sign, cache_bytes=0)
+    job = read_reconstruction_job(run, "Give the whole folder of the run")
+    box = read_map(run.path("run_class001.mrc")).box_size_px
+    return open_particles(job, None, count=count, box_size_px=box, largest_px=taught.box_size_px)[1]
 
 
 def _tell(

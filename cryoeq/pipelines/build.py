@@ -2,6 +2,7 @@
 
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
+from cryoeq.data.preprocessing import CONTRAST_SIGNS
 from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.io.particles import ParticleStack, read_particles
 from cryoeq.training.basin import BasinSettings
@@ -24,7 +25,7 @@ def build_stack(config: ReconstructConfig, *, with_poses: bool) -> ParticleStack
 
 def build_dataset(config: ReconstructConfig, stack: ParticleStack, working_box_px: int | None) -> ParticleDataset:
     """The particles at a working box, contrast as the settings say."""
-    sign = {"auto": None, "keep": 1, "invert": -1}[config.input.contrast]
+    sign = CONTRAST_SIGNS[config.input.contrast]
     # At their own box images are read once, for the maps; at the working box again and again.
     scratch = None if working_box_px is None else config.input.scratch_dir
     return ParticleDataset.open(stack, working_box_px=working_box_px, sign=sign, scratch=scratch)

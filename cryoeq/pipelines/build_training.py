@@ -19,7 +19,7 @@ from cryoeq.training.tasks import observe
 
 _DEFAULT_STEPS = 6000
 _SAMPLE = 512
-_TAUGHT_CHANNELS = 1024  # twice as many reach half the error of 512 (hybrid, SNR 0.1)
+_TAUGHT_CHANNELS = 1024  # a fifth less error than 512 on held-out particles at SNR 0.1 (40 and 50 degrees, 200 steps)
 
 
 def build_plane(dataset: ParticleDataset, device: torch.device) -> HalfPlane:

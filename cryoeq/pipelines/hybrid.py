@@ -57,7 +57,7 @@ from cryoeq.training.rendering_lessons import (
     learn,
 )
 from cryoeq.training.second_look import search_rows
-from cryoeq.training.taught_encoder import TaughtEncoder
+from cryoeq.training.taught_encoder import ENCODER_FILE, TaughtEncoder
 
 _PROGRESS = "posing by the encoder"
 CENTRED_STEPS, SHIFTED_STEPS = 800, 1400
@@ -287,4 +287,4 @@ def _save(hybrid: _Hybrid, lessons: Lessons, volume: Float[Tensor, "n n n"], run
         steps=asked.final_steps,
         batch_size=asked.batch_size // lessons.view.looks_per_lesson,
     )
-    save_checkpoint(run.path("encoder.pt"), {**taught.to_state(), "course": record.to_state()})
+    save_checkpoint(run.path(ENCODER_FILE), {**taught.to_state(), "course": record.to_state()})

@@ -10,6 +10,7 @@ import torch
 
 from cryoeq.config.infer import InferConfig
 from cryoeq.data.dataset import ParticleDataset
+from cryoeq.data.preprocessing import CONTRAST_SIGNS
 from cryoeq.domain.events import Event, Note, Progress, Report
 from cryoeq.domain.particles import ParticleBatch
 from cryoeq.domain.pose import Poses
@@ -17,9 +18,8 @@ from cryoeq.errors import CheckpointError, OutputError, ParticleFileError
 from cryoeq.io.checkpoint import load_checkpoint
 from cryoeq.io.particles import ParticleStack, read_particles, write_particle_star
 from cryoeq.pipelines.device import choose_device
-from cryoeq.training.taught_encoder import TaughtEncoder
+from cryoeq.training.taught_encoder import ENCODER_FILE, TaughtEncoder
 
-ENCODER_FILE = "encoder.pt"
 _SAME_SIZE = 0.01  # relative difference of two boxes in Angstrom that counts as none
 
 
@@ -39,7 +39,11 @@ def infer(config: InferConfig) -> Iterator[Event]:
     """
     device = choose_device(config.device)
     if config.output.resolve() == config.particles.resolve():
-        raise OutputError(f"-o {config.output}: this is the input", "", "Choose another name; nothing is overwritten")
+        raise OutputError(
+            f"-o {config.output}: this is the input",
+            "",
+            "Choose another name: poses are written beside the input, never over it",
+        )
     taught = load_encoder(config.run, device)
     stack = read_particles(
         config.particles, angpix=config.angpix, datadir=config.datadir, ignore_ctf=not taught.has_ctf
@@ -131,5 +135,5 @@ def _open(config: InferConfig, stack: ParticleStack, taught: TaughtEncoder) -> P
             f"the encoder learnt images {learnt:.0f} Angstrom across, of {taught.box_size_px} px or more",
             "Extract the particles with that box, and check --angpix",
         )
-    sign = {"auto": None, "keep": 1, "invert": -1}[config.contrast]
+    sign = CONTRAST_SIGNS[config.contrast]
     return ParticleDataset.open(stack, working_box_px=taught.box_size_px, sign=sign, cache_bytes=0)

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from cryoeq.data.dataset import ParticleDataset
+from cryoeq.data.preprocessing import CONTRAST_SIGNS
 from cryoeq.errors import OutputError, ParticleFileError
 from cryoeq.io.particles import ParticleStack, read_particles
 from cryoeq.outputs.run_folder import RunFolder
-
-_SIGNS = {"auto": None, "keep": 1, "invert": -1}
 
 
 def read_reconstruction_job(run: RunFolder, advice: str) -> dict[str, Any]:
@@ -60,5 +59,5 @@ def open_particles(
         raise ParticleFileError(found, f"Expected the {count} of {box_size_px} px that the run had")
     working = min(largest_px, box)
     return stack, ParticleDataset.open(
-        stack, working_box_px=working, sign=_SIGNS[given["contrast"]], cache_bytes=cache_bytes
+        stack, working_box_px=working, sign=CONTRAST_SIGNS[given["contrast"]], cache_bytes=cache_bytes
     )

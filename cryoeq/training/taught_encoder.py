@@ -16,6 +16,7 @@ from cryoeq.models.pose_head import PoseProposals
 from cryoeq.physics.ctf import matched_filter
 from cryoeq.training.rendering_lessons import EncoderView, best_hypotheses, encoder_box_px, propose_poses
 
+ENCODER_FILE = "encoder.pt"
 _SAME_RAD = math.radians(20.0)  # hypotheses within this are one
 
 
