@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt
 
 from cryoeq.config.frozen import FrozenConfig
 
-Group = Literal["c1", "c2", "c4", "c8", "d1", "d2", "d4", "d8", "so2", "o2"]
+Group = Literal["c1", "c2", "c4", "c8", "c16", "d1", "d2", "d4", "d8", "so2", "o2"]
 
 
 class InputConfig(FrozenConfig):

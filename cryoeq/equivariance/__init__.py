@@ -3,6 +3,8 @@
 escnn 1.0.11 imports ``lie_learn`` for one function of SO(3), which nothing here uses; that package needs an old numpy
 and a compiler. Where it is absent a stub takes its place before escnn is imported. escnn also keeps a cache of group
 theory inside its own package, where a user who did not install it may not write: it goes to the user's cache folder.
+Where scikit-learn is installed escnn would solve for Clebsch-Gordan coefficients by its randomized SVD, which refuses
+the matrices that escnn gives it: scikit-learn is hidden while escnn is imported, and scipy's SVD serves.
 """
 
 import importlib.util
@@ -53,10 +55,24 @@ def _cache_of_the_user() -> Iterator[None]:
         joblib.Memory = memory
 
 
+@contextmanager
+def _scikit_learn_hidden() -> Iterator[None]:
+    """Inside the block the one module that escnn would take from scikit-learn cannot be imported."""
+    name = "sklearn.utils.extmath"
+    present = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]  # what Python itself understands as absent
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if present is not None:
+            sys.modules[name] = present
+
+
 if importlib.util.find_spec("lie_learn") is None:
     _register_lie_learn_stub()
 
-with warnings.catch_warnings(), _cache_of_the_user():
+with warnings.catch_warnings(), _cache_of_the_user(), _scikit_learn_hidden():
     # Silenced once, here, for every module of this room: an invalid escape sequence in a docstring of escnn, and its
     # notice that py3nj (SO(3) only, needs a Fortran compiler) is absent.
     warnings.filterwarnings("ignore", message=".*invalid escape sequence.*")
@@ -65,16 +81,37 @@ with warnings.catch_warnings(), _cache_of_the_user():
     import escnn.nn  # noqa: F401
 
 from cryoeq.equivariance.convolution import FullMapConv, SteerableBlock, SteerableConv  # noqa: E402
-from cryoeq.equivariance.groups import GROUP_NAMES, FieldKind, PlaneGroup, plane_group  # noqa: E402
+from cryoeq.equivariance.fields import (  # noqa: E402
+    FieldKind,
+    FieldName,
+    Fourier,
+    Irrep,
+    Irreps,
+    Quotient,
+    Restricted,
+)
+from cryoeq.equivariance.groups import GROUP_NAMES, PlaneGroup, plane_group  # noqa: E402
+from cryoeq.equivariance.irrep_nonlinearity import IrrepActivation  # noqa: E402
+from cryoeq.equivariance.kernels import AnalyticBasis, KernelBasis, steerable_kernels  # noqa: E402
 from cryoeq.equivariance.nonlinearity import FieldActivation  # noqa: E402
 
 __all__ = [
     "GROUP_NAMES",
+    "AnalyticBasis",
     "FieldActivation",
     "FieldKind",
+    "FieldName",
+    "Fourier",
     "FullMapConv",
+    "Irrep",
+    "IrrepActivation",
+    "Irreps",
+    "KernelBasis",
     "PlaneGroup",
+    "Quotient",
+    "Restricted",
     "SteerableBlock",
     "SteerableConv",
     "plane_group",
+    "steerable_kernels",
 ]

@@ -107,7 +107,7 @@ class PoseEncoder(nn.Module):
     """Images to pose hypotheses, f(g.I) = rho(g) f(I) for every g of the group.
 
     Args:
-        group: c1, c2, c4, c8, d1, d2, d4, d8, so2 or o2.
+        group: c1, c2, c4, c8, c16, d1, d2, d4, d8, d16, so2 or o2.
         box_size_px: side of the images; an even box loses row 0 and column 0, so that its centre is a pixel's.
         n_heads: hypotheses per image.
         channels: width of the feature maps in channels (a hidden field of d4 takes 8 of them), from the first level to

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterator
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cryoeq.equivariance import GROUP_NAMES, SteerableBlock
+from cryoeq.config.reconstruct import Group
+from cryoeq.equivariance import SteerableBlock, plane_group
 from cryoeq.equivariance.measure import (
     act_on_rotations,
     act_on_shifts,
@@ -19,6 +21,7 @@ from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.models.encoder import PoseEncoder, SpatialPlan, TrunkKind
 from cryoeq.models.pose_head import HeadKind, rotation_from_columns, rotation_from_rows
 
+GROUP_NAMES: tuple[str, ...] = get_args(Group)
 HEADS: tuple[HeadKind, ...] = ("rows", "columns")
 N_HEADS = 2
 NARROW = (16, 32, 32, 128)
@@ -41,7 +44,7 @@ def build(group: str, box: int, head: HeadKind = "rows") -> PoseEncoder:
 
 
 def widths(group: str) -> tuple[int, ...]:
-    return NARROW_SMOOTH if group in ("c8", "d8", "so2", "o2") else NARROW
+    return NARROW if plane_group(group).is_grid_exact else NARROW_SMOOTH
 
 
 def settle(encoder: PoseEncoder, images: Tensor) -> PoseEncoder:
