@@ -98,21 +98,3 @@ class FullMapConv(SteerableConv):
         """The value at the centre, as one matrix product: several times faster than a convolution of one pixel."""
         columns = self.filters().permute(0, 2, 3, 1).flatten(1)
         return F.linear(maps.permute(0, 2, 3, 1).flatten(1), columns, self.offsets())[:, :, None, None]
-
-
-class SteerableBlock(nn.Module):
-    """Convolution, batch norm and nonlinearity.
-
-    Args:
-        conv: the convolution; its output fields must be those of the activation.
-        activation: batch norm and nonlinearity on them.
-    """
-
-    def __init__(self, conv: SteerableConv, activation: nn.Module) -> None:
-        super().__init__()
-        self.conv, self.activation = conv, activation
-
-    def forward(self, maps: Float[Tensor, "batch in h w"]) -> Float[Tensor, "batch out h2 w2"]:
-        """The features of the next level."""
-        activated: Tensor = self.activation(self.conv(maps))
-        return activated

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from escnn.group import directsum
+from jaxtyping import Float
 from torch import Tensor
 
 from cryoeq.equivariance.spaces import gspace, subgroup_id
@@ -81,7 +82,20 @@ class Restricted:
     kind: FieldName | Quotient | Irrep | Irreps | Fourier
 
 
-FieldKind = FieldName | Quotient | Irrep | Irreps | Fourier | Restricted
+@dataclass(frozen=True)
+class Product:
+    """The tensor product of an irrep and a field, the field's components the faster.
+
+    Args:
+        irrep: the first factor.
+        kind: the second.
+    """
+
+    irrep: Irrep
+    kind: FieldName | Quotient | Irrep | Irreps | Fourier
+
+
+FieldKind = FieldName | Quotient | Irrep | Irreps | Fourier | Restricted | Product
 
 
 @lru_cache(maxsize=1024)
@@ -98,15 +112,15 @@ def representation(name: str, kind: FieldKind) -> Any:
             return _irrep(name, kind)
         case Irreps():
             return directsum([group.irrep(*key) for key in _irreps_up_to(name, kind.frequency)])
-        case Restricted():
-            return _restricted(name, kind)
+        case Restricted() | Product():
+            return _composed(name, kind)
         case _:
             return _function_space(name, kind)
 
 
 def is_vector(kind: FieldKind) -> bool:
     """Whether the components are (x, y) in our axes, whose y points down, as escnn's does not."""
-    return kind == "vector" or (isinstance(kind, Restricted) and kind.kind == "vector")
+    return kind == "vector" or (isinstance(kind, Restricted | Product) and kind.kind == "vector")
 
 
 def fourier_of(name: str, kind: FieldKind) -> Fourier | None:
@@ -142,19 +156,23 @@ def sampling_matrix(name: str, kind: FieldKind, samples: int | None = None) -> T
     if band is None:
         raise ValueError(f"a field of {kind} of {name} is no function: it cannot be sampled")
     group = gspace(name).fibergroup
-    irreps = _irreps_up_to(name, band.frequency)
     if name in ("so2", "o2"):
         grid = group.grid(N=samples or 4 * max(1, math.ceil(1.5 * band.frequency)), type="regular")
     else:
         grid = list(group.testing_elements())
     acts = representation(name, kind)
-    delta = _delta(name, band, irreps)
-    values = np.stack([acts(g) @ delta for g in grid]) / np.linalg.norm(delta)
+    peak = delta(name, kind)
+    values = np.stack([acts(g) @ peak for g in grid]) / np.linalg.norm(peak)
     return torch.tensor(values, dtype=torch.get_default_dtype()) * values.shape[1] ** 0.5
 
 
-def _delta(name: str, band: Fourier, irreps: list[tuple[int, ...]]) -> np.ndarray:
-    """Coefficients of the function that is concentrated at the identity."""
+def delta(name: str, kind: FieldKind) -> Float[np.ndarray, " components"]:
+    """The function that is concentrated at the identity, in the components of a field."""
+    band = fourier_of(name, kind)
+    if band is None:
+        identity: np.ndarray = np.eye(representation(name, kind).size)[0]
+        return identity
+    irreps = _irreps_up_to(name, band.frequency)
     group = gspace(name).fibergroup
     if band.subgroup is not None:
         space = group.homspace(subgroup_id(name, band.subgroup))
@@ -185,6 +203,20 @@ def _function_space(name: str, kind: FieldKind) -> Any:
     return group.spectral_quotient_representation(subgroup_id(name, band.subgroup), *irreps)
 
 
+def irreps_up_to(name: str, frequency: int) -> list[Irrep]:
+    """All irreps up to a frequency, the trivial one first."""
+    found = []
+    for key in _irreps_up_to(name, frequency):
+        is_dihedral = len(key) == 2
+        order = 0 if name in ("so2", "o2") else int(name[1:])
+        is_paired = is_dihedral and (key[1] == 0 or 2 * key[1] == order)
+        if name == "d1":
+            found.append(Irrep(0, is_odd=key == (1,)))
+        else:
+            found.append(Irrep(key[-1], is_odd=is_paired and key[0] == 1))
+    return found
+
+
 def _irreps_up_to(name: str, frequency: int) -> list[tuple[int, ...]]:
     """Escnn's names of all irreps up to a frequency, of which a finite group has a highest."""
     group = gspace(name).fibergroup
@@ -208,8 +240,10 @@ def _irrep(name: str, kind: Irrep | Literal["determinant"]) -> Any:
     return group.irrep(int(kind.is_odd or not is_paired), kind.frequency)
 
 
-def _restricted(name: str, kind: Restricted) -> Any:
-    """The larger group's representation on the elements of this one."""
+def _composed(name: str, kind: Restricted | Product) -> Any:
+    """The larger group's representation on the elements of this one; or a tensor product."""
+    if isinstance(kind, Product):
+        return representation(name, kind.irrep).tensor(representation(name, kind.kind))
     whole = representation(kind.group, kind.kind)
     return whole if kind.group == name else whole.restrict(subgroup_id(kind.group, name))
 

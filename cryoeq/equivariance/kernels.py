@@ -102,7 +102,7 @@ def _in_our_axes(basis: Tensor, in_kind: FieldKind, out_kind: FieldKind) -> Tens
     """Flip vectors: escnn's y axis points up, ours (array rows) down."""
     signs = torch.tensor([1.0, -1.0], dtype=basis.dtype)
     if is_vector(out_kind):
-        basis = basis * signs[:, None, None, None]
+        basis = basis * signs.repeat(basis.shape[1] // 2)[:, None, None, None]
     return basis * signs[:, None, None] if is_vector(in_kind) else basis
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cryoeq.equivariance.fields import FieldKind, sampling_matrix
 from cryoeq.equivariance.groups import PlaneGroup
+from cryoeq.equivariance.sampling import Frames
 
 
 class FieldActivation(nn.Module):
@@ -27,7 +28,8 @@ class FieldActivation(nn.Module):
         group: the group.
         fields: number of fields.
         kind: what they are: values on the group or a quotient, or coefficients.
-        samples: rotations of the grid for so2 and o2; None for ``sampling_matrix``'s own.
+        samples: rotations of the grid for so2 and o2; None for ``sampling_matrix``'s own, 0 for none: samples are then
+            given with each call.
         momentum: weight of a new batch in the running mean and variance that evaluation uses.
         epsilon: added to the variance.
     """
@@ -54,20 +56,36 @@ class FieldActivation(nn.Module):
         self.bias = nn.Parameter(torch.zeros(fields))
         self.register_buffer("running_mean", torch.zeros(fields))
         self.register_buffer("running_variance", torch.ones(fields))
-        sampling = sampling_matrix(group.name, kind, samples)
+        sampling = None if samples == 0 else sampling_matrix(group.name, kind, samples)
         self.register_buffer("synthesis", _per_field(sampling, fields), persistent=False)
         inverse = None if sampling is None else torch.linalg.pinv(sampling)
         self.register_buffer("analysis", _per_field(inverse, fields), persistent=False)
 
-    def forward(self, maps: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch channels h w"]:
-        """The activated fields, in the same layout."""
+    def forward(
+        self, maps: Float[Tensor, "batch channels h w"], frames: Frames | None = None
+    ) -> Float[Tensor, "batch channels h w"]:
+        """The activated fields, in the same layout.
+
+        Args:
+            maps: the fields.
+            frames: samples of the group at each pixel, in place of the grid.
+        """
         batch, channels, height, width = maps.shape
-        rows = maps.permute(0, 2, 3, 1).reshape(-1, channels)
-        values = rows if self.synthesis is None else F.linear(rows, self.synthesis)
-        values = self._normalise_and_rectify(values)
-        rows = values if self.analysis is None else F.linear(values, self.analysis)
-        activated = rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        if frames is not None:
+            activated = self._at_frames(maps, frames)
+        else:
+            rows = maps.permute(0, 2, 3, 1).reshape(-1, channels)
+            values = rows if self.synthesis is None else F.linear(rows, self.synthesis)
+            values = self._normalise_and_rectify(values)
+            rows = values if self.analysis is None else F.linear(values, self.analysis)
+            activated = rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
         return activated * disc(height, activated) if self.is_windowed and height > 1 else activated
+
+    def _at_frames(self, maps: Tensor, frames: Frames) -> Tensor:
+        """Each pixel's fields at the samples of its own."""
+        values = torch.einsum("nschw,ncfhw->nhwsf", frames.synthesis, maps.unflatten(1, (-1, self.fields)))
+        rows = self._normalise_and_rectify(values.reshape(-1, values.shape[-2] * self.fields))
+        return torch.einsum("ncshw,nhwsf->ncfhw", frames.analysis, rows.view_as(values)).flatten(1, 2)
 
     def _normalise_and_rectify(self, values: Tensor) -> Tensor:
         """Batch statistics in training, running ones in evaluation."""

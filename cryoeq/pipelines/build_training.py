@@ -9,7 +9,7 @@ from cryoeq.data.dataset import ParticleDataset
 from cryoeq.errors import ConfigError, ParticleFileError
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.models.decoder import ImplicitDecoder
-from cryoeq.models.encoder import PoseEncoder
+from cryoeq.models.encoder import EncoderDesign, PoseEncoder
 from cryoeq.models.voxel_decoder import VoxelDecoder
 from cryoeq.pipelines.build import shift_sigma_px
 from cryoeq.training.loop import TrainingSettings
@@ -41,11 +41,21 @@ def build_encoder(config: ReconstructConfig, box_size_px: int) -> PoseEncoder:
     """The network from images to poses, at its random start.
 
     Raises:
-        ConfigError: its widths do not fit the box.
+        ConfigError: its widths do not fit the box, or its samples not the group.
     """
     shape = config.encoder
+    is_finite = shape.group not in ("so2", "o2")
+    if is_finite and (shape.sampler == "adaptive" or shape.samples is not None):
+        raise ConfigError(
+            f"encoder.sampler={shape.sampler}, encoder.samples={shape.samples} with encoder.group={shape.group}",
+            "a finite group is evaluated on all its elements, only so2 and o2 are sampled",
+            "Leave both out, or choose encoder.group=so2 or o2",
+        )
+    design = EncoderDesign(shape.kernel, shape.sampler, shape.samples)
     try:
-        return PoseEncoder(shape.group, box_size_px, shape.heads, shape.channels, trunk=shape.trunk, head=shape.head)
+        return PoseEncoder(
+            shape.group, box_size_px, shape.heads, shape.channels, trunk=shape.trunk, head=shape.head, design=design
+        )
     except ValueError as error:
         raise ConfigError(
             f"encoder.channels: {error}", "", "Leave encoder.channels out, or give as many widths as are needed"

@@ -7,6 +7,7 @@ has an expectation and a spread that follow from the map and the CTF alone, so i
 
 import math
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -75,9 +76,10 @@ def propose_for_all(
         view: of the encoder.
         centred: all shifts are 0.
     """
+    conditions = repeat(None) if images.condition is None else images.condition.split(_BATCH)
     parts = [
-        propose_poses(encoder, matched[:, : len(view.plane)], view, centred=centred)
-        for matched in images.matched.split(_BATCH)
+        propose_poses(encoder, matched[:, : len(view.plane)], view, condition, centred=centred)
+        for matched, condition in zip(images.matched.split(_BATCH), conditions, strict=False)
     ]
     return PoseProposals(
         *(torch.cat([getattr(p, name) for p in parts]) for name in ("rotations", "shifts_px", "logits"))

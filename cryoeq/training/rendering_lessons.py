@@ -82,6 +82,7 @@ class Lessons:
         sigma: standard deviation of the noise per coefficient.
         view: of the encoder.
         shift_sigma_px: spread of the shifts; 0 for centred particles.
+        condition: what a conditioned encoder is told of the CTFs of the same particles, None without.
     """
 
     padded: Complex[Tensor, "m m m"]
@@ -90,6 +91,7 @@ class Lessons:
     sigma: Float[Tensor, " points"]
     view: EncoderView
     shift_sigma_px: float
+    condition: Float[Tensor, "particles 3"] | None = None
 
     @classmethod
     def of_map(
@@ -98,13 +100,18 @@ class Lessons:
         """Renderings of a map that look like given particles."""
         part = images.within(float(view.plane.radii.max()), images.plane.box_size_px)
         precision, _ = _spectra(images, volume, part)
-        return cls(prepare_slices(volume), part.plane, part.power, precision.rsqrt(), view, shift_sigma_px)
+        return cls(
+            prepare_slices(volume), part.plane, part.power, precision.rsqrt(), view, shift_sigma_px, images.condition
+        )
 
     @torch.no_grad()
     def render(
         self, count: int, generator: torch.Generator, *, level: float = 1.0
-    ) -> tuple[Complex[Tensor, "count points"], Float[Tensor, "count 3 3"], Float[Tensor, "count 2"]]:
-        """Renderings at random poses, as particles times their CTF; rotations; shifts in pixels of their box.
+    ) -> tuple[
+        Complex[Tensor, "count points"], Float[Tensor, "count 3 3"], Float[Tensor, "count 2"],
+        Float[Tensor, "count 3"] | None,
+    ]:  # fmt: skip
+        """Renderings at random poses, times their CTF; rotations; shifts in pixels of their box; what their CTFs are.
 
         Args:
             count: how many.
@@ -114,11 +121,13 @@ class Lessons:
         device = self.padded.device
         rotations = random_rotations(count, generator, device)
         shifts = (torch.randn(count, 2, generator=generator) * self.shift_sigma_px).to(device)
-        power = self.power[torch.randint(len(self.power), (count,), generator=generator).to(device)]
+        lenders = torch.randint(len(self.power), (count,), generator=generator).to(device)
+        power = self.power[lenders]
         noise = torch.randn(count, len(self.plane), 2, generator=generator).to(device) / math.sqrt(2)
         phases = shift_phases(shifts, self.plane.coords, self.plane.box_size_px)
         clean = extract_slices(self.padded, rotations, self.plane) * phases * power
-        return clean + torch.view_as_complex(noise) * power.sqrt() * (level * self.sigma), rotations, shifts
+        noisy = clean + torch.view_as_complex(noise) * power.sqrt() * (level * self.sigma)
+        return noisy, rotations, shifts, None if self.condition is None else self.condition[lenders]
 
 
 @dataclass(frozen=True)
@@ -147,7 +156,12 @@ def encoder_box_px(radius: int) -> int:
 
 
 def propose_poses(
-    encoder: torch.nn.Module, matched: Complex[Tensor, "batch points"], view: EncoderView, *, centred: bool
+    encoder: torch.nn.Module,
+    matched: Complex[Tensor, "batch points"],
+    view: EncoderView,
+    condition: Float[Tensor, "batch 3"] | None = None,
+    *,
+    centred: bool,
 ) -> PoseProposals:
     """The encoder's hypotheses, shifts in pixels of the particles' box.
 
@@ -155,9 +169,10 @@ def propose_poses(
         encoder: the pose encoder.
         matched: coefficients of particles times their CTF, up to the radius of the view.
         view: of the encoder.
+        condition: of the particles' CTFs.
         centred: all shifts are 0.
     """
-    found: PoseProposals = encoder(view.images(matched))
+    found: PoseProposals = encoder(view.images(matched), condition)
     return PoseProposals(found.rotations, found.shifts_px * (0.0 if centred else view.shift_scale), found.logits)
 
 
@@ -184,8 +199,8 @@ def learn(
         for group in optimizer.param_groups:
             group["lr"] = settings.rate * rate
         level = min(1.0, settings.first_noise + (1 - settings.first_noise) * 2 * step / settings.steps)
-        matched, rotations, shifts = lessons.render(settings.batch_size, generator, level=level)
-        proposals = propose_poses(encoder, matched, lessons.view, centred=lessons.shift_sigma_px == 0)
+        matched, rotations, shifts, condition = lessons.render(settings.batch_size, generator, level=level)
+        proposals = propose_poses(encoder, matched, lessons.view, condition, centred=lessons.shift_sigma_px == 0)
         costs = pose_cost(proposals, rotations, shifts, lessons.shift_sigma_px)
         loss = mixture_loss(proposals.logits, costs, settings.sharpness) + _LEAK * costs.mean()
         if not torch.isfinite(loss):

@@ -9,9 +9,13 @@ from torch import Tensor, nn
 
 from cryoeq.equivariance import (
     GROUP_NAMES,
+    AdaptiveSampler,
+    BlockDesign,
+    ConditionedConv,
     FieldActivation,
     FieldKind,
     Fourier,
+    ImplicitBasis,
     Irrep,
     IrrepActivation,
     Irreps,
@@ -20,6 +24,7 @@ from cryoeq.equivariance import (
     Restricted,
     SteerableBlock,
     SteerableConv,
+    UniformSampler,
     plane_group,
     steerable_kernels,
 )
@@ -78,6 +83,11 @@ BLOCKS = (
     line("irreps, norm", GROUP_NAMES, scalar_to(Irreps(2), by_norm)),
     line("irreps, gated", GROUP_NAMES, scalar_to(Irreps(2), by_gate)),
     line("hidden, gated", GROUP_NAMES, scalar_to("hidden", by_gate)),
+    line(
+        "hidden, implicit kernels",
+        GROUP_NAMES,
+        Block("", (), "hidden", lambda g: BlockDesign(g, "implicit").block((2, "scalar"), FIELDS, 3)),
+    ),
     line("vectors, norm", ("c4", "d4", "so2", "o2"), scalar_to("vector", by_norm)),
 )
 CASES = [
@@ -260,3 +270,116 @@ def test_fields_that_do_not_fit_are_refused() -> None:
         IrrepActivation(plane_group("d4"), 1, "vector", gate="gated")
     with pytest.raises(ValueError, match="is no element of c4"):
         plane_group("c4").action("hidden", plane_group("c8").elements(grid_exact=False)[1])
+
+
+IMPLICIT_PAIRS: tuple[tuple[FieldKind, FieldKind], ...] = (
+    ("scalar", "hidden"),
+    ("hidden", "hidden"),
+    ("hidden", "vector"),
+    ("vector", "scalar"),
+)
+
+
+def turned_condition(g: Tensor, condition: Tensor) -> Tensor:
+    """The scalar stays; the vector is that of a line: it turns twice as fast, and a mirror x -> -x takes a to -a."""
+    tensor = torch.stack([condition[:, 1:], condition[:, 1:].flip(1) * torch.tensor([1.0, -1.0])], 1)
+    moved = g.to(condition) @ tensor @ g.to(condition).T
+    return torch.stack([condition[:, 0], moved[:, 0, 0], moved[:, 0, 1]], 1)
+
+
+@pytest.mark.parametrize("pair", IMPLICIT_PAIRS, ids=str)
+@pytest.mark.parametrize("name", [name for name in GROUP_NAMES if name != "d16"])
+def test_implicit_kernels_obey_the_constraint_with_their_condition(
+    name: str, pair: tuple[FieldKind, FieldKind], generator: torch.Generator
+) -> None:
+    """K(gx, gz) = rho_out(g) K(x, z) rho_in(g)^-1, the same in training and evaluation."""
+    group = plane_group(name)
+    torch.manual_seed(0)
+    basis = ImplicitBasis(group, *pair, 5, conditioned=True)
+    condition = torch.randn(2, 3, generator=generator)
+    kernels = basis(condition).detach()
+    assert (kernels[0] - kernels[1]).abs().max() > 0.01 * kernels.abs().max()
+    for g in group.elements():
+        matrices = [group.action(kind, g).float() for kind in pair]
+        turned = torch.einsum("ab,zkbchw,dc->zkadhw", matrices[1], permute_pixels(kernels, g), matrices[0])
+        found = basis(turned_condition(g, condition)).detach()
+        torch.testing.assert_close(found, turned, atol=1e-5 * float(kernels.abs().max()), rtol=0)
+    torch.testing.assert_close(basis.eval()(condition), kernels, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+@pytest.mark.parametrize("name", ["c1", "c4", "d4", "so2"])
+def test_a_conditioned_convolution_filters_each_image_with_its_own_kernels(
+    name: str, is_whole: bool, generator: torch.Generator
+) -> None:
+    group = plane_group(name)
+    torch.manual_seed(0)
+    conv = ConditionedConv(group, (2, "scalar"), (3, "hidden"), SIZE if is_whole else 5, is_whole=is_whole)
+    maps = torch.randn(2, 2, SIZE, SIZE, generator=generator)
+    condition = torch.randn(2, 3, generator=generator)
+    found = conv(maps, condition)
+    for place in range(2):
+        kernels = conv.basis(condition)[place]
+        filters = torch.einsum("cfn,noiyx->ocifyx", conv.weight, kernels).flatten(2, 3).flatten(0, 1)
+        padding = 0 if is_whole else 2
+        expected = nn.functional.conv2d(maps[place : place + 1], filters, padding=padding)
+        torch.testing.assert_close(found[place : place + 1], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 5])
+@pytest.mark.parametrize("name", ["so2", "o2"])
+def test_adaptive_samples_are_exact_at_any_number(name: str, samples: int, generator: torch.Generator) -> None:
+    """At every angle, not only those of a grid."""
+    assert sampling_error(AdaptiveSampler(plane_group(name), (1, WIDE), samples, kind=WIDE), name, generator) < 1e-5
+
+
+@pytest.mark.parametrize(("samples", "expected"), [(9, 0.135), (18, 0.0102), (36, 0.0009)])
+def test_error_of_a_uniform_grid_falls_as_samples_grow(
+    samples: int, expected: float, generator: torch.Generator
+) -> None:
+    """For so2 up to frequency 4 and ELU, on functions of variance 1."""
+    error = sampling_error(UniformSampler(plane_group("so2"), samples, kind=WIDE), "so2", generator)
+    assert error == pytest.approx(expected, rel=0.2)
+
+
+WIDE = Fourier(4)
+
+
+def sampling_error(sampler: nn.Module, name: str, generator: torch.Generator) -> float:
+    """Mean over random functions and elements of |f(g.I) - rho(g) f(I)| / |f(I)|, for ELU on the samples."""
+    group = plane_group(name)
+    functions = torch.randn(200, group.dim(WIDE), 1, 1, generator=generator) / group.dim(WIDE) ** 0.5
+
+    def activate(maps: Tensor) -> Tensor:
+        frames = sampler(maps)
+        values = nn.functional.elu(torch.einsum("nschw,nchw->nshw", frames.synthesis, maps))
+        return torch.einsum("ncshw,nshw->nchw", frames.analysis, values).detach()
+
+    errors = []
+    for angle in (2 * torch.pi * torch.rand(8, generator=generator)).double():
+        g = torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
+        if group.has_mirrors:
+            g = g @ torch.diag(torch.tensor([-1.0, 1.0], dtype=torch.float64))
+        matrix = group.action(WIDE, g).float()
+        expected = torch.einsum("ab,nbhw->nahw", matrix, activate(functions))
+        found = activate(torch.einsum("ab,nbhw->nahw", matrix, functions))
+        errors.append(((found - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)).mean())
+    return float(torch.stack(errors).mean())
+
+
+def test_a_uniform_sampler_is_the_activation_of_its_own_grid(generator: torch.Generator) -> None:
+    group = plane_group("so2")
+    activation = FieldActivation(group, 3, samples=8).eval()
+    maps = torch.randn(2, 3 * group.dim("hidden"), 5, 5, generator=generator)
+    frames = UniformSampler(group, 8)(maps)
+    torch.testing.assert_close(activation(maps, frames), activation(maps), atol=1e-5, rtol=1e-4)
+
+
+def test_frames_are_pooled_where_strides_leave_pixels(generator: torch.Generator) -> None:
+    sampler = AdaptiveSampler(plane_group("so2"), (3, "hidden"), 2)
+    frames = sampler(torch.randn(1, 3 * plane_group("so2").dim("hidden"), 9, 9, generator=generator))
+    torch.testing.assert_close(frames.at(5).synthesis, frames.synthesis[..., ::2, ::2], atol=0, rtol=0)
+    torch.testing.assert_close(frames.at(1).synthesis, frames.synthesis[..., 4:5, 4:5], atol=0, rtol=0)
+    assert frames.at(9) is frames
+    gradient = torch.autograd.grad(frames.synthesis[..., 0].sum(), sampler.branch.weight)[0]
+    assert gradient.abs().max() > 0

@@ -33,7 +33,7 @@ def seen(make_known: Callable, observe: Callable) -> tuple[ObservedImages, Tenso
 def test_renderings_have_the_power_of_the_particles(seen: tuple[ObservedImages, Tensor]) -> None:
     images, volume = seen
     view = EncoderView.of_map(images, volume, RADIUS)
-    matched, _, _ = Lessons.of_map(images, volume, view, SIGMA_PX).render(512, torch.Generator().manual_seed(0))
+    matched, *_ = Lessons.of_map(images, volume, view, SIGMA_PX).render(512, torch.Generator().manual_seed(0))
     shells = view.plane.shells
     ours, theirs = (
         torch.zeros(RADIUS + 1).index_add(0, shells, values[:, : len(shells)].abs().square().mean(0))
@@ -74,7 +74,7 @@ def test_an_encoder_learns(seen: tuple[ObservedImages, Tensor]) -> None:
     events = list(learn(encoder, lessons, settings, seed=0))
     assert [event.done for event in events] == list(range(1, 61))
     assert not encoder.training
-    matched, rotations, _ = lessons.render(128, torch.Generator().manual_seed(1))
+    matched, rotations, *_ = lessons.render(128, torch.Generator().manual_seed(1))
     with torch.no_grad():
         rotation, shifts = best_hypotheses(propose_poses(encoder, matched, view, centred=True))
     assert float(rotation_angle_rad(rotation, rotations).median().rad2deg()) < 60  # 126 by chance
