@@ -92,6 +92,7 @@ from cryoeq.equivariance.fields import (  # noqa: E402
     Product,
     Quotient,
     Restricted,
+    SimpleKind,
 )
 from cryoeq.equivariance.groups import GROUP_NAMES, PlaneGroup, plane_group  # noqa: E402
 from cryoeq.equivariance.implicit_kernels import ConditionedConv, ImplicitBasis  # noqa: E402
@@ -127,6 +128,7 @@ __all__ = [
     "RelaxedBasis",
     "Restricted",
     "SamplerKind",
+    "SimpleKind",
     "SteerableBlock",
     "SteerableConv",
     "StrictDegree",

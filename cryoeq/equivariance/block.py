@@ -105,7 +105,7 @@ class BlockDesign:
             is_whole: the filter is as large as the map: one pixel comes out.
             is_first: of the network.
         """
-        out_fields = (fields, "hidden")
+        out_fields: tuple[int, FieldKind] = (fields, "hidden")
         if is_first and self.kernel == "implicit_ctf":
             conv: nn.Module = ConditionedConv(
                 self.group, in_fields, out_fields, size, stride=stride, is_whole=is_whole

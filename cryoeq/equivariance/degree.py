@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cryoeq.equivariance.fields import FieldKind, Fourier, Irrep, Product, delta, irreps_up_to
+from cryoeq.equivariance.fields import FieldKind, Fourier, Irrep, Product, SimpleKind, delta, irreps_up_to
 from cryoeq.equivariance.groups import PlaneGroup
 from cryoeq.equivariance.kernels import steerable_kernels
 
@@ -94,7 +94,7 @@ class LearntDegree(nn.Module):
         return log.max() - log[0]
 
     def divergence(self, reference: "LearntDegree | None" = None) -> Float[Tensor, ""]:
-        """Kullback and Leibler's, from the uniform likelihood or from that of an earlier layer, which does not learn."""
+        """Kullback and Leibler's, from the uniform likelihood or from an earlier layer's, which does not learn."""
         log = self._log_likelihood()
         other = torch.zeros_like(log) if reference is None else reference._log_likelihood().detach()
         return (log.exp() * (log - other)).mean()
@@ -113,7 +113,7 @@ class RelaxedBasis(nn.Module):
     Args:
         group: the group.
         in_kind: kind of the input's fields.
-        out_kind: kind of the output's fields; not one of a larger group.
+        out_kind: kind of the output's fields.
         size: odd side in pixels.
         degree: may be shared; its irreps are those that are let in.
     """
@@ -121,7 +121,7 @@ class RelaxedBasis(nn.Module):
     steerable: Tensor
 
     def __init__(
-        self, group: PlaneGroup, in_kind: FieldKind, out_kind: FieldKind, size: int, degree: LearntDegree
+        self, group: PlaneGroup, in_kind: FieldKind, out_kind: SimpleKind, size: int, degree: LearntDegree
     ) -> None:
         super().__init__()
         self.degree = degree
@@ -132,7 +132,7 @@ class RelaxedBasis(nn.Module):
         for place, irrep in enumerate(self.irreps):
             kernels = steerable_kernels(group, in_kind, Product(irrep, out_kind), size)
             turning = kernels.unflatten(1, (group.dim(irrep), -1))
-            # Of an irrep whose kernels come in pairs (a turn by a right angle maps one to the other) a column is enough.
+            # Without mirrors kernels come in pairs that a right angle of the irrep swaps: one column serves.
             self.columns.append(1 if not group.has_mirrors else group.dim(irrep))
             self.register_buffer(f"turning_{place}", turning, persistent=False)
             self.count += len(turning) * self.columns[-1]

@@ -69,6 +69,9 @@ class Fourier:
     subgroup: str | None = None
 
 
+SimpleKind = FieldName | Quotient | Irrep | Irreps | Fourier
+
+
 @dataclass(frozen=True)
 class Restricted:
     """A field of a larger group, seen by one that knows only a subgroup of its elements.
@@ -79,7 +82,7 @@ class Restricted:
     """
 
     group: str
-    kind: FieldName | Quotient | Irrep | Irreps | Fourier
+    kind: SimpleKind
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,10 @@ class Product:
     """
 
     irrep: Irrep
-    kind: FieldName | Quotient | Irrep | Irreps | Fourier
+    kind: SimpleKind
 
 
-FieldKind = FieldName | Quotient | Irrep | Irreps | Fourier | Restricted | Product
+FieldKind = SimpleKind | Restricted | Product
 
 
 @lru_cache(maxsize=1024)

@@ -40,6 +40,7 @@ class ImplicitBasis(nn.Module):
     """
 
     places: Tensor
+    waves: Tensor
     expansion: Tensor
     scale: Tensor
     values: Tensor | None
@@ -110,7 +111,8 @@ class ImplicitBasis(nn.Module):
         """For kernels that keep the variance of white noise, as the analytic ones do, before they have learnt."""
         kernels = self()
         drawn = (kernels[0] if self.is_conditioned else kernels).flatten(1)
-        norms = drawn.norm(dim=1).clamp(min=1e-3 * float(drawn.norm(dim=1).max()))
+        # Some are nearly forbidden by symmetry: brought to the norm of the others, their rounding would count.
+        norms = drawn.norm(dim=1).clamp(min=0.1 * float(drawn.norm(dim=1).max()))
         return (math.sqrt(self.expansion.shape[1]) / norms).view(-1, 1, 1, 1, 1)
 
 

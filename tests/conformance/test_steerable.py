@@ -326,20 +326,21 @@ def test_a_conditioned_convolution_filters_each_image_with_its_own_kernels(
         torch.testing.assert_close(found[place : place + 1], expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("samples", [1, 2, 5])
 @pytest.mark.parametrize("name", ["so2", "o2"])
 def test_adaptive_samples_are_exact_at_any_number(name: str, samples: int, generator: torch.Generator) -> None:
     """At every angle, not only those of a grid."""
-    assert sampling_error(AdaptiveSampler(plane_group(name), (1, WIDE), samples, kind=WIDE), name, generator) < 1e-5
+    assert sampling_error(AdaptiveSampler(plane_group(name), (1, WIDE), samples, kind=WIDE), name, generator) < 1e-9
 
 
-@pytest.mark.parametrize(("samples", "expected"), [(9, 0.135), (18, 0.0102), (36, 0.0009)])
+@pytest.mark.parametrize(("samples", "expected"), [(9, 0.157), (18, 0.0088), (36, 0.00084)])
 def test_error_of_a_uniform_grid_falls_as_samples_grow(
     samples: int, expected: float, generator: torch.Generator
 ) -> None:
     """For so2 up to frequency 4 and ELU, on functions of variance 1."""
     error = sampling_error(UniformSampler(plane_group("so2"), samples, kind=WIDE), "so2", generator)
-    assert error == pytest.approx(expected, rel=0.2)
+    assert error == pytest.approx(expected, rel=0.1)
 
 
 WIDE = Fourier(4)
@@ -348,7 +349,10 @@ WIDE = Fourier(4)
 def sampling_error(sampler: nn.Module, name: str, generator: torch.Generator) -> float:
     """Mean over random functions and elements of |f(g.I) - rho(g) f(I)| / |f(I)|, for ELU on the samples."""
     group = plane_group(name)
-    functions = torch.randn(200, group.dim(WIDE), 1, 1, generator=generator) / group.dim(WIDE) ** 0.5
+    functions = (
+        torch.randn(200, group.dim(WIDE), 1, 1, generator=generator, dtype=torch.get_default_dtype())
+        / group.dim(WIDE) ** 0.5
+    )
 
     def activate(maps: Tensor) -> Tensor:
         frames = sampler(maps)
@@ -356,11 +360,11 @@ def sampling_error(sampler: nn.Module, name: str, generator: torch.Generator) ->
         return torch.einsum("ncshw,nshw->nchw", frames.analysis, values).detach()
 
     errors = []
-    for angle in (2 * torch.pi * torch.rand(8, generator=generator)).double():
+    for angle in 2 * torch.pi * (torch.arange(50, dtype=torch.float64) * 0.618034).frac():
         g = torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
         if group.has_mirrors:
             g = g @ torch.diag(torch.tensor([-1.0, 1.0], dtype=torch.float64))
-        matrix = group.action(WIDE, g).float()
+        matrix = group.action(WIDE, g).to(functions)
         expected = torch.einsum("ab,nbhw->nahw", matrix, activate(functions))
         found = activate(torch.einsum("ab,nbhw->nahw", matrix, functions))
         errors.append(((found - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)).mean())

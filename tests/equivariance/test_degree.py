@@ -11,6 +11,7 @@ from cryoeq.equivariance import (
     Irrep,
     LearntDegree,
     RelaxedBasis,
+    SimpleKind,
     SteerableConv,
     StrictDegree,
     plane_group,
@@ -19,7 +20,7 @@ from cryoeq.equivariance import (
 from cryoeq.equivariance.groups import permute_pixels
 
 GROUPS = ("c1", "d1", "c4", "d4", "c8", "so2", "o2")
-PAIRS: tuple[tuple[FieldKind, FieldKind], ...] = (("scalar", "hidden"), ("hidden", "vector"), ("vector", "scalar"))
+PAIRS: tuple[tuple[FieldKind, SimpleKind], ...] = (("scalar", "hidden"), ("hidden", "vector"), ("vector", "scalar"))
 
 
 def concentrate(degree: LearntDegree, generator: torch.Generator, strength: float) -> None:
@@ -52,7 +53,7 @@ def test_the_coefficient_of_the_trivial_irrep_is_one(name: str, generator: torch
 
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
 @pytest.mark.parametrize("name", ["c4", "d4", "so2", "o2"])
-def test_a_uniform_likelihood_leaves_the_steerable_kernels(name: str, pair: tuple[FieldKind, FieldKind]) -> None:
+def test_a_uniform_likelihood_leaves_the_steerable_kernels(name: str, pair: tuple[FieldKind, SimpleKind]) -> None:
     """Wigner and Eckart: all others are exactly 0."""
     group = plane_group(name)
     kernels = RelaxedBasis(group, *pair, 3, LearntDegree(group, 2))().detach()
@@ -65,7 +66,7 @@ def test_a_uniform_likelihood_leaves_the_steerable_kernels(name: str, pair: tupl
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
 @pytest.mark.parametrize(("name", "frequency"), [("c2", 1), ("d1", 1), ("c4", 2), ("d4", 2)])
 def test_kernels_are_the_weighted_average_over_the_group(
-    name: str, frequency: int, pair: tuple[FieldKind, FieldKind], generator: torch.Generator
+    name: str, frequency: int, pair: tuple[FieldKind, SimpleKind], generator: torch.Generator
 ) -> None:
     """The definition: free filters, those of a likelihood at the identity, turned and averaged with the likelihood."""
     group = plane_group(name)
