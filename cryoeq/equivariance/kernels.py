@@ -7,6 +7,7 @@ rho_in(g)^-1. escnn solves it (Gaussian rings times circular harmonics); here it
 import contextlib
 import io
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
@@ -81,8 +82,8 @@ def _solved(name: str, in_kind: FieldKind, out_kind: FieldKind, size: int) -> Te
     space = gspace(name)
     representations = [representation(name, kind) for kind in (in_kind, out_kind)]
     in_size, out_size = (kind.size for kind in representations)
-    # escnn prints the Clebsch-Gordan coefficients that it solves for.
-    with contextlib.redirect_stdout(io.StringIO()):
+    # escnn prints the Clebsch-Gordan coefficients that it solves for, and mixes precisions if the default is double.
+    with contextlib.redirect_stdout(io.StringIO()), _single_precision():
         types = [FieldType(space, [kind]) for kind in representations]
         try:
             layer = R2Conv(*types, size, bias=False, initialize=False, **_rings(plane_group(name), size))
@@ -96,6 +97,17 @@ def _solved(name: str, in_kind: FieldKind, out_kind: FieldKind, size: int) -> Te
     ).double()
     basis = _symmetrise(kernels.reshape(-1, out_size, in_size, size, size), name, *representations)
     return _in_our_axes(basis, in_kind, out_kind)
+
+
+@contextlib.contextmanager
+def _single_precision() -> Iterator[None]:
+    """Tensors made inside the block are float32, whatever the default."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 def _in_our_axes(basis: Tensor, in_kind: FieldKind, out_kind: FieldKind) -> Tensor:
