@@ -132,7 +132,7 @@ def test_the_block_turns_with_its_input(block: Block, name: str, generator: torc
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(("block", "name"), CASES)
 def test_the_block_turns_exactly_in_double_precision(block: Block, name: str, generator: torch.Generator) -> None:
-    assert largest_error(block, name, generator) < 1e-6 if name in ("so2", "o2") else 1e-9
+    assert largest_error(block, name, generator) < 1e-9
 
 
 @pytest.mark.parametrize(("block", "name"), [case for case in CASES if case.values[1] in ("c1", "d4", "o2")])
