@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cryoeq.equivariance.fields import FieldKind, is_vector, representation
+from cryoeq.equivariance.fields import FieldKind, Product, is_vector, representation
 from cryoeq.equivariance.spaces import element_of, gspace
 
 GroupName = Literal["c1", "c2", "c4", "c8", "c16", "d1", "d2", "d4", "d8", "d16", "so2", "o2"]
@@ -63,6 +63,8 @@ class PlaneGroup:
         Raises:
             ValueError: the matrix is none of the group's.
         """
+        if isinstance(kind, Product):
+            return torch.kron(self.action(kind.irrep, g), self.action(kind.kind, g))
         if is_vector(kind):
             return g.double()
         element = element_of(self.name, g.double().numpy())
@@ -93,7 +95,7 @@ class PlaneGroup:
         average = np.mean([acts(g) for g in gspace(self.name).fibergroup.testing_elements()], axis=0)
         values, directions = np.linalg.eigh((average + average.T) / 2)
         kept = torch.from_numpy(directions[:, values > 0.999].T.copy()).to(torch.get_default_dtype())
-        return kept * torch.tensor([1.0, -1.0]) if is_vector(kind) else kept
+        return kept * torch.tensor([1.0, -1.0]).repeat(self.dim(kind) // 2) if is_vector(kind) else kept
 
 
 def permute_pixels(images: Float[Tensor, "*batch n n"], g: Float[Tensor, "2 2"]) -> Float[Tensor, "*batch n n"]:

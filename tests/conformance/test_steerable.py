@@ -20,6 +20,7 @@ from cryoeq.equivariance import (
     IrrepActivation,
     Irreps,
     PlaneGroup,
+    Product,
     Quotient,
     Restricted,
     SteerableBlock,
@@ -164,6 +165,7 @@ PAIRS: tuple[tuple[FieldKind, FieldKind], ...] = (
     ("vector", Irreps(2)),
     (Irreps(1), "determinant"),
     (Fourier(1), "scalar"),
+    ("scalar", Product(Irrep(1), "vector")),
 )
 
 
