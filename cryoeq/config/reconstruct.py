@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt
 
 from cryoeq.config.frozen import FrozenConfig
 
-Group = Literal["c1", "c2", "c4", "c8", "d1", "d2", "d4", "d8", "so2", "o2"]
+Group = Literal["c1", "c2", "c4", "c8", "c16", "d1", "d2", "d4", "d8", "so2", "o2"]
 
 
 class InputConfig(FrozenConfig):
@@ -73,6 +73,17 @@ class EncoderConfig(FrozenConfig):
         default=None, description="widths of the feature maps; None for those of the box and mode"
     )
     head: Literal["rows", "columns"] = Field(default="rows", description="how a rotation is represented")
+    kernel: Literal["analytic", "implicit", "implicit_ctf"] = Field(
+        default="analytic",
+        description="filters from circular harmonics, from an equivariant perceptron of the place in the filter, or "
+        "from one that also knows each particle's defocus and astigmatism",
+    )
+    sampler: Literal["uniform", "adaptive"] = Field(
+        default="uniform", description="where so2 and o2 are evaluated: on a grid, or where the features say"
+    )
+    samples: int | None = Field(
+        default=None, ge=1, le=64, description="of the sampler; None for 12 (uniform) or 4 (adaptive)"
+    )
 
 
 class HybridConfig(FrozenConfig):

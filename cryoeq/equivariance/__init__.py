@@ -80,19 +80,61 @@ with warnings.catch_warnings(), _cache_of_the_user(), _scikit_learn_hidden():
     import escnn.gspaces
     import escnn.nn  # noqa: F401
 
-from cryoeq.equivariance.convolution import FullMapConv, SteerableBlock, SteerableConv  # noqa: E402
-from cryoeq.equivariance.groups import GROUP_NAMES, FieldKind, PlaneGroup, plane_group  # noqa: E402
+from cryoeq.equivariance.block import BlockDesign, KernelKind, SamplerKind, SteerableBlock  # noqa: E402
+from cryoeq.equivariance.convolution import FullMapConv, SteerableConv  # noqa: E402
+from cryoeq.equivariance.degree import EquivarianceDegree, LearntDegree, RelaxedBasis, StrictDegree  # noqa: E402
+from cryoeq.equivariance.fields import (  # noqa: E402
+    FieldKind,
+    FieldName,
+    Fourier,
+    Irrep,
+    Irreps,
+    Product,
+    Quotient,
+    Restricted,
+    SimpleKind,
+)
+from cryoeq.equivariance.groups import GROUP_NAMES, PlaneGroup, plane_group  # noqa: E402
+from cryoeq.equivariance.implicit_kernels import ConditionedConv, ImplicitBasis  # noqa: E402
+from cryoeq.equivariance.irrep_nonlinearity import IrrepActivation  # noqa: E402
+from cryoeq.equivariance.kernels import AnalyticBasis, KernelBasis, steerable_kernels  # noqa: E402
 from cryoeq.equivariance.nonlinearity import FieldActivation  # noqa: E402
 from cryoeq.equivariance.perceptron import SteerablePerceptron  # noqa: E402
+from cryoeq.equivariance.sampling import AdaptiveSampler, Frames, GroupSampler, UniformSampler  # noqa: E402
 
 __all__ = [
     "GROUP_NAMES",
+    "AdaptiveSampler",
+    "AnalyticBasis",
+    "BlockDesign",
+    "ConditionedConv",
+    "EquivarianceDegree",
     "FieldActivation",
     "FieldKind",
+    "FieldName",
+    "Fourier",
+    "Frames",
     "FullMapConv",
+    "GroupSampler",
+    "ImplicitBasis",
+    "Irrep",
+    "IrrepActivation",
+    "Irreps",
+    "KernelBasis",
+    "KernelKind",
+    "LearntDegree",
     "PlaneGroup",
+    "Product",
+    "Quotient",
+    "RelaxedBasis",
+    "Restricted",
+    "SamplerKind",
+    "SimpleKind",
     "SteerableBlock",
     "SteerableConv",
     "SteerablePerceptron",
+    "StrictDegree",
+    "UniformSampler",
     "plane_group",
+    "steerable_kernels",
 ]

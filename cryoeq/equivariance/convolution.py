@@ -11,15 +11,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cryoeq.equivariance.groups import FieldKind, PlaneGroup
-from cryoeq.equivariance.nonlinearity import FieldActivation
+from cryoeq.equivariance.fields import FieldKind
+from cryoeq.equivariance.groups import PlaneGroup
+from cryoeq.equivariance.kernels import AnalyticBasis, KernelBasis
 
 
 class SteerableConv(nn.Module):
     """A convolution that commutes with a group: f(g.I) = rho(g) f(I).
 
-    Only the coefficients are parameters; the filters are expanded in each call, so that training and evaluation have
-    the same state.
+    Only the coefficients are parameters, and those of the basis where it has any; the filters are expanded in each
+    call, so that training and evaluation have the same state.
 
     Args:
         group: the group.
@@ -28,9 +29,11 @@ class SteerableConv(nn.Module):
         kernel_size: odd side of the filters in pixels.
         stride: 1 or 2; with 2 the input must have an odd side.
         bias: add a bias along the components that the group leaves alone.
+        basis: kernels that the filters are combinations of, for these kinds and this size; None for the analytic ones,
+            which for c1 are single pixels.
     """
 
-    basis: Tensor | None
+    basis: KernelBasis | None
     bias_basis: Tensor
 
     def __init__(
@@ -42,6 +45,7 @@ class SteerableConv(nn.Module):
         *,
         stride: int = 1,
         bias: bool = False,
+        basis: KernelBasis | None = None,
     ) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
@@ -51,10 +55,11 @@ class SteerableConv(nn.Module):
         self.out_kind: FieldKind = out_kind
         self.in_dim, self.out_dim = group.dim(in_kind), group.dim(out_kind)
         self.kernel_size, self.stride = kernel_size, stride
-        basis = None if group.is_trivial else group.kernel_basis(in_kind, out_kind, kernel_size)
-        count = kernel_size**2 * self.in_dim * self.out_dim if basis is None else len(basis)
-        self.register_buffer("basis", basis, persistent=False)
-        fan = self.in_count * (count if basis is not None else kernel_size**2 * self.in_dim)
+        if basis is None and not group.is_trivial:
+            basis = AnalyticBasis(group, in_kind, out_kind, kernel_size)
+        self.basis = basis
+        count = kernel_size**2 * self.in_dim * self.out_dim if basis is None else basis.count
+        fan = max(1, self.in_count * (count if basis is not None else kernel_size**2 * self.in_dim))
         self.weight = nn.Parameter(torch.randn(self.out_count, self.in_count, count) / math.sqrt(fan))
         invariants = group.invariants(out_kind)
         self.register_buffer("bias_basis", invariants, persistent=False)
@@ -63,7 +68,7 @@ class SteerableConv(nn.Module):
     def filters(self) -> Float[Tensor, "out in size size"]:
         """The filters that the coefficients stand for."""
         size = self.kernel_size
-        flat = self.weight if self.basis is None else self.weight @ self.basis.flatten(1)
+        flat = self.weight if self.basis is None else self.weight @ self.basis().flatten(1)
         blocks = flat.view(self.out_count, self.in_count, self.out_dim, self.in_dim, size, size)
         return blocks.permute(2, 0, 3, 1, 4, 5).reshape(
             self.out_dim * self.out_count, self.in_dim * self.in_count, size, size
@@ -94,21 +99,3 @@ class FullMapConv(SteerableConv):
         """The value at the centre, as one matrix product: several times faster than a convolution of one pixel."""
         columns = self.filters().permute(0, 2, 3, 1).flatten(1)
         return F.linear(maps.permute(0, 2, 3, 1).flatten(1), columns, self.offsets())[:, :, None, None]
-
-
-class SteerableBlock(nn.Module):
-    """Convolution, batch norm and nonlinearity.
-
-    Args:
-        conv: the convolution; its output fields must be hidden ones.
-        activation: batch norm and nonlinearity on them.
-    """
-
-    def __init__(self, conv: SteerableConv, activation: FieldActivation) -> None:
-        super().__init__()
-        self.conv, self.activation = conv, activation
-
-    def forward(self, maps: Float[Tensor, "batch in h w"]) -> Float[Tensor, "batch out h2 w2"]:
-        """The features of the next level."""
-        activated: Tensor = self.activation(self.conv(maps))
-        return activated

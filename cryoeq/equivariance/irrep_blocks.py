@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cryoeq.equivariance.groups import FieldKind, PlaneGroup
+from cryoeq.equivariance.fields import FieldKind
+from cryoeq.equivariance.groups import PlaneGroup
 
 Fields = tuple[tuple[int, FieldKind], ...]
 """How many fields of which kind, one after the other; the channels of each are ordered (component, field)."""

@@ -1,4 +1,4 @@
-"""Batch norm and nonlinearity on hidden fields: functions on the group, as values or as Fourier coefficients."""
+"""Batch norm and nonlinearity on fields that are functions on the group, as values or as Fourier coefficients."""
 
 from typing import Any
 
@@ -7,23 +7,29 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cryoeq.equivariance.fields import FieldKind, sampling_matrix
 from cryoeq.equivariance.groups import PlaneGroup
+from cryoeq.equivariance.sampling import Frames
 
 
 class FieldActivation(nn.Module):
     """Batch norm per field, then ReLU, both on the values of each field on the elements of the group.
 
-    Mean and variance of a field are taken over batch, pixels and group elements, so they are invariant. The fields of a
-    discrete group are their values already (as in escnn's InnerBatchNorm and ReLU); those of so2 and o2 are sampled on
-    a uniform grid of the group and transformed back (as in escnn's FourierPointwise). That is exact for the elements of
-    the grid, quarter turns among them, and approximate between them, because ReLU has no band limit.
+    Mean and variance of a field are taken over batch, pixels and group elements, so they are invariant. The regular and
+    quotient fields of a discrete group are their values already (as in escnn's InnerBatchNorm and ReLU); band-limited
+    ones are sampled on a uniform grid of the group and transformed back (as in escnn's FourierPointwise). That is exact
+    for the elements of the grid, quarter turns among them, and approximate between them, because ReLU has no band
+    limit.
 
     For groups with elements that the pixel grid does not serve exactly, maps are also windowed to a disc: what a bias
     leaves in the corners would show the next layer a square, which does not turn.
 
     Args:
         group: the group.
-        fields: number of hidden fields.
+        fields: number of fields.
+        kind: what they are: values on the group or a quotient, or coefficients.
+        samples: rotations of the grid for so2 and o2; None for ``sampling_matrix``'s own, 0 for none: samples are then
+            given with each call.
         momentum: weight of a new batch in the running mean and variance that evaluation uses.
         epsilon: added to the variance.
     """
@@ -33,7 +39,16 @@ class FieldActivation(nn.Module):
     synthesis: Tensor | None
     analysis: Tensor | None
 
-    def __init__(self, group: PlaneGroup, fields: int, *, momentum: float = 0.1, epsilon: float = 1e-5) -> None:
+    def __init__(
+        self,
+        group: PlaneGroup,
+        fields: int,
+        *,
+        kind: FieldKind = "hidden",
+        samples: int | None = None,
+        momentum: float = 0.1,
+        epsilon: float = 1e-5,
+    ) -> None:
         super().__init__()
         self.is_windowed = not group.is_grid_exact
         self.fields, self.momentum, self.epsilon = fields, momentum, epsilon
@@ -41,20 +56,36 @@ class FieldActivation(nn.Module):
         self.bias = nn.Parameter(torch.zeros(fields))
         self.register_buffer("running_mean", torch.zeros(fields))
         self.register_buffer("running_variance", torch.ones(fields))
-        sampling = group.sampling_matrix() if group.is_continuous else None
+        sampling = None if samples == 0 else sampling_matrix(group.name, kind, samples)
         self.register_buffer("synthesis", _per_field(sampling, fields), persistent=False)
         inverse = None if sampling is None else torch.linalg.pinv(sampling)
         self.register_buffer("analysis", _per_field(inverse, fields), persistent=False)
 
-    def forward(self, maps: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch channels h w"]:
-        """The activated fields, in the same layout."""
+    def forward(
+        self, maps: Float[Tensor, "batch channels h w"], frames: Frames | None = None
+    ) -> Float[Tensor, "batch channels h w"]:
+        """The activated fields, in the same layout.
+
+        Args:
+            maps: the fields.
+            frames: samples of the group at each pixel, in place of the grid.
+        """
         batch, channels, height, width = maps.shape
-        rows = maps.permute(0, 2, 3, 1).reshape(-1, channels)
-        values = rows if self.synthesis is None else F.linear(rows, self.synthesis)
-        values = self.on_values(values)
-        rows = values if self.analysis is None else F.linear(values, self.analysis)
-        activated = rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
-        return activated * _disc(height, activated) if self.is_windowed and height > 1 else activated
+        if frames is not None:
+            activated = self._at_frames(maps, frames)
+        else:
+            rows = maps.permute(0, 2, 3, 1).reshape(-1, channels)
+            values = rows if self.synthesis is None else F.linear(rows, self.synthesis)
+            values = self.on_values(values)
+            rows = values if self.analysis is None else F.linear(values, self.analysis)
+            activated = rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        return activated * disc(height, activated) if self.is_windowed and height > 1 else activated
+
+    def _at_frames(self, maps: Tensor, frames: Frames) -> Tensor:
+        """Each pixel's fields at the samples of its own."""
+        values = torch.einsum("nschw,ncfhw->nhwsf", frames.synthesis, maps.unflatten(1, (-1, self.fields)))
+        rows = self.on_values(values.reshape(-1, values.shape[-2] * self.fields))
+        return torch.einsum("ncshw,nhwsf->ncfhw", frames.analysis, rows.view_as(values)).flatten(1, 2)
 
     def on_values(self, values: Float[Tensor, "rows channels"]) -> Float[Tensor, "rows channels"]:
         """The activated values of functions on the group, fields fastest; batch statistics in training."""
@@ -79,7 +110,7 @@ def _per_field(matrix: Tensor | None, fields: int) -> Tensor | None:
     return None if matrix is None else torch.kron(matrix.contiguous(), torch.eye(fields, dtype=matrix.dtype))
 
 
-def _disc(size: int, like: Tensor) -> Tensor:
+def disc(size: int, like: Tensor) -> Float[Tensor, "size size"]:
     """1 inside the circle that touches the edges of a square map, 0 outside, with a soft edge of about a pixel."""
     offset = torch.arange(size, dtype=like.dtype, device=like.device) - (size - 1) / 2
     radius = (offset[:, None].square() + offset.square()).sqrt()

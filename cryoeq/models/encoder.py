@@ -1,7 +1,8 @@
 """The pose encoder: an equivariant convolutional network from particle images to pose hypotheses."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -11,17 +12,33 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cryoeq.equivariance import (
-    FieldActivation,
-    FullMapConv,
-    PlaneGroup,
+    BlockDesign,
+    Frames,
+    KernelKind,
+    SamplerKind,
     SteerableBlock,
-    SteerableConv,
     SteerablePerceptron,
     plane_group,
 )
 from cryoeq.models.pose_head import HeadKind, PoseHead, PoseProposals
 
 TrunkKind = Literal["conv", "dense"]
+
+
+@dataclass(frozen=True)
+class EncoderDesign:
+    """What the encoder's blocks are made of; see ``BlockDesign``.
+
+    Args:
+        kernel: "analytic", "implicit" or "implicit_ctf".
+        sampler: "uniform" or "adaptive"; of so2 and o2.
+        samples: of the sampler; None for its own.
+    """
+
+    kernel: KernelKind = "analytic"
+    sampler: SamplerKind = "uniform"
+    samples: int | None = None
+
 
 _MINIMUM_BOX = 9
 _FINAL_SIZES_PX = (5, 7)
@@ -118,7 +135,7 @@ class PoseEncoder(nn.Module):
     """Images to pose hypotheses, f(g.I) = rho(g) f(I) for every g of the group.
 
     Args:
-        group: c1, c2, c4, c8, d1, d2, d4, d8, so2 or o2.
+        group: c1, c2, c4, c8, c16, d1, d2, d4, d8, d16, so2 or o2.
         box_size_px: side of the images; an even box loses row 0 and column 0, so that its centre is a pixel's.
         n_heads: hypotheses per image.
         channels: width of the feature maps in channels (a hidden field of d4 takes 8 of them), from the first level to
@@ -128,6 +145,7 @@ class PoseEncoder(nn.Module):
             trunk is faster and, where labels are free, more accurate; its cost grows with the area of the box.
         head: how the rotation is represented; see ``PoseHead``.
         low_passes: show the trunk low-passes of the images too.
+        design: kernels and samplers.
     """
 
     def __init__(
@@ -140,10 +158,14 @@ class PoseEncoder(nn.Module):
         trunk: TrunkKind = "conv",
         head: HeadKind = "rows",
         low_passes: bool = True,
+        design: EncoderDesign | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.box_size_px, self.low_passes = box_size_px, low_passes
         self.group = plane_group(group)
+        chosen = EncoderDesign(**design) if isinstance(design, Mapping) else design or EncoderDesign()
+        blocks = BlockDesign(self.group, chosen.kernel, chosen.sampler, chosen.samples)
+        self.is_conditioned = chosen.kernel == "implicit_ctf"
         self.plan = SpatialPlan.for_box(box_size_px, is_grid_exact=self.group.is_grid_exact)
         sizes = self.plan.level_sizes_px if trunk == "conv" else ()
         widths = channels or default_channels(sizes)
@@ -154,19 +176,28 @@ class PoseEncoder(nn.Module):
             )
         self.architecture: dict[str, Any] = {
             "group": group, "n_heads": n_heads, "channels": tuple(widths), "trunk": trunk, "head": head,
-            "low_passes": low_passes,
+            "low_passes": low_passes, "design": asdict(chosen),
         }  # fmt: skip
         fields = [max(1, round(width / self.group.dim("hidden"))) for width in widths]
         sigmas = tuple(2.0**k for k in range(3 if box_size_px >= 32 else 2)) if low_passes else ()
         self.pyramid = LowPassPyramid(self.plan.padded_px, sigmas)
-        self.trunk = _trunk(self.group, 1 + len(sigmas), fields, self.plan)
+        self.trunk = _trunk(blocks, 1 + len(sigmas), fields, self.plan)
+        self.sampler = blocks.frame_sampler(fields[0])
         self.head = PoseHead(self.group, fields[-1], n_heads, kind=head, shift_scale_px=box_size_px / 64)
 
-    def forward(self, images: Float[Tensor, "batch n n"]) -> PoseProposals:
-        """The hypotheses for each image."""
+    def forward(
+        self, images: Float[Tensor, "batch n n"], condition: Float[Tensor, "batch 3"] | None = None
+    ) -> PoseProposals:
+        """The hypotheses for each image.
+
+        Args:
+            images: the particles.
+            condition: ``ctf_condition`` of each, for an encoder with kernel "implicit_ctf"; None for particles without
+                a CTF. Others do not look at it.
+        """
         if images.shape[-1] != self.box_size_px:
             raise ValueError(f"images of {images.shape[-1]} px for an encoder of {self.box_size_px} px")
-        proposals: PoseProposals = self.head(self.trunk(self.pyramid(self.centre(images))))
+        proposals: PoseProposals = self.head(self.features(images, condition))
         return proposals
 
     @property
@@ -187,6 +218,24 @@ class PoseEncoder(nn.Module):
             raise ValueError(f"{len(images)} images for {self.matched_fields} filters as large as an image")
         self.trunk.begin_with(self.centre(images)[:, None])
 
+    def features(
+        self, images: Float[Tensor, "batch n n"], condition: Float[Tensor, "batch 3"] | None = None
+    ) -> Float[Tensor, "batch channels 1 1"]:
+        """What the head sees; the samples of the group are chosen after the first block, for all others."""
+        levels: Tensor = self.pyramid(self.centre(images))
+        if isinstance(self.trunk, SteerablePerceptron):
+            fields: Tensor = self.trunk(levels)
+            return fields
+        first, *others = self.trunk.children()
+        told = None
+        if self.is_conditioned:
+            told = levels.new_zeros(len(levels), 3) if condition is None else condition
+        features: Tensor = first(levels, condition=told)
+        frames: Frames | None = None if self.sampler is None else self.sampler(features)
+        for block in others:
+            features = block(features, frames)
+        return features
+
     def centre(self, images: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch m m"]:
         """Odd images whose centre is the particle's origin, padded to the plan's side."""
         even = 1 - images.shape[-1] % 2
@@ -200,35 +249,34 @@ def default_channels(level_sizes_px: tuple[int, ...]) -> tuple[int, ...]:
     return (*(16 if size > 24 else 32 if size > 12 else 64 for size in level_sizes_px), 512)
 
 
-def _trunk(group: PlaneGroup, in_channels: int, fields: list[int], plan: SpatialPlan) -> nn.Module:
+def _trunk(design: BlockDesign, in_channels: int, fields: list[int], plan: SpatialPlan) -> nn.Module:
     """Level by level at half the resolution, then one filter as large as the last map, then a layer at one pixel.
 
     Groups that the grid serves exactly have small filters, two convolutions a level; the others one, large and smooth.
     """
-    first_size, down_size = (5, 3) if group.is_grid_exact else (7, 7)
+    is_exact = design.group.is_grid_exact
+    first_size, down_size = (5, 3) if is_exact else (7, 7)
     *levels, last = fields
     if not levels:
-        return _dense_trunk(group, in_channels, last, plan.padded_px)
-    first = SteerableConv(group, (in_channels, "scalar"), (levels[0], "hidden"), first_size, stride=plan.first_stride)
-    blocks = [_block(first, group)]
+        return _dense_trunk(design, in_channels, last, plan.padded_px)
+    blocks = [design.block((in_channels, "scalar"), levels[0], first_size, stride=plan.first_stride, is_first=True)]
     for before, count in pairwise(levels):
-        blocks.append(_block(SteerableConv(group, (before, "hidden"), (count, "hidden"), down_size, stride=2), group))
-        if group.is_grid_exact:
-            blocks.append(_block(SteerableConv(group, (count, "hidden"), (count, "hidden"), 3), group))
-    whole = FullMapConv(group, (levels[-1], "hidden"), (last, "hidden"), plan.level_sizes_px[-1])
-    mixing = FullMapConv(group, (last, "hidden"), (last, "hidden"), 1)
-    return nn.Sequential(*blocks, _block(whole, group), _block(mixing, group))
+        blocks.append(design.block((before, "hidden"), count, down_size, stride=2))
+        if is_exact:
+            blocks.append(design.block((count, "hidden"), count, 3))
+    whole = design.block((levels[-1], "hidden"), last, plan.level_sizes_px[-1], is_whole=True)
+    return nn.Sequential(*blocks, whole, _mixing(design, last))
 
 
-def _dense_trunk(group: PlaneGroup, in_channels: int, last: int, size_px: int) -> nn.Module:
+def _dense_trunk(design: BlockDesign, in_channels: int, last: int, size_px: int) -> nn.Module:
     """One filter as large as the image, then two layers at one pixel: a steerable perceptron."""
-    if group.is_grid_exact:
-        return SteerablePerceptron(group, in_channels, size_px, last)
-    whole = FullMapConv(group, (in_channels, "scalar"), (last, "hidden"), size_px)
-    mixing = [FullMapConv(group, (last, "hidden"), (last, "hidden"), 1) for _ in range(2)]
-    return nn.Sequential(*(_block(conv, group) for conv in (whole, *mixing)))
+    if design.group.is_grid_exact and design.kernel == "analytic":
+        return SteerablePerceptron(design.group, in_channels, size_px, last)
+    whole = design.block((in_channels, "scalar"), last, size_px, is_whole=True, is_first=True)
+    return nn.Sequential(whole, _mixing(design, last), _mixing(design, last))
 
 
-def _block(conv: SteerableConv, group: PlaneGroup) -> SteerableBlock:
-    """A convolution with its activation."""
-    return SteerableBlock(conv, FieldActivation(group, conv.out_count))
+def _mixing(design: BlockDesign, fields: int) -> SteerableBlock:
+    """A layer at one pixel, where there is no place for a perceptron to look at."""
+    analytic = replace(design, kernel="analytic")
+    return analytic.block((fields, "hidden"), fields, 1, is_whole=True)

@@ -156,7 +156,7 @@ def encoder_outputs(
         encoder: with a head of rows.
         images: as it takes them.
     """
-    features = encoder.trunk(encoder.pyramid(encoder.centre(images)))
+    features = encoder.features(images)
     vectors, logits = encoder.head.vectors(features), encoder.head.logits(features)
     return vectors.view(len(images), 2, -1, 3).transpose(1, 2), logits.flatten(1)
 

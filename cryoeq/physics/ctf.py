@@ -70,3 +70,14 @@ def matched_filter(
     values = evaluate_ctf(ctf, frequencies_per_angstrom)
     is_premultiplied = ctf.is_premultiplied[:, None] > 0
     return torch.where(is_premultiplied, torch.ones_like(values), values), values.square()
+
+
+def ctf_condition(ctf: CtfParameters) -> Float[Tensor, "batch 3"]:
+    """What a conditioned encoder is told of a particle: mean defocus, and astigmatism as a vector of twice its angle.
+
+    In micrometres from 1.5, and in tenths of a micrometre.
+    """
+    mean = (ctf.defocus_u_angstrom + ctf.defocus_v_angstrom) / 2e4 - 1.5
+    astigmatism = (ctf.defocus_u_angstrom - ctf.defocus_v_angstrom) / 1e3
+    angle = 2 * ctf.defocus_angle_rad
+    return torch.stack([mean, astigmatism * angle.cos(), astigmatism * angle.sin()], -1)

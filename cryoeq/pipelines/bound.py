@@ -43,7 +43,8 @@ from cryoeq.outputs.folder import make_folder
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.infer import load_encoder
 from cryoeq.pipelines.run_particles import open_particles, read_reconstruction_job
-from cryoeq.training.course_record import CourseRecord, Rendering
+from cryoeq.training.course_record import CourseRecord
+from cryoeq.training.rendering_lessons import Renderings
 from cryoeq.training.taught_encoder import ENCODER_FILE, TaughtEncoder
 
 _BATCH = 512
@@ -59,9 +60,9 @@ class _Trial:
     wrong_rad: float
 
     @torch.no_grad()
-    def margins(self, rendering: Rendering) -> Float[Tensor, " count"]:
+    def margins(self, rendering: Renderings) -> Float[Tensor, " count"]:
         """By how much of its largest conceivable length the output may move before the pose is wrong."""
-        matched, rotations, shifts = rendering
+        matched, rotations, shifts, _ = rendering
         encoder, view = self.taught.encoder, self.taught.view
         images = view.images_at_trials(matched, view.nearest_trials(shifts)[:, None])
         vectors, logits = encoder_outputs(encoder, images)
@@ -135,7 +136,7 @@ def _run_of(folder: Path) -> RunFolder:
 
 
 def _try_on(
-    trial: _Trial, renderings: Iterator[Rendering], total: int, stage: str
+    trial: _Trial, renderings: Iterator[Renderings], total: int, stage: str
 ) -> Generator[Event, None, Float[Tensor, " renderings"]]:
     parts, done = [], 0
     for rendering in renderings:

@@ -9,7 +9,7 @@ from cryoeq.data.dataset import ParticleDataset
 from cryoeq.errors import ConfigError, ParticleFileError
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.models.decoder import ImplicitDecoder
-from cryoeq.models.encoder import PoseEncoder
+from cryoeq.models.encoder import EncoderDesign, PoseEncoder
 from cryoeq.models.voxel_decoder import VoxelDecoder
 from cryoeq.pipelines.build import shift_sigma_px
 from cryoeq.training.loop import TrainingSettings
@@ -45,10 +45,17 @@ def build_encoder(config: ReconstructConfig, box_size_px: int) -> PoseEncoder:
     trunk is dense; low-passes would add nothing to those.
 
     Raises:
-        ConfigError: its widths do not fit the box.
+        ConfigError: its widths do not fit the box, or its samples not the group.
     """
     shape, is_taught = config.encoder, config.pose_inference == "hybrid" and config.encoder.trunk == "dense"
     channels = shape.channels or ((_TAUGHT_CHANNELS,) if is_taught else None)
+    is_finite = shape.group not in ("so2", "o2")
+    if is_finite and (shape.sampler == "adaptive" or shape.samples is not None):
+        raise ConfigError(
+            f"encoder.sampler={shape.sampler}, encoder.samples={shape.samples} with encoder.group={shape.group}",
+            "a finite group is evaluated on all its elements, only so2 and o2 are sampled",
+            "Leave both out, or choose encoder.group=so2 or o2",
+        )
     try:
         return PoseEncoder(
             shape.group,
@@ -58,6 +65,7 @@ def build_encoder(config: ReconstructConfig, box_size_px: int) -> PoseEncoder:
             trunk=shape.trunk,
             head=shape.head,
             low_passes=not is_taught,
+            design=EncoderDesign(shape.kernel, shape.sampler, shape.samples),
         )
     except ValueError as error:
         raise ConfigError(

@@ -82,7 +82,9 @@ def assign_poses(
 def _assign_batch(
     state: TrainingState, seen: Observation, plane: HalfPlane, *, is_symmetric: bool, centred: bool
 ) -> _Part:
-    proposals = propose(state.encoder, seen.coefficients, plane, is_symmetric=is_symmetric, centred=centred)
+    proposals = propose(
+        state.encoder, seen.coefficients, plane, seen.condition, is_symmetric=is_symmetric, centred=centred
+    )
     errors = data_term(predict(state.decoder, proposals, seen.transfer, plane), seen.coefficients, plane.weights)
     least = errors.min(1).values
     # Gaussian noise of the residual's own variance: log-likelihood -|r|^2 / (2 v) summed over the coefficients.

@@ -5,18 +5,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoeq.domain.optics import CtfParameters
 from cryoeq.domain.randomness import Stream, stream_generator
 from cryoeq.geometry.fourier import HalfPlane
-from cryoeq.physics.ctf import matched_filter
+from cryoeq.physics.ctf import ctf_condition, matched_filter
 from cryoeq.physics.projection import prepare_slices
-from cryoeq.training.rendering_lessons import Lessons, choose_trials
+from cryoeq.training.rendering_lessons import Lessons, Renderings, choose_trials
 from cryoeq.training.taught_encoder import TaughtEncoder
-
-Rendering = tuple[Complex[Tensor, "count points"], Float[Tensor, "count 3 3"], Float[Tensor, "count 2"]]
 
 
 @dataclass(frozen=True)
@@ -58,20 +56,23 @@ class CourseRecord:
         """
         plane = HalfPlane.up_to(taught.box_size_px, taught.radius, self.volume.device)
         power = torch.ones(len(self.searched), len(plane), device=self.volume.device)
+        condition = None
         if ctf is not None:
             lent = ctf[self.searched.cpu()].to(self.volume.device)
             power = matched_filter(lent, plane.frequencies_per_angstrom(taught.pixel_size_angstrom))[1]
-        return Lessons(prepare_slices(self.volume), plane, power, self.sigma, taught.view, self.shift_sigma_px)
+            condition = ctf_condition(lent)
+        padded = prepare_slices(self.volume)
+        return Lessons(padded, plane, power, self.sigma, taught.view, self.shift_sigma_px, condition)
 
-    def renderings(self, lessons: Lessons) -> Iterator[Rendering]:
+    def renderings(self, lessons: Lessons) -> Iterator[Renderings]:
         """Those of the course, batch by batch."""
         generator = stream_generator(self.seed, Stream.LESSONS, self.course)
         for _ in range(self.steps):
             rendering = lessons.render(self.batch_size, generator)
-            choose_trials(lessons.view, rendering[2], generator)  # the course drew these too
+            choose_trials(lessons.view, rendering.shifts_px, generator)  # the course drew these too
             yield rendering
 
-    def other_renderings(self, lessons: Lessons, count: int) -> Iterator[Rendering]:
+    def other_renderings(self, lessons: Lessons, count: int) -> Iterator[Renderings]:
         """As many as ``count`` of the same distribution that no course of the run has shown."""
         generator = stream_generator(self.seed, Stream.LESSONS, self.course + 1)
         sizes = [self.batch_size] * (count // self.batch_size) + [count % self.batch_size]

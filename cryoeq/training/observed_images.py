@@ -11,7 +11,7 @@ from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.optics import CtfParameters
 from cryoeq.geometry.disk_harmonics import DiskHarmonics
 from cryoeq.geometry.fourier import HalfPlane
-from cryoeq.physics.ctf import matched_filter
+from cryoeq.physics.ctf import ctf_condition, matched_filter
 from cryoeq.physics.shift import shift_phases
 from cryoeq.training.view_scores import POWER_ORDERS, MatchedImages, power_radii
 
@@ -29,12 +29,14 @@ class ObservedImages:
         matched: images times their CTF (as they are where premultiplied), not centred.
         power: CTF squared.
         power_harmonics: the CTF squared at the hats' radii, real and imaginary part of angular orders 0, 2 and 4.
+        condition: what a conditioned encoder is told of each CTF, None without.
     """
 
     plane: HalfPlane
     matched: Complex[Tensor, "particles points"]
     power: Float[Tensor, "particles points"]
     power_harmonics: Float[Tensor, "power_orders particles hats 2"]
+    condition: Float[Tensor, "particles 3"] | None = None
 
     def __len__(self) -> int:
         return len(self.matched)
@@ -78,6 +80,7 @@ class ObservedImages:
             self.matched[:, :count],
             self.power[:, :count],
             self.power_harmonics[:, :, :hats],
+            self.condition,
         )
 
     def rows(self, rows: Int[Tensor, " rows"]) -> "ObservedImages":
@@ -87,6 +90,7 @@ class ObservedImages:
             matched=self.matched[rows],
             power=self.power[rows],
             power_harmonics=self.power_harmonics[:, rows],
+            condition=None if self.condition is None else self.condition[rows],
         )
 
     def centred(self, shifts_px: Float[Tensor, "particles 2"]) -> Complex[Tensor, "particles points"]:
@@ -129,7 +133,8 @@ def observe_all(dataset: ParticleDataset, device: torch.device) -> Iterator[tupl
             hats = len(power_radii(float(plane.radii.max())))
             harmonics = torch.zeros(POWER_ORDERS, len(batch), hats, 2, device=device)
             harmonics[0, ..., 0] = 1.0
-        yield done, ObservedImages(plane, matched, power, harmonics)
+        condition = None if moved.ctf is None else ctf_condition(moved.ctf)
+        yield done, ObservedImages(plane, matched, power, harmonics, condition)
 
 
 def shell_precision(noise_variance: Float[Tensor, " shells"]) -> Float[Tensor, " shells"]:
@@ -144,6 +149,7 @@ def join(parts: list[ObservedImages]) -> ObservedImages:
         torch.cat([part.matched for part in parts]),
         torch.cat([part.power for part in parts]),
         torch.cat([part.power_harmonics for part in parts], 1),
+        None if parts[0].condition is None else torch.cat([p.condition for p in parts if p.condition is not None]),
     )
 
 

@@ -7,6 +7,7 @@ has an expectation and a spread that follow from the map and the CTF alone, so i
 
 import math
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -72,8 +73,13 @@ def propose_for_all(encoder: torch.nn.Module, images: ObservedImages, view: Enco
         images: the particles, at their own box and up to any radius that holds the view's.
         view: of the encoder.
     """
-    batches = images.matched.split(_BATCH)
-    return PoseProposals.join([propose_poses(encoder, matched[:, : len(view.plane)], view) for matched in batches])
+    conditions = repeat(None) if images.condition is None else images.condition.split(_BATCH)
+    return PoseProposals.join(
+        [
+            propose_poses(encoder, matched[:, : len(view.plane)], view, condition)
+            for matched, condition in zip(images.matched.split(_BATCH), conditions, strict=False)
+        ]
+    )
 
 
 def judge(

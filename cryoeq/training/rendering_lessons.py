@@ -16,6 +16,7 @@ Learning from renderings: Yao et al. 2023, ACE-EM (arXiv 2302.06091).
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Complex, Float, Int
@@ -121,6 +122,7 @@ class Lessons:
         sigma: standard deviation of the noise per coefficient.
         view: of the encoder.
         shift_sigma_px: spread of the shifts; 0 for centred particles.
+        condition: what a conditioned encoder is told of the CTFs of the same particles, None without.
     """
 
     padded: Complex[Tensor, "m m m"]
@@ -129,6 +131,7 @@ class Lessons:
     sigma: Float[Tensor, " points"]
     view: EncoderView
     shift_sigma_px: float
+    condition: Float[Tensor, "particles 3"] | None = None
 
     @classmethod
     def of_map(
@@ -137,7 +140,9 @@ class Lessons:
         """Renderings of a map that look like given particles."""
         part = images.within(float(view.plane.radii.max()), images.plane.box_size_px)
         precision, _ = _spectra(images, volume, part)
-        return cls(prepare_slices(volume), part.plane, part.power, precision.rsqrt(), view, shift_sigma_px)
+        return cls(
+            prepare_slices(volume), part.plane, part.power, precision.rsqrt(), view, shift_sigma_px, images.condition
+        )
 
     @torch.no_grad()
     def slices(self, count: int, generator: torch.Generator) -> Float[Tensor, "count m m"]:
@@ -151,10 +156,8 @@ class Lessons:
         return self.view.images(extract_slices(self.padded, rotations, self.plane) * self.power.mean(0))
 
     @torch.no_grad()
-    def render(
-        self, count: int, generator: torch.Generator, *, level: float = 1.0
-    ) -> tuple[Complex[Tensor, "count points"], Float[Tensor, "count 3 3"], Float[Tensor, "count 2"]]:
-        """Renderings at random poses, as particles times their CTF; rotations; shifts in pixels of their box.
+    def render(self, count: int, generator: torch.Generator, *, level: float = 1.0) -> "Renderings":
+        """The map at random poses.
 
         Args:
             count: how many.
@@ -164,11 +167,29 @@ class Lessons:
         device = self.padded.device
         rotations = random_rotations(count, generator, device)
         shifts = (torch.randn(count, 2, generator=generator) * self.shift_sigma_px).to(device)
-        power = self.power[torch.randint(len(self.power), (count,), generator=generator).to(device)]
+        lenders = torch.randint(len(self.power), (count,), generator=generator).to(device)
+        power = self.power[lenders]
         noise = torch.randn(count, len(self.plane), 2, generator=generator).to(device) / math.sqrt(2)
         phases = shift_phases(shifts, self.plane.coords, self.plane.box_size_px)
         clean = extract_slices(self.padded, rotations, self.plane) * phases * power
-        return clean + torch.view_as_complex(noise) * power.sqrt() * (level * self.sigma), rotations, shifts
+        noisy = clean + torch.view_as_complex(noise) * power.sqrt() * (level * self.sigma)
+        return Renderings(noisy, rotations, shifts, None if self.condition is None else self.condition[lenders])
+
+
+class Renderings(NamedTuple):
+    """Images with exact labels.
+
+    Args:
+        matched: coefficients times their CTF, with noise.
+        rotations: of the poses.
+        shifts_px: in pixels of the particles' box.
+        condition: what a conditioned encoder is told of their CTFs, None without.
+    """
+
+    matched: Complex[Tensor, "count points"]
+    rotations: Float[Tensor, "count 3 3"]
+    shifts_px: Float[Tensor, "count 2"]
+    condition: Float[Tensor, "count 3"] | None
 
 
 @dataclass(frozen=True)
@@ -197,7 +218,12 @@ def encoder_box_px(radius: int) -> int:
 
 
 def propose_poses(
-    encoder: torch.nn.Module, matched: Complex[Tensor, "batch points"], view: EncoderView, *, kept: int = 8
+    encoder: torch.nn.Module,
+    matched: Complex[Tensor, "batch points"],
+    view: EncoderView,
+    condition: Float[Tensor, "batch 3"] | None = None,
+    *,
+    kept: int = 8,
 ) -> PoseProposals:
     """The encoder's most probable hypotheses over all trial shifts, shifts in pixels of the particles' box.
 
@@ -205,12 +231,14 @@ def propose_poses(
         encoder: the pose encoder.
         matched: coefficients of particles times their CTF, up to the radius of the view.
         view: of the encoder.
+        condition: of the particles' CTFs.
         kept: hypotheses per particle, at most; their logits are logarithms of probabilities among all.
     """
     trials = torch.arange(len(view.trials_px), device=matched.device)
     parts = []
-    for rows in matched.split(max(1, _MOST_ROWS // len(trials))):
-        every = propose_at_trials(encoder, rows, view, trials.expand(len(rows), -1))
+    for rows in torch.arange(len(matched), device=matched.device).split(max(1, _MOST_ROWS // len(trials))):
+        told = None if condition is None else condition[rows]
+        every = propose_at_trials(encoder, matched[rows], view, trials.expand(len(rows), -1), told)
         logits, chosen = every.logits.log_softmax(1).topk(min(kept, every.logits.shape[1]))
         row = torch.arange(len(rows), device=chosen.device)[:, None]
         parts.append(PoseProposals(every.rotations[row, chosen], every.shifts_px[row, chosen], logits))
@@ -222,6 +250,7 @@ def propose_at_trials(
     matched: Complex[Tensor, "batch points"],
     view: EncoderView,
     trials: Int[Tensor, "batch tried"],
+    condition: Float[Tensor, "batch 3"] | None = None,
 ) -> PoseProposals:
     """All hypotheses at some trial shifts of each particle, those of one trial after those of another.
 
@@ -230,9 +259,11 @@ def propose_at_trials(
         matched: coefficients of particles times their CTF, up to the radius of the view.
         view: of the encoder.
         trials: indices of the trial shifts.
+        condition: of the particles' CTFs.
     """
-    batch = len(trials)
-    found: PoseProposals = encoder(view.images_at_trials(matched, trials))
+    batch, tried = trials.shape
+    told = None if condition is None else condition.repeat_interleave(tried, 0)
+    found: PoseProposals = encoder(view.images_at_trials(matched, trials), told)
     shifts = (
         found.shifts_px * (0.0 if view.is_centred else view.shift_scale) + view.trials_px[trials.flatten()][:, None]
     )
@@ -266,9 +297,10 @@ def learn(
             group["lr"] = settings.rate * rate
         level = min(1.0, settings.first_noise + (1 - settings.first_noise) * 2 * step / settings.steps)
         count = settings.batch_size // view.looks_per_lesson
-        matched, rotations, shifts = lessons.render(count, generator, level=level)
-        proposals = propose_at_trials(encoder, matched, view, choose_trials(view, shifts, generator))
-        costs = pose_cost(proposals, rotations, shifts, lessons.shift_sigma_px)
+        shown = lessons.render(count, generator, level=level)
+        trials = choose_trials(view, shown.shifts_px, generator)
+        proposals = propose_at_trials(encoder, shown.matched, view, trials, shown.condition)
+        costs = pose_cost(proposals, shown.rotations, shown.shifts_px, lessons.shift_sigma_px)
         loss = mixture_loss(proposals.logits, costs, settings.sharpness) + _LEAK * costs.mean()
         if not torch.isfinite(loss):
             raise DivergedError(
@@ -280,7 +312,7 @@ def learn(
         loss.backward()
         optimizer.step()
         preferred = best_hypotheses(proposals)[0].detach()
-        error_deg = math.degrees(float(rotation_angle_rad(preferred, rotations).median()))
+        error_deg = math.degrees(float(rotation_angle_rad(preferred, shown.rotations).median()))
         yield Progress("teaching the encoder", step + 1, settings.steps, {"rendered_error_deg": error_deg})
     encoder.eval()
 

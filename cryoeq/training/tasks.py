@@ -12,7 +12,7 @@ from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
 from cryoeq.models.decoder import VolumeDecoder
 from cryoeq.models.pose_head import PoseProposals
-from cryoeq.physics.ctf import image_transfer
+from cryoeq.physics.ctf import ctf_condition, image_transfer
 from cryoeq.physics.image_formation import apply_optics
 from cryoeq.training.losses import (
     data_term,
@@ -34,11 +34,13 @@ class Observation:
         indices: rows of the particles.
         coefficients: scaled to unit variance.
         transfer: CTF per coefficient, None without.
+        condition: what a conditioned encoder is told of each CTF, None without.
     """
 
     indices: Int[Tensor, " batch"]
     coefficients: Complex[Tensor, "batch points"]
     transfer: Float[Tensor, "batch points"] | None
+    condition: Float[Tensor, "batch 3"] | None = None
 
     def transfer_within(self, plane: HalfPlane) -> Float[Tensor, "batch part"] | None:
         """The CTF of the leading coefficients."""
@@ -69,13 +71,14 @@ def observe(dataset: ParticleDataset, rows: Int[Tensor, " rows"], plane: HalfPla
     if batch.ctf is None:
         return Observation(rows, coefficients, None)
     frequencies = plane.frequencies_per_angstrom(dataset.pixel_size_angstrom)
-    return Observation(rows, coefficients, image_transfer(batch.ctf, frequencies))
+    return Observation(rows, coefficients, image_transfer(batch.ctf, frequencies), ctf_condition(batch.ctf))
 
 
 def propose(
     encoder: torch.nn.Module,
     coefficients: Complex[Tensor, "batch points"],
     plane: HalfPlane,
+    condition: Float[Tensor, "batch 3"] | None = None,
     *,
     is_symmetric: bool = False,
     centred: bool = False,
@@ -86,15 +89,16 @@ def propose(
         encoder: the pose encoder.
         coefficients: of the images.
         plane: which.
+        condition: of their CTFs.
         is_symmetric: propose for the half-turned images too.
         centred: particles are known to be centred: all shifts are 0.
     """
     images = plane.images(coefficients)
-    proposals: PoseProposals = encoder(images)
+    proposals: PoseProposals = encoder(images, condition)
     if centred:
         proposals = replace(proposals, shifts_px=torch.zeros_like(proposals.shifts_px))
     if is_symmetric:
-        turned = propose(encoder, coefficients.conj(), plane, centred=centred)
+        turned = propose(encoder, coefficients.conj(), plane, condition, centred=centred)
         proposals = with_half_turn(proposals, turned)
     return proposals
 
@@ -134,7 +138,9 @@ def learn_images(
     """Pose the images, and compare them with what the decoder makes of the best hypothesis."""
     observed, transfer = seen.coefficients[:, : len(active)], seen.transfer_within(active)
     with torch.set_grad_enabled(encoder_learns):
-        proposals = propose(state.encoder, seen.coefficients, plane, is_symmetric=is_symmetric, centred=centred)
+        proposals = propose(
+            state.encoder, seen.coefficients, plane, seen.condition, is_symmetric=is_symmetric, centred=centred
+        )
         predicted = predict(state.decoder, proposals, transfer, active)
         errors = data_term(predicted, observed, active.weights)
     best = choose(proposals, errors.argmin(1))
@@ -159,11 +165,11 @@ def render(
     *,
     count: int,
     shift_sigma_px: float,
-) -> tuple[Complex[Tensor, "count points"], Float[Tensor, "count 3 3"], Float[Tensor, "count 2"]]:
+) -> tuple[Observation, Float[Tensor, "count 3 3"], Float[Tensor, "count 2"]]:
     """The current map at random poses, with CTFs of the batch and noise of the residual's spectrum.
 
     Returns:
-        Coefficients, rotations, shifts in pixels.
+        The renderings, rotations, shifts in pixels.
     """
     generator, device = state.step_generator(), plane.coords.device
     rotations = random_rotations(count, generator, device)
@@ -175,7 +181,8 @@ def render(
     amplitude = (state.residual_power[plane.shells] / 2).sqrt()
     images = torch.complex(noise[0], noise[1]) * amplitude
     images[:, : len(active)] += clean
-    return images, rotations, shifts
+    condition = None if seen.condition is None else seen.condition[rows]
+    return Observation(seen.indices[rows], images, None, condition), rotations, shifts
 
 
 def learn_renderings(
@@ -193,8 +200,8 @@ def learn_renderings(
     Returns:
         The loss, and the median rotation error of the best hypotheses in degrees.
     """
-    images, rotations, shifts = render(state, seen, plane, active, count=count, shift_sigma_px=shift_sigma_px)
-    proposals = propose(state.encoder, images, plane)
+    shown, rotations, shifts = render(state, seen, plane, active, count=count, shift_sigma_px=shift_sigma_px)
+    proposals = propose(state.encoder, shown.coefficients, plane, shown.condition)
     costs = pose_cost(proposals, rotations, shifts, shift_sigma_px)
     loss = winner_takes_all(costs, leak) + _CHOICE_WEIGHT * head_choice_loss(proposals.logits, costs)
     best = choose(proposals, costs.argmin(1)).rotations[:, 0].detach()

@@ -13,7 +13,7 @@ from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.models.encoder import PoseEncoder
 from cryoeq.models.pose_head import PoseProposals
-from cryoeq.physics.ctf import matched_filter
+from cryoeq.physics.ctf import ctf_condition, matched_filter
 from cryoeq.training.rendering_lessons import EncoderView, best_hypotheses, encoder_box_px, propose_poses
 
 ENCODER_FILE = "encoder.pt"
@@ -45,10 +45,12 @@ class TaughtEncoder:
         """Hypotheses for particles of the box and pixel size that were learnt, shifts in their pixels."""
         plane = HalfPlane.up_to(self.box_size_px, self.radius, batch.images.device)
         matched = plane.transform(batch.images)
+        condition = None
         if batch.ctf is not None:
+            condition = ctf_condition(batch.ctf)
             factor, _ = matched_filter(batch.ctf, plane.frequencies_per_angstrom(self.pixel_size_angstrom))
             matched = matched * factor
-        return propose_poses(self.encoder, matched, self.view)
+        return propose_poses(self.encoder, matched, self.view, condition)
 
     def pose(self, batch: ParticleBatch) -> tuple[Poses, torch.Tensor]:
         """The preferred pose of each particle, and the probability of the hypotheses that agree with it.

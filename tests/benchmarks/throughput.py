@@ -18,16 +18,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cryoeq.config.reconstruct import ReconstructConfig
+from cryoeq.config.reconstruct import Group, ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.data.preprocessing import Preprocessing
 from cryoeq.domain.optics import Optics
 from cryoeq.domain.particles import ParticleTable
-from cryoeq.equivariance import GROUP_NAMES
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import random_rotations
 from cryoeq.io.images import LazyImages
@@ -38,6 +38,7 @@ from cryoeq.pipelines.build_training import build_plane, build_settings, build_s
 from cryoeq.training.loop import fit
 from cryoeq.training.schedule import Schedule
 
+GROUP_NAMES: tuple[str, ...] = get_args(Group)
 RESULTS = Path(__file__).with_suffix(".json")
 BATCH = 128
 QUICK_GROUPS = ("c1", "d4")

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterator
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cryoeq.equivariance import GROUP_NAMES, SteerableBlock
+from cryoeq.config.reconstruct import Group
+from cryoeq.equivariance import SteerableBlock, plane_group
 from cryoeq.equivariance.measure import (
     act_on_rotations,
     act_on_shifts,
@@ -16,9 +18,10 @@ from cryoeq.equivariance.measure import (
     transform_images,
 )
 from cryoeq.geometry.so3 import rotation_angle_rad
-from cryoeq.models.encoder import PoseEncoder, SpatialPlan, TrunkKind
+from cryoeq.models.encoder import EncoderDesign, PoseEncoder, SpatialPlan, TrunkKind
 from cryoeq.models.pose_head import HeadKind, rotation_from_columns, rotation_from_rows
 
+GROUP_NAMES: tuple[str, ...] = get_args(Group)
 HEADS: tuple[HeadKind, ...] = ("rows", "columns")
 N_HEADS = 2
 NARROW = (16, 32, 32, 128)
@@ -41,7 +44,7 @@ def build(group: str, box: int, head: HeadKind = "rows") -> PoseEncoder:
 
 
 def widths(group: str) -> tuple[int, ...]:
-    return NARROW_SMOOTH if group in ("c8", "d8", "so2", "o2") else NARROW
+    return NARROW if plane_group(group).is_grid_exact else NARROW_SMOOTH
 
 
 def settle(encoder: PoseEncoder, images: Tensor) -> PoseEncoder:
@@ -94,6 +97,45 @@ def test_proposals_of_a_dense_trunk_turn_with_the_image(group: str, box: int, ge
     assert rotations < 1e-4
     assert shifts < 1e-5
     assert logits < 1e-5
+
+
+DESIGNS = (
+    ("d4", EncoderDesign("implicit")),
+    ("d4", EncoderDesign("implicit_ctf")),
+    ("c4", EncoderDesign("implicit_ctf")),
+    ("so2", EncoderDesign(sampler="adaptive")),
+    ("o2", EncoderDesign(sampler="adaptive", samples=1)),
+    ("so2", EncoderDesign("implicit_ctf", "adaptive", 2)),
+    ("so2", EncoderDesign(samples=16)),
+)
+"""Encoders of other parts than the default's; a new one is one line."""
+
+
+@pytest.mark.parametrize("trunk", ["conv", "dense"])
+@pytest.mark.parametrize(("group", "design"), DESIGNS, ids=str)
+def test_every_design_turns_with_the_image(
+    group: str, design: EncoderDesign, trunk: TrunkKind, generator: torch.Generator
+) -> None:
+    """And with the astigmatism where it is told of it: the pose turns when image and CTF do."""
+    torch.manual_seed(0)
+    images = torch.randn(8, 16, 16, generator=generator)
+    condition = torch.randn(8, 3, generator=generator)
+    encoder = PoseEncoder(group, 16, N_HEADS, widths(group) if trunk == "conv" else (96,), trunk=trunk, design=design)
+    encoder.train()
+    with torch.no_grad():
+        for _ in range(3):
+            encoder(images, condition)
+        before = encoder.eval()(images, condition)
+        for g in encoder.group.elements():
+            tensors = torch.stack([condition[:, 1:], condition[:, 1:].flip(1) * torch.tensor([1.0, -1.0])], 1)
+            moved = (g.float() @ tensors @ g.float().T)[:, 0]
+            after = encoder(transform_images(images, g), torch.cat([condition[:, :1], moved], 1))
+            torch.testing.assert_close(
+                after.rotations, act_on_rotations(g.float(), before.rotations), atol=1e-3, rtol=0
+            )
+            torch.testing.assert_close(after.shifts_px, act_on_shifts(g.float(), before.shifts_px), atol=1e-4, rtol=0)
+        other = encoder(images, condition + 1).shifts_px
+    assert torch.equal(other, before.shifts_px) == (design.kernel != "implicit_ctf")
 
 
 @pytest.mark.usefixtures("double")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cryoeq.equivariance import GROUP_NAMES, FieldActivation, FieldKind, SteerableConv, plane_group
+from cryoeq.equivariance import GROUP_NAMES, FieldActivation, FieldKind, SteerableConv, plane_group, steerable_kernels
 from cryoeq.equivariance.groups import permute_pixels
 from cryoeq.equivariance.nonlinearity import _norm_relu
 
@@ -76,7 +76,7 @@ def test_unknown_groups_are_refused() -> None:
 )
 def test_number_of_kernels(name: str, size: int, kernels: int, dim: int) -> None:
     """Frozen, so that a change of escnn's basis, which would change every checkpoint, is noticed."""
-    basis = plane_group(name).kernel_basis("hidden", "hidden", size)
+    basis = steerable_kernels(plane_group(name), "hidden", "hidden", size)
     assert basis.shape == (kernels, dim, dim, size, size)
     assert torch.linalg.matrix_rank(basis.flatten(1).double(), rtol=1e-5) == kernels
 

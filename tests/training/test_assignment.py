@@ -110,7 +110,7 @@ def test_the_decoder_chooses_the_head(make_known: Callable, start: Callable) -> 
 
         done = 0
 
-        def forward(self, images: Tensor) -> Any:
+        def forward(self, images: Tensor, _condition: Tensor | None = None) -> Any:
             proposals = wrong(images)
             for image in range(len(images)):
                 row = Half.done + image
@@ -142,7 +142,7 @@ def test_what_is_explained(make_known: Callable, start: Callable) -> None:
     class Oracle(torch.nn.Module):
         done = 0
 
-        def forward(self, images: Tensor) -> Any:
+        def forward(self, images: Tensor, _condition: Tensor | None = None) -> Any:
             rows = slice(Oracle.done, Oracle.done + len(images))
             Oracle.done += len(images)
             heads = torch.zeros(len(images), 1)

@@ -40,7 +40,7 @@ def seen(make_known: Callable, observe: Callable) -> tuple[ObservedImages, Tenso
 def test_renderings_have_the_power_of_the_particles(seen: tuple[ObservedImages, Tensor]) -> None:
     images, volume = seen
     view = EncoderView.of_map(images, volume, RADIUS, SIGMA_PX)
-    matched, _, _ = Lessons.of_map(images, volume, view, SIGMA_PX).render(512, torch.Generator().manual_seed(0))
+    matched, *_ = Lessons.of_map(images, volume, view, SIGMA_PX).render(512, torch.Generator().manual_seed(0))
     shells = view.plane.shells
     ours, theirs = (
         torch.zeros(RADIUS + 1).index_add(0, shells, values[:, : len(shells)].abs().square().mean(0))
@@ -110,7 +110,7 @@ def test_an_encoder_learns(seen: tuple[ObservedImages, Tensor]) -> None:
     events = list(learn(encoder, lessons, settings, seed=0))
     assert [event.done for event in events] == list(range(1, 61))
     assert not encoder.training
-    matched, rotations, _ = lessons.render(128, torch.Generator().manual_seed(1))
+    matched, rotations, *_ = lessons.render(128, torch.Generator().manual_seed(1))
     with torch.no_grad():
         rotation, shifts = best_hypotheses(propose_poses(encoder, matched, view))
     assert float(rotation_angle_rad(rotation, rotations).median().rad2deg()) < 60  # 126 by chance
@@ -140,13 +140,14 @@ def test_a_course_can_be_rendered_again(make_known: Callable, seen: tuple[Observ
     rendered = again.lessons(taught, ctf)
     generator = stream_generator(3, Stream.LESSONS, 1)
     batches = list(again.renderings(rendered))
-    assert again.count == sum(len(rotations) for _, rotations, _ in batches) == 16
-    for matched, rotations, shifts in batches:
+    assert again.count == sum(len(shown.rotations) for shown in batches) == 16
+    for matched, rotations, shifts, condition in batches:
         expected = lessons.render(8, generator)
         choose_trials(view, expected[2], generator)
         assert torch.equal(rotations, expected[1])
         torch.testing.assert_close(matched, expected[0], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(shifts, expected[2])
+        assert (condition is None) == (ctf is None)
     others = list(again.other_renderings(rendered, 200))
-    assert [len(rotations) for _, rotations, _ in others] == [8] * 25
+    assert [len(shown.rotations) for shown in others] == [8] * 25
     assert not torch.equal(others[0][1], batches[0][1])

@@ -29,7 +29,7 @@ class Oracle(torch.nn.Module):
         self.rotations = torch.stack([flip @ rotations, rotations @ flip, rotations], 1)
         self.shifts_px = torch.stack([-shifts_px, shifts_px, shifts_px], 1)
 
-    def forward(self, images: Tensor) -> PoseProposals:
+    def forward(self, images: Tensor, _condition: Tensor | None = None) -> PoseProposals:
         return PoseProposals(self.rotations, self.shifts_px, images.new_zeros(len(images), 3))
 
 
@@ -87,18 +87,22 @@ def test_renderings_are_what_physics_makes_of_the_map(make_known: Callable, star
     begin.state.residual_power = torch.zeros_like(begin.state.residual_power)
     rows = torch.tensor([3])  # all renderings get the CTF of this particle
     seen = observe(known.dataset, rows, begin.plane, 1.0)
-    images, rotations, shifts_px = render(begin.state, seen, begin.plane, begin.plane, count=50, shift_sigma_px=1.5)
+    shown, rotations, shifts_px = render(begin.state, seen, begin.plane, begin.plane, count=50, shift_sigma_px=1.5)
+    images = shown.coefficients
     assert seen.transfer is not None
+    assert seen.condition is not None
+    assert shown.condition is not None
+    torch.testing.assert_close(shown.condition, seen.condition.expand(50, -1), atol=0, rtol=0)
     expected = form_images(
         prepare_slices(known.volume.values), rotations, shifts_px, seen.transfer.expand(50, -1), begin.plane
     )
     torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-5)
     assert float(shifts_px.std()) == pytest.approx(1.5, rel=0.2)
     again, *_ = render(begin.state, seen, begin.plane, begin.plane, count=50, shift_sigma_px=1.5)
-    assert torch.equal(again, images)
+    assert torch.equal(again.coefficients, images)
     begin.state.step += 1
     other, *_ = render(begin.state, seen, begin.plane, begin.plane, count=50, shift_sigma_px=1.5)
-    assert not torch.allclose(other, images)
+    assert not torch.allclose(other.coefficients, images)
 
 
 def test_renderings_carry_the_noise_of_the_residual(make_known: Callable, start: Callable) -> None:
@@ -107,8 +111,8 @@ def test_renderings_carry_the_noise_of_the_residual(make_known: Callable, start:
     put_truth(state, Volume(torch.zeros(16, 16, 16), 5.0))
     state.residual_power = torch.linspace(0.5, 4.0, len(state.residual_power))
     seen = observe(begin.dataset, torch.arange(4), plane, 1.0)
-    images, *_ = render(state, seen, plane, plane, count=4000, shift_sigma_px=0.0)
-    power = images.abs().square().mean(0)
+    shown, *_ = render(state, seen, plane, plane, count=4000, shift_sigma_px=0.0)
+    power = shown.coefficients.abs().square().mean(0)
     torch.testing.assert_close(power, state.residual_power[plane.shells], rtol=0.1, atol=0.0)
 
 
@@ -138,7 +142,7 @@ def test_the_residual_tracks_the_noise(make_known: Callable, start: Callable) ->
     class PerBatch(torch.nn.Module):
         """The oracle of the particles of the step that is being made."""
 
-        def forward(self, images: Tensor) -> PoseProposals:
+        def forward(self, images: Tensor, _condition: Tensor | None = None) -> PoseProposals:
             per_epoch = 64 // begin.settings.batch_size
             epoch, position = divmod(state.step, per_epoch)
             rows = state.epoch_order(epoch, 64)[position * 16 : (position + 1) * 16]
