@@ -49,6 +49,9 @@ def reconstruct(
     both_hands: Annotated[
         bool, typer.Option("--both-hands", help="Write the mirror image of the map and its poses too.")
     ] = False,
+    in_plane_symmetry: Annotated[
+        bool, typer.Option("--in-plane-symmetry", help="Test for astigmatism, coma or drift that the CTF leaves out.")
+    ] = False,
     group: Annotated[str | None, typer.Option(help="c1 c2 c4 c8 d1 d2 d4 d8 so2 o2 [d4].")] = None,
     heads: Annotated[int | None, typer.Option(help="Hypotheses per image [8].")] = None,
     decoder: Annotated[str | None, typer.Option(help="voxel or implicit [voxel].")] = None,
@@ -82,7 +85,8 @@ def reconstruct(
         "input.angpix": angpix, "input.datadir": datadir, "input.scratch_dir": scratch_dir,
         "input.with_ctf": False if no_ctf else None,
         "input.contrast": contrast, "input.working_box_px": box, "input.shift_sigma_angstrom": shift_sigma,
-        "both_hands": True if both_hands else None, "search.symmetry": sym, "encoder.group": group,
+        "both_hands": True if both_hands else None, "in_plane_symmetry": True if in_plane_symmetry else None,
+        "search.symmetry": sym, "encoder.group": group,
         "encoder.heads": heads, "decoder.kind": decoder,
         "loss.symmetric": True if symmetric_loss else None, "training.epochs": epochs,
         "training.batch_size": batch_size,

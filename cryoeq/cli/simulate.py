@@ -29,6 +29,9 @@ def simulate(
     defocus_min: Annotated[float | None, typer.Option(help="Smallest defocus in um, positive under focus [1].")] = None,
     defocus_max: Annotated[float | None, typer.Option(help="Largest defocus in um [2.5].")] = None,
     astigmatism: Annotated[float | None, typer.Option(help="Spread of defocus U - V, Angstrom [0].")] = None,
+    astigmatism_angle: Annotated[
+        float | None, typer.Option(help="Direction of defocus U in all particles, degrees from x [random].")
+    ] = None,
     kv: Annotated[float | None, typer.Option(help="Acceleration voltage in kV [300].")] = None,
     cs: Annotated[float | None, typer.Option(help="Spherical aberration in mm [2.7].")] = None,
     amplitude_contrast: Annotated[float | None, typer.Option(help="Q0, 0 to 1 [0.1].")] = None,
@@ -63,6 +66,7 @@ def simulate(
         "box_size_px": box,
         "pixel_size_angstrom": angpix, "assembly": assembly, "snr": snr, "shift_sigma_angstrom": shift_sigma,
         "defocus_min_um": defocus_min, "defocus_max_um": defocus_max, "astigmatism_angstrom": astigmatism,
+        "astigmatism_angle_deg": astigmatism_angle,
         "voltage_kv": kv, "spherical_aberration_mm": cs, "amplitude_contrast": amplitude_contrast,
         "with_ctf": False if no_ctf else None, "views": views, "symmetry": sym, "noise": noise, "seed": seed,
         "device": device, "crystal": crystal, "tilt_deg": tilt, "tilt_axis_deg": tilt_axis,

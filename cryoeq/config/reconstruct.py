@@ -159,6 +159,9 @@ class ReconstructConfig(FrozenConfig):
         "those of the star file",
     )
     both_hands: bool = Field(default=False, description="write the mirror image of the map and its poses too")
+    in_plane_symmetry: bool = Field(
+        default=False, description="test whether particles look alike in every direction of the detector"
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="of all that is random")
     device: str = Field(default="auto", description="auto, cpu or cuda:N")
     threads: int | None = Field(default=None, ge=1, description="of the CPU; None for all")

@@ -41,6 +41,9 @@ class SimulateConfig(FrozenConfig):
     defocus_min_um: float = Field(default=1.0, description="smallest mean defocus, positive is underfocus")
     defocus_max_um: float = Field(default=2.5, description="largest mean defocus")
     astigmatism_angstrom: float = Field(default=0.0, ge=0, description="spread of defocus U - V")
+    astigmatism_angle_deg: float | None = Field(
+        default=None, description="direction of defocus U, from x; None draws it for each particle"
+    )
     voltage_kv: float = Field(default=300.0, gt=0, description="acceleration voltage")
     spherical_aberration_mm: float = Field(default=2.7, ge=0, description="Cs")
     amplitude_contrast: float = Field(default=0.1, ge=0, le=1, description="Q0")

@@ -28,6 +28,7 @@ class Stream(IntEnum):
     AUGMENTATION = 12
     JUNK = 13
     LATTICES = 14
+    TURNS = 15
 
 
 def stream_generator(seed: int, stream: Stream, number: int = 0) -> torch.Generator:

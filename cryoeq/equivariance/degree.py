@@ -8,6 +8,7 @@ Veefkind and Cesa 2024, A probabilistic approach to learning the degree of equiv
 2406.03946), sections 4 and 5.
 """
 
+import math
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -55,12 +56,13 @@ class LearntDegree(nn.Module):
     Args:
         group: the group.
         frequency: highest of the logarithm.
+        copies: several likelihoods that know nothing of each other; what they give has one more axis, in front.
     """
 
     values: Tensor
     elements: Tensor
 
-    def __init__(self, group: PlaneGroup, frequency: int) -> None:
+    def __init__(self, group: PlaneGroup, frequency: int, copies: int | None = None) -> None:
         super().__init__()
         self.group, self.frequency = group, frequency
         kind = Fourier(frequency)
@@ -70,38 +72,38 @@ class LearntDegree(nn.Module):
         peak = torch.from_numpy(delta(group.name, kind))
         rows = torch.stack([group.action(kind, g) @ peak for g in self.elements])
         self.register_buffer("values", rows.to(torch.get_default_dtype()), persistent=False)
-        self.logit = nn.Parameter(torch.zeros(rows.shape[1]))
+        self.logit = nn.Parameter(torch.zeros(*(() if copies is None else (copies,)), rows.shape[1]))
         for place, irrep in enumerate(irreps_up_to(group.name, frequency)):
             matrices = torch.stack([group.action(irrep, g) for g in self.elements])
             self.register_buffer(f"irrep_{place}", matrices.to(torch.get_default_dtype()), persistent=False)
         self.irreps = irreps_up_to(group.name, frequency)
 
-    def likelihood(self) -> Float[Tensor, " elements"]:
+    def likelihood(self) -> Float[Tensor, "*copies elements"]:
         """At the elements of a grid, the identity first; their mean is 1."""
         return self._log_likelihood().exp()
 
-    def coefficient(self, irrep: Irrep) -> Float[Tensor, "dim dim"]:
+    def coefficient(self, irrep: Irrep) -> Float[Tensor, "*copies dim dim"]:
         """Mean of an irreducible representation under the likelihood; 1 for the trivial one, whatever was learnt."""
         matrices = getattr(self, f"irrep_{self.irreps.index(irrep)}")
-        return torch.einsum("g,gij->ij", self.likelihood(), matrices) / len(matrices)
+        return torch.einsum("...g,gij->...ij", self.likelihood(), matrices) / len(matrices)
 
-    def misalignment(self) -> Float[Tensor, ""]:
+    def misalignment(self) -> Float[Tensor, "*copies"]:
         """How far the identity is below the most likely element, in the logarithm.
 
         The average over the group knows the likelihood up to a shift only; this makes the identity its mode.
         """
         log = self._log_likelihood()
-        return log.max() - log[0]
+        return log.amax(-1) - log[..., 0]
 
-    def divergence(self, reference: "LearntDegree | None" = None) -> Float[Tensor, ""]:
+    def divergence(self, reference: "LearntDegree | None" = None) -> Float[Tensor, "*copies"]:
         """Kullback and Leibler's, from the uniform likelihood or from an earlier layer's, which does not learn."""
         log = self._log_likelihood()
         other = torch.zeros_like(log) if reference is None else reference._log_likelihood().detach()
-        return (log.exp() * (log - other)).mean()
+        return (log.exp() * (log - other)).mean(-1)
 
     def _log_likelihood(self) -> Tensor:
-        logits = self.values @ self.logit
-        return logits - (logits.logsumexp(0) - torch.tensor(float(len(logits))).log())
+        logits = self.logit @ self.values.T
+        return logits - logits.logsumexp(-1, keepdim=True) + math.log(len(self.values))
 
 
 class RelaxedBasis(nn.Module):

@@ -107,6 +107,7 @@ def _reconstruct(
     results = posed.results | _write_maps(run, maps, given.mask)
     if given.reference is not None and (agreed := compare_with_reference(maps.all, given.reference)) is not None:
         results |= {"reference_resolution_angstrom": agreed}
+    results |= yield from _check_symmetry(config, run, dataset, posed, maps, results)
     _write_poses(run, "run_data.star", stack, posed)
     if config.particles.suffix == CS_SUFFIX:
         write_cs(run.path("run_data.cs"), config.particles, posed.poses, half_set=posed.half_set)
@@ -115,6 +116,33 @@ def _reconstruct(
             write_map(run.path(f"{name}_mirrored.mrc"), replace(volume, values=mirror_map(volume.values)))
         _write_poses(run, "run_data_mirrored.star", stack, replace(posed, poses=posed.poses.of_other_hand()))
     return results
+
+
+def _check_symmetry(
+    config: ReconstructConfig,
+    run: RunFolder,
+    dataset: ParticleDataset,
+    posed: PosedParticles,
+    maps: KnownReconstruction,
+    results: dict[str, float],
+) -> Generator[Event, None, dict[str, float]]:
+    """Figures on in-plane symmetry, where they were asked for."""
+    if not config.in_plane_symmetry:
+        return {}
+    from cryoeq.pipelines.in_plane_symmetry import check_in_plane_symmetry  # not above, because of escnn
+
+    resolution = results.get("half_map_resolution_angstrom")
+    return (
+        yield from check_in_plane_symmetry(
+            run,
+            dataset,
+            posed,
+            maps,
+            resolution_angstrom=resolution,
+            seed=config.seed,
+            device=choose_device(config.device),
+        )
+    )
 
 
 def _write_poses(run: RunFolder, name: str, stack: ParticleStack, posed: PosedParticles) -> None:

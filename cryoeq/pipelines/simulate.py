@@ -82,7 +82,8 @@ def _write_particles(config: SimulateConfig, volume: Volume, run: RunFolder, dev
         config.spherical_aberration_mm,
         config.amplitude_contrast,
     )
-    defocus = DefocusRange(config.defocus_min_um * 1e4, config.defocus_max_um * 1e4, config.astigmatism_angstrom)
+    angle = None if config.astigmatism_angle_deg is None else math.radians(config.astigmatism_angle_deg)
+    defocus = DefocusRange(config.defocus_min_um * 1e4, config.defocus_max_um * 1e4, config.astigmatism_angstrom, angle)
     drawn_ctf = draw_ctf(config.count, optics, defocus, generator)
     ctf = drawn_ctf if config.with_ctf else None
     half_set = split_half_sets(config.count, generator)

@@ -38,12 +38,14 @@ class DefocusRange:
     Args:
         min_angstrom: smallest mean defocus (U + V) / 2, positive is underfocus.
         max_angstrom: largest; the mean is uniform in between.
-        astigmatism_angstrom: standard deviation of the normal whose absolute value is U - V; its direction is uniform.
+        astigmatism_angstrom: standard deviation of the normal whose absolute value is U - V.
+        astigmatism_angle_rad: direction of U from x; None for one of each particle, uniform.
     """
 
     min_angstrom: float
     max_angstrom: float
     astigmatism_angstrom: float = 0.0
+    astigmatism_angle_rad: float | None = None
 
 
 def draw_ctf(count: int, optics: Optics, defocus: DefocusRange, generator: torch.Generator) -> CtfParameters:
@@ -57,11 +59,14 @@ def draw_ctf(count: int, optics: Optics, defocus: DefocusRange, generator: torch
     """
     mean = defocus.min_angstrom + (defocus.max_angstrom - defocus.min_angstrom) * torch.rand(count, generator=generator)
     difference = defocus.astigmatism_angstrom * torch.randn(count, generator=generator).abs()
+    angle = math.pi * torch.rand(count, generator=generator)
+    if defocus.astigmatism_angle_rad is not None:
+        angle = torch.full_like(angle, defocus.astigmatism_angle_rad % math.pi)
     zeros = torch.zeros(count)
     return CtfParameters(
         defocus_u_angstrom=mean + difference / 2,
         defocus_v_angstrom=mean - difference / 2,
-        defocus_angle_rad=math.pi * torch.rand(count, generator=generator),
+        defocus_angle_rad=angle,
         phase_shift_rad=zeros,
         bfactor_angstrom2=zeros,
         scale=torch.ones(count),

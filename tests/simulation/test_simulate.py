@@ -225,7 +225,7 @@ def test_wrong_use_is_explained(
 def test_command_line_reaches_every_setting(map_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = (
-        "-n 7 --box 24 --angpix 7 --snr inf --shift-sigma 3 --defocus-min 0.5 --defocus-max 0.8 --astigmatism 100 "
+        "-n 7 --box 24 --angpix 7 --snr inf --shift-sigma 3 --defocus-min 0.5 --defocus-max 0.8 --astigmatism 100 --astigmatism-angle 25 "
         "--kv 200 --cs 2.0 --amplitude-contrast 0.07 --views preferred --sym c2 --noise coloured --seed 4 --device cpu"
     )
     assert run(["simulate", str(map_path), "-o", str(out), *options.split()]) == 0
@@ -233,7 +233,8 @@ def test_command_line_reaches_every_setting(map_path: Path, tmp_path: Path) -> N
     assert settings == {
         "model": str(map_path), "output": str(out), "assembly": None, "box_size_px": 24, "pixel_size_angstrom": 7.0,
         "count": 7, "snr": "inf", "shift_sigma_angstrom": 3.0, "defocus_min_um": 0.5, "defocus_max_um": 0.8,
-        "astigmatism_angstrom": 100.0, "voltage_kv": 200.0, "spherical_aberration_mm": 2.0, "amplitude_contrast": 0.07,
+        "astigmatism_angstrom": 100.0, "astigmatism_angle_deg": 25.0, "voltage_kv": 200.0,
+        "spherical_aberration_mm": 2.0, "amplitude_contrast": 0.07,
         "with_ctf": True, "views": "preferred", "symmetry": "c2", "noise": "coloured", "seed": 4, "device": "cpu",
         "crystal": None, "tilt_deg": 0.0, "tilt_axis_deg": 0.0, "disorder_angstrom": 0.0, "micrograph_px": 1024,
     }  # fmt: skip
