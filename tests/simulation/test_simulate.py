@@ -225,8 +225,9 @@ def test_wrong_use_is_explained(
 def test_command_line_reaches_every_setting(map_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = (
-        "-n 7 --box 24 --angpix 7 --snr inf --shift-sigma 3 --defocus-min 0.5 --defocus-max 0.8 --astigmatism 100 --astigmatism-angle 25 "
-        "--kv 200 --cs 2.0 --amplitude-contrast 0.07 --views preferred --sym c2 --noise coloured --seed 4 --device cpu"
+        "-n 7 --box 24 --angpix 7 --snr inf --shift-sigma 3 --defocus-min 0.5 --defocus-max 0.8 --astigmatism 100 "
+        "--astigmatism-angle 25 --kv 200 --cs 2.0 --amplitude-contrast 0.07 --views preferred --sym c2 "
+        "--noise coloured --seed 4 --device cpu"
     )
     assert run(["simulate", str(map_path), "-o", str(out), *options.split()]) == 0
     settings = json.loads((out / "job.json").read_text())["settings"]
