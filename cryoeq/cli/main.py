@@ -97,7 +97,8 @@ def run(arguments: Sequence[str]) -> int:
         arguments: all that follows the program's name.
 
     Returns:
-        The exit code: 0 done, 1 our bug, 2 wrong use, 3 bad data, 4 numerical failure or no memory, 130/143 stopped.
+        The exit code: 0 done, 1 our bug, 2 wrong use, 3 bad data, 4 numerical failure, no memory or a lost
+        process, 130/143 stopped.
     """
     arguments = normalise(arguments)
     return run_for_relion(arguments, lambda: _run(arguments))

@@ -27,7 +27,7 @@ def augment(
         generator: of the draw, on the CPU.
     """
     group = plane_group("d4").elements()
-    drawn = torch.randint(len(group), (len(seen.indices),), generator=generator)
+    drawn = torch.randint(len(group), (seen.share.count,), generator=generator)[seen.share.places]
     device = plane.coords.device
     lifted = torch.stack([lift_to_rotation(g) for g in group])
     return turn(seen, plane, group[drawn].to(device, torch.float32)), lifted[drawn].to(device, torch.float32)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cryoeq.domain.processes import gathered, share_of
 from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.models.pose_head import PoseProposals
 from cryoeq.physics.projection import extract_slices, prepare_slices
@@ -65,15 +66,18 @@ class JudgedPoses:
 
 @torch.no_grad()
 def propose_for_all(encoder: torch.nn.Module, images: ObservedImages, view: EncoderView) -> PoseProposals:
-    """One forward pass over all images.
+    """One forward pass over all images, which the processes of a job share out.
 
     Args:
         encoder: in evaluation mode.
         images: the particles, at their own box and up to any radius that holds the view's.
         view: of the encoder.
     """
-    batches = images.matched.split(_BATCH)
-    return PoseProposals.join([propose_poses(encoder, matched[:, : len(view.plane)], view) for matched in batches])
+    own = share_of(torch.arange(len(images), device=images.matched.device))
+    batches = images.matched[:, : len(view.plane)]
+    found = PoseProposals.join([propose_poses(encoder, batches[rows], view) for rows in own.split(_BATCH)])
+    parts = (found.rotations, found.shifts_px, found.logits)
+    return PoseProposals(*(gathered(part, own, len(images)) for part in parts))
 
 
 def judge(

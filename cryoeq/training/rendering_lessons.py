@@ -22,6 +22,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryoeq.domain.events import Progress
+from cryoeq.domain.processes import BatchShare, add_gradients, over_all
 from cryoeq.domain.randomness import Stream, stream_generator
 from cryoeq.errors import DivergedError
 from cryoeq.geometry.fourier import HalfPlane
@@ -266,21 +267,25 @@ def learn(
             group["lr"] = settings.rate * rate
         level = min(1.0, settings.first_noise + (1 - settings.first_noise) * 2 * step / settings.steps)
         count = settings.batch_size // view.looks_per_lesson
-        matched, rotations, shifts = lessons.render(count, generator, level=level)
-        proposals = propose_at_trials(encoder, matched, view, choose_trials(view, shifts, generator))
+        drawn = lessons.render(count, generator, level=level)
+        share, every_trial = BatchShare.of(count), choose_trials(view, drawn[2], generator)
+        matched, rotations, shifts, trials = (part[share.places] for part in (*drawn, every_trial))
+        proposals = propose_at_trials(encoder, matched, view, trials)
         costs = pose_cost(proposals, rotations, shifts, lessons.shift_sigma_px)
-        loss = mixture_loss(proposals.logits, costs, settings.sharpness) + _LEAK * costs.mean()
-        if not torch.isfinite(loss):
+        loss = share.weight * (mixture_loss(proposals.logits, costs, settings.sharpness) + _LEAK * costs.mean())
+        whole = float(over_all(loss.detach()))
+        if not math.isfinite(whole):
             raise DivergedError(
-                f"step {step} of the encoder's training: the loss is {float(loss.detach())}",
+                f"step {step} of the encoder's training: the loss is {whole}",
                 "a finite number is needed to go on",
                 "Lower hybrid.rate with --set, or try another --seed",
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        add_gradients(list(encoder.parameters()))
         optimizer.step()
-        preferred = best_hypotheses(proposals)[0].detach()
-        error_deg = math.degrees(float(rotation_angle_rad(preferred, rotations).median()))
+        errors_rad = rotation_angle_rad(best_hypotheses(proposals)[0].detach(), rotations)
+        error_deg = math.degrees(float(share.gather(errors_rad).median()))
         yield Progress("teaching the encoder", step + 1, settings.steps, {"rendered_error_deg": error_deg})
     encoder.eval()
 
