@@ -133,7 +133,8 @@ def gathered(values: Shaped[Tensor, "own ..."], rows: Int[Tensor, " own"], count
 class BatchShare:
     """The part of a batch that this process computes.
 
-    A batch of fewer images than there are processes is computed whole by each of them.
+    A batch of fewer images than there are processes is computed whole by each of them. (That is exact but for the
+    variance that the encoder's first norm keeps for evaluation, whose n / (n - 1) counts each copy.)
 
     Args:
         places: of its images in the batch.
