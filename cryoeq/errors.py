@@ -1,7 +1,7 @@
 """Every error that a user can act on: what was found and where, what was expected, what to do.
 
-Exit codes: 0 done, 1 our bug, 2 wrong use or config, 3 bad data file, 4 numerical failure or no memory, 130/143 stopped
-by a signal.
+Exit codes: 0 done, 1 our bug, 2 wrong use or config, 3 bad data file, 4 numerical failure, no memory or a lost process,
+130/143 stopped by a signal.
 """
 
 from typing import ClassVar
@@ -72,6 +72,12 @@ class DivergedError(CryoEqError):
 
 class NoLatticeError(CryoEqError):
     """A micrograph without a lattice that stands out of its noise."""
+
+    exit_code = 4
+
+
+class LostProcessError(CryoEqError):
+    """Another process of the job has ended, or cannot be reached."""
 
     exit_code = 4
 

@@ -1,12 +1,28 @@
 """Fixtures shared by all rooms."""
 
+import multiprocessing
 import os
+import socket
 from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
 import torch
 
+# A process of a job, without torchrun and without pictures.
+PROGRAM = """
+import os, sys, torch
+os.environ.update({environment!r})
+torch.set_num_threads(1)
+sys.stderr = sys.stdout = open({said!r}, "a", buffering=1)
+sys.argv[1:] = {arguments!r}
+from cryoeq.pipelines import amortized, reconstruct
+amortized.plot_training = reconstruct.plot_map = reconstruct.plot_fsc = reconstruct.write_report = lambda *_: None
+from cryoeq.cli.main import main
+main()
+"""
+_LIMIT_S = 240.0
 _REFERENCE = Path(os.environ.get("CRYOEQ_REFERENCE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
@@ -147,3 +163,68 @@ def searched_run(
     finally:
         torch.set_num_threads(threads)
     return folder
+
+
+@pytest.fixture(scope="session")
+def environments() -> Callable[[int], list[dict[str, str]]]:
+    """What torchrun tells each process of a job."""
+
+    def tell(count: int) -> list[dict[str, str]]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        names = {
+            "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test",
+            "TORCHELASTIC_RESTART_COUNT": 0,
+        }  # fmt: skip
+        return [
+            {key: str(value) for key, value in (names | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+            for rank in range(count)
+        ]
+
+    return tell
+
+
+@pytest.fixture(scope="session")
+def start_code() -> Callable[[str], ForkServerProcess]:
+    """Starts a process that runs some code, forked from a server that has imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cryoeq.pipelines.amortized", "cryoeq.pipelines.reconstruct"])
+
+    def run(code: str) -> ForkServerProcess:
+        process = context.Process(target=exec, args=(code, {}))
+        process.start()
+        return process
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def codes_of() -> Callable[..., list[int]]:
+    """Exit codes of processes; those that do not end are killed, which fails."""
+
+    def wait(processes: list[ForkServerProcess], limit_s: float = _LIMIT_S) -> list[int]:
+        for process in processes:
+            process.join(limit_s)
+        codes = [process.exitcode for process in processes]
+        for process in processes:
+            process.kill()
+        return [code if code is not None else pytest.fail(f"still running after {limit_s:g} s") for code in codes]
+
+    return wait
+
+
+@pytest.fixture
+def start_job(
+    start_code: Callable[[str], ForkServerProcess], environments: Callable[[int], list[dict[str, str]]], tmp_path: Path
+) -> Callable[..., list[ForkServerProcess]]:
+    """Starts a command of cryoeq in several processes; what each says goes to ``said_0``, ``said_1``, ..."""
+
+    def run(count: int, arguments: list[str], more: str = "") -> list[ForkServerProcess]:
+        code = PROGRAM.replace("main()", f"{more}\nmain()")
+        return [
+            start_code(code.format(environment=environment, said=str(tmp_path / f"said_{rank}"), arguments=arguments))
+            for rank, environment in enumerate(environments(count))
+        ]
+
+    return run

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from cryoeq.cli.errors import CrashError
 from cryoeq.domain.events import Event, Note, Progress, Report
+from cryoeq.domain.launched import launched
 from cryoeq.errors import CryoEqError, OutputError, Terminated
 
 _STEP_FRACTION = 0.05  # a plain line at every twentieth of a stage ...
@@ -38,8 +39,11 @@ def draw(events: Iterator[Event], log: Path | None = None) -> None:
         CrashError: the pipeline raised what no user can act on; knows the run folder.
     """
     with ExitStack() as stack:
-        screen = TerminalDrawer() if _is_live_terminal() else PlainDrawer(_print_plain)
-        drawers = [screen] if log is None else [screen, PlainDrawer(stack.enter_context(closing(LogFile(log))).write)]
+        drawers: list[TerminalDrawer | PlainDrawer] = []
+        if launched().is_first:  # the other processes of a job say the same
+            drawers.append(TerminalDrawer() if _is_live_terminal() else PlainDrawer(_print_plain))
+            if log is not None:
+                drawers.append(PlainDrawer(stack.enter_context(closing(LogFile(log))).write))
         for drawer in drawers:
             stack.callback(drawer.close)
 

@@ -6,7 +6,8 @@ import traceback
 from pathlib import Path
 
 import cryoeq
-from cryoeq.errors import CryoEqError, Terminated
+from cryoeq.domain.launched import launched
+from cryoeq.errors import CryoEqError, LostProcessError, Terminated
 
 
 class CrashError(Exception):
@@ -34,14 +35,17 @@ def explain(error: BaseException, *, debug: bool = False) -> tuple[str, int]:
     cause = error.__cause__ if isinstance(error, CrashError) and error.__cause__ is not None else error
     message, code = _message(cause, error.folder if isinstance(error, CrashError) else None)
     trace = "".join(traceback.format_exception(cause)) if debug else ""
-    return f"{trace}cryoeq: {message}", code
+    me = launched()
+    who = f"cryoeq, process {me.rank + 1} of {me.size}" if me.size > 1 else "cryoeq"
+    return f"{trace}{who}: {message}", code
 
 
 def _message(cause: BaseException, folder: Path | None) -> tuple[str, int]:
     if isinstance(cause, CryoEqError):
         return str(cause), cause.exit_code
     if isinstance(cause, Terminated):
-        return f"stopped by {cause}. What was saved stays; --resume goes on from there.", cause.exit_code
+        lost = f"{cause.__context__} " if isinstance(cause.__context__, LostProcessError) else ""
+        return f"stopped by {cause}. {lost}What was saved stays; --resume goes on from there.", cause.exit_code
     if isinstance(cause, KeyboardInterrupt):
         return "stopped by Ctrl-C. What was saved stays; --resume goes on from there.", 130
     if _is_out_of_memory(cause):

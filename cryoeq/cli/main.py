@@ -24,7 +24,8 @@ from cryoeq.cli.relion_job import run_for_relion
 from cryoeq.cli.report import report
 from cryoeq.cli.screen import screen
 from cryoeq.cli.simulate import simulate
-from cryoeq.errors import Terminated
+from cryoeq.domain.launched import launched
+from cryoeq.errors import ConfigError, Terminated
 
 # Without rich's help pages and shell completion the program starts in a tenth of a second.
 app = typer.Typer(
@@ -97,7 +98,8 @@ def run(arguments: Sequence[str]) -> int:
         arguments: all that follows the program's name.
 
     Returns:
-        The exit code: 0 done, 1 our bug, 2 wrong use, 3 bad data, 4 numerical failure or no memory, 130/143 stopped.
+        The exit code: 0 done, 1 our bug, 2 wrong use, 3 bad data, 4 numerical failure, no memory or a lost
+        process, 130/143 stopped.
     """
     arguments = normalise(arguments)
     return run_for_relion(arguments, lambda: _run(arguments))
@@ -105,6 +107,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _run(arguments: list[str]) -> int:
     try:
+        _refuse_company(arguments)
         app(arguments, prog_name="cryoeq")
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0
@@ -115,6 +118,17 @@ def _run(arguments: list[str]) -> int:
         message, code = explain(error, debug="--debug" in arguments)
     print(message, file=sys.stderr)  # noqa: T201 - this is the command line
     return code
+
+
+def _refuse_company(arguments: list[str]) -> None:
+    """Several processes that do the same would write over each other."""
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if launched().size > 1 and command != "reconstruct":
+        raise ConfigError(
+            f"{launched().size} processes for one cryoeq {command}",
+            "only cryoeq reconstruct shares its work out",
+            "Run this command without torchrun",
+        )
 
 
 def normalise(arguments: Sequence[str]) -> list[str]:

@@ -1,9 +1,12 @@
 """``cryoeq reconstruct``."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from cryoeq.domain.launched import launched
 
 
 def reconstruct(
@@ -60,6 +63,9 @@ def reconstruct(
     batch_size: Annotated[int | None, typer.Option("-b", "--batch-size", help="Images per step [64].")] = None,
     seed: Annotated[int | None, typer.Option(help="Of all that is random [0].")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N [auto].")] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Number of a GPU, or several with commas: a process each shares the work.")
+    ] = None,
     mask: Annotated[Path | None, typer.Option(help="For the FSC of the half maps, with known poses.")] = None,
     reference: Annotated[Path | None, typer.Option(help="Map to compare the result with.")] = None,
     threads: Annotated[int | None, typer.Option("-j", "--threads", help="Threads of the CPU [all cores].")] = None,
@@ -69,6 +75,12 @@ def reconstruct(
     ] = None,
 ) -> None:
     """Reconstruct a map from particles, with their poses searched for, inferred by an encoder, or known."""
+    if gpu is not None:
+        from cryoeq.pipelines.launch import device_of, launch
+
+        if (device := device_of(gpu)) is None:
+            raise typer.Exit(launch(gpu.count(",") + 1, sys.argv[1:]))
+
     from cryoeq.cli.drawing import draw
     from cryoeq.config.loading import load_config
     from cryoeq.config.reconstruct import ReconstructConfig
@@ -93,5 +105,5 @@ def reconstruct(
     }  # fmt: skip
     resolved = load_config(ReconstructConfig, preset=preset, file=config, overrides=settings or (), explicit=explicit)
     draw(pipeline.reconstruct(resolved, resume=resume), log=resolved.output / "run.log")
-    if in_parts is not None:
+    if in_parts is not None and launched().is_first:
         write_output_nodes(resolved.output)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from cryoeq.domain.launched import launched
+
 _CALL = "--in-parts"
 _ABORT = "RELION_JOB_ABORT_NOW"
 _SUCCESS, _FAILURE, _ABORTED = (f"RELION_JOB_EXIT_{end}" for end in ("SUCCESS", "FAILURE", "ABORTED"))
@@ -27,7 +29,7 @@ def run_for_relion(arguments: Sequence[str], command: Callable[[], int]) -> int:
         That exit code.
     """
     folder = _job_folder(arguments)
-    if folder is None:
+    if folder is None or not launched().is_first:
         return command()
     with suppress(OSError):  # the command itself will say what is wrong with the folder
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cryoeq.domain.processes import mean_over_rows
 from cryoeq.equivariance.fields import FieldKind, sampling_matrix
 from cryoeq.equivariance.groups import PlaneGroup
 from cryoeq.equivariance.sampling import Frames
@@ -121,13 +122,15 @@ class _NormRelu(torch.autograd.Function):
     """ReLU(weight (x - mean) / sd + bias) with mean and sd per field, over rows and components.
 
     torch's own batch norm takes one statistic per channel. On (rows x components, fields) it has so few channels that
-    it runs ten times slower than this, which sums over rows by matrix products and over components afterwards.
+    it runs ten times slower than this, which sums over rows by matrix products and over components afterwards. Where a
+    batch is shared out among processes, means are over all of it; gradients of weight and bias are this process's.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
-        mean = _field_mean(x, len(weight))
-        variance = (_field_mean(x.square(), len(weight)) - mean.square()).clamp(min=0)
+        means = torch.stack([_field_mean(x, len(weight)), _field_mean(x.square(), len(weight))])
+        mean, square = mean_over_rows(means, len(x))
+        variance = (square - mean.square()).clamp(min=0)
         inverse_sd = (variance + epsilon).rsqrt()
         repeats = x.shape[1] // len(weight)
         scale = weight * inverse_sd
@@ -141,16 +144,16 @@ class _NormRelu(torch.autograd.Function):
         x, y, mean, inverse_sd, weight = ctx.saved_tensors
         fields, repeats = len(weight), x.shape[1] // len(weight)
         passed = torch.ops.aten.threshold_backward(gradients[0], y, 0)
-        first = _field_mean(passed, fields)
-        # Mean of the gradient times the normalised input.
-        second = inverse_sd * (_field_mean(passed * x, fields) - mean * first)
+        own = torch.stack([_field_mean(passed, fields), _field_mean(passed * x, fields)])
+        own[1] = inverse_sd * (own[1] - mean * own[0])  # of the gradient times the normalised input
+        first, second = mean_over_rows(own, len(x))
         # dx = weight / sd (dy - first - normalised x second), written as one affine map of x and dy.
         scale = weight * inverse_sd
         slope = -scale * inverse_sd * second
         offset = -scale * first - slope * mean
         dx = torch.addcmul(offset.repeat(repeats), x, slope.repeat(repeats)).addcmul_(passed, scale.repeat(repeats))
         count = x.numel() / fields
-        return dx, second * count, first * count, None
+        return dx, own[1] * count, own[0] * count, None
 
 
 def _norm_relu(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:

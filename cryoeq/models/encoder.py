@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cryoeq.domain.processes import mean_over_rows, over_all, process_count
 from cryoeq.equivariance import (
     BlockDesign,
     Frames,
@@ -41,6 +42,7 @@ class EncoderDesign:
 
 
 _MINIMUM_BOX = 9
+_MOMENTUM = 0.1  # weight of a new batch in what the pyramid's norm uses in evaluation
 _FINAL_SIZES_PX = (5, 7)
 _SMOOTH_FINAL_SIZES_PX = (9, 11, 13)
 """Sides of the last map; larger where the grid does not serve the group exactly: error grows with each halving."""
@@ -119,12 +121,26 @@ class LowPassPyramid(nn.Module):
             torch.stack(blurs).to(torch.get_default_dtype()) if blurs else torch.zeros(0, size_px, size_px),
             persistent=False,
         )
-        self.norm = nn.BatchNorm2d(1 + len(sigmas_px), eps=1e-12, affine=False)
+        self.norm = nn.BatchNorm2d(1 + len(sigmas_px), eps=1e-12, momentum=_MOMENTUM, affine=False)
 
     def forward(self, images: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch levels n n"]:
         """The image and its low-passes, channels last."""
-        normed: Tensor = self.norm(self.levels(images))
+        levels = self.levels(images)
+        is_shared = self.training and process_count() > 1
+        normed: Tensor = self._norm_over_processes(levels) if is_shared else self.norm(levels)
         return normed.contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def _norm_over_processes(self, levels: Float[Tensor, "batch levels n n"]) -> Float[Tensor, "batch levels n n"]:
+        """The norm in training, over a batch that is shared out; torch's own for that needs GPUs."""
+        means = torch.stack([levels.mean((0, 2, 3)), levels.square().mean((0, 2, 3))])
+        mean, square = mean_over_rows(means, len(levels))
+        variance, pixels = square - mean.square(), over_all(mean.new_tensor(levels[:, 0].numel()))
+        kept = dict(self.norm.named_buffers())
+        kept["running_mean"].lerp_(mean, _MOMENTUM)
+        kept["running_var"].lerp_(variance * pixels / (pixels - 1), _MOMENTUM)
+        kept["num_batches_tracked"].add_(1)
+        return F.batch_norm(levels, mean, variance, eps=self.norm.eps)
 
     def levels(self, images: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch levels n n"]:
         """The same, not normalised."""

@@ -16,6 +16,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+from cryoeq.domain.processes import over_all
 from cryoeq.geometry.fourier import HalfPlane, fft_map, ifft_map, shell_index
 from cryoeq.physics.projection import collect_slices, spread_slices
 
@@ -54,6 +55,10 @@ class WienerBackprojection:
         """The sums over no image."""
         m = padding * box_size_px
         return cls(box_size_px, padding, torch.zeros(3, m, m, m, dtype=dtype, device=device))
+
+    def of_all_processes(self) -> "WienerBackprojection":
+        """The sums over the images of all processes of the job."""
+        return WienerBackprojection(self.box_size_px, self.padding, over_all(self.sums))
 
     def add(
         self,

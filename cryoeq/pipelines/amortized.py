@@ -10,9 +10,10 @@ import torch
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.halfsets import split_half_sets
 from cryoeq.domain.events import Event, Note, Progress
+from cryoeq.domain.processes import any_process, is_first, process_count
 from cryoeq.domain.randomness import Stream, stream_generator
 from cryoeq.domain.volume import Volume
-from cryoeq.errors import CheckpointError, DivergedError, ParticleFileError, Terminated
+from cryoeq.errors import CheckpointError, DivergedError, LostProcessError, ParticleFileError, Terminated
 from cryoeq.io.checkpoint import load_checkpoint, save_checkpoint
 from cryoeq.io.mrc import write_map
 from cryoeq.io.particles import ParticleStack
@@ -64,10 +65,10 @@ def infer_by_encoder(
         try:
             yield from _train(state, fit(state, dataset, plane, training), config, run)
         except DivergedError as error:
-            write_star(run.path("diverged.star"), stack.star.rows(error.rows))
+            if is_first():
+                write_star(run.path("diverged.star"), stack.star.rows(error.rows))
             yield Note("The particles of the step that failed are in diverged.star.", "warning")
             raise
-    plot_training(run.path("training.png"), state.history)
     assignment = None
     for event in assign_poses(
         state, dataset, plane, batch_size=4 * training.batch_size,
@@ -79,8 +80,10 @@ def infer_by_encoder(
             yield event
     if assignment is None:
         raise ParticleFileError("the stack holds no particle")
-    decoded = Volume(state.decoder.to_map().cpu() / state.data_scale, dataset.pixel_size_angstrom)
-    write_map(run.path("decoder_class001.mrc"), decoded)
+    if is_first():
+        plot_training(run.path("training.png"), state.history)
+        decoded = Volume(state.decoder.to_map().cpu() / state.data_scale, dataset.pixel_size_angstrom)
+        write_map(run.path("decoder_class001.mrc"), decoded)
     yield Note(
         "The hand of the map cannot be told from projections: its mirror image explains the particles equally well."
     )
@@ -99,24 +102,39 @@ def _train(
     """Run the training, a checkpoint now and then, at the end, and when a signal stops it."""
     saved_s = time.monotonic()
     try:
-        while True:
-            with uninterrupted():
-                event = next(events, None)
-            if event is None:
-                break
+        for event in _together(events):
             yield event
             if time.monotonic() - saved_s > config.training.checkpoint_seconds:
                 _save(state, config, run)
                 saved_s = time.monotonic()
-    except (KeyboardInterrupt, Terminated, DivergedError, ParticleFileError):
+    except (KeyboardInterrupt, Terminated, DivergedError, ParticleFileError, LostProcessError):
         # Signals arrive between two steps only, where the state is consistent; so it is after a step that failed.
         _save(state, config, run)
         raise
     _save(state, config, run)
 
 
+def _together(events: Iterator[Progress]) -> Iterator[Progress]:
+    """The steps, between which alone signals arrive; one to any process stops all of them after the same step."""
+    if process_count() == 1:
+        while True:
+            with uninterrupted():
+                event = next(events, None)
+            if event is None:
+                return
+            yield event
+    with uninterrupted() as is_waiting:
+        for event in events:
+            yield event
+            if any_process(is_waiting()):
+                break
+        else:
+            return
+    raise Terminated("a signal to another process")  # one that got it itself was stopped by it
+
+
 def _save(state: TrainingState, config: ReconstructConfig, run: RunFolder) -> None:
-    if not state.is_finite:  # the last good state stays; the next step will say what is wrong
+    if not is_first() or not state.is_finite:  # the last good state stays; the next step will say what is wrong
         return
     with uninterrupted():
         save_checkpoint(run.path(_CHECKPOINT), {"settings": _binding(config), "state": state.to_checkpoint()})

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
+from cryoeq.domain.launched import launched
 from cryoeq.errors import ConfigError
 
 
@@ -13,7 +14,8 @@ def choose_device(name: str) -> torch.device:
     """The device of ``--device``.
 
     Args:
-        name: ``auto`` (the first CUDA device where there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
+        name: ``auto`` (a CUDA device where there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``. Without a
+            number it is the first CUDA device, or that of the process's number on its machine.
 
     Returns:
         The device, present on this machine.
@@ -22,18 +24,20 @@ def choose_device(name: str) -> torch.device:
         ConfigError: no such device here, or a name that is none of these.
     """
     if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
         return torch.device("cpu")
     match = re.fullmatch(r"cuda(?::(\d+))?", name)
     if match is None:
         raise ConfigError(f"--device {name}", "cryoeq knows auto, cpu, cuda and cuda:N", "Use --device auto")
-    index, count = int(match[1] or 0), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = launched().local_rank if match[1] is None else int(match[1])
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if index >= count:
+        place = f"process {index} of this machine" if match[1] is None and index else "this machine"
         raise ConfigError(
-            f"--device {name}: torch {torch.__version__} sees {count} CUDA devices on this machine",
+            f"--device {name}: torch {torch.__version__} sees {count} CUDA devices on {place}",
             "",
-            "Use --device auto or --device cpu; `cryoeq doctor` tells what is missing",
+            "Use --device auto or --device cpu, or start fewer processes; `cryoeq doctor` tells what is missing",
         )
     return torch.device("cuda", index)
 

@@ -25,6 +25,7 @@ from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.data.halfsets import split_half_sets
 from cryoeq.domain.events import Event, Note, Progress
+from cryoeq.domain.processes import is_first
 from cryoeq.domain.randomness import Stream, stream_generator
 from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.io.checkpoint import save_checkpoint
@@ -130,7 +131,8 @@ def search_and_learn(
     lessons = yield from _teach(hybrid, merged, course=1)
     proposals = propose_for_all(encoder, images.rows(held_out), lessons.view)
     passed, _ = best_hypotheses(proposals)
-    _save(hybrid, lessons, merged, run)
+    if is_first():
+        _save(hybrid, lessons, merged, run)
     joint, refined = yield from _refine_all(hybrid, halves)
     yield from check_hand(joint, dataset)
     searched_shell = settings.searched_shell if hybrid.is_searchable else 0

@@ -1,7 +1,7 @@
 """Signals held back until the state is consistent."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -9,10 +9,13 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[Callable[[], bool]]:
     """Let Ctrl-C, SIGTERM and SIGUSR1 wait until the block has ended; they are then handled as they would have been.
 
     Outside the main thread, which never receives signals, the block runs as it is.
+
+    Yields:
+        Whether one is waiting.
     """
     received: list[tuple[int, FrameType | None]] = []
 
@@ -22,10 +25,10 @@ def uninterrupted() -> Iterator[None]:
     try:
         before = {number: signal.signal(number, remember) for number in _SIGNALS}
     except ValueError:  # signal.signal works in the main thread only
-        yield
+        yield lambda: False
         return
     try:
-        yield
+        yield lambda: bool(received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

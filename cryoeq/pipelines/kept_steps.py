@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from cryoeq.domain.events import Event, Note
+from cryoeq.domain.processes import any_process, is_first
 from cryoeq.errors import CheckpointError
 from cryoeq.io.checkpoint import load_checkpoint, save_checkpoint
 from cryoeq.outputs.run_folder import RunFolder
@@ -30,7 +31,7 @@ def run_anew(name: str, step: Step) -> Step:
 
 @dataclass(frozen=True)
 class KeptSteps:
-    """States after the steps that are done, one file each.
+    """States after the steps that are done, one file each, written by the first process of a job.
 
     Every step draws its random numbers from the seed and the iteration, so what follows is the same whether a state was
     computed or read.
@@ -63,10 +64,12 @@ class KeptSteps:
             CheckpointError: the file is damaged, or of other particles.
         """
         path = self.folder / f"{name}.pt"
-        if self.resume and path.is_file():
+        if any_process(is_first() and self.resume and path.is_file()):
             yield Note(f"Resumed after the step {name!r}.")
             return self._unpacked(load_checkpoint(path, self.device), path)
         state = yield from step
+        if not is_first():
+            return state
         with uninterrupted():
             self.folder.mkdir(exist_ok=True)
             save_checkpoint(path, {"count": self.count, **_packed(state)})

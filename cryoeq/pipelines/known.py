@@ -10,6 +10,7 @@ from torch import Tensor
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.particles import ParticleBatch
 from cryoeq.domain.pose import Poses
+from cryoeq.domain.processes import share_of
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.pointgroup import symmetry_rotations
@@ -49,7 +50,7 @@ def reconstruct_known(
     batch_size: int | None = None,
     symmetry: str = "C1",
 ) -> KnownReconstruction:
-    """Maps of all particles and of each half set, in one pass over the images.
+    """Maps of all particles and of each half set, in one pass over the images, which the processes of a job share out.
 
     Args:
         dataset: the particles.
@@ -64,12 +65,14 @@ def reconstruct_known(
     precision = _noise_precision(dataset, plane)
     sets = torch.zeros(len(dataset), dtype=torch.long) if half_set is None else half_set.cpu()
     sums = {number: WienerBackprojection.empty(n, device=device) for number in sets.unique().tolist()}
-    for batch in dataset.batches(batch_size or max(1, _BATCH_PIXELS // n**2)):
+    own = share_of(torch.arange(len(dataset)))
+    for batch in dataset.batches(batch_size or max(1, _BATCH_PIXELS // n**2), own):
         for number, part in _split(batch, sets):
             weights = precision[dataset.table.optics_index[part.indices]].to(plane.coords.device)
             for element in symmetry_rotations(symmetry):
                 turned = replace(poses, rotations=poses.rotations @ element.to(poses.rotations))
                 sums[number] = _accumulate(sums[number], part.to(plane.coords.device), turned, weights, plane, dataset)
+    sums = {number: part.of_all_processes() for number, part in sums.items()}
     every = sum((sums[number] for number in list(sums)[1:]), next(iter(sums.values())))
     if 1 not in sums or 2 not in sums:
         return KnownReconstruction(_as_volume(every.reconstruct(), dataset), None, None)

@@ -12,6 +12,8 @@ import torch
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Event, Note, Progress, Report
+from cryoeq.domain.launched import launched
+from cryoeq.domain.processes import is_first, joined
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import DivergedError, ParticleFileError
 from cryoeq.evaluation.alignment import mirror_map
@@ -39,6 +41,9 @@ from cryoeq.pipelines.search import search_poses
 def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[Event]:
     """Reconstruct a map, with or without known poses.
 
+    The processes that torchrun starts share the work out; the first of them writes, and all go on from the checkpoint
+    where they are started anew.
+
     Writes ``run_data.star``, ``run_class001.mrc`` from all particles, unfiltered half maps, their FSC, pictures, a
     report, and the record of the run.
 
@@ -50,10 +55,22 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[
         Notes, progress, and a report.
     """
     device = choose_device(config.device)
+    with joined(device):
+        yield from _reconstruct_together(config, device, resume=resume or launched().restarts > 0)
+
+
+def _reconstruct_together(config: ReconstructConfig, device: torch.device, *, resume: bool) -> Iterator[Event]:
+    """This process's part of the job."""
     started_s = time.monotonic()
     stack = build_stack(config, with_poses=config.pose_inference == "known")
     given = read_given_maps(config, stack.table)
     checkpoint = _find_checkpoint(config, len(stack.table), device) if resume else None
+    if not is_first():
+        run = RunFolder(config.output)
+        kept = KeptSteps.of_run(run, len(stack.table), device, resume=resume)
+        with threads(config.threads):
+            yield from _reconstruct(config, stack, given, run, device, checkpoint, keep=kept.keep)
+        return
     settings = config.model_dump(mode="json")
     inputs = [config.particles, *stack.table.stack_paths[:1]]
     with RunFolder.create(
@@ -85,9 +102,10 @@ def _reconstruct(
     keep: Keep,
 ) -> Generator[Event, None, dict[str, float]]:
     """Everything between taking the folder and closing its record; the results."""
+    among = f", {launched().size} processes" if launched().size > 1 else ""
     yield Note(
         f"{len(stack.table)} particles of {stack.table.box_size_px} px, "
-        f"{stack.table.pixel_size_angstrom:g} Angstrom; {device}."
+        f"{stack.table.pixel_size_angstrom:g} Angstrom; {device}{among}."
     )
     yield from given.notes
     dataset = build_dataset(config, stack, None)
@@ -104,10 +122,20 @@ def _reconstruct(
     yield Progress("reconstructing", 0, 1)
     maps = posed.maps or _make_maps(dataset, posed, device, config.search.symmetry)
     yield Progress("reconstructing", 1, 1)
+    if not is_first():
+        return {}
+    results = _write_results(config, stack, given, run, maps, posed)
+    return results | (yield from _check_symmetry(config, run, dataset, posed, maps, results))
+
+
+def _write_results(
+    config: ReconstructConfig, stack: ParticleStack, given: GivenMaps, run: RunFolder, maps: KnownReconstruction,
+    posed: PosedParticles,
+) -> dict[str, float]:  # fmt: skip
+    """Maps, poses and pictures; the results."""
     results = posed.results | _write_maps(run, maps, given.mask)
     if given.reference is not None and (agreed := compare_with_reference(maps.all, given.reference)) is not None:
         results |= {"reference_resolution_angstrom": agreed}
-    results |= yield from _check_symmetry(config, run, dataset, posed, maps, results)
     _write_poses(run, "run_data.star", stack, posed)
     if config.particles.suffix == CS_SUFFIX:
         write_cs(run.path("run_data.cs"), config.particles, posed.poses, half_set=posed.half_set)
@@ -190,7 +218,7 @@ def _search(
         found = yield from search_and_learn(config, dataset, run, device, keep)
     else:
         found = yield from search_poses(config, dataset, device, keep)
-    if found.decoded is not None:
+    if found.decoded is not None and is_first():
         write_map(run.path("decoder_class001.mrc"), found.decoded)
     merit = torch.exp(-0.5 * found.rotation_sigma_rad.square())
     columns = {

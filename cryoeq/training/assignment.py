@@ -10,6 +10,7 @@ from torch import Tensor
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Progress
 from cryoeq.domain.pose import Poses
+from cryoeq.domain.processes import gathered, over_all, share_of
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.training.losses import data_term
 from cryoeq.training.state import TrainingState
@@ -51,7 +52,7 @@ def assign_poses(
     is_symmetric: bool,
     centred: bool,
 ) -> Iterator[Progress | Assignment]:
-    """Pose every particle, in the order of the dataset.
+    """Pose every particle, in the order of the dataset; the processes of a job share them out.
 
     Args:
         state: after training.
@@ -66,16 +67,18 @@ def assign_poses(
     """
     state.encoder.eval()
     parts = []
-    for rows in torch.arange(len(dataset)).split(batch_size):
+    own = share_of(torch.arange(len(dataset)))
+    for rows in own.split(batch_size):
         seen = observe(dataset, rows, plane, state.data_scale)
         parts.append(_assign_batch(state, seen, plane, is_symmetric=is_symmetric, centred=centred))
-        yield Progress("posing", int(rows[-1]) + 1, len(dataset))
-    shifts_px = torch.cat([part.shifts_px for part in parts])
-    yield Assignment(
-        Poses(torch.cat([part.rotations for part in parts]), shifts_px * dataset.pixel_size_angstrom),
-        torch.cat([part.confidence for part in parts]),
-        1 - sum(part.residual for part in parts) / sum(part.power for part in parts),
+        yield Progress("posing", sum(len(part.confidence) for part in parts), len(own))
+    rotations, shifts_px, confidence = (
+        gathered(torch.cat([getattr(part, name) for part in parts]), own, len(dataset))
+        for name in ("rotations", "shifts_px", "confidence")
     )
+    sums = [[part.residual, part.power] for part in parts]
+    residual, power = over_all(torch.tensor(sums, dtype=torch.float64).sum(0)).tolist()
+    yield Assignment(Poses(rotations, shifts_px * dataset.pixel_size_angstrom), confidence, 1 - residual / power)
 
 
 @torch.no_grad()

@@ -27,10 +27,10 @@ def augment(
         generator: of the draw, on the CPU.
     """
     group = plane_group("d4").elements()
-    drawn = torch.randint(len(group), (len(seen.indices),), generator=generator)
-    device = plane.coords.device
+    drawn = torch.randint(len(group), (seen.share.count,), generator=generator)[seen.share.places]
+    device, dtype = plane.coords.device, seen.coefficients.real.dtype
     lifted = torch.stack([lift_to_rotation(g) for g in group])
-    return turn(seen, plane, group[drawn].to(device, torch.float32)), lifted[drawn].to(device, torch.float32)
+    return turn(seen, plane, group[drawn].to(device, dtype)), lifted[drawn].to(device, dtype)
 
 
 def turn(seen: Observation, plane: HalfPlane, elements: Float[Tensor, "batch 2 2"]) -> Observation:

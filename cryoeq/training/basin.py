@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cryoeq.domain.events import Progress
+from cryoeq.domain.processes import of_first, over_all, share_of
 from cryoeq.domain.randomness import Stream, stream_generator
 from cryoeq.geometry.disk_harmonics import DiskHarmonics, disk_harmonics
 from cryoeq.geometry.fourier import fft_map, ifft_map
@@ -103,20 +104,22 @@ def find_basin(images: ObservedImages, settings: BasinSettings, *, seed: int, st
         rows = _draw(len(images), settings, seed, iteration if forgets else None, start)
         rows = rows.to(volume.device)
         radius = _radius(settings, fraction)
-        part = small.rows(rows).within(radius, n)
+        own = share_of(torch.arange(len(rows), device=rows.device))
+        part = small.rows(rows[own]).within(radius, n)
         harmonics = disk_harmonics(n, radius, support_radius(settings.particle_radius, n), volume.device)
         scores = _scores(volume, harmonics, shell_precision(total), generator)
         spacing = min(n / (_SHIFT_FADING * radius), _SHIFT_SPACING * centring.sigma_px)
         trials = hexagonal_trials(shifts[rows], spacing, settings.n_shifts, generator)
-        result = _run(part, scores, trials, settings, n / full, max(1.0, _FIRST_TEMPERATURE * (1 - 2 * fraction)))
+        result = _run(part, scores, trials[own], settings, n / full, max(1.0, _FIRST_TEMPERATURE * (1 - 2 * fraction)))
+        posterior = result.posterior.gathered(own, len(rows))
         if fraction >= _RECENTRING:
-            shifts = shifts.index_copy(0, rows, result.posterior.mean_shifts_px)
-        fresh = scores.insert(result.sums, sums.sums.shape[-1])
+            shifts = shifts.index_copy(0, rows, posterior.mean_shifts_px)
+        fresh = over_all(scores.insert(result.sums, sums.sums.shape[-1]))
         sums = WienerBackprojection(n, sums.padding, (_MEMORY if forgets else 0.0) * sums.sums + fresh)
         weights = sums.shell_weights
         prior = _PRIOR * weights[: radius + 1].mean()
-        volume = low_pass(sums.most_probable(prior.expand(len(weights))) * mask, radius)
-        evidence = float(result.posterior.log_evidence.mean())
+        volume = of_first(low_pass(sums.most_probable(prior.expand(len(weights))) * mask, radius))
+        evidence = float(posterior.log_evidence.mean())
         yield Progress("searching", iteration + 1, settings.iterations, {"log evidence": evidence})
     yield Basin(volume, shifts * (full / n), evidence)
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cryoeq.domain.processes import gathered
 from cryoeq.training.observed_images import ObservedImages
 from cryoeq.training.parallel import in_parallel
 from cryoeq.training.view_scores import MatchedImages, ViewScores
@@ -39,6 +40,21 @@ class Posterior:
     def join(cls, parts: list["Posterior"]) -> "Posterior":
         """Of several batches."""
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
+
+    @classmethod
+    def of_none(cls, device: torch.device) -> "Posterior":
+        """Of no image."""
+        shifts, numbers = torch.zeros(0, 2, device=device), torch.zeros(0, device=device)
+        return cls(torch.zeros(0, 3, 3, device=device), shifts, shifts, numbers, numbers)
+
+    def gathered(self, rows: Int[Tensor, " particles"], count: int) -> "Posterior":
+        """Of all processes, in the order of the rows.
+
+        Args:
+            rows: those that this process has looked at.
+            count: of rows in all.
+        """
+        return Posterior(*(gathered(getattr(self, name), rows, count) for name in self.__dataclass_fields__))
 
 
 @dataclass(frozen=True)

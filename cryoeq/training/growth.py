@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoeq.domain.events import Progress
+from cryoeq.domain.processes import of_first, share_of_half
 from cryoeq.domain.randomness import Stream, stream_generator
 from cryoeq.geometry.disk_harmonics import disk_harmonics
 from cryoeq.geometry.fourier import fft_map, ifft_map, pad_centred
@@ -237,31 +238,35 @@ def _iterate(
     grid = pose_grid(radius, generator, part.matched.device)
     n_shifts = settings.n_shifts if radius <= _COARSE_SHELL else 1
     stage = "refining the halves" if joint_rows is None else "refining all"
-    rows: list[Tensor] = []
-    posteriors: list[Posterior] = []
-    sums: list[WienerBackprojection] = []
-    for half in (1, 2):
-        every = torch.arange(len(images), device=state.half_set.device) if joint_rows is None else joint_rows
-        chosen = every[state.half_set[every] == half]
-        volume = state.maps[half - 1]
+    every = torch.arange(len(images), device=state.half_set.device) if joint_rows is None else joint_rows
+    halves = [every[state.half_set[every] == half] for half in (1, 2)]
+    own = [share_of_half(rows, half) for half, rows in enumerate(halves, 1)]
+    posteriors = [Posterior.of_none(state.half_set.device)]
+    sums = [WienerBackprojection.empty(n, device=part.matched.device) for _ in own]
+    for half, rows in enumerate(own):
+        spacing = n / (_SHIFT_FADING * radius)
+        trials = hexagonal_trials(state.shifts_px[rows], spacing, n_shifts, generator)
+        if len(rows) == 0:  # another process's
+            continue
+        volume = state.maps[half]
         scores = ViewScores.build(volume, grid, harmonics, map_precision(images, volume, part))
-        trials = hexagonal_trials(state.shifts_px[chosen], n / (_SHIFT_FADING * radius), n_shifts, generator)
         result: Expectation | None = None
-        for done, found in expect(part.rows(chosen), scores, trials, shift_sigma_px=settings.shift_sigma_px):
+        for done, found in expect(part.rows(rows), scores, trials, shift_sigma_px=settings.shift_sigma_px):
             result = found
-            yield Progress(stage, done if half == 1 else len(rows[0]) + done, len(every)), state
+            yield Progress(stage, half * len(own[0]) + done, len(own[0]) + len(own[1])), state
         if result is None:
             raise ValueError("a half set is empty")
-        rows.append(chosen)
         posteriors.append(result.posterior)
-        sums.append(WienerBackprojection(n, 2, scores.insert(result.sums, 2 * n, settings.symmetry)))
-    state = _with_posterior(state, Posterior.join(posteriors), torch.cat(rows))
-    state = with_maps(state, (sums[0], sums[1]), settings, reach, is_joint=joint_rows is not None)
+        sums[half] = WienerBackprojection(n, 2, scores.insert(result.sums, 2 * n, settings.symmetry))
+    posterior = Posterior.join(posteriors).gathered(torch.cat(own), len(images))
+    state = _with_posterior(state, posterior, torch.cat(halves))
+    first, second = (part.of_all_processes() for part in sums)
+    state = with_maps(state, (first, second), settings, reach, is_joint=joint_rows is not None)
     if settings.shift_sigma_px > 0:
         refined = refine_locally(images, state.maps, state, radius, settings.shift_sigma_px, steps=_SHIFT_STEPS)
         state = replace(state, shifts_px=refined.shifts_px)
     state = replace(state, iteration=state.iteration + 1)
-    yield Progress(stage, len(every), len(every), _figures(state, torch.cat(rows))), state
+    yield Progress(stage, len(every), len(every), _figures(state, torch.cat(halves))), state
     return state
 
 
@@ -274,13 +279,14 @@ def pose_grid(radius: int, generator: torch.Generator, device: torch.device) -> 
     )
 
 
-def _with_posterior(state: GrowthState, posterior: Posterior, rows: Int[Tensor, " particles"]) -> GrowthState:
+def _with_posterior(state: GrowthState, posterior: Posterior, rows: Int[Tensor, " rows"]) -> GrowthState:
+    """What is known of all particles, anew for some rows."""
     return replace(
         state,
-        rotations=state.rotations.index_copy(0, rows, posterior.rotations),
-        shifts_px=state.shifts_px.index_copy(0, rows, posterior.shifts_px),
-        confidence=state.confidence.index_copy(0, rows, posterior.confidence),
-        log_evidence=state.log_evidence.index_copy(0, rows, posterior.log_evidence),
+        rotations=state.rotations.index_copy(0, rows, posterior.rotations[rows]),
+        shifts_px=state.shifts_px.index_copy(0, rows, posterior.shifts_px[rows]),
+        confidence=state.confidence.index_copy(0, rows, posterior.confidence[rows]),
+        log_evidence=state.log_evidence.index_copy(0, rows, posterior.log_evidence[rows]),
     )
 
 
@@ -296,12 +302,12 @@ def with_maps(
     n = sums[0].box_size_px
     mask = _mask(n, settings, state.rotations.device)
     raw = [part.most_probable(1e-3 * part.shell_weights.clamp(min=1e-12)) * mask for part in sums]
-    fsc = fourier_shell_correlation(raw[0], raw[1]).to(mask)
+    fsc = of_first(fourier_shell_correlation(raw[0], raw[1]).to(mask))
     fsc[radius + 1 :] = 0.0  # there is only what the mask brings there
     signal_to_noise = _signal_to_noise(fsc)[: n // 2]
 
     def filtered(part: WienerBackprojection, ratio: Tensor) -> Tensor:
-        return low_pass(part.most_probable((part.shell_weights / ratio).clamp(min=1e-12)) * mask, radius)
+        return of_first(low_pass(part.most_probable((part.shell_weights / ratio).clamp(min=1e-12)) * mask, radius))
 
     if is_joint:
         merged = filtered(sums[0] + sums[1], 2 * signal_to_noise)

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
+from cryoeq.domain.processes import gathered, share_of
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import rotation_from_vector
 from cryoeq.physics.projection import prepare_slices, sample_slices
@@ -51,6 +52,15 @@ class RefinedPoses:
     def rows(self, rows: Int[Tensor, " rows"]) -> "RefinedPoses":
         """Some of the particles."""
         return RefinedPoses(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+    def gathered(self, rows: Int[Tensor, " particles"], count: int) -> "RefinedPoses":
+        """Of all processes, in the order of the rows.
+
+        Args:
+            rows: those that this process has refined.
+            count: of rows in all.
+        """
+        return RefinedPoses(*(gathered(getattr(self, name), rows, count) for name in self.__dataclass_fields__))
 
     @property
     def rotation_sigma_rad(self) -> Float[Tensor, " particles"]:
@@ -117,7 +127,7 @@ def refine_poses(
     shift_sigma_px: float,
     steps: int = 5,
 ) -> RefinedPoses:
-    """Refine the poses of all images.
+    """Refine the poses of all images, which the processes of a job share out.
 
     Args:
         images: up to the radius of the reference.
@@ -132,8 +142,9 @@ def refine_poses(
     def refine(rows: Int[Tensor, " rows"]) -> RefinedPoses:
         return _refine(images.rows(rows), reference, (rotations[rows], shifts_px[rows]), shift_sigma_px, steps)
 
-    batches = torch.arange(len(images), device=rotations.device).split(max(1, points // len(images.plane)))
-    return RefinedPoses.join(list(in_parallel(refine, batches)))
+    own = share_of(torch.arange(len(images), device=rotations.device))
+    batches = own.split(max(1, points // len(images.plane)))
+    return RefinedPoses.join(list(in_parallel(refine, batches))).gathered(own, len(images))
 
 
 def _refine(

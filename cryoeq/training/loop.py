@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Progress
+from cryoeq.domain.processes import BatchShare, add_gradients, over_all
 from cryoeq.domain.randomness import Stream, stream_generator
 from cryoeq.errors import DivergedError
 from cryoeq.geometry.fourier import HalfPlane
@@ -68,6 +69,8 @@ def fit(
 ) -> Iterator[Progress]:
     """Train from ``state.step`` to the end of the schedule, one event a step; between events the state is consistent.
 
+    The processes of a job share out each batch, and have the same state after each step.
+
     Args:
         state: changed in place.
         dataset: the particles, at the working box.
@@ -85,14 +88,17 @@ def fit(
         if now != epoch:
             epoch, order = now, dataset.near_on_disk(state.epoch_order(now, len(dataset)))
         rows = order[position * settings.batch_size : (position + 1) * settings.batch_size]
-        figures = _step(state, observe(dataset, rows, plane, state.data_scale), plane, settings)
+        seen = observe(dataset, rows, plane, state.data_scale, BatchShare.of(len(rows)))
+        figures = _step(state, seen, rows, plane, settings)
         _record(state, figures, position)
         state.step += 1
         yield Progress("training", state.step, settings.schedule.total_steps, figures)
 
 
-def _step(state: TrainingState, seen: Observation, plane: HalfPlane, settings: TrainingSettings) -> dict[str, float]:
-    schedule = settings.schedule
+def _step(
+    state: TrainingState, seen: Observation, rows: Int[Tensor, " batch"], plane: HalfPlane, settings: TrainingSettings
+) -> dict[str, float]:
+    schedule, share = settings.schedule, seen.share
     active = plane.within(schedule.radius(state.step))
     for group, rate in zip(state.optimizer.param_groups, (settings.encoder_rate, settings.decoder_rate), strict=True):
         group["lr"] = rate * schedule.rate(state.step)
@@ -104,32 +110,36 @@ def _step(state: TrainingState, seen: Observation, plane: HalfPlane, settings: T
         centred=settings.shift_sigma_px == 0,
         encoder_learns=state.step >= settings.images_from * schedule.total_steps,
     )  # fmt: skip
-    change_deg = _update_poses(state, seen.indices, turns.mT @ outcome.rotations)
-    loss, figures = outcome.loss, {"loss": outcome.error, "pose_change_deg": change_deg}
+    change_deg = _update_poses(state, rows, share.gather(turns.mT @ outcome.rotations))
+    loss, figures = share.weight * outcome.loss, {"pose_change_deg": change_deg}
     if settings.rendered_weight > 0:
         posed, error_deg = learn_renderings(
             state, seen, plane, active, leak=settings.leak,
             count=settings.rendered_batch_size, shift_sigma_px=settings.shift_sigma_px,
         )  # fmt: skip
-        loss = loss + settings.rendered_weight * posed
+        loss = loss + BatchShare.of(settings.rendered_batch_size).weight * settings.rendered_weight * posed
         figures["rendered_error_deg"] = error_deg
-    _descend(state, loss, seen)
+    _descend(state, loss, rows)
     shells = plane.shells
-    power = torch.zeros_like(state.residual_power).index_add(0, shells, outcome.residual_power) / shells.bincount()
+    spectrum = share.mean(outcome.residual_power)
+    power = torch.zeros_like(state.residual_power).index_add(0, shells, spectrum) / shells.bincount()
     state.residual_power = _MEMORY * state.residual_power + (1 - _MEMORY) * power
-    return figures
+    return {"loss": float(share.mean(outcome.error)), **figures}
 
 
-def _descend(state: TrainingState, loss: Float[Tensor, ""], seen: Observation) -> None:
-    if not torch.isfinite(loss):
+def _descend(state: TrainingState, loss: Float[Tensor, ""], rows: Int[Tensor, " batch"]) -> None:
+    """One step of the optimizer by the gradients of all processes, whose losses are shares of one."""
+    whole = float(over_all(loss.detach()))
+    if not math.isfinite(whole):
         raise DivergedError(
-            f"training step {state.step}: the loss is {float(loss.detach())}",
+            f"training step {state.step}: the loss is {whole}",
             "a finite number is needed to go on",
             "Lower training.encoder_rate and training.decoder_rate with --set, or try another --seed",
-            rows=tuple(seen.indices.tolist()),
+            rows=tuple(rows.tolist()),
         )
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    add_gradients([parameter for group in state.optimizer.param_groups for parameter in group["params"]])
     state.optimizer.step()
 
 

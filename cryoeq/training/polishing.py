@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoeq.domain.events import Progress
+from cryoeq.domain.processes import share_of
 from cryoeq.physics.backprojection import WienerBackprojection
 from cryoeq.training.growth import GrowthSettings, GrowthState, Steps, map_precision, refine_locally, with_maps
 from cryoeq.training.observed_images import ObservedImages
@@ -42,10 +43,10 @@ def _sum_half(
     precision = map_precision(images, state.maps[half - 1], part)
     sums = WienerBackprojection.empty(n, device=precision.device)
     chosen: Int[Tensor, " rows"] = (state.half_set == half).nonzero().squeeze(1)
-    for rows in torch.split(chosen, max(1, _CHUNK_POINTS // len(part.plane))):
+    for rows in torch.split(share_of(chosen), max(1, _CHUNK_POINTS // len(part.plane))):
         some = part.rows(rows)
         matched, power = some.centred(state.shifts_px[rows]) * precision, some.power * precision
         for element in settings.symmetry.to(precision):
             rotations: Float[Tensor, "rows 3 3"] = state.rotations[rows] @ element
             sums = sums.add(matched, power, rotations, part.plane)
-    return sums
+    return sums.of_all_processes()

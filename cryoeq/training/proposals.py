@@ -7,12 +7,12 @@ has an expectation and a spread that follow from the map and the CTF alone, so i
 
 import math
 from dataclasses import dataclass
-from itertools import repeat
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cryoeq.domain.processes import gathered, share_of
 from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.models.pose_head import PoseProposals
 from cryoeq.physics.projection import extract_slices, prepare_slices
@@ -66,20 +66,23 @@ class JudgedPoses:
 
 @torch.no_grad()
 def propose_for_all(encoder: torch.nn.Module, images: ObservedImages, view: EncoderView) -> PoseProposals:
-    """One forward pass over all images.
+    """One forward pass over all images, which the processes of a job share out.
 
     Args:
         encoder: in evaluation mode.
         images: the particles, at their own box and up to any radius that holds the view's.
         view: of the encoder.
     """
-    conditions = repeat(None) if images.condition is None else images.condition.split(_BATCH)
-    return PoseProposals.join(
+    own = share_of(torch.arange(len(images), device=images.matched.device))
+    matched, condition = images.matched[:, : len(view.plane)], images.condition
+    found = PoseProposals.join(
         [
-            propose_poses(encoder, matched[:, : len(view.plane)], view, condition)
-            for matched, condition in zip(images.matched.split(_BATCH), conditions, strict=False)
+            propose_poses(encoder, matched[rows], view, None if condition is None else condition[rows])
+            for rows in own.split(_BATCH)
         ]
     )
+    parts = (found.rotations, found.shifts_px, found.logits)
+    return PoseProposals(*(gathered(part, own, len(images)) for part in parts))
 
 
 def judge(

@@ -23,6 +23,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryoeq.domain.events import Progress
+from cryoeq.domain.processes import BatchShare, add_gradients, over_all
 from cryoeq.domain.randomness import Stream, stream_generator
 from cryoeq.errors import DivergedError
 from cryoeq.geometry.fourier import HalfPlane
@@ -191,6 +192,11 @@ class Renderings(NamedTuple):
     shifts_px: Float[Tensor, "count 2"]
     condition: Float[Tensor, "count 3"] | None
 
+    def rows(self, rows: Int[Tensor, " rows"]) -> "Renderings":
+        """Some of them."""
+        condition = None if self.condition is None else self.condition[rows]
+        return Renderings(self.matched[rows], self.rotations[rows], self.shifts_px[rows], condition)
+
 
 @dataclass(frozen=True)
 class LessonSettings:
@@ -297,22 +303,25 @@ def learn(
             group["lr"] = settings.rate * rate
         level = min(1.0, settings.first_noise + (1 - settings.first_noise) * 2 * step / settings.steps)
         count = settings.batch_size // view.looks_per_lesson
-        shown = lessons.render(count, generator, level=level)
-        trials = choose_trials(view, shown.shifts_px, generator)
-        proposals = propose_at_trials(encoder, shown.matched, view, trials, shown.condition)
+        drawn = lessons.render(count, generator, level=level)
+        share, trials = BatchShare.of(count), choose_trials(view, drawn.shifts_px, generator)
+        shown = drawn.rows(share.places)
+        proposals = propose_at_trials(encoder, shown.matched, view, trials[share.places], shown.condition)
         costs = pose_cost(proposals, shown.rotations, shown.shifts_px, lessons.shift_sigma_px)
-        loss = mixture_loss(proposals.logits, costs, settings.sharpness) + _LEAK * costs.mean()
-        if not torch.isfinite(loss):
+        loss = share.weight * (mixture_loss(proposals.logits, costs, settings.sharpness) + _LEAK * costs.mean())
+        whole = float(over_all(loss.detach()))
+        if not math.isfinite(whole):
             raise DivergedError(
-                f"step {step} of the encoder's training: the loss is {float(loss.detach())}",
+                f"step {step} of the encoder's training: the loss is {whole}",
                 "a finite number is needed to go on",
                 "Lower hybrid.rate with --set, or try another --seed",
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        add_gradients(list(encoder.parameters()))
         optimizer.step()
-        preferred = best_hypotheses(proposals)[0].detach()
-        error_deg = math.degrees(float(rotation_angle_rad(preferred, shown.rotations).median()))
+        errors_rad = rotation_angle_rad(best_hypotheses(proposals)[0].detach(), shown.rotations)
+        error_deg = math.degrees(float(share.gather(errors_rad).median()))
         yield Progress("teaching the encoder", step + 1, settings.steps, {"rendered_error_deg": error_deg})
     encoder.eval()
 

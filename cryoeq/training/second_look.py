@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cryoeq.domain.processes import share_of
 from cryoeq.domain.randomness import Stream, stream_generator
 from cryoeq.geometry.disk_harmonics import disk_harmonics
 from cryoeq.training.basin import support_radius
@@ -120,10 +121,11 @@ def search_rows(
         if reach > 0
         else torch.zeros(len(rows), 1, 2, device=device)
     )
-    *_, (_, result) = expect(part.rows(rows), scores, trials, shift_sigma_px=settings.shift_sigma_px)
+    own = share_of(torch.arange(len(rows), device=rows.device))
+    *_, (_, result) = expect(part.rows(rows[own]), scores, trials[own], shift_sigma_px=settings.shift_sigma_px)
     if result is None:
         raise ValueError("there are no images")
-    return result.posterior
+    return result.posterior.gathered(own, len(rows))
 
 
 def _replace_rows(

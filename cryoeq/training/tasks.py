@@ -8,6 +8,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryoeq.data.dataset import ParticleDataset
+from cryoeq.domain.processes import BatchShare
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
 from cryoeq.models.decoder import VolumeDecoder
@@ -34,12 +35,14 @@ class Observation:
         indices: rows of the particles.
         coefficients: scaled to unit variance.
         transfer: CTF per coefficient, None without.
+        share: the part of a batch that they are.
         condition: what a conditioned encoder is told of each CTF, None without.
     """
 
     indices: Int[Tensor, " batch"]
     coefficients: Complex[Tensor, "batch points"]
     transfer: Float[Tensor, "batch points"] | None
+    share: BatchShare
     condition: Float[Tensor, "batch 3"] | None = None
 
     def transfer_within(self, plane: HalfPlane) -> Float[Tensor, "batch part"] | None:
@@ -59,19 +62,35 @@ class Outcome:
     """
 
     loss: Float[Tensor, ""]
-    error: float
+    error: Float[Tensor, ""]
     rotations: Float[Tensor, "batch 3 3"]
     residual_power: Float[Tensor, " points"]
 
 
-def observe(dataset: ParticleDataset, rows: Int[Tensor, " rows"], plane: HalfPlane, scale: float) -> Observation:
-    """Read some particles and transform them, on the plane's device."""
+def observe(
+    dataset: ParticleDataset,
+    rows: Int[Tensor, " rows"],
+    plane: HalfPlane,
+    scale: float,
+    share: BatchShare | None = None,
+) -> Observation:
+    """Read some particles and transform them, on the plane's device.
+
+    Args:
+        dataset: the particles.
+        rows: of the batch.
+        plane: which coefficients.
+        scale: factor on the images.
+        share: the part of the batch that is wanted; None for all of it.
+    """
+    share = share or BatchShare(torch.arange(len(rows)), len(rows), 1.0)
+    rows = rows[share.places]
     batch = dataset.batch(rows).to(plane.coords.device)
     coefficients = plane.transform(batch.images) * scale
     if batch.ctf is None:
-        return Observation(rows, coefficients, None)
+        return Observation(rows, coefficients, None, share)
     frequencies = plane.frequencies_per_angstrom(dataset.pixel_size_angstrom)
-    return Observation(rows, coefficients, image_transfer(batch.ctf, frequencies), ctf_condition(batch.ctf))
+    return Observation(rows, coefficients, image_transfer(batch.ctf, frequencies), share, ctf_condition(batch.ctf))
 
 
 def propose(
@@ -153,7 +172,7 @@ def learn_images(
     residual = seen.coefficients.detach().clone()
     residual[:, : len(active)] -= predicted[:, 0].detach()
     power = (residual.real.square() + residual.imag.square()).mean(0)
-    return Outcome(loss, float(errors.detach().min(1).values.mean()), best.rotations[:, 0].detach(), power)
+    return Outcome(loss, errors.detach().min(1).values.mean(), best.rotations[:, 0].detach(), power)
 
 
 @torch.no_grad()
@@ -168,21 +187,26 @@ def render(
 ) -> tuple[Observation, Float[Tensor, "count 3 3"], Float[Tensor, "count 2"]]:
     """The current map at random poses, with CTFs of the batch and noise of the residual's spectrum.
 
+    Every process draws all of them, and makes those of its share.
+
     Returns:
         The renderings, rotations, shifts in pixels.
     """
-    generator, device = state.step_generator(), plane.coords.device
-    rotations = random_rotations(count, generator, device)
-    shifts = (torch.randn(count, 2, generator=generator) * shift_sigma_px).to(device)
-    rows = torch.randint(len(seen.indices), (count,), generator=generator).to(device)
-    noise = torch.randn(2, count, len(plane), generator=generator).to(device)
+    generator, device, places = state.step_generator(), plane.coords.device, BatchShare.of(count).places
+    rotations = random_rotations(count, generator)[places].to(device)
+    shifts = (torch.randn(count, 2, generator=generator)[places] * shift_sigma_px).to(device)
+    rows = torch.randint(seen.share.count, (count,), generator=generator)[places].to(device)
+    noise = torch.randn(2, count, len(plane), generator=generator)[:, places].to(device)
     transfer = seen.transfer_within(active)
-    clean = apply_optics(state.decoder(rotations, active), shifts, None if transfer is None else transfer[rows], active)
+    lent = None if transfer is None else seen.share.gather(transfer)[rows]
+    clean = apply_optics(state.decoder(rotations, active), shifts, lent, active)
     amplitude = (state.residual_power[plane.shells] / 2).sqrt()
     images = torch.complex(noise[0], noise[1]) * amplitude
     images[:, : len(active)] += clean
-    condition = None if seen.condition is None else seen.condition[rows]
-    return Observation(seen.indices[rows], images, None, condition), rotations, shifts
+    share = seen.share
+    condition = None if seen.condition is None else share.gather(seen.condition)[rows]
+    indices = share.gather(seen.indices)[rows.to(seen.indices.device)]
+    return Observation(indices, images, None, BatchShare.of(count), condition), rotations, shifts
 
 
 def learn_renderings(
@@ -198,11 +222,12 @@ def learn_renderings(
     """Pose renderings whose poses are known exactly.
 
     Returns:
-        The loss, and the median rotation error of the best hypotheses in degrees.
+        The loss over this process's share of them, and the median rotation error of the best hypotheses in degrees.
     """
     shown, rotations, shifts = render(state, seen, plane, active, count=count, shift_sigma_px=shift_sigma_px)
     proposals = propose(state.encoder, shown.coefficients, plane, shown.condition)
     costs = pose_cost(proposals, rotations, shifts, shift_sigma_px)
     loss = winner_takes_all(costs, leak) + _CHOICE_WEIGHT * head_choice_loss(proposals.logits, costs)
     best = choose(proposals, costs.argmin(1)).rotations[:, 0].detach()
-    return loss, math.degrees(float(rotation_angle_rad(best, rotations).median()))
+    errors_rad = BatchShare.of(count).gather(rotation_angle_rad(best, rotations))
+    return loss, math.degrees(float(errors_rad.median()))

@@ -32,6 +32,7 @@ FAKES = {
     "sbatch": SBATCH,
     "srun": 'exec "$@"\n',
     "scontrol": NOTE + 'if [ "$1" = show ]; then echo n1; echo n2; fi\n',
+    "torchrun": NOTE,
     "cryoeq": NOTE + 'exit "${CODE:-0}"\n',
 }
 WAITS = """
@@ -76,6 +77,15 @@ def test_one_node(tmp_path: Path, cluster: dict[str, str]) -> None:
     options = f"-o {tmp_path}/map --resume --threads 8 --scratch-dir /scratch/job --sym C4"
     assert notes == [f"cryoeq reconstruct my particles.star {options} "]
     assert submit("single_node.sbatch", tmp_path, cluster | {"CODE": "4"})[0] == 4
+
+
+def test_several_nodes(tmp_path: Path, cluster: dict[str, str]) -> None:
+    code, notes = submit("multi_node.sbatch", tmp_path, cluster | {"SLURM_GPUS_ON_NODE": "8"}, "--sym", "C4")
+    assert code == 0
+    assert notes[0] == "scontrol show hostnames n[1-2] "
+    assert notes[1].startswith("torchrun --nnodes=2 --nproc-per-node=8 --max-restarts=2 --rdzv-id=7 ")
+    assert "--rdzv-endpoint=n1:29500 -m cryoeq reconstruct my particles.star" in notes[1]
+    assert notes[1].endswith(f"-o {tmp_path}/map --resume --scratch-dir /scratch/job --sym C4 ")
 
 
 def test_an_array_of_seeds(tmp_path: Path, cluster: dict[str, str]) -> None:

@@ -72,7 +72,7 @@ def test_what_learns_from_images(make_known: Callable, start: Callable, encoder_
     outcome.loss.backward()
     assert any(parameter.grad is not None for parameter in begin.state.encoder.parameters()) == encoder_learns
     assert all(parameter.grad is not None for parameter in begin.state.decoder.parameters())
-    assert float(outcome.loss.detach()) == pytest.approx(outcome.error, rel=1e-5)
+    assert float(outcome.loss.detach()) == pytest.approx(float(outcome.error), rel=1e-5)
     # Beyond the active radius nothing is predicted: the residual is the image.
     beyond = slice(len(begin.plane.within(4.0)), None)
     torch.testing.assert_close(

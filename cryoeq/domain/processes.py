@@ -1,0 +1,213 @@
+"""The processes of one job, and what they tell each other (torch.distributed: NCCL on GPUs, gloo on CPUs).
+
+All of them run the same program on the same particles, and know the same after each step. A step's images are shared
+out among them; sums and poses then come together again. Everything here leaves a process that is alone as it was.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from cryoeq.domain.launched import launched
+from cryoeq.errors import LostProcessError
+
+# The others wait so long while one writes or draws; that a process has died is noticed at once.
+_PATIENCE = timedelta(minutes=30)
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Let the processes that torchrun started work together inside the block.
+
+    Args:
+        device: where this process computes.
+    """
+    if launched().size == 1:
+        yield
+        return
+    is_cuda = device.type == "cuda"
+    if is_cuda:
+        torch.cuda.set_device(device)
+    # Tensors on the CPU go by gloo also where GPUs compute: asking whether to stop must not wait for a GPU.
+    with _loss_explained():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo", timeout=_PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def process_count() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def process_rank() -> int:
+    """The number of this one."""
+    return dist.get_rank() if process_count() > 1 else 0
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return process_rank() == 0
+
+
+def over_all(values: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """The sum over all processes.
+
+    Args:
+        values: of one shape in all of them.
+    """
+    if process_count() == 1:
+        return values
+    summed = values.detach().clone(memory_format=torch.contiguous_format)
+    with _loss_explained():
+        dist.all_reduce(torch.view_as_real(summed) if summed.is_complex() else summed)
+    return summed
+
+
+def of_first(values: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """What the first process has: sums on GPUs differ in their last bits, decisions must not.
+
+    Args:
+        values: of one shape in all of them.
+    """
+    if process_count() == 1:
+        return values
+    same = values.detach().clone(memory_format=torch.contiguous_format)
+    with _loss_explained():
+        dist.broadcast(same, 0)
+    return same
+
+
+def any_process(claim: bool) -> bool:
+    """Whether it is so in any of them."""
+    return bool(over_all(torch.tensor(int(claim))))
+
+
+def share_of(rows: Int[Tensor, " rows"]) -> Int[Tensor, " own"]:
+    """The rows that this process works on; each row is some process's.
+
+    Args:
+        rows: to be shared out; the same in all processes.
+    """
+    return rows.tensor_split(process_count())[process_rank()]
+
+
+def share_of_half(rows: Int[Tensor, " rows"], half: int) -> Int[Tensor, " own"]:
+    """The rows of a half set that this process works on.
+
+    An even number of processes parts into two groups, one for each half set, which then prepares one map only. An odd
+    number shares out both half sets among all.
+
+    Args:
+        rows: of the half set.
+        half: 1 or 2.
+    """
+    count, rank = process_count(), process_rank()
+    if count % 2:
+        return share_of(rows)
+    group, place = divmod(rank, count // 2)
+    return rows.tensor_split(count // 2)[place] if group == half - 1 else rows[:0]
+
+
+def gathered(values: Shaped[Tensor, "own ..."], rows: Int[Tensor, " own"], count: int) -> Shaped[Tensor, "count ..."]:
+    """What all processes found, in the order of the rows; 0 where none has worked.
+
+    Args:
+        values: of the rows of this process.
+        rows: no row is another process's.
+        count: of rows in all.
+    """
+    return over_all(values.new_zeros(count, *values.shape[1:]).index_copy(0, rows, values))
+
+
+@dataclass(frozen=True)
+class BatchShare:
+    """The part of a batch that this process computes.
+
+    A batch of fewer images than there are processes is computed whole by each of them. (That is exact but for the
+    variance that the encoder's first norm keeps for evaluation, whose n / (n - 1) counts each copy.)
+
+    Args:
+        places: of its images in the batch.
+        count: images of the whole batch.
+        weight: of its mean in the mean over the batch.
+    """
+
+    places: Int[Tensor, " own"]
+    count: int
+    weight: float
+
+    @classmethod
+    def of(cls, count: int) -> "BatchShare":
+        """This process's.
+
+        Args:
+            count: images of the whole batch.
+        """
+        every = torch.arange(count)
+        if count < process_count():
+            return cls(every, count, 1 / process_count())
+        places = share_of(every)
+        return cls(places, count, len(places) / max(1, count))
+
+    def mean(self, values: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+        """The mean over the batch, from this process's mean over its share."""
+        return over_all(values.detach() * self.weight) if process_count() > 1 else values.detach()
+
+    def gather(self, values: Shaped[Tensor, "own ..."]) -> Shaped[Tensor, "count ..."]:
+        """The values of all images, in the order of the batch."""
+        if process_count() == 1:
+            return values
+        is_extra = self.count < process_count() and not is_first()
+        return gathered(torch.zeros_like(values) if is_extra else values, self.places.to(values.device), self.count)
+
+
+def add_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    """Sum the gradients of all processes, in one message.
+
+    Args:
+        parameters: their ``grad`` is changed; one without has none in any process.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if process_count() == 1 or not gradients:
+        return
+    summed = over_all(torch.cat([gradient.flatten() for gradient in gradients]))
+    for gradient, part in zip(gradients, summed.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def mean_over_rows(means: Shaped[Tensor, "..."], rows: int) -> Shaped[Tensor, "..."]:
+    """The mean over the rows of all processes, from this one's mean over its own: batch norms see the whole batch.
+
+    Args:
+        means: of this process.
+        rows: how many it has.
+    """
+    if process_count() == 1:
+        return means
+    summed = over_all(torch.cat([(means * rows).flatten(), means.new_tensor([rows])]))
+    return (summed[:-1] / summed[-1]).view(means.shape)
+
+
+@contextmanager
+def _loss_explained() -> Iterator[None]:
+    """An error of torch.distributed in the user's words."""
+    try:
+        yield
+    except RuntimeError as error:
+        me: Any = launched()
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise LostProcessError(
+            f"process {me.rank + 1} of {me.size} lost touch with the others ({first_line})",
+            "all processes of a job are needed until its end",
+            "See what the process that ended first has said; --resume goes on from what was saved",
+        ) from error
