@@ -31,7 +31,7 @@ from cryoeq.outputs.figure import COLOURS, png_figure
 RESULTS = Path(__file__).with_suffix(".json")
 TASKS = ("one digit", "how far turned", "digits", "ordered digits")
 GROUPS = ("c4", "so2")
-SEEDS = range(3)
+SEEDS = range(2)
 SIDE, DIGIT, DIGITS = 25, 11, 10
 TRAINED = 1300
 STEPS, BATCH, RATE = 400, 64, 5e-3
