@@ -73,6 +73,7 @@ class EncoderConfig(FrozenConfig):
         default=None, description="widths of the feature maps; None for those of the box and mode"
     )
     head: Literal["rows", "columns"] = Field(default="rows", description="how a rotation is represented")
+    precision: Literal["float32", "bf16"] = Field(default="float32", description="of the trunk's products")
 
 
 class HybridConfig(FrozenConfig):

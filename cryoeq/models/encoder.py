@@ -144,6 +144,8 @@ class PoseEncoder(nn.Module):
             trunk is faster and, where labels are free, more accurate; its cost grows with the area of the box.
         head: how the rotation is represented; see ``PoseHead``.
         low_passes: show the trunk low-passes of the images too.
+        is_bf16: make the trunk's products in bf16; norms, low-passes and poses stay as they are. No part of the
+            architecture: any weights serve both.
     """
 
     def __init__(
@@ -156,8 +158,10 @@ class PoseEncoder(nn.Module):
         trunk: TrunkKind = "conv",
         head: HeadKind = "rows",
         low_passes: bool = True,
+        is_bf16: bool = False,
     ) -> None:
         super().__init__()
+        self.is_bf16 = is_bf16
         self.box_size_px, self.low_passes = box_size_px, low_passes
         self.group = plane_group(group)
         self.plan = SpatialPlan.for_box(box_size_px, is_grid_exact=self.group.is_grid_exact)
@@ -182,7 +186,10 @@ class PoseEncoder(nn.Module):
         """The hypotheses for each image."""
         if images.shape[-1] != self.box_size_px:
             raise ValueError(f"images of {images.shape[-1]} px for an encoder of {self.box_size_px} px")
-        proposals: PoseProposals = self.head(self.trunk(self.pyramid(self.centre(images))))
+        seen = self.pyramid(self.centre(images))
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.is_bf16):
+            fields = self.trunk(seen)
+        proposals: PoseProposals = self.head(fields.to(images.dtype))
         return proposals
 
     @property

@@ -58,6 +58,7 @@ def build_encoder(config: ReconstructConfig, box_size_px: int) -> PoseEncoder:
             trunk=shape.trunk,
             head=shape.head,
             low_passes=not is_taught,
+            is_bf16=shape.precision == "bf16",
         )
     except ValueError as error:
         raise ConfigError(

@@ -4,11 +4,12 @@
     python tests/benchmarks/scaling.py --no-runs                      the tables of what is recorded
 
 Two kinds of work: training steps (d4 encoder, voxel decoder, 32 px, 64 images and 64 renderings per process) and
-iterations of the search (64 px, radius 10, 300 images per process). Each process computes in one thread. Efficiency is
-the time of one process over the time of several, each the shortest of several repeats, which other work on the machine
-disturbed least. Messages are counted where they are sent; FLOPs by ``torch.utils.flop_counter`` over all shares. What
-does not shrink with more processes (maps, projections of the map, gradients' step) is the time of an iteration on next
-to no images.
+iterations of the search (32 px, radius 10, 300 images per process). Each process computes in one thread. Efficiency is
+the time of one process over the time of several, each the shortest of several repeats, by the clock and by the CPU time
+of the first process, which leaves out waiting, for messages as for other work on the machine. Messages are counted
+where they are sent; FLOPs by ``torch.utils.flop_counter`` over all shares. What does not shrink with more processes
+(maps, projections of the map, the optimizer) is what a line through the CPU times of many and of few images leaves for
+none.
 
 The prediction takes from these the FLOPs per image, the messages and their bytes, and the fixed share; from data sheets
 what a GPU and its links can do. None of it is measured on a GPU.
@@ -121,7 +122,7 @@ def search_iterations(images: int) -> Iterator[None]:
         images: in all.
     """
     config = ReconstructConfig.model_validate({"particles": "none", "output": "none"})
-    dataset = noise(images, 64)
+    dataset = noise(images, 32)
     observed = join([part for _, part in observe_all(dataset, CPU)])
     settings = replace(build_growth_settings(config, dataset), settled_shells=(10,), further_iterations=0)
     generator = torch.Generator().manual_seed(1)
@@ -139,15 +140,15 @@ WORK: dict[str, tuple[Callable[[int], Iterator[None]], int]] = {
 }
 
 
-def seconds_of(work: Iterator[None], repeats: int) -> float:
-    """The shortest of several repeats after one that warms up."""
+def seconds_of(work: Iterator[None], repeats: int) -> tuple[float, float]:
+    """The shortest of several repeats after one that warms up, by the clock and of the CPU."""
     next(work)
     times = []
     for _ in range(repeats):
-        began = time.perf_counter()
+        began = time.perf_counter(), time.process_time()
         next(work)
-        times.append(time.perf_counter() - began)
-    return min(times)
+        times.append((time.perf_counter() - began[0], time.process_time() - began[1]))
+    return min(wall for wall, _ in times), min(cpu for _, cpu in times)
 
 
 def flops_of(work: Iterator[None]) -> int:
@@ -158,6 +159,16 @@ def flops_of(work: Iterator[None]) -> int:
     return counter.get_total_flops()
 
 
+def messages_of(work: Iterator[None]) -> Counter:
+    """Sums over all processes in one repeat; the few broadcasts are not in it."""
+    counter, plain = Counter(), processes.dist.all_reduce
+    next(work)
+    processes.dist.all_reduce = counter.counted(plain)
+    next(work)
+    processes.dist.all_reduce = plain
+    return counter
+
+
 def measure(result: Path, repeats: int, scale: float) -> None:
     """What each process does; the first writes."""
     torch.set_num_threads(1)
@@ -165,18 +176,15 @@ def measure(result: Path, repeats: int, scale: float) -> None:
     with processes.joined(CPU):
         for name, (work, per_process) in WORK.items():
             images = max(ALMOST_NONE, round(scale * per_process)) * launched().size
-            seconds = seconds_of(work(images), repeats)
-            steps, counter = work(images), Counter()
-            next(steps)
-            plain = processes.dist.all_reduce
-            processes.dist.all_reduce = counter.counted(plain)
-            next(steps)
-            processes.dist.all_reduce = plain
-            flops = processes.over_all(torch.tensor(float(flops_of(steps)), dtype=torch.float64))
+            (wall_s, cpu_s), few = seconds_of(work(images), repeats), ALMOST_NONE * launched().size
+            _, few_s = seconds_of(work(few), repeats)
+            counter, counter_of_few = messages_of(work(images)), messages_of(work(few))
+            flops = processes.over_all(torch.tensor(float(flops_of(work(images))), dtype=torch.float64))
             figures[name] = {
-                "images": images, "seconds": seconds, "messages": counter.count, "bytes": counter.size_bytes,
-                "flops": float(flops),
-                "fixed_seconds": seconds_of(work(ALMOST_NONE * launched().size), repeats),
+                "images": images, "wall_s": wall_s, "cpu_s": cpu_s, "messages": counter.count,
+                "bytes": counter.size_bytes, "flops": float(flops),
+                "bytes_per_image": (counter.size_bytes - counter_of_few.size_bytes) / max(1, images - few),
+                "fixed_s": max(0.0, (few_s * images - cpu_s * few) / max(1, images - few)),
             }  # fmt: skip
         if processes.is_first():
             write_json(result, figures)
@@ -203,72 +211,75 @@ def predicted(
 ) -> dict[str, float]:
     """Seconds of one step on so many GPUs, each with so many images.
 
-    A ring all-reduce sends 2 (N - 1) / N of the bytes over each link; the slowest link counts.
+    A ring all-reduce sends 2 (N - 1) / N of the bytes over each link; the slowest link counts. Poses are gathered as
+    sums, so part of the bytes grows with the images of all GPUs.
 
     Args:
         one: figures of one process.
-        several: figures of two, whose messages are those of any number (their bytes grow with the images only where
-            poses are gathered, and are scaled so here: an upper bound).
+        several: figures of two, whose messages are those of any number.
         gpus: N.
         per_gpu: images.
         machine: what is assumed.
     """
     flops = one["flops"] / one["images"] * per_gpu
     compute_s = flops / (machine.flops_per_s * machine.reached)
-    fixed = min(1.0, one["fixed_seconds"] / one["seconds"]) * one["images"] / per_gpu
-    fixed_s = compute_s * fixed
+    fixed_s = compute_s * one["fixed_s"] / (one["cpu_s"] - one["fixed_s"]) * one["images"] / per_gpu
     bandwidth = machine.within_bytes_per_s if gpus <= 8 else machine.between_bytes_per_s
     latency_s = machine.within_s if gpus <= 8 else machine.between_s
-    messages_s = several["messages"] * latency_s + 2 * (gpus - 1) / gpus * several["bytes"] / bandwidth
+    sent = several["bytes"] + several["bytes_per_image"] * (gpus * per_gpu - several["images"])
+    messages_s = several["messages"] * latency_s + 2 * (gpus - 1) / gpus * sent / bandwidth
     whole = compute_s + fixed_s + (messages_s if gpus > 1 else 0.0)
     return {
-        "flops": flops, "compute_s": compute_s, "fixed_s": fixed_s, "messages_s": messages_s if gpus > 1 else 0.0,
+        "flops": flops, "bytes": sent, "compute_s": compute_s, "fixed_s": fixed_s, "messages_s": messages_s if gpus > 1 else 0.0,
         "seconds": whole, "efficiency": (compute_s + fixed_s) / whole,
     }  # fmt: skip
 
 
 def print_tables(records: list[Record], machine: Machine) -> None:
     """What was measured, and the prediction with its arithmetic."""
-    found = {count: record_of(records, count) for count in (1, 2)}
-    if found[1] is None or found[2] is None:
-        raise SystemExit("nothing is recorded yet")
+    one, two = (record_of(records, count)["figures"] for count in (1, 2))
     print(
-        "| work | images per process | s, 1 process | s, 2 processes | efficiency | messages | MB a step | fixed, s |"
+        "| work | images per process | wall, 1 | wall, 2 processes | efficiency | CPU, 1 | CPU each, 2 | efficiency | "
+        "fixed CPU | messages | MB a step |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     for name in WORK:
-        one, two = (found[count]["figures"][name] for count in (1, 2))  # type: ignore[index]
+        alone, both = one[name], two[name]
         print(
-            f"| {name} | {one['images']} | {one['seconds']:.3f} | {two['seconds']:.3f} | "
-            f"{one['seconds'] / two['seconds']:.2f} | {two['messages']} | {two['bytes'] / 1e6:.2f} | "
-            f"{one['fixed_seconds']:.3f} |"
+            f"| {name} | {alone['images']} | {alone['wall_s']:.3f} s | {both['wall_s']:.3f} s | "
+            f"{alone['wall_s'] / both['wall_s']:.2f} | {alone['cpu_s']:.3f} s | {both['cpu_s']:.3f} s | "
+            f"{alone['cpu_s'] / both['cpu_s']:.2f} | {alone['fixed_s']:.3f} s | {both['messages']} | "
+            f"{both['bytes'] / 1e6:.2f} |"
         )
     print(
-        f"\nPrediction, not measured: {machine.flops_per_s / 1e12:g} TFLOP/s of float32, of which {machine.reached:.0%};"
-        f" links {machine.within_bytes_per_s / 1e9:g} GB/s in a node of 8, {machine.between_bytes_per_s / 1e9:g} GB/s"
-        f" between nodes; {machine.within_s * 1e6:g} and {machine.between_s * 1e6:g} us a message."
+        f"\nPrediction, not measured: {machine.reached:.0%} of {machine.flops_per_s / 1e12:g} TFLOP/s of float32; links"
+        f" of {machine.within_bytes_per_s / 1e9:g} GB/s in a node of 8, {machine.between_bytes_per_s / 1e9:g} GB/s "
+        f"between nodes; {machine.within_s * 1e6:g} and {machine.between_s * 1e6:g} us a message."
     )
-    print("seconds = FLOP / (peak x share) + fixed share + messages x latency + 2 (N - 1) / N x bytes / bandwidth\n")
     print(
-        "| work | GPUs | images per GPU | GFLOP per GPU | compute, ms | fixed, ms | messages, ms | step, ms | efficiency |"
+        "compute = FLOP / (peak x share); fixed = the part of it that the fixed CPU time was of the rest; "
+        "messages = count x latency + 2 (N - 1) / N x bytes / bandwidth; step = their sum\n"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| work | GPUs | images per GPU | GFLOP per GPU | MB | compute, ms | fixed | messages | step | efficiency |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for name in WORK:
-        one, two = (found[count]["figures"][name] for count in (1, 2))  # type: ignore[index]
         for gpus in (1, 8, 64):
-            for per_gpu in (int(one["images"]), 64 * int(one["images"])):
-                row = predicted(one, two, gpus, per_gpu, machine)
+            for per_gpu in (int(one[name]["images"]), 64 * int(one[name]["images"])):
+                row = predicted(one[name], two[name], gpus, per_gpu, machine)
                 print(
-                    f"| {name} | {gpus} | {per_gpu} | {row['flops'] / 1e9:.1f} | {row['compute_s'] * 1e3:.3f} | "
+                    f"| {name} | {gpus} | {per_gpu} | {row['flops'] / 1e9:.1f} | {row['bytes'] / 1e6:.1f} | "
+                    f"{row['compute_s'] * 1e3:.3f} | "
                     f"{row['fixed_s'] * 1e3:.3f} | {row['messages_s'] * 1e3:.3f} | {row['seconds'] * 1e3:.3f} | "
                     f"{row['efficiency']:.2f} |"
                 )
 
 
-def record_of(records: list[Record], count: int) -> Record | None:
+def record_of(records: list[Record], count: int) -> Record:
     """The latest of a number of processes."""
     key = {"set": "noise", "mode": "weak scaling", "seed": 0, "options": [f"processes={count}"]}
-    return find_record(records, key)
+    if (record := find_record(records, key)) is None:
+        raise SystemExit(f"nothing is recorded of {count} processes")
+    return record
 
 
 def main() -> None:
