@@ -175,7 +175,7 @@ def environments() -> Callable[[int], list[dict[str, str]]]:
             port = free.getsockname()[1]
         names = {
             "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test",
-            "TORCHELASTIC_RESTART_COUNT": 0,
+            "TORCHELASTIC_RESTART_COUNT": 0, "GROUP_WORLD_SIZE": 1,
         }  # fmt: skip
         return [
             {key: str(value) for key, value in (names | {"RANK": rank, "LOCAL_RANK": rank}).items()}

@@ -84,6 +84,7 @@ class EncoderConfig(FrozenConfig):
     samples: int | None = Field(
         default=None, ge=1, le=64, description="of the sampler; None for 12 (uniform) or 4 (adaptive)"
     )
+    precision: Literal["float32", "bf16"] = Field(default="float32", description="of the trunk's products")
 
 
 class HybridConfig(FrozenConfig):

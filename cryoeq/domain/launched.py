@@ -12,13 +12,15 @@ class Launched:
         rank: its number among all.
         size: how many there are; 1 for a program that was started by itself.
         local_rank: its number on this machine, and so its GPU.
-        restarts: how often torchrun has started the job anew.
+        restarts: how often torchrun of this machine has started the job anew.
+        machines: on which the processes run.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     restarts: int = 0
+    machines: int = 1
 
     @property
     def is_first(self) -> bool:
@@ -30,5 +32,5 @@ def launched() -> Launched:
     """This process."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return Launched()
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT")
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT", "GROUP_WORLD_SIZE")
     return Launched(*(int(os.environ[name]) for name in names))

@@ -4,16 +4,17 @@ All of them run the same program on the same particles, and know the same after 
 out among them; sums and poses then come together again. Everything here leaves a process that is alone as it was.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Int, Shaped
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from cryoeq.domain.launched import launched
 from cryoeq.errors import LostProcessError
@@ -29,15 +30,22 @@ def joined(device: torch.device) -> Iterator[None]:
     Args:
         device: where this process computes.
     """
-    if launched().size == 1:
+    me = launched()
+    if me.size == 1:
         yield
         return
     is_cuda = device.type == "cuda"
     if is_cuda:
         torch.cuda.set_device(device)
     # Tensors on the CPU go by gloo also where GPUs compute: asking whether to stop must not wait for a GPU.
+    backend = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
     with _loss_explained():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo", timeout=_PATIENCE)
+        store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
+        # torchrun may keep the store when it starts a job anew: addresses of the dead are still in it. Machines count
+        # restarts each for itself; several of them need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
+        if me.machines == 1:
+            store = dist.PrefixStore(f"attempt {me.restarts}", store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     try:
         yield
     finally:
@@ -204,8 +212,9 @@ def _loss_explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        me: Any = launched()
+        me = launched()
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        first_line = re.sub(r"^\[[^ ]*\] ", "", first_line)  # gloo begins with the line of its source
         raise LostProcessError(
             f"process {me.rank + 1} of {me.size} lost touch with the others ({first_line})",
             "all processes of a job are needed until its end",

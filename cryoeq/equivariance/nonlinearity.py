@@ -89,9 +89,14 @@ class FieldActivation(nn.Module):
         return torch.einsum("ncshw,nhwsf->ncfhw", frames.analysis, rows.view_as(values)).flatten(1, 2)
 
     def on_values(self, values: Float[Tensor, "rows channels"]) -> Float[Tensor, "rows channels"]:
-        """The activated values of functions on the group, fields fastest; batch statistics in training."""
+        """The activated values of functions on the group, fields fastest; batch statistics in training.
+
+        Sums over a batch need float32, also where the products around them are made in bf16.
+        """
+        values = values.to(self.weight.dtype)
         if self.training:
-            activated, mean, variance = _norm_relu(values, self.weight, self.bias, self.epsilon)
+            with torch.autocast(values.device.type, enabled=False):
+                activated, mean, variance = _norm_relu(values, self.weight, self.bias, self.epsilon)
             with torch.no_grad():
                 self.running_mean.lerp_(mean, self.momentum)
                 self.running_variance.lerp_(variance, self.momentum)

@@ -162,6 +162,8 @@ class PoseEncoder(nn.Module):
         head: how the rotation is represented; see ``PoseHead``.
         low_passes: show the trunk low-passes of the images too.
         design: kernels and samplers.
+        is_bf16: make the trunk's products in bf16; norms, low-passes and poses stay as they are. No part of the
+            architecture: any weights serve both.
     """
 
     def __init__(
@@ -175,8 +177,10 @@ class PoseEncoder(nn.Module):
         head: HeadKind = "rows",
         low_passes: bool = True,
         design: EncoderDesign | Mapping[str, Any] | None = None,
+        is_bf16: bool = False,
     ) -> None:
         super().__init__()
+        self.is_bf16 = is_bf16
         self.box_size_px, self.low_passes = box_size_px, low_passes
         self.group = plane_group(group)
         chosen = EncoderDesign(**design) if isinstance(design, Mapping) else design or EncoderDesign()
@@ -237,8 +241,14 @@ class PoseEncoder(nn.Module):
     def features(
         self, images: Float[Tensor, "batch n n"], condition: Float[Tensor, "batch 3"] | None = None
     ) -> Float[Tensor, "batch channels 1 1"]:
-        """What the head sees; the samples of the group are chosen after the first block, for all others."""
+        """What the head sees."""
         levels: Tensor = self.pyramid(self.centre(images))
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.is_bf16):
+            fields = self._through_trunk(levels, condition)
+        return fields.to(images.dtype)
+
+    def _through_trunk(self, levels: Tensor, condition: Tensor | None) -> Tensor:
+        """The samples of the group are chosen after the first block, for all others."""
         if isinstance(self.trunk, SteerablePerceptron):
             fields: Tensor = self.trunk(levels)
             return fields

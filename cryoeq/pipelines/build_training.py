@@ -66,6 +66,7 @@ def build_encoder(config: ReconstructConfig, box_size_px: int) -> PoseEncoder:
             head=shape.head,
             low_passes=not is_taught,
             design=EncoderDesign(shape.kernel, shape.sampler, shape.samples),
+            is_bf16=shape.precision == "bf16",
         )
     except ValueError as error:
         raise ConfigError(

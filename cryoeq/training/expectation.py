@@ -9,11 +9,11 @@ from torch import Tensor
 
 from cryoeq.domain.processes import gathered
 from cryoeq.training.observed_images import ObservedImages
-from cryoeq.training.parallel import in_parallel
+from cryoeq.training.parallel import in_parallel, numbers_at_a_time
 from cryoeq.training.view_scores import MatchedImages, ViewScores
 
 # Scores in memory at a time: small enough for a processor's cache, large enough for its matrix products.
-_SCORES_CPU, _SCORES_GPU = 2**21, 2**28
+_SCORES_CPU = 2**21
 # Exponentials below this are as good as 0; smaller ones become denormal numbers, which take 20 times as long.
 _LEAST_LOG_WEIGHT = -60.0
 
@@ -87,7 +87,7 @@ def expect(
         shift_sigma_px: of the normal prior of shifts, per axis; 0 without one.
         temperature: the log-likelihood is divided by it; 1 is the posterior, more keeps an early map from deciding.
     """
-    trials, size = shifts_px.shape[1], _SCORES_CPU if images.matched.device.type == "cpu" else _SCORES_GPU
+    trials, size = shifts_px.shape[1], numbers_at_a_time(images.matched.device, _SCORES_CPU)
     hypotheses = len(scores.grid.inplane_rad) * 2 * len(scores.grid.views)
 
     def look(rows: Int[Tensor, " rows"]) -> tuple[MatchedImages, Posterior]:

@@ -20,12 +20,13 @@ from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import rotation_from_vector
 from cryoeq.physics.projection import prepare_slices, sample_slices
 from cryoeq.training.observed_images import ObservedImages
-from cryoeq.training.parallel import in_parallel
+from cryoeq.training.parallel import in_parallel, numbers_at_a_time
 
 _FIRST_DAMPING = 0.1
 _LARGEST_STEP_RAD = 0.15
 _LARGEST_STEP_PX = 1.0
-_CHUNK_POINTS_CPU, _CHUNK_POINTS_GPU = 2**17, 2**25
+_CHUNK_POINTS_CPU = 2**17
+_NUMBERS_PER_POINT = 64  # residual, Jacobian of five columns, eight channels of slices: complex, and copies of them
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ def refine_poses(
         shift_sigma_px: of the normal prior of shifts, per axis; 0 for particles that are centred.
         steps: of Gauss and Newton.
     """
-    points = _CHUNK_POINTS_CPU if rotations.device.type == "cpu" else _CHUNK_POINTS_GPU
+    numbers = numbers_at_a_time(rotations.device, _CHUNK_POINTS_CPU * _NUMBERS_PER_POINT)
+    points = numbers // _NUMBERS_PER_POINT
 
     def refine(rows: Int[Tensor, " rows"]) -> RefinedPoses:
         return _refine(images.rows(rows), reference, (rotations[rows], shifts_px[rows]), shift_sigma_px, steps)

@@ -1,0 +1,305 @@
+"""Weak scaling: the same work per process on one and on two processes, and what 8 and 64 GPUs should do.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/scaling.py              measured, recorded and printed
+    python tests/benchmarks/scaling.py --no-runs                      the tables of what is recorded
+
+Two kinds of work: training steps (d4 encoder, voxel decoder, 32 px, 64 images and 64 renderings per process) and
+iterations of the search (32 px, radius 10, 300 images per process). Each process computes in one thread. Efficiency is
+the time of one process over the time of several, each the shortest of several repeats, by the clock and by the CPU time
+of the first process, which leaves out waiting, for messages as for other work on the machine. Messages are counted
+where they are sent; FLOPs by ``torch.utils.flop_counter`` over all shares. What does not shrink with more processes
+(maps, projections of the map, the optimizer) is what a line through the CPU times of many and of few images leaves for
+none.
+
+The prediction takes from these the FLOPs per image, the messages and their bytes, and the fixed share; from data sheets
+what a GPU and its links can do. None of it is measured on a GPU.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from recorded_runs import Record, append_record, find_record, read_records
+from torch.utils.flop_counter import FlopCounterMode
+
+from cryoeq.config.reconstruct import ReconstructConfig
+from cryoeq.data.dataset import ParticleDataset
+from cryoeq.data.preprocessing import Preprocessing
+from cryoeq.domain import processes
+from cryoeq.domain.launched import launched
+from cryoeq.domain.optics import Optics
+from cryoeq.domain.particles import ParticleTable
+from cryoeq.io.images import LazyImages
+from cryoeq.io.text import read_json, write_json
+from cryoeq.pipelines.build import build_growth_settings
+from cryoeq.pipelines.build_training import build_plane, build_settings, build_state
+from cryoeq.training.basin import Basin
+from cryoeq.training.growth import begin_growth, settle
+from cryoeq.training.loop import fit
+from cryoeq.training.observed_images import join, observe_all
+
+RESULTS = Path(__file__).with_suffix(".json")
+CPU = torch.device("cpu")
+ALMOST_NONE = 8  # images of an iteration that is all overhead
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the prediction assumes of a GPU and its links: data sheets, not measurements.
+
+    Args:
+        flops_per_s: of float32 matrix products (H200: 67e12).
+        reached: share of them that is reached; the goal of issue 7 for the training step.
+        within_bytes_per_s: between the 8 GPUs of a node, each way (NVLink).
+        between_bytes_per_s: between nodes, per GPU (400 Gbit/s).
+        within_s: latency of one message to all, in a node.
+        between_s: the same across nodes.
+    """
+
+    flops_per_s: float = 67e12
+    reached: float = 0.35
+    within_bytes_per_s: float = 450e9
+    between_bytes_per_s: float = 50e9
+    within_s: float = 20e-6
+    between_s: float = 60e-6
+
+
+@dataclass
+class Counter:
+    """Messages to all processes."""
+
+    count: int = 0
+    size_bytes: int = 0
+
+    def counted(self, send: Callable[..., Any]) -> Callable[..., Any]:
+        """The same, counted."""
+
+        def wrapped(values: torch.Tensor, *rest: Any) -> Any:
+            self.count, self.size_bytes = self.count + 1, self.size_bytes + values.numel() * values.element_size()
+            return send(values, *rest)
+
+        return wrapped
+
+
+def noise(count: int, box_px: int) -> ParticleDataset:
+    """Images of noise, in memory."""
+    rows = torch.arange(count)
+    zeros = torch.zeros_like(rows)
+    table = ParticleTable((), zeros, rows, box_px, 4.0, (Optics("g", 4.0, 300.0, 2.7, 0.1),), zeros)
+    images = torch.randn(count, box_px, box_px, generator=torch.Generator().manual_seed(0))
+    return ParticleDataset(table, box_px, 4.0, (), LazyImages((), zeros, rows), Preprocessing(box_px, 1.0, 1), images)
+
+
+def training_steps(images: int) -> Iterator[None]:
+    """One training step after the other.
+
+    Args:
+        images: of the global batch.
+    """
+    config = ReconstructConfig.model_validate(
+        {"particles": "none", "output": "none", "training": {"batch_size": images, "rendered_batch_size": images}}
+    )
+    dataset = noise(images, 32)
+    plane = build_plane(dataset, CPU)
+    settings = replace(build_settings(config, dataset), images_from=0.0)
+    for _ in fit(build_state(config, dataset, plane), dataset, plane, settings):
+        yield
+
+
+def search_iterations(images: int) -> Iterator[None]:
+    """One iteration of the search after the other.
+
+    Args:
+        images: in all.
+    """
+    config = ReconstructConfig.model_validate({"particles": "none", "output": "none"})
+    dataset = noise(images, 32)
+    observed = join([part for _, part in observe_all(dataset, CPU)])
+    settings = replace(build_growth_settings(config, dataset), settled_shells=(10,), further_iterations=0)
+    generator = torch.Generator().manual_seed(1)
+    basin = Basin(torch.randn(16, 16, 16, generator=generator), torch.zeros(images, 2), 0.0)
+    half_set = 1 + torch.arange(images) % 2
+    while True:
+        for _ in settle(begin_growth(basin, observed, half_set, settings, 7), observed, settings, seed=0):
+            pass
+        yield
+
+
+WORK: dict[str, tuple[Callable[[int], Iterator[None]], int]] = {
+    "training step": (training_steps, 64),
+    "search iteration": (search_iterations, 300),
+}
+
+
+def seconds_of(work: Iterator[None], repeats: int) -> tuple[float, float]:
+    """The shortest of several repeats after one that warms up, by the clock and of the CPU."""
+    next(work)
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter(), time.process_time()
+        next(work)
+        times.append((time.perf_counter() - began[0], time.process_time() - began[1]))
+    return min(wall for wall, _ in times), min(cpu for _, cpu in times)
+
+
+def flops_of(work: Iterator[None]) -> int:
+    """Of one repeat, by this process."""
+    next(work)
+    with FlopCounterMode(display=False) as counter:
+        next(work)
+    return counter.get_total_flops()
+
+
+def messages_of(work: Iterator[None]) -> Counter:
+    """Sums over all processes in one repeat; the few broadcasts are not in it."""
+    counter, plain = Counter(), processes.dist.all_reduce
+    next(work)
+    processes.dist.all_reduce = counter.counted(plain)
+    next(work)
+    processes.dist.all_reduce = plain
+    return counter
+
+
+def measure(result: Path, repeats: int, scale: float) -> None:
+    """What each process does; the first writes."""
+    torch.set_num_threads(1)
+    figures: dict[str, dict[str, float]] = {}
+    with processes.joined(CPU):
+        for name, (work, per_process) in WORK.items():
+            images = max(ALMOST_NONE, round(scale * per_process)) * launched().size
+            (wall_s, cpu_s), few = seconds_of(work(images), repeats), ALMOST_NONE * launched().size
+            _, few_s = seconds_of(work(few), repeats)
+            counter, counter_of_few = messages_of(work(images)), messages_of(work(few))
+            flops = processes.over_all(torch.tensor(float(flops_of(work(images))), dtype=torch.float64))
+            figures[name] = {
+                "images": images, "wall_s": wall_s, "cpu_s": cpu_s, "messages": counter.count,
+                "bytes": counter.size_bytes, "flops": float(flops),
+                "bytes_per_image": (counter.size_bytes - counter_of_few.size_bytes) / max(1, images - few),
+                "fixed_s": max(0.0, (few_s * images - cpu_s * few) / max(1, images - few)),
+            }  # fmt: skip
+        if processes.is_first():
+            write_json(result, figures)
+
+
+def run(count: int, repeats: int, scale: float) -> Record:
+    """The record of one number of processes."""
+    with tempfile.TemporaryDirectory() as place:
+        result = Path(place) / "figures.json"
+        own = [__file__, "--child", str(result), "--repeats", str(repeats), "--scale", str(scale)]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        began = time.monotonic()
+        subprocess.run([*torchrun, *own], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        key = {"set": "noise", "mode": "weak scaling", "seed": 0, "options": [f"processes={count}"]}
+        return key | {
+            "figures": read_json(result), "wall_s": round(time.monotonic() - began, 2), "torch": torch.__version__,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"), "cores": os.cpu_count(),
+            "load_average": [round(load, 2) for load in os.getloadavg()],
+        }  # fmt: skip
+
+
+def predicted(
+    one: dict[str, float], several: dict[str, float], gpus: int, per_gpu: int, machine: Machine
+) -> dict[str, float]:
+    """Seconds of one step on so many GPUs, each with so many images.
+
+    A ring all-reduce sends 2 (N - 1) / N of the bytes over each link; the slowest link counts. Poses are gathered as
+    sums, so part of the bytes grows with the images of all GPUs.
+
+    Args:
+        one: figures of one process.
+        several: figures of two, whose messages are those of any number.
+        gpus: N.
+        per_gpu: images.
+        machine: what is assumed.
+    """
+    flops = one["flops"] / one["images"] * per_gpu
+    compute_s = flops / (machine.flops_per_s * machine.reached)
+    fixed_s = compute_s * one["fixed_s"] / (one["cpu_s"] - one["fixed_s"]) * one["images"] / per_gpu
+    bandwidth = machine.within_bytes_per_s if gpus <= 8 else machine.between_bytes_per_s
+    latency_s = machine.within_s if gpus <= 8 else machine.between_s
+    sent = several["bytes"] + several["bytes_per_image"] * (gpus * per_gpu - several["images"])
+    messages_s = several["messages"] * latency_s + 2 * (gpus - 1) / gpus * sent / bandwidth
+    whole = compute_s + fixed_s + (messages_s if gpus > 1 else 0.0)
+    return {
+        "flops": flops, "bytes": sent, "compute_s": compute_s, "fixed_s": fixed_s,
+        "messages_s": messages_s if gpus > 1 else 0.0,
+        "seconds": whole, "efficiency": (compute_s + fixed_s) / whole,
+    }  # fmt: skip
+
+
+def print_tables(records: list[Record], machine: Machine) -> None:
+    """What was measured, and the prediction with its arithmetic."""
+    one, two = (record_of(records, count)["figures"] for count in (1, 2))
+    print(
+        "| work | images per process | wall, 1 | wall, 2 processes | efficiency | CPU, 1 | CPU each, 2 | efficiency | "
+        "fixed CPU | messages | MB a step |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for name in WORK:
+        alone, both = one[name], two[name]
+        print(
+            f"| {name} | {alone['images']} | {alone['wall_s']:.3f} s | {both['wall_s']:.3f} s | "
+            f"{alone['wall_s'] / both['wall_s']:.2f} | {alone['cpu_s']:.3f} s | {both['cpu_s']:.3f} s | "
+            f"{alone['cpu_s'] / both['cpu_s']:.2f} | {alone['fixed_s']:.3f} s | {both['messages']} | "
+            f"{both['bytes'] / 1e6:.2f} |"
+        )
+    print(
+        f"\nPrediction, not measured: {machine.reached:.0%} of {machine.flops_per_s / 1e12:g} TFLOP/s of float32; links"
+        f" of {machine.within_bytes_per_s / 1e9:g} GB/s in a node of 8, {machine.between_bytes_per_s / 1e9:g} GB/s "
+        f"between nodes; {machine.within_s * 1e6:g} and {machine.between_s * 1e6:g} us a message."
+    )
+    print(
+        "compute = FLOP / (peak x share); fixed = the part of it that the fixed CPU time was of the rest; "
+        "messages = count x latency + 2 (N - 1) / N x bytes / bandwidth; step = their sum\n"
+    )
+    print("| work | GPUs | images per GPU | GFLOP per GPU | MB | compute, ms | fixed | messages | step | efficiency |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for name in WORK:
+        for gpus in (1, 8, 64):
+            for per_gpu in (int(one[name]["images"]), 64 * int(one[name]["images"])):
+                row = predicted(one[name], two[name], gpus, per_gpu, machine)
+                print(
+                    f"| {name} | {gpus} | {per_gpu} | {row['flops'] / 1e9:.1f} | {row['bytes'] / 1e6:.1f} | "
+                    f"{row['compute_s'] * 1e3:.3f} | "
+                    f"{row['fixed_s'] * 1e3:.3f} | {row['messages_s'] * 1e3:.3f} | {row['seconds'] * 1e3:.3f} | "
+                    f"{row['efficiency']:.2f} |"
+                )
+
+
+def record_of(records: list[Record], count: int) -> Record:
+    """The latest of a number of processes."""
+    key = {"set": "noise", "mode": "weak scaling", "seed": 0, "options": [f"processes={count}"]}
+    if (record := find_record(records, key)) is None:
+        raise SystemExit(f"nothing is recorded of {count} processes")
+    return record
+
+
+def main() -> None:
+    """Measure, record, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--no-runs", action="store_true", help="only the tables")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the images per process")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        measure(arguments.child, arguments.repeats, arguments.scale)
+        return
+    if not arguments.no_runs:
+        for count in (1, 2):
+            append_record(arguments.output, run(count, arguments.repeats, arguments.scale))
+    print_tables(read_records(arguments.output), Machine())
+
+
+if __name__ == "__main__":
+    main()
