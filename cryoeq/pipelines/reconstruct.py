@@ -41,8 +41,7 @@ from cryoeq.pipelines.search import search_poses
 def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[Event]:
     """Reconstruct a map, with or without known poses.
 
-    The processes that torchrun starts share the work out; the first of them writes, and all go on from the checkpoint
-    where they are started anew.
+    The processes that torchrun starts share the work out; the first of them writes.
 
     Writes ``run_data.star``, ``run_class001.mrc`` from all particles, unfiltered half maps, their FSC, pictures, a
     report, and the record of the run.
@@ -56,7 +55,7 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[
     """
     device = choose_device(config.device)
     with joined(device):
-        yield from _reconstruct_together(config, device, resume=resume or launched().restarts > 0)
+        yield from _reconstruct_together(config, device, resume=resume)
 
 
 def _reconstruct_together(config: ReconstructConfig, device: torch.device, *, resume: bool) -> Iterator[Event]:
