@@ -16,8 +16,6 @@ what a GPU and its links can do. None of it is measured on a GPU.
 """
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recorded_runs import Cost, Record, append_record, cost_record, find_record, read_records
+from recorded_runs import Record, append_record, cost_record, find_record, measure, read_records
 from torch.utils.flop_counter import FlopCounterMode
 
 from cryoeq.config.reconstruct import ReconstructConfig
@@ -168,7 +166,7 @@ def messages_of(work: Iterator[None]) -> Counter:
     return counter
 
 
-def measure(result: Path, repeats: int, scale: float) -> None:
+def measure_as_process(result: Path, repeats: int, scale: float) -> None:
     """What each process does; the first writes."""
     torch.set_num_threads(1)
     figures: dict[str, dict[str, float]] = {}
@@ -195,9 +193,10 @@ def run(count: int, repeats: int, scale: float) -> Record:
         result = Path(place) / "figures.json"
         own = [__file__, "--child", str(result), "--repeats", str(repeats), "--scale", str(scale)]
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        began = time.monotonic()
-        subprocess.run([sys.executable, *torchrun, *own], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        cost = Cost(wall_s=round(time.monotonic() - began, 2))
+        log = Path(place) / "log"
+        cost = measure([sys.executable, *torchrun, *own], log=log, environment={"OMP_NUM_THREADS": "1"})
+        if cost.exit_code:
+            raise SystemExit(log.read_text(encoding="utf-8"))
         places = {"WORK": Path(place), "BENCHMARKS": Path(__file__).parent}
         return {
             "set": "noise", "mode": "weak scaling", "seed": 0, "options": [f"processes={count}"],
@@ -292,7 +291,7 @@ def main() -> None:
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        measure(arguments.child, arguments.repeats, arguments.scale)
+        measure_as_process(arguments.child, arguments.repeats, arguments.scale)
         return
     if not arguments.no_runs:
         for count in (1, 2):
