@@ -88,7 +88,8 @@ def reconstruct(
     from cryoeq.outputs.run_folder import free_folder
     from cryoeq.pipelines import reconstruct as pipeline
 
-    resume = resume or in_parts is not None  # RELION's Continue repeats the command in the same folder
+    # RELION's Continue repeats the command in the same folder, and so does torchrun after the loss of a process.
+    resume = resume or in_parts is not None or launched().restarts > 0
     default = Path("cryoeq_reconstruction") if resume else free_folder("cryoeq_reconstruction")
     contrast = None if invert_data is None else ("invert" if invert_data else "keep")
     explicit = {

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import uuid
 from collections.abc import Sequence
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -10,7 +11,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from cryoeq.domain.launched import launched
-from cryoeq.errors import ConfigError, Terminated
+from cryoeq.errors import ConfigError, LostProcessError, Terminated
 from cryoeq.pipelines.device import choose_device
 
 
@@ -43,19 +44,23 @@ def launch(count: int, arguments: Sequence[str]) -> int:
         arguments: of the command line.
 
     Returns:
-        The exit code of the process that failed first; 0 where all are done.
+        The exit code of a process that failed; 0 where all are done.
 
     Raises:
         Terminated: a signal stopped them.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))  # torch passes SIGTERM on
-    config = LaunchConfig(1, 1, count, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", max_restarts=0,
+    )  # fmt: skip
     try:
         elastic_launch(config, sys.executable)("-m", "cryoeq", *arguments)
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        return failure.exitcode if failure.exitcode > 0 else 4
+        codes = [failure.exitcode for failure in error.failures.values()]
+        lost = LostProcessError.exit_code  # what the others say when one has ended
+        return next((code for code in codes if code > 0 and code != lost), lost)
     except SignalException as stop:
         if stop.sigval == signal.SIGINT:
             raise KeyboardInterrupt from stop

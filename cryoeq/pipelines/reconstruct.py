@@ -41,8 +41,7 @@ from cryoeq.pipelines.search import search_poses
 def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[Event]:
     """Reconstruct a map, with or without known poses.
 
-    The processes that torchrun starts share the work out; the first of them writes, and all go on from the checkpoint
-    where they are started anew.
+    The processes that torchrun starts share the work out; the first of them writes.
 
     Writes ``run_data.star``, ``run_class001.mrc`` from all particles, unfiltered half maps, their FSC, pictures, a
     report, and the record of the run.
@@ -54,40 +53,36 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[
     Yields:
         Notes, progress, and a report.
     """
-    device = choose_device(config.device)
-    with joined(device):
-        yield from _reconstruct_together(config, device, resume=resume or launched().restarts > 0)
-
-
-def _reconstruct_together(config: ReconstructConfig, device: torch.device, *, resume: bool) -> Iterator[Event]:
-    """This process's part of the job."""
-    started_s = time.monotonic()
+    device, started_s = choose_device(config.device), time.monotonic()
+    # What is wrong with the input each process finds out by itself, before any waits for another.
     stack = build_stack(config, with_poses=config.pose_inference == "known")
     given = read_given_maps(config, stack.table)
     checkpoint = _find_checkpoint(config, len(stack.table), device) if resume else None
-    if not is_first():
-        run = RunFolder(config.output)
-        kept = KeptSteps.of_run(run, len(stack.table), device, resume=resume)
+
+    def work(run: RunFolder, kept: KeptSteps) -> Generator[Event, None, dict[str, float]]:
         with threads(config.threads):
-            yield from _reconstruct(config, stack, given, run, device, checkpoint, keep=kept.keep)
-        return
-    settings = config.model_dump(mode="json")
-    inputs = [config.particles, *stack.table.stack_paths[:1]]
-    with RunFolder.create(
-        config.output, command=sys.argv, settings=settings, inputs=inputs, device=str(device), resume=resume
-    ) as run:
-        kept = KeptSteps.of_run(run, len(stack.table), device, resume=resume)
-        try:
-            with threads(config.threads):
-                steps = _reconstruct(config, stack, given, run, device, checkpoint, keep=kept.keep)
-                results = yield from keep_journal(steps, run)
-        except DivergedError as error:
-            run.finish("failed", {"error": str(error)})
+            return (yield from _reconstruct(config, stack, given, run, device, checkpoint, keep=kept.keep))
+
+    with joined(device):
+        if not is_first():
+            run = RunFolder(config.output)
+            yield from work(run, KeptSteps.of_run(run, len(stack.table), device, resume=resume))
+            return
+        settings = config.model_dump(mode="json")
+        inputs = [config.particles, *stack.table.stack_paths[:1]]
+        with RunFolder.create(
+            config.output, command=sys.argv, settings=settings, inputs=inputs, device=str(device), resume=resume
+        ) as run:
+            kept = KeptSteps.of_run(run, len(stack.table), device, resume=resume)
+            try:
+                results = yield from keep_journal(work(run, kept), run)
+            except DivergedError as error:
+                run.finish("failed", {"error": str(error)})
+                write_report(run.path("report.html"), read_run(run.folder))
+                raise
+            run.finish("done", results | {"seconds": round(time.monotonic() - started_s, 2)})
+            kept.clear()
             write_report(run.path("report.html"), read_run(run.folder))
-            raise
-        run.finish("done", results | {"seconds": round(time.monotonic() - started_s, 2)})
-        kept.clear()
-        write_report(run.path("report.html"), read_run(run.folder))
     yield Report(f"Reconstruction in {run.folder}", _rows(results, config))
 
 

@@ -16,19 +16,16 @@ what a GPU and its links can do. None of it is measured on a GPU.
 """
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from recorded_runs import Record, append_record, find_record, read_records
+from recorded_runs import Record, append_record, cost_record, find_record, measure, read_records
 from torch.utils.flop_counter import FlopCounterMode
 
 from cryoeq.config.reconstruct import ReconstructConfig
@@ -169,7 +166,7 @@ def messages_of(work: Iterator[None]) -> Counter:
     return counter
 
 
-def measure(result: Path, repeats: int, scale: float) -> None:
+def measure_as_process(result: Path, repeats: int, scale: float) -> None:
     """What each process does; the first writes."""
     torch.set_num_threads(1)
     figures: dict[str, dict[str, float]] = {}
@@ -195,14 +192,16 @@ def run(count: int, repeats: int, scale: float) -> Record:
     with tempfile.TemporaryDirectory() as place:
         result = Path(place) / "figures.json"
         own = [__file__, "--child", str(result), "--repeats", str(repeats), "--scale", str(scale)]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        began = time.monotonic()
-        subprocess.run([*torchrun, *own], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        key = {"set": "noise", "mode": "weak scaling", "seed": 0, "options": [f"processes={count}"]}
-        return key | {
-            "figures": read_json(result), "wall_s": round(time.monotonic() - began, 2), "torch": torch.__version__,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"), "cores": os.cpu_count(),
-            "load_average": [round(load, 2) for load in os.getloadavg()],
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        log = Path(place) / "log"
+        cost = measure([sys.executable, *torchrun, *own], log=log, environment={"OMP_NUM_THREADS": "1"})
+        if cost.exit_code:
+            raise SystemExit(log.read_text(encoding="utf-8"))
+        places = {"WORK": Path(place), "BENCHMARKS": Path(__file__).parent}
+        return {
+            "set": "noise", "mode": "weak scaling", "seed": 0, "options": [f"processes={count}"],
+            "figures": read_json(result), "torch": torch.__version__,
+            **cost_record(cost, [["python", *torchrun, *own]], places),
         }  # fmt: skip
 
 
@@ -227,11 +226,10 @@ def predicted(
     bandwidth = machine.within_bytes_per_s if gpus <= 8 else machine.between_bytes_per_s
     latency_s = machine.within_s if gpus <= 8 else machine.between_s
     sent = several["bytes"] + several["bytes_per_image"] * (gpus * per_gpu - several["images"])
-    messages_s = several["messages"] * latency_s + 2 * (gpus - 1) / gpus * sent / bandwidth
-    whole = compute_s + fixed_s + (messages_s if gpus > 1 else 0.0)
+    messages_s = several["messages"] * latency_s * (gpus > 1) + 2 * (gpus - 1) / gpus * sent / bandwidth
+    whole = compute_s + fixed_s + messages_s
     return {
-        "flops": flops, "bytes": sent, "compute_s": compute_s, "fixed_s": fixed_s,
-        "messages_s": messages_s if gpus > 1 else 0.0,
+        "flops": flops, "bytes": sent, "compute_s": compute_s, "fixed_s": fixed_s, "messages_s": messages_s,
         "seconds": whole, "efficiency": (compute_s + fixed_s) / whole,
     }  # fmt: skip
 
@@ -293,7 +291,7 @@ def main() -> None:
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        measure(arguments.child, arguments.repeats, arguments.scale)
+        measure_as_process(arguments.child, arguments.repeats, arguments.scale)
         return
     if not arguments.no_runs:
         for count in (1, 2):
