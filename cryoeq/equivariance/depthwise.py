@@ -72,6 +72,7 @@ def depthwise(
     filters: Float[Tensor, "channels in size size"],
     fields: int,
     stride: int,
+    offsets: Float[Tensor, " channels"] | None = None,
 ) -> Float[Tensor, "batch channels h2 w2"]:
     """Filter each field, or each channel, by itself.
 
@@ -80,14 +81,15 @@ def depthwise(
         filters: as ``DepthwiseConv.filters`` gives them.
         fields: number of fields.
         stride: 1 or 2.
+        offsets: added to each channel, in the order of the filters.
     """
     filters = filters.contiguous(memory_format=torch.channels_last)
     padding = filters.shape[-1] // 2
     if filters.shape[1] == 1:
-        return F.conv2d(maps, filters, stride=stride, padding=padding, groups=len(filters))
+        return F.conv2d(maps, filters, offsets, stride=stride, padding=padding, groups=len(filters))
     by_field = maps.unflatten(1, (-1, fields)).transpose(1, 2).flatten(1, 2)
     by_field = by_field.contiguous(memory_format=torch.channels_last)
-    filtered = F.conv2d(by_field, filters, stride=stride, padding=padding, groups=fields)
+    filtered = F.conv2d(by_field, filters, offsets, stride=stride, padding=padding, groups=fields)
     back = filtered.unflatten(1, (fields, -1)).transpose(1, 2).flatten(1, 2)
     return back.contiguous(memory_format=torch.channels_last)
 
