@@ -23,6 +23,7 @@ from cryoeq.equivariance import (
 )
 from cryoeq.equivariance.depthwise import depthwise
 from cryoeq.equivariance.nonlinearity import disc
+from cryoeq.equivariance.perceptron import GroupLinear
 from cryoeq.models.encoder import PoseEncoder
 from cryoeq.models.exported_levels import ExportedLevels
 from cryoeq.models.pose_head import HeadOutputs, PoseHead, PoseProposals
@@ -71,6 +72,7 @@ class ExportedConv(nn.Module):
         else:
             padding = self.filters.shape[-1] // 2
             filtered = F.conv2d(maps, self.filters, self.offsets, stride=self.stride, padding=padding)
+            filtered = filtered.contiguous(memory_format=torch.channels_last)  # of one channel torch cannot tell
         activated = filtered.relu_() if self.is_rectified else filtered
         return activated * disc(activated.shape[-1], maps) if self.is_windowed else activated
 
@@ -137,6 +139,24 @@ class ExportedPerceptron(nn.Module):
         for number, linear in enumerate(self.linears):
             values = linear(values).add_(self.get_buffer(f"shift{number}")).relu_()
         return values.transpose(0, 1).flatten(1)[:, :, None, None]
+
+    def as_convolutions(self) -> nn.Sequential:
+        """The same as whole matrices, the first one on pixels: several times the products, but no sums around them."""
+        size, pixels = self.lift.size_px, self.lift.pixels
+        order, orbits = pixels.shape
+        layers: list[nn.Module] = []
+        for number, linear in enumerate(self.linears):
+            matrix = cast(GroupLinear, linear).matrix()
+            shift = self.get_buffer(f"shift{number}").repeat(order)
+            if number == 0:
+                on_orbits = (matrix.view(len(matrix), order, -1, orbits) * self.lift.weights).transpose(1, 2)
+                on_pixels = matrix.new_zeros(len(matrix), on_orbits.shape[1], size**2)
+                matrix = on_pixels.index_add(2, pixels.flatten(), on_orbits.flatten(2))
+                filters = matrix.unflatten(2, (size, size))
+            else:
+                filters = matrix[..., None, None]
+            layers.append(ExportedConv(filters, shift, is_whole=True, is_rectified=True))
+        return nn.Sequential(*layers)
 
 
 class ExportedEncoder(nn.Module):
