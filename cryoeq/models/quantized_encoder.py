@@ -13,6 +13,7 @@ After Mohamed, Cesa, Cohen and Welling 2020 (arXiv 2004.09691). The integer kern
 
 import copy
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int8, UInt8
@@ -206,8 +207,8 @@ def quantize_encoder(encoder: PoseEncoder, images: Float[Tensor, "batch n n"]) -
     if "onednn" not in torch.backends.quantized.supported_engines:
         raise ValueError("torch has no integer kernels (oneDNN) for this processor")
     exported = export_encoder(encoder)
-    levels, trunk, flatten, head = exported.network.children()
-    assert isinstance(levels, ExportedLevels)  # noqa: S101
+    plain_levels, trunk, flatten, head = exported.network.children()
+    levels = cast(ExportedLevels, plain_levels)
     if isinstance(trunk, ExportedPerceptron):
         trunk = trunk.as_convolutions()
     seen = levels(images)
@@ -243,10 +244,10 @@ def _in_integers(
             layer
         ]
     if isinstance(layer, ExportedResidual):
-        *others, last = layer.layers.children()
+        *others, child = layer.layers.children()
+        last = cast(ExportedConv, child)
         inside, between = _in_integers(nn.Sequential(*others), group, grids, before)
         after = grids[layer]
-        assert isinstance(last, ExportedConv)  # noqa: S101
         conv = QuantizedConv(last, *integer_filters(group, last.filters, group.dim("hidden")), (between, after))
         return QuantizedResidual(inside, conv, before), after
     layers = []

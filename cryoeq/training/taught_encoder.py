@@ -63,7 +63,7 @@ class TaughtEncoder:
     @torch.no_grad()
     def propose(self, batch: ParticleBatch) -> PoseProposals:
         """Hypotheses for particles of the box and pixel size that were learnt, shifts in their pixels."""
-        matched, condition = self._matched(batch)
+        matched, condition = self.matched(batch)
         return propose_poses(self.exported or self.encoder, matched, self.view, condition)
 
     @torch.no_grad()
@@ -78,7 +78,7 @@ class TaughtEncoder:
             ValueError: this encoder cannot be had in that precision; see ``export_encoder`` and ``quantize_encoder``.
         """
         if precision == "int8":
-            matched, _ = self._matched(sample)
+            matched, _ = self.matched(sample)
             trials = torch.arange(len(matched), device=matched.device)[:, None] % len(self.view.trials_px)
             return replace(self, exported=quantize_encoder(self.encoder, self.view.images_at_trials(matched, trials)))
         exported = export_encoder(self.encoder)
@@ -86,8 +86,8 @@ class TaughtEncoder:
             exported.network = _InHalf(exported.network.to(torch.bfloat16))
         return replace(self, exported=exported)
 
-    def _matched(self, batch: ParticleBatch) -> tuple[Complex[Tensor, "batch points"], Float[Tensor, "batch 3"] | None]:
-        """Coefficients times CTF, and what a conditioned encoder is told."""
+    def matched(self, batch: ParticleBatch) -> tuple[Complex[Tensor, "batch points"], Float[Tensor, "batch 3"] | None]:
+        """Coefficients times CTF up to the radius, and what a conditioned encoder is told."""
         plane = HalfPlane.up_to(self.box_size_px, self.radius, batch.images.device)
         matched = plane.transform(batch.images)
         condition = None

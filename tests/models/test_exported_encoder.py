@@ -14,7 +14,7 @@ def settled(group: str, trunk: TrunkKind, generator: torch.Generator, *, head: H
     torch.manual_seed(0)
     widths = (16, 32, 32, 128) if plane_group(group).is_grid_exact else (16, 32, 128)
     channels = (128,) if trunk == "dense" else widths
-    encoder = PoseEncoder(group, 16, 2, channels, trunk=trunk, head=head)
+    encoder = PoseEncoder(group, 16, 2, channels, trunk=trunk, head=head, design=design)
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
             if "activation" in name:
@@ -25,10 +25,23 @@ def settled(group: str, trunk: TrunkKind, generator: torch.Generator, *, head: H
 
 
 @pytest.mark.parametrize("trunk", ["conv", "dense", "mobilenet"])
-@pytest.mark.parametrize("group", ["c1", "c8", "d4", "so2"])
+@pytest.mark.parametrize(
+    ("group", "head", "design"),
+    [
+        ("c1", "columns", EncoderDesign()),
+        ("c8", "rows", EncoderDesign()),
+        ("d4", "rows", EncoderDesign()),
+        ("d4", "rows", EncoderDesign("implicit")),
+        ("so2", "rows", EncoderDesign()),
+        ("so2", "rows", EncoderDesign(samples=16)),
+    ],
+    ids=str,
+)
 @torch.no_grad()
-def test_an_exported_encoder_gives_the_same_numbers(group: str, trunk: TrunkKind, generator: torch.Generator) -> None:
-    encoder = settled(group, trunk, generator, head="columns" if group == "c1" else "rows")
+def test_an_exported_encoder_gives_the_same_numbers(
+    group: str, head: HeadKind, design: EncoderDesign, trunk: TrunkKind, generator: torch.Generator
+) -> None:
+    encoder = settled(group, trunk, generator, head=head, design=design)
     exported = export_encoder(encoder)
     images = torch.randn(8, 16, 16, generator=generator)
     features = encoder.features(images)
