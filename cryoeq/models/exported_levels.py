@@ -40,7 +40,11 @@ class ExportedLevels(nn.Module):
 
     def stacked(self, images: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch levels m m"]:
         """The same, not normalised."""
+        padded = self.padded(images)[:, None]
+        return torch.cat([padded, self.blurs @ padded @ self.blurs], 1)
+
+    def padded(self, images: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch m m"]:
+        """The images alone."""
         even = 1 - images.shape[-1] % 2
         odd = images[:, even:, even:]
-        padded = F.pad(odd, ((self.size_px - odd.shape[-1]) // 2,) * 4)[:, None]
-        return torch.cat([padded, self.blurs @ padded @ self.blurs], 1)
+        return F.pad(odd, ((self.size_px - odd.shape[-1]) // 2,) * 4)

@@ -3,7 +3,7 @@
 For groups that map the pixel grid to itself, the trunk commutes with the group exactly, integer by integer. Rounding a
 filter and its turned copies one by one would lose that: they differ by rounding errors of the expansion, and at a tie
 go different ways. So only the filters of the identity are rounded; the others are these, turned. A scale serves all
-components of a field. Low-passes are sums of integers that single precision holds exactly.
+components of a field. Low-passes are made by integer filters too, each from the one before.
 
 Activations have 8 bits and weights 7: processors without an int8 dot product (VNNI) add two products in 16 bits, and
 255 x 63 x 2 just fits; so all give the same integers.
@@ -11,11 +11,13 @@ Activations have 8 bits and weights 7: processors without an int8 dot product (V
 After Mohamed, Cesa, Cohen and Welling 2020 (arXiv 2004.09691). The integer kernels are oneDNN's, as torch brings them.
 """
 
-import copy
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int8, UInt8
 from torch import Tensor, nn
 
@@ -32,7 +34,8 @@ from cryoeq.models.exported_encoder import (
 from cryoeq.models.exported_levels import ExportedLevels
 
 _LARGEST_WEIGHT = 63
-_BLUR_STEPS = 256  # in the sum of a low-pass: 127 x 256 x 256 is an integer that single precision holds
+_BLUR_REACH = 3  # taps to each side, about three widths
+_SIDE_BY_SIDE = 32  # images that are blurred together
 _KEPT = 0.9999
 """Share of the activations that are not cut off."""
 _SAMPLED = 2**18
@@ -60,32 +63,67 @@ class Grid:
         return cls(largest / 127, 128) if bool((values < 0).any()) else cls(largest / 255, 0)
 
 
+class _Blur:
+    """From one low-pass to the next wider one, images in the place of channels: one integer filter serves all.
+
+    The filter is the Gaussian that is missing, at every second pixel of the width that the first low-pass has already;
+    rounding to integers narrows it, so one is taken that is as wide as it should be then.
+    """
+
+    def __init__(self, before_px: float, after_px: float) -> None:
+        spacing = max(1, round(2 * before_px))
+        wanted = (after_px**2 - before_px**2) / spacing**2
+        squared = torch.arange(-_BLUR_REACH, _BLUR_REACH + 1).square()
+        gaussians = [
+            torch.exp(-0.5 * (squared + squared[:, None]) / variance)
+            for variance in wanted * torch.linspace(0.9, 1.3, 81)
+        ]
+        filters = [(gaussian * _LARGEST_WEIGHT).round() for gaussian in gaussians]
+        chosen = min(filters, key=lambda found: abs(float((found.sum(0) @ squared.float()) / found.sum()) - wanted))
+        self.weights, self.total = chosen.to(torch.int8).repeat(_SIDE_BY_SIDE, 1, 1, 1), float(chosen.sum())
+        self.geometry = ([1, 1], [_BLUR_REACH * spacing] * 2, [spacing, spacing], _SIDE_BY_SIDE)
+
+
 class QuantizedLevels(nn.Module):
-    """The levels of an encoder in 8 bits, of images that are rounded to 8 bits first.
+    """The levels of an encoder in 8 bits, each low-pass made from the one before by integers.
 
     Args:
         levels: in single precision.
-        image_step: of the rounded images.
         grid: of the levels.
     """
 
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, levels: ExportedLevels, image_step: float, grid: Grid) -> None:
+    def __init__(self, levels: ExportedLevels, grid: Grid) -> None:
         super().__init__()
-        self.image_step = image_step
-        self.levels = copy.deepcopy(levels)
-        self.levels.blurs.mul_(_BLUR_STEPS).round_()
-        units = torch.tensor([1.0, *[_BLUR_STEPS**-2.0] * len(levels.blurs)]).view(-1, 1, 1) * image_step
-        self.register_buffer("scale", levels.scale * units / grid.step)
-        self.register_buffer("shift", levels.shift / grid.step + grid.zero + 0.5)
+        self.levels, self.grid = levels, grid
+        scale, shift = levels.scale.flatten().tolist(), levels.shift.flatten().tolist()
+        widths = [0.0, *(math.sqrt(-0.5 / math.log(float(blur[0, 1] / blur[0, 0]))) for blur in levels.blurs)]
+        self.steps = []
+        for k, blur in enumerate(_Blur(*pair) for pair in pairwise(widths)):
+            unit = grid.step / scale[k]  # of the image, in the level before
+            zero = min(255, max(0, grid.zero + round(shift[k] / grid.step)))
+            weight_step = torch.full((_SIDE_BY_SIDE,), scale[k + 1] / blur.total)
+            packed = torch.ops.onednn.qconv_prepack(blur.weights, weight_step, unit, zero, *blur.geometry, None)
+            lost = grid.zero - zero + shift[k] / grid.step  # of zero, rounded
+            offset = torch.full((_SIDE_BY_SIDE,), shift[k + 1] - scale[k + 1] * lost * unit)
+            self.steps.append((unit, zero, packed, weight_step, torch.zeros(_SIDE_BY_SIDE, dtype=torch.int32), offset,
+                               *blur.geometry))  # fmt: skip
 
     def forward(self, images: Float[Tensor, "batch n n"]) -> UInt8[Tensor, "batch levels m m"]:
         """The levels, channels last."""
-        whole = (images / self.image_step).round_().clamp_(-127, 127)
-        values = torch.addcmul(self.shift, self.levels.stacked(whole), self.scale).clamp_(0, 255.5)
-        return values.to(torch.uint8).contiguous(memory_format=torch.channels_last)  # cut off, so rounded
+        step, zero = self.grid.step, self.grid.zero
+        scale, shift = self.levels.scale.flatten()[0] / step, self.levels.shift.flatten()[0] / step
+        values = (self.levels.padded(images) * scale).add_(shift + zero + 0.5).clamp_(0, 255.5)
+        whole = values.to(torch.uint8)  # cut off, so rounded
+        if not self.steps:
+            return whole[:, None].contiguous(memory_format=torch.channels_last)
+        whole = F.pad(whole, (0, 0, 0, 0, 0, -len(images) % _SIDE_BY_SIDE))
+        level = whole.unflatten(0, (-1, _SIDE_BY_SIDE)).contiguous(memory_format=torch.channels_last)
+        found = [level]
+        for inputs in self.steps:
+            level = torch.ops.onednn.qconv2d_pointwise(level, *inputs, step, zero, torch.uint8, "none", [], "")
+            found.append(level)
+        last = torch.stack([level.permute(0, 2, 3, 1) for level in found], -1)  # (group, y, x, image, level)
+        return last.permute(0, 3, 1, 2, 4).flatten(0, 1)[: len(images)].permute(0, 3, 1, 2)
 
 
 class QuantizedConv(nn.Module):
@@ -212,10 +250,9 @@ def quantize_encoder(encoder: PoseEncoder, images: Float[Tensor, "batch n n"]) -
     if isinstance(trunk, ExportedPerceptron):
         trunk = trunk.as_convolutions()
     seen = levels(images)
-    first, grids = Grid.of(seen), _grids(trunk, seen)
-    image_step = Grid.of(torch.cat([images, -images])).step
+    first, grids = Grid(Grid.of(torch.cat([seen, -seen])).step, 128), _grids(trunk, seen)
     layers, last = _in_integers(trunk, group, grids, first, is_first=True)
-    network = nn.Sequential(QuantizedLevels(levels, image_step, first), layers, Dequantized(last), flatten, head)
+    network = nn.Sequential(QuantizedLevels(levels, first), layers, Dequantized(last), flatten, head)
     return ExportedEncoder(exported.box_size_px, exported.outputs, network).eval()
 
 
