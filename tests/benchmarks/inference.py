@@ -63,7 +63,7 @@ TAUGHT: tuple[tuple[TrunkKind, tuple[int, ...] | None, bool], ...] = (
     ("dense", (512,), False), ("conv", None, True), ("mobilenet", None, True),
 )  # fmt: skip
 BOX, RADIUS, ANGPIX, STEPS, BATCH, HEADS = 24, 8, 5.0, 300, 128, 8
-WHOLE = ((64, 4096), (128, 2048))
+WHOLE = ((64, 2048), (128, 1024))
 
 Record = dict[str, float | int | str | bool]
 
