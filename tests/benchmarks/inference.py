@@ -58,7 +58,7 @@ SPEED: tuple[tuple[TrunkKind, int, bool], ...] = (
 )  # fmt: skip
 """Trunk, box in pixels, low-passes; the last as hybrid makes it."""
 BATCHES = {22: (1024, 4096), 64: (16, 64, 256), 128: (16, 64)}
-TURNS = 3
+TURNS = 2
 TAUGHT: tuple[tuple[TrunkKind, tuple[int, ...] | None, bool], ...] = (
     ("dense", (512,), False), ("conv", None, True), ("mobilenet", None, True),
 )  # fmt: skip

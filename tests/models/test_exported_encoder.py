@@ -9,7 +9,14 @@ from cryoeq.models.exported_encoder import ExportedEncoder, export_encoder
 from cryoeq.models.pose_head import HeadKind
 
 
-def settled(group: str, trunk: TrunkKind, generator: torch.Generator, *, head: HeadKind = "rows") -> PoseEncoder:
+def settled(
+    group: str,
+    trunk: TrunkKind,
+    generator: torch.Generator,
+    *,
+    head: HeadKind = "rows",
+    design: EncoderDesign | None = None,
+) -> PoseEncoder:
     """In evaluation mode, with running statistics of random images and norms that do something."""
     torch.manual_seed(0)
     widths = (16, 32, 32, 128) if plane_group(group).is_grid_exact else (16, 32, 128)
