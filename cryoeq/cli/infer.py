@@ -19,6 +19,7 @@ def infer(
         bool | None, typer.Option("--invert-data/--uninvert-data", help="Contrast [decided from the images].")
     ] = None,
     batch_size: Annotated[int | None, typer.Option("-b", "--batch-size", help="Particles at a time [1024].")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or int8 (CPU) [fp32].")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N [auto].")] = None,
 ) -> None:
     """Pose new particles by the encoder of a run: one forward pass each, nothing is refined."""
@@ -31,5 +32,6 @@ def infer(
     explicit = {
         "run": run, "particles": particles, "output": output, "angpix": angpix, "datadir": datadir,
         "contrast": contrast, "batch_size": batch_size, "device": device,
+        "precision": precision,
     }  # fmt: skip
     draw(pipeline.infer(load_config(InferConfig, explicit=explicit)))

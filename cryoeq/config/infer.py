@@ -23,3 +23,6 @@ class InferConfig(FrozenConfig):
     )
     batch_size: int = Field(default=1024, ge=1, description="particles in memory at a time")
     device: str = Field(default="auto", description="auto, cpu or cuda:N")
+    precision: Literal["fp32", "bf16", "int8"] = Field(
+        default="fp32", description="numbers that the encoder computes with; int8: CPU, groups of quarter turns"
+    )

@@ -66,8 +66,9 @@ class EncoderConfig(FrozenConfig):
 
     group: Group = Field(default="d4", description="in-plane group that the encoder is equivariant to")
     heads: int = Field(default=8, ge=1, le=64, description="hypotheses per image")
-    trunk: Literal["conv", "dense"] = Field(
-        default="dense", description="convolutions, or one filter as large as the image (small boxes)"
+    trunk: Literal["conv", "dense", "mobilenet"] = Field(
+        default="dense",
+        description="convolutions, one filter as large as the image (small boxes), or MobileNetV2's inverted residuals",
     )
     channels: tuple[PositiveInt, ...] | None = Field(
         default=None, description="widths of the feature maps; None for those of the box and mode"

@@ -83,6 +83,7 @@ with warnings.catch_warnings(), _cache_of_the_user(), _scikit_learn_hidden():
 from cryoeq.equivariance.block import BlockDesign, KernelKind, SamplerKind, SteerableBlock  # noqa: E402
 from cryoeq.equivariance.convolution import FullMapConv, SteerableConv  # noqa: E402
 from cryoeq.equivariance.degree import EquivarianceDegree, LearntDegree, RelaxedBasis, StrictDegree  # noqa: E402
+from cryoeq.equivariance.depthwise import DepthwiseConv, InvertedResidual  # noqa: E402
 from cryoeq.equivariance.fields import (  # noqa: E402
     FieldKind,
     FieldName,
@@ -108,6 +109,7 @@ __all__ = [
     "AnalyticBasis",
     "BlockDesign",
     "ConditionedConv",
+    "DepthwiseConv",
     "EquivarianceDegree",
     "FieldActivation",
     "FieldKind",
@@ -117,6 +119,7 @@ __all__ = [
     "FullMapConv",
     "GroupSampler",
     "ImplicitBasis",
+    "InvertedResidual",
     "Irrep",
     "IrrepActivation",
     "Irreps",

@@ -7,10 +7,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cryoeq.equivariance.convolution import FullMapConv, SteerableConv
+from cryoeq.equivariance.depthwise import DepthwiseConv, InvertedResidual
 from cryoeq.equivariance.fields import FieldKind
 from cryoeq.equivariance.groups import PlaneGroup
 from cryoeq.equivariance.implicit_kernels import ConditionedConv, ImplicitBasis
 from cryoeq.equivariance.irrep_nonlinearity import IrrepActivation
+from cryoeq.equivariance.kernels import AnalyticBasis, KernelBasis
 from cryoeq.equivariance.nonlinearity import FieldActivation
 from cryoeq.equivariance.sampling import AdaptiveSampler, Frames
 
@@ -18,6 +20,8 @@ KernelKind = Literal["analytic", "implicit", "implicit_ctf"]
 SamplerKind = Literal["uniform", "adaptive"]
 
 _ADAPTIVE_SAMPLES = 4
+_EXPANSION = 4
+"""Fields inside an inverted residual over those around it."""
 
 
 class SteerableBlock(nn.Module):
@@ -116,13 +120,36 @@ class BlockDesign:
             conv = kind(self.group, in_fields, out_fields, size, stride=stride, basis=basis)
         return SteerableBlock(conv, self._activation(fields, is_first=is_first))
 
+    def inverted_residual(self, in_fields: int, fields: int, size: int, *, stride: int = 1) -> InvertedResidual:
+        """MobileNetV2's block between hidden fields; kernels of a kind are those of its depthwise filters.
+
+        Args:
+            in_fields: number of fields that come in.
+            fields: that go out.
+            size: odd side of the depthwise filters in pixels.
+            stride: 1 or 2.
+        """
+        wide = _EXPANSION * max(in_fields, fields)
+        basis: KernelBasis | None = None
+        if self.kernel != "analytic":
+            basis = ImplicitBasis(self.group, "hidden", "hidden", size)
+        elif not self.group.is_grid_exact:
+            basis = AnalyticBasis(self.group, "hidden", "hidden", size)
+        filtering = DepthwiseConv(self.group, wide, size, stride=stride, basis=basis)
+        return InvertedResidual(
+            SteerableBlock(SteerableConv(self.group, (in_fields, "hidden"), (wide, "hidden")), self._activation(wide)),
+            SteerableBlock(filtering, self._activation(wide)),
+            SteerableConv(self.group, (wide, "hidden"), (fields, "hidden")),
+            is_residual=stride == 1 and in_fields == fields,
+        )
+
     def frame_sampler(self, fields: int) -> AdaptiveSampler | None:
         """What chooses the samples after the first block, None for a grid."""
         if not self.is_adaptive:
             return None
         return AdaptiveSampler(self.group, (fields, "hidden"), self.samples or _ADAPTIVE_SAMPLES)
 
-    def _activation(self, fields: int, *, is_first: bool) -> nn.Module:
+    def _activation(self, fields: int, *, is_first: bool = False) -> nn.Module:
         """A gated one before there are places to sample at: exact, and an image alone has no direction to choose."""
         if self.is_adaptive and is_first:
             return IrrepActivation(self.group, fields, gate="gated")

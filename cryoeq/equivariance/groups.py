@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from cryoeq.equivariance.fields import FieldKind, Product, is_vector, representation
@@ -156,7 +156,7 @@ class IrrepSpan:
     basis: Float[Tensor, "field copies_dim"]
 
 
-def permute_pixels(images: Float[Tensor, "*batch n n"], g: Float[Tensor, "2 2"]) -> Float[Tensor, "*batch n n"]:
+def permute_pixels(images: Shaped[Tensor, "*batch n n"], g: Float[Tensor, "2 2"]) -> Shaped[Tensor, "*batch n n"]:
     """The images g.I, (g.I)(x) = I(g^-1 x) about the centre of the array, for g that maps the pixel grid to itself."""
     swaps = bool(g[0, 0] == 0)
     turned = images.transpose(-2, -1) if swaps else images

@@ -23,7 +23,7 @@ from cryoeq.equivariance import (
 )
 from cryoeq.models.pose_head import HeadKind, PoseHead, PoseProposals
 
-TrunkKind = Literal["conv", "dense"]
+TrunkKind = Literal["conv", "dense", "mobilenet"]
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,8 @@ class PoseEncoder(nn.Module):
             the last map, then that of the hidden layers behind it; by default ``default_channels``. A dense trunk has
             the last one only.
         trunk: "conv", or "dense": the first filter is as large as the image. On boxes of up to about 32 px the dense
-            trunk is faster and, where labels are free, more accurate; its cost grows with the area of the box.
+            trunk is faster and, where labels are free, more accurate; its cost grows with the area of the box. Or
+            "mobilenet": "conv" with the inverted residuals of MobileNetV2 in place of its convolutions but the first.
         head: how the rotation is represented; see ``PoseHead``.
         low_passes: show the trunk low-passes of the images too.
         design: kernels and samplers.
@@ -187,7 +188,7 @@ class PoseEncoder(nn.Module):
         blocks = BlockDesign(self.group, chosen.kernel, chosen.sampler, chosen.samples)
         self.is_conditioned = chosen.kernel == "implicit_ctf"
         self.plan = SpatialPlan.for_box(box_size_px, is_grid_exact=self.group.is_grid_exact)
-        sizes = self.plan.level_sizes_px if trunk == "conv" else ()
+        sizes = () if trunk == "dense" else self.plan.level_sizes_px
         widths = channels or default_channels(sizes)
         if len(widths) != len(sizes) + 1:
             raise ValueError(
@@ -201,7 +202,7 @@ class PoseEncoder(nn.Module):
         fields = [max(1, round(width / self.group.dim("hidden"))) for width in widths]
         sigmas = tuple(2.0**k for k in range(3 if box_size_px >= 32 else 2)) if low_passes else ()
         self.pyramid = LowPassPyramid(self.plan.padded_px, sigmas)
-        self.trunk = _trunk(blocks, 1 + len(sigmas), fields, self.plan)
+        self.trunk = _trunk(blocks, 1 + len(sigmas), fields, self.plan, is_mobile=trunk == "mobilenet")
         self.sampler = blocks.frame_sampler(fields[0])
         self.head = PoseHead(self.group, fields[-1], n_heads, kind=head, shift_scale_px=box_size_px / 64)
 
@@ -275,7 +276,9 @@ def default_channels(level_sizes_px: tuple[int, ...]) -> tuple[int, ...]:
     return (*(16 if size > 24 else 32 if size > 12 else 64 for size in level_sizes_px), 512)
 
 
-def _trunk(design: BlockDesign, in_channels: int, fields: list[int], plan: SpatialPlan) -> nn.Module:
+def _trunk(
+    design: BlockDesign, in_channels: int, fields: list[int], plan: SpatialPlan, *, is_mobile: bool
+) -> nn.Module:
     """Level by level at half the resolution, then one filter as large as the last map, then a layer at one pixel.
 
     Groups that the grid serves exactly have small filters, two convolutions a level; the others one, large and smooth.
@@ -285,11 +288,17 @@ def _trunk(design: BlockDesign, in_channels: int, fields: list[int], plan: Spati
     *levels, last = fields
     if not levels:
         return _dense_trunk(design, in_channels, last, plan.padded_px)
-    blocks = [design.block((in_channels, "scalar"), levels[0], first_size, stride=plan.first_stride, is_first=True)]
+    blocks: list[nn.Module] = [
+        design.block((in_channels, "scalar"), levels[0], first_size, stride=plan.first_stride, is_first=True)
+    ]
     for before, count in pairwise(levels):
-        blocks.append(design.block((before, "hidden"), count, down_size, stride=2))
+        if is_mobile:
+            blocks.append(design.inverted_residual(before, count, down_size, stride=2))
+        else:
+            blocks.append(design.block((before, "hidden"), count, down_size, stride=2))
         if is_exact:
-            blocks.append(design.block((count, "hidden"), count, 3))
+            same = design.inverted_residual(count, count, 3) if is_mobile else design.block((count, "hidden"), count, 3)
+            blocks.append(same)
     whole = design.block((levels[-1], "hidden"), last, plan.level_sizes_px[-1], is_whole=True)
     return nn.Sequential(*blocks, whole, _mixing(design, last))
 

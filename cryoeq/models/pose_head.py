@@ -74,15 +74,45 @@ class PoseHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "batch channels 1 1"]) -> PoseProposals:
         """The hypotheses; f(g.I) = rho(g) f(I), rho(g) = diag(g, det g) on rotations, g on shifts, 1 on logits."""
-        batch = len(features)
-        vectors = self.vectors(features).view(batch, 2, self.n_heads, -1).transpose(1, 2)
-        if self.heights is None:
+        values = torch.cat([conv(features).flatten(1) for conv in self.maps()], 1)
+        return self.outputs().proposals(values)
+
+    def maps(self) -> list[SteerableConv]:
+        """The linear maps, in the order of ``HeadOutputs``."""
+        return [conv for conv in (self.vectors, self.heights, self.shifts, self.logits) if conv is not None]
+
+    def outputs(self) -> "HeadOutputs":
+        """What is made of their values."""
+        return HeadOutputs(self.n_heads, self.kind, self.shift_scale_px)
+
+
+@dataclass(frozen=True)
+class HeadOutputs:
+    """What the linear maps of a head give, one after the other: vectors, their heights, shifts, logits.
+
+    Args:
+        n_heads: hypotheses per image.
+        kind: as of ``PoseHead``.
+        shift_scale_px: as of ``PoseHead``.
+    """
+
+    n_heads: int
+    kind: HeadKind
+    shift_scale_px: float
+
+    def proposals(self, values: Float[Tensor, "batch out"]) -> PoseProposals:
+        """The hypotheses that they stand for."""
+        heads, n_vectors = self.n_heads, 3 if self.kind == "rows" else 2
+        sizes = [2 * n_vectors * heads, 0 if self.kind == "rows" else n_vectors * heads, 2 * heads, heads]
+        vectors, heights, shifts, logits = values.split(sizes, 1)
+        vectors = vectors.unflatten(1, (2, heads, n_vectors)).transpose(1, 2)
+        if self.kind == "rows":
             rotations = rotation_from_rows(vectors)
         else:
-            heights = self.heights(features).view(batch, 1, self.n_heads, -1).transpose(1, 2)
+            heights = heights.unflatten(1, (1, heads, n_vectors)).transpose(1, 2)
             rotations = rotation_from_columns(torch.cat([vectors, heights], 2))
-        shifts = self.shifts(features).view(batch, 2, self.n_heads).transpose(1, 2) * self.shift_scale_px
-        return PoseProposals(rotations, shifts, self.logits(features).view(batch, self.n_heads))
+        shifts = shifts.unflatten(1, (2, heads)).transpose(1, 2) * self.shift_scale_px
+        return PoseProposals(rotations, shifts, logits)
 
 
 def rotation_from_rows(rows: Float[Tensor, "*batch 2 3"]) -> Float[Tensor, "*batch 3 3"]:

@@ -14,12 +14,13 @@ from cryoeq.data.preprocessing import CONTRAST_SIGNS
 from cryoeq.domain.events import Event, Note, Progress, Report
 from cryoeq.domain.particles import ParticleBatch
 from cryoeq.domain.pose import Poses
-from cryoeq.errors import CheckpointError, OutputError, ParticleFileError
+from cryoeq.errors import CheckpointError, ConfigError, OutputError, ParticleFileError
 from cryoeq.io.checkpoint import load_checkpoint
 from cryoeq.io.particles import ParticleStack, read_particles, write_particle_star
 from cryoeq.pipelines.device import choose_device
 from cryoeq.training.taught_encoder import ENCODER_FILE, TaughtEncoder
 
+_SAMPLE = 512  # particles that say how large activations become
 _SAME_SIZE = 0.01  # relative difference of two boxes in Angstrom that counts as none
 
 
@@ -50,6 +51,7 @@ def infer(config: InferConfig) -> Iterator[Event]:
     )
     dataset = _open(config, stack, taught)
     yield from (Note(note, "warning" if note in stack.notes else "info") for note in dataset.notes)
+    taught = _in_precision(config, taught, dataset, device)
     start_s = time.monotonic()
     poses, probability = yield from pose_all(taught, dataset, config.batch_size, device)
     rate = len(dataset) / (time.monotonic() - start_s)
@@ -59,6 +61,7 @@ def infer(config: InferConfig) -> Iterator[Event]:
         f"{len(dataset)} particles posed",
         {
             "poses": str(config.output),
+            "precision": config.precision,
             "particles per second": f"{rate:.0f}",
             "median probability of the pose": f"{float(probability.median()):.2f}",
         },
@@ -122,6 +125,29 @@ def _read_ahead(batches: Iterator[ParticleBatch]) -> Iterator[ParticleBatch]:
         while (batch := coming.result()) is not None:
             coming = reader.submit(next, batches, None)
             yield batch
+
+
+def _in_precision(
+    config: InferConfig, taught: TaughtEncoder, dataset: ParticleDataset, device: torch.device
+) -> TaughtEncoder:
+    """The encoder as it is to run; ranges of 8 bits are those of the first particles.
+
+    Raises:
+        ConfigError: this encoder cannot be had in that precision, or not there.
+    """
+    if config.precision == "int8" and device.type != "cpu":
+        raise ConfigError(
+            f"--precision int8 on {device}", "its integer kernels are for the CPU", "Add --device cpu, or use bf16"
+        )
+    sample = dataset.batch(torch.arange(min(_SAMPLE, len(dataset)))).to(device)
+    try:
+        return taught.in_precision(config.precision, sample)
+    except ValueError as error:
+        if config.precision == "fp32":
+            return taught  # with filters that depend on each particle: it runs as it was trained
+        raise ConfigError(
+            f"--precision {config.precision}: {error}", "a plain encoder is needed", "Use --precision fp32"
+        ) from error
 
 
 def _open(config: InferConfig, stack: ParticleStack, taught: TaughtEncoder) -> ParticleDataset:

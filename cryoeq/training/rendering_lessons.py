@@ -38,7 +38,7 @@ from cryoeq.training.observed_images import ObservedImages
 _WARMING = 50  # steps in which the learning rate rises
 _TRIAL_SPACING = 0.3  # of trial shifts, times the box over the radius
 _TRIAL_REACH = 2.5  # of the spread of the shifts
-_MOST_ROWS = 4096  # images that the encoder sees at a time
+_MOST_PIXELS = 2**21  # of the images that the encoder sees at a time: 4,332 of 22 px
 _LEAK = 0.02  # of the mean cost of all heads, so that none dies
 
 
@@ -242,7 +242,8 @@ def propose_poses(
     """
     trials = torch.arange(len(view.trials_px), device=matched.device)
     parts = []
-    for rows in torch.arange(len(matched), device=matched.device).split(max(1, _MOST_ROWS // len(trials))):
+    most = max(1, _MOST_PIXELS // (view.plane.box_size_px**2 * len(trials)))
+    for rows in torch.arange(len(matched), device=matched.device).split(most):
         told = None if condition is None else condition[rows]
         every = propose_at_trials(encoder, matched[rows], view, trials.expand(len(rows), -1), told)
         logits, chosen = every.logits.log_softmax(1).topk(min(kept, every.logits.shape[1]))

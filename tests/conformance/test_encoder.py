@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cryoeq.config.reconstruct import Group
-from cryoeq.equivariance import SteerableBlock, plane_group
+from cryoeq.equivariance import DepthwiseConv, InvertedResidual, SteerableBlock, SteerableConv, plane_group
 from cryoeq.equivariance.measure import (
     act_on_rotations,
     act_on_shifts,
@@ -99,6 +99,17 @@ def test_proposals_of_a_dense_trunk_turn_with_the_image(group: str, box: int, ge
     assert logits < 1e-5
 
 
+@pytest.mark.parametrize(("group", "box"), [*((group, 16) for group in GROUP_NAMES), ("d4", 17), ("so2", 17)])
+def test_proposals_of_inverted_residuals_turn_with_the_image(group: str, box: int, generator: torch.Generator) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(16, box, box, generator=generator)
+    encoder = settle(PoseEncoder(group, box, N_HEADS, widths(group), trunk="mobilenet"), images)
+    rotations, shifts, logits = largest_errors(encoder, images, encoder.group.elements())
+    assert rotations < 1e-4
+    assert shifts < 1e-5
+    assert logits < 1e-5
+
+
 DESIGNS = (
     ("d4", EncoderDesign("implicit")),
     ("d4", EncoderDesign("implicit_ctf")),
@@ -111,7 +122,7 @@ DESIGNS = (
 """Encoders of other parts than the default's; a new one is one line."""
 
 
-@pytest.mark.parametrize("trunk", ["conv", "dense"])
+@pytest.mark.parametrize("trunk", ["conv", "dense", "mobilenet"])
 @pytest.mark.parametrize(("group", "design"), DESIGNS, ids=str)
 def test_every_design_turns_with_the_image(
     group: str, design: EncoderDesign, trunk: TrunkKind, generator: torch.Generator
@@ -120,7 +131,7 @@ def test_every_design_turns_with_the_image(
     torch.manual_seed(0)
     images = torch.randn(8, 16, 16, generator=generator)
     condition = torch.randn(8, 3, generator=generator)
-    encoder = PoseEncoder(group, 16, N_HEADS, widths(group) if trunk == "conv" else (96,), trunk=trunk, design=design)
+    encoder = PoseEncoder(group, 16, N_HEADS, (96,) if trunk == "dense" else widths(group), trunk=trunk, design=design)
     encoder.train()
     with torch.no_grad():
         for _ in range(3):
@@ -159,6 +170,7 @@ def test_proposals_turn_in_training_too(group: str, generator: torch.Generator) 
     [
         *(("conv", "c8", 45, 0.25, 15.0), ("conv", "d8", 45, 0.35, 30.0)),
         *(("conv", "so2", 22.5, 0.15, 8.0), ("conv", "o2", 22.5, 0.2, 20.0)),
+        ("mobilenet", "c8", 45, 0.25, 15.0),
         *(("dense", "c8", 45, 0.04, 3.0), ("dense", "d8", 45, 0.04, 4.0)),
         *(("dense", "so2", 22.5, 0.1, 9.0), ("dense", "o2", 22.5, 0.1, 9.0)),
     ],
@@ -258,12 +270,35 @@ def plain_layers(block: nn.Module) -> tuple[nn.Module, ...]:
     """torch's own layers with the parameters of a block of c1; its coefficients are the filters."""
     assert isinstance(block, SteerableBlock)
     conv = block.conv
+    return plain_conv(conv), nn.BatchNorm2d(conv.out_count), nn.ReLU()
+
+
+def plain_conv(conv: SteerableConv) -> nn.Conv2d:
     assert conv.basis is None
     size = conv.kernel_size
     padding = 0 if conv.out_count == NARROW[-1] else size // 2
     layer = nn.Conv2d(conv.in_count, conv.out_count, size, conv.stride, padding, bias=False)
     layer.weight.data = conv.weight.data.view_as(layer.weight)
-    return layer, nn.BatchNorm2d(conv.out_count), nn.ReLU()
+    return layer
+
+
+def test_inverted_residuals_of_c1_are_those_of_an_ordinary_network(generator: torch.Generator) -> None:
+    torch.manual_seed(0)
+    encoder = PoseEncoder("c1", 17, N_HEADS, NARROW, trunk="mobilenet")
+    levels = encoder.pyramid(torch.randn(8, 17, 17, generator=generator))
+    first, *residuals, whole, mixing = encoder.trunk
+    expected = nn.Sequential(*plain_layers(first))(levels)
+    for block in residuals:
+        assert isinstance(block, InvertedResidual)
+        expand, narrow = (plain_conv(conv) for conv in (block.expansion.conv, block.projection))
+        wide, size, stride = block.filtering.conv.fields, block.filtering.conv.kernel_size, block.filtering.conv.stride
+        each = nn.Conv2d(wide, wide, size, stride, size // 2, groups=wide, bias=False)
+        each.weight.data = block.filtering.conv.weight.data[:, None]
+        inside = nn.Sequential(expand, nn.BatchNorm2d(wide), nn.ReLU(), each, nn.BatchNorm2d(wide), nn.ReLU(), narrow)
+        projected = inside(expected)
+        expected = expected + projected if projected.shape == expected.shape else projected
+    plain = nn.Sequential(*(layer for block in (whole, mixing) for layer in plain_layers(block)))
+    torch.testing.assert_close(encoder.trunk(levels), plain(expected), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
@@ -300,6 +335,8 @@ def test_sides_stay_odd_under_every_stride(box: int, is_grid_exact: bool) -> Non
 def test_impossible_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="does not stay odd under 2 strides of 2"):
         SpatialPlan(15, 2)
+    with pytest.raises(ValueError, match="a map of 16 px under stride 2 loses equivariance"):
+        DepthwiseConv(plane_group("d4"), 2, 3, stride=2)(torch.zeros(1, 16, 16, 16))
     with pytest.raises(ValueError, match="a box of 8 px is too small"):
         PoseEncoder("d4", 8)
     with pytest.raises(ValueError, match="maps of"):

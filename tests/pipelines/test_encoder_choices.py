@@ -7,7 +7,7 @@ import torch
 
 from cryoeq.cli.main import run
 from cryoeq.config.reconstruct import ReconstructConfig
-from cryoeq.equivariance import AdaptiveSampler, ConditionedConv, ImplicitBasis
+from cryoeq.equivariance import AdaptiveSampler, ConditionedConv, ImplicitBasis, InvertedResidual
 from cryoeq.errors import ConfigError
 from cryoeq.pipelines.build_training import build_encoder
 
@@ -21,6 +21,7 @@ def config(**encoder: object) -> ReconstructConfig:
     [
         ({"kernel": "implicit", "trunk": "conv"}, ImplicitBasis),
         ({"kernel": "implicit_ctf"}, ConditionedConv),
+        ({"trunk": "mobilenet"}, InvertedResidual),
         ({"group": "so2", "sampler": "adaptive", "samples": 2}, AdaptiveSampler),
     ],
     ids=str,

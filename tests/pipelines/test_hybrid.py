@@ -1,16 +1,19 @@
 """``--pose-inference hybrid`` from end to end, on a tiny set."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from cryoeq.cli.main import run
+from cryoeq.geometry.fourier import HalfPlane
+from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.io.checkpoint import load_checkpoint, save_checkpoint
 from cryoeq.io.particles import star_poses
 from cryoeq.io.star import read_star
 from cryoeq.io.text import read_json
-from cryoeq.models.encoder import PoseEncoder
+from cryoeq.models.encoder import EncoderDesign, PoseEncoder
 from cryoeq.pipelines.infer import load_encoder
 from cryoeq.training.rendering_lessons import encoder_box_px
 
@@ -91,6 +94,20 @@ def infer_and_check(run_folder: Path, simulated: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.star"
     assert run(["infer", str(run_folder / "encoder.pt"), str(star), "-o", str(again), "-b", "7"]) == 0
     torch.testing.assert_close(star_poses(found).rotations, star_poses(read_star(again)).rotations, atol=1e-4, rtol=0)
+
+    for precision, largest_median_deg in (("bf16", 5.0), ("int8", 15.0)):
+        words = ["-o", str(again), "--device", "cpu", "--precision", precision]
+        assert run(["infer", str(run_folder), str(star), *words]) == 0
+        angles = rotation_angle_rad(star_poses(found).rotations, star_poses(read_star(again)).rotations)
+        assert 0 < math.degrees(float(angles.median())) < largest_median_deg
+    conditioned = PoseEncoder("d4", encoder_box_px(6), 2, (64,), trunk="dense", design=EncoderDesign("implicit_ctf"))
+    state = load_checkpoint(run_folder / "encoder.pt", torch.device("cpu"))
+    unfit = {"encoder": conditioned.state_dict(), "architecture": conditioned.architecture, "radius": 6}
+    weights = torch.ones(len(HalfPlane.up_to(encoder_box_px(6), 6)))
+    save_checkpoint(tmp_path / "conditioned.pt", state | unfit | {"weights": weights})
+    words = [str(tmp_path / "conditioned.pt"), str(star), "-o", str(again), "--device", "cpu"]
+    assert run(["infer", *words]) == 0
+    assert run(["infer", *words, "--precision", "int8"]) == 2
 
     assert run(["infer", str(run_folder), str(star), "-o", str(star)]) == 2
     assert run(["infer", str(tmp_path), str(star), "-o", str(tmp_path / "no.star")]) == 3
