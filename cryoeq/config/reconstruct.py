@@ -82,6 +82,9 @@ class EncoderConfig(FrozenConfig):
     sampler: Literal["uniform", "adaptive"] = Field(
         default="uniform", description="where so2 and o2 are evaluated: on a grid, or where the features say"
     )
+    degree: Literal["strict", "learnt"] = Field(
+        default="strict", description="equivariant layers, or layers that begin so and learn how far to stay so"
+    )
     samples: int | None = Field(
         default=None, ge=1, le=64, description="of the sampler; None for 12 (uniform) or 4 (adaptive)"
     )

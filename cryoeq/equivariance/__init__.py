@@ -80,9 +80,16 @@ with warnings.catch_warnings(), _cache_of_the_user(), _scikit_learn_hidden():
     import escnn.gspaces
     import escnn.nn  # noqa: F401
 
-from cryoeq.equivariance.block import BlockDesign, KernelKind, SamplerKind, SteerableBlock  # noqa: E402
+from cryoeq.equivariance.block import BlockDesign, DegreeKind, KernelKind, SamplerKind, SteerableBlock  # noqa: E402
 from cryoeq.equivariance.convolution import FullMapConv, SteerableConv  # noqa: E402
-from cryoeq.equivariance.degree import EquivarianceDegree, LearntDegree, RelaxedBasis, StrictDegree  # noqa: E402
+from cryoeq.equivariance.degree import (  # noqa: E402
+    EquivarianceDegree,
+    LearntDegree,
+    RelaxedBasis,
+    StrictDegree,
+    cost_of_degrees,
+    degrees_of,
+)
 from cryoeq.equivariance.depthwise import DepthwiseConv, InvertedResidual  # noqa: E402
 from cryoeq.equivariance.fields import (  # noqa: E402
     FieldKind,
@@ -109,6 +116,7 @@ __all__ = [
     "AnalyticBasis",
     "BlockDesign",
     "ConditionedConv",
+    "DegreeKind",
     "DepthwiseConv",
     "EquivarianceDegree",
     "FieldActivation",
@@ -138,6 +146,8 @@ __all__ = [
     "SteerablePerceptron",
     "StrictDegree",
     "UniformSampler",
+    "cost_of_degrees",
+    "degrees_of",
     "plane_group",
     "steerable_kernels",
 ]

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cryoeq.equivariance.convolution import FullMapConv, SteerableConv
+from cryoeq.equivariance.degree import LearntDegree, RelaxedBasis
 from cryoeq.equivariance.depthwise import DepthwiseConv, InvertedResidual
 from cryoeq.equivariance.fields import FieldKind
 from cryoeq.equivariance.groups import PlaneGroup
@@ -18,7 +19,9 @@ from cryoeq.equivariance.sampling import AdaptiveSampler, Frames
 
 KernelKind = Literal["analytic", "implicit", "implicit_ctf"]
 SamplerKind = Literal["uniform", "adaptive"]
+DegreeKind = Literal["strict", "learnt"]
 
+_DEGREE_FREQUENCY = 2  # highest of the likelihoods
 _ADAPTIVE_SAMPLES = 4
 _EXPANSION = 4
 """Fields inside an inverted residual over those around it."""
@@ -67,17 +70,22 @@ class BlockDesign:
             particle's CTF).
         sampler: "uniform" grid of so2 or o2, or "adaptive": places that the first block's features choose.
         samples: of the sampler; rotations of the grid, or number of places. None for 12 and 4.
+        degree: "strict", or "learnt": each layer begins equivariant and learns how far to stay so.
 
     Raises:
-        ValueError: an adaptive sampler for a finite group, whose nonlinearities are exact already.
+        ValueError: an adaptive sampler for a finite group, whose nonlinearities are exact already; or a learnt degree
+            of other kernels than the analytic ones.
     """
 
     group: PlaneGroup
     kernel: KernelKind = "analytic"
     sampler: SamplerKind = "uniform"
     samples: int | None = None
+    degree: DegreeKind = "strict"
 
     def __post_init__(self) -> None:
+        if self.degree == "learnt" and self.kernel != "analytic":
+            raise ValueError(f"a learnt degree with kernel {self.kernel}: only analytic kernels have one")
         if not self.group.is_continuous and (self.is_adaptive or self.samples is not None):
             raise ValueError(
                 f"sampler {self.sampler} with {self.samples or 'no'} samples: {self.group.name} is finite, its "
@@ -116,9 +124,18 @@ class BlockDesign:
             )  # fmt: skip
         else:
             kind = FullMapConv if is_whole else SteerableConv
-            basis = None if self.kernel == "analytic" else ImplicitBasis(self.group, in_fields[1], "hidden", size)
+            basis = self._basis(in_fields[1], size)
             conv = kind(self.group, in_fields, out_fields, size, stride=stride, basis=basis)
         return SteerableBlock(conv, self._activation(fields, is_first=is_first))
+
+    def _basis(self, in_kind: FieldKind, size: int) -> KernelBasis | None:
+        """None for the analytic one."""
+        if self.kernel != "analytic":
+            return ImplicitBasis(self.group, in_kind, "hidden", size)
+        if self.degree == "learnt" and not self.group.is_trivial:
+            degree = LearntDegree(self.group, _DEGREE_FREQUENCY)
+            return RelaxedBasis(self.group, in_kind, "hidden", size, degree)
+        return None
 
     def inverted_residual(self, in_fields: int, fields: int, size: int, *, stride: int = 1) -> InvertedResidual:
         """MobileNetV2's block between hidden fields; kernels of a kind are those of its depthwise filters.
@@ -129,6 +146,8 @@ class BlockDesign:
             size: odd side of the depthwise filters in pixels.
             stride: 1 or 2.
         """
+        if self.degree == "learnt":
+            raise ValueError("a learnt degree in an inverted residual: choose another trunk")
         wide = _EXPANSION * max(in_fields, fields)
         basis: KernelBasis | None = None
         if self.kernel != "analytic":

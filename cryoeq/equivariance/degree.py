@@ -21,6 +21,7 @@ from cryoeq.equivariance.kernels import steerable_kernels
 
 _ROTATIONS = 64
 """Of the grid on which the likelihood of so2 and o2 is evaluated."""
+_COST = 0.1  # of a nat, in units of the losses of the pose encoders
 
 
 @runtime_checkable
@@ -104,6 +105,30 @@ class LearntDegree(nn.Module):
     def _log_likelihood(self) -> Tensor:
         logits = self.logit @ self.values.T
         return logits - logits.logsumexp(-1, keepdim=True) + math.log(len(self.values))
+
+
+def cost_of_degrees(network: nn.Module) -> Float[Tensor, ""]:
+    """What keeps a network as equivariant as its task allows, to be added to its loss; 0 where all layers are strict.
+
+    Veefkind and Cesa, section 5: the divergence of each layer's likelihood from that of the layer before, of the first
+    from the uniform one, and the lack of alignment of each.
+
+    Args:
+        network: its layers in the order in which images pass them.
+    """
+    degrees = degrees_of(network)
+    if not degrees:
+        return torch.zeros(())
+    costs = [
+        degree.divergence(before) + degree.misalignment()
+        for before, degree in zip([None, *degrees[:-1]], degrees, strict=True)
+    ]
+    return _COST * torch.stack(costs).sum()
+
+
+def degrees_of(network: nn.Module) -> list[LearntDegree]:
+    """All that a network has learnt of them, layer by layer."""
+    return [module for module in network.modules() if isinstance(module, LearntDegree)]
 
 
 class RelaxedBasis(nn.Module):

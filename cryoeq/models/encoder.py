@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cryoeq.domain.processes import mean_over_rows, over_all, process_count
 from cryoeq.equivariance import (
     BlockDesign,
+    DegreeKind,
     Frames,
     KernelKind,
     SamplerKind,
@@ -34,11 +35,13 @@ class EncoderDesign:
         kernel: "analytic", "implicit" or "implicit_ctf".
         sampler: "uniform" or "adaptive"; of so2 and o2.
         samples: of the sampler; None for its own.
+        degree: "strict" or "learnt".
     """
 
     kernel: KernelKind = "analytic"
     sampler: SamplerKind = "uniform"
     samples: int | None = None
+    degree: DegreeKind = "strict"
 
 
 _MINIMUM_BOX = 9
@@ -185,7 +188,7 @@ class PoseEncoder(nn.Module):
         self.box_size_px, self.low_passes = box_size_px, low_passes
         self.group = plane_group(group)
         chosen = EncoderDesign(**design) if isinstance(design, Mapping) else design or EncoderDesign()
-        blocks = BlockDesign(self.group, chosen.kernel, chosen.sampler, chosen.samples)
+        blocks = BlockDesign(self.group, chosen.kernel, chosen.sampler, chosen.samples, chosen.degree)
         self.is_conditioned = chosen.kernel == "implicit_ctf"
         self.plan = SpatialPlan.for_box(box_size_px, is_grid_exact=self.group.is_grid_exact)
         sizes = () if trunk == "dense" else self.plan.level_sizes_px
@@ -305,7 +308,7 @@ def _trunk(
 
 def _dense_trunk(design: BlockDesign, in_channels: int, last: int, size_px: int) -> nn.Module:
     """One filter as large as the image, then two layers at one pixel: a steerable perceptron."""
-    if design.group.is_grid_exact and design.kernel == "analytic":
+    if design.group.is_grid_exact and design.kernel == "analytic" and design.degree == "strict":
         return SteerablePerceptron(design.group, in_channels, size_px, last)
     whole = design.block((in_channels, "scalar"), last, size_px, is_whole=True, is_first=True)
     return nn.Sequential(whole, _mixing(design, last), _mixing(design, last))

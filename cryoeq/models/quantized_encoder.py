@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int8, UInt8
 from torch import Tensor, nn
 
-from cryoeq.equivariance import PlaneGroup
+from cryoeq.equivariance import PlaneGroup, degrees_of
 from cryoeq.equivariance.orbits import filters_of_orbit
 from cryoeq.models.encoder import PoseEncoder
 from cryoeq.models.exported_encoder import (
@@ -244,6 +244,8 @@ def quantize_encoder(encoder: PoseEncoder, images: Float[Tensor, "batch n n"]) -
         raise ValueError(f"{group.name} does not map the pixel grid to itself: its integers would not turn with it")
     if "onednn" not in torch.backends.quantized.supported_engines:
         raise ValueError("torch has no integer kernels (oneDNN) for this processor")
+    if degrees_of(encoder):
+        raise ValueError("layers with a learnt degree do not turn with the image, nor would their integers")
     exported = export_encoder(encoder)
     plain_levels, trunk, flatten, head = exported.network.children()
     levels = cast(ExportedLevels, plain_levels)

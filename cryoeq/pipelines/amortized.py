@@ -22,7 +22,7 @@ from cryoeq.io.text import read_json
 from cryoeq.outputs.reconstruction_plots import plot_training
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.build import build_dataset, working_box
-from cryoeq.pipelines.build_training import build_plane, build_settings, build_state
+from cryoeq.pipelines.build_training import build_plane, build_settings, build_state, tell_degrees
 from cryoeq.pipelines.device import threads
 from cryoeq.pipelines.interruption import uninterrupted
 from cryoeq.pipelines.posed import PosedParticles
@@ -84,6 +84,7 @@ def infer_by_encoder(
         plot_training(run.path("training.png"), state.history)
         decoded = Volume(state.decoder.to_map().cpu() / state.data_scale, dataset.pixel_size_angstrom)
         write_map(run.path("decoder_class001.mrc"), decoded)
+    yield from tell_degrees(state.encoder)
     yield Note(
         "The hand of the map cannot be told from projections: its mirror image explains the particles equally well."
     )

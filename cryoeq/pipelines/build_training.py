@@ -1,11 +1,14 @@
 """From settings to what the amortized mode trains: encoder, decoder, optimizer."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
+from cryoeq.domain.events import Note
+from cryoeq.equivariance import degrees_of
 from cryoeq.errors import ConfigError, ParticleFileError
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.models.decoder import ImplicitDecoder
@@ -38,6 +41,13 @@ def build_decoder(
             return ImplicitDecoder(box_size_px, generator, width=config.decoder.width)
 
 
+def tell_degrees(encoder: torch.nn.Module) -> Iterator[Note]:
+    """What has become of the equivariance of each layer, where that was learnt."""
+    if found := [float(degree.divergence().detach()) for degree in degrees_of(encoder)]:
+        layers = ", ".join(f"{value:.3f}" for value in found)
+        yield Note(f"Learnt degree of equivariance, divergence from uniform layer by layer (0: equivariant): {layers}.")
+
+
 def build_encoder(config: ReconstructConfig, box_size_px: int) -> PoseEncoder:
     """The network from images to poses, at its random start.
 
@@ -65,12 +75,12 @@ def build_encoder(config: ReconstructConfig, box_size_px: int) -> PoseEncoder:
             trunk=shape.trunk,
             head=shape.head,
             low_passes=not is_taught,
-            design=EncoderDesign(shape.kernel, shape.sampler, shape.samples),
+            design=EncoderDesign(shape.kernel, shape.sampler, shape.samples, shape.degree),
             is_bf16=shape.precision == "bf16",
         )
     except ValueError as error:
         raise ConfigError(
-            f"encoder.channels: {error}", "", "Leave encoder.channels out, or give as many widths as are needed"
+            f"encoder: {error}", "", "Leave encoder.channels and what else is named out, or give what is needed"
         ) from error
 
 

@@ -31,7 +31,7 @@ from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.io.checkpoint import save_checkpoint
 from cryoeq.models.encoder import PoseEncoder
 from cryoeq.outputs.run_folder import RunFolder
-from cryoeq.pipelines.build_training import build_encoder
+from cryoeq.pipelines.build_training import build_encoder, tell_degrees
 from cryoeq.pipelines.kept_steps import Keep, run_anew
 from cryoeq.pipelines.search import (
     SearchResult,
@@ -154,6 +154,7 @@ def _teach(hybrid: _Hybrid, volume: Float[Tensor, "n n n"], *, course: int) -> G
     if course > 0:
         settings = replace(settings, steps=asked.final_steps, rate=0.5 * asked.rate, first_noise=1.0)
     yield from learn(hybrid.encoder, lessons, settings, seed=hybrid.config.seed, course=course)
+    yield from tell_degrees(hybrid.encoder)
     return lessons
 
 

@@ -22,6 +22,7 @@ from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Progress
 from cryoeq.domain.processes import BatchShare, add_gradients, over_all
 from cryoeq.domain.randomness import Stream, stream_generator
+from cryoeq.equivariance import cost_of_degrees
 from cryoeq.errors import DivergedError
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import rotation_angle_rad
@@ -119,7 +120,7 @@ def _step(
         )  # fmt: skip
         loss = loss + BatchShare.of(settings.rendered_batch_size).weight * settings.rendered_weight * posed
         figures["rendered_error_deg"] = error_deg
-    _descend(state, loss, rows)
+    _descend(state, loss + share.weight * cost_of_degrees(state.encoder).to(loss), rows)
     shells = plane.shells
     spectrum = share.mean(outcome.residual_power)
     power = torch.zeros_like(state.residual_power).index_add(0, shells, spectrum) / shells.bincount()

@@ -25,6 +25,7 @@ from torch import Tensor
 from cryoeq.domain.events import Progress
 from cryoeq.domain.processes import BatchShare, add_gradients, over_all
 from cryoeq.domain.randomness import Stream, stream_generator
+from cryoeq.equivariance import cost_of_degrees
 from cryoeq.errors import DivergedError
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.shells import shell_power
@@ -309,7 +310,8 @@ def learn(
         shown = drawn.rows(share.places)
         proposals = propose_at_trials(encoder, shown.matched, view, trials[share.places], shown.condition)
         costs = pose_cost(proposals, shown.rotations, shown.shifts_px, lessons.shift_sigma_px)
-        loss = share.weight * (mixture_loss(proposals.logits, costs, settings.sharpness) + _LEAK * costs.mean())
+        of_poses = mixture_loss(proposals.logits, costs, settings.sharpness) + _LEAK * costs.mean()
+        loss = share.weight * (of_poses + cost_of_degrees(encoder).to(of_poses))
         whole = float(over_all(loss.detach()))
         if not math.isfinite(whole):
             raise DivergedError(

@@ -119,11 +119,17 @@ DESIGNS = (
     ("so2", EncoderDesign("implicit_ctf", "adaptive", 2)),
     ("so2", EncoderDesign(samples=16)),
 )
+DEGREES = (("c4", EncoderDesign(degree="learnt")), ("so2", EncoderDesign(degree="learnt")))
+"""Equivariant as they begin."""
 """Encoders of other parts than the default's; a new one is one line."""
 
 
-@pytest.mark.parametrize("trunk", ["conv", "dense", "mobilenet"])
-@pytest.mark.parametrize(("group", "design"), DESIGNS, ids=str)
+@pytest.mark.parametrize(
+    ("group", "design", "trunk"),
+    [(*case, trunk) for case in DESIGNS for trunk in ("conv", "dense", "mobilenet")]
+    + [(*case, trunk) for case in DEGREES for trunk in ("conv", "dense")],
+    ids=str,
+)
 def test_every_design_turns_with_the_image(
     group: str, design: EncoderDesign, trunk: TrunkKind, generator: torch.Generator
 ) -> None:

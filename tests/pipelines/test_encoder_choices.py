@@ -7,7 +7,15 @@ import torch
 
 from cryoeq.cli.main import run
 from cryoeq.config.reconstruct import ReconstructConfig
-from cryoeq.equivariance import AdaptiveSampler, ConditionedConv, ImplicitBasis, InvertedResidual
+from cryoeq.equivariance import (
+    AdaptiveSampler,
+    ConditionedConv,
+    ImplicitBasis,
+    InvertedResidual,
+    RelaxedBasis,
+    cost_of_degrees,
+    degrees_of,
+)
 from cryoeq.errors import ConfigError
 from cryoeq.pipelines.build_training import build_encoder
 
@@ -22,6 +30,8 @@ def config(**encoder: object) -> ReconstructConfig:
         ({"kernel": "implicit", "trunk": "conv"}, ImplicitBasis),
         ({"kernel": "implicit_ctf"}, ConditionedConv),
         ({"trunk": "mobilenet"}, InvertedResidual),
+        ({"degree": "learnt", "trunk": "conv", "group": "c4"}, RelaxedBasis),
+        ({"degree": "learnt", "group": "so2"}, RelaxedBasis),
         ({"group": "so2", "sampler": "adaptive", "samples": 2}, AdaptiveSampler),
     ],
     ids=str,
@@ -37,6 +47,32 @@ def test_a_choice_makes_its_part(choice: dict[str, object], part: type) -> None:
 def test_samples_of_a_finite_group_are_refused(choice: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="a finite group is evaluated on all its elements"):
         build_encoder(config(**choice), 16)
+
+
+@pytest.mark.parametrize("choice", [{"kernel": "implicit"}, {"trunk": "mobilenet"}], ids=str)
+def test_a_learnt_degree_of_other_kernels_is_refused(choice: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="a learnt degree"):
+        build_encoder(config(degree="learnt", **choice), 16)
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_learnt_degree_is_told(
+    tmp_path: Path, tiny_particles: Path, tiny_training: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*tiny_training, "--set", "encoder.degree=learnt", "--set", "encoder.channels=[32]",
+             "--set", "encoder.group=c4", "--pose-inference", "amortized"]  # fmt: skip
+    assert run(["reconstruct", str(tiny_particles / "particles.star"), "-o", str(tmp_path / "run"), *words]) == 0
+    assert "Learnt degree of equivariance, divergence from uniform layer by layer" in capsys.readouterr().err
+
+
+def test_strict_layers_cost_nothing_and_broken_ones_do() -> None:
+    strict, learnt = (build_encoder(config(degree=degree, group="c4"), 16) for degree in ("strict", "learnt"))
+    assert not degrees_of(strict)
+    assert float(cost_of_degrees(strict)) == 0
+    assert float(cost_of_degrees(learnt).detach()) == pytest.approx(0, abs=1e-6)
+    for degree in degrees_of(learnt):
+        degree.logit.data = -degree.values[0]
+    assert float(cost_of_degrees(learnt).detach()) > 0.1, "the identity is the least likely element"
 
 
 @pytest.mark.usefixtures("without_pictures")
