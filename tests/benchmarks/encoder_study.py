@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cryoeq.domain.optics import Optics
-from cryoeq.equivariance import plane_group
+from cryoeq.equivariance import cost_of_degrees, plane_group
 from cryoeq.equivariance.groups import permute_pixels
 from cryoeq.equivariance.measure import act_on_rotations
 from cryoeq.geometry.fourier import HalfPlane
@@ -90,6 +90,7 @@ ARMS: Mapping[str, Arm] = {
     "d4 implicit + CTF": Arm("d4", EncoderDesign(kernel="implicit_ctf")),
     "d4 dense": Arm("d4", trunk="dense"),
     "d4 mobilenet": Arm("d4", trunk="mobilenet"),
+    "d4 learnt degree": Arm("d4", EncoderDesign(degree="learnt")),
 }
 SHOWN = (("held_out", "rotation_deg"), ("held_out", "view_deg"), ("learnt", "rotation_deg"))
 
@@ -198,7 +199,7 @@ def train_and_test(name: str, model: str, count: int, seed: int, device: torch.d
         shown = augmented(shown, generator) if arm.is_augmented else shown
         proposals = encoder(shown.images, shown.condition)
         costs = pose_cost(proposals, shown.rotations, torch.zeros_like(shown.rotations[:, 0, :2]), 0.0)
-        loss = mixture_loss(proposals.logits, costs, SHARPNESS) + LEAK * costs.mean()
+        loss = mixture_loss(proposals.logits, costs, SHARPNESS) + LEAK * costs.mean() + cost_of_degrees(encoder)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
