@@ -1,8 +1,8 @@
 """Who may import whom, and how fast the program starts."""
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -32,9 +32,14 @@ def test_help_is_there_before_one_notices() -> None:
     program = Path(sys.executable).with_name("cryoeq")
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        before = _cpu_seconds_of_children()
         subprocess.run([program, "--help"], capture_output=True, check=True)
-        seconds.append(time.perf_counter() - start)
-        if seconds[-1] < 0.3:  # one quiet moment of a busy machine is enough
+        seconds.append(_cpu_seconds_of_children() - before)  # the time on the clock is also that of other programs
+        if seconds[-1] < 0.3:
             break
     assert min(seconds) < 0.3
+
+
+def _cpu_seconds_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
