@@ -99,18 +99,23 @@ def tiny_training() -> tuple[str, ...]:
     )
 
 
-@pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_particles: Path, tiny_training: tuple[str, ...]) -> Path:
-    """The run folder of that training, from beginning to end without interruption, on one thread."""
+def reconstruct_on_one_thread(particles: Path, folder: Path, options: tuple[str, ...]) -> Path:
+    """The run folder; sums in another order would differ in their last bits."""
     from cryoeq.cli.main import run
 
-    folder, threads = tmp_path_factory.mktemp("tiny") / "run", torch.get_num_threads()
-    torch.set_num_threads(1)  # sums in another order would differ in their last bits
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        assert run(["reconstruct", str(tiny_particles / "particles.star"), "-o", str(folder), *tiny_training]) == 0
+        assert run(["reconstruct", str(particles / "particles.star"), "-o", str(folder), *options]) == 0
     finally:
         torch.set_num_threads(threads)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_particles: Path, tiny_training: tuple[str, ...]) -> Path:
+    """The run folder of that training, from beginning to end without interruption, on one thread."""
+    return reconstruct_on_one_thread(tiny_particles, tmp_path_factory.mktemp("tiny") / "run", tiny_training)
 
 
 @pytest.fixture(scope="session")
@@ -154,15 +159,7 @@ def searched_run(
     tmp_path_factory: pytest.TempPathFactory, searched_particles: Path, search_options: tuple[str, ...]
 ) -> Path:
     """The run folder of a search for their poses, which is what happens by default, on one thread."""
-    from cryoeq.cli.main import run
-
-    folder, threads = tmp_path_factory.mktemp("searched") / "run", torch.get_num_threads()
-    torch.set_num_threads(1)  # sums in another order would differ in their last bits
-    try:
-        assert run(["reconstruct", str(searched_particles / "particles.star"), "-o", str(folder), *search_options]) == 0
-    finally:
-        torch.set_num_threads(threads)
-    return folder
+    return reconstruct_on_one_thread(searched_particles, tmp_path_factory.mktemp("searched") / "run", search_options)
 
 
 @pytest.fixture(scope="session")

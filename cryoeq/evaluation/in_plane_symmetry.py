@@ -41,6 +41,7 @@ _BANDS = 2
 _DEFOCUS_UNIT_ANGSTROM = 1000.0
 _DEFOCUS_STEP_ANGSTROM = 20.0
 _MOST_PARTICLES, _BATCH, _NOISE_SAMPLE = 20_000, 512, 1000
+_BATCH_POINTS, _SAMPLE_POINTS = 2**20, 2**22  # coefficients at a time: large boxes get fewer particles
 _ORDERS = torch.arange(-HIGHEST_ORDER, HIGHEST_ORDER + 1)
 _ISOTROPIC_RIDGE = 1e-6
 _WIDTH = 1.0  # of the normal prior of multipliers, and of defocus in units
@@ -123,14 +124,16 @@ def measure_in_plane_symmetry(
     """
     n, pixel = dataset.box_size_px, dataset.pixel_size_angstrom
     plane = HalfPlane.up_to(n, max(4.0, min(n / 2 - 1e-3, n * pixel / resolution_angstrom)), device)
+    half_set = half_set.cpu()
     rows = ((half_set == 1) | (half_set == 2)).nonzero().squeeze(1)
     if len(rows) > _MOST_PARTICLES:
         rows = rows[torch.linspace(0, len(rows) - 1, _MOST_PARTICLES).round().long()]
     padded = [_prepared(volume, n, device) for volume in (halves.second, halves.first)]
-    sample = rows[torch.linspace(0, len(rows) - 1, min(_NOISE_SAMPLE, len(rows))).round().long()]
-    pairs, precision = _Pairs(dataset, poses, half_set.cpu(), padded, plane, plane.radii * 0 + 1).scaled(sample)
+    sampled = min(_NOISE_SAMPLE, len(rows), 1 + _SAMPLE_POINTS // len(plane))
+    sample = rows[torch.linspace(0, len(rows) - 1, sampled).round().long()]
+    pairs, precision = _Pairs(dataset, poses, half_set, padded, plane, torch.ones_like(plane.radii)).scaled(sample)
     total: _Products | None = None
-    for part in rows.split(_BATCH):
+    for part in rows.split(min(_BATCH, 1 + _BATCH_POINTS // len(plane))):
         turns = 2 * math.pi * torch.rand(TURNED_SETS + 1, len(part), generator=generator)
         turns[0] = 0.0
         found = _multiply(*pairs.read(part), plane, precision, turns.to(plane.coords.device))

@@ -55,7 +55,7 @@ def build_encoder(config: ReconstructConfig, box_size_px: int) -> PoseEncoder:
     trunk is dense; low-passes would add nothing to those.
 
     Raises:
-        ConfigError: its widths do not fit the box, or its samples not the group.
+        ConfigError: its widths do not fit the box, its samples not the group, or its degree not the kernels.
     """
     shape, is_taught = config.encoder, config.pose_inference == "hybrid" and config.encoder.trunk == "dense"
     channels = shape.channels or ((_TAUGHT_CHANNELS,) if is_taught else None)
@@ -65,6 +65,12 @@ def build_encoder(config: ReconstructConfig, box_size_px: int) -> PoseEncoder:
             f"encoder.sampler={shape.sampler}, encoder.samples={shape.samples} with encoder.group={shape.group}",
             "a finite group is evaluated on all its elements, only so2 and o2 are sampled",
             "Leave both out, or choose encoder.group=so2 or o2",
+        )
+    if shape.degree == "learnt" and (shape.kernel != "analytic" or shape.trunk == "mobilenet"):
+        raise ConfigError(
+            f"encoder.degree=learnt with encoder.kernel={shape.kernel}, encoder.trunk={shape.trunk}",
+            "only analytic kernels of a conv or dense trunk have a degree to learn",
+            "Leave encoder.degree out, or choose encoder.kernel=analytic and encoder.trunk=conv or dense",
         )
     try:
         return PoseEncoder(
@@ -80,7 +86,7 @@ def build_encoder(config: ReconstructConfig, box_size_px: int) -> PoseEncoder:
         )
     except ValueError as error:
         raise ConfigError(
-            f"encoder: {error}", "", "Leave encoder.channels and what else is named out, or give what is needed"
+            f"encoder.channels: {error}", "", "Leave encoder.channels out, or give as many widths as are needed"
         ) from error
 
 

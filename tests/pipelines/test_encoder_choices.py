@@ -51,7 +51,7 @@ def test_samples_of_a_finite_group_are_refused(choice: dict[str, object]) -> Non
 
 @pytest.mark.parametrize("choice", [{"kernel": "implicit"}, {"trunk": "mobilenet"}], ids=str)
 def test_a_learnt_degree_of_other_kernels_is_refused(choice: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="a learnt degree"):
+    with pytest.raises(ConfigError, match="have a degree to learn"):
         build_encoder(config(degree="learnt", **choice), 16)
 
 
