@@ -26,6 +26,15 @@ _LIMIT_S = 240.0
 _REFERENCE = Path(os.environ.get("CRYOEQ_REFERENCE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
+def pytest_configure() -> None:
+    """Workers of pytest-xdist share the cores out, and so do the processes that they start."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
+    if workers:
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
 @pytest.fixture(scope="session")
 def reference_data() -> Path:
     """The folder of real and reference data; tests that use it are marked ``realdata``."""

@@ -5,7 +5,10 @@ group, number of lessons and seed a net of the same width learns scikit-learn's 
 and mirrored or not. Beside its gap between lessons and other digits stand the norm-based bound, its complexity, and the
 held-out bound. Rank correlations are taken over all nets, and among those of the same number of lessons, where n alone
 cannot bring them about; that with the held-out bound is near 1 by construction, where no lesson is answered wrongly.
-At one margin for all nets the bound ranks as its complexity does. One core, 3 minutes: python tests/benchmarks/bound.py
+At one margin for all nets the bound ranks as its complexity does. One core, 3 minutes:
+
+    python tests/benchmarks/bound.py
+    python tests/benchmarks/bound.py --no-runs --picture FILE       gap over complexity of the nets that are recorded
 """
 
 import argparse
@@ -26,6 +29,7 @@ from torch import Tensor, nn
 from cryoeq.equivariance import SteerableConv, SteerablePerceptron, plane_group
 from cryoeq.evaluation.pac_bayes import HeldOutBound, class_margins, generalization_bound, norm_terms
 from cryoeq.models.folded_layers import LevelNorm, fold_perceptron
+from cryoeq.outputs.figure import COLOURS, png_figure
 
 GROUPS = ("c1", "c2", "d1", "c4", "d2", "d4")
 LESSONS = (100, 200, 400, 800)
@@ -164,18 +168,41 @@ def table(nets: list[Net]) -> Iterator[str]:
             )
 
 
+def draw(path: Path, nets: list[Net]) -> None:
+    """Gap over the bound's complexity and over the bound itself, a point for each net, as PNG."""
+    with png_figure(path, size_inches=(9.0, 3.6)) as figure:
+        left, right = figure.subplots(1, 2, sharey=True)
+        for axes, key, title in ((left, "complexity", "complexity of the bound"), (right, "bound", "bound")):
+            for name, colour in zip(GROUPS, COLOURS, strict=False):
+                some = [net for net in nets if net.group == name]
+                sizes = [6 * (1 + LESSONS.index(net.lessons)) for net in some]
+                axes.scatter(
+                    [getattr(net, key) for net in some], [100 * net.gap for net in some], sizes, colour, label=name
+                )
+            axes.set_xscale("log")
+            axes.set_xlabel(title)
+        left.set_ylabel("generalization gap / %")
+        right.legend(title="group", fontsize=7)
+        figure.suptitle("Digits turned and mirrored: size of a point grows with the lessons (100 to 800)", fontsize=9)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--records", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--no-runs", action="store_true", help="only what is recorded")
+    parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    nets: list[Net] = []
-    for seed in args.seeds:
+    recorded = json.loads(args.records.read_text())["nets"] if args.no_runs else []
+    nets = [Net(**net) for net in recorded]
+    for seed in () if args.no_runs else args.seeds:
         images, labels = turned_digits(seed)
         nets += [measure(name, count, seed, images, labels) for count in LESSONS for name in GROUPS]
         found = {"correlation_with_gap": correlations(nets), "nets": [asdict(net) for net in nets]}
         args.records.write_text(json.dumps(found, indent=1) + "\n")
+    if args.picture:
+        draw(args.picture, nets)
     print(*table(nets), sep="\n")
     print(json.dumps(correlations(nets), indent=1))
     print(f"{sum(net.cpu_seconds for net in nets):.0f} s of CPU time; {args.records}")

@@ -1,11 +1,12 @@
 """Laws of every pose encoder, f(g.I) = rho(g) f(I) above all; a new one is one entry of the groups or of the heads."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import get_args
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from torch import Tensor, nn
 
 from cryoeq.config.reconstruct import Group
@@ -22,6 +23,9 @@ from cryoeq.models.encoder import EncoderDesign, PoseEncoder, SpatialPlan, Trunk
 from cryoeq.models.pose_head import HeadKind, rotation_from_columns, rotation_from_rows
 
 GROUP_NAMES: tuple[str, ...] = get_args(Group)
+RARE = ("c2", "c8", "c16", "d1", "d2")
+"""Groups whose laws others stand for in the fast suite."""
+GROUPS = tuple(pytest.param(name, marks=pytest.mark.slow if name in RARE else ()) for name in GROUP_NAMES)
 HEADS: tuple[HeadKind, ...] = ("rows", "columns")
 N_HEADS = 2
 NARROW = (16, 32, 32, 128)
@@ -75,8 +79,14 @@ def smooth_images(count: int, n: int, generator: torch.Generator) -> Tensor:
     return (weights * torch.exp(-squared / (2 * (0.08 * n) ** 2))).sum(1)
 
 
+def of_16_px(groups: Iterable[ParameterSet]) -> list[ParameterSet]:
+    return [pytest.param(*group.values, 16, marks=group.marks) for group in groups]
+
+
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize(("group", "box"), [*((group, 16) for group in GROUP_NAMES), ("d4", 17), ("o2", 17)])
+@pytest.mark.parametrize(
+    ("group", "box"), [*of_16_px(GROUPS), ("d4", 17), pytest.param("o2", 17, marks=pytest.mark.slow)]
+)
 def test_proposals_turn_with_the_image(group: str, box: int, head: HeadKind, generator: torch.Generator) -> None:
     images = torch.randn(16, box, box, generator=generator)
     encoder = settle(build(group, box, head), images)
@@ -86,7 +96,7 @@ def test_proposals_turn_with_the_image(group: str, box: int, head: HeadKind, gen
     assert logits < 1e-5
 
 
-@pytest.mark.parametrize("group", GROUP_NAMES)
+@pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("box", [16, 17])
 def test_proposals_of_a_dense_trunk_turn_with_the_image(group: str, box: int, generator: torch.Generator) -> None:
     """The default of ``cryoeq reconstruct``: one filter as large as the image."""
@@ -99,7 +109,7 @@ def test_proposals_of_a_dense_trunk_turn_with_the_image(group: str, box: int, ge
     assert logits < 1e-5
 
 
-@pytest.mark.parametrize(("group", "box"), [*((group, 16) for group in GROUP_NAMES), ("d4", 17), ("so2", 17)])
+@pytest.mark.parametrize(("group", "box"), [*of_16_px(GROUPS), ("so2", 17)])
 def test_proposals_of_inverted_residuals_turn_with_the_image(group: str, box: int, generator: torch.Generator) -> None:
     torch.manual_seed(0)
     images = torch.randn(16, box, box, generator=generator)
@@ -110,25 +120,34 @@ def test_proposals_of_inverted_residuals_turn_with_the_image(group: str, box: in
     assert logits < 1e-5
 
 
-DESIGNS = (
-    ("d4", EncoderDesign("implicit")),
-    ("d4", EncoderDesign("implicit_ctf")),
-    ("c4", EncoderDesign("implicit_ctf")),
-    ("so2", EncoderDesign(sampler="adaptive")),
-    ("o2", EncoderDesign(sampler="adaptive", samples=1)),
-    ("so2", EncoderDesign("implicit_ctf", "adaptive", 2)),
-    ("so2", EncoderDesign(samples=16)),
-)
-DEGREES = (("c4", EncoderDesign(degree="learnt")), ("so2", EncoderDesign(degree="learnt")))
-"""Equivariant as they begin."""
-"""Encoders of other parts than the default's; a new one is one line."""
+DESIGNS = {
+    "implicit, d4": ("d4", EncoderDesign("implicit")),
+    "CTF, d4": ("d4", EncoderDesign("implicit_ctf")),
+    "CTF, c4": ("c4", EncoderDesign("implicit_ctf")),
+    "adaptive, so2": ("so2", EncoderDesign(sampler="adaptive")),
+    "adaptive, o2": ("o2", EncoderDesign(sampler="adaptive", samples=1)),
+    "CTF, adaptive, so2": ("so2", EncoderDesign("implicit_ctf", "adaptive", 2)),
+    "16 samples, so2": ("so2", EncoderDesign(samples=16)),
+    "learnt degree, c4": ("c4", EncoderDesign(degree="learnt")),
+    "learnt degree, so2": ("so2", EncoderDesign(degree="learnt")),
+}
+"""Encoders of other parts than the default's; a new one is one line. A learnt degree is equivariant as it begins."""
+FAST_TRUNKS = {"implicit, d4": ("conv", "dense"), "CTF, d4": ("conv", "mobilenet"), "CTF, c4": ("dense",)}
+"""Of the others the fast suite tries a convolutional one."""
+DESIGN_CASES = tuple(
+    pytest.param(
+        group, design, trunk, id=f"{name}, {trunk}",
+        marks=() if trunk in FAST_TRUNKS.get(name, ("conv",)) else pytest.mark.slow,
+    )
+    for name, (group, design) in DESIGNS.items()
+    for trunk in ("conv", "dense", "mobilenet")
+    if not (trunk == "mobilenet" and design.degree == "learnt")
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("group", "design", "trunk"),
-    [(*case, trunk) for case in DESIGNS for trunk in ("conv", "dense", "mobilenet")]
-    + [(*case, trunk) for case in DEGREES for trunk in ("conv", "dense")],
-    ids=str,
+    DESIGN_CASES,
 )
 def test_every_design_turns_with_the_image(
     group: str, design: EncoderDesign, trunk: TrunkKind, generator: torch.Generator
@@ -156,7 +175,7 @@ def test_every_design_turns_with_the_image(
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("group", GROUP_NAMES)
+@pytest.mark.parametrize("group", GROUPS)
 def test_proposals_turn_exactly_in_double_precision(group: str, generator: torch.Generator) -> None:
     images = torch.randn(16, 16, 16, generator=generator)
     encoder = settle(build(group, 16), images)
@@ -174,10 +193,10 @@ def test_proposals_turn_in_training_too(group: str, generator: torch.Generator) 
 @pytest.mark.parametrize(
     ("trunk", "group", "angle_deg", "largest_shift_error", "largest_median_deg"),
     [
-        *(("conv", "c8", 45, 0.25, 15.0), ("conv", "d8", 45, 0.35, 30.0)),
+        *(("conv", "c8", 45, 0.25, 15.0), pytest.param("conv", "d8", 45, 0.35, 30.0, marks=pytest.mark.slow)),
         *(("conv", "so2", 22.5, 0.15, 8.0), ("conv", "o2", 22.5, 0.2, 20.0)),
-        ("mobilenet", "c8", 45, 0.25, 15.0),
-        *(("dense", "c8", 45, 0.04, 3.0), ("dense", "d8", 45, 0.04, 4.0)),
+        pytest.param("mobilenet", "c8", 45, 0.25, 15.0, marks=pytest.mark.slow),
+        *(("dense", "c8", 45, 0.04, 3.0), pytest.param("dense", "d8", 45, 0.04, 4.0, marks=pytest.mark.slow)),
         *(("dense", "so2", 22.5, 0.1, 9.0), ("dense", "o2", 22.5, 0.1, 9.0)),
     ],
 )

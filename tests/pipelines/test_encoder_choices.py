@@ -76,7 +76,7 @@ def test_strict_layers_cost_nothing_and_broken_ones_do() -> None:
 
 
 @pytest.mark.usefixtures("without_pictures")
-@pytest.mark.parametrize("mode", ["amortized", "hybrid"])
+@pytest.mark.parametrize("mode", ["amortized", pytest.param("hybrid", marks=pytest.mark.slow)])
 def test_an_encoder_that_knows_the_ctf_goes_through(
     mode: str, tmp_path: Path, tiny_particles: Path, tiny_training: tuple[str, ...]
 ) -> None:
