@@ -88,7 +88,9 @@ class ParticleDataset:
         preprocessing = Preprocessing(box, scale.value, sign)
         cache = None
         if fits:
-            cache = torch.cat([preprocessing.apply(chunk) for chunk in torch.split(cropped, _CHUNK)])
+            cache = cropped
+            for chunk in torch.split(cache, _CHUNK):
+                chunk.copy_(preprocessing.apply(chunk))
         elif scratch is not None:
             chunks = (preprocessing.apply(stack.images.read(rows)) for rows in torch.split(every, _CHUNK))
             cache = keep_on_scratch(scratch, (len(table), box, box), chunks)
@@ -149,4 +151,7 @@ def _checked_box(working_box_px: int | None, stored_px: int) -> int:
 
 def _read_cropped(images: LazyImages, rows: Int[Tensor, " rows"], box: int) -> Float[Tensor, "rows m m"]:
     """Read in chunks, so that large boxes never lie in memory all at once before the crop."""
-    return torch.cat([crop(images.read(chunk), box) for chunk in torch.split(rows, _CHUNK)])
+    cropped = torch.empty(len(rows), box, box)
+    for here, chunk in zip(torch.split(cropped, _CHUNK), torch.split(rows, _CHUNK), strict=True):
+        here.copy_(crop(images.read(chunk), box))
+    return cropped

@@ -1,5 +1,6 @@
-"""The scripts for GPUs and for many processes run small where there is neither."""
+"""The scripts for large machines and large data run small."""
 
+import json
 import os
 import subprocess
 import sys
@@ -35,3 +36,13 @@ def test_weak_scaling(tmp_path: Path) -> None:
     )
     assert "| training step | 64 |" in text
     assert "| search iteration | 8 |" in text
+
+
+@pytest.mark.slow
+def test_a_million_particles(tmp_path: Path) -> None:
+    sizes = ("--rows", "2000", "--stacks", "4", "--rows-beside", "500")
+    said(str(FOLDER / "million.py"), "--work", str(tmp_path), *sizes, "--output", str(tmp_path / "million.json"))
+    found = json.loads((tmp_path / "million.json").read_text())
+    assert found["first_step, 2,000 rows"]["cpu_s"] > 0
+    assert found["reading, 2,000 rows"]["plain_mb_per_s"] > 0
+    assert found["write_starfile, 500 rows"]["peak_rss_mib"] > 0
