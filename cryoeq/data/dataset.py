@@ -1,6 +1,6 @@
 """Particles as the model sees them, in batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ _SAMPLE_SIZE = 512
 _CHUNK = 256
 # Where pixels stream from the disk: so many neighbours are visited soon after each other, with those of other places.
 _NEIGHBOURS, _PLACES = 64, 64
+_READ_BYTES = 2**28  # of pixels that are read at once
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,41 @@ class ParticleDataset:
         images = self.preprocessing.apply(self.images.read(rows)) if self.cache is None else self.cache[rows]
         return ParticleBatch(rows, images, None if self.table.ctf is None else self.table.ctf[rows])
 
+    def batches_of(self, parts: Iterable[Int[Tensor, " rows"]]) -> Iterator[ParticleBatch]:
+        """These particles, batch by batch, each as ``batch`` has it.
+
+        Where pixels stream from the disk, those of several batches are read at once, in the order of the files.
+
+        Args:
+            parts: rows of the table for each batch, in any order.
+        """
+        if self.cache is not None:
+            yield from map(self.batch, parts)
+            return
+        at_once = min(_NEIGHBOURS * _PLACES, _READ_BYTES // (4 * self.table.box_size_px**2))
+        block, count = list[Tensor](), 0
+        for part in parts:
+            block.append(part)
+            count += len(part)
+            if count >= at_once:
+                yield from self._read(block)
+                block, count = [], 0
+        if block:
+            yield from self._read(block)
+
+    def _read(self, block: list[Tensor]) -> Iterator[ParticleBatch]:
+        rows = torch.cat(block)
+        images = torch.empty(len(rows), self.box_size_px, self.box_size_px)
+        for places in self._places_on_disk(rows).argsort().split(_CHUNK):
+            images[places] = self.preprocessing.apply(self.images.read(rows[places]))
+        for part, own in zip(block, images.split([len(part) for part in block]), strict=True):
+            yield ParticleBatch(part, own, None if self.table.ctf is None else self.table.ctf[part])
+
+    def _places_on_disk(self, rows: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
+        """Numbers that rise from image to image of a stack, and from stack to stack."""
+        table = self.table
+        return table.stack_index[rows] * (int(table.slice_index.max()) + 1) + table.slice_index[rows]
+
     def near_on_disk(self, order: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
         """The same rows in an order that reads neighbours soon after each other, where the stack is large.
 
@@ -122,8 +158,7 @@ class ParticleDataset:
         """
         if not self.is_large:
             return order
-        table = self.table
-        on_disk = (table.stack_index * (int(table.slice_index.max()) + 1) + table.slice_index).argsort()
+        on_disk = self._places_on_disk(torch.arange(len(self))).argsort()
         run = torch.empty_like(on_disk).scatter_(0, on_disk, torch.arange(len(on_disk)) // _NEIGHBOURS)[order]
         first = torch.full((int(run.max()) + 1,), len(order)).scatter_reduce(0, run, torch.arange(len(order)), "amin")
         turn = first.argsort().argsort()
