@@ -107,7 +107,8 @@ def build_state(config: ReconstructConfig, dataset: ParticleDataset, plane: Half
         [
             {"params": list(encoder.parameters()), "lr": settings.encoder_rate},
             {"params": list(decoder.parameters()), "lr": settings.decoder_rate},
-        ]
+        ],
+        fused=True,
     )
     rows = torch.linspace(0, len(dataset) - 1, min(_SAMPLE, len(dataset))).round().long()
     power = observe(dataset, rows, plane, 1.0).coefficients.abs().square().mean(0)
@@ -117,14 +118,14 @@ def build_state(config: ReconstructConfig, dataset: ParticleDataset, plane: Half
             f"{config.particles}: the images are constant", "there is no particle in them", "Extract them again"
         )
     shells = plane.shells
-    by_shell = power.new_zeros(int(shells.max()) + 1).index_add(0, shells, power) / shells.bincount()
+    by_shell = power.new_zeros(int(shells.max()) + 1).index_add(0, shells, power) / plane.shell_counts
     return TrainingState(
         encoder=encoder,
         decoder=decoder,
         optimizer=optimizer,
         data_scale=1 / math.sqrt(variance),
         residual_power=by_shell / variance,
-        rotations=torch.eye(3).repeat(len(dataset), 1, 1),
+        rotations=torch.eye(3, device=device).repeat(len(dataset), 1, 1),
         seed=config.seed,
     )
 

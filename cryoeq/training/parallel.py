@@ -16,6 +16,7 @@ Result = TypeVar("Result")
 
 _SHARE_OF_MEMORY = 32  # bytes of free memory for each number of a batch: float32, and what is made on the way
 _LEAST, _MOST = 2**21, 2**30
+_STEPS_ON_GPU = 16
 
 
 def numbers_at_a_time(device: torch.device, on_cpu: int) -> int:
@@ -29,6 +30,11 @@ def numbers_at_a_time(device: torch.device, on_cpu: int) -> int:
         return on_cpu
     free, _ = torch.cuda.mem_get_info(device)
     return min(_MOST, max(_LEAST, free // _SHARE_OF_MEMORY))
+
+
+def steps_per_reading(device: torch.device) -> int:
+    """After how many steps the figures of a training are read: to be read, a GPU must have done all it was told."""
+    return _STEPS_ON_GPU if device.type == "cuda" else 1
 
 
 def in_parallel(function: Callable[[Tensor], Result], batches: tuple[Tensor, ...]) -> Iterator[Result]:

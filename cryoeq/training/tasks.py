@@ -1,6 +1,5 @@
 """The two tasks of a training step: reproduce the images, and pose renderings of the current map."""
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,6 +7,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryoeq.data.dataset import ParticleDataset
+from cryoeq.domain.particles import ParticleBatch
 from cryoeq.domain.processes import BatchShare
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
@@ -32,7 +32,7 @@ class Observation:
     """A batch of images in Fourier space.
 
     Args:
-        indices: rows of the particles.
+        indices: rows of the particles; of renderings, places in the batch of those that lent their CTF.
         coefficients: scaled to unit variance.
         transfer: CTF per coefficient, None without.
         share: the part of a batch that they are.
@@ -83,14 +83,28 @@ def observe(
         scale: factor on the images.
         share: the part of the batch that is wanted; None for all of it.
     """
-    share = share or BatchShare(torch.arange(len(rows)), len(rows), 1.0)
-    rows = rows[share.places]
-    batch = dataset.batch(rows).to(plane.coords.device)
+    share = share or BatchShare(slice(None), len(rows), 1.0)
+    batch = dataset.batch(rows[share.places]).to(plane.coords.device)
+    return transform(batch, plane, dataset.pixel_size_angstrom, scale, share)
+
+
+def transform(
+    batch: ParticleBatch, plane: HalfPlane, pixel_size_angstrom: float, scale: float, share: BatchShare
+) -> Observation:
+    """Particles that were read already.
+
+    Args:
+        batch: on the plane's device.
+        plane: which coefficients.
+        pixel_size_angstrom: of the images.
+        scale: factor on the images.
+        share: the part of a batch that they are.
+    """
     coefficients = plane.transform(batch.images) * scale
     if batch.ctf is None:
-        return Observation(rows, coefficients, None, share)
-    frequencies = plane.frequencies_per_angstrom(dataset.pixel_size_angstrom)
-    return Observation(rows, coefficients, image_transfer(batch.ctf, frequencies), share, ctf_condition(batch.ctf))
+        return Observation(batch.indices, coefficients, None, share)
+    transfer = image_transfer(batch.ctf, plane.frequencies_per_angstrom(pixel_size_angstrom))
+    return Observation(batch.indices, coefficients, transfer, share, ctf_condition(batch.ctf))
 
 
 def propose(
@@ -192,21 +206,19 @@ def render(
     Returns:
         The renderings, rotations, shifts in pixels.
     """
-    generator, device, places = state.step_generator(), plane.coords.device, BatchShare.of(count).places
-    rotations = random_rotations(count, generator)[places].to(device)
-    shifts = (torch.randn(count, 2, generator=generator)[places] * shift_sigma_px).to(device)
-    rows = torch.randint(seen.share.count, (count,), generator=generator)[places].to(device)
-    noise = torch.randn(2, count, len(plane), generator=generator)[:, places].to(device)
+    generator, device, part = state.step_generator(), plane.coords.device, BatchShare.of(count)
+    rotations = random_rotations(count, generator)[part.places]
+    shifts = torch.randn(count, 2, generator=generator, device=device)[part.places] * shift_sigma_px
+    rows = torch.randint(seen.share.count, (count,), generator=generator, device=device)[part.places]
+    noise = torch.randn(2, count, len(plane), generator=generator, device=device)[:, part.places]
     transfer = seen.transfer_within(active)
     lent = None if transfer is None else seen.share.gather(transfer)[rows]
     clean = apply_optics(state.decoder(rotations, active), shifts, lent, active)
     amplitude = (state.residual_power[plane.shells] / 2).sqrt()
     images = torch.complex(noise[0], noise[1]) * amplitude
     images[:, : len(active)] += clean
-    share = seen.share
-    condition = None if seen.condition is None else share.gather(seen.condition)[rows]
-    indices = share.gather(seen.indices)[rows.to(seen.indices.device)]
-    return Observation(indices, images, None, BatchShare.of(count), condition), rotations, shifts
+    condition = None if seen.condition is None else seen.share.gather(seen.condition)[rows]
+    return Observation(rows, images, None, part, condition), rotations, shifts
 
 
 def learn_renderings(
@@ -218,16 +230,15 @@ def learn_renderings(
     count: int,
     shift_sigma_px: float,
     leak: float,
-) -> tuple[Float[Tensor, ""], float]:
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Pose renderings whose poses are known exactly.
 
     Returns:
-        The loss over this process's share of them, and the median rotation error of the best hypotheses in degrees.
+        The loss over this process's share of them, and the median rotation error of the best hypotheses in radians.
     """
     shown, rotations, shifts = render(state, seen, plane, active, count=count, shift_sigma_px=shift_sigma_px)
     proposals = propose(state.encoder, shown.coefficients, plane, shown.condition)
     costs = pose_cost(proposals, rotations, shifts, shift_sigma_px)
     loss = winner_takes_all(costs, leak) + _CHOICE_WEIGHT * head_choice_loss(proposals.logits, costs)
     best = choose(proposals, costs.argmin(1)).rotations[:, 0].detach()
-    errors_rad = BatchShare.of(count).gather(rotation_angle_rad(best, rotations))
-    return loss, math.degrees(float(errors_rad.median()))
+    return loss, shown.share.gather(rotation_angle_rad(best, rotations)).median()
