@@ -98,8 +98,8 @@ def infer_by_encoder(
 
 
 def _train(
-    state: TrainingState, events: Iterator[Progress], config: ReconstructConfig, run: RunFolder
-) -> Iterator[Progress]:
+    state: TrainingState, events: Iterator[Progress | Note], config: ReconstructConfig, run: RunFolder
+) -> Iterator[Progress | Note]:
     """Run the training, a checkpoint now and then, at the end, and when a signal stops it."""
     saved_s = time.monotonic()
     try:
@@ -115,7 +115,7 @@ def _train(
     _save(state, config, run)
 
 
-def _together(events: Iterator[Progress]) -> Iterator[Progress]:
+def _together(events: Iterator[Progress | Note]) -> Iterator[Progress | Note]:
     """The steps, between which alone signals arrive; one to any process stops all of them after the same step."""
     if process_count() == 1:
         while True:

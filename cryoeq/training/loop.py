@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.data.read_ahead import read_ahead
-from cryoeq.domain.events import Progress
+from cryoeq.domain.events import Note, Progress
 from cryoeq.domain.processes import BatchShare, add_gradients, over_all
 from cryoeq.domain.randomness import Stream
 from cryoeq.equivariance import cost_of_degrees
@@ -29,7 +29,7 @@ from cryoeq.errors import DivergedError
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.training.augmentation import augment
-from cryoeq.training.parallel import steps_per_reading
+from cryoeq.training.parallel import Portions, steps_per_reading
 from cryoeq.training.schedule import Schedule
 from cryoeq.training.state import TrainingState
 from cryoeq.training.tasks import Observation, learn_images, learn_renderings, transform
@@ -72,12 +72,14 @@ class TrainingSettings:
 
 def fit(
     state: TrainingState, dataset: ParticleDataset, plane: HalfPlane, settings: TrainingSettings
-) -> Generator[Progress, None, None]:
+) -> Generator[Progress | Note, None, None]:
     """Train from ``state.step`` to the end of the schedule; between events the state is consistent.
 
     There is an event after each step on a CPU. A GPU is never waited for but at an event: batches are read ahead, and
     figures stay where they are for some steps. After a step whose loss is not finite nothing is learnt any more, so the
     last good state is still there when that is read.
+
+    Where memory runs out while images are compared with the map, that goes by halves from then on, and a note says so.
 
     The processes of a job share out each batch, and have the same state after each step.
 
@@ -93,7 +95,8 @@ def fit(
     device, total = plane.coords.device, settings.schedule.total_steps
     every = settings.reading or steps_per_reading(device)
     own = (dataset.batch(rows[BatchShare.of(len(rows)).places]) for rows in _rows(state, dataset, settings))
-    is_lost, unread = torch.zeros((), device=device), list[Tensor]()
+    is_lost = torch.zeros((), dtype=torch.float32, device=device)  # as fused Adam wants it
+    unread, portions, told = list[Tensor](), Portions(), None
     state.encoder.train()
     with closing(read_ahead(own, device)) as batches:
         try:
@@ -101,10 +104,14 @@ def fit(
                 place = state.step % steps_per_epoch(dataset, settings) * settings.batch_size
                 share = BatchShare.of(min(settings.batch_size, len(dataset) - place))
                 seen = transform(batch, plane, dataset.pixel_size_angstrom, state.data_scale, share)
-                unread.append(_step(state, seen, plane, settings, is_lost))
+                unread.append(_step(state, seen, plane, settings, is_lost, portions))
                 state.step += 1
                 if len(unread) == every or state.step == total:
-                    yield Progress("training", state.step, total, _read(state, unread, dataset, settings))
+                    figures = _read(state, unread, dataset, settings)
+                    if portions.most != told:
+                        told = portions.most
+                        yield Note(f"Memory ran out: images are compared with the map {told} at a time from here on.")
+                    yield Progress("training", state.step, total, figures)
         finally:  # where a batch cannot be read, steps before it still count
             _read(state, unread, dataset, settings)
 
@@ -128,7 +135,12 @@ def _rows(
 
 
 def _step(
-    state: TrainingState, seen: Observation, plane: HalfPlane, settings: TrainingSettings, is_lost: Float[Tensor, ""]
+    state: TrainingState,
+    seen: Observation,
+    plane: HalfPlane,
+    settings: TrainingSettings,
+    is_lost: Float[Tensor, ""],
+    portions: Portions,
 ) -> Float[Tensor, " figures"]:
     """One step, without a look at any of its numbers.
 
@@ -138,6 +150,7 @@ def _step(
         plane: of the images.
         settings: how to train.
         is_lost: 1 from the first loss on that is not finite, else 0; changed in place.
+        portions: images that are compared with the map at a time; changed where memory runs out.
 
     Returns:
         The loss of all that is learnt, then the figures of ``_read``, angles in radians.
@@ -153,7 +166,7 @@ def _step(
     outcome = learn_images(
         state, seen, plane, active, leak=settings.leak, is_symmetric=settings.is_symmetric,
         centred=settings.shift_sigma_px == 0,
-        encoder_learns=state.step >= settings.images_from * schedule.total_steps,
+        encoder_learns=state.step >= settings.images_from * schedule.total_steps, portions=portions,
     )  # fmt: skip
     loss, figures = share.weight * outcome.loss, [share.mean(outcome.error)]
     if settings.rendered_weight > 0:

@@ -7,12 +7,14 @@ was too much.
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 Result = TypeVar("Result")
+Rows = TypeVar("Rows", Tensor, range)
 
 _SHARE_OF_MEMORY = 32  # bytes of free memory for each number of a batch: float32, and what is made on the way
 _LEAST, _MOST = 2**21, 2**30
@@ -60,18 +62,43 @@ def in_parallel(function: Callable[[Tensor], Result], batches: tuple[Tensor, ...
 
 
 def _halving(function: Callable[[Tensor], Result], batches: tuple[Tensor, ...]) -> Iterator[Result]:
-    largest = max(1, len(batches[0]))
+    portions = Portions()
     for batch in batches:
-        waiting = [*batch.split(largest)]
+        yield from portions.results(function, batch)
+
+
+@dataclass
+class Portions:
+    """How much a device takes at a time: all that it is given, until its memory runs out; from then on half of that.
+
+    Args:
+        most: rows at a time; None as long as memory has sufficed.
+    """
+
+    most: int | None = None
+
+    def results(self, function: Callable[[Rows], Result], rows: Rows) -> Iterator[Result]:
+        """The function's results for one portion of the rows after the other.
+
+        Args:
+            function: it may change nothing before it has succeeded.
+            rows: what it is given, or part of it.
+        """
+        waiting = _split(rows, self.most or len(rows))
         while waiting:
             try:
                 result = function(waiting[0])
             except torch.OutOfMemoryError:
                 if len(waiting[0]) == 1:
                     raise
-                largest = (len(waiting[0]) + 1) // 2
-                waiting = [part for rows in waiting for part in rows.split(largest)]
-                torch.cuda.empty_cache()
+            else:
+                del waiting[0]
+                yield result
                 continue
-            del waiting[0]
-            yield result
+            self.most = (len(waiting[0]) + 1) // 2
+            waiting = [part for portion in waiting for part in _split(portion, self.most)]
+            torch.cuda.empty_cache()  # the error is gone by now, and with it what its frames held
+
+
+def _split(rows: Rows, size: int) -> list[Rows]:
+    return [rows[first : first + size] for first in range(0, len(rows), max(1, size))]

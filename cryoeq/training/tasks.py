@@ -22,6 +22,7 @@ from cryoeq.training.losses import (
     winner_takes_all,
     with_half_turn,
 )
+from cryoeq.training.parallel import Portions
 from cryoeq.training.state import TrainingState
 
 _CHOICE_WEIGHT = 0.1
@@ -45,6 +46,12 @@ class Observation:
     share: BatchShare
     condition: Float[Tensor, "batch 3"] | None = None
 
+    def rows(self, rows: slice) -> "Observation":
+        """Some of them."""
+        transfer = None if self.transfer is None else self.transfer[rows]
+        condition = None if self.condition is None else self.condition[rows]
+        return Observation(self.indices[rows], self.coefficients[rows], transfer, self.share, condition)
+
     def transfer_within(self, plane: HalfPlane) -> Float[Tensor, "batch part"] | None:
         """The CTF of the leading coefficients."""
         return None if self.transfer is None else self.transfer[:, : len(plane)]
@@ -65,6 +72,20 @@ class Outcome:
     error: Float[Tensor, ""]
     rotations: Float[Tensor, "batch 3 3"]
     residual_power: Float[Tensor, " points"]
+
+    def scaled(self, weight: float) -> "Outcome":
+        """As a share of what more images taught; nothing is left to differentiate."""
+        loss = self.loss.detach() * weight
+        return Outcome(loss, self.error * weight, self.rotations, self.residual_power * weight)
+
+    def joined(self, other: "Outcome") -> "Outcome":
+        """Of these images and of others, both scaled."""
+        return Outcome(
+            self.loss + other.loss,
+            self.error + other.error,
+            torch.cat([self.rotations, other.rotations]),
+            self.residual_power + other.residual_power,
+        )
 
 
 def observe(
@@ -167,26 +188,65 @@ def learn_images(
     is_symmetric: bool,
     centred: bool,
     encoder_learns: bool,
+    portions: Portions | None = None,
 ) -> Outcome:
-    """Pose the images, and compare them with what the decoder makes of the best hypothesis."""
-    observed, transfer = seen.coefficients[:, : len(active)], seen.transfer_within(active)
+    """Pose the images, and compare them with what the decoder makes of the best hypothesis.
+
+    Norms of the encoder see all images at once; the comparison, which takes most of the memory, goes by portions.
+    """
     with torch.set_grad_enabled(encoder_learns):
         proposals = propose(
             state.encoder, seen.coefficients, plane, seen.condition, is_symmetric=is_symmetric, centred=centred
         )
-        predicted = predict(state.decoder, proposals, transfer, active)
+    every = (*state.decoder.parameters(), proposals.rotations, proposals.shifts_px)
+    learnt = [values for values in every if values.requires_grad]
+
+    def compare(part: range) -> tuple[Outcome, tuple[Tensor | None, ...]]:
+        rows, weight = slice(part.start, part.stop), len(part) / len(proposals)
+        outcome = _compare(
+            state.decoder, proposals.rows(rows), seen.rows(rows), active, leak if encoder_learns else None
+        )
+        gradients = torch.autograd.grad(outcome.loss * weight, learnt, allow_unused=True)
+        return outcome.scaled(weight), gradients
+
+    parts = list((portions or Portions()).results(compare, range(len(proposals))))
+    outcome, *others = [part for part, _ in parts]
+    for other in others:
+        outcome = outcome.joined(other)
+    return replace(outcome, loss=_with_gradients(outcome.loss, learnt, [gradients for _, gradients in parts]))
+
+
+def _compare(
+    decoder: VolumeDecoder, proposals: PoseProposals, seen: Observation, active: HalfPlane, leak: float | None
+) -> Outcome:
+    """Images beside the predictions from their hypotheses; without a leak only the best one of each is learnt from."""
+    observed, transfer = seen.coefficients[:, : len(active)], seen.transfer_within(active)
+    with torch.set_grad_enabled(leak is not None):
+        predicted = predict(decoder, proposals, transfer, active)
         errors = data_term(predicted, observed, active.weights)
-    best = choose(proposals, errors.argmin(1))
-    if encoder_learns:
+    head = errors.argmin(1)
+    best = choose(proposals, head)
+    if leak is not None:
         loss = winner_takes_all(errors, leak)
-        predicted = predicted[torch.arange(len(observed), device=observed.device), errors.argmin(1)][:, None]
+        predicted = predicted[torch.arange(len(observed), device=observed.device), head][:, None]
     else:
-        predicted = predict(state.decoder, best, transfer, active)
+        predicted = predict(decoder, best, transfer, active)
         loss = data_term(predicted, observed, active.weights).mean()
     residual = seen.coefficients.detach().clone()
     residual[:, : len(active)] -= predicted[:, 0].detach()
     power = (residual.real.square() + residual.imag.square()).mean(0)
     return Outcome(loss, errors.detach().min(1).values.mean(), best.rotations[:, 0].detach(), power)
+
+
+def _with_gradients(
+    loss: Float[Tensor, ""], values: list[Tensor], gradients: list[tuple[Tensor | None, ...]]
+) -> Float[Tensor, ""]:
+    """A loss whose gradients are known already, as the sums of those of its parts."""
+    for value, parts in zip(values, zip(*gradients, strict=True), strict=True):
+        known = [part for part in parts if part is not None]
+        if known:
+            loss = loss + ((value - value.detach()) * sum(known[1:], known[0])).sum()
+    return loss
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cryoeq.errors import DivergedError
 from cryoeq.training import loop
 from cryoeq.training.loop import fit
+from cryoeq.training.parallel import Portions
 from cryoeq.training.tasks import observe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,10 +72,10 @@ def test_a_step_waits_for_nothing(make_known: Callable, start: Callable, setting
         begin.state.step = step
         seen = observe(begin.dataset, torch.arange(12), begin.plane, begin.state.data_scale)
         if step == 0:
-            loop._step(begin.state, seen, begin.plane, begin.settings, is_lost)
+            loop._step(begin.state, seen, begin.plane, begin.settings, is_lost, Portions())
             continue
         with NoWaiting():
-            loop._step(begin.state, seen, begin.plane, begin.settings, is_lost)
+            loop._step(begin.state, seen, begin.plane, begin.settings, is_lost, Portions())
 
 
 def all_of(value: Any) -> Iterator[object]:
