@@ -20,6 +20,7 @@ from cryoeq.training.schedule import Schedule
 from cryoeq.training.state import TrainingState
 from cryoeq.training.tasks import observe
 
+DEFAULT_BATCH = 64
 _DEFAULT_STEPS = 6000
 _SAMPLE = 512
 _TAUGHT_CHANNELS = 1024  # a fifth less error than 512 on held-out particles at SNR 0.1 (40 and 50 degrees, 200 steps)
@@ -130,15 +131,27 @@ def build_state(config: ReconstructConfig, dataset: ParticleDataset, plane: Half
     )
 
 
-def build_settings(config: ReconstructConfig, dataset: ParticleDataset) -> TrainingSettings:
-    """How to train, with all that was left open filled in."""
-    training = config.training
-    batch_size = min(training.batch_size, len(dataset))
+def build_settings(
+    config: ReconstructConfig, dataset: ParticleDataset, batch_size: int | None = None
+) -> TrainingSettings:
+    """How to train, with all that was left open filled in.
+
+    Args:
+        config: the settings.
+        dataset: the particles.
+        batch_size: images per step, where the settings leave it open; the renderings then keep their proportion.
+    """
+    training, rendered = config.training, config.training.rendered_batch_size
+    if training.batch_size == "auto":
+        batch_size = min(batch_size or DEFAULT_BATCH, len(dataset))
+        rendered = max(1, rendered * batch_size // DEFAULT_BATCH)
+    else:
+        batch_size = min(training.batch_size, len(dataset))
     per_epoch = -(-len(dataset) // batch_size)
     epochs = training.epochs or -(-_DEFAULT_STEPS // per_epoch)
     return TrainingSettings(
         batch_size=batch_size,
-        rendered_batch_size=training.rendered_batch_size,
+        rendered_batch_size=rendered,
         schedule=Schedule(
             epochs * per_epoch, training.first_shell, dataset.box_size_px / 2 - 1, marching=training.marching
         ),

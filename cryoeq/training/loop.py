@@ -10,6 +10,7 @@ Yao et al. 2023, ACE-EM: boosted ab initio cryo-EM 3D reconstruction with asymme
 2302.06091). Levy et al. 2022, CryoAI (ECCV). de Ruijter and Cesa 2024 (arXiv 2406.01630) for the equivariant encoder.
 """
 
+import copy
 import math
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -32,7 +33,7 @@ from cryoeq.training.augmentation import augment
 from cryoeq.training.parallel import Portions, steps_per_reading
 from cryoeq.training.schedule import Schedule
 from cryoeq.training.state import TrainingState
-from cryoeq.training.tasks import Observation, learn_images, learn_renderings, transform
+from cryoeq.training.tasks import Observation, learn_images, learn_renderings, observe, transform
 
 _MEMORY = 0.98  # of the running average of the residual's power
 
@@ -114,6 +115,26 @@ def fit(
                     yield Progress("training", state.step, total, figures)
         finally:  # where a batch cannot be read, steps before it still count
             _read(state, unread, dataset, settings)
+
+
+def has_room(state: TrainingState, dataset: ParticleDataset, plane: HalfPlane, settings: TrainingSettings) -> bool:
+    """Whether memory suffices for a step at the end of the schedule, where steps are largest; a copy takes it.
+
+    Args:
+        state: left as it is.
+        dataset: the particles.
+        plane: of their coefficients.
+        settings: how to train.
+    """
+    tried, portions = copy.deepcopy(state), Portions()
+    tried.step = settings.schedule.total_steps - 1
+    rows = torch.arange(settings.batch_size) % len(dataset)
+    try:
+        seen = observe(dataset, rows, plane, state.data_scale)
+        _step(tried, seen, plane, settings, torch.zeros((), dtype=torch.float32, device=plane.coords.device), portions)
+    except torch.OutOfMemoryError:
+        return False
+    return portions.most is None
 
 
 def steps_per_epoch(dataset: ParticleDataset, settings: TrainingSettings) -> int:

@@ -28,6 +28,7 @@ class TrainingState:
         seed: of all randomness.
         step: steps taken.
         history: figures of each finished epoch.
+        batch_size: images per step, where the memory of a GPU has decided that; else None.
     """
 
     encoder: nn.Module
@@ -39,6 +40,7 @@ class TrainingState:
     seed: int
     step: int = 0
     history: dict[str, list[float]] = field(default_factory=dict)
+    batch_size: int | None = None
 
     def step_generator(self, stream: Stream = Stream.STEP) -> torch.Generator:
         """Randomness of the current step, drawn where it is computed."""
@@ -72,6 +74,7 @@ class TrainingState:
             "seed": self.seed,
             "step": self.step,
             "history": {name: list(values) for name, values in self.history.items()},
+            "batch_size": self.batch_size,
         }
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
