@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cryoeq.domain.processes import BatchShare
 from cryoeq.errors import DivergedError
-from cryoeq.training import loop
+from cryoeq.geometry.fourier import HalfPlane
+from cryoeq.training import loop, tasks
 from cryoeq.training.loop import fit
 from cryoeq.training.parallel import Portions
-from cryoeq.training.tasks import observe
+from cryoeq.training.state import TrainingState
+from cryoeq.training.tasks import observe, transform
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,6 +39,16 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class NoCopies(TorchDispatchMode):
+    """Refuses what goes from one device to another."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        moved = func.overloadpacket.__name__ == "_to_copy" and options.get("device") is not None
+        assert not moved or args[0].device == torch.device(options["device"]), "a copy from another device"
+        return func(*args, **options)
+
+
 @pytest.mark.parametrize(
     "statement",
     [
@@ -52,19 +65,23 @@ def test_what_is_refused(statement: Callable[[torch.Tensor], object]) -> None:
         statement(torch.randn(5))
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"encoder.group": "d4"},
-        {
-            "encoder.group": "so2", "encoder.trunk": "conv", "decoder.kind": "implicit", "loss.symmetric": True,
-            "training.augment": True, "training.images_from": 0.0,
-        },
-        {"encoder.group": "so2", "encoder.trunk": "conv", "encoder.sampler": "adaptive", "encoder.head": "columns"},
-        {"encoder.group": "d4", "encoder.trunk": "conv", "encoder.degree": "learnt", "training.images_from": 0.0},
-    ],
-    ids=["dense", "implicit, symmetric, augmented", "adaptive", "learnt degree"],
-)  # fmt: skip
+SETTINGS = {
+    "dense": {"encoder.group": "d4"},
+    "implicit, symmetric": {
+        "encoder.group": "so2", "encoder.trunk": "conv", "decoder.kind": "implicit", "loss.symmetric": True,
+        "training.images_from": 0.0,
+    },
+    "adaptive": {
+        "encoder.group": "so2", "encoder.trunk": "conv", "encoder.sampler": "adaptive", "encoder.head": "columns",
+        "training.augment": True,
+    },
+    "learnt degree": {
+        "encoder.group": "d4", "encoder.trunk": "conv", "encoder.degree": "learnt", "training.images_from": 0.0,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_a_step_waits_for_nothing(make_known: Callable, start: Callable, settings: dict[str, object]) -> None:
     begin = start(make_known(12).dataset, settings | {"training.rendered_batch_size": 8})
     is_lost = torch.zeros(())
@@ -76,6 +93,34 @@ def test_a_step_waits_for_nothing(make_known: Callable, start: Callable, setting
             continue
         with NoWaiting():
             loop._step(begin.state, seen, begin.plane, begin.settings, is_lost, Portions())
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_a_step_asks_the_cpu_for_nothing(
+    make_known: Callable, start: Callable, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object]
+) -> None:
+    """On a device that holds no numbers: none can be read, and tensors of the CPU do not go together with its own."""
+    device = torch.device("meta")
+    known = make_known(12)
+    begin = start(known.dataset, settings | {"training.rendered_batch_size": 8, "training.augment": False})
+    state, near = begin.state, begin.plane
+    plane = HalfPlane(near.box_size_px, *(part.to(device) for part in (near.coords, near.flat_index, near.weights)))
+    plane.__dict__["_squared_radii"] = near._squared_radii  # what is found out once
+    plane.__dict__["shell_counts"] = near.shell_counts.to(device)
+    plane.__dict__["_pairs"] = tuple(part.to(device) for part in near._pairs)
+    state.encoder.to(device), state.decoder.to(device)
+    state.residual_power, state.rotations = state.residual_power.to(device), state.rotations.to(device)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # there is none for it
+    monkeypatch.setattr(state.optimizer, "step", lambda: None)
+    monkeypatch.setattr(TrainingState, "step_generator", lambda *_: None)
+    monkeypatch.setattr(tasks, "random_rotations", lambda count, _: torch.randn(count, 3, 3, device=device))
+    batch = known.dataset.batch(torch.arange(12)).to(device)
+    seen = transform(batch, plane, 5.0, state.data_scale, BatchShare.of(12))
+    is_lost = torch.zeros((), device=device)
+    with NoCopies():
+        figures = loop._step(state, seen, plane, begin.settings, is_lost, Portions())
+    assert figures.device == device
+    assert figures.shape == (4,)
 
 
 def all_of(value: Any) -> Iterator[object]:
