@@ -137,7 +137,10 @@ class TrainingConfig(FrozenConfig):
     """How encoder and decoder learn."""
 
     epochs: int | None = Field(default=None, ge=1, description="passes over the images; None for about 6,000 steps")
-    batch_size: int = Field(default=64, ge=1, description="images per step, of all processes together")
+    batch_size: PositiveInt | Literal["auto"] = Field(
+        default=64,
+        description="images per step, of all processes together; auto for as many as a GPU has memory for, 64 on a CPU",
+    )
     rendered_batch_size: int = Field(default=64, ge=1, description="images per step")
     encoder_rate: float = Field(default=2e-3, gt=0, description="learning rate of the encoder")
     decoder_rate: float | None = Field(default=None, gt=0, description="of the decoder; None for 1e-2 (voxel), 1e-3")

@@ -1,5 +1,6 @@
 """What the microscope did to the particles."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -64,4 +65,8 @@ class CtfParameters:
 
     def to(self, device: torch.device) -> "CtfParameters":
         """The same parameters on another device."""
-        return CtfParameters(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        return self.each(lambda values: values.to(device))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "CtfParameters":
+        """The same parameters after a change of each."""
+        return CtfParameters(**{field.name: change(getattr(self, field.name)) for field in fields(self)})

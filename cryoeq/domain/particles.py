@@ -1,5 +1,6 @@
 """Particle stacks: what is known of them without their pixels, and batches of them with."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,4 +63,8 @@ class ParticleBatch:
 
     def to(self, device: torch.device) -> "ParticleBatch":
         """The same batch on another device."""
-        return ParticleBatch(self.indices.to(device), self.images.to(device), self.ctf.to(device) if self.ctf else None)
+        return self.each(lambda values: values.to(device))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "ParticleBatch":
+        """The same batch after a change of each of its tensors that keeps what they mean."""
+        return ParticleBatch(change(self.indices), change(self.images), self.ctf.each(change) if self.ctf else None)

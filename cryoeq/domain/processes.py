@@ -5,7 +5,7 @@ out among them; sums and poses then come together again. Everything here leaves 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -126,15 +126,41 @@ def share_of_half(rows: Int[Tensor, " rows"], half: int) -> Int[Tensor, " own"]:
     return rows.tensor_split(count // 2)[place] if group == half - 1 else rows[:0]
 
 
-def gathered(values: Shaped[Tensor, "own ..."], rows: Int[Tensor, " own"], count: int) -> Shaped[Tensor, "count ..."]:
+def gathered(
+    values: Sequence[Shaped[Tensor, "own ..."]], rows: Int[Tensor, " own"], count: int
+) -> tuple[Shaped[Tensor, "count ..."], ...]:
     """What all processes found, in the order of the rows; 0 where none has worked.
 
     Args:
-        values: of the rows of this process.
+        values: of the rows of this process, all of one type.
         rows: no row is another process's.
         count: of rows in all.
     """
-    return over_all(values.new_zeros(count, *values.shape[1:]).index_copy(0, rows, values))
+    if process_count() > 1:
+        sizes = over_all(torch.eye(process_count(), dtype=torch.long)[process_rank()] * len(rows)).tolist()
+        (every,) = _of_all((rows.int(),), sizes)
+        rows, values = every.long(), _of_all(values, sizes)
+    return tuple(part.new_zeros(count, *part.shape[1:]).index_copy(0, rows, part) for part in values)
+
+
+def _of_all(
+    values: Sequence[Shaped[Tensor, "own ..."]], sizes: Sequence[int]
+) -> tuple[Shaped[Tensor, "every ..."], ...]:
+    """The rows of the first process, then those of the second, and so on: one message, each row sent once.
+
+    Args:
+        values: of this process, all of one type.
+        sizes: how many rows each process has.
+    """
+    columns = [part.flatten(1) if part.ndim > 1 else part[:, None] for part in values]
+    own = torch.cat(columns, 1)
+    padded = torch.nn.functional.pad(own, (0, 0, 0, max(sizes) - len(own)))
+    received = [torch.empty_like(padded) for _ in sizes]
+    with _loss_explained():
+        dist.all_gather(received, padded)
+    every = torch.cat([part[:size] for part, size in zip(received, sizes, strict=True)])
+    parts = every.split([part.shape[1] for part in columns], 1)
+    return tuple(part.reshape(-1, *like.shape[1:]) for part, like in zip(parts, values, strict=True))
 
 
 @dataclass(frozen=True)
@@ -145,12 +171,12 @@ class BatchShare:
     variance that the encoder's first norm keeps for evaluation, whose n / (n - 1) counts each copy.)
 
     Args:
-        places: of its images in the batch.
+        places: of its images in the batch, which are neighbours.
         count: images of the whole batch.
         weight: of its mean in the mean over the batch.
     """
 
-    places: Int[Tensor, " own"]
+    places: slice
     count: int
     weight: float
 
@@ -161,11 +187,11 @@ class BatchShare:
         Args:
             count: images of the whole batch.
         """
-        every = torch.arange(count)
         if count < process_count():
-            return cls(every, count, 1 / process_count())
-        places = share_of(every)
-        return cls(places, count, len(places) / max(1, count))
+            return cls(slice(0, count), count, 1 / process_count())
+        sizes = _sizes(count)
+        first, own = sum(sizes[: process_rank()]), sizes[process_rank()]
+        return cls(slice(first, first + own), count, own / max(1, count))
 
     def mean(self, values: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         """The mean over the batch, from this process's mean over its share."""
@@ -173,10 +199,15 @@ class BatchShare:
 
     def gather(self, values: Shaped[Tensor, "own ..."]) -> Shaped[Tensor, "count ..."]:
         """The values of all images, in the order of the batch."""
-        if process_count() == 1:
-            return values
-        is_extra = self.count < process_count() and not is_first()
-        return gathered(torch.zeros_like(values) if is_extra else values, self.places.to(values.device), self.count)
+        if self.count < process_count():
+            return of_first(values)
+        return values if process_count() == 1 else _of_all((values,), _sizes(self.count))[0]
+
+
+def _sizes(count: int) -> list[int]:
+    """How many of some rows each process works on, as ``share_of`` has it."""
+    least, more = divmod(count, process_count())
+    return [least + (rank < more) for rank in range(process_count())]
 
 
 def add_gradients(parameters: list[torch.nn.Parameter]) -> None:
@@ -202,7 +233,7 @@ def mean_over_rows(means: Shaped[Tensor, "..."], rows: int) -> Shaped[Tensor, ".
     """
     if process_count() == 1:
         return means
-    summed = over_all(torch.cat([(means * rows).flatten(), means.new_tensor([rows])]))
+    summed = over_all(torch.cat([(means * rows).flatten(), means.new_full((1,), rows)]))
     return (summed[:-1] / summed[-1]).view(means.shape)
 
 

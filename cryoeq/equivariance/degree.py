@@ -118,7 +118,7 @@ def cost_of_degrees(network: nn.Module) -> Float[Tensor, ""]:
     """
     degrees = degrees_of(network)
     if not degrees:
-        return torch.zeros(())
+        return next(network.parameters(), torch.zeros(())).new_zeros(())
     costs = [
         degree.divergence(before) + degree.misalignment()
         for before, degree in zip([None, *degrees[:-1]], degrees, strict=True)

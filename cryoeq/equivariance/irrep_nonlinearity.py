@@ -40,7 +40,8 @@ class IrrepActivation(nn.Module):
     running_power: Tensor
     to_irreps: Tensor
     membership: Tensor
-    is_invariant: Tensor
+    still: Tensor
+    turning: Tensor
 
     def __init__(
         self,
@@ -60,8 +61,12 @@ class IrrepActivation(nn.Module):
         membership = torch.nn.functional.one_hot(torch.from_numpy(owners), parts)
         default = torch.get_default_dtype()
         self.register_buffer("to_irreps", torch.from_numpy(change).to(default), persistent=False)
-        self.register_buffer("membership", membership.to(default), persistent=False)
-        self.register_buffer("is_invariant", torch.from_numpy(is_invariant), persistent=False)
+        # Components that the group leaves alone, the others, and which part each of these belongs to.
+        is_still = torch.from_numpy(is_invariant[owners])
+        belongs = membership[~is_still][:, torch.from_numpy(~is_invariant)]
+        self.register_buffer("membership", belongs.to(default), persistent=False)
+        self.register_buffer("still", is_still.nonzero().squeeze(1), persistent=False)
+        self.register_buffer("turning", (~is_still).nonzero().squeeze(1), persistent=False)
         invariants = int(is_invariant.sum())
         if gate == "gated" and invariants == 0:
             raise ValueError(f"a field of {kind} of {group.name} has no invariant part to gate it with")
@@ -77,16 +82,14 @@ class IrrepActivation(nn.Module):
         batch, channels, height, width = maps.shape
         rows = maps.permute(0, 2, 3, 1).reshape(-1, channels // self.fields, self.fields)
         parts = torch.einsum("ij,njf->nif", self.to_irreps, rows)
-        is_still = self.is_invariant[self.membership.argmax(1)]
-        still, turning = parts[:, is_still], parts[:, ~is_still]
+        still, turning = parts[:, self.still], parts[:, self.turning]
         if self.norm is not None:
             still = self.norm(still.flatten(1)).view_as(still)
         if turning.shape[1]:
-            membership = self.membership[~is_still][:, ~self.is_invariant]
             turning = self._normalise(turning)
-            turning = turning * (membership @ self._scales(still, membership.T @ turning.square()))
+            turning = turning * (self.membership @ self._scales(still, self.membership.T @ turning.square()))
         result = torch.empty_like(parts)
-        result[:, is_still], result[:, ~is_still] = still.relu(), turning
+        result[:, self.still], result[:, self.turning] = still.relu(), turning
         activated = torch.einsum("ij,nif->njf", self.to_irreps, result)
         activated = activated.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
         return activated * disc(height, activated) if self.is_windowed and height > 1 else activated

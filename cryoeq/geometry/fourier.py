@@ -10,7 +10,9 @@ made: the real one gives half of it, and a phase does what moving the origin wou
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
@@ -151,14 +153,24 @@ class HalfPlane:
         """|k| of each coefficient, in cycles per box."""
         return self.coords.float().norm(dim=-1)
 
-    @property
+    @cached_property
     def shells(self) -> Int[Tensor, " points"]:
         """ROUND(|k|) of each coefficient."""
         return (self.radii + 0.5).floor().long()
 
+    @cached_property
+    def shell_counts(self) -> Int[Tensor, " shells"]:
+        """How many coefficients each shell has."""
+        return self.shells.bincount()
+
+    @cached_property
+    def _squared_radii(self) -> Int[np.ndarray, " points"]:
+        """In memory, so that no step of a training waits for a GPU to tell them."""
+        return self.coords.square().sum(-1).cpu().numpy()
+
     def within(self, radius: float) -> "HalfPlane":
         """The leading coefficients, those with |k| <= radius."""
-        count = int((self.coords.square().sum(-1) <= radius**2).sum())
+        count = int(np.searchsorted(self._squared_radii, np.float32(radius**2), side="right"))
         return HalfPlane(self.box_size_px, self.coords[:count], self.flat_index[:count], self.weights[:count])
 
     def frequencies_per_angstrom(self, pixel_size_angstrom: float) -> Float[Tensor, "points 2"]:
@@ -167,7 +179,7 @@ class HalfPlane:
 
     def transform(self, images: Float[Tensor, "*batch n n"]) -> Complex[Tensor, "*batch points"]:
         """These coefficients of the centred orthonormal transforms of real images: ``gather(fft_image(images))``."""
-        index, is_mate, phases = self._half_transform_places()
+        index, is_mate, phases = self._half_transform_places
         spectrum = torch.fft.rfft2(images, norm="ortho").flatten(-2)
         values = spectrum.index_select(-1, index)
         return torch.where(is_mate, values.conj(), values) * phases.to(values.dtype)
@@ -175,16 +187,23 @@ class HalfPlane:
     def images(self, values: Complex[Tensor, "*batch points"]) -> Float[Tensor, "*batch n n"]:
         """Real images that have these coefficients and zeros elsewhere: ``ifft_image(scatter(values))``."""
         n = self.box_size_px
-        index, is_mate, phases = self._half_transform_places()
+        index, is_mate, phases = self._half_transform_places
+        paired, mates = self._pairs
         moved = values * phases.conj().to(values.dtype)
         moved = torch.where(is_mate, moved.conj(), moved)
         spectrum = values.new_zeros(*values.shape[:-1], n * (n // 2 + 1))
-        # Both of a Friedel pair lie in the column kx = 0.
-        paired = ((self.coords[:, 0] == 0) & (self.coords[:, 1] > 0)).nonzero().squeeze(1)
-        spectrum[..., (n - self.coords[paired, 1]) * (n // 2 + 1)] = moved[..., paired].conj()
+        spectrum[..., mates] = moved[..., paired].conj()
         spectrum[..., index] = moved
         return _invert_real(spectrum.unflatten(-1, (n, n // 2 + 1)), n)
 
+    @cached_property
+    def _pairs(self) -> tuple[Int[Tensor, " paired"], Int[Tensor, " paired"]]:
+        """Coefficients whose Friedel mates rfft2 keeps too, all in the column kx = 0, and where it keeps the mates."""
+        n = self.box_size_px
+        paired = ((self.coords[:, 0] == 0) & (self.coords[:, 1] > 0)).nonzero().squeeze(1)
+        return paired, (n - self.coords[paired, 1]) * (n // 2 + 1)
+
+    @cached_property
     def _half_transform_places(
         self,
     ) -> tuple[Int[Tensor, " points"], Bool[Tensor, " points"], Complex[Tensor, " points"]]:

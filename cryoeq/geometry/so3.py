@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cryoeq.domain.randomness import sent
+
 
 def random_rotations(
     count: int, generator: torch.Generator, device: torch.device | None = None
@@ -15,7 +17,7 @@ def random_rotations(
     unit = quaternions / quaternions.norm(dim=-1, keepdim=True)
     cross = _cross_matrix(unit[:, :3])
     rotations = torch.eye(3, device=unit.device) + 2 * (unit[:, 3, None, None] * cross + cross @ cross)
-    return rotations.to(device or generator.device)
+    return rotations if device is None or device == generator.device else sent(rotations, device)
 
 
 def rotation_angle_rad(

@@ -138,7 +138,7 @@ class LowPassPyramid(nn.Module):
         """The norm in training, over a batch that is shared out; torch's own for that needs GPUs."""
         means = torch.stack([levels.mean((0, 2, 3)), levels.square().mean((0, 2, 3))])
         mean, square = mean_over_rows(means, len(levels))
-        variance, pixels = square - mean.square(), over_all(mean.new_tensor(levels[:, 0].numel()))
+        variance, pixels = square - mean.square(), over_all(mean.new_full((), levels[:, 0].numel()))
         kept = dict(self.norm.named_buffers())
         kept["running_mean"].lerp_(mean, _MOMENTUM)
         kept["running_var"].lerp_(variance * pixels / (pixels - 1), _MOMENTUM)

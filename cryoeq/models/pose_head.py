@@ -32,6 +32,10 @@ class PoseProposals:
     def __len__(self) -> int:
         return len(self.rotations)
 
+    def rows(self, rows: slice) -> "PoseProposals":
+        """Those of some of the images."""
+        return PoseProposals(self.rotations[rows], self.shifts_px[rows], self.logits[rows])
+
     @classmethod
     def join(cls, parts: "list[PoseProposals]") -> "PoseProposals":
         """Of several batches."""

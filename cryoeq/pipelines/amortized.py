@@ -21,6 +21,7 @@ from cryoeq.io.star import decimals, write_star
 from cryoeq.io.text import read_json
 from cryoeq.outputs.reconstruction_plots import plot_training
 from cryoeq.outputs.run_folder import RunFolder
+from cryoeq.pipelines.batch_size import choose_batch_size
 from cryoeq.pipelines.build import build_dataset, working_box
 from cryoeq.pipelines.build_training import build_plane, build_settings, build_state, tell_degrees
 from cryoeq.pipelines.device import threads
@@ -50,12 +51,13 @@ def infer_by_encoder(
     """Train encoder and decoder on the images, then pose every particle by one forward pass."""
     dataset = build_dataset(config, stack, working_box(config, stack))
     plane = build_plane(dataset, device)
-    training = build_settings(config, dataset)
     state = build_state(config, dataset, plane)
+    state.batch_size = choose_batch_size(config, state, dataset, plane, checkpoint)
+    training = build_settings(config, dataset, state.batch_size)
     yield Note(
         f"Poses are inferred at {dataset.box_size_px} px, {dataset.pixel_size_angstrom:.3g} Angstrom, "
         f"with a {config.encoder.group} encoder of {config.encoder.heads} heads and a {config.decoder.kind} decoder, "
-        f"in {training.schedule.total_steps} steps."
+        f"in {training.schedule.total_steps} steps of {training.batch_size} images."
     )
     if checkpoint is not None:
         state.restore(checkpoint)
@@ -98,8 +100,8 @@ def infer_by_encoder(
 
 
 def _train(
-    state: TrainingState, events: Iterator[Progress], config: ReconstructConfig, run: RunFolder
-) -> Iterator[Progress]:
+    state: TrainingState, events: Iterator[Progress | Note], config: ReconstructConfig, run: RunFolder
+) -> Iterator[Progress | Note]:
     """Run the training, a checkpoint now and then, at the end, and when a signal stops it."""
     saved_s = time.monotonic()
     try:
@@ -115,7 +117,7 @@ def _train(
     _save(state, config, run)
 
 
-def _together(events: Iterator[Progress]) -> Iterator[Progress]:
+def _together(events: Iterator[Progress | Note]) -> Iterator[Progress | Note]:
     """The steps, between which alone signals arrive; one to any process stops all of them after the same step."""
     if process_count() == 1:
         while True:

@@ -20,6 +20,7 @@ from cryoeq.training.schedule import Schedule
 from cryoeq.training.state import TrainingState
 from cryoeq.training.tasks import observe
 
+DEFAULT_BATCH = 64
 _DEFAULT_STEPS = 6000
 _SAMPLE = 512
 _TAUGHT_CHANNELS = 1024  # a fifth less error than 512 on held-out particles at SNR 0.1 (40 and 50 degrees, 200 steps)
@@ -107,7 +108,8 @@ def build_state(config: ReconstructConfig, dataset: ParticleDataset, plane: Half
         [
             {"params": list(encoder.parameters()), "lr": settings.encoder_rate},
             {"params": list(decoder.parameters()), "lr": settings.decoder_rate},
-        ]
+        ],
+        fused=True,
     )
     rows = torch.linspace(0, len(dataset) - 1, min(_SAMPLE, len(dataset))).round().long()
     power = observe(dataset, rows, plane, 1.0).coefficients.abs().square().mean(0)
@@ -117,27 +119,39 @@ def build_state(config: ReconstructConfig, dataset: ParticleDataset, plane: Half
             f"{config.particles}: the images are constant", "there is no particle in them", "Extract them again"
         )
     shells = plane.shells
-    by_shell = power.new_zeros(int(shells.max()) + 1).index_add(0, shells, power) / shells.bincount()
+    by_shell = power.new_zeros(int(shells.max()) + 1).index_add(0, shells, power) / plane.shell_counts
     return TrainingState(
         encoder=encoder,
         decoder=decoder,
         optimizer=optimizer,
         data_scale=1 / math.sqrt(variance),
         residual_power=by_shell / variance,
-        rotations=torch.eye(3).repeat(len(dataset), 1, 1),
+        rotations=torch.eye(3, device=device).repeat(len(dataset), 1, 1),
         seed=config.seed,
     )
 
 
-def build_settings(config: ReconstructConfig, dataset: ParticleDataset) -> TrainingSettings:
-    """How to train, with all that was left open filled in."""
-    training = config.training
-    batch_size = min(training.batch_size, len(dataset))
+def build_settings(
+    config: ReconstructConfig, dataset: ParticleDataset, batch_size: int | None = None
+) -> TrainingSettings:
+    """How to train, with all that was left open filled in.
+
+    Args:
+        config: the settings.
+        dataset: the particles.
+        batch_size: images per step, where the settings leave it open; the renderings then keep their proportion.
+    """
+    training, rendered = config.training, config.training.rendered_batch_size
+    if training.batch_size == "auto":
+        batch_size = min(batch_size or DEFAULT_BATCH, len(dataset))
+        rendered = max(1, rendered * batch_size // DEFAULT_BATCH)
+    else:
+        batch_size = min(training.batch_size, len(dataset))
     per_epoch = -(-len(dataset) // batch_size)
     epochs = training.epochs or -(-_DEFAULT_STEPS // per_epoch)
     return TrainingSettings(
         batch_size=batch_size,
-        rendered_batch_size=training.rendered_batch_size,
+        rendered_batch_size=rendered,
         schedule=Schedule(
             epochs * per_epoch, training.first_shell, dataset.box_size_px / 2 - 1, marching=training.marching
         ),

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,8 @@ import torch
 from cryoeq.config.infer import InferConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.data.preprocessing import CONTRAST_SIGNS
+from cryoeq.data.read_ahead import read_ahead
 from cryoeq.domain.events import Event, Note, Progress, Report
-from cryoeq.domain.particles import ParticleBatch
 from cryoeq.domain.pose import Poses
 from cryoeq.errors import CheckpointError, ConfigError, OutputError, ParticleFileError
 from cryoeq.io.checkpoint import load_checkpoint
@@ -108,23 +107,14 @@ def pose_all(
         device: of the encoder.
     """
     rotations, shifts, probabilities, done = [], [], [], 0
-    for batch in _read_ahead(dataset.batches(batch_size)):
-        poses, probability = taught.pose(batch.to(device))
+    for batch in read_ahead(dataset.batches(batch_size), device):
+        poses, probability = taught.pose(batch)
         rotations.append(poses.rotations.cpu())
         shifts.append(poses.shifts_angstrom.cpu())
         probabilities.append(probability.cpu())
         done += len(batch)
         yield Progress("posing", done, len(dataset))
     return Poses(torch.cat(rotations), torch.cat(shifts)), torch.cat(probabilities)
-
-
-def _read_ahead(batches: Iterator[ParticleBatch]) -> Iterator[ParticleBatch]:
-    """The same batches, each read while the one before is in use."""
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = reader.submit(next, batches, None)
-            yield batch
 
 
 def _in_precision(

@@ -72,10 +72,9 @@ def assign_poses(
         seen = observe(dataset, rows, plane, state.data_scale)
         parts.append(_assign_batch(state, seen, plane, is_symmetric=is_symmetric, centred=centred))
         yield Progress("posing", sum(len(part.confidence) for part in parts), len(own))
-    rotations, shifts_px, confidence = (
-        gathered(torch.cat([getattr(part, name) for part in parts]), own, len(dataset))
-        for name in ("rotations", "shifts_px", "confidence")
-    )
+    names = ("rotations", "shifts_px", "confidence")
+    found = [torch.cat([getattr(part, name) for part in parts]) for name in names]
+    rotations, shifts_px, confidence = gathered(found, own, len(dataset))
     sums = [[part.residual, part.power] for part in parts]
     residual, power = over_all(torch.tensor(sums, dtype=torch.float64).sum(0)).tolist()
     yield Assignment(Poses(rotations, shifts_px * dataset.pixel_size_angstrom), confidence, 1 - residual / power)

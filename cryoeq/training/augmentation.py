@@ -5,6 +5,7 @@ even boxes, where turning the array would move the origin. CTFs turn with their 
 """
 
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,13 +25,19 @@ def augment(
     Args:
         seen: the images.
         plane: their coefficients.
-        generator: of the draw, on the CPU.
+        generator: of the draw, on the plane's device.
     """
+    elements, lifted = _elements(plane.coords.device, seen.coefficients.real.dtype)
+    places, device = seen.share.places, plane.coords.device
+    drawn = torch.randint(len(elements), (seen.share.count,), generator=generator, device=device)[places]
+    return turn(seen, plane, elements[drawn]), lifted[drawn]
+
+
+@lru_cache
+def _elements(device: torch.device, dtype: torch.dtype) -> tuple[Float[Tensor, "8 2 2"], Float[Tensor, "8 3 3"]]:
+    """The elements of D4 as they act on images and on poses."""
     group = plane_group("d4").elements()
-    drawn = torch.randint(len(group), (seen.share.count,), generator=generator)[seen.share.places]
-    device, dtype = plane.coords.device, seen.coefficients.real.dtype
-    lifted = torch.stack([lift_to_rotation(g) for g in group])
-    return turn(seen, plane, group[drawn].to(device, dtype)), lifted[drawn].to(device, dtype)
+    return group.to(device, dtype), torch.stack([lift_to_rotation(g) for g in group]).to(device, dtype)
 
 
 def turn(seen: Observation, plane: HalfPlane, elements: Float[Tensor, "batch 2 2"]) -> Observation:

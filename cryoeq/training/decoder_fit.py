@@ -9,10 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cryoeq.domain.events import Progress
-from cryoeq.domain.randomness import Stream, stream_generator
+from cryoeq.domain.randomness import Stream, sent, stream_generator
 from cryoeq.models.decoder import ImplicitDecoder
 from cryoeq.models.voxel_decoder import VoxelDecoder
 from cryoeq.training.observed_images import ObservedImages
+from cryoeq.training.parallel import steps_per_reading
 
 _WARMING = 50  # steps in which the learning rate rises
 
@@ -41,7 +42,9 @@ def fit_decoder(
     *,
     seed: int,
 ) -> Iterator[Progress]:
-    """Fit a decoder by its log-likelihood at fixed poses, one event a step.
+    """Fit a decoder by its log-likelihood at fixed poses.
+
+    There is an event after each step on a CPU. A GPU is waited for only at an event, where figures are read.
 
     Args:
         decoder: changed in place.
@@ -54,12 +57,13 @@ def fit_decoder(
     rotations, shifts_px = poses
     weights = precision * images.plane.weights
     generator = stream_generator(seed, Stream.DECODER_FIT)
+    every = steps_per_reading(rotations.device)
     optimizer = torch.optim.Adam(decoder.parameters(), lr=settings.rate)
     for step in range(settings.steps):
         warmth = min(1.0, (step + 1) / _WARMING)
         for group in optimizer.param_groups:
             group["lr"] = settings.rate * warmth * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-        rows = torch.randint(len(images), (settings.batch_size,), generator=generator).to(rotations.device)
+        rows = sent(torch.randint(len(images), (settings.batch_size,), generator=generator), rotations.device)
         some = images.rows(rows)
         slices = decoder(rotations[rows], images.plane)
         overlap = (some.centred(shifts_px[rows]) * slices.conj()).real
@@ -67,5 +71,6 @@ def fit_decoder(
         optimizer.zero_grad(set_to_none=True)
         (-log_likelihood).backward()
         optimizer.step()
-        figures = {"log likelihood": float(log_likelihood.detach())}
-        yield Progress("fitting the decoder", step + 1, settings.steps, figures)
+        if (step + 1) % every == 0 or step + 1 == settings.steps:
+            figures = {"log likelihood": float(log_likelihood.detach())}
+            yield Progress("fitting the decoder", step + 1, settings.steps, figures)

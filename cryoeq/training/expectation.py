@@ -54,7 +54,8 @@ class Posterior:
             rows: those that this process has looked at.
             count: of rows in all.
         """
-        return Posterior(*(gathered(getattr(self, name), rows, count) for name in self.__dataclass_fields__))
+        found = (self.rotations, self.shifts_px, self.mean_shifts_px, self.confidence, self.log_evidence)
+        return Posterior(*gathered(found, rows, count))
 
 
 @dataclass(frozen=True)

@@ -37,13 +37,14 @@ class RefinedPoses:
         rotations: RELION's matrices A.
         shifts_px: in pixels of the images' box.
         log_likelihood: up to a constant of the image.
-        curvature: of minus the log-likelihood, over rotation (radians, in the frame of the image) and shift.
+        rotation_sigma_rad: standard deviation of the rotation about all three axes together, from the curvature
+            (Laplace).
     """
 
     rotations: Float[Tensor, "particles 3 3"]
     shifts_px: Float[Tensor, "particles 2"]
     log_likelihood: Float[Tensor, " particles"]
-    curvature: Float[Tensor, "particles 5 5"]
+    rotation_sigma_rad: Float[Tensor, " particles"]
 
     @classmethod
     def join(cls, parts: "list[RefinedPoses]") -> "RefinedPoses":
@@ -61,14 +62,8 @@ class RefinedPoses:
             rows: those that this process has refined.
             count: of rows in all.
         """
-        return RefinedPoses(*(gathered(getattr(self, name), rows, count) for name in self.__dataclass_fields__))
-
-    @property
-    def rotation_sigma_rad(self) -> Float[Tensor, " particles"]:
-        """Standard deviation of the rotation about all three axes together, from the curvature (Laplace)."""
-        ridge = 1e-6 * torch.eye(5, device=self.curvature.device)
-        covariance = torch.linalg.inv(self.curvature + ridge)
-        return torch.diagonal(covariance, dim1=1, dim2=2)[:, :3].sum(1).clamp(min=0).sqrt()
+        found = (self.rotations, self.shifts_px, self.log_likelihood, self.rotation_sigma_rad)
+        return RefinedPoses(*gathered(found, rows, count))
 
 
 @dataclass(frozen=True)
@@ -104,7 +99,10 @@ class Reference:
 
 @dataclass(frozen=True)
 class _Local:
-    """The log-likelihood around some poses: value, gradient and Gauss-Newton curvature."""
+    """The log-likelihood around some poses: value, gradient and Gauss-Newton curvature of minus it.
+
+    Over rotation (radians, in the frame of the image) and shift.
+    """
 
     value: Float[Tensor, " batch"]
     gradient: Float[Tensor, "batch 5"]
@@ -117,6 +115,12 @@ class _Local:
             torch.where(accepted[:, None], self.gradient, other.gradient),
             torch.where(accepted[:, None, None], self.curvature, other.curvature),
         )
+
+    @property
+    def rotation_sigma_rad(self) -> Float[Tensor, " batch"]:
+        """Standard deviation of the rotation about all three axes together (Laplace)."""
+        covariance, _ = torch.linalg.inv_ex(self.curvature + 1e-6 * torch.eye(5, device=self.curvature.device))
+        return torch.diagonal(covariance, dim1=1, dim2=2)[:, :3].sum(1).clamp(min=0).sqrt()
 
 
 def refine_poses(
@@ -164,7 +168,7 @@ def _refine(
         shifts = torch.where(accepted[:, None], there_shifts, shifts)
         here = there.where(accepted, here)
         damping = torch.where(accepted, 0.3 * damping, 8 * damping)
-    return RefinedPoses(rotations, shifts, here.value, here.curvature)
+    return RefinedPoses(rotations, shifts, here.value, here.rotation_sigma_rad)
 
 
 def _step(

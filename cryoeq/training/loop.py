@@ -10,8 +10,10 @@ Yao et al. 2023, ACE-EM: boosted ab initio cryo-EM 3D reconstruction with asymme
 2302.06091). Levy et al. 2022, CryoAI (ECCV). de Ruijter and Cesa 2024 (arXiv 2406.01630) for the equivariant encoder.
 """
 
+import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -19,17 +21,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoeq.data.dataset import ParticleDataset
-from cryoeq.domain.events import Progress
+from cryoeq.data.read_ahead import read_ahead
+from cryoeq.domain.events import Note, Progress
 from cryoeq.domain.processes import BatchShare, add_gradients, over_all
-from cryoeq.domain.randomness import Stream, stream_generator
+from cryoeq.domain.randomness import Stream
 from cryoeq.equivariance import cost_of_degrees
 from cryoeq.errors import DivergedError
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.training.augmentation import augment
+from cryoeq.training.parallel import Portions, steps_per_reading
 from cryoeq.training.schedule import Schedule
 from cryoeq.training.state import TrainingState
-from cryoeq.training.tasks import Observation, learn_images, learn_renderings, observe
+from cryoeq.training.tasks import Observation, learn_images, learn_renderings, observe, transform
 
 _MEMORY = 0.98  # of the running average of the residual's power
 
@@ -50,6 +54,7 @@ class TrainingSettings:
         is_symmetric: use the symmetric loss.
         shift_sigma_px: spread of the shifts that renderings get; 0 where particles are known to be centred.
         is_augmented: turn and mirror each image by a random element of D4, and its pose with it.
+        reading: figures are read after so many steps; None for what suits the device.
     """
 
     batch_size: int
@@ -63,12 +68,19 @@ class TrainingSettings:
     is_symmetric: bool
     shift_sigma_px: float
     is_augmented: bool = False
+    reading: int | None = None
 
 
 def fit(
     state: TrainingState, dataset: ParticleDataset, plane: HalfPlane, settings: TrainingSettings
-) -> Iterator[Progress]:
-    """Train from ``state.step`` to the end of the schedule, one event a step; between events the state is consistent.
+) -> Generator[Progress | Note, None, None]:
+    """Train from ``state.step`` to the end of the schedule; between events the state is consistent.
+
+    There is an event after each step on a CPU. A GPU is never waited for but at an event: batches are read ahead, and
+    figures stay where they are for some steps. After a step whose loss is not finite nothing is learnt any more, so the
+    last good state is still there when that is read.
+
+    Where memory runs out while images are compared with the map, that goes by halves from then on, and a note says so.
 
     The processes of a job share out each batch, and have the same state after each step.
 
@@ -81,75 +93,167 @@ def fit(
     Raises:
         DivergedError: the loss is no longer finite.
     """
-    per_epoch = -(-len(dataset) // settings.batch_size)
-    epoch, order = -1, torch.empty(0, dtype=torch.long)
+    device, total = plane.coords.device, settings.schedule.total_steps
+    every = settings.reading or steps_per_reading(device)
+    own = (dataset.batch(rows[BatchShare.of(len(rows)).places]) for rows in _rows(state, dataset, settings))
+    is_lost = torch.zeros((), dtype=torch.float32, device=device)  # as fused Adam wants it
+    unread, portions, told = list[Tensor](), Portions(), None
     state.encoder.train()
-    while state.step < settings.schedule.total_steps:
-        now, position = divmod(state.step, per_epoch)
-        if now != epoch:
-            epoch, order = now, dataset.near_on_disk(state.epoch_order(now, len(dataset)))
-        rows = order[position * settings.batch_size : (position + 1) * settings.batch_size]
-        seen = observe(dataset, rows, plane, state.data_scale, BatchShare.of(len(rows)))
-        figures = _step(state, seen, rows, plane, settings)
-        _record(state, figures, position)
-        state.step += 1
-        yield Progress("training", state.step, settings.schedule.total_steps, figures)
+    with closing(read_ahead(own, device)) as batches:
+        try:
+            for batch in batches:
+                place = state.step % steps_per_epoch(dataset, settings) * settings.batch_size
+                share = BatchShare.of(min(settings.batch_size, len(dataset) - place))
+                seen = transform(batch, plane, dataset.pixel_size_angstrom, state.data_scale, share)
+                unread.append(_step(state, seen, plane, settings, is_lost, portions))
+                state.step += 1
+                if len(unread) == every or state.step == total:
+                    figures = _read(state, unread, dataset, settings)
+                    if portions.most != told:
+                        told = portions.most
+                        yield Note(f"Memory ran out: images are compared with the map {told} at a time from here on.")
+                    yield Progress("training", state.step, total, figures)
+        finally:  # where a batch cannot be read, steps before it still count
+            _read(state, unread, dataset, settings)
+
+
+def has_room(state: TrainingState, dataset: ParticleDataset, plane: HalfPlane, settings: TrainingSettings) -> bool:
+    """Whether memory suffices for a step at the end of the schedule, where steps are largest; a copy takes it.
+
+    Args:
+        state: left as it is.
+        dataset: the particles.
+        plane: of their coefficients.
+        settings: how to train.
+    """
+    tried, portions = copy.deepcopy(state), Portions()
+    tried.step = settings.schedule.total_steps - 1
+    rows = torch.arange(settings.batch_size) % len(dataset)
+    try:
+        seen = observe(dataset, rows, plane, state.data_scale)
+        _step(tried, seen, plane, settings, torch.zeros((), dtype=torch.float32, device=plane.coords.device), portions)
+    except torch.OutOfMemoryError:
+        return False
+    return portions.most is None
+
+
+def steps_per_epoch(dataset: ParticleDataset, settings: TrainingSettings) -> int:
+    """Batches of a pass over the particles, the last one smaller."""
+    return -(-len(dataset) // settings.batch_size)
+
+
+def _rows(
+    state: TrainingState, dataset: ParticleDataset, settings: TrainingSettings
+) -> Iterator[Int[Tensor, " batch"]]:
+    """The particles of each step, from the present one on."""
+    epoch, position = divmod(state.step, steps_per_epoch(dataset, settings))
+    left = settings.schedule.total_steps - state.step
+    while left > 0:
+        order = dataset.near_on_disk(state.epoch_order(epoch, len(dataset)))
+        batches = order.split(settings.batch_size)[position:][:left]
+        yield from batches
+        epoch, position, left = epoch + 1, 0, left - len(batches)
 
 
 def _step(
-    state: TrainingState, seen: Observation, rows: Int[Tensor, " batch"], plane: HalfPlane, settings: TrainingSettings
-) -> dict[str, float]:
+    state: TrainingState,
+    seen: Observation,
+    plane: HalfPlane,
+    settings: TrainingSettings,
+    is_lost: Float[Tensor, ""],
+    portions: Portions,
+) -> Float[Tensor, " figures"]:
+    """One step, without a look at any of its numbers.
+
+    Args:
+        state: changed in place, but by a step that is lost.
+        seen: this process's share of the batch.
+        plane: of the images.
+        settings: how to train.
+        is_lost: 1 from the first loss on that is not finite, else 0; changed in place.
+        portions: images that are compared with the map at a time; changed where memory runs out.
+
+    Returns:
+        The loss of all that is learnt, then the figures of ``_read``, angles in radians.
+    """
     schedule, share = settings.schedule, seen.share
     active = plane.within(schedule.radius(state.step))
     for group, rate in zip(state.optimizer.param_groups, (settings.encoder_rate, settings.decoder_rate), strict=True):
         group["lr"] = rate * schedule.rate(state.step)
-    turns = torch.eye(3, device=plane.coords.device)
+    statistics = [(kept, kept.clone()) for kept in state.running_statistics]
+    turns, rows = torch.eye(3, device=plane.coords.device), share.gather(seen.indices)
     if settings.is_augmented:
-        seen, turns = augment(seen, plane, stream_generator(state.seed, Stream.AUGMENTATION, state.step))
+        seen, turns = augment(seen, plane, state.step_generator(Stream.AUGMENTATION))
     outcome = learn_images(
         state, seen, plane, active, leak=settings.leak, is_symmetric=settings.is_symmetric,
         centred=settings.shift_sigma_px == 0,
-        encoder_learns=state.step >= settings.images_from * schedule.total_steps,
+        encoder_learns=state.step >= settings.images_from * schedule.total_steps, portions=portions,
     )  # fmt: skip
-    change_deg = _update_poses(state, rows, share.gather(turns.mT @ outcome.rotations))
-    loss, figures = share.weight * outcome.loss, {"pose_change_deg": change_deg}
+    loss, figures = share.weight * outcome.loss, [share.mean(outcome.error)]
     if settings.rendered_weight > 0:
-        posed, error_deg = learn_renderings(
+        posed, error_rad = learn_renderings(
             state, seen, plane, active, leak=settings.leak,
             count=settings.rendered_batch_size, shift_sigma_px=settings.shift_sigma_px,
         )  # fmt: skip
         loss = loss + BatchShare.of(settings.rendered_batch_size).weight * settings.rendered_weight * posed
-        figures["rendered_error_deg"] = error_deg
-    _descend(state, loss + share.weight * cost_of_degrees(state.encoder).to(loss), rows)
-    shells = plane.shells
+        figures.append(error_rad)
+    loss = loss + share.weight * cost_of_degrees(state.encoder).to(loss)
+    whole = over_all(loss.detach())
+    is_lost.copy_(torch.where(whole.isfinite(), is_lost, 1.0))
+    _descend(state, loss, is_lost)
+    for kept, before in statistics:
+        kept.copy_(torch.where(is_lost > 0, before, kept))
+    figures.insert(1, _update_poses(state, rows, share.gather(turns.mT @ outcome.rotations), is_lost))
     spectrum = share.mean(outcome.residual_power)
-    power = torch.zeros_like(state.residual_power).index_add(0, shells, spectrum) / shells.bincount()
-    state.residual_power = _MEMORY * state.residual_power + (1 - _MEMORY) * power
-    return {"loss": float(share.mean(outcome.error)), **figures}
+    power = torch.zeros_like(state.residual_power).index_add(0, plane.shells, spectrum) / plane.shell_counts
+    blended = _MEMORY * state.residual_power + (1 - _MEMORY) * power
+    state.residual_power = torch.where(is_lost > 0, state.residual_power, blended)
+    return torch.stack([whole, *figures])
 
 
-def _descend(state: TrainingState, loss: Float[Tensor, ""], rows: Int[Tensor, " batch"]) -> None:
+def _descend(state: TrainingState, loss: Float[Tensor, ""], is_lost: Float[Tensor, ""]) -> None:
     """One step of the optimizer by the gradients of all processes, whose losses are shares of one."""
-    whole = float(over_all(loss.detach()))
-    if not math.isfinite(whole):
-        raise DivergedError(
-            f"training step {state.step}: the loss is {whole}",
-            "a finite number is needed to go on",
-            "Lower training.encoder_rate and training.decoder_rate with --set, or try another --seed",
-            rows=tuple(rows.tolist()),
-        )
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     add_gradients([parameter for group in state.optimizer.param_groups for parameter in group["params"]])
+    state.optimizer.found_inf = is_lost  # type: ignore[attr-defined]  # where it is 1, fused Adam changes nothing
     state.optimizer.step()
 
 
-def _update_poses(state: TrainingState, indices: Int[Tensor, " batch"], rotations: Float[Tensor, "batch 3 3"]) -> float:
-    """Remember the rotations of the batch; their mean turn since the last visit in degrees, NaN at the first."""
-    before, now = state.rotations[indices], rotations.cpu()
-    state.rotations[indices] = now
-    is_first = (before == torch.eye(3)).all(-1).all(-1).any()
-    return math.nan if is_first else math.degrees(float(rotation_angle_rad(before, now).mean()))
+def _update_poses(
+    state: TrainingState,
+    indices: Int[Tensor, " batch"],
+    rotations: Float[Tensor, "batch 3 3"],
+    is_lost: Float[Tensor, ""],
+) -> Float[Tensor, ""]:
+    """Remember the rotations of the batch; their mean turn since the last visit in radians, NaN at the first."""
+    before = state.rotations[indices]
+    state.rotations[indices] = torch.where(is_lost > 0, before, rotations)
+    is_first = (before == torch.eye(3, device=before.device)).all(-1).all(-1).any()
+    return torch.where(is_first, math.nan, rotation_angle_rad(before, rotations).mean())
+
+
+def _read(
+    state: TrainingState, unread: list[Tensor], dataset: ParticleDataset, settings: TrainingSettings
+) -> dict[str, float]:
+    """Wait for the device, and keep the figures of the steps since it was last waited for; those of the last step."""
+    steps = torch.stack(unread).tolist() if unread else []
+    first, figures = state.step - len(steps), dict[str, float]()
+    unread.clear()
+    for step, (whole, error, change_rad, *errors_rad) in enumerate(steps, first):
+        if not math.isfinite(whole):
+            state.step = step
+            raise DivergedError(
+                f"training step {step}: the loss is {whole}",
+                "a finite number is needed to go on",
+                "Lower training.encoder_rate and training.decoder_rate with --set, or try another --seed",
+                rows=tuple(next(_rows(state, dataset, settings)).tolist()),
+            )
+        figures = {"loss": error, "pose_change_deg": math.degrees(change_rad)}
+        if errors_rad:
+            figures["rendered_error_deg"] = math.degrees(errors_rad[0])
+        _record(state, figures, step % steps_per_epoch(dataset, settings))
+    return figures
 
 
 def _record(state: TrainingState, figures: dict[str, float], position: int) -> None:

@@ -37,9 +37,9 @@ def with_half_turn(proposals: PoseProposals, of_half_turned: PoseProposals) -> P
     The minimum of the data term over them is the symmetric loss: the residual of a half-turned image at pose A equals
     that of the image at diag(-1, -1, 1) A. Levy et al. 2022, CryoAI (ECCV).
     """
-    turn = torch.diag(torch.tensor([-1.0, -1.0, 1.0], device=proposals.rotations.device))
+    first_two, third = of_half_turned.rotations.split([2, 1], -2)
     return PoseProposals(
-        torch.cat([proposals.rotations, turn @ of_half_turned.rotations], 1),
+        torch.cat([proposals.rotations, torch.cat([-first_two, third], -2)], 1),
         torch.cat([proposals.shifts_px, -of_half_turned.shifts_px], 1),
         torch.cat([proposals.logits, of_half_turned.logits], 1),
     )

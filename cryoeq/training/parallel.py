@@ -7,15 +7,18 @@ was too much.
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 Result = TypeVar("Result")
+Rows = TypeVar("Rows", Tensor, range)
 
 _SHARE_OF_MEMORY = 32  # bytes of free memory for each number of a batch: float32, and what is made on the way
 _LEAST, _MOST = 2**21, 2**30
+_STEPS_ON_GPU = 16
 
 
 def numbers_at_a_time(device: torch.device, on_cpu: int) -> int:
@@ -29,6 +32,11 @@ def numbers_at_a_time(device: torch.device, on_cpu: int) -> int:
         return on_cpu
     free, _ = torch.cuda.mem_get_info(device)
     return min(_MOST, max(_LEAST, free // _SHARE_OF_MEMORY))
+
+
+def steps_per_reading(device: torch.device) -> int:
+    """After how many steps the figures of a training are read: to be read, a GPU must have done all it was told."""
+    return _STEPS_ON_GPU if device.type == "cuda" else 1
 
 
 def in_parallel(function: Callable[[Tensor], Result], batches: tuple[Tensor, ...]) -> Iterator[Result]:
@@ -54,18 +62,43 @@ def in_parallel(function: Callable[[Tensor], Result], batches: tuple[Tensor, ...
 
 
 def _halving(function: Callable[[Tensor], Result], batches: tuple[Tensor, ...]) -> Iterator[Result]:
-    largest = max(1, len(batches[0]))
+    portions = Portions()
     for batch in batches:
-        waiting = [*batch.split(largest)]
+        yield from portions.results(function, batch)
+
+
+@dataclass
+class Portions:
+    """How much a device takes at a time: all that it is given, until its memory runs out; from then on half of that.
+
+    Args:
+        most: rows at a time; None as long as memory has sufficed.
+    """
+
+    most: int | None = None
+
+    def results(self, function: Callable[[Rows], Result], rows: Rows) -> Iterator[Result]:
+        """The function's results for one portion of the rows after the other.
+
+        Args:
+            function: it may change nothing before it has succeeded.
+            rows: what it is given, or part of it.
+        """
+        waiting = _split(rows, self.most or len(rows))
         while waiting:
             try:
                 result = function(waiting[0])
             except torch.OutOfMemoryError:
                 if len(waiting[0]) == 1:
                     raise
-                largest = (len(waiting[0]) + 1) // 2
-                waiting = [part for rows in waiting for part in rows.split(largest)]
-                torch.cuda.empty_cache()
+            else:
+                del waiting[0]
+                yield result
                 continue
-            del waiting[0]
-            yield result
+            self.most = (len(waiting[0]) + 1) // 2
+            waiting = [part for portion in waiting for part in _split(portion, self.most)]
+            torch.cuda.empty_cache()  # the error is gone by now, and with it what its frames held
+
+
+def _split(rows: Rows, size: int) -> list[Rows]:
+    return [rows[first : first + size] for first in range(0, len(rows), max(1, size))]

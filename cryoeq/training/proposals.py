@@ -81,8 +81,7 @@ def propose_for_all(encoder: torch.nn.Module, images: ObservedImages, view: Enco
             for rows in own.split(_BATCH)
         ]
     )
-    parts = (found.rotations, found.shifts_px, found.logits)
-    return PoseProposals(*(gathered(part, own, len(images)) for part in parts))
+    return PoseProposals(*gathered((found.rotations, found.shifts_px, found.logits), own, len(images)))
 
 
 def judge(

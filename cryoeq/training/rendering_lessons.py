@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cryoeq.domain.events import Progress
 from cryoeq.domain.processes import BatchShare, add_gradients, over_all
-from cryoeq.domain.randomness import Stream, stream_generator
+from cryoeq.domain.randomness import Stream, sent, stream_generator
 from cryoeq.equivariance import cost_of_degrees
 from cryoeq.errors import DivergedError
 from cryoeq.geometry.fourier import HalfPlane
@@ -35,6 +35,7 @@ from cryoeq.physics.projection import extract_slices, prepare_slices
 from cryoeq.physics.shift import shift_phases
 from cryoeq.training.losses import mixture_loss, pose_cost
 from cryoeq.training.observed_images import ObservedImages
+from cryoeq.training.parallel import steps_per_reading
 
 _WARMING = 50  # steps in which the learning rate rises
 _TRIAL_SPACING = 0.3  # of trial shifts, times the box over the radius
@@ -168,10 +169,10 @@ class Lessons:
         """
         device = self.padded.device
         rotations = random_rotations(count, generator, device)
-        shifts = (torch.randn(count, 2, generator=generator) * self.shift_sigma_px).to(device)
-        lenders = torch.randint(len(self.power), (count,), generator=generator).to(device)
+        shifts = sent(torch.randn(count, 2, generator=generator) * self.shift_sigma_px, device)
+        lenders = sent(torch.randint(len(self.power), (count,), generator=generator), device)
         power = self.power[lenders]
-        noise = torch.randn(count, len(self.plane), 2, generator=generator).to(device) / math.sqrt(2)
+        noise = sent(torch.randn(count, len(self.plane), 2, generator=generator), device) / math.sqrt(2)
         phases = shift_phases(shifts, self.plane.coords, self.plane.box_size_px)
         clean = extract_slices(self.padded, rotations, self.plane) * phases * power
         noisy = clean + torch.view_as_complex(noise) * power.sqrt() * (level * self.sigma)
@@ -193,7 +194,7 @@ class Renderings(NamedTuple):
     shifts_px: Float[Tensor, "count 2"]
     condition: Float[Tensor, "count 3"] | None
 
-    def rows(self, rows: Int[Tensor, " rows"]) -> "Renderings":
+    def rows(self, rows: slice | Int[Tensor, " rows"]) -> "Renderings":
         """Some of them."""
         condition = None if self.condition is None else self.condition[rows]
         return Renderings(self.matched[rows], self.rotations[rows], self.shifts_px[rows], condition)
@@ -283,7 +284,9 @@ def propose_at_trials(
 def learn(
     encoder: torch.nn.Module, lessons: Lessons, settings: LessonSettings, *, seed: int, course: int = 0
 ) -> Iterator[Progress]:
-    """Train the encoder on fresh renderings, one event a step; it is left in evaluation mode.
+    """Train the encoder on fresh renderings; it is left in evaluation mode.
+
+    There is an event after each step on a CPU. A GPU is waited for only at an event, where figures are read.
 
     Args:
         encoder: changed in place.
@@ -297,36 +300,55 @@ def learn(
     """
     generator = stream_generator(seed, Stream.LESSONS, course)
     optimizer = torch.optim.Adam(encoder.parameters(), lr=settings.rate, betas=(0.9, 0.99))
+    every, unread = steps_per_reading(lessons.padded.device), list[Tensor]()
     encoder.train()
-    view = lessons.view
     for step in range(settings.steps):
         rate = min(1.0, (step + 1) / _WARMING) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         for group in optimizer.param_groups:
             group["lr"] = settings.rate * rate
         level = min(1.0, settings.first_noise + (1 - settings.first_noise) * 2 * step / settings.steps)
-        count = settings.batch_size // view.looks_per_lesson
-        drawn = lessons.render(count, generator, level=level)
-        share, trials = BatchShare.of(count), choose_trials(view, drawn.shifts_px, generator)
-        shown = drawn.rows(share.places)
-        proposals = propose_at_trials(encoder, shown.matched, view, trials[share.places], shown.condition)
-        costs = pose_cost(proposals, shown.rotations, shown.shifts_px, lessons.shift_sigma_px)
-        of_poses = mixture_loss(proposals.logits, costs, settings.sharpness) + _LEAK * costs.mean()
-        loss = share.weight * (of_poses + cost_of_degrees(encoder).to(of_poses))
-        whole = float(over_all(loss.detach()))
+        loss, figures = _look(encoder, lessons, settings, generator, level)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        add_gradients(list(encoder.parameters()))
+        optimizer.step()
+        unread.append(figures)
+        if len(unread) == every or step + 1 == settings.steps:
+            error_rad = _read(unread, step + 1)
+            figures_deg = {"rendered_error_deg": math.degrees(error_rad)}
+            yield Progress("teaching the encoder", step + 1, settings.steps, figures_deg)
+    encoder.eval()
+
+
+def _look(
+    encoder: torch.nn.Module, lessons: Lessons, settings: LessonSettings, generator: torch.Generator, level: float
+) -> tuple[Float[Tensor, ""], Float[Tensor, " figures"]]:
+    """The loss over this process's share of fresh renderings; that over all, and their median error in radians."""
+    view = lessons.view
+    count = settings.batch_size // view.looks_per_lesson
+    drawn = lessons.render(count, generator, level=level)
+    share, trials = BatchShare.of(count), choose_trials(view, drawn.shifts_px, generator)
+    shown = drawn.rows(share.places)
+    proposals = propose_at_trials(encoder, shown.matched, view, trials[share.places], shown.condition)
+    costs = pose_cost(proposals, shown.rotations, shown.shifts_px, lessons.shift_sigma_px)
+    of_poses = mixture_loss(proposals.logits, costs, settings.sharpness) + _LEAK * costs.mean()
+    loss = share.weight * (of_poses + cost_of_degrees(encoder).to(of_poses))
+    errors_rad = rotation_angle_rad(best_hypotheses(proposals)[0].detach(), shown.rotations)
+    return loss, torch.stack([over_all(loss.detach()), share.gather(errors_rad).median()])
+
+
+def _read(unread: list[Tensor], done: int) -> float:
+    """Wait for the device; the error of the last step, in radians."""
+    steps = torch.stack(unread).tolist()
+    unread.clear()
+    for step, (whole, _) in enumerate(steps, done - len(steps)):
         if not math.isfinite(whole):
             raise DivergedError(
                 f"step {step} of the encoder's training: the loss is {whole}",
                 "a finite number is needed to go on",
                 "Lower hybrid.rate with --set, or try another --seed",
             )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        add_gradients(list(encoder.parameters()))
-        optimizer.step()
-        errors_rad = rotation_angle_rad(best_hypotheses(proposals)[0].detach(), shown.rotations)
-        error_deg = math.degrees(float(share.gather(errors_rad).median()))
-        yield Progress("teaching the encoder", step + 1, settings.steps, {"rendered_error_deg": error_deg})
-    encoder.eval()
+    return float(steps[-1][1])
 
 
 def best_hypotheses(proposals: PoseProposals) -> tuple[Float[Tensor, "batch 3 3"], Float[Tensor, "batch 2"]]:
@@ -349,7 +371,7 @@ def choose_trials(
     """The trial nearest to each shift, and a random other where there are any."""
     nearest, others = view.nearest_trials(shifts_px), view.looks_per_lesson - 1
     drawn = torch.randint(max(1, len(view.trials_px) - 1), (len(nearest), others), generator=generator)
-    drawn = drawn.to(nearest.device)
+    drawn = sent(drawn, nearest.device)
     return torch.cat([nearest[:, None], drawn + (drawn >= nearest[:, None])], 1)
 
 

@@ -1,6 +1,5 @@
 """The two tasks of a training step: reproduce the images, and pose renderings of the current map."""
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,6 +7,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryoeq.data.dataset import ParticleDataset
+from cryoeq.domain.particles import ParticleBatch
 from cryoeq.domain.processes import BatchShare
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
@@ -22,6 +22,7 @@ from cryoeq.training.losses import (
     winner_takes_all,
     with_half_turn,
 )
+from cryoeq.training.parallel import Portions
 from cryoeq.training.state import TrainingState
 
 _CHOICE_WEIGHT = 0.1
@@ -32,7 +33,7 @@ class Observation:
     """A batch of images in Fourier space.
 
     Args:
-        indices: rows of the particles.
+        indices: rows of the particles; of renderings, places in the batch of those that lent their CTF.
         coefficients: scaled to unit variance.
         transfer: CTF per coefficient, None without.
         share: the part of a batch that they are.
@@ -44,6 +45,12 @@ class Observation:
     transfer: Float[Tensor, "batch points"] | None
     share: BatchShare
     condition: Float[Tensor, "batch 3"] | None = None
+
+    def rows(self, rows: slice) -> "Observation":
+        """Some of them."""
+        transfer = None if self.transfer is None else self.transfer[rows]
+        condition = None if self.condition is None else self.condition[rows]
+        return Observation(self.indices[rows], self.coefficients[rows], transfer, self.share, condition)
 
     def transfer_within(self, plane: HalfPlane) -> Float[Tensor, "batch part"] | None:
         """The CTF of the leading coefficients."""
@@ -66,6 +73,20 @@ class Outcome:
     rotations: Float[Tensor, "batch 3 3"]
     residual_power: Float[Tensor, " points"]
 
+    def scaled(self, weight: float) -> "Outcome":
+        """As a share of what more images taught; nothing is left to differentiate."""
+        loss = self.loss.detach() * weight
+        return Outcome(loss, self.error * weight, self.rotations, self.residual_power * weight)
+
+    def joined(self, other: "Outcome") -> "Outcome":
+        """Of these images and of others, both scaled."""
+        return Outcome(
+            self.loss + other.loss,
+            self.error + other.error,
+            torch.cat([self.rotations, other.rotations]),
+            self.residual_power + other.residual_power,
+        )
+
 
 def observe(
     dataset: ParticleDataset,
@@ -83,14 +104,28 @@ def observe(
         scale: factor on the images.
         share: the part of the batch that is wanted; None for all of it.
     """
-    share = share or BatchShare(torch.arange(len(rows)), len(rows), 1.0)
-    rows = rows[share.places]
-    batch = dataset.batch(rows).to(plane.coords.device)
+    share = share or BatchShare(slice(None), len(rows), 1.0)
+    batch = dataset.batch(rows[share.places]).to(plane.coords.device)
+    return transform(batch, plane, dataset.pixel_size_angstrom, scale, share)
+
+
+def transform(
+    batch: ParticleBatch, plane: HalfPlane, pixel_size_angstrom: float, scale: float, share: BatchShare
+) -> Observation:
+    """Particles that were read already.
+
+    Args:
+        batch: on the plane's device.
+        plane: which coefficients.
+        pixel_size_angstrom: of the images.
+        scale: factor on the images.
+        share: the part of a batch that they are.
+    """
     coefficients = plane.transform(batch.images) * scale
     if batch.ctf is None:
-        return Observation(rows, coefficients, None, share)
-    frequencies = plane.frequencies_per_angstrom(dataset.pixel_size_angstrom)
-    return Observation(rows, coefficients, image_transfer(batch.ctf, frequencies), share, ctf_condition(batch.ctf))
+        return Observation(batch.indices, coefficients, None, share)
+    transfer = image_transfer(batch.ctf, plane.frequencies_per_angstrom(pixel_size_angstrom))
+    return Observation(batch.indices, coefficients, transfer, share, ctf_condition(batch.ctf))
 
 
 def propose(
@@ -153,26 +188,65 @@ def learn_images(
     is_symmetric: bool,
     centred: bool,
     encoder_learns: bool,
+    portions: Portions | None = None,
 ) -> Outcome:
-    """Pose the images, and compare them with what the decoder makes of the best hypothesis."""
-    observed, transfer = seen.coefficients[:, : len(active)], seen.transfer_within(active)
+    """Pose the images, and compare them with what the decoder makes of the best hypothesis.
+
+    Norms of the encoder see all images at once; the comparison, which takes most of the memory, goes by portions.
+    """
     with torch.set_grad_enabled(encoder_learns):
         proposals = propose(
             state.encoder, seen.coefficients, plane, seen.condition, is_symmetric=is_symmetric, centred=centred
         )
-        predicted = predict(state.decoder, proposals, transfer, active)
+    every = (*state.decoder.parameters(), proposals.rotations, proposals.shifts_px)
+    learnt = [values for values in every if values.requires_grad]
+
+    def compare(part: range) -> tuple[Outcome, tuple[Tensor | None, ...]]:
+        rows, weight = slice(part.start, part.stop), len(part) / len(proposals)
+        outcome = _compare(
+            state.decoder, proposals.rows(rows), seen.rows(rows), active, leak if encoder_learns else None
+        )
+        gradients = torch.autograd.grad(outcome.loss * weight, learnt, allow_unused=True)
+        return outcome.scaled(weight), gradients
+
+    parts = list((portions or Portions()).results(compare, range(len(proposals))))
+    outcome, *others = [part for part, _ in parts]
+    for other in others:
+        outcome = outcome.joined(other)
+    return replace(outcome, loss=_with_gradients(outcome.loss, learnt, [gradients for _, gradients in parts]))
+
+
+def _compare(
+    decoder: VolumeDecoder, proposals: PoseProposals, seen: Observation, active: HalfPlane, leak: float | None
+) -> Outcome:
+    """Images beside the predictions from their hypotheses; without a leak only the best one of each is learnt from."""
+    observed, transfer = seen.coefficients[:, : len(active)], seen.transfer_within(active)
+    with torch.set_grad_enabled(leak is not None):
+        predicted = predict(decoder, proposals, transfer, active)
         errors = data_term(predicted, observed, active.weights)
-    best = choose(proposals, errors.argmin(1))
-    if encoder_learns:
+    head = errors.argmin(1)
+    best = choose(proposals, head)
+    if leak is not None:
         loss = winner_takes_all(errors, leak)
-        predicted = predicted[torch.arange(len(observed), device=observed.device), errors.argmin(1)][:, None]
+        predicted = predicted[torch.arange(len(observed), device=observed.device), head][:, None]
     else:
-        predicted = predict(state.decoder, best, transfer, active)
+        predicted = predict(decoder, best, transfer, active)
         loss = data_term(predicted, observed, active.weights).mean()
     residual = seen.coefficients.detach().clone()
     residual[:, : len(active)] -= predicted[:, 0].detach()
     power = (residual.real.square() + residual.imag.square()).mean(0)
     return Outcome(loss, errors.detach().min(1).values.mean(), best.rotations[:, 0].detach(), power)
+
+
+def _with_gradients(
+    loss: Float[Tensor, ""], values: list[Tensor], gradients: list[tuple[Tensor | None, ...]]
+) -> Float[Tensor, ""]:
+    """A loss whose gradients are known already, as the sums of those of its parts."""
+    for value, parts in zip(values, zip(*gradients, strict=True), strict=True):
+        known = [part for part in parts if part is not None]
+        if known:
+            loss = loss + ((value - value.detach()) * sum(known[1:], known[0])).sum()
+    return loss
 
 
 @torch.no_grad()
@@ -192,21 +266,19 @@ def render(
     Returns:
         The renderings, rotations, shifts in pixels.
     """
-    generator, device, places = state.step_generator(), plane.coords.device, BatchShare.of(count).places
-    rotations = random_rotations(count, generator)[places].to(device)
-    shifts = (torch.randn(count, 2, generator=generator)[places] * shift_sigma_px).to(device)
-    rows = torch.randint(seen.share.count, (count,), generator=generator)[places].to(device)
-    noise = torch.randn(2, count, len(plane), generator=generator)[:, places].to(device)
+    generator, device, part = state.step_generator(), plane.coords.device, BatchShare.of(count)
+    rotations = random_rotations(count, generator)[part.places]
+    shifts = torch.randn(count, 2, generator=generator, device=device)[part.places] * shift_sigma_px
+    rows = torch.randint(seen.share.count, (count,), generator=generator, device=device)[part.places]
+    noise = torch.randn(2, count, len(plane), generator=generator, device=device)[:, part.places]
     transfer = seen.transfer_within(active)
     lent = None if transfer is None else seen.share.gather(transfer)[rows]
     clean = apply_optics(state.decoder(rotations, active), shifts, lent, active)
     amplitude = (state.residual_power[plane.shells] / 2).sqrt()
     images = torch.complex(noise[0], noise[1]) * amplitude
     images[:, : len(active)] += clean
-    share = seen.share
-    condition = None if seen.condition is None else share.gather(seen.condition)[rows]
-    indices = share.gather(seen.indices)[rows.to(seen.indices.device)]
-    return Observation(indices, images, None, BatchShare.of(count), condition), rotations, shifts
+    condition = None if seen.condition is None else seen.share.gather(seen.condition)[rows]
+    return Observation(rows, images, None, part, condition), rotations, shifts
 
 
 def learn_renderings(
@@ -218,16 +290,15 @@ def learn_renderings(
     count: int,
     shift_sigma_px: float,
     leak: float,
-) -> tuple[Float[Tensor, ""], float]:
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Pose renderings whose poses are known exactly.
 
     Returns:
-        The loss over this process's share of them, and the median rotation error of the best hypotheses in degrees.
+        The loss over this process's share of them, and the median rotation error of the best hypotheses in radians.
     """
     shown, rotations, shifts = render(state, seen, plane, active, count=count, shift_sigma_px=shift_sigma_px)
     proposals = propose(state.encoder, shown.coefficients, plane, shown.condition)
     costs = pose_cost(proposals, rotations, shifts, shift_sigma_px)
     loss = winner_takes_all(costs, leak) + _CHOICE_WEIGHT * head_choice_loss(proposals.logits, costs)
     best = choose(proposals, costs.argmin(1)).rotations[:, 0].detach()
-    errors_rad = BatchShare.of(count).gather(rotation_angle_rad(best, rotations))
-    return loss, math.degrees(float(errors_rad.median()))
+    return loss, shown.share.gather(rotation_angle_rad(best, rotations)).median()

@@ -3,8 +3,9 @@
     python tests/benchmarks/gpu.py --work DIR          on a GPU, under 8 minutes; recorded beside this file
     python tests/benchmarks/gpu.py --work DIR          without one: small, on the CPU, printed, nothing recorded
 
-Stages: reading of a batch into Fourier space with its CTF ("preprocess"), the encoder forward, whole training steps,
-slices of both decoders forward, scores of all poses of the search and their sums ("E-step"), and back-projection.
+Stages: batches read ahead and taken into Fourier space with their CTFs ("preprocess"), the encoder forward, whole
+training steps, slices of both decoders forward, scores of all poses of the search and their sums ("E-step"), and
+back-projection.
 For each, images/s; FLOPs counted by ``torch.utils.flop_counter`` (matrix products and convolutions; FFTs and
 element-wise work are not in it); the bytes that must move at least once (images, CTFs, weights, maps; not what is made
 on the way); the floor, which is the longer of FLOPs over the measured rate of a float32 matrix product and bytes over
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -31,7 +33,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from cryoeq.config.reconstruct import ReconstructConfig
+from cryoeq.data.read_ahead import read_ahead
 from cryoeq.domain.optics import Optics
+from cryoeq.domain.processes import BatchShare
 from cryoeq.geometry.disk_harmonics import disk_harmonics
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import random_rotations
@@ -46,8 +50,9 @@ from cryoeq.training.expectation import expect
 from cryoeq.training.growth import pose_grid
 from cryoeq.training.loop import fit
 from cryoeq.training.observed_images import join, observe_all
+from cryoeq.training.parallel import steps_per_reading
 from cryoeq.training.schedule import Schedule
-from cryoeq.training.tasks import observe
+from cryoeq.training.tasks import transform
 from cryoeq.training.view_scores import ViewScores
 
 RESULTS = Path(__file__).with_suffix(".json")
@@ -97,15 +102,17 @@ def weight_bytes(module: torch.nn.Module) -> float:
 
 
 def preprocess_cases(settings: Settings, plan: Plan) -> Iterator[Case]:
-    """From images in memory to coefficients and CTFs on the device."""
+    """From images in memory to coefficients and CTFs on the device, read ahead as in a training."""
     for box in settings.boxes_px:
         dataset = with_ctf(box)
         plane = build_plane(dataset, settings.device)
         rows = torch.arange(plan.batch) % len(dataset)
         moved = 4.0 * box**2 * 2 + (8 + 4) * len(plane)  # the image here and there, its coefficients and CTF
-        yield Case(
-            "preprocess", "", box, "", 0, lambda d=dataset, p=plane, r=rows: observe(d, r, p, 1.0), plan.batch, moved
-        )
+        batches = read_ahead(map(dataset.batch, repeat(rows)), settings.device)
+        share = BatchShare(slice(None), plan.batch, 1.0)
+        seen = (transform(batch, plane, dataset.pixel_size_angstrom, 1.0, share) for batch in batches)
+        yield Case("preprocess", "", box, "", 0, partial(next, seen), plan.batch, moved)
+        batches.close()
 
 
 def encoder_cases(settings: Settings, plan: Plan, *, is_bf16: bool) -> Iterator[Case]:
@@ -128,7 +135,8 @@ def step_cases(settings: Settings, plan: Plan, *, is_bf16: bool) -> Iterator[Cas
             events, learnt, plane = training(group, kind, box, settings.device, is_bf16=is_bf16)
             # Weights are read forward and backward and written with their two moments; each hypothesis has a slice.
             moved = (3 + 4) * learnt / 64 + 2 * 4.0 * box**2 + 3 * 9 * 8.0 * len(plane) * 8
-            yield Case("training step", f"{group}, {kind}", box, "", 0, partial(next, events), 64, moved)
+            images = 64 * steps_per_reading(settings.device)  # from one event to the next
+            yield Case("training step", f"{group}, {kind}", box, "", 0, partial(next, events), images, moved)
             del events
 
 

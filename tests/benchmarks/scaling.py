@@ -46,6 +46,7 @@ from cryoeq.training.observed_images import join, observe_all
 
 RESULTS = Path(__file__).with_suffix(".json")
 CPU = torch.device("cpu")
+all_reduce, all_gather = processes.dist.all_reduce, processes.dist.all_gather
 ALMOST_NONE = 8  # images of an iteration that is all overhead
 
 
@@ -72,19 +73,22 @@ class Machine:
 
 @dataclass
 class Counter:
-    """Messages to all processes."""
+    """Messages to all processes, and what each of them has in the end: sums, and rows of all."""
 
     count: int = 0
-    size_bytes: int = 0
+    summed_bytes: int = 0
+    gathered_bytes: int = 0
 
-    def counted(self, send: Callable[..., Any]) -> Callable[..., Any]:
-        """The same, counted."""
+    def add(self, values: torch.Tensor, *rest: Any) -> Any:
+        """``all_reduce``, counted."""
+        self.count, self.summed_bytes = self.count + 1, self.summed_bytes + values.numel() * values.element_size()
+        return all_reduce(values, *rest)
 
-        def wrapped(values: torch.Tensor, *rest: Any) -> Any:
-            self.count, self.size_bytes = self.count + 1, self.size_bytes + values.numel() * values.element_size()
-            return send(values, *rest)
-
-        return wrapped
+    def gather(self, received: list[torch.Tensor], values: torch.Tensor) -> Any:
+        """``all_gather``, counted."""
+        own = values.numel() * values.element_size()
+        self.count, self.gathered_bytes = self.count + 1, self.gathered_bytes + len(received) * own
+        return all_gather(received, values)
 
 
 def noise(count: int, box_px: int) -> ParticleDataset:
@@ -157,12 +161,12 @@ def flops_of(work: Iterator[None]) -> int:
 
 
 def messages_of(work: Iterator[None]) -> Counter:
-    """Sums over all processes in one repeat; the few broadcasts are not in it."""
-    counter, plain = Counter(), processes.dist.all_reduce
+    """Those of one repeat; the few broadcasts are not in it."""
+    counter = Counter()
     next(work)
-    processes.dist.all_reduce = counter.counted(plain)
+    processes.dist.all_reduce, processes.dist.all_gather = counter.add, counter.gather
     next(work)
-    processes.dist.all_reduce = plain
+    processes.dist.all_reduce, processes.dist.all_gather = all_reduce, all_gather
     return counter
 
 
@@ -179,8 +183,9 @@ def measure_as_process(result: Path, repeats: int, scale: float) -> None:
             flops = processes.over_all(torch.tensor(float(flops_of(work(images))), dtype=torch.float64))
             figures[name] = {
                 "images": images, "wall_s": wall_s, "cpu_s": cpu_s, "messages": counter.count,
-                "bytes": counter.size_bytes, "flops": float(flops),
-                "bytes_per_image": (counter.size_bytes - counter_of_few.size_bytes) / max(1, images - few),
+                "summed_bytes": counter.summed_bytes, "gathered_bytes": counter.gathered_bytes, "flops": float(flops),
+                "summed_per_image": (counter.summed_bytes - counter_of_few.summed_bytes) / max(1, images - few),
+                "gathered_per_image": (counter.gathered_bytes - counter_of_few.gathered_bytes) / max(1, images - few),
                 "fixed_s": max(0.0, (few_s * images - cpu_s * few) / max(1, images - few)),
             }  # fmt: skip
         if processes.is_first():
@@ -210,8 +215,8 @@ def predicted(
 ) -> dict[str, float]:
     """Seconds of one step on so many GPUs, each with so many images.
 
-    A ring all-reduce sends 2 (N - 1) / N of the bytes over each link; the slowest link counts. Poses are gathered as
-    sums, so part of the bytes grows with the images of all GPUs.
+    A ring sends 2 (N - 1) / N of the bytes of a sum over each link, and (N - 1) / N of what it gathers; the slowest
+    link counts. The poses of all images are gathered, so part of the bytes grows with the images of all GPUs.
 
     Args:
         one: figures of one process.
@@ -225,12 +230,15 @@ def predicted(
     fixed_s = compute_s * one["fixed_s"] / (one["cpu_s"] - one["fixed_s"]) * one["images"] / per_gpu
     bandwidth = machine.within_bytes_per_s if gpus <= 8 else machine.between_bytes_per_s
     latency_s = machine.within_s if gpus <= 8 else machine.between_s
-    sent = several["bytes"] + several["bytes_per_image"] * (gpus * per_gpu - several["images"])
-    messages_s = several["messages"] * latency_s * (gpus > 1) + 2 * (gpus - 1) / gpus * sent / bandwidth
+    more = gpus * per_gpu - several["images"]
+    summed, gathered = (
+        several[f"{kind}_bytes"] + several[f"{kind}_per_image"] * more for kind in ("summed", "gathered")
+    )
+    messages_s = several["messages"] * latency_s * (gpus > 1) + (gpus - 1) / gpus * (2 * summed + gathered) / bandwidth
     whole = compute_s + fixed_s + messages_s
     return {
-        "flops": flops, "bytes": sent, "compute_s": compute_s, "fixed_s": fixed_s, "messages_s": messages_s,
-        "seconds": whole, "efficiency": (compute_s + fixed_s) / whole,
+        "flops": flops, "summed": summed, "gathered": gathered, "compute_s": compute_s,
+        "fixed_s": fixed_s, "messages_s": messages_s, "seconds": whole, "efficiency": (compute_s + fixed_s) / whole,
     }  # fmt: skip
 
 
@@ -239,16 +247,16 @@ def print_tables(records: list[Record], machine: Machine) -> None:
     one, two = (record_of(records, count)["figures"] for count in (1, 2))
     print(
         "| work | images per process | wall, 1 | wall, 2 processes | efficiency | CPU, 1 | CPU each, 2 | efficiency | "
-        "fixed CPU | messages | MB a step |"
+        "fixed CPU | messages | MB summed | gathered |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for name in WORK:
         alone, both = one[name], two[name]
         print(
             f"| {name} | {alone['images']} | {alone['wall_s']:.3f} s | {both['wall_s']:.3f} s | "
             f"{alone['wall_s'] / both['wall_s']:.2f} | {alone['cpu_s']:.3f} s | {both['cpu_s']:.3f} s | "
             f"{alone['cpu_s'] / both['cpu_s']:.2f} | {alone['fixed_s']:.3f} s | {both['messages']} | "
-            f"{both['bytes'] / 1e6:.2f} |"
+            f"{both['summed_bytes'] / 1e6:.2f} | {both['gathered_bytes'] / 1e6:.3f} |"
         )
     print(
         f"\nPrediction, not measured: {machine.reached:.0%} of {machine.flops_per_s / 1e12:g} TFLOP/s of float32; links"
@@ -257,16 +265,20 @@ def print_tables(records: list[Record], machine: Machine) -> None:
     )
     print(
         "compute = FLOP / (peak x share); fixed = the part of it that the fixed CPU time was of the rest; "
-        "messages = count x latency + 2 (N - 1) / N x bytes / bandwidth; step = their sum\n"
+        "messages = count x latency + (N - 1) / N x (2 x summed + gathered) / bandwidth; step = their sum\n"
     )
-    print("| work | GPUs | images per GPU | GFLOP per GPU | MB | compute, ms | fixed | messages | step | efficiency |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| work | GPUs | images per GPU | GFLOP per GPU | MB summed | gathered | compute, ms | fixed | messages | step "
+        "| efficiency |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     for name in WORK:
         for gpus in (1, 8, 64):
             for per_gpu in (int(one[name]["images"]), 64 * int(one[name]["images"])):
                 row = predicted(one[name], two[name], gpus, per_gpu, machine)
                 print(
-                    f"| {name} | {gpus} | {per_gpu} | {row['flops'] / 1e9:.1f} | {row['bytes'] / 1e6:.1f} | "
+                    f"| {name} | {gpus} | {per_gpu} | {row['flops'] / 1e9:.1f} | {row['summed'] / 1e6:.1f} | "
+                    f"{row['gathered'] / 1e6:.1f} | "
                     f"{row['compute_s'] * 1e3:.3f} | "
                     f"{row['fixed_s'] * 1e3:.3f} | {row['messages_s'] * 1e3:.3f} | {row['seconds'] * 1e3:.3f} | "
                     f"{row['efficiency']:.2f} |"

@@ -36,6 +36,7 @@ from cryoeq.models.encoder import PoseEncoder
 from cryoeq.models.voxel_decoder import VoxelDecoder
 from cryoeq.pipelines.build_training import build_plane, build_settings, build_state
 from cryoeq.training.loop import fit
+from cryoeq.training.parallel import steps_per_reading
 from cryoeq.training.schedule import Schedule
 
 GROUP_NAMES: tuple[str, ...] = get_args(Group)
@@ -165,7 +166,8 @@ def step_cases(settings: Settings) -> Iterator[Case]:
             )
             events = fit(state, dataset, plane, training)
             parameters = sum(parameter.numel() for parameter in state.encoder.parameters())
-            yield Case("step", group, box, trunk, parameters, partial(next, events), 64)
+            images = 64 * steps_per_reading(settings.device)  # from one event to the next
+            yield Case("step", group, box, trunk, parameters, partial(next, events), images)
 
 
 def random_dataset(box_px: int) -> ParticleDataset:

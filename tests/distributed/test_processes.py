@@ -22,7 +22,7 @@ def talk() -> dict[str, Any]:
         "rank": rank,
         "share": processes.share_of(rows),
         "halves": [processes.share_of_half(rows, half) for half in (1, 2)],
-        "gathered": processes.gathered(squares, own, ROWS),
+        "gathered": processes.gathered((squares, own.double()), own, ROWS + 1),
         "sum": processes.over_all(torch.tensor([rank + 1.0, 2.0])),
         "complex sum": processes.over_all(torch.tensor([complex(rank, 1)])),
         "first": processes.of_first(torch.tensor(rank + 5.0)),
@@ -60,7 +60,9 @@ def test_what_processes_tell_each_other(together: Callable[..., list[Any]], coun
             ]
     triangle = count * (count + 1) / 2
     for one in said:
-        assert one["gathered"].tolist() == torch.stack([rows, rows.square()], 1).tolist()
+        squares, numbers = one["gathered"]  # nobody has worked on the last
+        assert squares.tolist() == [*torch.stack([rows, rows.square()], 1).tolist(), [0, 0]]
+        assert numbers.tolist() == [*rows.tolist(), 0]
         assert one["sum"].tolist() == [triangle, 2.0 * count]
         assert one["complex sum"].tolist() == [complex(triangle - count, count)]
         assert float(one["first"]) == 5.0

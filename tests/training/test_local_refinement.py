@@ -42,6 +42,10 @@ class Scene:
             self.images, self.reference, rotations, shifts_px, shift_sigma_px=shift_sigma_px, steps=steps
         )
 
+    def at(self, rotations: torch.Tensor, shifts_px: torch.Tensor) -> local_refinement._Local:
+        """The likelihood around these poses."""
+        return local_refinement._evaluate(self.images, self.reference, rotations, shifts_px, SHIFT_SIGMA_PX)
+
     def moved(self, angle_deg: float, distance_px: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Poses off by an angle about random axes, and by a distance."""
         generator = torch.Generator().manual_seed(9)
@@ -106,7 +110,7 @@ def test_the_curvature_is_that_of_the_prediction(make_scene: Callable[..., Scene
     weighted = jacobian * scene.reference.weighted_precision
     expected = torch.einsum("bip,bjp->bij", weighted, jacobian.conj()).real
     expected[:, 3:, 3:] += torch.eye(2) / SHIFT_SIGMA_PX**2
-    found = scene.refine(scene.rotations, scene.shifts_px, steps=0).curvature
+    found = scene.at(scene.rotations, scene.shifts_px).curvature
     assert (found - expected).norm() / expected.norm() < 0.08
 
 
@@ -119,14 +123,13 @@ def test_at_the_truth_the_curvature_is_the_likelihoods(make_scene: Callable[...,
         move = torch.zeros(5, dtype=torch.float64)
         move[axis] = step
         ahead, behind = (
-            local_refinement._evaluate(
-                scene.images, scene.reference, rotation_from_vector(sign * move[:3]) @ scene.rotations,
-                scene.shifts_px + sign * move[3:], SHIFT_SIGMA_PX,
+            scene.at(
+                rotation_from_vector(sign * move[:3]) @ scene.rotations, scene.shifts_px + sign * move[3:]
             ).gradient
             for sign in (1, -1)
-        )  # fmt: skip
+        )
         columns.append((behind - ahead) / (2 * step))
-    found = scene.refine(scene.rotations, scene.shifts_px, steps=0).curvature
+    found = scene.at(scene.rotations, scene.shifts_px).curvature
     expected = torch.stack(columns, 1)
     assert (found - expected).norm() / expected.norm() < 0.05
 

@@ -122,8 +122,8 @@ def test_true_poses_of_renderings_cost_nothing(make_known: Callable, start: Call
     seen = observe(begin.dataset, torch.arange(4), plane, 1.0)
     _, rotations, shifts_px = render(state, seen, plane, plane, count=12, shift_sigma_px=1.0)
     state.encoder = Oracle(rotations, shifts_px)
-    loss, error_deg = learn_renderings(state, seen, plane, plane, count=12, shift_sigma_px=1.0, leak=0.0)
-    assert error_deg == pytest.approx(0.0, abs=1e-3)
+    loss, error_rad = learn_renderings(state, seen, plane, plane, count=12, shift_sigma_px=1.0, leak=0.0)
+    assert float(error_rad) == pytest.approx(0.0, abs=2e-5)
     assert float(loss) == pytest.approx(0.1 * torch.log(torch.tensor(3.0)).item(), abs=1e-5)  # the choice is open
 
 
