@@ -37,6 +37,10 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Batches of 512 random lattices [600].")] = None,
     width: Annotated[int | None, typer.Option(help="Channels of the network [16].")] = None,
     rounds: Annotated[int | None, typer.Option(help="Rounds of messages [2].")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Begin from these weights, of any dimension, in their width and rounds.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of the first batch; falls to zero [0.005].")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, lattices and moves [0].")] = None,
 ) -> None:
     """Train the network of --reducer neural, as those that cryoeq ships were trained."""
@@ -45,5 +49,8 @@ def train(
     from cryoeq.config.loading import load_config
     from cryoeq.pipelines.lattice_training import train_reducer
 
-    explicit = {"n": n, "output": output, "steps": steps, "width": width, "rounds": rounds, "seed": seed}
+    explicit = {
+        "n": n, "output": output, "steps": steps, "width": width, "rounds": rounds, "start": start,
+        "learning_rate": learning_rate, "seed": seed,
+    }  # fmt: skip
     draw(train_reducer(load_config(TrainConfig, explicit=explicit)))

@@ -64,4 +64,6 @@ class TrainConfig(FrozenConfig):
     steps: int = Field(default=600, ge=1, description="batches")
     width: int = Field(default=16, ge=1, le=256, description="channels of the network")
     rounds: int = Field(default=2, ge=1, le=8, description="rounds of messages")
+    start: Path | None = Field(default=None, description="weights to begin from, of any dimension")
+    learning_rate: float = Field(default=5e-3, gt=0, description="of the first batch")
     seed: int = Field(default=0, ge=0, lt=2**63, description="of weights, lattices and moves")

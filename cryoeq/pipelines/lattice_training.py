@@ -9,11 +9,12 @@ from cryoeq.config.lattice import TrainConfig
 from cryoeq.domain.events import Event, Progress, Report
 from cryoeq.domain.randomness import Stream, stream_generator
 from cryoeq.geometry.lattice import LatticeReducer, Lll, log_orthogonality_defect, transform_basis
-from cryoeq.io.checkpoint import save_checkpoint
-from cryoeq.models.lattice_reducer import MoveNetwork, NeuralReducer, checkpoint_of
+from cryoeq.io.checkpoint import load_checkpoint, save_checkpoint
+from cryoeq.models.lattice_reducer import MoveNetwork, NeuralReducer, checkpoint_of, network_of
 from cryoeq.training.lattice_reduction import ReductionTraining, random_bases, train
 
 _HELD_OUT = 500
+_KEPT_EVERY = 100  # batches: what a training that is stopped leaves
 
 
 def train_reducer(config: TrainConfig) -> Iterator[Event]:
@@ -26,13 +27,19 @@ def train_reducer(config: TrainConfig) -> Iterator[Event]:
         Progress, and one report.
 
     Raises:
+        CheckpointError: the weights to begin from cannot be read.
         OutputError: the file cannot be written.
     """
     generator = stream_generator(config.seed, Stream.LATTICES)
-    network = MoveNetwork(config.width, config.rounds, generator)
+    if config.start is None:
+        network = MoveNetwork(config.width, config.rounds, generator)
+    else:
+        network = network_of(load_checkpoint(config.start, torch.device("cpu"))).train()
     started_s = time.process_time()
-    training = ReductionTraining(config.n, steps=config.steps)
+    training = ReductionTraining(config.n, steps=config.steps, learning_rate=config.learning_rate)
     for step, gain in enumerate(train(network, training, generator), 1):
+        if step % _KEPT_EVERY == 0:
+            save_checkpoint(config.output, checkpoint_of(network))
         yield Progress("training", step, config.steps, {"gain": gain})
     seconds = time.process_time() - started_s
     save_checkpoint(config.output, checkpoint_of(network))
