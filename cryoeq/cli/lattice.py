@@ -1,4 +1,4 @@
-"""``cryoeq lattice reduce`` and ``train``; ``find`` is in its own module."""
+"""``cryoeq lattice reduce``, ``train`` and ``train-grid``; ``find`` is in its own module."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +17,13 @@ def reduce(
     reducer: Annotated[
         str | None, typer.Option(help=f"{REDUCERS} [lagrange-gauss in 2D, niggli in 3D, else lll].")
     ] = None,
+    tiles: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROWS,COLUMNS", help="The file holds the bases of a grid, row by row: reduce them jointly."
+        ),
+    ] = None,
+    joint: Annotated[str | None, typer.Option(help="How: carried from tile to tile, or network [carried].")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
 ) -> None:
     """Find a short basis of a lattice that is given by its cell or by its basis vectors."""
@@ -24,10 +31,14 @@ def reduce(
     from cryoeq.config.lattice import ReduceConfig
     from cryoeq.config.loading import load_config
     from cryoeq.pipelines.lattice import reduce_lattice
+    from cryoeq.pipelines.lattice_grid import reduce_tiles
 
-    numbers = None if cell is None else cell.replace(",", " ").split()
-    explicit = {"cell": numbers, "basis": basis, "reducer": reducer, "json_file": json_file}
-    draw(reduce_lattice(load_config(ReduceConfig, explicit=explicit)))
+    explicit = {
+        "cell": None if cell is None else cell.replace(",", " ").split(), "basis": basis, "reducer": reducer,
+        "tiles": None if tiles is None else tiles.replace(",", " ").split(), "joint": joint, "json_file": json_file,
+    }  # fmt: skip
+    config = load_config(ReduceConfig, explicit=explicit)
+    draw(reduce_lattice(config) if config.tiles is None else reduce_tiles(config, config.tiles))
 
 
 def train(
@@ -54,3 +65,21 @@ def train(
         "learning_rate": learning_rate, "seed": seed,
     }  # fmt: skip
     draw(train_reducer(load_config(TrainConfig, explicit=explicit)))
+
+
+def train_grid(
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", help="File of the weights.")],
+    steps: Annotated[int | None, typer.Option(help="Batches of four random grids [150].")] = None,
+    width: Annotated[int | None, typer.Option(help="Channels of the network [16].")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of messages [2].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, grids and moves [0].")] = None,
+) -> None:
+    """Train the network of --joint network, as the one that cryoeq ships was trained."""
+    from cryoeq.cli.drawing import draw
+    from cryoeq.config.lattice import GridTrainConfig
+    from cryoeq.config.loading import load_config
+    from cryoeq.pipelines.lattice_training import train_grid_reducer
+
+    explicit = {"output": output, "steps": steps, "width": width, "rounds": rounds, "seed": seed}
+    draw(train_grid_reducer(load_config(GridTrainConfig, explicit=explicit)))

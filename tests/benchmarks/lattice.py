@@ -22,10 +22,11 @@ from fpylll import LLL, IntegerMatrix
 from torch import Tensor
 
 from cryoeq.geometry.lattice import LagrangeGauss, Lll, log_orthogonality_defect, transform_basis
-from cryoeq.geometry.lattice_grid import reduce_grid
+from cryoeq.geometry.lattice_grid import CarriedBases, GridReducer, basis_flips
 from cryoeq.geometry.unit_cell import basis_of_cell
+from cryoeq.models.grid_reducer import NeuralGridReducer, load_grid_network
 from cryoeq.models.lattice_reducer import WEIGHTS, NeuralReducer, load_reducer
-from cryoeq.training.lattice_reduction import random_bases
+from cryoeq.training.lattice_reduction import random_bases, scramble
 
 RESULTS = Path(__file__).with_suffix(".json")
 DIMENSIONS = (2, 3, 4, 6, 8)
@@ -33,17 +34,6 @@ COUNT = 1000
 BATCHES = (1, 1000, 100_000)
 MOST_LLL = 2000  # it works one by one, so a larger batch takes in proportion
 WHOLE = 2.0**30  # fpylll reduces whole numbers
-
-
-def scramble(basis: Tensor, generator: torch.Generator) -> Tensor:
-    """Times a random unimodular matrix for each."""
-    count, _, n = basis.shape
-    for _ in range(4 * n):
-        target, source = torch.rand(count, n, generator=generator).topk(2).indices.unbind(-1)
-        times = torch.randint(-2, 3, (count, 1, 1), generator=generator)
-        added = basis[torch.arange(count), :, source][..., None] * times
-        basis = basis.scatter_add(2, target[:, None, None].expand(count, basis.shape[1], 1), added)
-    return basis
 
 
 def sets(n: int, count: int, seed: int) -> dict[str, Tensor]:
@@ -162,23 +152,6 @@ def tilt_series(frames: int, noise: float, seed: int) -> Tensor:
     return scramble(tiles, generator).view(1, frames, 3, 3)
 
 
-def flips(reduced: Tensor, largest: float) -> float:
-    """Share of neighbours in different bases: a vector of one has no like, up to its sign, in the other.
-
-    Like means that the difference is below a share of the length. Signs and order alone do not count.
-    """
-    count, total = 0, 0
-    for axis in (0, 1):
-        size = reduced.shape[axis] - 1
-        if not size:
-            continue
-        first, second = (reduced.narrow(axis, start, size).mT for start in (0, 1))
-        nearest = torch.cdist(first, torch.cat([second, -second], -2)).amin(-1)
-        count += int((nearest > largest * first.norm(dim=-1)).any(-1).sum())
-        total += nearest[..., 0].numel()
-    return count / total
-
-
 def grids() -> list[dict[str, object]]:
     """Flips between neighbours and mean log defect: tile by tile, and jointly."""
     rows = []
@@ -189,16 +162,18 @@ def grids() -> list[dict[str, object]]:
             for seed in range(3):
                 grid = make(noise, seed)
                 flat = grid.flatten(0, 1)
-                changes = {
-                    "LLL": Lll()(flat),
-                    "neural": neural(n)[0](flat),
-                    "joint LLL": reduce_grid(grid, Lll()).flatten(0, 1),
-                    "joint neural": reduce_grid(grid, neural(n)[0]).flatten(0, 1),
+                joint: dict[str, GridReducer] = {
+                    "joint LLL": CarriedBases(Lll()),
+                    "joint neural": CarriedBases(neural(n)[0]),
+                    "network on LLL": NeuralGridReducer(load_grid_network(), Lll()),
+                    "network on neural": NeuralGridReducer(load_grid_network(), neural(n)[0]),
                 }
+                changes = {"LLL": Lll()(flat), "neural": neural(n)[0](flat)}
+                changes |= {label: reducer(grid).flatten(0, 1) for label, reducer in joint.items()}
                 changes |= {"Lagrange-Gauss": LagrangeGauss()(flat)} if n == 2 else {}
                 for method, change in changes.items():
                     reduced = transform_basis(flat, change)
-                    figures.setdefault(f"{method} flips", []).append(flips(reduced.view_as(grid), 1 / 3))
+                    figures.setdefault(f"{method} flips", []).append(basis_flips(reduced.view_as(grid)))
                     figures.setdefault(f"{method} log defect", []).append(
                         float(log_orthogonality_defect(reduced).mean())
                     )
