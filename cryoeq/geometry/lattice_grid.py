@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cryoeq.geometry.lattice import LatticeReducer, integer_determinant, log_orthogonality_defect, transform_basis
 
+SLACK = 0.2  # by how much log defect may exceed that of a tile by itself
 _LIKE = 1 / 3  # of its length: how far a vector may be from one of a neighbour that it continues
 
 
@@ -41,7 +42,7 @@ class CarriedBases:
     """
 
     reducer: LatticeReducer
-    slack: float = 0.2
+    slack: float = SLACK
 
     def __call__(self, grid: Float[Tensor, "rows columns d n"]) -> Int[Tensor, "rows columns n n"]:
         """Q of each tile."""
@@ -50,7 +51,7 @@ class CarriedBases:
 
 
 def carry_bases(
-    grid: Float[Tensor, "rows columns d n"], alone: Int[Tensor, "rows columns n n"], *, slack: float
+    grid: Float[Tensor, "rows columns d n"], alone: Int[Tensor, "rows columns n n"], *, slack: float = SLACK
 ) -> Int[Tensor, "rows columns n n"]:
     """Let each tile take over the basis of its neighbour towards the middle, in order and sign too.
 

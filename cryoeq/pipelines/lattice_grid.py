@@ -10,11 +10,10 @@ from cryoeq.config.lattice import ReduceConfig
 from cryoeq.domain.events import Event, Note, Report
 from cryoeq.errors import ConfigError, MapFileError
 from cryoeq.geometry.lattice import LatticeReducer, integer_determinant, log_orthogonality_defect, transform_basis
-from cryoeq.geometry.lattice_grid import CarriedBases, GridReducer, basis_flips, carry_bases
+from cryoeq.geometry.lattice_grid import GridReducer, basis_flips, carry_bases
 from cryoeq.io.text import write_json
 from cryoeq.pipelines.lattice import as_json, build_reducer, check_basis, default_reducer, read_vectors
 
-_ROUNDING = 1e-9
 _NETWORK_DIMENSIONS = (2, 3)
 
 
@@ -37,10 +36,8 @@ def reduce_tiles(config: ReduceConfig, tiles: tuple[int, int]) -> Iterator[Event
     name = config.reducer or default_reducer(n)
     single = build_reducer(name, n)
     alone = single(grid.flatten(0, 1)).view(*tiles, n, n)
-    if config.joint == "carried":
-        change = CarriedBases(single)(grid)
-    else:
-        change = carry_bases(grid, _network(single, n)(grid), slack=_ROUNDING)  # brings order and signs in step
+    found = _network(single, n)(grid) if config.joint == "network" else alone
+    change = carry_bases(grid, found)  # order and signs too
     reduced = transform_basis(grid, change)
     if {abs(integer_determinant(one)) for one in change.flatten(0, 1)} != {1}:
         raise ConfigError(f"{name} returned a change of basis that is not unimodular", "", "Use --reducer lll")

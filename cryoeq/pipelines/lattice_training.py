@@ -17,7 +17,7 @@ from cryoeq.training.grid_reduction import GridTraining, random_grids, train_gri
 from cryoeq.training.lattice_reduction import ReductionTraining, random_bases, train
 
 _HELD_OUT = 500
-_GRIDS = 10
+_GRIDS = 2  # of each kind
 _KEPT_EVERY = 100  # batches: what a training that is stopped leaves
 
 

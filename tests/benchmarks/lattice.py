@@ -22,7 +22,7 @@ from fpylll import LLL, IntegerMatrix
 from torch import Tensor
 
 from cryoeq.geometry.lattice import LagrangeGauss, Lll, log_orthogonality_defect, transform_basis
-from cryoeq.geometry.lattice_grid import CarriedBases, GridReducer, basis_flips
+from cryoeq.geometry.lattice_grid import CarriedBases, GridReducer, basis_flips, carry_bases
 from cryoeq.geometry.unit_cell import basis_of_cell
 from cryoeq.models.grid_reducer import NeuralGridReducer, load_grid_network
 from cryoeq.models.lattice_reducer import WEIGHTS, NeuralReducer, load_reducer
@@ -169,7 +169,13 @@ def grids() -> list[dict[str, object]]:
                     "network on neural": NeuralGridReducer(load_grid_network(), neural(n)[0]),
                 }
                 changes = {"LLL": Lll()(flat), "neural": neural(n)[0](flat)}
-                changes |= {label: reducer(grid).flatten(0, 1) for label, reducer in joint.items()}
+                for label, reducer in joint.items():
+                    start = time.process_time()
+                    found = reducer(grid)
+                    figures.setdefault(f"{label} s", []).append(time.process_time() - start)
+                    changes[label] = found.flatten(0, 1)
+                    if label.startswith("network"):
+                        changes[f"{label}, carried"] = carry_bases(grid, found).flatten(0, 1)
                 changes |= {"Lagrange-Gauss": LagrangeGauss()(flat)} if n == 2 else {}
                 for method, change in changes.items():
                     reduced = transform_basis(flat, change)
