@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-REDUCERS = "lagrange-gauss (2D), niggli (3D), lll, or neural (2D to 4D)"
+REDUCERS = "lagrange-gauss (2D), niggli (3D), lll, or neural (2D, 3D, 4D, 6D, 8D)"
 
 
 def reduce(

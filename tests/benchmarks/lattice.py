@@ -6,8 +6,8 @@
 It needs fpylll and cysignals (``pip install fpylll cysignals``), which nothing else of cryoeq does. Seconds are those
 of the processor, one thread. Bases: ``random`` as those of the training (other seeds); ``noisy``, short ones of whole
 numbers, scrambled, with 1 % of noise on each number; ``ill``, Gaussian with lengths spread over four orders of
-magnitude, scrambled. Dimensions without weights of their own use those of the largest below that has some: no layer of
-the network knows n.
+magnitude, scrambled. No layer of the network knows n: above 4 dimensions the weights of 4 are tried beside a
+dimension's own, and dimensions without weights of their own use those of the largest below that has some.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 from cryoeq.geometry.lattice import LagrangeGauss, Lll, log_orthogonality_defect, transform_basis
 from cryoeq.geometry.lattice_grid import CarriedBases, GridReducer, basis_flips, carry_bases
 from cryoeq.geometry.unit_cell import basis_of_cell
-from cryoeq.models.grid_reducer import NeuralGridReducer, load_grid_network
+from cryoeq.models.grid_reducer import GridNetwork, Meeting, NeuralGridReducer, Surroundings, load_grid_network
 from cryoeq.models.lattice_reducer import WEIGHTS, NeuralReducer, load_reducer
 from cryoeq.training.lattice_reduction import random_bases, scramble
 
@@ -52,10 +53,14 @@ def sets(n: int, count: int, seed: int) -> dict[str, Tensor]:
     }
 
 
-def neural(n: int) -> tuple[NeuralReducer, int]:
-    """The shipped reducer, and of which dimension its training was."""
-    trained = max(k for k in (int(path.stem[1:]) for path in WEIGHTS.glob("n*.pt")) if k <= n)
-    return load_reducer(trained), trained
+def trained_for(n: int) -> int:
+    """The dimension whose shipped weights serve n dimensions best."""
+    return max(k for k in (int(path.stem[1:]) for path in WEIGHTS.glob("n*.pt")) if k <= n)
+
+
+def neural(n: int) -> NeuralReducer:
+    """The reducer of n dimensions."""
+    return load_reducer(trained_for(n))
 
 
 def fplll(basis: Tensor) -> list[IntegerMatrix]:
@@ -78,10 +83,9 @@ def quality() -> list[dict[str, object]]:
     """Mean log defect of each kind and dimension."""
     rows = []
     for n in DIMENSIONS:
-        reducer, trained = neural(n)
-        for kind, basis in sets(n, COUNT, 1000 + n).items():
+        for trained, (kind, basis) in product({min(n, 4), trained_for(n)}, sets(n, COUNT, 1000 + n).items()):
             changes = {
-                "neural": reducer(basis),
+                "neural": load_reducer(trained)(basis),
                 "rounding": NeuralReducer(None)(basis),
                 "fplll": fplll_changes(basis),
             }
@@ -110,7 +114,7 @@ def speed() -> list[dict[str, object]]:
     """Bases per second in batches."""
     rows = []
     for n in DIMENSIONS:
-        reducer, _ = neural(n)
+        reducer = neural(n)
         for batch in BATCHES:
             basis = sets(n, batch, 7)["random"]
             repeats = 20 if batch == 1 else 3 if batch == 1000 else 1
@@ -152,6 +156,25 @@ def tilt_series(frames: int, noise: float, seed: int) -> Tensor:
     return scramble(tiles, generator).view(1, frames, 3, 3)
 
 
+class RuleOfMoves(GridNetwork):
+    """What the network over a grid may be compared with: the same descent with moves by a rule.
+
+    Each vector goes to where the vectors of its window that the tile lacks pull it, weighted by their cosines with it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(1, 1, torch.Generator())
+
+    def forward(self, frames: Tensor, around: Surroundings) -> Tensor:
+        """The moves, not rounded."""
+        meeting = Meeting.of(frames, around.wide)
+        lacking = meeting.cosines * ~meeting.alike.any(-1, keepdim=True)
+        pull = around.wide.mean(torch.einsum("tyki,tykj->tyij", meeting.places, lacking))
+        own = pull.diagonal(dim1=1, dim2=2)[:, None]
+        off = 1 - torch.eye(frames.shape[-1], dtype=frames.dtype)
+        return (torch.where(own.abs() > 1e-6, pull / own, 0.0) * off).clamp(-4, 4)
+
+
 def grids() -> list[dict[str, object]]:
     """Flips between neighbours and mean log defect: tile by tile, and jointly."""
     rows = []
@@ -164,17 +187,18 @@ def grids() -> list[dict[str, object]]:
                 flat = grid.flatten(0, 1)
                 joint: dict[str, GridReducer] = {
                     "joint LLL": CarriedBases(Lll()),
-                    "joint neural": CarriedBases(neural(n)[0]),
+                    "joint neural": CarriedBases(neural(n)),
                     "network on LLL": NeuralGridReducer(load_grid_network(), Lll()),
-                    "network on neural": NeuralGridReducer(load_grid_network(), neural(n)[0]),
+                    "network on neural": NeuralGridReducer(load_grid_network(), neural(n)),
+                    "rule on LLL": NeuralGridReducer(RuleOfMoves(), Lll()),
                 }
-                changes = {"LLL": Lll()(flat), "neural": neural(n)[0](flat)}
+                changes = {"LLL": Lll()(flat), "neural": neural(n)(flat)}
                 for label, reducer in joint.items():
                     start = time.process_time()
                     found = reducer(grid)
                     figures.setdefault(f"{label} s", []).append(time.process_time() - start)
                     changes[label] = found.flatten(0, 1)
-                    if label.startswith("network"):
+                    if label.startswith(("network", "rule")):
                         changes[f"{label}, carried"] = carry_bases(grid, found).flatten(0, 1)
                 changes |= {"Lagrange-Gauss": LagrangeGauss()(flat)} if n == 2 else {}
                 for method, change in changes.items():

@@ -63,5 +63,5 @@ def test_embeddings_need_an_encoder_and_a_graph(
     command = ["screen", str(known_run), "--graph", "embeddings", "-o", str(tmp_path)]
     assert run(command) == 2
     assert "--scorer graph or sheaf" in capsys.readouterr().err
-    assert run([*command, "--scorer", "graph"]) == 2
+    assert run([*command, "--scorer", "graph"]) == 3
     assert "encoder of a hybrid reconstruction is needed" in capsys.readouterr().err
