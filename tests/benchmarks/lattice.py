@@ -83,7 +83,7 @@ def quality() -> list[dict[str, object]]:
     """Mean log defect of each kind and dimension."""
     rows = []
     for n in DIMENSIONS:
-        for trained, (kind, basis) in product({min(n, 4), trained_for(n)}, sets(n, COUNT, 1000 + n).items()):
+        for trained, (kind, basis) in product(sorted({min(n, 4), trained_for(n)}), sets(n, COUNT, 1000 + n).items()):
             changes = {
                 "neural": load_reducer(trained)(basis),
                 "rounding": NeuralReducer(None)(basis),
