@@ -16,8 +16,9 @@ from cryoeq.cli.errors import explain
 from cryoeq.cli.evaluate import evaluate
 from cryoeq.cli.fsc import fsc
 from cryoeq.cli.infer import infer
-from cryoeq.cli.lattice import reduce, train
+from cryoeq.cli.lattice import reduce
 from cryoeq.cli.lattice_find import find
+from cryoeq.cli.lattice_train import train, train_grid
 from cryoeq.cli.orientations import orientations
 from cryoeq.cli.reconstruct import reconstruct
 from cryoeq.cli.relion_job import run_for_relion
@@ -49,6 +50,7 @@ lattice = typer.Typer(no_args_is_help=True, help="Unit cells of 2D crystals: fin
 lattice.command("find")(find)
 lattice.command("reduce")(reduce)
 lattice.command("train", hidden=True)(train)
+lattice.command("train-grid", hidden=True)(train_grid)
 app.command("simulate")(simulate)
 app.command("reconstruct")(reconstruct)
 app.command("infer")(infer)

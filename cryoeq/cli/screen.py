@@ -14,6 +14,12 @@ def screen(
     *,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for all files [RUN/screening].")] = None,
     scorer: Annotated[str | None, typer.Option(help="Particle scores: error, knn, graph, sheaf, none [knn].")] = None,
+    graph: Annotated[
+        str | None,
+        typer.Option(
+            help="Neighbours of graph and sheaf: poses, or embeddings of class averages (hybrid run) [poses]."
+        ),
+    ] = None,
     sym: Annotated[str | None, typer.Option(help="Point group of the particle [that of the run].")] = None,
     hole_deg: Annotated[
         float | None,
@@ -32,7 +38,7 @@ def screen(
     from cryoeq.pipelines import screen as pipeline
 
     explicit = {
-        "run": run, "output": output, "scorer": scorer, "symmetry": sym, "hole_deg": hole_deg, "mirrored": mirrored,
-        "datadir": datadir, "seed": seed,
+        "run": run, "output": output, "scorer": scorer, "graph": graph, "symmetry": sym,
+        "hole_deg": hole_deg, "mirrored": mirrored, "datadir": datadir, "seed": seed,
     }  # fmt: skip
     draw(pipeline.screen(load_config(ScreenConfig, explicit=explicit)))

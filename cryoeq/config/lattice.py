@@ -21,6 +21,12 @@ class ReduceConfig(FrozenConfig):
         default=None,
         description="lagrange-gauss, lll, niggli or neural; the classical one of the dimension if not given",
     )
+    tiles: tuple[int, int] | None = Field(
+        default=None, description="rows and columns of a grid whose bases the file holds, to be reduced jointly"
+    )
+    joint: Literal["carried", "network"] = Field(
+        default="carried", description="carried from tile to tile where they fit, or moved by a network over the grid"
+    )
     json_file: Path | None = Field(default=None, description="file for all figures")
 
     @model_validator(mode="after")
@@ -31,6 +37,8 @@ class ReduceConfig(FrozenConfig):
             raise ValueError(
                 f"--cell has {len(self.cell)} numbers; give 'a b gamma' or 'a b c alpha beta gamma' in quotes"
             )
+        if self.tiles is not None and (self.basis is None or min(self.tiles) < 1 or max(self.tiles) < 2):
+            raise ValueError("--tiles is for a --basis file of the bases of ROWS,COLUMNS tiles, two at least")
         return self
 
 
@@ -64,4 +72,16 @@ class TrainConfig(FrozenConfig):
     steps: int = Field(default=600, ge=1, description="batches")
     width: int = Field(default=16, ge=1, le=256, description="channels of the network")
     rounds: int = Field(default=2, ge=1, le=8, description="rounds of messages")
+    start: Path | None = Field(default=None, description="weights to begin from, of any dimension")
+    learning_rate: float = Field(default=5e-3, gt=0, description="of the first batch")
     seed: int = Field(default=0, ge=0, lt=2**63, description="of weights, lattices and moves")
+
+
+class GridTrainConfig(FrozenConfig):
+    """How to train the network of joint reduction."""
+
+    output: Path = Field(description="file of the weights")
+    steps: int = Field(default=150, ge=1, description="batches of four grids")
+    width: int = Field(default=16, ge=1, le=256, description="channels of the network")
+    rounds: int = Field(default=2, ge=1, le=8, description="rounds of messages")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of weights, grids and moves")

@@ -14,19 +14,20 @@ class ParticleEvidence:
         rows: which particle of the stack each is; two pieces of evidence on one particle share it.
         errors: 1 less the correlation with the projection at the particle's pose.
         features: all figures that a learnt score sees, of any scale.
-        rotations: RELION's matrices A of the poses.
+        directions: unit vectors; a graph joins particles with small angles between them. Those of the views, or
+            embeddings of class averages.
     """
 
     rows: Int[Tensor, " particles"]
     errors: Float[Tensor, " particles"]
     features: Float[Tensor, "particles features"]
-    rotations: Float[Tensor, "particles 3 3"]
+    directions: Float[Tensor, "particles coordinates"]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, chosen: Int[Tensor, " chosen"]) -> "ParticleEvidence":
-        return ParticleEvidence(self.rows[chosen], self.errors[chosen], self.features[chosen], self.rotations[chosen])
+        return ParticleEvidence(self.rows[chosen], self.errors[chosen], self.features[chosen], self.directions[chosen])
 
 
 @dataclass(frozen=True)

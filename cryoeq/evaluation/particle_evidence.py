@@ -162,4 +162,4 @@ def weigh_evidence(
         elsewhere.amax(1) - everywhere, (everywhere - mean) / spread, (elsewhere.amax(1) - mean) / spread,
         images.inside, images.outside,
     ]  # fmt: skip
-    return ParticleEvidence(rows, 1 - everywhere, torch.stack(features, 1), poses.rotations)
+    return ParticleEvidence(rows, 1 - everywhere, torch.stack(features, 1), poses.rotations[:, 2])

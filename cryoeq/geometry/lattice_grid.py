@@ -3,8 +3,11 @@
 Reduced one by one, two nearly equal lattices can end in different bases: where two vectors are nearly of one length,
 or an angle near its limit, noise decides. Here each tile takes over the basis of a neighbour where its own lattice has
 one near it that is nearly as short. After the grids of correlated lattices in Marchetti et al. 2023 (arXiv 2311.08170),
-which are reduced by a convolutional network there; carrying bases over by rounding is ours.
+which are reduced by a convolutional network there (``models/grid_reducer.py``); carrying bases by rounding is ours.
 """
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -12,22 +15,55 @@ from torch import Tensor
 
 from cryoeq.geometry.lattice import LatticeReducer, integer_determinant, log_orthogonality_defect, transform_basis
 
+SLACK = 0.2  # by how much log defect may exceed that of a tile by itself
+_LIKE = 1 / 3  # of its length: how far a vector may be from one of a neighbour that it continues
 
-def reduce_grid(
-    grid: Float[Tensor, "rows columns d n"], reducer: LatticeReducer, *, slack: float = 0.2
+
+@runtime_checkable
+class GridReducer(Protocol):
+    """What shortens the bases of a grid together; its laws are in tests/conformance/test_grid_reducer.py."""
+
+    def __call__(self, grid: Float[Tensor, "rows columns d n"]) -> Int[Tensor, "rows columns n n"]:
+        """The unimodular Q of each tile.
+
+        Args:
+            grid: one basis per tile, vectors as columns, all in one frame of coordinates.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class CarriedBases:
+    """Bases are carried from the middle of the grid outwards, tile by tile, wherever they fit.
+
+    Args:
+        reducer: of the single tiles.
+        slack: by how much log defect may exceed that of the tile by itself.
+    """
+
+    reducer: LatticeReducer
+    slack: float = SLACK
+
+    def __call__(self, grid: Float[Tensor, "rows columns d n"]) -> Int[Tensor, "rows columns n n"]:
+        """Q of each tile."""
+        rows, columns, _, n = grid.shape
+        return carry_bases(grid, self.reducer(grid.flatten(0, 1)).view(rows, columns, n, n), slack=self.slack)
+
+
+def carry_bases(
+    grid: Float[Tensor, "rows columns d n"], alone: Int[Tensor, "rows columns n n"], *, slack: float = SLACK
 ) -> Int[Tensor, "rows columns n n"]:
-    """Reduce a grid of correlated lattices jointly.
+    """Let each tile take over the basis of its neighbour towards the middle, in order and sign too.
 
     Args:
         grid: one basis per tile, all in one frame of coordinates.
-        reducer: of the single tiles.
+        alone: Q of each tile by itself.
         slack: by how much log defect may exceed that of the tile by itself.
 
     Returns:
         Q of each tile.
     """
-    rows, columns, _, n = grid.shape
-    alone = reducer(grid.flatten(0, 1)).view(rows, columns, n, n)
+    rows, columns = grid.shape[:2]
     reduced = transform_basis(grid, alone)
     limits = log_orthogonality_defect(reduced) + slack
     changes = alone.clone()
@@ -44,6 +80,23 @@ def reduce_grid(
         if float(log_orthogonality_defect(moved)) <= float(limits[row, column]):
             changes[row, column] = alone[row, column] @ step
     return changes
+
+
+def basis_flips(reduced: Float[Tensor, "rows columns d n"]) -> float:
+    """Share of neighbours in different bases: a vector of one has no like, up to its sign, in the other.
+
+    Signs and order alone do not count.
+
+    Args:
+        reduced: bases of the tiles; two at least.
+    """
+    flips = []
+    for axis in (0, 1):
+        size = reduced.shape[axis] - 1
+        first, second = (reduced.narrow(axis, start, size).mT for start in (0, 1))
+        nearest = torch.cdist(first, torch.cat([second, -second], -2)).amin(-1)
+        flips.append((nearest > _LIKE * first.norm(dim=-1)).any(-1).flatten())
+    return float(torch.cat(flips).double().mean())
 
 
 def _outwards(rows: int, columns: int) -> tuple[list[tuple[int, int]], list[tuple[int, int] | None]]:

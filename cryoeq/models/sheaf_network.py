@@ -1,6 +1,7 @@
 """A network on the persistent local homology sheaf of a graph of views, which tells particles from junk.
 
-The graph joins each particle to those seen from the most similar directions; its cliques are weighted by the angles
+The graph joins each particle to those seen from the most similar directions, or to those whose class averages look most
+alike to an encoder; its cliques are weighted by the angles
 between them. Degree 1: the stalk of a particle has a bar for each further group into which its neighbours fall. What a
 bar holds of a figure is the pairing of its cycle with the figure's differences along edges: how much one group differs
 from the other. Convolution and attention pass this on; the lengths of the result, which know no sign, the particle's
@@ -46,16 +47,20 @@ class ViewGraph:
 
     @classmethod
     def of(
-        cls, figures: Float[Tensor, "particles figures"], rotations: Float[Tensor, "particles 3 3"], *, has_sheaf: bool
+        cls,
+        figures: Float[Tensor, "particles figures"],
+        directions: Float[Tensor, "particles coordinates"],
+        *,
+        has_sheaf: bool,
     ) -> "ViewGraph":
         """The graph of the nearest views.
 
         Args:
             figures: standardised.
-            rotations: RELION's matrices A of the particles.
+            directions: of the particles, unit vectors.
             has_sheaf: without, all stalks are nothing, and an ordinary graph is left.
         """
-        edges, angles_rad = nearest_views(rotations, NEIGHBOURS)
+        edges, angles_rad = nearest_directions(directions, NEIGHBOURS)
         around = _mean_around(figures, edges)
         if not has_sheaf:
             nothing = CellularSheaf(edges[:0], figures.new_zeros(0, 2, 0, 0), edges.new_zeros(len(figures)))
@@ -88,16 +93,16 @@ def _mean_around(
     return sums / counts[:, None]
 
 
-def nearest_views(
-    rotations: Float[Tensor, "particles 3 3"], neighbours: int
+def nearest_directions(
+    directions: Float[Tensor, "particles coordinates"], neighbours: int
 ) -> tuple[Int[Tensor, "edges 2"], Float[Tensor, " edges"]]:
     """Pairs of particles one of which is among the nearest of the other, in ascending order, and the angles between.
 
     Args:
-        rotations: RELION's matrices A; their third rows are compared.
+        directions: unit vectors.
         neighbours: how many of each; fewer where there are fewer particles.
     """
-    views = torch.nn.functional.normalize(rotations[:, 2].double().cpu(), dim=1)
+    views = torch.nn.functional.normalize(directions.double().cpu(), dim=1)
     wanted = min(neighbours, len(views) - 1)
     if wanted < 1:
         return torch.zeros(0, 2, dtype=torch.long), views.new_zeros(0)
@@ -151,7 +156,7 @@ class SheafScorer:
     def graph(self, evidence: ParticleEvidence) -> ViewGraph:
         """What the network sees; figures beyond ten spreads count as ten."""
         figures = ((evidence.features - self.location) / self.spread).clamp(-10, 10)
-        return ViewGraph.of(figures, evidence.rotations, has_sheaf=self.has_sheaf)
+        return ViewGraph.of(figures, evidence.directions, has_sheaf=self.has_sheaf)
 
     @torch.no_grad()
     def score(self, evidence: ParticleEvidence) -> Float[Tensor, " particles"]:

@@ -37,7 +37,7 @@ def reduce_lattice(config: ReduceConfig) -> Iterator[Event]:
     """
     basis = read_basis(config.basis) if config.basis is not None else basis_of_cell(in_radians(config.cell or ()))
     n = basis.shape[1]
-    name = config.reducer or ("lagrange-gauss" if n == 2 else "niggli" if n == 3 else "lll")
+    name = config.reducer or default_reducer(n)
     change = build_reducer(name, n)(basis[None])[0]
     reduced = transform_basis(basis, change)
     if abs(integer_determinant(change)) != 1:
@@ -50,6 +50,11 @@ def reduce_lattice(config: ReduceConfig) -> Iterator[Event]:
     if config.json_file is not None:
         write_json(config.json_file, as_json(name, basis, reduced, change))
         yield Note(f"Figures: {config.json_file}")
+
+
+def default_reducer(n: int) -> str:
+    """The classical one of a dimension."""
+    return "lagrange-gauss" if n == 2 else "niggli" if n == 3 else "lll"
 
 
 def build_reducer(name: str, n: int) -> LatticeReducer:
@@ -95,22 +100,51 @@ def read_basis(path: Path) -> Float[Tensor, "d n"]:
     Raises:
         MapFileError: no such file, or its lines are no basis.
     """
+    vectors = read_vectors(path)
+    if len(vectors) < 2 or vectors.shape[1] < len(vectors):
+        raise MapFileError(
+            f"{path} holds {len(vectors)} lines of {vectors.shape[1]} numbers",
+            "Two or more vectors of one length were expected, with no fewer numbers than vectors",
+            "Check --basis",
+        )
+    basis = vectors.T.contiguous()
+    check_basis(basis, path)
+    return basis
+
+
+def read_vectors(path: Path) -> Float[Tensor, "vectors d"]:
+    """Vectors of one length, one per line of a text file; empty lines do not matter.
+
+    Raises:
+        MapFileError: no such file, or its lines are not vectors of one length.
+    """
     try:
         rows = [[float(word) for word in line.split()] for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise MapFileError(f"{path} cannot be read: {error}", "One basis vector per line", "Check --basis") from error
     rows = [row for row in rows if row]
-    if len(rows) < 2 or len({len(row) for row in rows}) != 1 or len(rows[0]) < len(rows):
+    if len({len(row) for row in rows}) != 1:
         raise MapFileError(
             f"{path} holds {len(rows)} lines of {sorted({len(row) for row in rows})} numbers",
-            "Two or more vectors of one length were expected, with no fewer numbers than vectors",
+            "Vectors of one length were expected",
             "Check --basis",
         )
-    basis = torch.tensor(rows, dtype=torch.float64).T.contiguous()
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def check_basis(basis: Float[Tensor, "d n"], path: Path) -> None:
+    """Refuse vectors that depend on each other.
+
+    Args:
+        basis: vectors as columns.
+        path: where they come from.
+
+    Raises:
+        MapFileError: they do.
+    """
     heights = torch.linalg.qr(basis).R.diagonal().abs()
     if not bool(heights.min() > 1e-12 * basis.abs().max()):
         raise MapFileError(f"{path}: its vectors are not independent", "A basis was expected", "Check --basis")
-    return basis
 
 
 def as_json(

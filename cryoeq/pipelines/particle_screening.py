@@ -23,6 +23,7 @@ from cryoeq.evaluation.particle_scores import (
 )
 from cryoeq.evaluation.resolution import TRUTH_THRESHOLD, compare_maps
 from cryoeq.simulation.junk import KINDS, draw_kinds, overlap_pairs, scramble_phases
+from cryoeq.training.class_embedding import ClassEmbedding
 from cryoeq.training.sheaf_training import train_sheaf_scorer
 
 ScorerKind = Literal["error", "knn", "graph", "sheaf"]
@@ -43,12 +44,14 @@ class ScreenedParticles:
         poses: of all of them.
         which: of the references' maps each is compared with: that of the half that it is not in.
         references: the projections.
+        embedding: what the graph of particles is made by; None for their views.
     """
 
     dataset: ParticleDataset
     poses: Poses
     which: Int[Tensor, " particles"]
     references: ReferenceProjections
+    embedding: ClassEmbedding | None = None
 
     @classmethod
     def of(
@@ -57,6 +60,8 @@ class ScreenedParticles:
         poses: Poses,
         half_set: Int[Tensor, " particles"] | None,
         maps: HalfMaps | Volume,
+        *,
+        embedding: ClassEmbedding | None = None,
     ) -> "ScreenedParticles":
         """Compare particles with the other half's map, up to where the half maps agree by 0.5.
 
@@ -65,6 +70,7 @@ class ScreenedParticles:
             poses: of all of them.
             half_set: 1 or 2 each; None for one map.
             maps: of the two halves, or one map of all, of which a quarter of the box is the finest detail compared.
+            embedding: what the graph of particles is made by; None for their views.
         """
         side = dataset.box_size_px * dataset.pixel_size_angstrom
         sample = dataset.batch(torch.arange(min(_SAMPLE, len(dataset)))).images
@@ -75,21 +81,26 @@ class ScreenedParticles:
             chosen, which = (maps.second, maps.first), half_set.cpu() - 1
             agreed = compare_maps(maps.first, maps.second).resolutions_angstrom(TRUTH_THRESHOLD)["unmasked"]
             limit = side if agreed is None else agreed
-        return cls(dataset, poses, which, ReferenceProjections.of(chosen, sample, side, limit))
+        return cls(dataset, poses, which, ReferenceProjections.of(chosen, sample, side, limit), embedding)
 
     def weigh(self) -> Generator[Event, None, ParticleEvidence]:
         """Evidence on all particles, batch by batch."""
-        parts = []
+        parts, shown = [], []
         for batch in self.dataset.batches(_BATCH):
             own, which = self.poses[batch.indices], self.which[batch.indices]
             images = self.references.match(batch, own.shifts_angstrom)
             parts.append(weigh_evidence(self.references, images, own, batch.indices, which))
+            if self.embedding is not None:
+                shown.append(self.embedding.show(batch, own.shifts_angstrom))
             yield Progress("comparing particles", int(batch.indices[-1]) + 1, len(self.dataset))
+        directions = torch.cat([part.directions for part in parts])
+        if self.embedding is not None:
+            directions = self.embedding.embed(torch.cat(shown), self.poses.rotations)
         return ParticleEvidence(
             torch.cat([part.rows for part in parts]),
             torch.cat([part.errors for part in parts]),
             torch.cat([part.features for part in parts]),
-            torch.cat([part.rotations for part in parts]),
+            directions,
         )
 
     def with_made_junk(self, is_doubted: Bool[Tensor, " particles"], generator: torch.Generator) -> LabelledEvidence:
@@ -117,8 +128,12 @@ class ScreenedParticles:
         matched = self.references.match(spoilt, own.shifts_angstrom[found])
         best = self.references.best_rotations(matched, which[found]).to(rotations)
         poses = Poses(rotations.index_put((found,), best), own.shifts_angstrom)
-        seen = self.references.match(replace(batch, images=images), poses.shifts_angstrom)
+        batch = replace(batch, images=images)
+        seen = self.references.match(batch, poses.shifts_angstrom)
         evidence = weigh_evidence(self.references, seen, poses, rows, which)
+        if self.embedding is not None:
+            shown = self.embedding.show(batch, poses.shifts_angstrom)
+            evidence = replace(evidence, directions=self.embedding.embed(shown, poses.rotations))
         is_spoilt = kinds >= 0
         return LabelledEvidence(evidence, is_spoilt.to(evidence.errors), is_spoilt | ~is_doubted[rows])
 

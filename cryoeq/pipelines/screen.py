@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from cryoeq.config.screen import ScreenConfig
 from cryoeq.domain.events import Event, Note, Report
@@ -21,10 +22,13 @@ from cryoeq.io.text import write_json
 from cryoeq.outputs.coverage_plot import plot_coverage
 from cryoeq.outputs.folder import make_folder
 from cryoeq.outputs.run_folder import RunFolder
+from cryoeq.pipelines.infer import load_encoder
 from cryoeq.pipelines.particle_screening import LARGEST_BOX_PX, ScorerKind, ScreenedParticles
 from cryoeq.pipelines.run_particles import open_particles, read_reconstruction_job
+from cryoeq.training.class_embedding import ClassEmbedding
 
 SCORE_COLUMN = "rlnParticleSelectZScore"
+_GRAPH_SCORERS = ("graph", "sheaf")
 _MOST_HOLES = 5
 _CACHE_BYTES = 2**29
 
@@ -42,6 +46,7 @@ def screen(config: ScreenConfig) -> Iterator[Event]:
         OutputError: the folder holds no reconstruction, or a file cannot be written.
         ParticleFileError: there are no poses, or the particles are not where or what they were.
         ConfigError: no such symmetry.
+        CheckpointError: embeddings are asked for, and the run has no encoder.
     """
     if config.run.is_file():
         star, job = read_star(config.run), None
@@ -135,10 +140,14 @@ def _score(
     has_halves = half_set is not None and all(path.is_file() for path in halves)
     maps = HalfMaps(*map(read_map, halves)) if has_halves else read_map(run.path("run_class001.mrc"))
     box = maps.first.box_size_px if isinstance(maps, HalfMaps) else maps.box_size_px
+    embedding = None
+    if config.graph == "embeddings":
+        embedding = ClassEmbedding(load_encoder(run.folder, torch.device("cpu")))
+    largest = LARGEST_BOX_PX if embedding is None else embedding.taught.box_size_px
     _, dataset = open_particles(
-        job, config.datadir, count=len(poses), box_size_px=box, largest_px=LARGEST_BOX_PX, cache_bytes=_CACHE_BYTES
+        job, config.datadir, count=len(poses), box_size_px=box, largest_px=largest, cache_bytes=_CACHE_BYTES
     )
-    particles = ScreenedParticles.of(dataset, poses, half_set, maps)
+    particles = ScreenedParticles.of(dataset, poses, half_set, maps, embedding=embedding)
     evidence = yield from particles.weigh()
     generator = stream_generator(config.seed, Stream.JUNK)
     chosen = particles.make_scorer(scorer, evidence, generator)
@@ -147,10 +156,10 @@ def _score(
     write_particle_star(path, star, None, extra_columns={SCORE_COLUMN: np.char.mod("%.4f", z.double().numpy())})
     area = particles.try_scorer(chosen, generator)
     yield Report(
-        f"{len(z)} particles scored by {scorer}",
+        f"{len(z)} particles scored by {scorer}" + (f" of {config.graph}" if scorer in _GRAPH_SCORERS else ""),
         {
             "Junk made of them told from the others": f"{area:.3f} (area under the ROC curve, 0.5 by chance)",
             "Column": f"{SCORE_COLUMN} of {path}: the highest look least like particles",
         },
     )
-    return {"scorer": scorer, "column": SCORE_COLUMN, "made_junk_roc_auc": area}
+    return {"scorer": scorer, "graph": config.graph, "column": SCORE_COLUMN, "made_junk_roc_auc": area}

@@ -48,12 +48,23 @@ def random_bases(count: int, n: int, generator: torch.Generator) -> Float[Tensor
     basis = torch.randn(count, n, n, dtype=torch.float64, generator=generator)
     spread = torch.rand(count, 1, 1, dtype=torch.float64, generator=generator)
     basis = basis * (2 * spread * torch.randn(count, 1, n, dtype=torch.float64, generator=generator)).exp()
+    return scramble(basis, generator)
+
+
+def scramble(basis: Float[Tensor, "count d n"], generator: torch.Generator) -> Float[Tensor, "count d n"]:
+    """Each in another basis, a random product of elementary moves away.
+
+    Args:
+        basis: vectors as columns.
+        generator: source of chance.
+    """
+    count, d, n = basis.shape
     for _ in range(_SCRAMBLES_PER_DIMENSION * n):
         target, source = torch.rand(count, n, generator=generator).topk(2).indices.unbind(-1)
         times = torch.randint(-2, 3, (count, 1, 1), generator=generator)
         rows = torch.arange(count)
         added = basis[rows, :, source][..., None] * times
-        basis = basis.scatter_add(2, target[:, None, None].expand(count, n, 1), added)
+        basis = basis.scatter_add(2, target[:, None, None].expand(count, d, 1), added)
     return basis
 
 
@@ -106,16 +117,22 @@ def _loss(
     uniform = torch.rand(samples, n, n, batch, generator=generator).clamp(1e-6, 1 - 1e-6)
     drawn = (correction + spread * torch.logit(uniform)).detach().round()
     off = (1 - torch.eye(n))[..., None]
-    log_chance = (_log_chance(drawn, correction, spread) * off).sum(1)
+    chance = (log_chance(drawn, correction, spread) * off).sum(1)
     gains = torch.stack([weigh(bases, rounded + (one * off).double()).gains for one in drawn]).clamp(min=0).float()
     baseline = (gains.sum(0) - gains) / (samples - 1)
-    return -((gains - baseline) * log_chance).mean(), gains.mean()
+    return -((gains - baseline) * chance).mean(), gains.mean()
 
 
-def _log_chance(
-    drawn: Float[Tensor, "samples n n batch"], centre: Float[Tensor, "n n batch"], spread: float
-) -> Float[Tensor, "samples n n batch"]:
-    """Of a whole number when logistic noise is rounded."""
+def log_chance(
+    drawn: Float[Tensor, "samples *shape"], centre: Float[Tensor, "*shape"], spread: float
+) -> Float[Tensor, "samples *shape"]:
+    """Logarithm of the chance of whole numbers when logistic noise about other numbers is rounded.
+
+    Args:
+        drawn: the whole numbers.
+        centre: the others.
+        spread: scale of the noise.
+    """
     low, high = (drawn - 0.5 - centre) / spread, (drawn + 0.5 - centre) / spread
     # sigmoid(high) - sigmoid(low), without loss of digits on either side.
     return (

@@ -6,8 +6,8 @@
 It needs fpylll and cysignals (``pip install fpylll cysignals``), which nothing else of cryoeq does. Seconds are those
 of the processor, one thread. Bases: ``random`` as those of the training (other seeds); ``noisy``, short ones of whole
 numbers, scrambled, with 1 % of noise on each number; ``ill``, Gaussian with lengths spread over four orders of
-magnitude, scrambled. Dimensions without weights of their own use those of the largest below that has some: no layer of
-the network knows n.
+magnitude, scrambled. No layer of the network knows n: above 4 dimensions the weights of 4 are tried beside a
+dimension's own, and dimensions without weights of their own use those of the largest below that has some.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -22,10 +23,11 @@ from fpylll import LLL, IntegerMatrix
 from torch import Tensor
 
 from cryoeq.geometry.lattice import LagrangeGauss, Lll, log_orthogonality_defect, transform_basis
-from cryoeq.geometry.lattice_grid import reduce_grid
+from cryoeq.geometry.lattice_grid import CarriedBases, GridReducer, basis_flips, carry_bases
 from cryoeq.geometry.unit_cell import basis_of_cell
+from cryoeq.models.grid_reducer import GridNetwork, Meeting, NeuralGridReducer, Surroundings, load_grid_network
 from cryoeq.models.lattice_reducer import WEIGHTS, NeuralReducer, load_reducer
-from cryoeq.training.lattice_reduction import random_bases
+from cryoeq.training.lattice_reduction import random_bases, scramble
 
 RESULTS = Path(__file__).with_suffix(".json")
 DIMENSIONS = (2, 3, 4, 6, 8)
@@ -33,17 +35,6 @@ COUNT = 1000
 BATCHES = (1, 1000, 100_000)
 MOST_LLL = 2000  # it works one by one, so a larger batch takes in proportion
 WHOLE = 2.0**30  # fpylll reduces whole numbers
-
-
-def scramble(basis: Tensor, generator: torch.Generator) -> Tensor:
-    """Times a random unimodular matrix for each."""
-    count, _, n = basis.shape
-    for _ in range(4 * n):
-        target, source = torch.rand(count, n, generator=generator).topk(2).indices.unbind(-1)
-        times = torch.randint(-2, 3, (count, 1, 1), generator=generator)
-        added = basis[torch.arange(count), :, source][..., None] * times
-        basis = basis.scatter_add(2, target[:, None, None].expand(count, basis.shape[1], 1), added)
-    return basis
 
 
 def sets(n: int, count: int, seed: int) -> dict[str, Tensor]:
@@ -62,10 +53,14 @@ def sets(n: int, count: int, seed: int) -> dict[str, Tensor]:
     }
 
 
-def neural(n: int) -> tuple[NeuralReducer, int]:
-    """The shipped reducer, and of which dimension its training was."""
-    trained = max(k for k in (int(path.stem[1:]) for path in WEIGHTS.glob("n*.pt")) if k <= n)
-    return load_reducer(trained), trained
+def trained_for(n: int) -> int:
+    """The dimension whose shipped weights serve n dimensions best."""
+    return max(k for k in (int(path.stem[1:]) for path in WEIGHTS.glob("n*.pt")) if k <= n)
+
+
+def neural(n: int) -> NeuralReducer:
+    """The reducer of n dimensions."""
+    return load_reducer(trained_for(n))
 
 
 def fplll(basis: Tensor) -> list[IntegerMatrix]:
@@ -88,10 +83,9 @@ def quality() -> list[dict[str, object]]:
     """Mean log defect of each kind and dimension."""
     rows = []
     for n in DIMENSIONS:
-        reducer, trained = neural(n)
-        for kind, basis in sets(n, COUNT, 1000 + n).items():
+        for trained, (kind, basis) in product(sorted({min(n, 4), trained_for(n)}), sets(n, COUNT, 1000 + n).items()):
             changes = {
-                "neural": reducer(basis),
+                "neural": load_reducer(trained)(basis),
                 "rounding": NeuralReducer(None)(basis),
                 "fplll": fplll_changes(basis),
             }
@@ -120,7 +114,7 @@ def speed() -> list[dict[str, object]]:
     """Bases per second in batches."""
     rows = []
     for n in DIMENSIONS:
-        reducer, _ = neural(n)
+        reducer = neural(n)
         for batch in BATCHES:
             basis = sets(n, batch, 7)["random"]
             repeats = 20 if batch == 1 else 3 if batch == 1000 else 1
@@ -162,21 +156,23 @@ def tilt_series(frames: int, noise: float, seed: int) -> Tensor:
     return scramble(tiles, generator).view(1, frames, 3, 3)
 
 
-def flips(reduced: Tensor, largest: float) -> float:
-    """Share of neighbours in different bases: a vector of one has no like, up to its sign, in the other.
+class RuleOfMoves(GridNetwork):
+    """What the network over a grid may be compared with: the same descent with moves by a rule.
 
-    Like means that the difference is below a share of the length. Signs and order alone do not count.
+    Each vector goes to where the vectors of its window that the tile lacks pull it, weighted by their cosines with it.
     """
-    count, total = 0, 0
-    for axis in (0, 1):
-        size = reduced.shape[axis] - 1
-        if not size:
-            continue
-        first, second = (reduced.narrow(axis, start, size).mT for start in (0, 1))
-        nearest = torch.cdist(first, torch.cat([second, -second], -2)).amin(-1)
-        count += int((nearest > largest * first.norm(dim=-1)).any(-1).sum())
-        total += nearest[..., 0].numel()
-    return count / total
+
+    def __init__(self) -> None:
+        super().__init__(1, 1, torch.Generator())
+
+    def forward(self, frames: Tensor, around: Surroundings) -> Tensor:
+        """The moves, not rounded."""
+        meeting = Meeting.of(frames, around.wide)
+        lacking = meeting.cosines * ~meeting.alike.any(-1, keepdim=True)
+        pull = around.wide.mean(torch.einsum("tyki,tykj->tyij", meeting.places, lacking))
+        own = pull.diagonal(dim1=1, dim2=2)[:, None]
+        off = 1 - torch.eye(frames.shape[-1], dtype=frames.dtype)
+        return (torch.where(own.abs() > 1e-6, pull / own, 0.0) * off).clamp(-4, 4)
 
 
 def grids() -> list[dict[str, object]]:
@@ -189,16 +185,25 @@ def grids() -> list[dict[str, object]]:
             for seed in range(3):
                 grid = make(noise, seed)
                 flat = grid.flatten(0, 1)
-                changes = {
-                    "LLL": Lll()(flat),
-                    "neural": neural(n)[0](flat),
-                    "joint LLL": reduce_grid(grid, Lll()).flatten(0, 1),
-                    "joint neural": reduce_grid(grid, neural(n)[0]).flatten(0, 1),
+                joint: dict[str, GridReducer] = {
+                    "joint LLL": CarriedBases(Lll()),
+                    "joint neural": CarriedBases(neural(n)),
+                    "network on LLL": NeuralGridReducer(load_grid_network(), Lll()),
+                    "network on neural": NeuralGridReducer(load_grid_network(), neural(n)),
+                    "rule on LLL": NeuralGridReducer(RuleOfMoves(), Lll()),
                 }
+                changes = {"LLL": Lll()(flat), "neural": neural(n)(flat)}
+                for label, reducer in joint.items():
+                    start = time.process_time()
+                    found = reducer(grid)
+                    figures.setdefault(f"{label} s", []).append(time.process_time() - start)
+                    changes[label] = found.flatten(0, 1)
+                    if label.startswith(("network", "rule")):
+                        changes[f"{label}, carried"] = carry_bases(grid, found).flatten(0, 1)
                 changes |= {"Lagrange-Gauss": LagrangeGauss()(flat)} if n == 2 else {}
                 for method, change in changes.items():
                     reduced = transform_basis(flat, change)
-                    figures.setdefault(f"{method} flips", []).append(flips(reduced.view_as(grid), 1 / 3))
+                    figures.setdefault(f"{method} flips", []).append(basis_flips(reduced.view_as(grid)))
                     figures.setdefault(f"{method} log defect", []).append(
                         float(log_orthogonality_defect(reduced).mean())
                     )

@@ -62,6 +62,8 @@ REDUCERS = {
     "neural 2": Law(lambda: load_reducer(2), 2, False, 1.0001),
     "neural 3": Law(lambda: load_reducer(3), 3, False, 1.02),
     "neural 4": Law(lambda: load_reducer(4), 4, False, 1.04),
+    "neural 6": Law(lambda: load_reducer(6), 6, False, 1.15),
+    "neural 8": Law(lambda: load_reducer(8), 8, False, 1.15),
 }
 
 

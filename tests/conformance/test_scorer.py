@@ -26,7 +26,7 @@ def labelled(seed: int) -> LabelledEvidence:
     features = torch.randn(COUNT, FIGURES, generator=generator) - 2 * is_junk[:, None]
     errors = torch.rand(COUNT, generator=generator) + is_junk
     rows = torch.arange(COUNT) + COUNT * seed
-    evidence = ParticleEvidence(rows, errors, features, random_rotations(COUNT, generator))
+    evidence = ParticleEvidence(rows, errors, features, random_rotations(COUNT, generator)[:, 2])
     return LabelledEvidence(evidence, is_junk, torch.ones(COUNT, dtype=torch.bool))
 
 
@@ -62,11 +62,9 @@ def test_scores_are_finite_for_one_particle_and_for_one_like_no_other(
     assert alone.shape == (1,)
     assert alone.isfinite().all()
     features = evidence.features.index_put((torch.tensor([7]),), torch.full((FIGURES,), 1e6))
-    strange = ParticleEvidence(evidence.rows, evidence.errors, features, evidence.rotations)
+    strange = ParticleEvidence(evidence.rows, evidence.errors, features, evidence.directions)
     assert scorers[name].score(strange).isfinite().all()
-    same = ParticleEvidence(
-        evidence.rows, evidence.errors, evidence.features, evidence.rotations[:1].expand(COUNT, 3, 3)
-    )
+    same = ParticleEvidence(evidence.rows, evidence.errors, evidence.features, evidence.directions[:1].expand(COUNT, 3))
     assert scorers[name].score(same).isfinite().all()
 
 

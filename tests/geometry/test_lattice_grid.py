@@ -5,7 +5,7 @@ import math
 import torch
 
 from cryoeq.geometry.lattice import Lll, integer_determinant, log_orthogonality_defect, transform_basis
-from cryoeq.geometry.lattice_grid import reduce_grid
+from cryoeq.geometry.lattice_grid import CarriedBases
 from cryoeq.geometry.unit_cell import basis_of_cell
 
 
@@ -26,7 +26,7 @@ def test_neighbours_keep_their_basis(generator: torch.Generator) -> None:
     grid[::2] = grid[::2].flip(-1)
     grid[:, 1::3] = grid[:, 1::3] @ torch.tensor([[1.0, 3.0], [0.0, -1.0]], dtype=torch.float64)
     alone = Lll()(grid.flatten(0, 1)).view(5, 6, 2, 2)
-    joint = reduce_grid(grid, Lll())
+    joint = CarriedBases(Lll())(grid)
     assert {abs(integer_determinant(change)) for change in joint.flatten(0, 1)} == {1}
     assert jumps(transform_basis(grid, joint)) == 0
     assert jumps(transform_basis(grid, alone)) > 10
@@ -37,4 +37,4 @@ def test_neighbours_keep_their_basis(generator: torch.Generator) -> None:
 def test_a_tile_with_another_lattice_keeps_its_own_basis() -> None:
     grid = basis_of_cell((50.0, 60.0, 1.5)).repeat(1, 3, 1, 1)
     grid[0, 2] = basis_of_cell((30.0, 200.0, 1.7))
-    assert torch.equal(reduce_grid(grid, Lll())[0, 2], Lll()(grid[0, 2:])[0])
+    assert torch.equal(CarriedBases(Lll())(grid)[0, 2], Lll()(grid[0, 2:])[0])

@@ -54,6 +54,18 @@ def test_every_particle_is_posed_and_the_encoder_can_be_used_again(tmp_path: Pat
     assert taught.view.is_centred
     bound_and_check(output, tmp_path)
     infer_and_check(output, simulated, tmp_path)
+    screen_and_check(output, tmp_path / "screening")
+
+
+def screen_and_check(run_folder: Path, output: Path) -> None:
+    """``cryoeq screen --graph embeddings``: another graph than that of the poses, and other scores."""
+    columns = {}
+    for graph in ("poses", "embeddings"):
+        options = ["--scorer", "graph", "--graph", graph, "-o", str(output / graph)]
+        assert run(["screen", str(run_folder), *options]) == 0
+        columns[graph] = read_star(output / graph / "screened.star").floats("rlnParticleSelectZScore")
+        assert read_json(output / graph / "screening.json")["particles"]["graph"] == graph
+    assert not (columns["poses"] == columns["embeddings"]).all()
 
 
 def bound_and_check(run_folder: Path, tmp_path: Path) -> None:

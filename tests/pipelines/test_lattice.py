@@ -96,6 +96,29 @@ def test_a_basis_of_six_dimensions(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "r.json").read_text())["lengths"] == pytest.approx([1.0] * 6)
 
 
+@pytest.mark.parametrize("joint", ["carried", "network"])
+def test_a_grid_of_tiles_is_reduced_jointly(joint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A nearly hexagonal cell with 2 % of noise in 4 x 5 tiles: one basis throughout, in order and sign too."""
+    generator = np.random.default_rng(3)
+    cell = np.array([[100.0, 0.0], [-49.5, 86.8]])
+    tiles = cell * (1 + 0.02 * generator.standard_normal((20, 2, 2)))
+    tiles[::3] = tiles[::3, ::-1]
+    tiles[1::4, 0] += 3 * tiles[1::4, 1]
+    text = "\n\n".join("\n".join(f"{x} {y}" for x, y in tile) for tile in tiles)
+    (tmp_path / "tiles.txt").write_text(text)
+    command = ["lattice", "reduce", "--basis", str(tmp_path / "tiles.txt"), "--tiles", "4,5", "--joint", joint]
+    assert run([*command, "--json", str(tmp_path / "grid.json")]) == 0
+    assert "jointly 0.0% of neighbours" in " ".join(capsys.readouterr().out.split())
+    written = json.loads((tmp_path / "grid.json").read_text())
+    assert written["neighbours_in_different_bases"] == 0
+    assert [(tile["row"], tile["column"]) for tile in written["tiles"][4:6]] == [(0, 4), (1, 0)]
+    reduced = np.array([tile["reduced_basis"] for tile in written["tiles"]])
+    assert np.linalg.norm(reduced - reduced[0], axis=-1).max() < 25
+    for tile, given in zip(written["tiles"], tiles, strict=True):
+        change = np.array(tile["change_of_basis_columns"])
+        np.testing.assert_allclose(change @ given, tile["reduced_basis"], rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
@@ -107,6 +130,9 @@ def test_a_basis_of_six_dimensions(tmp_path: Path) -> None:
         (["reduce", "--basis", "{folder}/flat.txt"], 3, "not independent"),
         (["reduce", "--basis", "{folder}/none.txt"], 3, "cannot be read"),
         (["reduce", "--basis", "{folder}/nine.txt", "--reducer", "neural"], 2, "no trained reducer of 9"),
+        (["reduce", "--cell", "10 10 90", "--tiles", "2,2"], 2, "--tiles is for a --basis file"),
+        (["reduce", "--basis", "{folder}/nine.txt", "--tiles", "2,2"], 3, "4 bases were expected"),
+        (["reduce", "--basis", "{folder}/flat.txt", "--tiles", "1,2"], 3, "holds 2 lines"),
         (["find", "{folder}/none.mrc"], 3, "does not exist"),
         (["find", "{folder}/stack.mrc"], 3, "holds 2 images"),
         (["find", "{folder}/stack.mrc", "--min-cell", "500"], 2, "--min-cell must be below"),
@@ -135,3 +161,26 @@ def test_training_makes_a_reducer_that_loads(tmp_path: Path, capsys: pytest.Capt
     network = network_of(load_checkpoint(tmp_path / "n3.pt", torch.device("cpu")))
     assert network.width == 4
     assert float(network.out.weight.detach().abs().max()) > 0
+
+
+def test_training_makes_a_joint_reducer_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from cryoeq.io.checkpoint import load_checkpoint
+    from cryoeq.models.grid_reducer import grid_network_of
+
+    assert run(["lattice", "train-grid", "-o", str(tmp_path / "grid.pt"), "--steps", "1", "--width", "4"]) == 0
+    assert "flips" in capsys.readouterr().out
+    assert grid_network_of(load_checkpoint(tmp_path / "grid.pt", torch.device("cpu"))).width == 4
+
+
+def test_training_goes_on_from_given_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from cryoeq.io.checkpoint import load_checkpoint
+
+    first, second = (str(tmp_path / name) for name in ("first.pt", "second.pt"))
+    assert run(["lattice", "train", "2", "-o", first, "--steps", "1", "--width", "5"]) == 0
+    command = ["lattice", "train", "3", "-o", second, "--steps", "1", "--start", first, "--learning-rate", "1e-9"]
+    assert run(command) == 0
+    states = [load_checkpoint(Path(path), torch.device("cpu")) for path in (first, second)]
+    assert states[1]["width"] == 5
+    for name, weight in states[0]["network"].items():
+        torch.testing.assert_close(states[1]["network"][name], weight, atol=1e-6, rtol=0)
+    assert "mean log defect" in capsys.readouterr().out

@@ -55,3 +55,13 @@ def test_a_star_file_is_enough_for_the_views(
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["screen", str(tmp_path)]) == 2
     assert "holds no job.json" in capsys.readouterr().err
+
+
+def test_embeddings_need_an_encoder_and_a_graph(
+    known_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["screen", str(known_run), "--graph", "embeddings", "-o", str(tmp_path)]
+    assert run(command) == 2
+    assert "--scorer graph or sheaf" in capsys.readouterr().err
+    assert run([*command, "--scorer", "graph"]) == 3
+    assert "encoder of a hybrid reconstruction is needed" in capsys.readouterr().err
