@@ -89,6 +89,9 @@ class EncoderConfig(FrozenConfig):
         default=None, ge=1, le=64, description="of the sampler; None for 12 (uniform) or 4 (adaptive)"
     )
     precision: Literal["float32", "bf16"] = Field(default="float32", description="of the trunk's products")
+    compiled: bool = Field(
+        default=False, description="by torch.compile, where a C++ compiler is found; pays in long trainings at most"
+    )
 
 
 class HybridConfig(FrozenConfig):

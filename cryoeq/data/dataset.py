@@ -123,7 +123,7 @@ class ParticleDataset:
         if self.cache is not None:
             yield from map(self.batch, parts)
             return
-        at_once = min(_NEIGHBOURS * _PLACES, _READ_BYTES // (4 * self.table.box_size_px**2))
+        at_once = min(_NEIGHBOURS * _PLACES, _READ_BYTES // (4 * self.table.box_size_px**2), len(self))
         block, count = list[Tensor](), 0
         for part in parts:
             block.append(part)

@@ -24,6 +24,7 @@ from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.batch_size import choose_batch_size
 from cryoeq.pipelines.build import build_dataset, working_box
 from cryoeq.pipelines.build_training import build_plane, build_settings, build_state, tell_degrees
+from cryoeq.pipelines.compiling import compile_if_possible
 from cryoeq.pipelines.device import threads
 from cryoeq.pipelines.interruption import uninterrupted
 from cryoeq.pipelines.posed import PosedParticles
@@ -54,6 +55,7 @@ def infer_by_encoder(
     state = build_state(config, dataset, plane)
     state.batch_size = choose_batch_size(config, state, dataset, plane, checkpoint)
     training = build_settings(config, dataset, state.batch_size)
+    yield from compile_if_possible(state.encoder, is_wanted=config.encoder.compiled)
     yield Note(
         f"Poses are inferred at {dataset.box_size_px} px, {dataset.pixel_size_angstrom:.3g} Angstrom, "
         f"with a {config.encoder.group} encoder of {config.encoder.heads} heads and a {config.decoder.kind} decoder, "

@@ -18,6 +18,7 @@ import cryoeq
 from cryoeq.config.loading import packaged_file
 from cryoeq.domain.events import Event, Note, Report
 from cryoeq.errors import ConfigError
+from cryoeq.pipelines.compiling import find_compiler
 
 _DISTRIBUTIONS = (
     "torch", "escnn", "numpy", "scipy", "mrcfile", "gemmi", "pydantic",
@@ -121,7 +122,7 @@ def _machine() -> dict[str, str]:
         "Memory": f"{memory.available / _GIB:.1f} of {memory.total / _GIB:.1f} GiB free",
         "Disk, here": f"{_free_gib(Path.cwd()):.1f} GiB free",
         "Disk, temporary": f"{_free_gib(Path(tempfile.gettempdir())):.1f} GiB free in {tempfile.gettempdir()}",
-        "C++ compiler": _compiler() or "none",
+        "C++ compiler": find_compiler() or "none",
     }
 
 
@@ -189,13 +190,10 @@ def _slow_parts() -> Iterator[Problem]:
             "All works on the CPU, large boxes slowly; for an NVIDIA GPU install its driver and torch's CUDA build",
             is_fatal=False,
         )
-    if _compiler() is None:
-        yield Problem("No C++ compiler", "Only torch.compile needs one (Debian: apt-get install g++)", is_fatal=False)
-
-
-def _compiler() -> str | None:
-    candidates = (os.environ.get("CXX"), "g++", "clang++", "c++")
-    return next((path for name in candidates if name and (path := shutil.which(name))), None)
+    if find_compiler() is None:
+        yield Problem(
+            "No C++ compiler", "Only encoder.compiled=true needs one (Debian: apt-get install g++)", is_fatal=False
+        )
 
 
 def _usable_cores() -> int:

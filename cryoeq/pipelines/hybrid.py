@@ -32,6 +32,7 @@ from cryoeq.io.checkpoint import save_checkpoint
 from cryoeq.models.encoder import PoseEncoder
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.build_training import build_encoder, tell_degrees
+from cryoeq.pipelines.compiling import compile_if_possible
 from cryoeq.pipelines.kept_steps import Keep, run_anew
 from cryoeq.pipelines.search import (
     SearchResult,
@@ -122,6 +123,7 @@ def search_and_learn(
         torch.manual_seed(config.seed)
         radius = min(config.hybrid.shell, dataset.box_size_px // 2 - 1)
         encoder = build_encoder(config, encoder_box_px(radius)).to(device)
+    yield from compile_if_possible(encoder, is_wanted=config.encoder.compiled)
     hybrid = _Hybrid(config, dataset, images, settings, encoder, held_out, searched)
     lessons = yield from _teach(hybrid, first.maps[0], course=0)
     state = yield from _take_over(hybrid, lessons.view, _with_all(first, searched, half_set))

@@ -95,7 +95,7 @@ def fit(
     """
     device, total = plane.coords.device, settings.schedule.total_steps
     every = settings.reading or steps_per_reading(device)
-    own = (dataset.batch(rows[BatchShare.of(len(rows)).places]) for rows in _rows(state, dataset, settings))
+    own = dataset.batches_of(rows[BatchShare.of(len(rows)).places] for rows in _rows(state, dataset, settings))
     is_lost = torch.zeros((), dtype=torch.float32, device=device)  # as fused Adam wants it
     unread, portions, told = list[Tensor](), Portions(), None
     state.encoder.train()
