@@ -17,7 +17,6 @@ and disagreements falls with every one of them, and the descent ends.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from cryoeq.geometry.lattice import LatticeReducer, transform_basis
 from cryoeq.io.checkpoint import load_checkpoint
-from cryoeq.models.lattice_reducer import WEIGHTS, Bases, describe
+from cryoeq.models.lattice_reducer import WEIGHTS, Bases, describe, network_of
 
 ALIKE = 1 / 3  # of their mean length: how far two vectors may differ, up to the sign, to be one vector of the crystal
 AGREEMENT = 0.2  # log defect that agreement with the whole window is worth
@@ -270,16 +269,4 @@ class NeuralGridReducer:
 
 def load_grid_network() -> GridNetwork:
     """The network that cryoeq ships."""
-    return grid_network_of(load_checkpoint(WEIGHTS / "grid.pt", torch.device("cpu")))
-
-
-def grid_network_of(state: dict[str, Any]) -> GridNetwork:
-    """The network of a checkpoint that ``grid_checkpoint_of`` made."""
-    network = GridNetwork(state["width"], state["rounds"], torch.Generator())
-    network.load_state_dict(state["network"])
-    return network.eval()
-
-
-def grid_checkpoint_of(network: GridNetwork) -> dict[str, Any]:
-    """What makes the same network again: numbers and tensors."""
-    return {"width": network.width, "rounds": network.rounds, "network": network.state_dict()}
+    return network_of(load_checkpoint(WEIGHTS / "grid.pt", torch.device("cpu")), GridNetwork)

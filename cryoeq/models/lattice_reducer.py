@@ -15,7 +15,7 @@ basis wherever the proposals are the closest vectors (Nguyen and Stehle 2009, AC
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from cryoeq.errors import ConfigError
 from cryoeq.io.checkpoint import load_checkpoint
 
+Network = TypeVar("Network", bound=nn.Module)
 WEIGHTS = Path(__file__).with_name("lattice_weights")
 _LEAST_GAIN = 1e-6  # of log |b|^2; below it is rounding error
 _MOST_MOVES_PER_DIMENSION = 60
@@ -279,16 +280,21 @@ def load_reducer(n: int) -> NeuralReducer:
         raise ConfigError(
             f"no trained reducer of {n} dimensions", f"cryoeq ships those of {shipped}", "Use --reducer lll"
         )
-    return NeuralReducer(network_of(load_checkpoint(path, torch.device("cpu"))))
+    return NeuralReducer(network_of(load_checkpoint(path, torch.device("cpu")), MoveNetwork))
 
 
-def network_of(state: dict[str, Any]) -> MoveNetwork:
-    """The network of a checkpoint that ``checkpoint_of`` made."""
-    network = MoveNetwork(state["width"], state["rounds"], torch.Generator())
+def network_of(state: dict[str, Any], kind: Callable[[int, int, torch.Generator], Network]) -> Network:
+    """The network of a checkpoint that ``checkpoint_of`` made.
+
+    Args:
+        state: the checkpoint.
+        kind: class of the network.
+    """
+    network = kind(state["width"], state["rounds"], torch.Generator())
     network.load_state_dict(state["network"])
     return network.eval()
 
 
-def checkpoint_of(network: MoveNetwork) -> dict[str, Any]:
-    """What makes the same network again: numbers and tensors."""
+def checkpoint_of(network: nn.Module) -> dict[str, Any]:
+    """What makes the same network again, one of a width and of rounds: numbers and tensors."""
     return {"width": network.width, "rounds": network.rounds, "network": network.state_dict()}

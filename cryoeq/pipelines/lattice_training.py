@@ -11,7 +11,7 @@ from cryoeq.domain.randomness import Stream, stream_generator
 from cryoeq.geometry.lattice import LatticeReducer, Lll, log_orthogonality_defect, transform_basis
 from cryoeq.geometry.lattice_grid import CarriedBases, GridReducer, basis_flips
 from cryoeq.io.checkpoint import load_checkpoint, save_checkpoint
-from cryoeq.models.grid_reducer import GridNetwork, NeuralGridReducer, grid_checkpoint_of
+from cryoeq.models.grid_reducer import GridNetwork, NeuralGridReducer
 from cryoeq.models.lattice_reducer import MoveNetwork, NeuralReducer, checkpoint_of, load_reducer, network_of
 from cryoeq.training.grid_reduction import GridTraining, random_grids, train_grid
 from cryoeq.training.lattice_reduction import ReductionTraining, random_bases, train
@@ -38,7 +38,7 @@ def train_reducer(config: TrainConfig) -> Iterator[Event]:
     if config.start is None:
         network = MoveNetwork(config.width, config.rounds, generator)
     else:
-        network = network_of(load_checkpoint(config.start, torch.device("cpu"))).train()
+        network = network_of(load_checkpoint(config.start, torch.device("cpu")), MoveNetwork).train()
     started_s = time.process_time()
     training = ReductionTraining(config.n, steps=config.steps, learning_rate=config.learning_rate)
     for step, gain in enumerate(train(network, training, generator), 1):
@@ -80,7 +80,7 @@ def train_grid_reducer(config: GridTrainConfig) -> Iterator[Event]:
     for step, gain in enumerate(train_grid(network, GridTraining(steps=config.steps), singles, generator), 1):
         yield Progress("training", step, config.steps, {"gain": gain})
     seconds = time.process_time() - started_s
-    save_checkpoint(config.output, grid_checkpoint_of(network))
+    save_checkpoint(config.output, checkpoint_of(network))
     held_out = stream_generator(config.seed, Stream.LATTICES, 1)
     grids = [*random_grids(_GRIDS, 8, 8, 2, held_out), *random_grids(_GRIDS, 1, 32, 3, held_out)]
     rows = {}

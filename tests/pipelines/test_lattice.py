@@ -154,22 +154,23 @@ def test_wrong_use_is_explained(
 
 def test_training_makes_a_reducer_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from cryoeq.io.checkpoint import load_checkpoint
-    from cryoeq.models.lattice_reducer import network_of
+    from cryoeq.models.lattice_reducer import MoveNetwork, network_of
 
     assert run(["lattice", "train", "3", "-o", str(tmp_path / "n3.pt"), "--steps", "2", "--width", "4"]) == 0
     assert "mean log defect" in capsys.readouterr().out
-    network = network_of(load_checkpoint(tmp_path / "n3.pt", torch.device("cpu")))
+    network = network_of(load_checkpoint(tmp_path / "n3.pt", torch.device("cpu")), MoveNetwork)
     assert network.width == 4
     assert float(network.out.weight.detach().abs().max()) > 0
 
 
 def test_training_makes_a_joint_reducer_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from cryoeq.io.checkpoint import load_checkpoint
-    from cryoeq.models.grid_reducer import grid_network_of
+    from cryoeq.models.grid_reducer import GridNetwork
+    from cryoeq.models.lattice_reducer import network_of
 
     assert run(["lattice", "train-grid", "-o", str(tmp_path / "grid.pt"), "--steps", "1", "--width", "4"]) == 0
     assert "flips" in capsys.readouterr().out
-    assert grid_network_of(load_checkpoint(tmp_path / "grid.pt", torch.device("cpu"))).width == 4
+    assert network_of(load_checkpoint(tmp_path / "grid.pt", torch.device("cpu")), GridNetwork).width == 4
 
 
 def test_training_goes_on_from_given_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
