@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest_plugins = ["known_particles"]
+
 # A process of a job, without torchrun and without pictures.
 PROGRAM = """
 import os, sys, torch
@@ -17,7 +19,7 @@ os.environ.update({environment!r})
 torch.set_num_threads(1)
 sys.stderr = sys.stdout = open({said!r}, "a", buffering=1)
 sys.argv[1:] = {arguments!r}
-from cryoeq.pipelines import amortized, reconstruct
+from cryoeq.pipelines.reconstruct import amortized, reconstruct
 amortized.plot_training = reconstruct.plot_map = reconstruct.plot_fsc = reconstruct.write_report = lambda *_: None
 from cryoeq.cli.main import main
 main()
@@ -60,7 +62,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half the time of a tiny reconstruction is spent on its pictures; ``tiny_run`` has them."""
-    from cryoeq.pipelines import amortized, reconstruct
+    from cryoeq.pipelines.reconstruct import amortized, reconstruct
 
     monkeypatch.setattr(amortized, "plot_training", lambda *_: None)
     for name in ("plot_map", "plot_fsc", "write_report"):
@@ -73,7 +75,7 @@ def tiny_particles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from cryoeq.cli.main import run
     from cryoeq.io.mrc import write_map
     from cryoeq.simulation.density import sample_atoms
-    from cryoeq.simulation.phantom import chiral_phantom
+    from phantoms import chiral_phantom
 
     folder = tmp_path_factory.mktemp("tiny")
     write_map(folder / "phantom.mrc", sample_atoms(chiral_phantom(28.0), 16, 5.0))
@@ -87,7 +89,7 @@ def tiny_particles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_training() -> tuple[str, ...]:
     """Options of ``cryoeq reconstruct`` for a training of a second: 9 steps, each with its checkpoint."""
     settings = {
-        "encoder.group": "d4", "training.rendered_batch_size": 16,
+        "encoder.group": "d4", "training.synthetic_batch_size": 16,
         "training.checkpoint_seconds": 0,
     }  # fmt: skip
     chosen = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
@@ -158,7 +160,7 @@ def simulate_atoms(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
 @pytest.fixture(scope="session")
 def searched_particles(simulate_atoms: Callable[..., Path]) -> Path:
     """300 particles of 20 px of the chiral phantom."""
-    from cryoeq.simulation.phantom import chiral_phantom
+    from phantoms import chiral_phantom
 
     return simulate_atoms(chiral_phantom(0.36 * 20 * 5.0))
 
@@ -195,7 +197,9 @@ def environments() -> Callable[[int], list[dict[str, str]]]:
 def start_code() -> Callable[[str], ForkServerProcess]:
     """Starts a process that runs some code, forked from a server that has imported everything."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cryoeq.pipelines.amortized", "cryoeq.pipelines.reconstruct"])
+    context.set_forkserver_preload(
+        ["cryoeq.pipelines.reconstruct.amortized", "cryoeq.pipelines.reconstruct.reconstruct"]
+    )
 
     def run(code: str) -> ForkServerProcess:
         process = context.Process(target=exec, args=(code, {}))

@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from cryoeq.cli.errors import CrashError
 from cryoeq.domain.events import Event, Note, Progress, Report
-from cryoeq.domain.launched import launched
 from cryoeq.errors import CryoEqError, OutputError, Terminated
+from cryoeq.runtime.torchrun import torchrun_environment
 
 _STEP_FRACTION = 0.05  # a plain line at every twentieth of a stage ...
 _SHORTEST_S, _LONGEST_S = 1.0, 30.0  # ... but not more often than this, and at least this often
@@ -40,7 +40,7 @@ def draw(events: Iterator[Event], log: Path | None = None) -> None:
     """
     with ExitStack() as stack:
         drawers: list[TerminalDrawer | PlainDrawer] = []
-        if launched().is_first:  # the other processes of a job say the same
+        if torchrun_environment().is_main_process:  # the other processes of a job say the same
             drawers.append(TerminalDrawer() if _is_live_terminal() else PlainDrawer(_print_plain))
             if log is not None:
                 drawers.append(PlainDrawer(stack.enter_context(closing(LogFile(log))).write))
@@ -160,7 +160,7 @@ class PlainDrawer:
             now - started,
             ascii=True,
             prefix=progress.stage,
-            postfix=_figures(progress.figures),
+            postfix=_figures(progress.metrics),
             bar_format="{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
         )
         self._write(meter, False)
@@ -216,7 +216,7 @@ class TerminalDrawer:
         if progress.stage not in self._rows:
             self._rows[progress.stage] = self._bars.add_task(progress.stage, total=progress.total, figures="")
         row = self._rows[progress.stage]
-        self._bars.update(row, completed=progress.done, total=progress.total, figures=_figures(progress.figures))
+        self._bars.update(row, completed=progress.done, total=progress.total, figures=_figures(progress.metrics))
 
 
 def _figures(figures: Mapping[str, float]) -> str:

@@ -6,8 +6,8 @@ import traceback
 from pathlib import Path
 
 import cryoeq
-from cryoeq.domain.launched import launched
 from cryoeq.errors import CryoEqError, LostProcessError, Terminated
+from cryoeq.runtime.torchrun import torchrun_environment
 
 
 class CrashError(Exception):
@@ -35,7 +35,7 @@ def explain(error: BaseException, *, debug: bool = False) -> tuple[str, int]:
     cause = error.__cause__ if isinstance(error, CrashError) and error.__cause__ is not None else error
     message, code = _message(cause, error.folder if isinstance(error, CrashError) else None)
     trace = "".join(traceback.format_exception(cause)) if debug else ""
-    me = launched()
+    me = torchrun_environment()
     who = f"cryoeq, process {me.rank + 1} of {me.size}" if me.size > 1 else "cryoeq"
     return f"{trace}{who}: {message}", code
 

@@ -73,7 +73,7 @@ def fsc(
     from cryoeq.cli.drawing import draw
     from cryoeq.config.fsc import FscConfig
     from cryoeq.config.loading import load_config
-    from cryoeq.pipelines import fsc as pipeline
+    from cryoeq.pipelines.resolution import fsc as pipeline
 
     explicit = {
         "first": first, "second": second, "mask": mask, "with_alignment": align, "pixel_size_angstrom": angpix,

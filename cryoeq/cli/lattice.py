@@ -30,8 +30,8 @@ def reduce(
     from cryoeq.cli.drawing import draw
     from cryoeq.config.lattice import ReduceConfig
     from cryoeq.config.loading import load_config
-    from cryoeq.pipelines.lattice import reduce_lattice
-    from cryoeq.pipelines.lattice_grid import reduce_tiles
+    from cryoeq.pipelines.lattice.reduce import reduce_lattice
+    from cryoeq.pipelines.lattice.reduce_tiles import reduce_tiles
 
     explicit = {
         "cell": None if cell is None else cell.replace(",", " ").split(), "basis": basis, "reducer": reducer,

@@ -27,7 +27,7 @@ def find(
     from cryoeq.config.lattice import FindConfig
     from cryoeq.config.loading import load_config
     from cryoeq.outputs.run_folder import free_folder
-    from cryoeq.pipelines import find_lattice as pipeline
+    from cryoeq.pipelines.lattice import find as pipeline
 
     explicit = {
         "micrograph": micrograph, "output": output or free_folder("cryoeq_lattice"), "pixel_size_angstrom": angpix,

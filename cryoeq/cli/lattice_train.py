@@ -23,7 +23,7 @@ def train(
     from cryoeq.cli.drawing import draw
     from cryoeq.config.lattice import TrainConfig
     from cryoeq.config.loading import load_config
-    from cryoeq.pipelines.lattice_training import train_reducer
+    from cryoeq.pipelines.lattice.train import train_reducer
 
     explicit = {
         "n": n, "output": output, "steps": steps, "width": width, "rounds": rounds, "start": start,
@@ -44,7 +44,7 @@ def train_grid(
     from cryoeq.cli.drawing import draw
     from cryoeq.config.lattice import GridTrainConfig
     from cryoeq.config.loading import load_config
-    from cryoeq.pipelines.lattice_training import train_grid_reducer
+    from cryoeq.pipelines.lattice.train import train_grid_reducer
 
     explicit = {"output": output, "steps": steps, "width": width, "rounds": rounds, "seed": seed}
     draw(train_grid_reducer(load_config(GridTrainConfig, explicit=explicit)))

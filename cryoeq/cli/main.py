@@ -25,8 +25,8 @@ from cryoeq.cli.relion_job import run_for_relion
 from cryoeq.cli.report import report
 from cryoeq.cli.screen import screen
 from cryoeq.cli.simulate import simulate
-from cryoeq.domain.launched import launched
 from cryoeq.errors import ConfigError, Terminated
+from cryoeq.runtime.torchrun import torchrun_environment
 
 # Without rich's help pages and shell completion the program starts in a tenth of a second.
 app = typer.Typer(
@@ -125,9 +125,9 @@ def _run(arguments: list[str]) -> int:
 def _refuse_company(arguments: list[str]) -> None:
     """Several processes that do the same would write over each other."""
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
-    if launched().size > 1 and command != "reconstruct":
+    if torchrun_environment().size > 1 and command != "reconstruct":
         raise ConfigError(
-            f"{launched().size} processes for one cryoeq {command}",
+            f"{torchrun_environment().size} processes for one cryoeq {command}",
             "only cryoeq reconstruct shares its work out",
             "Run this command without torchrun",
         )

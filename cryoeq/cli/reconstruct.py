@@ -1,12 +1,13 @@
 """``cryoeq reconstruct``."""
 
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cryoeq.domain.launched import launched
+from cryoeq.runtime.torchrun import torchrun_environment
 
 
 def reconstruct(
@@ -25,7 +26,6 @@ def reconstruct(
             "them; known: take those of the star [search]."
         ),
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Settings by name: default, demo, demo-quick.")] = "default",
     config: Annotated[Path | None, typer.Option(help="YAML file of settings, for example that of another run.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, for example encoder.group=so2.")
@@ -76,7 +76,7 @@ def reconstruct(
 ) -> None:
     """Reconstruct a map from particles, with their poses searched for, inferred by an encoder, or known."""
     if gpu is not None:
-        from cryoeq.pipelines.launch import device_of, launch
+        from cryoeq.runtime.launch import device_of, launch
 
         if (device := device_of(gpu)) is None:
             raise typer.Exit(launch(gpu.count(",") + 1, sys.argv[1:]))
@@ -84,12 +84,13 @@ def reconstruct(
     from cryoeq.cli.drawing import draw
     from cryoeq.config.loading import load_config
     from cryoeq.config.reconstruct import ReconstructConfig
+    from cryoeq.domain.events import Note
     from cryoeq.outputs.relion_job import write_output_nodes
     from cryoeq.outputs.run_folder import free_folder
-    from cryoeq.pipelines import reconstruct as pipeline
+    from cryoeq.pipelines.reconstruct import reconstruct as pipeline
 
     # RELION's Continue repeats the command in the same folder, and so does torchrun after the loss of a process.
-    resume = resume or in_parts is not None or launched().restarts > 0
+    resume = resume or in_parts is not None or torchrun_environment().restarts > 0
     default = Path("cryoeq_reconstruction") if resume else free_folder("cryoeq_reconstruction")
     contrast = None if invert_data is None else ("invert" if invert_data else "keep")
     explicit = {
@@ -104,7 +105,9 @@ def reconstruct(
         "loss.symmetric": True if symmetric_loss else None, "training.epochs": epochs,
         "training.batch_size": batch_size,
     }  # fmt: skip
-    resolved = load_config(ReconstructConfig, preset=preset, file=config, overrides=settings or (), explicit=explicit)
-    draw(pipeline.reconstruct(resolved, resume=resume), log=resolved.output / "run.log")
-    if in_parts is not None and launched().is_first:
+    notes: list[str] = []
+    resolved = load_config(ReconstructConfig, file=config, overrides=settings or (), explicit=explicit, notes=notes)
+    events = chain(map(Note, notes), pipeline.reconstruct(resolved, resume=resume))
+    draw(events, log=resolved.output / "run.log")
+    if in_parts is not None and torchrun_environment().is_main_process:
         write_output_nodes(resolved.output)

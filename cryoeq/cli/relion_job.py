@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from cryoeq.domain.launched import launched
+from cryoeq.runtime.torchrun import torchrun_environment
 
 _CALL = "--in-parts"
 _ABORT = "RELION_JOB_ABORT_NOW"
@@ -29,7 +29,7 @@ def run_for_relion(arguments: Sequence[str], command: Callable[[], int]) -> int:
         That exit code.
     """
     folder = _job_folder(arguments)
-    if folder is None or not launched().is_first:
+    if folder is None or not torchrun_environment().is_main_process:
         return command()
     with suppress(OSError):  # the command itself will say what is wrong with the folder
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,12 +14,6 @@ def screen(
     *,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for all files [RUN/screening].")] = None,
     scorer: Annotated[str | None, typer.Option(help="Particle scores: error, knn, graph, sheaf, none [knn].")] = None,
-    graph: Annotated[
-        str | None,
-        typer.Option(
-            help="Neighbours of graph and sheaf: poses, or embeddings of class averages (hybrid run) [poses]."
-        ),
-    ] = None,
     sym: Annotated[str | None, typer.Option(help="Point group of the particle [that of the run].")] = None,
     hole_deg: Annotated[
         float | None,
@@ -35,10 +29,10 @@ def screen(
     from cryoeq.cli.drawing import draw
     from cryoeq.config.loading import load_config
     from cryoeq.config.screen import ScreenConfig
-    from cryoeq.pipelines import screen as pipeline
+    from cryoeq.pipelines.screening import screen as pipeline
 
     explicit = {
-        "run": run, "output": output, "scorer": scorer, "graph": graph, "symmetry": sym,
+        "run": run, "output": output, "scorer": scorer, "symmetry": sym,
         "hole_deg": hole_deg, "mirrored": mirrored, "datadir": datadir, "seed": seed,
     }  # fmt: skip
     draw(pipeline.screen(load_config(ScreenConfig, explicit=explicit)))

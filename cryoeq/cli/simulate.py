@@ -59,7 +59,7 @@ def simulate(
     from cryoeq.config.loading import load_config
     from cryoeq.config.simulate import SimulateConfig
     from cryoeq.outputs.run_folder import free_folder
-    from cryoeq.pipelines import simulate as pipeline
+    from cryoeq.pipelines.simulate import simulate as pipeline
 
     explicit = {
         "model": model, "output": output or free_folder("cryoeq_simulated"), "count": count or (1 if crystal else None),

@@ -1,12 +1,30 @@
 """The model that all settings derive from."""
 
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
 from pydantic import BaseModel, ConfigDict
+
+
+class Removed(NamedTuple):
+    """A setting of the version before that is gone.
+
+    Args:
+        neutral: the value that asked for nothing; files that hold it are still read.
+        reason: what was measured.
+    """
+
+    neutral: Any
+    reason: str
 
 
 class FrozenConfig(BaseModel):
     """Settings that cannot change once they are made.
 
     Unknown keys are errors, defaults are checked like given values, and no number may be NaN or infinite.
+    ``renamed`` maps dotted keys of the version before to today's; ``removed`` holds those without a successor.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    renamed: ClassVar[Mapping[str, str]] = {}
+    removed: ClassVar[Mapping[str, Removed]] = {}

@@ -1,4 +1,4 @@
-"""From a preset, a file, ``--set`` and flags to one checked configuration; and the files packed into the wheel."""
+"""From a file, ``--set`` and options to one checked configuration; and the files packed into the wheel."""
 
 import difflib
 import importlib.resources
@@ -31,19 +31,19 @@ def load_config(
     kind: type[C],
     *,
     file: Path | None = None,
-    preset: str | None = None,
     overrides: Sequence[str] = (),
     explicit: Mapping[str, object] | None = None,
+    notes: list[str] | None = None,
 ) -> C:
     """Build a configuration; where two layers set the same key, the later one wins.
 
     Args:
         kind: the configuration's class.
-        file: YAML file (``--config``); wins over the preset.
-        preset: name of a YAML file in ``configs/``, without its ending.
+        file: YAML file (``--config``).
         overrides: ``key=value`` (``--set``), the key dotted, the value in YAML; win over the file.
         explicit: options that the user gave on the command line, keys dotted or nested; None means not given. They win
             over all.
+        notes: gets a line for each key of the version before that was read as today's.
 
     Returns:
         The checked configuration.
@@ -52,12 +52,11 @@ def load_config(
         ConfigError: an unknown key, a value out of range, a missing one, or a file that cannot be read.
     """
     sources = []
-    if preset is not None:
-        sources.append(_Source(f"preset {preset}", _read_yaml(_preset_path(preset))))
     if file is not None:
         sources.append(_Source(str(file), _read_yaml(file)))
     sources.extend(_Source("--set", _parse_override(override)) for override in overrides)
     sources.append(_Source("the command line", _given(explicit or {})))
+    sources = [_Source(source.name, _with_current_keys(kind, source, notes)) for source in sources]
     merged: Settings = {}
     for source in sources:
         merged = _merge(merged, source.settings)
@@ -73,7 +72,7 @@ def packaged_file(name: str) -> Path:
     An installed wheel holds ``configs`` and ``data_samples`` inside the package, a checkout beside it.
 
     Args:
-        name: path with forward slashes, for example ``configs/demo.yaml``.
+        name: path with forward slashes, for example ``data_samples/1wcm_ca.pdb.gz``.
 
     Returns:
         Where it lies on this machine.
@@ -90,22 +89,47 @@ def packaged_file(name: str) -> Path:
     raise ConfigError(f"{name} is missing from this installation of cryoeq ({package})", "", "Install cryoeq again")
 
 
-def preset_names() -> tuple[str, ...]:
-    """The presets that come with cryoeq, sorted."""
-    return tuple(sorted(path.stem for path in packaged_file("configs").glob("*.yaml")))
+def with_current_keys(kind: type[FrozenConfig], settings: Settings, origin: str) -> Settings:
+    """Recorded settings under today's keys.
+
+    Args:
+        kind: the configuration's class.
+        settings: nested, as ``job.json`` and checkpoints hold them; also those of the version before.
+        origin: where they were read, for messages.
+
+    Raises:
+        ConfigError: they ask for something that is gone.
+    """
+    return _with_current_keys(kind, _Source(origin, settings), None)
 
 
-def _preset_path(preset: str) -> Path:
-    names = preset_names()
-    if preset not in names:
-        close = difflib.get_close_matches(preset, names, n=1)
-        advice = f"Did you mean {close[0]}? " if close else ""
-        raise ConfigError(
-            f"--preset {preset}: there is no such preset",
-            f"cryoeq has {', '.join(names)}",
-            f"{advice}A file of your own goes to --config",
-        )
-    return packaged_file(f"configs/{preset}.yaml")
+def _with_current_keys(kind: type[FrozenConfig], source: _Source, notes: list[str] | None) -> Settings:
+    settings = source.settings
+    for old, new in kind.renamed.items():
+        if _holds(settings, old.split(".")) and not isinstance(value := _value(settings, old), dict):
+            settings = _merge(_without(settings, old), _nest({new: value}))
+            if notes is not None:
+                notes.append(f"{source.name}: {old} is now called {new}; the old name is read for one more version.")
+    for old, gone in kind.removed.items():
+        if _holds(settings, old.split(".")):
+            if _value(settings, old) != gone.neutral:
+                raise ConfigError(f"{source.name}: {old} is no longer a setting", gone.reason, "Leave it out")
+            settings = _without(settings, old)
+    return settings
+
+
+def _value(settings: Settings, key: str) -> object:
+    inner: object = settings
+    for part in key.split("."):
+        inner = inner[part] if isinstance(inner, dict) else {}
+    return inner
+
+
+def _without(settings: Settings, key: str) -> Settings:
+    head, _, rest = key.partition(".")
+    if not rest:
+        return {name: value for name, value in settings.items() if name != head}
+    return settings | {head: _without(settings[head], rest)}
 
 
 def _read_yaml(path: Path) -> Settings:

@@ -1,11 +1,13 @@
 """Settings of ``cryoeq reconstruct``."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
-from cryoeq.config.frozen import FrozenConfig
+from cryoeq.config.frozen import FrozenConfig, Removed
+from cryoeq.config.older_keys import REMOVED, RENAMED
 
 Group = Literal["c1", "c2", "c4", "c8", "c16", "d1", "d2", "d4", "d8", "so2", "o2"]
 
@@ -34,86 +36,136 @@ class InputConfig(FrozenConfig):
     )
 
 
-class SearchConfig(FrozenConfig):
-    """How poses are searched for."""
+class InitialModelConfig(FrozenConfig):
+    """Stochastic expectation-maximisation from noise: one initial model for each random start."""
 
-    starts: int = Field(default=2, ge=1, le=64, description="random starts at least; 1 goes on unchecked")
-    most_starts: int = Field(default=4, ge=1, le=64, description="random starts until the best was found twice")
-    start_iterations: int = Field(default=150, ge=2, description="of each start, each with its own batch")
-    batch_size: int = Field(default=200, ge=1, description="particles per iteration of a start")
-    first_shell: int = Field(default=3, ge=2, description="radius at the start, in cycles per box")
-    start_shell: int = Field(default=7, ge=4, description="radius at the end of the starts")
-    settled_shells: tuple[PositiveInt, ...] = Field(
-        default=(7, 7, 8, 8, 9, 9, 10, 10, 10), description="radii of the joint iterations that follow"
+    iterations: int = Field(default=150, ge=2, description="iterations of each random start, each with its own batch")
+    batch_size: int = Field(default=200, ge=1, description="particles per iteration")
+    first_shell: int = Field(default=3, ge=2, description="resolution of the first iterations, in cycles per box")
+    last_shell: int = Field(default=7, ge=4, description="resolution of the last iterations, in cycles per box")
+
+
+class MultiStartConfig(FrozenConfig):
+    """Random starts until the best initial model is reproduced."""
+
+    min: int = Field(default=2, ge=1, le=64, description="random starts at least; 1 skips the check of reproducibility")
+    max: int = Field(default=4, ge=1, le=64, description="random starts at most, until the best map is reproduced")
+
+
+class ConsensusConfig(FrozenConfig):
+    """Refinement of one reference that both half sets share, at low resolution."""
+
+    shells: tuple[PositiveInt, ...] = Field(
+        default=(7, 7, 8, 8, 9, 9, 10, 10, 10), description="resolution of each iteration, in cycles per box"
     )
-    further_iterations: int = Field(
-        default=24, ge=0, description="more of them at the last radius, at most, while the evidence grows"
+    max_extra_iterations: int = Field(
+        default=24, ge=0, description="further iterations at the last resolution, until the log-likelihood converges"
     )
-    settled_images: int = Field(default=4000, ge=2, description="particles in these iterations, at most")
-    iterations: int = Field(default=3, ge=1, description="of the independent halves over all of SO(3)")
-    searched_shell: int = Field(default=15, ge=4, le=40, description="radius up to which all of SO(3) is searched")
-    polishing_iterations: int = Field(default=5, ge=0, description="local ones, beyond that radius")
-    trial_shifts: int = Field(default=4, ge=1, le=37, description="shifts tried for each particle at low resolution")
-    particle_radius: float = Field(default=0.42, gt=0.1, le=0.5, description="of the mask, as a fraction of the box")
-    decoder_steps: int = Field(
-        default=0, ge=0, description="of an implicit decoder fitted to the final poses, its map written beside; 0: none"
+    max_particles: int = Field(default=4000, ge=2, description="particles used, at most")
+
+
+class HalfSetsConfig(FrozenConfig):
+    """Gold-standard refinement of two independent half sets over all orientations."""
+
+    iterations: int = Field(default=3, ge=1, description="iterations over all orientations")
+    max_exhaustive_shell: int = Field(
+        default=15, ge=4, le=40, description="resolution up to which all orientations are searched, in cycles per box"
+    )
+
+
+class LocalRefinementConfig(FrozenConfig):
+    """Local angular searches of each half set beyond the exhaustive search."""
+
+    iterations: int = Field(default=5, ge=0, description="iterations")
+
+
+class SearchConfig(FrozenConfig):
+    """Ab initio reconstruction by expectation-maximisation, stage by stage."""
+
+    initial_model: InitialModelConfig = InitialModelConfig()
+    multi_start: MultiStartConfig = MultiStartConfig()
+    consensus: ConsensusConfig = ConsensusConfig()
+    half_sets: HalfSetsConfig = HalfSetsConfig()
+    local_refinement: LocalRefinementConfig = LocalRefinementConfig()
+    mask_radius: float = Field(
+        default=0.42, gt=0.1, le=0.5, description="radius of the spherical mask, as a fraction of the box"
+    )
+    offset_samples: int = Field(
+        default=4, ge=1, le=37, description="offsets sampled for each particle at low resolution"
     )
     symmetry: str = Field(default="C1", description="point group to impose: Cn, Dn, T, O, I")
+
+
+class EncoderDesignConfig(FrozenConfig):
+    """Architecture of the pose encoder beyond its group and its number of hypotheses."""
+
+    trunk: Literal["conv", "dense", "mobilenet"] = Field(
+        default="dense",
+        description="convolutions, one filter as large as the image (small boxes), or MobileNetV2's inverted residuals",
+    )
+    kernel: Literal["analytic", "implicit", "implicit_ctf"] = Field(
+        default="analytic",
+        description="steerable filters from circular harmonics, from an equivariant perceptron of the position in the "
+        "filter, or from one that also takes each particle's defocus and astigmatism",
+    )
+    sampler: Literal["uniform", "adaptive"] = Field(
+        default="uniform",
+        description="sampling of so2 and o2 in Fourier nonlinearities: on a grid, or adapted to the features",
+    )
+    samples: int | None = Field(
+        default=None, ge=1, le=64, description="number of samples; None for 12 (uniform) or 4 (adaptive)"
+    )
+    degree: Literal["strict", "learnt"] = Field(
+        default="strict", description="exactly equivariant layers, or layers that learn their degree of equivariance"
+    )
 
 
 class EncoderConfig(FrozenConfig):
     """The network from images to poses."""
 
     group: Group = Field(default="d4", description="in-plane group that the encoder is equivariant to")
-    heads: int = Field(default=8, ge=1, le=64, description="hypotheses per image")
-    trunk: Literal["conv", "dense", "mobilenet"] = Field(
-        default="dense",
-        description="convolutions, one filter as large as the image (small boxes), or MobileNetV2's inverted residuals",
-    )
+    heads: int = Field(default=8, ge=1, le=64, description="pose hypotheses per image")
     channels: tuple[PositiveInt, ...] | None = Field(
         default=None, description="widths of the feature maps; None for those of the box and mode"
     )
-    head: Literal["rows", "columns"] = Field(default="rows", description="how a rotation is represented")
-    kernel: Literal["analytic", "implicit", "implicit_ctf"] = Field(
-        default="analytic",
-        description="filters from circular harmonics, from an equivariant perceptron of the place in the filter, or "
-        "from one that also knows each particle's defocus and astigmatism",
+    precision: Literal["float32", "bf16"] = Field(
+        default="float32", description="number format of the trunk's products"
     )
-    sampler: Literal["uniform", "adaptive"] = Field(
-        default="uniform", description="where so2 and o2 are evaluated: on a grid, or where the features say"
-    )
-    degree: Literal["strict", "learnt"] = Field(
-        default="strict", description="equivariant layers, or layers that begin so and learn how far to stay so"
-    )
-    samples: int | None = Field(
-        default=None, ge=1, le=64, description="of the sampler; None for 12 (uniform) or 4 (adaptive)"
-    )
-    precision: Literal["float32", "bf16"] = Field(default="float32", description="of the trunk's products")
     compiled: bool = Field(
-        default=False, description="by torch.compile, where a C++ compiler is found; pays in long trainings at most"
+        default=False, description="use torch.compile, where a C++ compiler is found; pays in long trainings at most"
     )
+    design: EncoderDesignConfig = EncoderDesignConfig()
 
 
 class HybridConfig(FrozenConfig):
-    """How an encoder takes over from the search."""
+    """Encoder-initialised refinement: an encoder trained on the consensus map replaces the later global searches."""
 
-    held_out: float = Field(default=0.1, ge=0, le=0.5, description="share of the particles that are never searched")
-    shell: int = Field(default=10, ge=4, description="radius up to which the encoder sees, in cycles per box")
-    steps: int | None = Field(
-        default=None, ge=1, description="of training on renderings of the first map; None for 800, or 1,400 with shifts"
+    held_out: float = Field(default=0.1, ge=0, le=0.5, description="fraction of the particles that are never searched")
+    max_shell: int = Field(default=10, ge=4, description="resolution of the encoder's input, in cycles per box")
+    training_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="training steps on projections of the consensus map; None for 800, or 1,400 with offsets",
     )
-    final_steps: int = Field(default=300, ge=0, description="of training on renderings of the last map, for encoder.pt")
-    batch_size: int = Field(default=256, ge=2, description="images per step")
-    rate: float = Field(default=1e-2, gt=0, description="learning rate")
-    sharpness: float = Field(default=2.0, gt=0, description="of the heads, for the squared distance of rotations")
-    first_noise: float = Field(
-        default=0.2, ge=0, le=1, description="amplitude of the renderings' noise at first, over that of the particles"
+    final_training_steps: int = Field(
+        default=300, ge=0, description="training steps on projections of the final map, for encoder.pt"
     )
-    least_confidence: float = Field(
-        default=0.9, ge=0.5, lt=1, description="of a refined proposal; particles with less go back to the search"
+    batch_size: int = Field(default=256, ge=2, description="images per training step")
+    learning_rate: float = Field(default=1e-2, gt=0, description="learning rate")
+    concentration: float = Field(
+        default=2.0, gt=0, description="inverse temperature of the hypotheses, for the squared distance of rotations"
     )
-    iterations: int = Field(
-        default=5, ge=1, description="of the independent halves, refined locally, where the search does not reach"
+    initial_noise_scale: float = Field(
+        default=0.2, ge=0, le=1, description="noise of the first training projections, relative to the particles'"
+    )
+    min_confidence: float = Field(
+        default=0.9,
+        ge=0.5,
+        lt=1,
+        description="probability of a refined pose below which the particle is searched again",
+    )
+    local_iterations: int = Field(
+        default=5, ge=1, description="local iterations of the half sets, where the exhaustive search does not reach"
     )
 
 
@@ -121,46 +173,55 @@ class DecoderConfig(FrozenConfig):
     """The model of the volume."""
 
     kind: Literal["voxel", "implicit"] = Field(
-        default="voxel", description="a grid, or a network of Fourier coordinates"
+        default="voxel", description="a voxel grid, or a network of Fourier coordinates"
     )
     width: int = Field(default=64, ge=8, le=1024, description="hidden width of the implicit decoder")
 
 
 class LossConfig(FrozenConfig):
-    """What is made small."""
+    """Loss functions."""
 
     symmetric: bool = Field(default=False, description="minimum over the image and its half-turn (cryoAI)")
-    leak: float = Field(default=0.02, ge=0, le=1, description="weight of the hypotheses that are not the best")
-    rendered_weight: float = Field(
-        default=1.0, ge=0, description="of the poses of renderings of the current map; 0 for the pure autoencoder"
+    wta_epsilon: float = Field(
+        default=0.02, ge=0, le=1, description="weight of all hypotheses but the best (relaxed winner-takes-all)"
+    )
+    synthetic_weight: float = Field(
+        default=1.0, ge=0, description="weight of the pose loss on synthetic projections; 0 for the pure autoencoder"
     )
 
 
 class TrainingConfig(FrozenConfig):
-    """How encoder and decoder learn."""
+    """Training of encoder and decoder, end to end."""
 
     epochs: int | None = Field(default=None, ge=1, description="passes over the images; None for about 6,000 steps")
     batch_size: PositiveInt | Literal["auto"] = Field(
         default=64,
         description="images per step, of all processes together; auto for as many as a GPU has memory for, 64 on a CPU",
     )
-    rendered_batch_size: int = Field(default=64, ge=1, description="images per step")
-    encoder_rate: float = Field(default=2e-3, gt=0, description="learning rate of the encoder")
-    decoder_rate: float | None = Field(default=None, gt=0, description="of the decoder; None for 1e-2 (voxel), 1e-3")
-    images_from: float = Field(
-        default=0.3, ge=0, le=1,
-        description="fraction of the training from which the encoder learns from the images' residuals too",
-    )  # fmt: skip
-    first_shell: float = Field(default=3.0, ge=1, description="radius at the start, in cycles per box")
-    marching: float = Field(default=0.6, ge=0, le=1, description="fraction after which the last shell is reached")
-    augment: bool = Field(
-        default=False, description="turn and mirror each image by a random element of D4, and its pose with it"
+    synthetic_batch_size: int = Field(default=64, ge=1, description="synthetic projections per step")
+    encoder_learning_rate: float = Field(default=2e-3, gt=0, description="learning rate of the encoder")
+    decoder_learning_rate: float | None = Field(
+        default=None, gt=0, description="learning rate of the decoder; None for 1e-2 (voxel), 1e-3 (implicit)"
     )
-    checkpoint_seconds: float = Field(default=60.0, ge=0, description="time between checkpoints")
+    image_loss_start: float = Field(
+        default=0.3, ge=0, le=1,
+        description="fraction of the training after which the encoder's loss includes the images' residuals",
+    )  # fmt: skip
+    first_shell: float = Field(default=3.0, ge=1, description="resolution at the start, in cycles per box")
+    frequency_marching: float = Field(
+        default=0.6, ge=0, le=1, description="fraction of the training after which the full resolution is used"
+    )
+    augment: bool = Field(
+        default=False, description="rotate and mirror each image by a random element of D4, and its pose with it"
+    )
+    checkpoint_seconds: float = Field(default=60.0, ge=0, description="seconds between checkpoints")
 
 
 class ReconstructConfig(FrozenConfig):
     """From a particle stack to a map."""
+
+    renamed: ClassVar[Mapping[str, str]] = RENAMED
+    removed: ClassVar[Mapping[str, Removed]] = REMOVED
 
     particles: Path = Field(description="RELION star file, or a bare stack with angpix")
     output: Path = Field(description="run folder")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from cryoeq.config.frozen import FrozenConfig
 
@@ -18,11 +18,6 @@ class ScreenConfig(FrozenConfig):
         description="what scores particles: reconstruction error, nearest neighbours, a network on the graph of views,"
         " the same on its sheaf",
     )
-    graph: Literal["poses", "embeddings"] = Field(
-        default="poses",
-        description="neighbours of the graph and the sheaf: the nearest views, or class averages that look alike to the"
-        " encoder of a hybrid run",
-    )
     symmetry: str | None = Field(default=None, description="point group; that of the run if not given")
     hole_deg: float | None = Field(
         default=None, gt=0, le=90, description="radius of a gap between views from which on it is a hole"
@@ -30,9 +25,3 @@ class ScreenConfig(FrozenConfig):
     mirrored: bool = Field(default=False, description="take a view and its mirror image for one")
     datadir: Path | None = Field(default=None, description="folder that image names are relative to")
     seed: int = Field(default=0, ge=0, lt=2**63, description="of the made junk and of the network's first weights")
-
-    @model_validator(mode="after")
-    def _graph_has_a_network(self) -> "ScreenConfig":
-        if self.graph == "embeddings" and self.scorer not in {"graph", "sheaf"}:
-            raise ValueError("--graph embeddings is for --scorer graph or sheaf: the others have no graph")
-        return self

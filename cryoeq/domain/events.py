@@ -1,8 +1,10 @@
 """What a pipeline says while it works; the command line draws it, tests read it."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,15 @@ class Progress:
         stage: its name, for example "training".
         done: units finished.
         total: units in all.
-        figures: numbers of interest, for example {"loss": 0.93}.
+        metrics: numbers of interest, for example {"loss": 0.93}.
+        iteration: number of this iteration of the stage, from 1, and how many there are; None without iterations.
     """
 
     stage: str
     done: int
     total: int
-    figures: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    iteration: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,3 +48,13 @@ class Report:
 
 
 Event = Note | Progress | Report
+
+
+def result_of(steps: Generator[Event, None, Result]) -> Result:
+    """Run steps to their end without showing their events; what they return."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: Result = end.value
+            return result

@@ -1,9 +1,12 @@
 """Maps."""
 
+import math
 from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
+
+from cryoeq.errors import MapFileError
 
 
 @dataclass(frozen=True)
@@ -30,3 +33,24 @@ class HalfMaps:
 
     first: Volume
     second: Volume
+
+
+def require_same_frame(first: Volume, second: Volume) -> None:
+    """Refuse two maps that have no common grid.
+
+    Raises:
+        MapFileError: boxes or pixel sizes that differ; both values are named.
+    """
+    if first.box_size_px != second.box_size_px:
+        raise MapFileError(
+            f"the maps have boxes of {first.box_size_px} and {second.box_size_px} pixels",
+            "Expected two maps of one box",
+            "Crop, pad or resample one of them",
+        )
+    ours, theirs = first.pixel_size_angstrom, second.pixel_size_angstrom
+    if not math.isclose(ours, theirs, rel_tol=1e-3):
+        raise MapFileError(
+            f"the maps have pixel sizes of {ours:.6g} and {theirs:.6g} Angstrom",
+            "Expected two maps of one pixel size",
+            "Give the true one for both with --angpix, or resample one of them",
+        )

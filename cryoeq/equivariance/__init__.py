@@ -87,8 +87,8 @@ from cryoeq.equivariance.degree import (  # noqa: E402
     LearntDegree,
     RelaxedBasis,
     StrictDegree,
-    cost_of_degrees,
     degrees_of,
+    equivariance_penalty,
 )
 from cryoeq.equivariance.depthwise import DepthwiseConv, InvertedResidual  # noqa: E402
 from cryoeq.equivariance.fields import (  # noqa: E402
@@ -146,8 +146,8 @@ __all__ = [
     "SteerablePerceptron",
     "StrictDegree",
     "UniformSampler",
-    "cost_of_degrees",
     "degrees_of",
+    "equivariance_penalty",
     "plane_group",
     "steerable_kernels",
 ]

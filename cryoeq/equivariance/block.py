@@ -105,7 +105,7 @@ class BlockDesign:
         *,
         stride: int = 1,
         is_whole: bool = False,
-        is_first: bool = False,
+        is_main_process: bool = False,
     ) -> SteerableBlock:
         """A block whose output is hidden fields.
 
@@ -115,10 +115,10 @@ class BlockDesign:
             size: odd side of the filters in pixels.
             stride: 1 or 2.
             is_whole: the filter is as large as the map: one pixel comes out.
-            is_first: of the network.
+            is_main_process: of the network.
         """
         out_fields: tuple[int, FieldKind] = (fields, "hidden")
-        if is_first and self.kernel == "implicit_ctf":
+        if is_main_process and self.kernel == "implicit_ctf":
             conv: nn.Module = ConditionedConv(
                 self.group, in_fields, out_fields, size, stride=stride, is_whole=is_whole
             )  # fmt: skip
@@ -126,7 +126,7 @@ class BlockDesign:
             kind = FullMapConv if is_whole else SteerableConv
             basis = self._basis(in_fields[1], size)
             conv = kind(self.group, in_fields, out_fields, size, stride=stride, basis=basis)
-        return SteerableBlock(conv, self._activation(fields, is_first=is_first))
+        return SteerableBlock(conv, self._activation(fields, is_main_process=is_main_process))
 
     def _basis(self, in_kind: FieldKind, size: int) -> KernelBasis | None:
         """None for the analytic one."""
@@ -168,8 +168,8 @@ class BlockDesign:
             return None
         return AdaptiveSampler(self.group, (fields, "hidden"), self.samples or _ADAPTIVE_SAMPLES)
 
-    def _activation(self, fields: int, *, is_first: bool = False) -> nn.Module:
+    def _activation(self, fields: int, *, is_main_process: bool = False) -> nn.Module:
         """A gated one before there are places to sample at: exact, and an image alone has no direction to choose."""
-        if self.is_adaptive and is_first:
+        if self.is_adaptive and is_main_process:
             return IrrepActivation(self.group, fields, gate="gated")
         return FieldActivation(self.group, fields, samples=0 if self.is_adaptive else self.samples)

@@ -107,7 +107,7 @@ class LearntDegree(nn.Module):
         return logits - logits.logsumexp(-1, keepdim=True) + math.log(len(self.values))
 
 
-def cost_of_degrees(network: nn.Module) -> Float[Tensor, ""]:
+def equivariance_penalty(network: nn.Module) -> Float[Tensor, ""]:
     """What keeps a network as equivariant as its task allows, to be added to its loss; 0 where all layers are strict.
 
     Veefkind and Cesa, section 5: the divergence of each layer's likelihood from that of the layer before, of the first

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cryoeq.domain.processes import mean_over_rows
 from cryoeq.equivariance.fields import FieldKind, sampling_matrix
 from cryoeq.equivariance.groups import PlaneGroup
 from cryoeq.equivariance.sampling import Frames
+from cryoeq.runtime.distributed import mean_over_rows
 
 
 class FieldActivation(nn.Module):

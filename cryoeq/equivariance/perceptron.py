@@ -45,13 +45,13 @@ class SteerablePerceptron(nn.Module):
         return values.transpose(0, 1).flatten(1)[:, :, None, None]
 
     @torch.no_grad()
-    def begin_with(self, images: Float[Tensor, "fields levels n n"]) -> None:
+    def init_filters_from(self, images: Float[Tensor, "fields levels n n"]) -> None:
         """Let the first layer begin as matched filters: the value of a field is its product with one.
 
         Args:
             images: one for each field; their scale does not matter.
         """
-        self.blocks()[0][0].begin_with(self.lift(images))
+        self.blocks()[0][0].init_filters_from(self.lift(images))
 
     def blocks(self) -> "list[tuple[GroupLinear, FieldActivation]]":
         """Linear map and activation of each layer."""
@@ -145,7 +145,7 @@ class GroupLinear(nn.Module):
         return columns.transpose(1, 2).flatten(0, 1)
 
     @torch.no_grad()
-    def begin_with(self, templates: Float[Tensor, "order out in"]) -> None:
+    def init_filters_from(self, templates: Float[Tensor, "order out in"]) -> None:
         """Set the map whose output at the identity is the product with a template, for each function that goes out.
 
         Args:
@@ -154,7 +154,7 @@ class GroupLinear(nn.Module):
         scaled = templates / templates.square().mean((0, 2), keepdim=True).sqrt().clamp(min=1e-12)
         spectrum = (self.change.T @ scaled.flatten(1)).view(scaled.shape) / math.sqrt(scaled.shape[2] * len(scaled))
         for block in self._blocks():
-            block.begin_with(spectrum, self.change[0])
+            block.init_filters_from(spectrum, self.change[0])
 
     def _blocks(self) -> "list[_RealLinear | _ComplexLinear]":
         return [block for block in self.irreps if isinstance(block, _RealLinear | _ComplexLinear)]
@@ -179,7 +179,7 @@ class _RealLinear(nn.Module):
         return (rows @ self.weight).view(dim, batch, dim, -1).transpose(1, 2).flatten(0, 1)
 
     @torch.no_grad()
-    def begin_with(self, spectrum: Float[Tensor, "order out in"], at_identity: Float[Tensor, " order"]) -> None:
+    def init_filters_from(self, spectrum: Float[Tensor, "order out in"], at_identity: Float[Tensor, " order"]) -> None:
         dim, (out, count) = self.dim, spectrum.shape[1:]
         values = at_identity[self.places].view(dim, dim)  # (dimension, copy)
         wanted = spectrum[self.places].view(dim, dim, out, count)  # (dimension, copy that comes in)
@@ -204,7 +204,7 @@ class _ComplexLinear(nn.Module):
         return (rows @ weight).view(len(rows), 2, -1).transpose(0, 1)
 
     @torch.no_grad()
-    def begin_with(self, spectrum: Float[Tensor, "order out in"], at_identity: Float[Tensor, " order"]) -> None:
+    def init_filters_from(self, spectrum: Float[Tensor, "order out in"], at_identity: Float[Tensor, " order"]) -> None:
         (first, second), (x, y) = at_identity[self.places], spectrum[self.places].transpose(1, 2)
         squared = first.square() + second.square()
         self.real.copy_((first * x + second * y) / squared)

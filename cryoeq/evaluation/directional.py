@@ -16,9 +16,8 @@ from jaxtyping import Bool, Complex, Float, Int, Int32
 from scipy.spatial import ConvexHull
 from torch import Tensor
 
-from cryoeq.domain.volume import Volume
-from cryoeq.evaluation.crossing import crossing_shells
-from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, require_same_frame, resolution_angstrom
+from cryoeq.domain.volume import Volume, require_same_frame
+from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, crossing_shells, resolution_angstrom
 from cryoeq.geometry.healpix import opposite_pixels, pixel_centres, pixel_of_directions
 from cryoeq.geometry.shells import slabs, squared_radii
 

@@ -182,9 +182,9 @@ class _Pairs:
     def _predict(self, rows: Int[Tensor, " batch"]) -> Complex[Tensor, "batch points"]:
         device, poses = self.plane.coords.device, self.poses[rows]
         rotations, shifts = poses.rotations.float().to(device), poses.shifts_angstrom.float().to(device)
-        is_first = (self.half_set[rows] == 1).to(device)
+        is_main_process = (self.half_set[rows] == 1).to(device)
         slices = [extract_slices(volume, rotations, self.plane) for volume in self.padded]
-        own = torch.where(is_first[:, None], slices[0], slices[1]) * self.trust
+        own = torch.where(is_main_process[:, None], slices[0], slices[1]) * self.trust
         return apply_optics(own, shifts / self.dataset.pixel_size_angstrom, None, self.plane)
 
     def _transfers(self, batch: ParticleBatch) -> tuple[Tensor | None, Tensor | None]:

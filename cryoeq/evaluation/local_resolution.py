@@ -18,8 +18,7 @@ from scipy.fft import next_fast_len
 from torch import Tensor
 
 from cryoeq.domain.volume import Volume
-from cryoeq.evaluation.crossing import crossing_shells
-from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, randomise_phases
+from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, crossing_shells, randomise_phases
 
 SAMPLING_ANGSTROM: Final = 25.0
 COARSEST_ANGSTROM: Final = 50.0

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from cryoeq.domain.volume import Volume
+from cryoeq.domain.volume import Volume, require_same_frame
 from cryoeq.errors import MapFileError
 from cryoeq.geometry.map_filter import Change, filter_and_mask, filter_map
 from cryoeq.geometry.shells import ShellSpectra, fourier_shell_correlation, shell_spectra, transform_planes
@@ -188,27 +188,6 @@ def randomise_phases(
     return filter_map(values, _random_phases(from_shell, generator))
 
 
-def require_same_frame(first: Volume, second: Volume) -> None:
-    """Refuse two maps that have no common grid.
-
-    Raises:
-        MapFileError: boxes or pixel sizes that differ; both values are named.
-    """
-    if first.box_size_px != second.box_size_px:
-        raise MapFileError(
-            f"the maps have boxes of {first.box_size_px} and {second.box_size_px} pixels",
-            "Expected two maps of one box",
-            "Crop, pad or resample one of them",
-        )
-    ours, theirs = first.pixel_size_angstrom, second.pixel_size_angstrom
-    if not math.isclose(ours, theirs, rel_tol=1e-3):
-        raise MapFileError(
-            f"the maps have pixel sizes of {ours:.6g} and {theirs:.6g} Angstrom",
-            "Expected two maps of one pixel size",
-            "Give the true one for both with --angpix, or resample one of them",
-        )
-
-
 def require_mask(mask: Volume, volume: Volume) -> None:
     """Refuse a mask that does not fit a map.
 
@@ -254,3 +233,21 @@ def _last_shell(fsc: Float[Tensor, " shells"], threshold: float = HALF_MAP_THRES
     """The last shell before the first drop below the threshold; 0 if shell 1 is below it."""
     first_below = _first_below(fsc, threshold)
     return len(fsc) - 1 if first_below is None else first_below - 1
+
+
+def crossing_shells(curves: Float[Tensor, "curves shells"], threshold: float) -> Float[Tensor, " curves"]:
+    """Where each curve first drops below a threshold, interpolated linearly between shells.
+
+    Args:
+        curves: one value per shell from 0; shell 0, the mean density, is not looked at.
+        threshold: correlation.
+
+    Returns:
+        In shells; 0 where shell 1 is below already, the last shell where none is.
+    """
+    is_below, last = curves[:, 1:] < threshold, curves.shape[1] - 1
+    below = torch.where(is_below.any(1), is_below.int().argmax(1) + 1, last)
+    after, before = (curves.gather(1, shell[:, None]).squeeze(1) for shell in (below, below - 1))
+    part = ((before - threshold) / (before - after).clamp(min=1e-9)).clamp(0, 1)
+    crossing = torch.where(below > 1, below - 1 + part, 0.0)
+    return torch.where(is_below.any(1), crossing, float(last))

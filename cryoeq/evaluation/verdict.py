@@ -7,7 +7,7 @@ from typing import Literal
 
 from cryoeq.evaluation.orientations import UNEVEN_SCF
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD
-from cryoeq.evaluation.symmetry import MIXED_HANDS_WARNING
+from cryoeq.maps.symmetry import MIXED_HANDS_WARNING
 
 Level = Literal["found", "doubtful", "not found", "unfinished"]
 Weight = Literal["for", "against", "remark"]

@@ -136,3 +136,8 @@ def _quadrature(end: float, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Gauss-Legendre nodes and weights from 0 to an end."""
     nodes, weights = leggauss(count)
     return (nodes + 1) * end / 2, weights * end / 2
+
+
+def support_radius(particle_radius: float, box_size_px: int) -> float:
+    """Radius in pixels of the disk that projections of a masked map lie in."""
+    return min((particle_radius + 0.05) * box_size_px, box_size_px / 2 - 0.5)

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
+from cryoeq.geometry.fourier import fft_map, ifft_map
 from cryoeq.geometry.shells import radius_of, slabs, squared_radii, transform_planes
 
 Change = Callable[[Complex[Tensor, "n rows half"], Int[Tensor, "n rows half"]], Complex[Tensor, "n rows half"]]
@@ -87,3 +88,11 @@ def _changed_planes(values: Float[Tensor, "n n n"], change: Change) -> Complex[T
         rows = torch.fft.fft(planes[:, start:stop], dim=0)
         planes[:, start:stop] = torch.fft.ifft(change(rows, squared), dim=0)
     return planes
+
+
+def low_pass(volume: Float[Tensor, "n n n"], radius: float) -> Float[Tensor, "n n n"]:
+    """The map without what lies beyond a radius in Fourier space."""
+    n = volume.shape[-1]
+    k = torch.arange(n, device=volume.device) - n // 2
+    squared = k[:, None, None] ** 2 + k[:, None] ** 2 + k**2
+    return ifft_map(fft_map(volume) * (squared <= (radius + 0.5) ** 2))

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cryoeq.domain.randomness import sent
+from cryoeq.runtime.random_streams import to_device_async
 
 
 def random_rotations(
@@ -17,7 +17,7 @@ def random_rotations(
     unit = quaternions / quaternions.norm(dim=-1, keepdim=True)
     cross = _cross_matrix(unit[:, :3])
     rotations = torch.eye(3, device=unit.device) + 2 * (unit[:, 3, None, None] * cross + cross @ cross)
-    return rotations if device is None or device == generator.device else sent(rotations, device)
+    return rotations if device is None or device == generator.device else to_device_async(rotations, device)
 
 
 def rotation_angle_rad(

@@ -165,6 +165,8 @@ def write_particle_star(
     poses: Poses | None,
     *,
     half_set: Int[Tensor, " particles"] | None = None,
+    confidence: Float[Tensor, " particles"] | None = None,
+    figure_of_merit: Float[Tensor, " particles"] | None = None,
     extra_columns: Mapping[str, Shaped[np.ndarray, " particles"]] | None = None,
 ) -> None:
     """Write particles as RELION 3.1 and later read them, every input column and the row order kept.
@@ -175,6 +177,8 @@ def write_particle_star(
         poses: set as rlnAngleRot/Tilt/Psi and rlnOriginX/YAngst (and in pixels where the input has such columns, lest
             an old origin outlive its angles); None leaves the columns as they are.
         half_set: set as rlnRandomSubset.
+        confidence: probability of the pose, set as rlnMaxValueProbDistribution.
+        figure_of_merit: between 0 and 1, set as rlnParticleFigureOfMerit.
         extra_columns: further columns by name, one value per particle.
 
     Raises:
@@ -190,6 +194,8 @@ def write_particle_star(
         columns |= {name: decimals(shifts[:, axis].numpy() / star_pixel_size(star)) for axis, name in outdated}
     if half_set is not None:
         columns["rlnRandomSubset"] = half_set.cpu().numpy().astype(np.uint8).astype(np.str_)
+    numbers = {"rlnMaxValueProbDistribution": confidence, "rlnParticleFigureOfMerit": figure_of_merit}
+    columns |= {name: decimals(values.cpu().numpy()) for name, values in numbers.items() if values is not None}
     columns |= {name: np.asarray(values) for name, values in (extra_columns or {}).items()}
     if wrong := [name for name, values in columns.items() if len(values) != len(star)]:
         raise ValueError(f"{len(columns[wrong[0]])} values of {wrong[0]} for {len(star)} particles")

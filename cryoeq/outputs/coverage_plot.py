@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from torch import Tensor
 
-from cryoeq.evaluation.views import ViewCoverage
 from cryoeq.geometry.healpix import pixel_centres
 from cryoeq.outputs.figure import COLOURS, png_figure
 from cryoeq.outputs.mollweide import draw_sphere
+from cryoeq.screening.view_coverage import ViewCoverage
 
 _ORDER = 5
 

@@ -7,9 +7,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
-from cryoeq.evaluation.crossing import crossing_shells
 from cryoeq.evaluation.directional import ANISOTROPIC_CFAR, AXES_ORDER, CONE_HALF_ANGLE_DEG, DirectionalFsc
-from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, TRUTH_THRESHOLD, resolution_angstrom
+from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, TRUTH_THRESHOLD, crossing_shells, resolution_angstrom
 from cryoeq.geometry.healpix import pixel_of_directions
 from cryoeq.outputs.figure import COLOURS, GREY, png_figure, resolution_ticks_angstrom
 from cryoeq.outputs.mollweide import draw_sphere, mark_direction

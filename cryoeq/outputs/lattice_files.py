@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from cryoeq.evaluation.spectrum import Spectrum
 from cryoeq.io.star import write_blocks
+from cryoeq.lattice.power_spectrum import Spectrum
 from cryoeq.outputs.figure import COLOURS, png_figure
 
 _LABELLED_ORDER = 2

@@ -1,4 +1,4 @@
-"""``progress.csv``: the figures that a run reported while it worked, one row per report, for spreadsheets and plots."""
+"""``progress.csv``: the metrics that a run reported while it worked, one row per report, for spreadsheets and plots."""
 
 import csv
 import io
@@ -14,21 +14,21 @@ _FIXED = ("seconds", "stage", "done", "total")
 
 @dataclass(frozen=True)
 class ProgressRow:
-    """One report of progress with figures.
+    """One report of progress with metrics.
 
     Args:
         seconds: since the run began.
         stage: what was being done.
         done: units finished.
         total: units in all.
-        figures: numbers of interest by name, for example {"loss": 0.93}.
+        metrics: numbers of interest by name, for example {"loss": 0.93}.
     """
 
     seconds: float
     stage: str
     done: int
     total: int
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
 
 
 def write_progress(path: Path, rows: Sequence[ProgressRow]) -> None:
@@ -41,12 +41,12 @@ def write_progress(path: Path, rows: Sequence[ProgressRow]) -> None:
     Raises:
         OutputError: the disk is full or the place cannot be written.
     """
-    names = list(dict.fromkeys(name for row in rows for name in row.figures))
+    names = list(dict.fromkeys(name for row in rows for name in row.metrics))
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow([*_FIXED, *names])
     for row in rows:
-        cells = (row.figures.get(name, math.nan) for name in names)
+        cells = (row.metrics.get(name, math.nan) for name in names)
         numbers = ["" if math.isnan(value) else f"{value:.6g}" for value in cells]
         table.writerow([f"{row.seconds:.2f}", row.stage, row.done, row.total, *numbers])
     write_text(path, text.getvalue())
@@ -61,5 +61,5 @@ def read_progress(path: Path) -> list[ProgressRow]:
 
 
 def _parse(record: Mapping[str, str]) -> ProgressRow:
-    figures = {name: float(value) for name, value in record.items() if name not in _FIXED and value}
-    return ProgressRow(float(record["seconds"]), record["stage"], int(record["done"]), int(record["total"]), figures)
+    metrics = {name: float(value) for name, value in record.items() if name not in _FIXED and value}
+    return ProgressRow(float(record["seconds"]), record["stage"], int(record["done"]), int(record["total"]), metrics)

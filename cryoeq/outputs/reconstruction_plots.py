@@ -15,7 +15,7 @@ _AXES = (("z", "x", "y"), ("y", "x", "z"), ("x", "y", "z"))
 """Axis looked along, then those to the right and up, for array axes 0, 1, 2."""
 _CURVES = (
     ("loss", "mean squared residual\n(images have variance 1)"),
-    ("rendered_error_deg", "rotation error on renderings\nmedian, degrees"),
+    ("synthetic_error_deg", "rotation error on renderings\nmedian, degrees"),
     ("pose_change_deg", "rotation since the last epoch\nmean, degrees"),
 )
 

@@ -33,7 +33,7 @@ _MARGIN_PX = 2
 _SLICE_PX = 256
 _LABELS = {
     "loss": "mean squared residual",
-    "rendered_error_deg": "rotation error on renderings, median (°)",
+    "synthetic_error_deg": "rotation error on renderings, median (°)",
     "pose_change_deg": "rotation since the last epoch, mean (°)",
     "log evidence": "log evidence per particle",
     "confidence": "mean probability of the best pose",
@@ -179,8 +179,8 @@ def orientation_figure(poses: Poses) -> Figure:
 
 def progress_figures(rows: Sequence[ProgressRow]) -> list[Figure]:
     """One curve per figure that was recorded: over the steps of a training, over time where there were many stages."""
-    names = dict.fromkeys(name for row in rows for name in row.figures)
-    shown = [name for name in names if sum(name in row.figures for row in rows) > 1]
+    names = dict.fromkeys(name for row in rows for name in row.metrics)
+    shown = [name for name in names if sum(name in row.metrics for row in rows) > 1]
     colours = stage_colours(rows)
     return [_progress_figure(name, rows, colours) for name in sorted(shown, key=_place_of_label)]
 
@@ -204,9 +204,9 @@ def _progress_figure(name: str, rows: Sequence[ProgressRow], colours: Mapping[st
         if last is None or row.stage != last.stage or row.done < last.done:
             traces.append({"name": row.stage, "x": [], "y": []})
         last = row
-        if name in row.figures:
+        if name in row.metrics:
             traces[-1]["x"].append(row.done if by_step else round(row.seconds, 2))
-            traces[-1]["y"].append(row.figures[name])
+            traces[-1]["y"].append(row.metrics[name])
     kept = [trace for trace in traces if trace["x"]]
     for trace in kept:
         x, y = (_thinned(trace[axis]) for axis in "xy")

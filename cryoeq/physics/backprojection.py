@@ -16,9 +16,9 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cryoeq.domain.processes import over_all
 from cryoeq.geometry.fourier import HalfPlane, fft_map, ifft_map, shell_index
 from cryoeq.physics.projection import collect_slices, spread_slices
+from cryoeq.runtime.distributed import all_reduce
 
 # RELION's Kaiser-Bessel blob: as wide as the correlation that a box imposes on the coefficients of the map inside it.
 _BLOB_RADIUS, _BLOB_ALPHA = 1.9, 15.0
@@ -56,9 +56,9 @@ class WienerBackprojection:
         m = padding * box_size_px
         return cls(box_size_px, padding, torch.zeros(3, m, m, m, dtype=dtype, device=device))
 
-    def of_all_processes(self) -> "WienerBackprojection":
+    def all_reduced(self) -> "WienerBackprojection":
         """The sums over the images of all processes of the job."""
-        return WienerBackprojection(self.box_size_px, self.padding, over_all(self.sums))
+        return WienerBackprojection(self.box_size_px, self.padding, all_reduce(self.sums))
 
     def add(
         self,

@@ -72,7 +72,7 @@ def matched_filter(
     return torch.where(is_premultiplied, torch.ones_like(values), values), values.square()
 
 
-def ctf_condition(ctf: CtfParameters) -> Float[Tensor, "batch 3"]:
+def ctf_features(ctf: CtfParameters) -> Float[Tensor, "batch 3"]:
     """What a conditioned encoder is told of a particle: mean defocus, and astigmatism as a vector of twice its angle.
 
     In micrometres from 1.5, and in tenths of a micrometre.

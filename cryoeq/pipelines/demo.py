@@ -22,11 +22,11 @@ from cryoeq.io.particles import read_particles
 from cryoeq.io.text import read_json, write_json
 from cryoeq.outputs.reconstruction_plots import plot_comparison
 from cryoeq.outputs.run_folder import RunFolder
-from cryoeq.pipelines.device import choose_device
 from cryoeq.pipelines.evaluate import evaluate
-from cryoeq.pipelines.fsc import fsc
-from cryoeq.pipelines.reconstruct import reconstruct
-from cryoeq.pipelines.simulate import simulate
+from cryoeq.pipelines.reconstruct.reconstruct import reconstruct
+from cryoeq.pipelines.resolution.fsc import fsc
+from cryoeq.pipelines.simulate.simulate import simulate
+from cryoeq.runtime.device import choose_device
 
 MODEL = "data_samples/1wcm_ca.pdb.gz"
 
@@ -41,22 +41,20 @@ class Setting:
     """How hard the demo is.
 
     Args:
-        preset: of the reconstruction.
         box_size_px: side of the images.
         count: number of particles.
         snr: variance of the signal divided by that of the noise; 0.1 is that of real data.
         shift_sigma_angstrom: spread of the shifts per axis.
     """
 
-    preset: str
     box_size_px: int
     count: int
     snr: float
     shift_sigma_angstrom: float
 
 
-FULL = Setting("demo", box_size_px=32, count=2000, snr=0.1, shift_sigma_angstrom=12.5)
-QUICK = Setting("demo-quick", box_size_px=32, count=1000, snr=0.1, shift_sigma_angstrom=12.5)
+FULL = Setting(box_size_px=32, count=2000, snr=0.1, shift_sigma_angstrom=12.5)
+QUICK = Setting(box_size_px=32, count=1000, snr=0.1, shift_sigma_angstrom=12.5)
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ def _reconstruction(
         "seed": config.seed,
         "device": config.device,
     }
-    return load_config(ReconstructConfig, preset=setting.preset, explicit=explicit)
+    return load_config(ReconstructConfig, explicit=explicit)
 
 
 def _compare(config: DemoConfig, run: RunFolder) -> Iterator[Event]:

@@ -18,7 +18,7 @@ import cryoeq
 from cryoeq.config.loading import packaged_file
 from cryoeq.domain.events import Event, Note, Report
 from cryoeq.errors import ConfigError
-from cryoeq.pipelines.compiling import find_compiler
+from cryoeq.runtime.compiling import find_compiler
 
 _DISTRIBUTIONS = (
     "torch", "escnn", "numpy", "scipy", "mrcfile", "gemmi", "pydantic",

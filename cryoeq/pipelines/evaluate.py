@@ -16,8 +16,8 @@ from cryoeq.io.star import StarTable
 from cryoeq.io.text import write_json
 from cryoeq.outputs.evaluation_plots import plot_pose_errors
 from cryoeq.outputs.folder import make_folder
-from cryoeq.pipelines.bound import bound_run
-from cryoeq.pipelines.device import choose_device
+from cryoeq.pipelines.generalization.bound import bound_run
+from cryoeq.runtime.device import choose_device
 
 _NAME = "rlnImageName"
 _HANDS = {

@@ -4,20 +4,19 @@ import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from cryoeq.config.infer import InferConfig
 from cryoeq.data.dataset import ParticleDataset
+from cryoeq.data.prefetch import read_ahead
 from cryoeq.data.preprocessing import CONTRAST_SIGNS
-from cryoeq.data.read_ahead import read_ahead
 from cryoeq.domain.events import Event, Note, Progress, Report
 from cryoeq.domain.pose import Poses
 from cryoeq.errors import CheckpointError, ConfigError, OutputError, ParticleFileError
 from cryoeq.io.checkpoint import load_checkpoint
 from cryoeq.io.particles import ParticleStack, read_particles, write_particle_star
-from cryoeq.pipelines.device import choose_device
-from cryoeq.training.taught_encoder import ENCODER_FILE, TaughtEncoder
+from cryoeq.runtime.device import choose_device
+from cryoeq.training.synthetic.pose_estimator import ENCODER_FILE, PoseEstimator
 
 _SAMPLE = 512  # particles that say how large activations become
 _SAME_SIZE = 0.01  # relative difference of two boxes in Angstrom that counts as none
@@ -54,8 +53,7 @@ def infer(config: InferConfig) -> Iterator[Event]:
     start_s = time.monotonic()
     poses, probability = yield from pose_all(taught, dataset, config.batch_size, device)
     rate = len(dataset) / (time.monotonic() - start_s)
-    columns = {"rlnMaxValueProbDistribution": np.char.mod("%.6f", probability.numpy())}
-    write_particle_star(config.output, stack.star, poses, extra_columns=columns)
+    write_particle_star(config.output, stack.star, poses, confidence=probability)
     yield Report(
         f"{len(dataset)} particles posed",
         {
@@ -67,7 +65,7 @@ def infer(config: InferConfig) -> Iterator[Event]:
     )
 
 
-def load_encoder(run: Path, device: torch.device) -> TaughtEncoder:
+def load_encoder(run: Path, device: torch.device) -> PoseEstimator:
     """The encoder of a run.
 
     Args:
@@ -86,7 +84,7 @@ def load_encoder(run: Path, device: torch.device) -> TaughtEncoder:
         )
     state = load_checkpoint(path, device)
     try:
-        return TaughtEncoder.from_state(state, device)
+        return PoseEstimator.from_state(state, device)
     except (KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} does not hold an encoder of this version ({type(error).__name__}: {error})",
@@ -96,7 +94,7 @@ def load_encoder(run: Path, device: torch.device) -> TaughtEncoder:
 
 
 def pose_all(
-    taught: TaughtEncoder, dataset: ParticleDataset, batch_size: int, device: torch.device
+    taught: PoseEstimator, dataset: ParticleDataset, batch_size: int, device: torch.device
 ) -> Generator[Event, None, tuple[Poses, torch.Tensor]]:
     """All particles, batch by batch, the next one read meanwhile; poses, and the probability of each.
 
@@ -118,8 +116,8 @@ def pose_all(
 
 
 def _in_precision(
-    config: InferConfig, taught: TaughtEncoder, dataset: ParticleDataset, device: torch.device
-) -> TaughtEncoder:
+    config: InferConfig, taught: PoseEstimator, dataset: ParticleDataset, device: torch.device
+) -> PoseEstimator:
     """The encoder as it is to run; ranges of 8 bits are those of the first particles.
 
     Raises:
@@ -140,7 +138,7 @@ def _in_precision(
         ) from error
 
 
-def _open(config: InferConfig, stack: ParticleStack, taught: TaughtEncoder) -> ParticleDataset:
+def _open(config: InferConfig, stack: ParticleStack, taught: PoseEstimator) -> ParticleDataset:
     table = stack.table
     found = table.box_size_px * table.pixel_size_angstrom
     learnt = taught.box_size_px * taught.pixel_size_angstrom

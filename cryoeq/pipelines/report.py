@@ -23,8 +23,8 @@ from cryoeq.io.star import StarTable, read_star
 from cryoeq.outputs.progress_file import read_progress
 from cryoeq.outputs.report import ComparedParticles, RunContents, write_report
 from cryoeq.outputs.run_folder import RunFolder
-from cryoeq.pipelines.journal import PROGRESS_FILE
-from cryoeq.pipelines.run_particles import open_particles, read_reconstruction_job
+from cryoeq.pipelines.reconstruct.event_log import PROGRESS_FILE
+from cryoeq.pipelines.reconstruction_run import open_particles, read_reconstruction_job
 
 _PROBABILITY = "rlnMaxValueProbDistribution"
 _MODES = {"search": "search", "hybrid": "search and encoder", "amortized": "encoder", "known": "star file"}
@@ -127,10 +127,10 @@ def _facts(
         status=job["status"],
         error=job.get("results", {}).get("error"),
         pose_inference=settings["pose_inference"],
-        starts=settings["search"]["starts"],
+        starts=settings["search"]["multi_start"]["min"],
         side_angstrom=side,
         resolution_angstrom=None if curves is None else curves.resolutions_angstrom(HALF_MAP_THRESHOLD)["unmasked"],
-        shared_angstrom=side / max(settings["search"]["settled_shells"]) if is_searched else None,
+        shared_angstrom=side / max(settings["search"]["consensus"]["shells"]) if is_searched else None,
         probabilities=star.floats(_PROBABILITY).tolist() if star is not None and has_probabilities else None,
         warnings=[note["text"] for note in job.get("notes", []) if note["level"] == "warning"],
         scf_star=None if views is None else views.scf_star,

@@ -23,15 +23,15 @@ def data_term(
     return (residual.real.square() + residual.imag.square()) @ weights / weights.sum()
 
 
-def winner_takes_all(losses: Float[Tensor, "batch heads"], leak: float) -> Float[Tensor, ""]:
+def winner_takes_all(losses: Float[Tensor, "batch heads"], wta_epsilon: float) -> Float[Tensor, ""]:
     """The best hypothesis of each image, plus a little of the others so that no head dies.
 
-    Shekarforoush et al. 2024, CryoSPIN (NeurIPS); the leak is ours.
+    Shekarforoush et al. 2024, CryoSPIN (NeurIPS); the wta_epsilon is ours.
     """
-    return losses.min(1).values.mean() + leak * losses.mean()
+    return losses.min(1).values.mean() + wta_epsilon * losses.mean()
 
 
-def with_half_turn(proposals: PoseProposals, of_half_turned: PoseProposals) -> PoseProposals:
+def add_half_turn_hypotheses(proposals: PoseProposals, of_half_turned: PoseProposals) -> PoseProposals:
     """The hypotheses of the images and those of their half-turned copies, all as poses of the images themselves.
 
     The minimum of the data term over them is the symmetric loss: the residual of a half-turned image at pose A equals
@@ -67,13 +67,15 @@ def pose_cost(
     return cost
 
 
-def head_choice_loss(logits: Float[Tensor, "batch heads"], costs: Float[Tensor, "batch heads"]) -> Float[Tensor, ""]:
+def head_classification_loss(
+    logits: Float[Tensor, "batch heads"], costs: Float[Tensor, "batch heads"]
+) -> Float[Tensor, ""]:
     """Cross-entropy that teaches the logits which head is best."""
     return torch.nn.functional.cross_entropy(logits, costs.detach().argmin(1))
 
 
 def mixture_loss(
-    logits: Float[Tensor, "batch heads"], costs: Float[Tensor, "batch heads"], sharpness: float
+    logits: Float[Tensor, "batch heads"], costs: Float[Tensor, "batch heads"], concentration: float
 ) -> Float[Tensor, ""]:
     """Negative log-density of the known pose under the heads as a mixture of bells, one per hypothesis.
 
@@ -83,6 +85,6 @@ def mixture_loss(
     Args:
         logits: of the heads.
         costs: squared distance of each hypothesis from the known pose.
-        sharpness: of the bells, exp(-sharpness * cost).
+        concentration: of the bells, exp(-concentration * cost).
     """
-    return -torch.logsumexp(torch.log_softmax(logits, 1) - sharpness * costs, 1).mean()
+    return -torch.logsumexp(torch.log_softmax(logits, 1) - concentration * costs, 1).mean()

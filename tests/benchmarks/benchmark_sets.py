@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from recorded_runs import CRYOEQ, measure
 
-from cryoeq.data.halfsets import split_half_sets
+from cryoeq.data.half_sets import split_half_sets
 from cryoeq.domain.pose import Poses
 from cryoeq.io.model import read_atoms
 from cryoeq.io.mrc import read_map

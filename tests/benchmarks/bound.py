@@ -27,8 +27,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from cryoeq.equivariance import SteerableConv, SteerablePerceptron, plane_group
-from cryoeq.evaluation.pac_bayes import HeldOutBound, class_margins, generalization_bound, norm_terms
-from cryoeq.models.folded_layers import LevelNorm, fold_perceptron
+from cryoeq.generalization.folded_layers import LevelNorm, fold_perceptron
+from cryoeq.generalization.pac_bayes import HeldOutBound, class_margins, generalization_bound, norm_terms
 from cryoeq.outputs.figure import COLOURS, png_figure
 
 GROUPS = ("c1", "c2", "d1", "c4", "d2", "d4")

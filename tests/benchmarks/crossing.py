@@ -39,7 +39,7 @@ from recorded_runs import Cost, Record, append_record, cost_record, find_record,
 
 from cryoeq.config.reconstruct import HybridConfig, ReconstructConfig
 from cryoeq.io.text import write_text
-from cryoeq.pipelines.hybrid import SHIFTED_STEPS
+from cryoeq.pipelines.reconstruct.hybrid import SHIFTED_STEPS
 
 RESULTS = Path(__file__).with_suffix(".json")
 BOXES_PX = (32, 64, 96, 128)
@@ -48,7 +48,7 @@ COUNT, MOST = 300, 20_000
 
 def run_key(box_px: int, steps: int) -> Record:
     """What a record is known by: the box, and how long the encoder is taught."""
-    options = [] if steps == SHIFTED_STEPS else [f"hybrid.steps={steps}"]
+    options = [] if steps == SHIFTED_STEPS else [f"hybrid.training_steps={steps}"]
     return {"set": f"crossing{box_px}", "mode": "crossing", "seed": 0, "options": options}
 
 

@@ -30,22 +30,22 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cryoeq.domain.optics import Optics
-from cryoeq.equivariance import cost_of_degrees, plane_group
+from cryoeq.equivariance import equivariance_penalty, plane_group
 from cryoeq.equivariance.groups import permute_pixels
 from cryoeq.equivariance.measure import act_on_rotations
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.io.model import read_atoms
 from cryoeq.io.text import read_json, write_json
-from cryoeq.models.encoder import EncoderDesign, PoseEncoder
+from cryoeq.models.pose_encoder import EncoderDesign, PoseEncoder
 from cryoeq.outputs.figure import COLOURS, png_figure
-from cryoeq.physics.ctf import ctf_condition, image_transfer
+from cryoeq.physics.ctf import ctf_features, image_transfer
 from cryoeq.physics.image_formation import form_images
 from cryoeq.physics.projection import prepare_slices
 from cryoeq.simulation.density import sample_atoms
 from cryoeq.simulation.particles import DefocusRange, draw_ctf, draw_poses
 from cryoeq.training.losses import mixture_loss, pose_cost
-from cryoeq.training.rendering_lessons import best_hypotheses
+from cryoeq.training.synthetic.encoder_input import best_hypotheses
 
 RESULTS = Path(__file__).with_suffix(".json")
 BOX, SIDE_ANGSTROM, SNR, HEADS = 24, 251.2, 1.0, 4
@@ -126,7 +126,7 @@ def draw_images(model: str, count: int, seed: int) -> Images:
         rotations = poses.rotations.float()
         clean = plane.images(form_images(padded, rotations, poses.shifts_angstrom.float(), transfer, plane))
         noise = torch.randn(clean.shape, generator=generator) * clean.std() / math.sqrt(SNR)
-        parts.append(Images(clean + noise, rotations, ctf_condition(ctf)))
+        parts.append(Images(clean + noise, rotations, ctf_features(ctf)))
     return Images(
         *(torch.cat([getattr(part, name) for part in parts]) for name in ("images", "rotations", "condition"))
     )
@@ -199,7 +199,7 @@ def train_and_test(name: str, model: str, count: int, seed: int, device: torch.d
         shown = augmented(shown, generator) if arm.is_augmented else shown
         proposals = encoder(shown.images, shown.condition)
         costs = pose_cost(proposals, shown.rotations, torch.zeros_like(shown.rotations[:, 0, :2]), 0.0)
-        loss = mixture_loss(proposals.logits, costs, SHARPNESS) + LEAK * costs.mean() + cost_of_degrees(encoder)
+        loss = mixture_loss(proposals.logits, costs, SHARPNESS) + LEAK * costs.mean() + equivariance_penalty(encoder)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

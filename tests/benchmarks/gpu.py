@@ -33,27 +33,25 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from cryoeq.config.reconstruct import ReconstructConfig
-from cryoeq.data.read_ahead import read_ahead
+from cryoeq.data.prefetch import read_ahead
 from cryoeq.domain.optics import Optics
-from cryoeq.domain.processes import BatchShare
-from cryoeq.geometry.disk_harmonics import disk_harmonics
+from cryoeq.geometry.disk_harmonics import disk_harmonics, support_radius
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import random_rotations
-from cryoeq.models.decoder import ImplicitDecoder
-from cryoeq.models.encoder import PoseEncoder
+from cryoeq.models.implicit_decoder import ImplicitDecoder
+from cryoeq.models.pose_encoder import PoseEncoder
 from cryoeq.models.voxel_decoder import VoxelDecoder
 from cryoeq.physics.backprojection import WienerBackprojection
-from cryoeq.pipelines.build_training import build_plane, build_settings, build_state
+from cryoeq.pipelines.reconstruct.build_autoencoder import build_plane, build_settings, build_state
+from cryoeq.reconstruction.expectation import expectation_step
+from cryoeq.reconstruction.particle_transforms import cat_transforms, load_batches
+from cryoeq.reconstruction.pose_likelihood import PoseLikelihood, pose_grid
+from cryoeq.runtime.batching import logging_interval
+from cryoeq.runtime.distributed import BatchShard
 from cryoeq.simulation.particles import DefocusRange, draw_ctf
-from cryoeq.training.basin import support_radius
-from cryoeq.training.expectation import expect
-from cryoeq.training.growth import pose_grid
-from cryoeq.training.loop import fit
-from cryoeq.training.observed_images import join, observe_all
-from cryoeq.training.parallel import steps_per_reading
-from cryoeq.training.schedule import Schedule
-from cryoeq.training.tasks import transform
-from cryoeq.training.view_scores import ViewScores
+from cryoeq.training.autoencoder.loop import fit
+from cryoeq.training.autoencoder.schedule import Schedule
+from cryoeq.training.autoencoder.step import transform
 
 RESULTS = Path(__file__).with_suffix(".json")
 ATOMS = Path(__file__).parents[2] / "data_samples" / "1wcm_ca.pdb.gz"
@@ -77,8 +75,17 @@ class Plan:
         """All of it on a GPU; on a CPU so little that it takes a minute."""
         if device.type == "cuda":
             return cls((64, 128, 256), 256, 100_000, 128, ())
-        few = ("search.starts=1", "search.start_iterations=30", "search.batch_size=60", "search.settled_shells=[6,7]")
-        brief = ("search.searched_shell=7", "search.iterations=1", "search.polishing_iterations=1")
+        few = (
+            "search.multi_start.min=1",
+            "search.initial_model.iterations=30",
+            "search.initial_model.batch_size=60",
+            "search.consensus.shells=[6,7]",
+        )
+        brief = (
+            "search.half_sets.max_exhaustive_shell=7",
+            "search.half_sets.iterations=1",
+            "search.local_refinement.iterations=1",
+        )
         return cls((32,), 16, 200, 20, (*few, *brief))
 
 
@@ -109,7 +116,7 @@ def preprocess_cases(settings: Settings, plan: Plan) -> Iterator[Case]:
         rows = torch.arange(plan.batch) % len(dataset)
         moved = 4.0 * box**2 * 2 + (8 + 4) * len(plane)  # the image here and there, its coefficients and CTF
         batches = read_ahead(map(dataset.batch, repeat(rows)), settings.device)
-        share = BatchShare(slice(None), plan.batch, 1.0)
+        share = BatchShard(slice(None), plan.batch, 1.0)
         seen = (transform(batch, plane, dataset.pixel_size_angstrom, 1.0, share) for batch in batches)
         yield Case("preprocess", "", box, "", 0, partial(next, seen), plan.batch, moved)
         batches.close()
@@ -135,7 +142,7 @@ def step_cases(settings: Settings, plan: Plan, *, is_bf16: bool) -> Iterator[Cas
             events, learnt, plane = training(group, kind, box, settings.device, is_bf16=is_bf16)
             # Weights are read forward and backward and written with their two moments; each hypothesis has a slice.
             moved = (3 + 4) * learnt / 64 + 2 * 4.0 * box**2 + 3 * 9 * 8.0 * len(plane) * 8
-            images = 64 * steps_per_reading(settings.device)  # from one event to the next
+            images = 64 * logging_interval(settings.device)  # from one event to the next
             yield Case("training step", f"{group}, {kind}", box, "", 0, partial(next, events), images, moved)
             del events
 
@@ -153,7 +160,7 @@ def training(
     plane = build_plane(dataset, device)
     state = build_state(config, dataset, plane)
     schedule = Schedule(10**9, box_px / 2 - 1, box_px / 2 - 1)
-    settings = replace(build_settings(config, dataset), images_from=0.0, schedule=schedule)
+    settings = replace(build_settings(config, dataset), image_loss_start=0.0, schedule=schedule)
     return fit(state, dataset, plane, settings), weight_bytes(state.encoder) + weight_bytes(state.decoder), plane
 
 
@@ -174,17 +181,17 @@ def decoder_cases(settings: Settings, plan: Plan) -> Iterator[Case]:
 def search_cases(settings: Settings, plan: Plan) -> Iterator[Case]:
     """The E-step over all poses at one trial shift, and back-projection."""
     for box in settings.boxes_px:
-        images = join([part for _, part in observe_all(with_ctf(box), settings.device)])
+        images = cat_transforms([part for _, part in load_batches(with_ctf(box), settings.device)])
         count, generator = len(images), torch.Generator().manual_seed(0)
         part = images.within(RADIUS, box)
         harmonics = disk_harmonics(box, RADIUS, support_radius(0.42, box), settings.device)
         volume = torch.randn(box, box, box, generator=generator).to(settings.device)
         grid = pose_grid(RADIUS, generator, settings.device)
         precision = torch.ones(len(part.plane), device=settings.device)
-        scores = ViewScores.build(volume, grid, harmonics, precision)
+        scores = PoseLikelihood.build(volume, grid, harmonics, precision)
         shifts = torch.zeros(count, 1, 2, device=settings.device)
         poses = 2 * len(grid.views) * len(grid.inplane_rad)
-        looks = partial(lambda p, s, t: list(expect(p, s, t, shift_sigma_px=0.0)), part, scores, shifts)
+        looks = partial(lambda p, s, t: list(expectation_step(p, s, t, shift_sigma_px=0.0)), part, scores, shifts)
         # The scores of an image are written once and read once for its sums, if nothing is kept in registers.
         yield Case("E-step", f"{poses} poses", box, "", 0, looks, count, 12.0 * len(part.plane) + 8.0 * poses)
         rotations = random_rotations(count, generator, settings.device)

@@ -13,7 +13,7 @@ the records (by default ``groups.json`` beside this file) when it ends; one that
 A run succeeds if its median rotation error is below 10 degrees. Its poses have settled at the first epoch from which on
 their median distance from the last ones, frame and hand removed, stays below 10 degrees; a run has found the structure
 at the first epoch from which on the median error against the truth does. A map whose planar symmetry score
-(``cryoeq.evaluation.symmetry``) is above ``MIXED_HANDS_SCORE`` counts as one with a spurious symmetry.
+(``cryoeq.maps.symmetry``) is above ``MIXED_HANDS_SCORE`` counts as one with a spurious symmetry.
 
 de Ruijter and Cesa 2024 (arXiv 2406.01630): with an equivariant encoder the autoencoder converges faster and more often
 than with a plain one, and D4 makes the symmetric loss superfluous.
@@ -41,16 +41,16 @@ from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import Volume
 from cryoeq.evaluation.poses import compare_poses
-from cryoeq.evaluation.symmetry import MIXED_HANDS_SCORE, planar_symmetry_score
 from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map
 from cryoeq.io.mrc import read_map, write_map
 from cryoeq.io.text import write_text
-from cryoeq.models.encoder import PoseEncoder
-from cryoeq.pipelines.build import build_dataset, build_stack
-from cryoeq.pipelines.build_training import build_plane, build_settings, build_state
-from cryoeq.training.assignment import Assignment, assign_poses
-from cryoeq.training.loop import fit
-from cryoeq.training.state import TrainingState
+from cryoeq.maps.symmetry import MIXED_HANDS_SCORE, planar_symmetry_score
+from cryoeq.models.pose_encoder import PoseEncoder
+from cryoeq.pipelines.reconstruct.build import build_dataset, build_stack
+from cryoeq.pipelines.reconstruct.build_autoencoder import build_plane, build_settings, build_state
+from cryoeq.training.autoencoder.loop import fit
+from cryoeq.training.autoencoder.pose_assignment import InferredPoses, infer_poses
+from cryoeq.training.autoencoder.state import TrainingState
 
 RESULTS = Path(__file__).with_suffix(".json")
 MODEL = Path(__file__).parents[2] / "data_samples" / "1wcm_ca.pdb.gz"
@@ -58,7 +58,7 @@ EASY = ("--box", "32", "-n", "1000", "--snr", "inf", "--no-ctf", "--seed", "1000
 BOX_PX, EPOCHS, BATCH, HEADS, WIDTH = 16, 100, 64, 1, 256
 LOOK_EVERY = 2  # epochs between two looks at the poses
 # No frequency marching, and a decoder faster than by default: chosen on seed 0 of d4 as the autoencoder.
-RECIPE = {"training.first_shell": BOX_PX / 2 - 1, "training.decoder_rate": 0.03}
+RECIPE = {"training.first_shell": BOX_PX / 2 - 1, "training.decoder_learning_rate": 0.03}
 TASKS = {"autoencoder": 0.0, "renderings": 1.0}
 
 
@@ -136,9 +136,9 @@ def options_of(arm: Arm, task: str) -> list[str]:
     """
     settings = {
         "encoder.group": arm.group, "encoder.heads": HEADS, "encoder.channels": f"[{width_of(arm)}]",
-        "loss.symmetric": str(arm.is_symmetric).lower(), "loss.rendered_weight": TASKS[task],
+        "loss.symmetric": str(arm.is_symmetric).lower(), "loss.synthetic_weight": TASKS[task],
         "training.augment": str(arm.is_augmented).lower(), "training.epochs": EPOCHS, "training.batch_size": BATCH,
-        "training.encoder_rate": arm.rate, **RECIPE,
+        "training.encoder_learning_rate": arm.rate, **RECIPE,
     }  # fmt: skip
     return [f"{key}={value}" for key, value in settings.items()]
 
@@ -204,8 +204,8 @@ def run_and_score(config: ReconstructConfig, truth: Truth, work: Path) -> tuple[
         for _ in fit(state, dataset, plane, settings)
         if state.step % (LOOK_EVERY * per_epoch) == 0
     ]
-    events = assign_poses(state, dataset, plane, batch_size=4 * BATCH, is_symmetric=settings.is_symmetric, centred=True)
-    assignment = next(event for event in events if isinstance(event, Assignment))
+    events = infer_poses(state, dataset, plane, batch_size=4 * BATCH, is_symmetric=settings.is_symmetric, centred=True)
+    assignment = next(event for event in events if isinstance(event, InferredPoses))
     cost = Cost(round(time.perf_counter() - wall_s, 2), round(time.process_time() - cpu_s, 2))
     errors = score_poses(assignment.poses, truth)
     is_found = errors["rotation_deg"]["median"] < GOOD_MEDIAN_DEG

@@ -34,22 +34,16 @@ from cryoeq.io.checkpoint import save_checkpoint
 from cryoeq.io.mrc import write_map
 from cryoeq.io.particles import read_particles
 from cryoeq.io.text import read_json, write_json
-from cryoeq.models.encoder import PoseEncoder, TrunkKind
-from cryoeq.models.exported_encoder import ExportedEncoder, export_encoder
-from cryoeq.models.quantized_encoder import quantize_encoder
+from cryoeq.models.export.exported_encoder import ExportedEncoder, export_encoder
+from cryoeq.models.export.quantized_encoder import quantize_encoder
+from cryoeq.models.pose_encoder import PoseEncoder, TrunkKind
 from cryoeq.physics.projection import extract_slices, prepare_slices
 from cryoeq.simulation.density import sample_atoms
-from cryoeq.simulation.phantom import chiral_phantom
-from cryoeq.training.rendering_lessons import (
-    EncoderView,
-    Lessons,
-    LessonSettings,
-    best_hypotheses,
-    encoder_box_px,
-    learn,
-    propose_poses,
-)
-from cryoeq.training.taught_encoder import TaughtEncoder
+from cryoeq.training.synthetic.encoder_input import EncoderInput, best_hypotheses, encoder_box_px, propose_poses
+from cryoeq.training.synthetic.encoder_training import EncoderTrainingSettings, train_encoder
+from cryoeq.training.synthetic.pose_estimator import PoseEstimator
+from cryoeq.training.synthetic.projections import ProjectionSimulator
+from phantoms import chiral_phantom
 
 RESULTS = Path(__file__).with_suffix(".json")
 SPEED: tuple[tuple[TrunkKind, int, bool], ...] = (
@@ -137,17 +131,17 @@ def measure_speed(trunk: TrunkKind, box: int, *, low_passes: bool) -> Record:
     }
 
 
-def lessons_on_the_phantom() -> Lessons:
-    """Renderings without a CTF; noise has a tenth of the mean power of the signal."""
+def lessons_on_the_phantom() -> ProjectionSimulator:
+    """SyntheticProjections without a CTF; noise has a tenth of the mean power of the signal."""
     volume = torch.as_tensor(sample_atoms(chiral_phantom(28.0), BOX, ANGPIX).values).float()
     plane, padded = HalfPlane.up_to(BOX, RADIUS), prepare_slices(volume)
     slices = extract_slices(padded, random_rotations(64, torch.Generator().manual_seed(0)), plane)
     amplitude = slices.abs().square().mean(0).sqrt()
     box = encoder_box_px(RADIUS)
     weights = 1 / (amplitude.square() + amplitude.square().mean()).sqrt()
-    view = EncoderView(HalfPlane.up_to(box, RADIUS), weights, BOX / box, torch.zeros(1, 2), True)
+    view = EncoderInput(HalfPlane.up_to(box, RADIUS), weights, BOX / box, torch.zeros(1, 2), True)
     sigma = (amplitude.square().mean() / 10).sqrt().expand(len(plane)).clone()
-    return Lessons(padded, plane, torch.ones(1, len(plane)), sigma, view, 0.0)
+    return ProjectionSimulator(padded, plane, torch.ones(1, len(plane)), sigma, view, 0.0)
 
 
 def measure_accuracy(trunk: TrunkKind, channels: tuple[int, ...] | None, *, low_passes: bool) -> Record:
@@ -155,7 +149,7 @@ def measure_accuracy(trunk: TrunkKind, channels: tuple[int, ...] | None, *, low_
     lessons = lessons_on_the_phantom()
     torch.manual_seed(0)
     encoder = PoseEncoder("d4", encoder_box_px(RADIUS), HEADS, channels, trunk=trunk, low_passes=low_passes)
-    for _ in learn(encoder, lessons, LessonSettings(STEPS, BATCH, 5e-3, 2.0, 0.2), seed=0):
+    for _ in train_encoder(encoder, lessons, EncoderTrainingSettings(STEPS, BATCH, 5e-3, 2.0, 0.2), seed=0):
         pass
     with torch.no_grad():
         calibration = lessons.view.images(lessons.render(512, torch.Generator().manual_seed(98)).matched)
@@ -195,8 +189,8 @@ def measure_whole(box: int, count: int) -> Record:
         small = encoder_box_px(radius)
         plane = HalfPlane.up_to(small, radius)
         encoder = settled("dense", small, low_passes=False)
-        view = EncoderView(plane, torch.ones(len(plane)) / box, box / small, torch.zeros(1, 2), True)
-        taught = TaughtEncoder(encoder, view, radius, box, 5.0 * 24 / box, True)
+        view = EncoderInput(plane, torch.ones(len(plane)) / box, box / small, torch.zeros(1, 2), True)
+        taught = PoseEstimator(encoder, view, radius, box, 5.0 * 24 / box, True)
         save_checkpoint(folder / "encoder.pt", taught.to_state())
         stack = read_particles(folder / "new" / "particles.star")
         dataset = ParticleDataset.open(stack, working_box_px=box, cache_bytes=0)

@@ -22,12 +22,12 @@ import torch
 from fpylll import LLL, IntegerMatrix
 from torch import Tensor
 
-from cryoeq.geometry.lattice import LagrangeGauss, Lll, log_orthogonality_defect, transform_basis
-from cryoeq.geometry.lattice_grid import CarriedBases, GridReducer, basis_flips, carry_bases
-from cryoeq.geometry.unit_cell import basis_of_cell
-from cryoeq.models.grid_reducer import GridNetwork, Meeting, NeuralGridReducer, Surroundings, load_grid_network
-from cryoeq.models.lattice_reducer import WEIGHTS, NeuralReducer, load_reducer
-from cryoeq.training.lattice_reduction import random_bases, scramble
+from cryoeq.lattice.joint_reducer import GridNetwork, Meeting, NeuralGridReducer, Surroundings, load_grid_network
+from cryoeq.lattice.neural_reducer import WEIGHTS, NeuralReducer, load_reducer
+from cryoeq.lattice.reduction import LagrangeGauss, Lll, log_orthogonality_defect, transform_basis
+from cryoeq.lattice.tile_grid import CarriedBases, GridReducer, basis_flips, carry_bases
+from cryoeq.lattice.train_neural_reducer import random_bases, scramble
+from cryoeq.lattice.unit_cell import basis_of_cell
 
 RESULTS = Path(__file__).with_suffix(".json")
 DIMENSIONS = (2, 3, 4, 6, 8)

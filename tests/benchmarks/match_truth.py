@@ -15,24 +15,24 @@ import torch
 from cryoeq.config.loading import load_config
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.domain.pose import Poses
-from cryoeq.geometry.disk_harmonics import disk_harmonics
+from cryoeq.geometry.disk_harmonics import disk_harmonics, support_radius
 from cryoeq.io.mrc import read_map
 from cryoeq.io.particles import ParticleStack, read_particles, write_particle_star
 from cryoeq.physics.projection import extract_slices, prepare_slices
-from cryoeq.pipelines.build import build_dataset, build_growth_settings, build_stack
-from cryoeq.training.basin import support_radius
-from cryoeq.training.expectation import expect, hexagonal_trials
-from cryoeq.training.growth import GrowthSettings, map_precision, pose_grid
-from cryoeq.training.local_refinement import Reference, RefinedPoses, refine_poses
-from cryoeq.training.observed_images import ObservedImages, join, observe_all
-from cryoeq.training.second_look import search_rows
-from cryoeq.training.view_scores import ViewScores
+from cryoeq.pipelines.reconstruct.build import build_dataset, build_refinement_settings, build_stack
+from cryoeq.reconstruction.expectation import expectation_step, hexagonal_offsets
+from cryoeq.reconstruction.global_realignment import search_poses_exhaustively
+from cryoeq.reconstruction.local_refinement import Reference, RefinedPoses, refine_poses
+from cryoeq.reconstruction.noise_model import noise_precision
+from cryoeq.reconstruction.particle_transforms import ParticleTransforms, cat_transforms, load_batches
+from cryoeq.reconstruction.pose_likelihood import PoseLikelihood, pose_grid
+from cryoeq.reconstruction.state import RefinementSettings
 
 _TRIALS = 7  # shifts tried around that of the coarse search, where there are any
 
 
 def match(
-    images: ObservedImages, volume: torch.Tensor, settings: GrowthSettings, generator: torch.Generator
+    images: ParticleTransforms, volume: torch.Tensor, settings: RefinementSettings, generator: torch.Generator
 ) -> RefinedPoses:
     """The most likely pose of each image found by a coarse search with all shifts, and a fine one around its shift.
 
@@ -43,15 +43,15 @@ def match(
         generator: of grids.
     """
     n, every = images.plane.box_size_px, torch.arange(len(images))
-    coarse = search_rows(images, every, volume, settings, generator)
+    coarse = search_poses_exhaustively(images, every, volume, settings, generator)
     first = refine(images, volume, (coarse.rotations, coarse.shifts_px), settings)
     part = images.within(settings.searched_shell, n)
     harmonics = disk_harmonics(n, settings.searched_shell, support_radius(settings.particle_radius, n), volume.device)
     grid = pose_grid(settings.searched_shell, generator, volume.device)
-    scores = ViewScores.build(volume, grid, harmonics, map_precision(images, volume, part))
+    scores = PoseLikelihood.build(volume, grid, harmonics, noise_precision(images, volume, part))
     count = _TRIALS if settings.shift_sigma_px > 0 else 1
-    trials = hexagonal_trials(first.shifts_px, n / (2.5 * settings.searched_shell), count, generator)
-    *_, (_, found) = expect(part, scores, trials, shift_sigma_px=settings.shift_sigma_px)
+    trials = hexagonal_offsets(first.shifts_px, n / (2.5 * settings.searched_shell), count, generator)
+    *_, (_, found) = expectation_step(part, scores, trials, shift_sigma_px=settings.shift_sigma_px)
     if found is None:
         raise ValueError("there are no images")
     second = refine(images, volume, (found.posterior.rotations, found.posterior.shifts_px), settings)
@@ -60,7 +60,10 @@ def match(
 
 
 def refine(
-    images: ObservedImages, volume: torch.Tensor, start: tuple[torch.Tensor, torch.Tensor], settings: GrowthSettings
+    images: ParticleTransforms,
+    volume: torch.Tensor,
+    start: tuple[torch.Tensor, torch.Tensor],
+    settings: RefinementSettings,
 ) -> RefinedPoses:
     """To the nearest maximum of the likelihood, at 10 cycles per box and then at all.
 
@@ -73,13 +76,15 @@ def refine(
     n = images.plane.box_size_px
     for radius in (min(10, n // 2 - 1), n // 2 - 1):
         part = images.within(radius, n)
-        reference = Reference.build(volume, part.plane, map_precision(images, volume, part))
+        reference = Reference.build(volume, part.plane, noise_precision(images, volume, part))
         refined = refine_poses(part, reference, *start, shift_sigma_px=settings.shift_sigma_px)
         start = (refined.rotations, refined.shifts_px)
     return refined
 
 
-def scaled_to(images: ObservedImages, volume: torch.Tensor, truth: Poses, pixel_size_angstrom: float) -> torch.Tensor:
+def scaled_to(
+    images: ParticleTransforms, volume: torch.Tensor, truth: Poses, pixel_size_angstrom: float
+) -> torch.Tensor:
     """The map times the number by which its projections explain the images best.
 
     Args:
@@ -121,10 +126,10 @@ def main() -> None:
     config = load_config(ReconstructConfig, explicit=explicit)
     stack = build_stack(config, with_poses=False)
     dataset = build_dataset(config, stack, None)
-    images = join([part for _, part in observe_all(dataset, torch.device("cpu"))])
+    images = cat_transforms([part for _, part in load_batches(dataset, torch.device("cpu"))])
     _, truth = true_poses(given.start)
     volume = read_map(given.map, angpix=dataset.pixel_size_angstrom).values
-    settings = replace(build_growth_settings(config, dataset), symmetry=torch.eye(3)[None])
+    settings = replace(build_refinement_settings(config, dataset), symmetry=torch.eye(3)[None])
     volume = scaled_to(images, volume, truth, dataset.pixel_size_angstrom)
     found = match(images, volume, settings, torch.Generator().manual_seed(given.seed))
     given.output.mkdir(parents=True, exist_ok=True)

@@ -110,7 +110,7 @@ def first_step(work: Path, rows: int, _: int) -> Figures:
     """From the start of the program to the first step of an amortized training."""
     from cryoeq.config.reconstruct import ReconstructConfig
     from cryoeq.domain.events import Progress
-    from cryoeq.pipelines.reconstruct import reconstruct
+    from cryoeq.pipelines.reconstruct.reconstruct import reconstruct
 
     settings = {
         "particles": work / f"{rows}.star", "output": work / "run", "pose_inference": "amortized", "device": "cpu",

@@ -20,28 +20,22 @@ from torch import Tensor
 
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
-from cryoeq.domain.randomness import Stream, stream_generator
-from cryoeq.geometry.disk_harmonics import disk_harmonics
+from cryoeq.geometry.disk_harmonics import disk_harmonics, support_radius
 from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
-from cryoeq.pipelines.build import build_dataset, build_stack
-from cryoeq.pipelines.build_training import build_encoder
-from cryoeq.pipelines.hybrid import SHIFTED_STEPS
-from cryoeq.training.basin import support_radius
-from cryoeq.training.expectation import disk_trials, expect
-from cryoeq.training.growth import map_precision
-from cryoeq.training.local_refinement import Reference, refine_poses
-from cryoeq.training.observed_images import ObservedImages, join, observe_all
-from cryoeq.training.proposals import JudgedPoses, judge, propose_for_all
-from cryoeq.training.rendering_lessons import (
-    EncoderView,
-    Lessons,
-    LessonSettings,
-    best_hypotheses,
-    encoder_box_px,
-    learn,
-)
-from cryoeq.training.view_scores import PoseGrid, ViewScores
+from cryoeq.pipelines.reconstruct.build import build_dataset, build_stack
+from cryoeq.pipelines.reconstruct.build_autoencoder import build_encoder
+from cryoeq.pipelines.reconstruct.hybrid import SHIFTED_STEPS
+from cryoeq.reconstruction.expectation import disk_offsets, expectation_step
+from cryoeq.reconstruction.local_refinement import Reference, refine_poses
+from cryoeq.reconstruction.noise_model import noise_precision
+from cryoeq.reconstruction.particle_transforms import ParticleTransforms, cat_transforms, load_batches
+from cryoeq.reconstruction.pose_likelihood import PoseGrid, PoseLikelihood
+from cryoeq.runtime.random_streams import Stream, stream_generator
+from cryoeq.training.synthetic.candidate_selection import RankedPoses, propose_poses_for_all, rank_candidates
+from cryoeq.training.synthetic.encoder_input import EncoderInput, best_hypotheses, encoder_box_px
+from cryoeq.training.synthetic.encoder_training import EncoderTrainingSettings, train_encoder
+from cryoeq.training.synthetic.projections import ProjectionSimulator
 
 CPU = torch.device("cpu")
 SMALL_PX, COARSE_SHELL, SEARCHED_SHELL = 32, 10, 15
@@ -79,7 +73,7 @@ class Scene:
         shift_sigma_px: spread of the shifts per axis.
     """
 
-    images: ObservedImages
+    images: ParticleTransforms
     volume: Float[Tensor, "n n n"]
     shift_sigma_px: float
 
@@ -117,22 +111,24 @@ def shift_count(radius: int, scene: Scene) -> float:
     return math.pi * (REACH * scene.shift_sigma_px / spacing) ** 2 / math.sqrt(0.75)
 
 
-def look_at_all(
+def refine_final_poses(
     scene: Scene, radius: int, trials: Float[Tensor, "images trials 2"], config: ReconstructConfig
 ) -> tuple[Step, Found]:
     """All poses of a grid at some shifts of each image: the cost per image, and the most probable pose and shift."""
     n, generator = scene.box_px, torch.Generator().manual_seed(radius)
 
-    def build() -> tuple[ObservedImages, ViewScores]:
+    def build() -> tuple[ParticleTransforms, PoseLikelihood]:
         disk_harmonics.cache_clear()
         part = scene.images.within(radius, n)
         harmonics = disk_harmonics(n, radius, support_radius(config.search.particle_radius, n), CPU)
         angles, frame = 2 * round(INPLANE_PER_SHELL * radius), random_rotations(1, generator)[0]
         grid = PoseGrid.build(healpix_order(radius), angles, frame)
-        return part, ViewScores.build(scene.volume, grid, harmonics, map_precision(scene.images, scene.volume, part))
+        return part, PoseLikelihood.build(
+            scene.volume, grid, harmonics, noise_precision(scene.images, scene.volume, part)
+        )
 
     fixed_s, (part, scores) = timed(build)
-    images_s, events = timed(lambda: list(expect(part, scores, trials, shift_sigma_px=scene.shift_sigma_px)))
+    images_s, events = timed(lambda: list(expectation_step(part, scores, trials, shift_sigma_px=scene.shift_sigma_px)))
     result = events[-1][1]
     if result is None:
         raise ValueError("there are no images")
@@ -142,14 +138,14 @@ def look_at_all(
 def all_shifts(scene: Scene, radius: int) -> Float[Tensor, "images trials 2"]:
     """Trial shifts over the whole disk, as in the product's second look."""
     generator, spacing = torch.Generator().manual_seed(radius), scene.box_px / (FADING * radius)
-    return disk_trials(REACH * scene.shift_sigma_px, spacing, len(scene.images), generator, CPU)
+    return disk_offsets(REACH * scene.shift_sigma_px, spacing, len(scene.images), generator, CPU)
 
 
 def refine(scene: Scene, radius: int, starts: Mapping[str, Found]) -> tuple[Step, dict[str, Found]]:
     """Local refinement up to a radius from several starts: the mean cost of one, and all results."""
     part = scene.images.within(radius, scene.box_px)
     fixed_s, reference = timed(
-        lambda: Reference.build(scene.volume, part.plane, map_precision(scene.images, scene.volume, part))
+        lambda: Reference.build(scene.volume, part.plane, noise_precision(scene.images, scene.volume, part))
     )
     images_s, found = 0.0, {}
     for name, start in starts.items():
@@ -178,25 +174,27 @@ def refine_to_end(scene: Scene, starts: Mapping[str, Found]) -> tuple[Step, dict
 
 def search(small: Scene, config: ReconstructConfig) -> tuple[dict[str, Step], Found]:
     """All poses and shifts up to shell 10, refined there; all poses up to shell 15 at the shift found."""
-    coarse, found = look_at_all(small, COARSE_SHELL, all_shifts(small, COARSE_SHELL), config)
+    coarse, found = refine_final_poses(small, COARSE_SHELL, all_shifts(small, COARSE_SHELL), config)
     local, refined = refine(small, COARSE_SHELL, {"search": found})
-    fine, found = look_at_all(small, SEARCHED_SHELL, refined["search"][1][:, None], config)
+    fine, found = refine_final_poses(small, SEARCHED_SHELL, refined["search"][1][:, None], config)
     return {"all poses and shifts, shell 10": coarse + local, "all poses, shell 15": fine}, found
 
 
-def teach(small: Scene, config: ReconstructConfig) -> tuple[torch.nn.Module, EncoderView, float]:
+def teach(small: Scene, config: ReconstructConfig) -> tuple[torch.nn.Module, EncoderInput, float]:
     """An encoder that has learnt the map, how it sees, and its last error on renderings in degrees."""
     torch.manual_seed(config.seed)
     asked, encoder = config.hybrid, build_encoder(config, encoder_box_px(COARSE_SHELL))
-    view = EncoderView.of_map(small.images, small.volume, COARSE_SHELL, small.shift_sigma_px)
-    lessons = Lessons.of_map(small.images, small.volume, view, small.shift_sigma_px)
-    if encoder.matched_fields:
-        encoder.begin_with(lessons.slices(encoder.matched_fields, stream_generator(config.seed, Stream.FILTERS)))
-    settings = LessonSettings(
-        asked.steps or SHIFTED_STEPS, asked.batch_size, asked.rate, asked.sharpness, asked.first_noise
+    view = EncoderInput.of_map(small.images, small.volume, COARSE_SHELL, small.shift_sigma_px)
+    lessons = ProjectionSimulator.of_map(small.images, small.volume, view, small.shift_sigma_px)
+    if encoder.n_template_filters:
+        encoder.init_filters_from(
+            lessons.slices(encoder.n_template_filters, stream_generator(config.seed, Stream.FILTERS))
+        )
+    settings = EncoderTrainingSettings(
+        asked.steps or SHIFTED_STEPS, asked.batch_size, asked.rate, asked.concentration, asked.initial_noise_scale
     )
-    *_, last = learn(encoder, lessons, settings, seed=config.seed)
-    return encoder, view, last.figures["rendered_error_deg"]
+    *_, last = train_encoder(encoder, lessons, settings, seed=config.seed)
+    return encoder, view, last.metrics["synthetic_error_deg"]
 
 
 def errors(found: Found, truth: Found) -> Record:
@@ -219,14 +217,14 @@ def open_scene(folder: Path, config: ReconstructConfig) -> tuple[Scene, Found]:
     """
     truth = read_truth(folder)
     dataset: ParticleDataset = build_dataset(config, build_stack(config, with_poses=False), None)
-    images = join([part for _, part in observe_all(dataset, CPU)])
+    images = cat_transforms([part for _, part in load_batches(dataset, CPU)])
     volume = truth.volume.values * (dataset.preprocessing.sign / (dataset.preprocessing.scale or 1.0))
     shifts_px = truth.poses.shifts_angstrom / dataset.pixel_size_angstrom
     scene = Scene(images, volume, Simulated().shift_of_box * dataset.box_size_px)
     return scene, (truth.poses.rotations, shifts_px)
 
 
-def propose(small: Scene, config: ReconstructConfig) -> tuple[dict[str, Step], JudgedPoses, Record]:
+def propose(small: Scene, config: ReconstructConfig) -> tuple[dict[str, Step], RankedPoses, Record]:
     """The encoder's way up to shell 10.
 
     Args:
@@ -234,13 +232,13 @@ def propose(small: Scene, config: ReconstructConfig) -> tuple[dict[str, Step], J
         config: defaults.
     """
     taught_s, (encoder, view, rendered_deg) = timed(lambda: teach(small, config))
-    forward_s, proposals = timed(lambda: propose_for_all(encoder, small.images, view))
+    forward_s, proposals = timed(lambda: propose_poses_for_all(encoder, small.images, view))
     every, part = len(small.images), small.images.within(COARSE_SHELL, SMALL_PX)
 
-    def judge_first(count: int) -> JudgedPoses:
+    def judge_first(count: int) -> RankedPoses:
         some = proposals.rotations[:count], proposals.shifts_px[:count]
         rows = part.rows(torch.arange(count))
-        return judge(small.images, rows, small.volume, some, shift_sigma_px=small.shift_sigma_px)
+        return rank_candidates(small.images, rows, small.volume, some, shift_sigma_px=small.shift_sigma_px)
 
     one_s, _ = timed(lambda: judge_first(1))
     all_s, judged = timed(lambda: judge_first(every))
@@ -249,7 +247,7 @@ def propose(small: Scene, config: ReconstructConfig) -> tuple[dict[str, Step], J
         "forward pass": Step(0.0, forward_s / every),
         "judging": Step(one_s, (all_s - one_s) / (every - 1)),
     }
-    facts = {"rendered_error_deg": round(rendered_deg, 2), "passed": best_hypotheses(proposals)}
+    facts = {"synthetic_error_deg": round(rendered_deg, 2), "passed": best_hypotheses(proposals)}
     return steps, judged, facts
 
 
@@ -259,7 +257,7 @@ def exhaustive(scene: Scene, config: ReconstructConfig) -> tuple[Step, Record]:
     radius = min(last, LARGEST_MEASURED)
     few = scene.rows(torch.arange(EXHAUSTIVE_IMAGES))
     trials = torch.zeros(EXHAUSTIVE_IMAGES, EXHAUSTIVE_SHIFTS, 2)
-    step, _ = look_at_all(few, radius, trials, config)
+    step, _ = refine_final_poses(few, radius, trials, config)
     views = 4 ** (healpix_order(last) - healpix_order(radius))
     growth = views * (last / radius) ** 2
     shifts = shift_count(last, scene)
@@ -297,7 +295,7 @@ def compare(scene: Scene, truth: Found, config: ReconstructConfig) -> Record:
         "exhaustive": exhausted,
         "hybrid": config.hybrid.model_dump(),
         "doubtful_share": round(float(doubtful.float().mean()), 4),
-        "rendered_error_deg": facts["rendered_error_deg"],
+        "synthetic_error_deg": facts["synthetic_error_deg"],
         "forward_pass": errors(facts["passed"], truth),
         "errors": {name: errors(found, truth) for name, found in ways.items()},
         "errors_trusted": {name: errors(of_rows(found, sure), of_rows(truth, sure)) for name, found in ways.items()},

@@ -21,7 +21,7 @@ from cryoeq.io.mrc import read_map
 from cryoeq.io.particles import star_poses
 from cryoeq.io.star import read_star
 from cryoeq.io.text import read_json
-from cryoeq.pipelines.reconstruct import reconstruct
+from cryoeq.pipelines.reconstruct.reconstruct import reconstruct
 
 RESULTS = Path(__file__).with_suffix(".json")
 _SMALL = {"working_box_px": 16, "shift_sigma_angstrom": 0.0}
@@ -31,7 +31,7 @@ _TOY = {**_BARE, "training": {"epochs": 188}}
 # Each set: its folder, and the settings.
 SETS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "toy": ("toy_cryodrgn", _TOY),
-    "toy, pure autoencoder": ("toy_cryodrgn", {**_TOY, "loss": {"rendered_weight": 0.0}}),
+    "toy, pure autoencoder": ("toy_cryodrgn", {**_TOY, "loss": {"synthetic_weight": 0.0}}),
     "6MSM, SNR 1": ("bench_6msm/s1", _CENTRED),
     "6MSM, SNR 0.1": ("bench_6msm/s01", _CENTRED),
 }

@@ -23,19 +23,13 @@ from cryoeq.equivariance.measure import act_on_rotations
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
 from cryoeq.io.text import read_json, write_json
-from cryoeq.models.encoder import EncoderDesign, PoseEncoder, SamplerKind
+from cryoeq.models.pose_encoder import EncoderDesign, PoseEncoder, SamplerKind
 from cryoeq.physics.projection import extract_slices, prepare_slices
 from cryoeq.simulation.density import sample_atoms
-from cryoeq.simulation.phantom import chiral_phantom
-from cryoeq.training.rendering_lessons import (
-    EncoderView,
-    Lessons,
-    LessonSettings,
-    best_hypotheses,
-    encoder_box_px,
-    learn,
-    propose_poses,
-)
+from cryoeq.training.synthetic.encoder_input import EncoderInput, best_hypotheses, encoder_box_px, propose_poses
+from cryoeq.training.synthetic.encoder_training import EncoderTrainingSettings, train_encoder
+from cryoeq.training.synthetic.projections import ProjectionSimulator
+from phantoms import chiral_phantom
 
 RESULTS = Path(__file__).with_suffix(".json")
 CASES: tuple[tuple[SamplerKind, int], ...] = (
@@ -49,8 +43,8 @@ WIDTH, STEPS, BATCH = 320, 500, 128
 Record = dict[str, float | int | str]
 
 
-def lessons_on_the_phantom() -> Lessons:
-    """Renderings without a CTF; noise has a tenth of the mean power of the signal."""
+def lessons_on_the_phantom() -> ProjectionSimulator:
+    """SyntheticProjections without a CTF; noise has a tenth of the mean power of the signal."""
     volume = torch.as_tensor(sample_atoms(chiral_phantom(28.0), BOX, ANGPIX).values).float()
     plane = HalfPlane.up_to(BOX, RADIUS)
     padded = prepare_slices(volume)
@@ -58,9 +52,9 @@ def lessons_on_the_phantom() -> Lessons:
     amplitude = slices.abs().square().mean(0).sqrt()
     box = encoder_box_px(RADIUS)
     weights = 1 / (amplitude.square() + amplitude.square().mean()).sqrt()
-    view = EncoderView(HalfPlane.up_to(box, RADIUS), weights, BOX / box, torch.zeros(1, 2), True)
+    view = EncoderInput(HalfPlane.up_to(box, RADIUS), weights, BOX / box, torch.zeros(1, 2), True)
     sigma = (amplitude.square().mean() / 10).sqrt().expand(len(plane)).clone()
-    return Lessons(padded, plane, torch.ones(1, len(plane)), sigma, view, 0.0)
+    return ProjectionSimulator(padded, plane, torch.ones(1, len(plane)), sigma, view, 0.0)
 
 
 def saved_bytes(encoder: PoseEncoder, images: Tensor) -> int:
@@ -78,7 +72,7 @@ def saved_bytes(encoder: PoseEncoder, images: Tensor) -> int:
 
 
 @torch.no_grad()
-def equivariance_error_deg(encoder: PoseEncoder, lessons: Lessons) -> float:
+def equivariance_error_deg(encoder: PoseEncoder, lessons: ProjectionSimulator) -> float:
     """Median over clean slices, each turned in the plane by an angle of its own."""
     generator = torch.Generator().manual_seed(7)
     rotations = random_rotations(256, generator)
@@ -109,7 +103,7 @@ def run(sampler: SamplerKind, samples: int, seed: int) -> Record:
         design=EncoderDesign(sampler=sampler, samples=samples),
     )
     began = time.process_time()
-    for _ in learn(encoder, lessons, LessonSettings(STEPS, BATCH, 5e-3, 2.0, 0.2), seed=seed):
+    for _ in train_encoder(encoder, lessons, EncoderTrainingSettings(STEPS, BATCH, 5e-3, 2.0, 0.2), seed=seed):
         pass
     trained = time.process_time() - began
     matched, rotations, *_ = lessons.render(512, torch.Generator().manual_seed(99))

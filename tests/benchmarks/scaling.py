@@ -31,18 +31,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.data.preprocessing import Preprocessing
-from cryoeq.domain import processes
-from cryoeq.domain.launched import launched
 from cryoeq.domain.optics import Optics
 from cryoeq.domain.particles import ParticleTable
 from cryoeq.io.images import LazyImages
 from cryoeq.io.text import read_json, write_json
-from cryoeq.pipelines.build import build_growth_settings
-from cryoeq.pipelines.build_training import build_plane, build_settings, build_state
-from cryoeq.training.basin import Basin
-from cryoeq.training.growth import begin_growth, settle
-from cryoeq.training.loop import fit
-from cryoeq.training.observed_images import join, observe_all
+from cryoeq.pipelines.reconstruct.build import build_refinement_settings
+from cryoeq.pipelines.reconstruct.build_autoencoder import build_plane, build_settings, build_state
+from cryoeq.reconstruction.half_set_refinement import begin_refinement, refine_consensus
+from cryoeq.reconstruction.initial_model import InitialModel
+from cryoeq.reconstruction.particle_transforms import cat_transforms, load_batches
+from cryoeq.runtime import distributed as processes
+from cryoeq.runtime.torchrun import torchrun_environment
+from cryoeq.training.autoencoder.loop import fit
 
 RESULTS = Path(__file__).with_suffix(".json")
 CPU = torch.device("cpu")
@@ -107,11 +107,11 @@ def training_steps(images: int) -> Iterator[None]:
         images: of the global batch.
     """
     config = ReconstructConfig.model_validate(
-        {"particles": "none", "output": "none", "training": {"batch_size": images, "rendered_batch_size": images}}
+        {"particles": "none", "output": "none", "training": {"batch_size": images, "synthetic_batch_size": images}}
     )
     dataset = noise(images, 32)
     plane = build_plane(dataset, CPU)
-    settings = replace(build_settings(config, dataset), images_from=0.0)
+    settings = replace(build_settings(config, dataset), image_loss_start=0.0)
     for _ in fit(build_state(config, dataset, plane), dataset, plane, settings):
         yield
 
@@ -124,13 +124,13 @@ def search_iterations(images: int) -> Iterator[None]:
     """
     config = ReconstructConfig.model_validate({"particles": "none", "output": "none"})
     dataset = noise(images, 32)
-    observed = join([part for _, part in observe_all(dataset, CPU)])
-    settings = replace(build_growth_settings(config, dataset), settled_shells=(10,), further_iterations=0)
+    observed = cat_transforms([part for _, part in load_batches(dataset, CPU)])
+    settings = replace(build_refinement_settings(config, dataset), settled_shells=(10,), further_iterations=0)
     generator = torch.Generator().manual_seed(1)
-    basin = Basin(torch.randn(16, 16, 16, generator=generator), torch.zeros(images, 2), 0.0)
+    basin = InitialModel(torch.randn(16, 16, 16, generator=generator), torch.zeros(images, 2), 0.0)
     half_set = 1 + torch.arange(images) % 2
     while True:
-        for _ in settle(begin_growth(basin, observed, half_set, settings, 7), observed, settings, seed=0):
+        for _ in refine_consensus(begin_refinement(basin, observed, half_set, settings, 7), observed, settings, seed=0):
             pass
         yield
 
@@ -176,11 +176,11 @@ def measure_as_process(result: Path, repeats: int, scale: float) -> None:
     figures: dict[str, dict[str, float]] = {}
     with processes.joined(CPU):
         for name, (work, per_process) in WORK.items():
-            images = max(ALMOST_NONE, round(scale * per_process)) * launched().size
-            (wall_s, cpu_s), few = seconds_of(work(images), repeats), ALMOST_NONE * launched().size
+            images = max(ALMOST_NONE, round(scale * per_process)) * torchrun_environment().size
+            (wall_s, cpu_s), few = seconds_of(work(images), repeats), ALMOST_NONE * torchrun_environment().size
             _, few_s = seconds_of(work(few), repeats)
             counter, counter_of_few = messages_of(work(images)), messages_of(work(few))
-            flops = processes.over_all(torch.tensor(float(flops_of(work(images))), dtype=torch.float64))
+            flops = processes.all_reduce(torch.tensor(float(flops_of(work(images))), dtype=torch.float64))
             figures[name] = {
                 "images": images, "wall_s": wall_s, "cpu_s": cpu_s, "messages": counter.count,
                 "summed_bytes": counter.summed_bytes, "gathered_bytes": counter.gathered_bytes, "flops": float(flops),
@@ -188,7 +188,7 @@ def measure_as_process(result: Path, repeats: int, scale: float) -> None:
                 "gathered_per_image": (counter.gathered_bytes - counter_of_few.gathered_bytes) / max(1, images - few),
                 "fixed_s": max(0.0, (few_s * images - cpu_s * few) / max(1, images - few)),
             }  # fmt: skip
-        if processes.is_first():
+        if processes.is_main_process():
             write_json(result, figures)
 
 

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import Volume
-from cryoeq.evaluation.alignment import align_map
 from cryoeq.evaluation.poses import compare_poses, summarise_errors
 from cryoeq.evaluation.resolution import TRUTH_THRESHOLD, resolution_angstrom
 from cryoeq.geometry.fourier import fft_map, ifft_map, shell_index
@@ -26,6 +25,7 @@ from cryoeq.io.mrc import read_map
 from cryoeq.io.optics import star_pixel_size
 from cryoeq.io.particles import star_poses
 from cryoeq.io.star import StarTable, read_star
+from cryoeq.maps.alignment import align_map
 from cryoeq.pipelines.evaluate import match_rows
 
 _MASK_RADIUS, _MASK_EDGE_PX = 0.42, 0.5

@@ -38,8 +38,8 @@ from cryoeq.domain.optics import CtfParameters, Optics
 from cryoeq.domain.particles import ParticleBatch
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import Volume
-from cryoeq.evaluation.particle_evidence import ReferenceProjections
-from cryoeq.evaluation.particle_scores import area_under_curve
+from cryoeq.evaluation.particle_features import ReferenceProjections
+from cryoeq.evaluation.particle_scorers import area_under_curve
 from cryoeq.evaluation.resolution import TRUTH_THRESHOLD, compare_maps
 from cryoeq.geometry.so3 import random_rotations, rotation_from_vector
 from cryoeq.io.compose import compose_star
@@ -49,9 +49,9 @@ from cryoeq.io.optics import star_pixel_size
 from cryoeq.io.particles import read_particles, star_poses, write_particle_star
 from cryoeq.io.star import read_star
 from cryoeq.io.text import read_json, write_json
-from cryoeq.pipelines.known import reconstruct_known
-from cryoeq.pipelines.particle_screening import ScorerKind, ScreenedParticles
-from cryoeq.pipelines.screen import SCORE_COLUMN
+from cryoeq.pipelines.screening.score_particles import ScorerKind, ScreenedParticles
+from cryoeq.pipelines.screening.screen import SCORE_COLUMN
+from cryoeq.reconstruction.known_poses import reconstruct_from_poses
 from cryoeq.simulation.density import sample_atoms
 from cryoeq.simulation.particles import DefocusRange, NoiseFreeStack, draw_ctf, draw_poses
 
@@ -78,7 +78,7 @@ def volumes(other: Path | None) -> tuple[Volume, Volume]:
     if other is not None:
         second = read_atoms(other).centred()
     else:
-        from cryoeq.simulation.phantom import chiral_phantom
+        from phantoms import chiral_phantom
 
         second = chiral_phantom(0.6 * atoms.radius_angstrom)
     return sample_atoms(atoms, BOX_PX, pixel), sample_atoms(second, BOX_PX, pixel)
@@ -161,7 +161,7 @@ def run_set(folder: Path, seed: int, share: float, count: int, other: Path | Non
     poses, half_set = stack.table.poses, stack.table.half_set
     assert poses is not None
     assert half_set is not None
-    halves = reconstruct_known(dataset, poses, half_set).halves
+    halves = reconstruct_from_poses(dataset, poses, half_set).halves
     assert halves is not None
     agreed = compare_maps(halves.first, halves.second).resolutions_angstrom(TRUTH_THRESHOLD)["unmasked"]
     particles = ScreenedParticles.of(dataset, poses, half_set, halves)

@@ -31,13 +31,13 @@ from cryoeq.domain.particles import ParticleTable
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import random_rotations
 from cryoeq.io.images import LazyImages
-from cryoeq.models.decoder import ImplicitDecoder
-from cryoeq.models.encoder import PoseEncoder
+from cryoeq.models.implicit_decoder import ImplicitDecoder
+from cryoeq.models.pose_encoder import PoseEncoder
 from cryoeq.models.voxel_decoder import VoxelDecoder
-from cryoeq.pipelines.build_training import build_plane, build_settings, build_state
-from cryoeq.training.loop import fit
-from cryoeq.training.parallel import steps_per_reading
-from cryoeq.training.schedule import Schedule
+from cryoeq.pipelines.reconstruct.build_autoencoder import build_plane, build_settings, build_state
+from cryoeq.runtime.batching import logging_interval
+from cryoeq.training.autoencoder.loop import fit
+from cryoeq.training.autoencoder.schedule import Schedule
 
 GROUP_NAMES: tuple[str, ...] = get_args(Group)
 RESULTS = Path(__file__).with_suffix(".json")
@@ -162,11 +162,13 @@ def step_cases(settings: Settings) -> Iterator[Case]:
             plane = build_plane(dataset, settings.device)
             state = build_state(config, dataset, plane)
             training = replace(
-                build_settings(config, dataset), images_from=0.0, schedule=Schedule(10**9, box / 2 - 1, box / 2 - 1)
+                build_settings(config, dataset),
+                image_loss_start=0.0,
+                schedule=Schedule(10**9, box / 2 - 1, box / 2 - 1),
             )
             events = fit(state, dataset, plane, training)
             parameters = sum(parameter.numel() for parameter in state.encoder.parameters())
-            images = 64 * steps_per_reading(settings.device)  # from one event to the next
+            images = 64 * logging_interval(settings.device)  # from one event to the next
             yield Case("step", group, box, trunk, parameters, partial(next, events), images)
 
 

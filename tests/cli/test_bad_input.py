@@ -121,7 +121,7 @@ NO_SUCH_VALUE = [
     (["--pose-inference", "guessed"], ["pose_inference is 'guessed'", "'amortized' or 'known'"]),
     (["--box", "15"], ["input.working_box_px is 15", "16"]),
     (["--angpix", "0"], ["input.angpix is 0", "greater than 0"]),
-    (["--set", "training.encoder_rate=fast"], ["training.encoder_rate is 'fast'", "number"]),
+    (["--set", "training.encoder_learning_rate=fast"], ["training.encoder_learning_rate is 'fast'", "number"]),
     (["--set", "encoder.channels=[8,0]"], ["encoder.channels.1 is 0", "greater than 0"]),
     (["--device", "gpu"], ["--device gpu", "cuda:N"]),
     (["--seed", str(2**63)], ["seed is 9223372036854775808", "less than"]),
@@ -196,11 +196,11 @@ def test_a_missing_column_of_the_optics(folder: Path, fails: Callable[..., str],
     assert f"optics column {column} is missing" in fails(3)
 
 
-@pytest.mark.parametrize("rate", ["decoder_rate", "encoder_rate"])
+@pytest.mark.parametrize("rate", ["decoder_learning_rate", "encoder_learning_rate"])
 def test_a_training_that_blows_up(folder: Path, fails: Callable[..., str], rate: str) -> None:
     message = fails(4, *AMORTIZED, "--batch-size", "8", "--set", f"training.{rate}=1e30")
     assert "training step" in message
-    assert "training.encoder_rate and training.decoder_rate" in message
+    assert "training.encoder_learning_rate and training.decoder_learning_rate" in message
     assert read_json(folder / "out" / "job.json")["status"] == "failed"
 
 

@@ -1,4 +1,4 @@
-"""A run that was stopped at any moment goes on, and ends where the uninterrupted one ends."""
+"""A run that was stopped at any moment goes on, and ends where the deferred_signals one ends."""
 
 import os
 import shutil
@@ -51,7 +51,7 @@ atomic._force_to_disk = kill_at_the_fifth
 
 TERMINATED_IN_A_STEP = """
 import os, signal
-from cryoeq.pipelines import amortized
+from cryoeq.pipelines.reconstruct import amortized
 fit = amortized.fit
 def stop_at_the_fifth(*arguments):
     for event in fit(*arguments):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cryoeq.geometry.fourier import HalfPlane, fft_image, fft_map
 from cryoeq.geometry.so3 import random_rotations
-from cryoeq.models.decoder import ImplicitDecoder
+from cryoeq.models.implicit_decoder import ImplicitDecoder
 from cryoeq.models.voxel_decoder import VoxelDecoder
 from cryoeq.simulation.slicing import FourierSampler
 

@@ -19,7 +19,7 @@ from cryoeq.equivariance.measure import (
     transform_images,
 )
 from cryoeq.geometry.so3 import rotation_angle_rad
-from cryoeq.models.encoder import EncoderDesign, PoseEncoder, SpatialPlan, TrunkKind
+from cryoeq.models.pose_encoder import EncoderDesign, PoseEncoder, SpatialPlan, TrunkKind
 from cryoeq.models.pose_head import HeadKind, rotation_from_columns, rotation_from_rows
 
 GROUP_NAMES: tuple[str, ...] = get_args(Group)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 import cryoeq.domain
 from cryoeq.domain.optics import CtfParameters
-from cryoeq.evaluation.alignment import mirror_map
 from cryoeq.geometry.fourier import HalfPlane, fft_image, fft_map
 from cryoeq.geometry.so3 import random_rotations
+from cryoeq.maps.alignment import mirror_map
 from cryoeq.physics.ctf import evaluate_ctf, image_transfer
 from cryoeq.physics.image_formation import form_images
 from cryoeq.physics.projection import extract_slices, prepare_slices

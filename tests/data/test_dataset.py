@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cryoeq.data.dataset import ParticleDataset
-from cryoeq.data.halfsets import split_half_sets
+from cryoeq.data.half_sets import split_half_sets
 from cryoeq.data.preprocessing import background_mask
 from cryoeq.errors import ConfigError, ParticleFileError
 from cryoeq.io.mrc import StackWriter

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from cryoeq.domain import processes
-from cryoeq.domain.processes import BatchShare
+from cryoeq.runtime import distributed as processes
+from cryoeq.runtime.distributed import BatchShard
 
 ROWS = 23
 
@@ -16,24 +16,24 @@ def talk() -> dict[str, Any]:
     """Run by each process."""
     rank, rows = processes.process_rank(), torch.arange(ROWS) * 3
     mixed = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1))
-    own = processes.share_of(mixed)
+    own = processes.shard(mixed)
     squares = torch.stack([own, own.square()], 1).double()
     said: dict[str, Any] = {
         "rank": rank,
-        "share": processes.share_of(rows),
-        "halves": [processes.share_of_half(rows, half) for half in (1, 2)],
-        "gathered": processes.gathered((squares, own.double()), own, ROWS + 1),
-        "sum": processes.over_all(torch.tensor([rank + 1.0, 2.0])),
-        "complex sum": processes.over_all(torch.tensor([complex(rank, 1)])),
-        "first": processes.of_first(torch.tensor(rank + 5.0)),
-        "claims": [processes.any_process(rank == 1), processes.any_process(False)],
+        "share": processes.shard(rows),
+        "halves": [processes.shard_half_set(rows, half) for half in (1, 2)],
+        "gathered": processes.all_gather((squares, own.double()), own, ROWS + 1),
+        "sum": processes.all_reduce(torch.tensor([rank + 1.0, 2.0])),
+        "complex sum": processes.all_reduce(torch.tensor([complex(rank, 1)])),
+        "first": processes.broadcast(torch.tensor(rank + 5.0)),
+        "claims": [processes.any_rank(rank == 1), processes.any_rank(False)],
     }
     values = torch.randn(ROWS, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     for count in (ROWS, 1):  # of one image all processes make the same
-        share = BatchShare.of(count)
+        share = BatchShard.of(count)
         said[f"mean {count}"] = share.mean(values[share.places].mean(0)) - values[:count].mean(0)
         said[f"batch {count}"] = share.gather(values[share.places]) - values[:count]
-        said[f"weight {count}"] = processes.over_all(torch.tensor(share.weight))
+        said[f"weight {count}"] = processes.all_reduce(torch.tensor(share.weight))
     parameters = [
         torch.nn.Parameter(torch.zeros(2, 3)),
         torch.nn.Parameter(torch.zeros(4)),
@@ -41,7 +41,7 @@ def talk() -> dict[str, Any]:
     ]
     for parameter in parameters[:2]:
         parameter.grad = torch.full_like(parameter, rank + 1.0)
-    processes.add_gradients(parameters)
+    processes.all_reduce_gradients(parameters)
     said["gradients"] = [parameter.grad for parameter in parameters]
     return said
 
@@ -78,10 +78,10 @@ def test_what_processes_tell_each_other(together: Callable[..., list[Any]], coun
 
 def test_a_process_that_is_alone_keeps_what_it_has() -> None:
     values = torch.randn(5, 2)
-    assert processes.over_all(values) is values
-    assert processes.of_first(values) is values
-    assert processes.share_of(torch.arange(5)).tolist() == list(range(5))
-    assert processes.share_of_half(torch.arange(5), 2).tolist() == list(range(5))
-    assert BatchShare.of(5).weight == 1.0
-    assert processes.is_first()
-    assert not processes.any_process(False)
+    assert processes.all_reduce(values) is values
+    assert processes.broadcast(values) is values
+    assert processes.shard(torch.arange(5)).tolist() == list(range(5))
+    assert processes.shard_half_set(torch.arange(5), 2).tolist() == list(range(5))
+    assert BatchShard.of(5).weight == 1.0
+    assert processes.is_main_process()
+    assert not processes.any_rank(False)

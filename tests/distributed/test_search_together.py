@@ -64,7 +64,14 @@ def test_a_hybrid_run(
     from cryoeq.cli.main import run
 
     particles = str(searched_particles / "particles.star")
-    short = ["--set", "hybrid.steps=40", "--set", "hybrid.final_steps=20", "--set", "hybrid.batch_size=64"]
+    short = [
+        "--set",
+        "hybrid.training_steps=40",
+        "--set",
+        "hybrid.final_training_steps=20",
+        "--set",
+        "hybrid.batch_size=64",
+    ]
     command = ["reconstruct", particles, "--pose-inference", "hybrid", *search_options, *short, "-o"]
     assert run([*command, str(tmp_path / "alone")]) == 0
     assert codes_of(start_job(2, [*command, str(tmp_path / "run")])) == [0, 0]

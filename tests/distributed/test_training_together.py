@@ -19,10 +19,10 @@ from cryoeq.domain.optics import Optics
 from cryoeq.domain.particles import ParticleTable
 from cryoeq.equivariance import plane_group
 from cryoeq.io.images import LazyImages
-from cryoeq.pipelines.build_training import build_plane, build_settings, build_state
+from cryoeq.pipelines.reconstruct.build_autoencoder import build_plane, build_settings, build_state
 from cryoeq.simulation.particles import DefocusRange, draw_ctf
-from cryoeq.training.assignment import Assignment, assign_poses
-from cryoeq.training.loop import fit
+from cryoeq.training.autoencoder.loop import fit
+from cryoeq.training.autoencoder.pose_assignment import InferredPoses, infer_poses
 
 COUNT, BOX, BATCH = 41, 16, 12  # the last batch of an epoch has 5 images, the shares of 4 processes 2, 1, 1 and 1
 
@@ -56,9 +56,9 @@ def dataset(dtype: torch.dtype) -> Watched:
 def train(group: str, trunk: str, extra: dict[str, object]) -> dict[str, Any]:
     """Two epochs, then the poses; run by each process."""
     chosen = {
-        "particles": Path("none"), "output": Path("none"), "encoder.group": group, "encoder.trunk": trunk,
-        "encoder.heads": 2, "training.epochs": 2, "training.batch_size": BATCH, "training.rendered_batch_size": 10,
-        "training.images_from": 0.0,
+        "particles": Path("none"), "output": Path("none"), "encoder.group": group, "encoder.design.trunk": trunk,
+        "encoder.heads": 2, "training.epochs": 2, "training.batch_size": BATCH, "training.synthetic_batch_size": 10,
+        "training.image_loss_start": 0.0,
     }  # fmt: skip
     config = load_config(ReconstructConfig, explicit=chosen | extra)
     particles = dataset(torch.float32)
@@ -70,10 +70,10 @@ def train(group: str, trunk: str, extra: dict[str, object]) -> dict[str, Any]:
     torch.set_default_dtype(torch.float64)
     state.encoder.double(), state.decoder.double()
     state.residual_power, state.rotations = state.residual_power.double(), state.rotations.double()
-    figures = [dict(event.figures) for event in fit(state, particles, plane, settings)]
+    figures = [dict(event.metrics) for event in fit(state, particles, plane, settings)]
     read = [rows.clone() for rows in particles.read]
-    *_, found = assign_poses(state, particles, plane, batch_size=5, is_symmetric=False, centred=False)
-    assert isinstance(found, Assignment)
+    *_, found = infer_poses(state, particles, plane, batch_size=5, is_symmetric=False, centred=False)
+    assert isinstance(found, InferredPoses)
     learnt = [*state.encoder.state_dict().values(), *state.decoder.state_dict().values(), state.residual_power]
     return {
         "figures": figures,

@@ -51,7 +51,7 @@ def test_the_first_layer_can_begin_as_matched_filters(name: str) -> None:
     torch.manual_seed(0)
     layer = SteerablePerceptron(plane_group(name), 1, SIZE, 4).double()
     templates, images = (torch.randn(count, SIZE, SIZE, dtype=torch.float64) for count in (4, 6))
-    layer.begin_with(templates[:, None])
+    layer.init_filters_from(templates[:, None])
     at_identity = layer.layers[0].linear(layer.lift(images[:, None]))[0]
     products = images.flatten(1) @ templates.flatten(1).T
     ratio = at_identity / products

@@ -23,7 +23,7 @@ from cryoeq.physics.image_formation import form_images
 from cryoeq.physics.projection import prepare_slices
 from cryoeq.simulation.density import sample_atoms
 from cryoeq.simulation.particles import DefocusRange, draw_ctf, draw_poses
-from cryoeq.simulation.phantom import chiral_phantom
+from phantoms import chiral_phantom
 
 N, ANGPIX, COUNT = 25, 4.0, 400
 """An odd box turns about a pixel."""

@@ -14,7 +14,7 @@ from cryoeq.io.mrc import StackWriter
 from cryoeq.io.particles import read_particles, write_particle_star
 from cryoeq.simulation.density import sample_atoms
 from cryoeq.simulation.particles import DefocusRange, NoiseFreeStack, draw_ctf, draw_poses
-from cryoeq.simulation.phantom import chiral_phantom
+from phantoms import chiral_phantom
 
 N, PIXEL, COUNT = 32, 4.0, 12
 

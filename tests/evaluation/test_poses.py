@@ -8,11 +8,11 @@ from torch import Tensor
 
 from cryoeq.domain.pose import Poses
 from cryoeq.errors import ParticleFileError
-from cryoeq.evaluation.alignment import mirror_map, turn_map
 from cryoeq.evaluation.poses import compare_poses, summarise_errors
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad, rotation_from_vector
+from cryoeq.maps.alignment import mirror_map, turn_map
 from cryoeq.physics.projection import extract_slices, prepare_slices
 from cryoeq.physics.shift import shift_phases
 

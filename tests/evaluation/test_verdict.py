@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from cryoeq.evaluation.symmetry import MIXED_HANDS_WARNING
 from cryoeq.evaluation.verdict import RunFacts, judge_run
+from cryoeq.maps.symmetry import MIXED_HANDS_WARNING
 
 GOOD = RunFacts(
     status="done", error=None, pose_inference="search", starts=2, side_angstrom=200.0, resolution_angstrom=12.0,

@@ -13,8 +13,8 @@ from cryoeq.cli.main import run
 from cryoeq.domain.events import Progress
 from cryoeq.io.star import read_star
 from cryoeq.io.text import read_json
-from cryoeq.pipelines import amortized
-from cryoeq.training import loop
+from cryoeq.pipelines.reconstruct import amortized
+from cryoeq.training.autoencoder import loop
 
 pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 
@@ -73,7 +73,7 @@ def test_a_stack_that_is_damaged_during_a_run(
 def test_a_loss_that_is_no_number(
     tmp_path: Path, command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    learn = loop.learn_images
+    learn = loop.autoencoding_loss
     batches: list[list[int]] = []
 
     def spoilt(state: Any, seen: Any, *arguments: Any, **options: Any) -> object:
@@ -81,7 +81,7 @@ def test_a_loss_that_is_no_number(
         outcome = learn(state, seen, *arguments, **options)
         return replace(outcome, loss=outcome.loss * torch.nan) if state.step == 4 else outcome
 
-    monkeypatch.setattr(loop, "learn_images", spoilt)
+    monkeypatch.setattr(loop, "autoencoding_loss", spoilt)
     assert run(command) == 4
     assert "training step 4: the loss is nan" in capsys.readouterr().err
     folder = tmp_path / "run"

@@ -24,10 +24,10 @@ PREPARE = """
 import sys, torch
 torch.set_num_threads(1)
 from cryoeq.cli.main import main
-from cryoeq.pipelines import amortized, kept_steps, reconstruct
+from cryoeq.pipelines.reconstruct import amortized, checkpoints, reconstruct
 amortized.plot_training = reconstruct.plot_map = reconstruct.plot_fsc = reconstruct.write_report = lambda *_: None
 sys.stderr = sys.stdout = open(progress + ".said", "a")
-fit, save = amortized.fit, kept_steps.save_checkpoint
+fit, save = amortized.fit, checkpoints.save_checkpoint
 def tell(text):
     with open(progress, "a") as file:
         file.write(text + "\\n")
@@ -38,7 +38,7 @@ def told_fit(*arguments):
 def told_save(path, state):
     save(path, state)
     tell(path.stem)
-amortized.fit, kept_steps.save_checkpoint = told_fit, told_save
+amortized.fit, checkpoints.save_checkpoint = told_fit, told_save
 """
 LIMIT_S = 300.0
 pytestmark = pytest.mark.timeout(1200)  # each run starts processes, which a busy machine may keep waiting
@@ -49,7 +49,9 @@ Start = Callable[..., ForkServerProcess]
 def start() -> Start:
     """Starts ``cryoeq`` with these arguments; its steps are told to the file ``progress``."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cryoeq.pipelines.amortized", "cryoeq.pipelines.reconstruct"])
+    context.set_forkserver_preload(
+        ["cryoeq.pipelines.reconstruct.amortized", "cryoeq.pipelines.reconstruct.reconstruct"]
+    )
 
     def run(command: list[str], progress: Path, more: str = "") -> ForkServerProcess:
         code = f"progress = {str(progress)!r}\n{PREPARE}\n{more}\nsys.argv[1:] = {command!r}\nmain()"

@@ -10,7 +10,7 @@ from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import random_rotations
 from cryoeq.physics.projection import extract_slices, prepare_slices
 from cryoeq.simulation.density import sample_atoms
-from cryoeq.simulation.phantom import chiral_phantom
+from phantoms import chiral_phantom
 
 BOXES = pytest.mark.parametrize("n", [23, 24])
 

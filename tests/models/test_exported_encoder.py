@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from cryoeq.equivariance import plane_group
-from cryoeq.models.encoder import EncoderDesign, PoseEncoder, TrunkKind
-from cryoeq.models.exported_encoder import ExportedEncoder, export_encoder
+from cryoeq.models.export.exported_encoder import ExportedEncoder, export_encoder
+from cryoeq.models.pose_encoder import EncoderDesign, PoseEncoder, TrunkKind
 from cryoeq.models.pose_head import HeadKind
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cryoeq.geometry.so3 import rotation_angle_rad
-from cryoeq.models.encoder import PoseEncoder, TrunkKind
+from cryoeq.models.pose_encoder import PoseEncoder, TrunkKind
 
 CASES = [("c1", "dense"), ("d4", "dense"), ("d4", "conv"), ("so2", "conv")]
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from cryoeq.equivariance import DepthwiseConv, SteerableConv, plane_group
 from cryoeq.equivariance.measure import transform_images
 from cryoeq.equivariance.orbits import filters_of_orbit
-from cryoeq.models.encoder import PoseEncoder, TrunkKind
-from cryoeq.models.exported_encoder import ExportedConv, export_encoder
-from cryoeq.models.quantized_encoder import Grid, QuantizedConv, integer_filters, quantize_encoder
+from cryoeq.models.export.exported_encoder import ExportedConv, export_encoder
+from cryoeq.models.export.quantized_encoder import Grid, QuantizedConv, integer_filters, quantize_encoder
+from cryoeq.models.pose_encoder import PoseEncoder, TrunkKind
 
 TRUNKS: tuple[TrunkKind, ...] = ("conv", "dense", "mobilenet")
 

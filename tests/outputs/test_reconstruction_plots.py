@@ -73,7 +73,7 @@ def test_an_empty_map_can_be_shown(tmp_path: Path) -> None:
 
 HISTORY = {
     "loss": [1.0, 0.8, 0.5],
-    "rendered_error_deg": [90.0, 60.0, 20.0],
+    "synthetic_error_deg": [90.0, 60.0, 20.0],
     "pose_change_deg": [math.nan, 80.0, 10.0],  # nothing to compare with in the first epoch
     "unknown": [1.0, 2.0, 3.0],
 }
@@ -84,7 +84,7 @@ def test_the_curves_that_were_recorded_are_shown(tmp_path: Path, figures: list[F
     plot_training(tmp_path / "training.png", {name: HISTORY[name] for name in names})
     (figure,) = figures
     curves = [axes.get_lines()[0].get_xydata() for axes in figure.axes]
-    expected = [name for name in ("loss", "rendered_error_deg", "pose_change_deg") if name in names]
+    expected = [name for name in ("loss", "synthetic_error_deg", "pose_change_deg") if name in names]
     assert len(curves) == len(expected)
     for curve, name in zip(curves, expected, strict=True):
         np.testing.assert_array_equal(curve, np.stack([[1, 2, 3], HISTORY[name]], 1))

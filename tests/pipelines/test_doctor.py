@@ -9,8 +9,7 @@ import pytest
 from cryoeq.cli.main import run
 from cryoeq.domain.events import Note, Report
 from cryoeq.errors import ConfigError
-from cryoeq.pipelines import advise, doctor
-from cryoeq.pipelines.advise import candidates
+from cryoeq.pipelines import doctor
 from cryoeq.pipelines.doctor import diagnose, require_usable, tell
 
 
@@ -68,31 +67,3 @@ def test_what_only_slows_down_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> No
     notes = [event for event in events if isinstance(event, Note)]
     assert all(note.level == "info" for note in notes)
     assert any("apt-get install g++" in note.text for note in notes)
-
-
-def test_encoders_are_ranked_by_group_and_width(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = candidates(("d4", "c1", "c4"), (64, 32))
-    assert [one.complexity for one in found] == sorted(one.complexity for one in found)
-    of = {(one.group, one.channels): one for one in found}
-    assert len(of) == 6
-    for width in (32, 64):
-        assert of["d4", width].complexity < of["c4", width].complexity < of["c1", width].complexity
-        assert of["d4", width].parameters < of["c4", width].parameters < of["c1", width].parameters
-        assert of["d4", width].flops < of["c1", width].flops
-    assert of["c4", 64].complexity > of["c4", 32].complexity
-    assert of["c1", 64].copies == 65  # of its only irrep: the channels and the constant field
-    assert of["d4", 64].copies == 16  # 8 fields, two copies of the irrep of two dimensions in each
-    # Layers of 22 px images and 3 hidden ones: 2 FLOPs for each weight of an ordinary net.
-    assert of["c1", 64].flops == pytest.approx(2 * (25**2 * 64 + 2 * 64**2 + 64 * 8 * (6 + 2 + 1)), rel=0.03)
-    drawn = list(advise.tell(found))
-    assert isinstance(drawn[0], Report)
-    assert next(iter(drawn[0].rows)) == "1. d4, 32 channels"
-    monkeypatch.setattr(advise, "candidates", lambda: found)
-    assert run(["doctor", "--advise-encoder"]) == 0
-    shown = capsys.readouterr()
-    assert "3. d4, 64 channels" in shown.out
-    assert "only the order means something" in shown.err
-    assert run(["doctor", "--advise-encoder", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == advise.as_records(found)

@@ -13,7 +13,7 @@ from cryoeq.cli.main import run
 from cryoeq.errors import DivergedError
 from cryoeq.io.text import read_json, write_json
 from cryoeq.outputs import report as page
-from cryoeq.pipelines import reconstruct as pipeline
+from cryoeq.pipelines.reconstruct import reconstruct as pipeline
 from cryoeq.pipelines.report import read_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,7 +67,7 @@ def test_a_search_leaves_its_report(searched_run: Path) -> None:
         "Worst, worst first",
         "What the run said",
         "300 particles of 20 px",
-        "search.start_iterations",
+        "search.initial_model.iterations",
         "SHA-256",
     ):
         assert said in outline.text, said
@@ -78,7 +78,7 @@ def test_a_search_leaves_its_report(searched_run: Path) -> None:
 
 def test_an_amortized_run_shows_its_losses(tiny_run: Path) -> None:
     contents = read_run(tiny_run)
-    assert {name for row in contents.progress for name in row.figures} >= {"loss", "rendered_error_deg"}
+    assert {name for row in contents.progress for name in row.metrics} >= {"loss", "synthetic_error_deg"}
     assert contents.verdict.level == "doubtful"
     outline = Outline(tiny_run / "report.html")
     assert {"progress0", "progress1", "progress2"} <= outline.ids

@@ -6,7 +6,7 @@ import torch
 from cryoeq.domain.atoms import Atoms
 from cryoeq.domain.volume import Volume
 from cryoeq.simulation.density import sample_atoms
-from cryoeq.simulation.phantom import chiral_phantom
+from phantoms import chiral_phantom
 
 
 @pytest.fixture(scope="session")

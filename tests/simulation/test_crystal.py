@@ -12,8 +12,8 @@ import torch
 from cryoeq.cli.main import run
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import Volume
-from cryoeq.geometry.unit_cell import basis_of_cell, cell_of_basis
 from cryoeq.io.mrc import write_map
+from cryoeq.lattice.unit_cell import basis_of_cell, cell_of_basis
 from cryoeq.simulation.crystal import Crystal, crystal_image
 from cryoeq.simulation.particles import NoiseFreeStack
 

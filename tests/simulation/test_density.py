@@ -19,8 +19,8 @@ from cryoeq.simulation.density import (
     sample_atoms,
     symmetrise_map,
 )
-from cryoeq.simulation.phantom import gaussian_blobs, random_phantom
 from cryoeq.simulation.slicing import FourierSampler
+from phantoms import gaussian_blobs, random_phantom
 
 SIDE_ANGSTROM = 32 * 5.0
 

@@ -1,4 +1,4 @@
-"""Particles of known pose that never were a file, and the start of a training on them."""
+"""The start of a training on particles of known pose."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,31 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from cryoeq.config.loading import load_config
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
-from cryoeq.data.preprocessing import Preprocessing
-from cryoeq.domain.optics import CtfParameters, Optics
-from cryoeq.domain.particles import ParticleTable
-from cryoeq.domain.pose import Poses
-from cryoeq.domain.volume import Volume
-from cryoeq.geometry.fourier import HalfPlane, ifft_image
-from cryoeq.io.images import LazyImages
-from cryoeq.physics.ctf import image_transfer
-from cryoeq.physics.image_formation import form_images
-from cryoeq.physics.projection import prepare_slices
-from cryoeq.pipelines.build_training import build_plane, build_settings, build_state
-from cryoeq.simulation.density import sample_atoms
-from cryoeq.simulation.particles import DefocusRange, draw_ctf, draw_poses
-from cryoeq.simulation.phantom import chiral_phantom
-from cryoeq.training.loop import TrainingSettings
-from cryoeq.training.observed_images import ObservedImages, join, observe_all
-from cryoeq.training.state import TrainingState
-
-N, ANGPIX = 16, 5.0
-MakeDataset = Callable[..., ParticleDataset]
+from cryoeq.geometry.fourier import HalfPlane
+from cryoeq.pipelines.reconstruct.build_autoencoder import build_plane, build_settings, build_state
+from cryoeq.training.autoencoder.loop import TrainingSettings
+from cryoeq.training.autoencoder.state import TrainingState
 
 
 @dataclass(frozen=True)
@@ -43,70 +26,6 @@ class Start:
     settings: TrainingSettings
 
 
-@dataclass(frozen=True)
-class Known:
-    """Particles with the map and the poses that they were made of."""
-
-    dataset: ParticleDataset
-    volume: Volume
-    poses: Poses
-
-    @property
-    def shifts_px(self) -> Tensor:
-        return self.poses.shifts_angstrom / ANGPIX
-
-
-@pytest.fixture(scope="session")
-def phantom_map() -> Volume:
-    return sample_atoms(chiral_phantom(28.0), N, ANGPIX)
-
-
-@pytest.fixture(scope="session")
-def make_dataset() -> MakeDataset:
-    """From images as the model sees them."""
-
-    def make(images: Tensor, ctf: CtfParameters | None = None) -> ParticleDataset:
-        rows = torch.arange(len(images))
-        zeros = torch.zeros_like(rows)
-        optics = Optics("one", ANGPIX, 300.0, 2.7, 0.1)
-        table = ParticleTable((), zeros, rows, N, ANGPIX, (optics,), zeros, ctf)
-        return ParticleDataset(table, N, ANGPIX, (), LazyImages((), zeros, rows), Preprocessing(N, 1.0, 1), images)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def make_known(phantom_map: Volume, make_dataset: MakeDataset) -> Callable[..., Known]:
-    """Noise-free particles by ``cryoeq.physics``, shifted and with astigmatic CTFs unless asked otherwise."""
-
-    def make(count: int, *, shift_sigma_angstrom: float = 6.0, with_ctf: bool = True, sigma: float = 0.0) -> Known:
-        generator = torch.Generator().manual_seed(11)
-        poses = draw_poses(count, "uniform", shift_sigma_angstrom, generator)
-        drawn = draw_ctf(count, Optics("one", ANGPIX, 300.0, 2.7, 0.1), DefocusRange(9000.0, 20000.0, 900.0), generator)
-        ctf = drawn if with_ctf else None
-        plane = HalfPlane.up_to(N, N / 2 - 1)
-        transfer = None if ctf is None else image_transfer(ctf, plane.frequencies_per_angstrom(ANGPIX))
-        padded = prepare_slices(phantom_map.values)
-        coefficients = form_images(padded, poses.rotations, poses.shifts_angstrom / ANGPIX, transfer, plane)
-        images = ifft_image(plane.scatter(coefficients))
-        scale = 1 / float(images.square().mean().sqrt())
-        noise = sigma * torch.randn(images.shape, generator=generator)
-        volume = Volume(phantom_map.values * scale, ANGPIX)
-        return Known(make_dataset(images * scale + noise, ctf), volume, poses)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def observe() -> Callable[[ParticleDataset], ObservedImages]:
-    """All images of a dataset, as a search sees them."""
-
-    def read(dataset: ParticleDataset) -> ObservedImages:
-        return join([part for _, part in observe_all(dataset, torch.device("cpu"))])
-
-    return read
-
-
 @pytest.fixture(scope="session")
 def start() -> Callable[..., Start]:
     """The start of a training with a small network; settings as of the command line, keys dotted."""
@@ -117,7 +36,7 @@ def start() -> Callable[..., Start]:
         small = {
             "particles": Path("none.star"), "output": Path("none"), "encoder.group": "c1", "encoder.heads": 2,
             "training.epochs": 2, "training.batch_size": 16,
-            "training.rendered_batch_size": 16,
+            "training.synthetic_batch_size": 16,
         }  # fmt: skip
         config = load_config(ReconstructConfig, explicit=small | (settings or {}))
         plane = build_plane(dataset, device or torch.device("cpu"))

@@ -5,14 +5,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from cryoeq.domain.randomness import Stream, stream_generator
 from cryoeq.equivariance import plane_group
 from cryoeq.equivariance.groups import permute_pixels
 from cryoeq.physics.image_formation import form_images
 from cryoeq.physics.projection import prepare_slices
-from cryoeq.training.augmentation import augment, turn
-from cryoeq.training.loop import fit
-from cryoeq.training.tasks import observe
+from cryoeq.runtime.random_streams import Stream, stream_generator
+from cryoeq.training.autoencoder.augmentation import augment, turn
+from cryoeq.training.autoencoder.loop import fit
+from cryoeq.training.autoencoder.step import observe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,7 +53,7 @@ def test_only_an_equivariant_encoder_is_indifferent(
     known = make_known(16)
     ends = []
     for switched in (False, True):
-        begin = start(known.dataset, {"encoder.group": group, setting: switched, "loss.rendered_weight": 0.0})
+        begin = start(known.dataset, {"encoder.group": group, setting: switched, "loss.synthetic_weight": 0.0})
         for _ in fit(begin.state, known.dataset, begin.plane, begin.settings):
             pass
         ends.append(begin.state.rotations)

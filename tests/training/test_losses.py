@@ -11,8 +11,8 @@ from cryoeq.domain.pose import Poses
 from cryoeq.geometry.fourier import HalfPlane, ifft_image
 from cryoeq.geometry.so3 import random_rotations, rotation_from_vector
 from cryoeq.models.pose_head import PoseProposals
-from cryoeq.training.losses import data_term, head_choice_loss, pose_cost, winner_takes_all
-from cryoeq.training.tasks import observe, predict, propose
+from cryoeq.training.autoencoder.step import observe, predict, propose
+from cryoeq.training.losses import data_term, head_classification_loss, pose_cost, winner_takes_all
 
 N = 16
 
@@ -77,7 +77,7 @@ def test_the_symmetric_loss_is_what_its_definition_says(
     # A group that holds the half-turn gains nothing: both images lead to the same pose.
     assert torch.allclose(by_hand[0], by_hand[1], rtol=1e-3) == (group == "d4")
     expected = torch.minimum(by_hand[0].min(1).values, by_hand[1].min(1).values).mean()
-    torch.testing.assert_close(winner_takes_all(found, leak=0.0), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(winner_takes_all(found, wta_epsilon=0.0), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_pose_cost(generator: torch.Generator) -> None:
@@ -100,19 +100,19 @@ def test_the_pose_cost(generator: torch.Generator) -> None:
     )  # centred particles: no shift is right or wrong
 
 
-@pytest.mark.parametrize("leak", [0.0, 0.1])
-def test_the_winner_takes_all_but_the_leak(leak: float) -> None:
+@pytest.mark.parametrize("wta_epsilon", [0.0, 0.1])
+def test_the_winner_takes_all_but_the_leak(wta_epsilon: float) -> None:
     losses = torch.tensor([[3.0, 1.0], [2.0, 5.0]], requires_grad=True)
-    winner_takes_all(losses, leak).backward()
+    winner_takes_all(losses, wta_epsilon).backward()
     assert losses.grad is not None
     others = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    torch.testing.assert_close(losses.grad, (1 - others) / 2 + leak / 4)
+    torch.testing.assert_close(losses.grad, (1 - others) / 2 + wta_epsilon / 4)
 
 
 def test_logits_learn_which_head_is_best() -> None:
     costs = torch.tensor([[1.0, 0.2, 3.0], [0.1, 0.2, 0.3]], requires_grad=True)
     logits = torch.zeros(2, 3, requires_grad=True)
-    start = head_choice_loss(logits, costs)
+    start = head_classification_loss(logits, costs)
     torch.testing.assert_close(start, torch.tensor(math.log(3.0)))
     start.backward()
     assert costs.grad is None  # being preferred must not make a pose better

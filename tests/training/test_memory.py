@@ -12,13 +12,13 @@ from cryoeq.config.loading import load_config
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.domain.events import Note, Progress
 from cryoeq.errors import ConfigError
-from cryoeq.pipelines import batch_size
-from cryoeq.pipelines.batch_size import choose_batch_size, largest_batch
-from cryoeq.pipelines.build_training import build_settings
-from cryoeq.training import tasks
-from cryoeq.training.loop import fit, has_room
-from cryoeq.training.parallel import Portions
-from cryoeq.training.tasks import learn_images, observe
+from cryoeq.pipelines.reconstruct import batch_size
+from cryoeq.pipelines.reconstruct.batch_size import choose_batch_size, find_batch_size
+from cryoeq.pipelines.reconstruct.build_autoencoder import build_settings
+from cryoeq.runtime.batching import MicroBatcher
+from cryoeq.training.autoencoder import step as tasks
+from cryoeq.training.autoencoder.loop import fit, fits_in_memory
+from cryoeq.training.autoencoder.step import autoencoding_loss, observe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,11 +46,11 @@ def test_portions_teach_what_the_whole_teaches(
     begin = start(known.dataset, {"encoder.group": "d4"})
     seen = observe(known.dataset, torch.arange(14), begin.plane, begin.state.data_scale)
     learnt = [*begin.state.encoder.parameters(), *begin.state.decoder.parameters()]
-    portions = Portions()
+    portions = MicroBatcher()
 
     def taught() -> tuple[Any, list[torch.Tensor | None]]:
-        outcome = learn_images(
-            begin.state, seen, begin.plane, begin.plane.within(5.0), leak=0.1, is_symmetric=True, centred=False,
+        outcome = autoencoding_loss(
+            begin.state, seen, begin.plane, begin.plane.within(5.0), wta_epsilon=0.1, is_symmetric=True, centred=False,
             encoder_learns=encoder_learns, portions=portions,
         )  # fmt: skip
         return outcome, list(torch.autograd.grad(outcome.loss, learnt, allow_unused=True))
@@ -100,7 +100,8 @@ def test_a_trial_tells_what_fits_and_leaves_no_trace(
     begin, other = start(dataset), start(dataset)
     drawn = torch.random.get_rng_state()
     found = [
-        has_room(begin.state, dataset, begin.plane, replace(begin.settings, batch_size=count)) for count in (5, 12)
+        fits_in_memory(begin.state, dataset, begin.plane, replace(begin.settings, batch_size=count))
+        for count in (5, 12)
     ]
     assert found == [True, False]
     assert little_memory[-1] == 3  # of 12
@@ -120,7 +121,7 @@ def test_a_batch_is_doubled_while_it_fits(room: int, most: int, expected: int) -
         tried.append(count)
         return count <= room
 
-    assert largest_batch(fits, 64, most) == expected
+    assert find_batch_size(fits, 64, most) == expected
     assert tried == [64 * 2**k for k in range(len(tried))]
 
 
@@ -135,8 +136,8 @@ def test_who_chooses_the_batch(make_known: Callable, start: Callable, monkeypatc
     assert choose_batch_size(left, *rest, None) == 64  # on a CPU
     assert choose_batch_size(left, *rest, {"batch_size": 48}) == 48  # of the run that goes on
     settings = build_settings(left, dataset, 48)
-    assert (settings.batch_size, settings.rendered_batch_size) == (48, 48)
+    assert (settings.batch_size, settings.synthetic_batch_size) == (48, 48)
     assert build_settings(told, dataset, 48).batch_size == 12
-    monkeypatch.setattr(batch_size, "process_count", lambda: 2)
+    monkeypatch.setattr(batch_size, "world_size", lambda: 2)
     with pytest.raises(ConfigError, match="auto on 2 processes"):
         choose_batch_size(left, *rest, None)

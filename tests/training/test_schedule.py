@@ -2,7 +2,7 @@
 
 import pytest
 
-from cryoeq.training.schedule import Schedule
+from cryoeq.training.autoencoder.schedule import Schedule
 
 SCHEDULE = Schedule(1000, 3.0, 15.0, marching=0.5, constant=0.8, final_rate=0.1)
 

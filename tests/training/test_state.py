@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from cryoeq.domain.randomness import Stream, stream_generator
 from cryoeq.errors import DivergedError
 from cryoeq.io.checkpoint import load_checkpoint, save_checkpoint
-from cryoeq.training.loop import fit
-from cryoeq.training.state import TrainingState
+from cryoeq.runtime.random_streams import Stream, stream_generator
+from cryoeq.training.autoencoder.loop import fit
+from cryoeq.training.autoencoder.state import TrainingState
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,7 +25,7 @@ def drawn(generator: torch.Generator) -> list[int]:
 def run(begin: Any, steps: int | None = None) -> list[dict[str, float]]:
     figures = []
     for event in fit(begin.state, begin.dataset, begin.plane, begin.settings):
-        figures.append(dict(event.figures))
+        figures.append(dict(event.metrics))
         if len(figures) == steps:
             break
     return figures
@@ -92,7 +92,7 @@ def test_the_global_generator_is_left_alone(make_known: Callable, start: Callabl
     [
         {"encoder.group": "d4", "decoder.kind": "voxel"},
         {"decoder.kind": "implicit", "loss.symmetric": True, "input.shift_sigma_angstrom": 0.0},
-        {"loss.rendered_weight": 0.0},
+        {"loss.synthetic_weight": 0.0},
     ],
     ids=["d4", "implicit and symmetric", "autoencoder"],
 )
@@ -141,7 +141,7 @@ def test_another_seed_is_another_training(make_known: Callable, start: Callable)
 @pytest.mark.parametrize("cause", ["rate", "pixels"])
 def test_numbers_that_blow_up_are_reported(make_known: Callable, start: Callable, cause: str) -> None:
     known = make_known(16)
-    begin = start(known.dataset, {"training.decoder_rate": 1e30} if cause == "rate" else {})
+    begin = start(known.dataset, {"training.decoder_learning_rate": 1e30} if cause == "rate" else {})
     if cause == "pixels":
         known.dataset.cache[3, 4, 5] = torch.nan
     with pytest.raises(DivergedError, match=r"the loss is (inf|nan)\..*--set"):

@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cryoeq.domain.processes import BatchShare
 from cryoeq.errors import DivergedError
 from cryoeq.geometry.fourier import HalfPlane
-from cryoeq.training import loop, tasks
-from cryoeq.training.loop import fit
-from cryoeq.training.parallel import Portions
-from cryoeq.training.state import TrainingState
-from cryoeq.training.tasks import observe, transform
+from cryoeq.runtime.batching import MicroBatcher
+from cryoeq.runtime.distributed import BatchShard
+from cryoeq.training.autoencoder import loop
+from cryoeq.training.autoencoder import step as tasks
+from cryoeq.training.autoencoder.loop import fit
+from cryoeq.training.autoencoder.state import TrainingState
+from cryoeq.training.autoencoder.step import observe, transform
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -68,31 +69,31 @@ def test_what_is_refused(statement: Callable[[torch.Tensor], object]) -> None:
 SETTINGS = {
     "dense": {"encoder.group": "d4"},
     "implicit, symmetric": {
-        "encoder.group": "so2", "encoder.trunk": "conv", "decoder.kind": "implicit", "loss.symmetric": True,
-        "training.images_from": 0.0,
+        "encoder.group": "so2", "encoder.design.trunk": "conv", "decoder.kind": "implicit", "loss.symmetric": True,
+        "training.image_loss_start": 0.0,
     },
     "adaptive": {
-        "encoder.group": "so2", "encoder.trunk": "conv", "encoder.sampler": "adaptive", "encoder.head": "columns",
+        "encoder.group": "so2", "encoder.design.trunk": "conv", "encoder.design.sampler": "adaptive", "encoder.head": "columns",
         "training.augment": True,
     },
     "learnt degree": {
-        "encoder.group": "d4", "encoder.trunk": "conv", "encoder.degree": "learnt", "training.images_from": 0.0,
+        "encoder.group": "d4", "encoder.design.trunk": "conv", "encoder.design.degree": "learnt", "training.image_loss_start": 0.0,
     },
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_a_step_waits_for_nothing(make_known: Callable, start: Callable, settings: dict[str, object]) -> None:
-    begin = start(make_known(12).dataset, settings | {"training.rendered_batch_size": 8})
+    begin = start(make_known(12).dataset, settings | {"training.synthetic_batch_size": 8})
     is_lost = torch.zeros(())
     for step in range(2):  # the first one fills caches
         begin.state.step = step
         seen = observe(begin.dataset, torch.arange(12), begin.plane, begin.state.data_scale)
         if step == 0:
-            loop._step(begin.state, seen, begin.plane, begin.settings, is_lost, Portions())
+            loop._step(begin.state, seen, begin.plane, begin.settings, is_lost, MicroBatcher())
             continue
         with NoWaiting():
-            loop._step(begin.state, seen, begin.plane, begin.settings, is_lost, Portions())
+            loop._step(begin.state, seen, begin.plane, begin.settings, is_lost, MicroBatcher())
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
@@ -102,7 +103,7 @@ def test_a_step_asks_the_cpu_for_nothing(
     """On a device that holds no numbers: none can be read, and tensors of the CPU do not go together with its own."""
     device = torch.device("meta")
     known = make_known(12)
-    begin = start(known.dataset, settings | {"training.rendered_batch_size": 8, "training.augment": False})
+    begin = start(known.dataset, settings | {"training.synthetic_batch_size": 8, "training.augment": False})
     state, near = begin.state, begin.plane
     plane = HalfPlane(near.box_size_px, *(part.to(device) for part in (near.coords, near.flat_index, near.weights)))
     plane.__dict__["_squared_radii"] = near._squared_radii  # what is found out once
@@ -115,10 +116,10 @@ def test_a_step_asks_the_cpu_for_nothing(
     monkeypatch.setattr(TrainingState, "step_generator", lambda *_: None)
     monkeypatch.setattr(tasks, "random_rotations", lambda count, _: torch.randn(count, 3, 3, device=device))
     batch = known.dataset.batch(torch.arange(12)).to(device)
-    seen = transform(batch, plane, 5.0, state.data_scale, BatchShare.of(12))
+    seen = transform(batch, plane, 5.0, state.data_scale, BatchShard.of(12))
     is_lost = torch.zeros((), device=device)
     with NoCopies():
-        figures = loop._step(state, seen, plane, begin.settings, is_lost, Portions())
+        figures = loop._step(state, seen, plane, begin.settings, is_lost, MicroBatcher())
     assert figures.device == device
     assert figures.shape == (4,)
 
@@ -144,10 +145,10 @@ def assert_same_state(first: Any, second: Any) -> None:
 def test_figures_that_are_read_late_are_the_same(make_known: Callable, start: Callable) -> None:
     dataset = make_known(40).dataset  # six steps
     each, late = start(dataset), start(dataset)
-    expected = [event.figures for event in fit(each.state, dataset, each.plane, each.settings)]
+    expected = [event.metrics for event in fit(each.state, dataset, each.plane, each.settings)]
     events = list(fit(late.state, dataset, late.plane, replace(late.settings, reading=4)))
     assert [event.done for event in events] == [4, 6]
-    assert events[-1].figures == expected[-1]
+    assert events[-1].metrics == expected[-1]
     assert_same_state(late.state, each.state)
 
 
@@ -161,7 +162,7 @@ def test_what_is_left_of_a_loss_that_is_no_number(
     with closing(fit(good.state, dataset, good.plane, good.settings)) as events:
         while next(events).done < 4:
             pass
-    learn = loop.learn_images
+    learn = loop.autoencoding_loss
     rows: list[list[int]] = []
 
     def spoilt(state: Any, seen: Any, *arguments: Any, **options: Any) -> object:
@@ -169,7 +170,7 @@ def test_what_is_left_of_a_loss_that_is_no_number(
         outcome = learn(state, seen, *arguments, **options)
         return replace(outcome, loss=outcome.loss * torch.inf) if state.step == 4 else outcome
 
-    monkeypatch.setattr(loop, "learn_images", spoilt)
+    monkeypatch.setattr(loop, "autoencoding_loss", spoilt)
     with pytest.raises(DivergedError, match="training step 4: the loss is inf") as caught:
         list(fit(bad.state, dataset, bad.plane, replace(bad.settings, reading=reading)))
     assert caught.value.rows == tuple(rows[4])

@@ -1,0 +1,187 @@
+"""A trained dense net as what it is in evaluation: matrices with ReLU between them, and nothing else.
+
+Batch norms are folded into the matrices before them. Biases become one more scalar field that all layers carry on, of
+constant value: so the net is homogeneous, f(a x) = a f(x) for a > 0, and each layer may be scaled without changing what
+its outputs are compared for.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cryoeq.equivariance import PlaneGroup, SteerableConv, SteerablePerceptron
+from cryoeq.equivariance.irrep_blocks import Fields, IrrepBlock, irrep_blocks
+from cryoeq.equivariance.perceptron import PixelOrbits
+from cryoeq.models.pose_encoder import PoseEncoder
+
+
+@dataclass(frozen=True)
+class FoldedLayer:
+    """A linear map between fields, the constant one included, in double precision.
+
+    Args:
+        name: for a reader.
+        matrix: equivariant.
+        in_fields: of its columns.
+        out_fields: of its rows.
+    """
+
+    name: str
+    matrix: Float[Tensor, "out in"]
+    in_fields: Fields
+    out_fields: Fields
+
+    def blocks(self, group: PlaneGroup) -> tuple[IrrepBlock, ...]:
+        """Its block for each irrep."""
+        return irrep_blocks(group, self.matrix, self.in_fields, self.out_fields)
+
+
+@dataclass(frozen=True)
+class FoldedNet:
+    """The layers, and how images come in.
+
+    Args:
+        group: that the layers commute with.
+        lift: takes images to functions on the group, without changing their norm.
+        constant: value of the constant field in the input.
+        layers: from the first to the heads, which stand one below the other in the last.
+    """
+
+    group: PlaneGroup
+    lift: PixelOrbits
+    constant: float
+    layers: tuple[FoldedLayer, ...]
+
+    def inputs(self, images: Float[Tensor, "batch levels n n"]) -> Float[Tensor, "batch channels"]:
+        """What the first layer multiplies."""
+        values = self.lift(images).transpose(0, 1).flatten(1).double()
+        return torch.cat([values, values.new_full((len(values), 1), self.constant)], 1)
+
+    def outputs(self, inputs: Float[Tensor, "batch channels"]) -> Float[Tensor, "batch out"]:
+        """All heads, one after the other."""
+        for layer in self.layers[:-1]:
+            inputs = (inputs @ layer.matrix.T).relu()
+        return inputs @ self.layers[-1].matrix.T
+
+
+@dataclass(frozen=True)
+class LevelNorm:
+    """How each level of the input is normalised.
+
+    Args:
+        mean: subtracted.
+        variance: by whose root is divided.
+    """
+
+    mean: Float[Tensor, " levels"]
+    variance: Float[Tensor, " levels"]
+
+
+@torch.no_grad()
+def fold_perceptron(
+    trunk: SteerablePerceptron, heads: Sequence[SteerableConv], group: PlaneGroup, norm: LevelNorm
+) -> FoldedNet:
+    """The net of a steerable perceptron and linear heads at one pixel.
+
+    Args:
+        trunk: in evaluation mode.
+        heads: linear maps of its fields.
+        group: of both.
+        norm: of the input's levels, done before the trunk.
+    """
+    blocks = trunk.blocks()
+    orbits = trunk.lift.count
+    constant = trunk.lift.size_px * math.sqrt(len(norm.mean))  # the norm of images of unit variance
+    counts = [len(norm.mean) * orbits] + [trunk.fields] * len(blocks)
+    order, layers = group.dim("hidden"), []
+    for number, ((linear, activation), (before, after)) in enumerate(zip(blocks, pairwise(counts), strict=True)):
+        matrix, bias = linear.matrix().double(), torch.zeros(order * after, dtype=torch.float64)
+        if number == 0:
+            matrix, bias = _with_norm(matrix.to(norm.mean.device), trunk.lift, norm)
+        scale, shift = (values.double().repeat(order) for values in activation.scale_and_shift())
+        column = (scale * bias.to(scale) + shift) / constant
+        layers.append(_carrying_on(f"layer {number + 1}", scale[:, None] * matrix, column, before, after))
+    matrix = torch.cat([head.filters().flatten(1).double() for head in heads])
+    column = torch.cat([_offsets(head).double() for head in heads]) / constant
+    fields: Fields = ((trunk.fields, "hidden"), (1, "scalar"))
+    out: Fields = tuple((head.out_count, head.out_kind) for head in heads)
+    layers.append(FoldedLayer("head", torch.cat([matrix, column[:, None]], 1), fields, out))
+    return FoldedNet(group, trunk.lift, constant, tuple(layers))
+
+
+def fold_encoder(encoder: PoseEncoder) -> FoldedNet:
+    """The net from padded images, and their low-passes, to the vectors and logits of all heads.
+
+    Args:
+        encoder: in evaluation mode; shifts are left out.
+
+    Raises:
+        ValueError: its trunk is not a steerable perceptron, or its head not one of rows.
+    """
+    if not isinstance(encoder.trunk, SteerablePerceptron) or encoder.head.kind != "rows":
+        raise ValueError(
+            "an encoder of convolutions, of a group that the pixel grid does not serve, or with a head of columns"
+        )
+    mean, variance = encoder.pyramid.norm.running_mean, encoder.pyramid.norm.running_var
+    if mean is None or variance is None:
+        raise ValueError("an encoder without running statistics")
+    norm = LevelNorm(mean, variance + encoder.pyramid.norm.eps)
+    return fold_perceptron(encoder.trunk, (encoder.head.vectors, encoder.head.logits), encoder.group, norm)
+
+
+def encoder_inputs(
+    encoder: PoseEncoder, net: FoldedNet, images: Float[Tensor, "batch n n"]
+) -> Float[Tensor, "batch channels"]:
+    """What the first layer of a folded encoder multiplies.
+
+    Args:
+        encoder: that was folded.
+        net: what it became.
+        images: as the encoder takes them.
+    """
+    return net.inputs(encoder.pyramid.levels(encoder.centre(images)))
+
+
+def encoder_outputs(
+    encoder: PoseEncoder, images: Float[Tensor, "batch n n"]
+) -> tuple[Float[Tensor, "batch heads 2 3"], Float[Tensor, "batch heads"]]:
+    """Rows of the rotation's matrix, not orthonormal yet, and logit of each head: the outputs of the folded net.
+
+    Args:
+        encoder: with a head of rows.
+        images: as it takes them.
+    """
+    features = encoder.features(images)
+    vectors, logits = encoder.head.vectors(features), encoder.head.logits(features)
+    return vectors.view(len(images), 2, -1, 3).transpose(1, 2), logits.flatten(1)
+
+
+def _carrying_on(name: str, matrix: Tensor, column: Tensor, before: int, after: int) -> FoldedLayer:
+    """A layer of fields with its bias, which also hands the constant on."""
+    row = torch.zeros_like(matrix[:1])
+    whole = torch.cat([torch.cat([matrix, column[:, None]], 1), torch.cat([row, torch.ones_like(row[:, :1])], 1)])
+    return FoldedLayer(name, whole, ((before, "hidden"), (1, "scalar")), ((after, "hidden"), (1, "scalar")))
+
+
+def _with_norm(matrix: Tensor, lift: PixelOrbits, norm: LevelNorm) -> tuple[Tensor, Tensor]:
+    """The first matrix and its bias, for images that are not normalised yet.
+
+    What no image can reach is removed: functions on the orbit of a pixel that some elements leave where it is.
+    """
+    size, levels = lift.size_px, len(norm.mean)
+    pixels = torch.eye(size**2, device=norm.mean.device).view(-1, 1, size, size)
+    isometry = lift(pixels).permute(0, 2, 1).double()  # (order, orbit, pixel)
+    by_level = matrix.view(len(matrix), len(isometry), levels, -1) * norm.variance.double().rsqrt()[:, None]
+    on_pixels = torch.einsum("ohlk,hkp->olp", by_level, isometry)
+    reached = torch.einsum("olp,hkp->ohlk", on_pixels, isometry).flatten(1)
+    return reached, -torch.einsum("olp,l->o", on_pixels, norm.mean.double())
+
+
+def _offsets(head: SteerableConv) -> Tensor:
+    offsets = head.offsets()
+    return torch.zeros(head.out_dim * head.out_count, device=head.weight.device) if offsets is None else offsets

@@ -1,0 +1,311 @@
+"""Alignment of a map to a reference over rotation, shift and hand.
+
+Coarse: every rotation of an even spread over SO(3), at low resolution, with all shifts at once by FFT. Then the
+best few peaks are refined continuously, at a higher resolution and with each shell weighted by how well it agrees.
+Everything happens on Fourier coefficients that are whitened shell by shell, so that the few strongest ones do not
+decide alone; the hand is that with the larger mean FSC at the end.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Complex, Float, Float64, Int
+from torch import Tensor
+
+from cryoeq.domain.volume import Volume, require_same_frame
+from cryoeq.errors import MapFileError
+from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map, pad_centred
+from cryoeq.geometry.so3 import rotation_angle_rad, rotation_from_vector
+from cryoeq.geometry.so3_grid import so3_grid
+from cryoeq.physics.projection import prepare_slices
+
+_PADDING = 2
+_SEARCH_ORDER = 2  # 4608 rotations, neighbours about 15 degrees apart
+_SEARCH_RADIUS = 7
+_PEAKS = 8
+_PEAK_DISTANCE_RAD = math.radians(15.0)
+_REFINE_RADIUS = 12
+_FINAL_RADIUS = 48
+_CHUNK_POINTS = 2**20
+_SPLINE_POINTS = 2**16
+
+
+@dataclass(frozen=True)
+class MapAlignment:
+    """How a map was brought onto its reference: mirror along z first if told to, then r' = R r + d.
+
+    Args:
+        rotation: R, from the frame of the moving map to that of the reference, vectors (x, y, z) from voxel n // 2.
+        shift_angstrom: d.
+        is_mirrored: the moving map has the other hand.
+        correlation: mean FSC with the reference over the shells that were compared.
+    """
+
+    rotation: Float[Tensor, "3 3"]
+    shift_angstrom: Float[Tensor, " 3"]
+    is_mirrored: bool
+    correlation: float
+
+    def apply(self, moving: Volume) -> Volume:
+        """The moving map, or another in its frame such as a half map, in the frame of the reference.
+
+        Args:
+            moving: the map to mirror, turn and shift.
+        """
+        values = mirror_map(moving.values) if self.is_mirrored else moving.values
+        return replace(moving, values=turn_map(values, self.rotation, self.shift_angstrom / moving.pixel_size_angstrom))
+
+
+@dataclass(frozen=True)
+class _Band:
+    """Two maps up to a radius in Fourier space.
+
+    Args:
+        box_size_px: side of the maps before anything was cropped.
+        radius: largest |k|, in cycles per box.
+        coords: (x, y, z) of each coefficient with x >= 0.
+        shells: ROUND(|k|) of each coefficient.
+        reference: whitened coefficients of the reference.
+        moving: oversampled transform of the moving map, whitened after it is sampled; real and imaginary part.
+    """
+
+    box_size_px: int
+    radius: int
+    coords: Float[Tensor, "points 3"]
+    shells: Int[Tensor, " points"]
+    reference: Complex[Tensor, " points"]
+    moving: Float[Tensor, "2 m m m"]
+
+    @property
+    def scale(self) -> Float64[np.ndarray, " 6"]:
+        """Steps in rotation (radians) and shift (pixels) that turn the phases at the rim by about one radian."""
+        turn = 1 / (2 * math.pi * 0.25 * self.radius)
+        move = self.box_size_px / (2 * math.pi * self.radius)
+        return np.array([turn] * 3 + [move] * 3)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """One rotation and shift with what it is worth."""
+
+    rotation: Float[Tensor, "3 3"]
+    shift_px: Float[Tensor, " 3"]
+    is_mirrored: bool
+    score: float
+
+
+def align_map(
+    moving: Volume, reference: Volume, *, with_hand: bool, start: Float[Tensor, "3 3"] | None = None
+) -> MapAlignment:
+    """Rotation, shift and, if asked, hand that bring a map onto a reference.
+
+    Args:
+        moving: the map to align.
+        reference: the map that stays.
+        with_hand: also try the mirror image of the moving map.
+        start: a rotation R within about 10 degrees of the answer, for example the transpose of a
+            ``PoseGauge.rotation``; saves the search over SO(3).
+
+    Raises:
+        MapFileError: boxes or pixel sizes that differ, or a map without contrast.
+    """
+    require_same_frame(moving, reference)
+    for name, volume in (("map to align", moving), ("reference", reference)):
+        if float(volume.values.std()) == 0:
+            raise MapFileError(
+                f"the {name} is the same everywhere", "Expected a map with contrast to align", "Check the file"
+            )
+    rotations = (so3_grid(_SEARCH_ORDER) if start is None else start.float()[None]).to(moving.values.device)
+    finalists = [
+        _best_in_hand(moving, reference, rotations, hand) for hand in ((False, True) if with_hand else (False,))
+    ]
+    best = max(finalists, key=lambda candidate: candidate.score)
+    return MapAlignment(best.rotation, best.shift_px * reference.pixel_size_angstrom, best.is_mirrored, best.score)
+
+
+def mirror_map(values: Float[Tensor, "n n n"]) -> Float[Tensor, "n n n"]:
+    """The other hand: z -> -z about voxel n // 2, which stays in place on even boxes too.
+
+    Args:
+        values: densities (z, y, x).
+    """
+    return values.flip(0) if len(values) % 2 else values.flip(0).roll(1, 0)
+
+
+def turn_map(
+    values: Float[Tensor, "n n n"], rotation: Float[Tensor, "3 3"], shift_px: Float[Tensor, " 3"]
+) -> Float[Tensor, "n n n"]:
+    """The map turned by R about voxel n // 2, then moved by d, band-limited to Nyquist's sphere.
+
+    Args:
+        values: densities (z, y, x).
+        rotation: R, acts on (x, y, z).
+        shift_px: d, (x, y, z) in pixels.
+    """
+    n = values.shape[-1]
+    padded = _spline_coefficients(values)
+    rotation, shift_px = rotation.to(values), shift_px.to(values)
+    k = torch.arange(n, device=values.device)
+    k = torch.where(k > n // 2, k - n, k)
+    half = torch.zeros(n * n * (n // 2 + 1), dtype=padded.dtype, device=values.device)
+    for rows in torch.split(torch.arange(len(half), device=values.device), _SPLINE_POINTS):
+        coords = torch.stack([k[rows % (n // 2 + 1)], k[rows // (n // 2 + 1) % n], k[rows // (n // 2 + 1) // n]], -1)
+        inside = coords.square().sum(-1) <= (n / 2) ** 2
+        coords = coords[inside].to(values)
+        half[rows[inside]] = _spline_sample(padded, coords @ rotation) * _shift_phases(coords, shift_px, n)
+    turned: Tensor = torch.fft.irfftn(half.reshape(n, n, n // 2 + 1), s=values.shape)
+    centred: Tensor = torch.fft.fftshift(turned)
+    return centred
+
+
+def _spline_coefficients(values: Float[Tensor, "n n n"]) -> Complex[Tensor, "m m m"]:
+    """Oversampled transform, prepared for cubic B-splines; its origin is at index 0, sparing large maps a copy.
+
+    Splines between coefficients multiply the map by sinc^4 along each axis, which is divided out beforehand. Trilinear
+    weights, good enough to find a pose, would leave 5 % of error in the amplitudes of a map that fills its box.
+    """
+    n = values.shape[-1]
+    line = torch.sinc((torch.arange(n, device=values.device) - n // 2).to(values) / (_PADDING * n)) ** 4
+    corrected = pad_centred(values / (line[:, None, None] * line[:, None] * line), _PADDING * n, 3)
+    transform: Tensor = torch.fft.fftn(torch.fft.ifftshift(corrected))
+    return transform
+
+
+def _spline_sample(padded: Complex[Tensor, "m m m"], places: Float[Tensor, "points 3"]) -> Complex[Tensor, " points"]:
+    """Cubic B-splines through 64 neighbours of each place (x, y, z), in cycles per unpadded box."""
+    m = padded.shape[-1]
+    scaled = places * _PADDING
+    low = scaled.floor()
+    t = scaled - low
+    pieces = [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, 3 * (1 - t) ** 3 - 6 * (1 - t) ** 2 + 4, t**3]
+    weights = torch.stack(pieces) / 6
+    nodes = (low.long() + torch.arange(-1, 3, device=places.device)[:, None, None]) % m
+    (x, y, z), (wx, wy, wz) = nodes.unbind(-1), weights.unbind(-1)
+    flat = (z[:, None, None] * m + y[:, None]) * m + x
+    return (padded.flatten()[flat] * (wz[:, None, None] * wy[:, None] * wx)).sum((0, 1, 2))
+
+
+def _best_in_hand(
+    moving: Volume, reference: Volume, rotations: Float[Tensor, "batch 3 3"], is_mirrored: bool
+) -> _Candidate:
+    """Search and refine for one hand."""
+    values = (mirror_map(moving.values) if is_mirrored else moving.values).float()
+    target = reference.values.float()
+    nyquist = moving.box_size_px // 2 - 1
+    peaks = _search(_band(values, target, min(_SEARCH_RADIUS, nyquist)), rotations, is_mirrored)
+    band = _band(values, target, min(_REFINE_RADIUS, nyquist))
+    best = max((_refine(band, peak) for peak in peaks), key=lambda candidate: candidate.score)
+    return _refine(_band(values, target, min(_FINAL_RADIUS, round(0.9 * nyquist))), best)
+
+
+def _band(moving: Float[Tensor, "n n n"], reference: Float[Tensor, "n n n"], radius: int) -> _Band:
+    n = moving.shape[-1]
+    # Two spare shells: trilinear sampling at the rim looks one padded coefficient further out.
+    size = min(n, 2 * (radius + 2))
+    cropped = ifft_map(crop_centred(fft_map(moving), size, 3)).contiguous()
+    k = torch.arange(-radius, radius + 1, device=moving.device)
+    z, y, x = torch.meshgrid(k, k, k[radius:], indexing="ij")
+    inside = (x**2 + y**2 + z**2 <= radius**2) & (x**2 + y**2 + z**2 > 0)
+    x, y, z = x[inside], y[inside], z[inside]
+    coords = torch.stack([x, y, z], -1).to(moving)
+    shells = (coords.norm(dim=-1) + 0.5).floor().long()
+    origin = n // 2
+    target = _whiten(fft_map(reference)[z + origin, y + origin, x + origin][None], shells)[0]
+    return _Band(n, radius, coords, shells, target, _as_channels(prepare_slices(cropped, _PADDING)))
+
+
+def _as_channels(transform: Complex[Tensor, "m m m"]) -> Float[Tensor, "2 m m m"]:
+    return torch.view_as_real(transform).movedim(-1, 0).contiguous()
+
+
+def _shell_mean(values: Float[Tensor, "batch points"], shells: Int[Tensor, " points"]) -> Float[Tensor, "batch shells"]:
+    sums = values.new_zeros(len(values), int(shells.max()) + 1).index_add(1, shells, values)
+    return sums / torch.bincount(shells).clamp(min=1).to(values)
+
+
+def _whiten(values: Complex[Tensor, "batch points"], shells: Int[Tensor, " points"]) -> Complex[Tensor, "batch points"]:
+    """Each shell scaled to a mean power of 1; an empty shell stays 0."""
+    power = _shell_mean(values.real.square() + values.imag.square(), shells)
+    return values * power.clamp(min=torch.finfo(power.dtype).tiny).rsqrt()[:, shells]
+
+
+def _sample(
+    padded: Float[Tensor, "2 m m m"], coords: Float[Tensor, "points 3"], rotations: Float[Tensor, "batch 3 3"]
+) -> Complex[Tensor, "batch points"]:
+    """Coefficients of the turned map at k: those of the map at R^T k, trilinearly from its oversampled transform."""
+    m = padded.shape[-1]
+    places = (coords @ rotations) * _PADDING + m // 2
+    # grid_sample counts from -1 at the first sample to 1 at the last.
+    grid = places * (2 / (m - 1)) - 1
+    sampled = torch.nn.functional.grid_sample(padded[None], grid[None, None], align_corners=True)[0, :, 0]
+    return torch.complex(sampled[0], sampled[1])
+
+
+def _shift_phases(
+    coords: Float[Tensor, "*points 3"], shift_px: Float[Tensor, " 3"], box: int
+) -> Complex[Tensor, "*points"]:
+    """exp(-2 pi i k.d / n): moves a map by +d."""
+    turns = coords @ shift_px * (-2 * math.pi / box)
+    return torch.polar(torch.ones_like(turns), turns)
+
+
+def _search(band: _Band, rotations: Float[Tensor, "batch 3 3"], is_mirrored: bool) -> list[_Candidate]:
+    """The highest peaks over rotations and all shifts on a grid, no two of them close."""
+    m = 2 * band.radius + 2
+    x, y, z = (band.coords.long() % m).unbind(-1)
+    flat = (z * m + y) * (m // 2 + 1) + x
+    scores, places = [], []
+    for batch in torch.split(rotations, max(1, _CHUNK_POINTS // len(flat))):
+        sampled = _whiten(_sample(band.moving, band.coords, batch), band.shells)
+        cross = sampled.new_zeros(len(batch), m * m * (m // 2 + 1))
+        # The correlation at shift d sums conj(F_ref) F_mov exp(-2 pi i k.d / n): an inverse FFT of the conjugate.
+        cross[:, flat] = band.reference * sampled.conj()
+        correlation = torch.fft.irfftn(cross.reshape(-1, m, m, m // 2 + 1), s=(m, m, m))
+        best = correlation.flatten(1).max(1)
+        scores.append(best.values)
+        places.append(best.indices)
+    score, place = torch.cat(scores), torch.cat(places)
+    steps = torch.stack([place % m, place // m % m, place // m**2], -1)
+    shifts = torch.where(steps > m // 2, steps - m, steps) * (band.box_size_px / m)
+    chosen: list[int] = []
+    for row in score.argsort(descending=True)[: 32 * _PEAKS].tolist():
+        near = rotation_angle_rad(rotations[chosen], rotations[row].expand(len(chosen), 3, 3)) < _PEAK_DISTANCE_RAD
+        if len(chosen) < _PEAKS and not bool(near.any()):
+            chosen.append(row)
+    return [_Candidate(rotations[row], shifts[row].float(), is_mirrored, float(score[row])) for row in chosen]
+
+
+def _refine(band: _Band, start: _Candidate) -> _Candidate:
+    """The nearest maximum of the weighted correlation; its score is the mean FSC over the band."""
+    weights = _shell_fsc(band, start).clamp(min=0.0)[band.shells]
+    device = band.coords.device
+
+    def place(parameters: Tensor) -> tuple[Tensor, Tensor]:
+        scaled = parameters * torch.as_tensor(band.scale, dtype=torch.float32, device=device)
+        return rotation_from_vector(scaled[:3]) @ start.rotation, start.shift_px + scaled[3:]
+
+    def cost(parameters: Float64[np.ndarray, " 6"]) -> tuple[float, Float64[np.ndarray, " 6"]]:
+        free = torch.tensor(parameters, dtype=torch.float32, device=device, requires_grad=True)
+        value = -(weights * _agreement(band, *place(free))).sum() / weights.sum().clamp(min=1e-12)
+        (gradient,) = torch.autograd.grad(value, free)
+        return float(value.detach()), gradient.double().cpu().numpy()
+
+    from scipy.optimize import minimize  # half a second that only an alignment should cost
+
+    found = minimize(cost, np.zeros(6), jac=True, method="BFGS", options={"gtol": 1e-3, "maxiter": 40})
+    rotation, shift = place(torch.as_tensor(found.x, dtype=torch.float32, device=device))
+    refined = replace(start, rotation=rotation, shift_px=shift)
+    return replace(refined, score=float(_shell_fsc(band, refined)[1:].mean()))
+
+
+def _agreement(band: _Band, rotation: Float[Tensor, "3 3"], shift_px: Float[Tensor, " 3"]) -> Float[Tensor, " points"]:
+    """Real part of conj(reference) times the moved map, both white: its mean over a shell is the FSC."""
+    sampled = _whiten(_sample(band.moving, band.coords, rotation[None]), band.shells)[0]
+    moved = sampled * _shift_phases(band.coords, shift_px, band.box_size_px)
+    return moved.real * band.reference.real + moved.imag * band.reference.imag
+
+
+def _shell_fsc(band: _Band, candidate: _Candidate) -> Float[Tensor, " shells"]:
+    return _shell_mean(_agreement(band, candidate.rotation, candidate.shift_px)[None], band.shells)[0]

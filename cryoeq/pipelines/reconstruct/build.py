@@ -1,0 +1,112 @@
+"""The composition root of ``cryoeq reconstruct``: from settings to objects."""
+
+from cryoeq.config.reconstruct import ReconstructConfig
+from cryoeq.data.dataset import ParticleDataset
+from cryoeq.data.preprocessing import CONTRAST_SIGNS
+from cryoeq.geometry.pointgroup import symmetry_rotations
+from cryoeq.io.particles import ParticleStack, read_particles
+from cryoeq.reconstruction.initial_model import InitialModelSettings
+from cryoeq.reconstruction.settings import AbInitioSettings
+from cryoeq.reconstruction.state import RefinementSettings
+
+_DEFAULT_WORKING_BOX_PX = {"search": 64, "hybrid": 64, "amortized": 32}
+_DEFAULT_SHIFT = 0.05  # of the box
+
+
+def build_stack(config: ReconstructConfig, *, with_poses: bool) -> ParticleStack:
+    """The particles of the input file, with its poses only where these are to be used."""
+    return read_particles(
+        config.particles,
+        angpix=config.input.angpix,
+        datadir=config.input.datadir,
+        with_poses=with_poses,
+        ignore_ctf=not config.input.with_ctf,
+    )
+
+
+def build_dataset(
+    config: ReconstructConfig,
+    stack: ParticleStack,
+    working_box_px: int | None,
+    *,
+    sign: int | None = None,
+    reads_once: bool = False,
+) -> ParticleDataset:
+    """The particles at a working box.
+
+    Args:
+        config: the settings.
+        stack: the particles.
+        working_box_px: box to Fourier-crop to; None keeps that of the images.
+        sign: 1 or -1, contrast decided before; None takes that of the settings, or decides from the images.
+        reads_once: whether each image is read once, so that none is kept in memory.
+    """
+    if sign is None:
+        sign = CONTRAST_SIGNS[config.input.contrast]
+    if reads_once:
+        return ParticleDataset.open(stack, working_box_px=working_box_px, sign=sign, cache_bytes=0)
+    # At their own box images are read once or twice, for the maps; at the working box again and again.
+    scratch = None if working_box_px is None else config.input.scratch_dir
+    return ParticleDataset.open(stack, working_box_px=working_box_px, sign=sign, scratch=scratch)
+
+
+def working_box(config: ReconstructConfig, stack: ParticleStack) -> int | None:
+    """The box in which poses are inferred; None where they are given."""
+    if config.pose_inference == "known":
+        return None
+    widest = _DEFAULT_WORKING_BOX_PX[config.pose_inference]
+    return config.input.working_box_px or min(widest, stack.table.box_size_px)
+
+
+def shift_sigma_px(config: ReconstructConfig, dataset: ParticleDataset) -> float:
+    """Standard deviation of the offsets per axis, in pixels of the dataset's box; 0 for centred particles."""
+    sigma_angstrom = config.input.shift_sigma_angstrom
+    if sigma_angstrom is None:
+        return _DEFAULT_SHIFT * dataset.box_size_px
+    return sigma_angstrom / dataset.pixel_size_angstrom
+
+
+def build_ab_initio_settings(config: ReconstructConfig, dataset: ParticleDataset) -> AbInitioSettings:
+    """Settings of the reconstruction, with what depends on the particles filled in."""
+    search = config.search
+    return AbInitioSettings(
+        min_starts=search.multi_start.min,
+        max_starts=max(search.multi_start.min, search.multi_start.max),
+        initial_model=_initial_model_settings(config, dataset),
+        refinement=_refinement_settings(config, dataset),
+        symmetry=search.symmetry,
+        pixel_size_angstrom=dataset.pixel_size_angstrom,
+        seed=config.seed,
+    )
+
+
+def _initial_model_settings(config: ReconstructConfig, dataset: ParticleDataset) -> InitialModelSettings:
+    search, sigma = config.search, shift_sigma_px(config, dataset)
+    return InitialModelSettings(
+        iterations=search.initial_model.iterations,
+        batch_size=min(search.initial_model.batch_size, len(dataset)),
+        first_shell=search.initial_model.first_shell,
+        last_shell=min(search.initial_model.last_shell, dataset.box_size_px // 2 - 1),
+        n_offsets=search.offset_samples if sigma > 0 else 1,
+        shift_sigma_px=sigma,
+        mask_radius=search.mask_radius,
+    )
+
+
+def _refinement_settings(config: ReconstructConfig, dataset: ParticleDataset) -> RefinementSettings:
+    search, sigma = config.search, shift_sigma_px(config, dataset)
+    last = dataset.box_size_px // 2 - 1
+    max_exhaustive_shell = min(search.half_sets.max_exhaustive_shell, last)
+    return RefinementSettings(
+        consensus_shells=tuple(min(shell, last) for shell in search.consensus.shells),
+        max_extra_iterations=search.consensus.max_extra_iterations,
+        max_particles=search.consensus.max_particles,
+        iterations=search.half_sets.iterations,
+        max_exhaustive_shell=max_exhaustive_shell,
+        local_iterations=search.local_refinement.iterations if last > max_exhaustive_shell else 0,
+        n_offsets=search.offset_samples if sigma > 0 else 1,
+        shift_sigma_px=sigma,
+        mask_radius=search.mask_radius,
+        symmetry=symmetry_rotations(search.symmetry).float(),
+        box_side_angstrom=dataset.box_size_px * dataset.pixel_size_angstrom,
+    )

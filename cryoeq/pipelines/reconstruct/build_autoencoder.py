@@ -1,0 +1,169 @@
+"""From settings to what the amortized mode trains: encoder, decoder, optimizer."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from cryoeq.config.reconstruct import ReconstructConfig
+from cryoeq.data.dataset import ParticleDataset
+from cryoeq.domain.events import Note
+from cryoeq.equivariance import degrees_of
+from cryoeq.errors import ConfigError, ParticleFileError
+from cryoeq.geometry.fourier import HalfPlane
+from cryoeq.models.implicit_decoder import ImplicitDecoder
+from cryoeq.models.pose_encoder import EncoderDesign, PoseEncoder
+from cryoeq.models.voxel_decoder import VoxelDecoder
+from cryoeq.pipelines.reconstruct.build import shift_sigma_px
+from cryoeq.training.autoencoder.loop import TrainingSettings
+from cryoeq.training.autoencoder.schedule import Schedule
+from cryoeq.training.autoencoder.state import TrainingState
+from cryoeq.training.autoencoder.step import observe
+
+DEFAULT_BATCH = 64
+_DEFAULT_STEPS = 6000
+_SAMPLE = 512
+_TEMPLATE_CHANNELS = 1024  # a fifth less error than 512 on held-out particles at SNR 0.1 (40 and 50 degrees, 200 steps)
+
+
+def build_plane(dataset: ParticleDataset, device: torch.device) -> HalfPlane:
+    """The coefficients that the encoder sees: all below Nyquist."""
+    return HalfPlane.up_to(dataset.box_size_px, dataset.box_size_px / 2 - 1, device)
+
+
+def build_decoder(
+    config: ReconstructConfig, box_size_px: int, generator: torch.Generator
+) -> VoxelDecoder | ImplicitDecoder:
+    """The model of the volume, at its random start."""
+    match config.decoder.kind:
+        case "voxel":
+            return VoxelDecoder(box_size_px, generator)
+        case "implicit":
+            return ImplicitDecoder(box_size_px, generator, width=config.decoder.width)
+
+
+def report_learnt_equivariance(encoder: torch.nn.Module) -> Iterator[Note]:
+    """What has become of the equivariance of each layer, where that was learnt."""
+    if found := [float(degree.divergence().detach()) for degree in degrees_of(encoder)]:
+        layers = ", ".join(f"{value:.3f}" for value in found)
+        yield Note(f"Learnt degree of equivariance, divergence from uniform layer by layer (0: equivariant): {layers}.")
+
+
+def build_encoder(config: ReconstructConfig, box_size_px: int) -> PoseEncoder:
+    """The network from images to poses, at its random start.
+
+    An encoder trained only on synthetic projections of a map (hybrid) is a wider network, whose filters start as slices
+    of that map where its trunk is dense; low-pass filters would add nothing to those.
+
+    Raises:
+        ConfigError: its widths do not fit the box, its samples not the group, or its degree not the kernels.
+    """
+    shape, design = config.encoder, config.encoder.design
+    has_templates = config.pose_inference == "hybrid" and design.trunk == "dense"
+    channels = shape.channels or ((_TEMPLATE_CHANNELS,) if has_templates else None)
+    is_finite = shape.group not in ("so2", "o2")
+    if is_finite and (design.sampler == "adaptive" or design.samples is not None):
+        raise ConfigError(
+            f"encoder.design.sampler={design.sampler}, encoder.design.samples={design.samples} with "
+            f"encoder.group={shape.group}",
+            "a finite group is evaluated on all its elements, only so2 and o2 are sampled",
+            "Leave both out, or choose encoder.group=so2 or o2",
+        )
+    if design.degree == "learnt" and (design.kernel != "analytic" or design.trunk == "mobilenet"):
+        raise ConfigError(
+            f"encoder.design.degree=learnt with encoder.design.kernel={design.kernel}, "
+            f"encoder.design.trunk={design.trunk}",
+            "only analytic kernels of a conv or dense trunk have a degree to learn",
+            "Leave encoder.design.degree out, or choose encoder.design.kernel=analytic and encoder.design.trunk=conv or "
+            "dense",
+        )
+    try:
+        return PoseEncoder(
+            shape.group,
+            box_size_px,
+            shape.heads,
+            channels,
+            trunk=design.trunk,
+            low_passes=not has_templates,
+            design=EncoderDesign(design.kernel, design.sampler, design.samples, design.degree),
+            is_bf16=shape.precision == "bf16",
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"encoder.channels: {error}", "", "Leave encoder.channels out, or give as many widths as are needed"
+        ) from error
+
+
+def build_state(config: ReconstructConfig, dataset: ParticleDataset, plane: HalfPlane) -> TrainingState:
+    """Encoder, decoder and optimizer at their random start; scale and first residual from a sample of the images.
+
+    Raises:
+        ParticleFileError: the images are constant.
+    """
+    device = plane.coords.device
+    generator = torch.Generator().manual_seed(config.seed)
+    with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
+        torch.manual_seed(config.seed)
+        encoder = build_encoder(config, dataset.box_size_px).to(device)
+    decoder = build_decoder(config, dataset.box_size_px, generator).to(device)
+    settings = build_settings(config, dataset)
+    optimizer = torch.optim.Adam(
+        [
+            {"params": list(encoder.parameters()), "lr": settings.encoder_learning_rate},
+            {"params": list(decoder.parameters()), "lr": settings.decoder_learning_rate},
+        ],
+        fused=True,
+    )
+    rows = torch.linspace(0, len(dataset) - 1, min(_SAMPLE, len(dataset))).round().long()
+    power = observe(dataset, rows, plane, 1.0).coefficients.abs().square().mean(0)
+    variance = float(power @ plane.weights / plane.weights.sum())
+    if variance == 0:
+        raise ParticleFileError(
+            f"{config.particles}: the images are constant", "there is no particle in them", "Extract them again"
+        )
+    shells = plane.shells
+    by_shell = power.new_zeros(int(shells.max()) + 1).index_add(0, shells, power) / plane.shell_counts
+    return TrainingState(
+        encoder=encoder,
+        decoder=decoder,
+        optimizer=optimizer,
+        data_scale=1 / math.sqrt(variance),
+        residual_power=by_shell / variance,
+        rotations=torch.eye(3, device=device).repeat(len(dataset), 1, 1),
+        seed=config.seed,
+    )
+
+
+def build_settings(
+    config: ReconstructConfig, dataset: ParticleDataset, batch_size: int | None = None
+) -> TrainingSettings:
+    """How to train, with all that was left open filled in.
+
+    Args:
+        config: the settings.
+        dataset: the particles.
+        batch_size: images per step, where the settings leave it open; the renderings then keep their proportion.
+    """
+    training, rendered = config.training, config.training.synthetic_batch_size
+    if training.batch_size == "auto":
+        batch_size = min(batch_size or DEFAULT_BATCH, len(dataset))
+        rendered = max(1, rendered * batch_size // DEFAULT_BATCH)
+    else:
+        batch_size = min(training.batch_size, len(dataset))
+    per_epoch = -(-len(dataset) // batch_size)
+    epochs = training.epochs or -(-_DEFAULT_STEPS // per_epoch)
+    return TrainingSettings(
+        batch_size=batch_size,
+        synthetic_batch_size=rendered,
+        schedule=Schedule(
+            epochs * per_epoch, training.first_shell, dataset.box_size_px / 2 - 1, marching=training.frequency_marching
+        ),
+        encoder_learning_rate=training.encoder_learning_rate,
+        decoder_learning_rate=training.decoder_learning_rate or {"voxel": 1e-2, "implicit": 1e-3}[config.decoder.kind],
+        synthetic_weight=config.loss.synthetic_weight,
+        image_loss_start=training.image_loss_start if config.loss.synthetic_weight > 0 else 0.0,
+        wta_epsilon=config.loss.wta_epsilon,
+        is_symmetric=config.loss.symmetric,
+        shift_sigma_px=shift_sigma_px(config, dataset),
+        is_augmented=training.augment,
+    )

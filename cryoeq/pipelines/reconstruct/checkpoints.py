@@ -1,0 +1,244 @@
+"""Checkpoints of a run: finished steps of a search, the state of a training, and whether they may be resumed."""
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cryoeq.config.loading import with_current_keys
+from cryoeq.config.reconstruct import ReconstructConfig
+from cryoeq.domain.events import Note
+from cryoeq.domain.pose import PoseSet
+from cryoeq.errors import CheckpointError
+from cryoeq.io.checkpoint import load_checkpoint, save_checkpoint
+from cryoeq.io.text import read_json
+from cryoeq.outputs.run_folder import RunFolder
+from cryoeq.physics.backprojection import WienerBackprojection
+from cryoeq.reconstruction.state import ConsensusMap, HalfSetMaps, ParticlePoses, RefinementState, Step
+from cryoeq.runtime.distributed import any_rank, is_main_process
+from cryoeq.runtime.signals import deferred_signals
+
+_STEPS_FOLDER = "checkpoints"
+_TRAINING_FILE = "checkpoint.pt"
+# Settings that a continuation may change: they decide where and how often things are done, not what.
+_FREE = (
+    "output", "device", "threads", "particles", "input.datadir", "input.scratch_dir", "input.mask",
+    "input.reference", "training.checkpoint_seconds",
+)  # fmt: skip
+_STATE = {
+    "count", "is_consensus", "maps", "half_set", "rotations", "shifts_px", "confidence", "log_evidence", "fsc",
+    "radius", "iteration", "sums",
+}  # fmt: skip
+# Names of version 0.1, read for one version more.
+_OLDER_NAMES = (
+    (re.compile(r"initial_model_(\d+)"), r"start_\1"),
+    (re.compile(r"consensus_(\d+)"), r"settled_\1"),
+    (re.compile(r"half_sets"), "grown"),
+    (re.compile(r"realigned"), "looked_again"),
+    (re.compile(r"local"), "polished"),
+    (re.compile(r"final"), "finished"),
+)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """States after finished steps, one file each, written by the main process of a job.
+
+    Every step draws its random numbers from the seed and the iteration, so what follows is the same whether a state was
+    computed or read.
+
+    Args:
+        folder: folder of the files; made with the first.
+        count: particles of the run.
+        device: where states go.
+        resume: whether to read what is there; else each step is run.
+    """
+
+    folder: Path
+    count: int
+    device: torch.device
+    resume: bool
+
+    @classmethod
+    def of_run(cls, run: RunFolder, count: int, device: torch.device, *, resume: bool) -> "Checkpoints":
+        """Those of a run folder."""
+        return cls(run.path(_STEPS_FOLDER), count, device, resume)
+
+    def run(self, name: str, step: Step) -> Step:
+        """The state after a step: from its checkpoint, else by running it.
+
+        Args:
+            name: of the step, the same in every run.
+            step: runs it.
+
+        Raises:
+            CheckpointError: the file is damaged, or of other particles.
+        """
+        path = self._path(name)
+        if any_rank(is_main_process() and self.resume and path.is_file()):
+            yield Note(f"Resumed from checkpoint {name}.")
+            return self._unpacked(load_checkpoint(path, self.device), path)
+        state = yield from step
+        if not is_main_process():
+            return state
+        with deferred_signals():
+            self.folder.mkdir(exist_ok=True)
+            save_checkpoint(path, {"count": self.count, **_packed(state)})
+        return state
+
+    def clear(self) -> None:
+        """Remove the files of a finished run."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, name: str) -> Path:
+        path = self.folder / f"{name}.pt"
+        for pattern, older in _OLDER_NAMES:
+            if self.resume and not path.is_file() and pattern.fullmatch(name):
+                older_path = self.folder / f"{pattern.sub(older, name)}.pt"
+                return older_path if older_path.is_file() else path
+        return path
+
+    def _unpacked(self, packed: dict[str, Any], path: Path) -> RefinementState:
+        packed.setdefault("is_consensus", path.stem.startswith(("start_", "settled_", "finished")))  # version 0.1
+        if packed.keys() != _STATE:
+            raise CheckpointError(f"{path} does not hold a step of a search", "", "Delete it and go on with --resume")
+        if (count := packed["count"]) != self.count:
+            raise CheckpointError(
+                f"{path} is of {count} particles, there are {self.count} now",
+                "a run goes on with the particles it began with",
+                "Give the original star file, or start a new run in another folder",
+            )
+        first, second = packed["maps"]
+        poses = PoseSet(packed["rotations"], packed["shifts_px"], first.shape[-1])
+        sums = packed["sums"]
+        return RefinementState(
+            ConsensusMap(first) if packed["is_consensus"] else HalfSetMaps(first, second),
+            packed["half_set"],
+            ParticlePoses(poses, packed["confidence"], packed["log_evidence"]),
+            packed["fsc"],
+            packed["radius"],
+            packed["iteration"],
+            None if sums is None else (WienerBackprojection(*sums[0]), WienerBackprojection(*sums[1])),
+        )
+
+
+def _packed(state: RefinementState) -> dict[str, Any]:
+    sums = state.sums and tuple((part.box_size_px, part.padding, part.sums) for part in state.sums)
+    return {
+        "is_consensus": isinstance(state.reference, ConsensusMap),
+        "maps": (state.reference.of_half(1), state.reference.of_half(2)),
+        "half_set": state.half_set,
+        "rotations": state.poses.rotations,
+        "shifts_px": state.poses.shifts_px,
+        "confidence": state.particles.confidence,
+        "log_evidence": state.particles.log_evidence,
+        "fsc": state.fsc,
+        "radius": state.radius,
+        "iteration": state.iteration,
+        "sums": sums,
+    }
+
+
+def require_same_settings(config: ReconstructConfig) -> None:
+    """A run is resumed with the settings it began with.
+
+    Args:
+        config: settings of the continuation; its output is the run folder.
+
+    Raises:
+        CheckpointError: ``job.json`` holds others, or is no record of a run.
+    """
+    record = config.output / "job.json"
+    if record.is_file():
+        _require_same(_recorded_settings(record), config, record)
+
+
+def load_training_state(config: ReconstructConfig, count: int, device: torch.device) -> dict[str, Any] | None:
+    """The state of a training to go on from; None before the first checkpoint.
+
+    Args:
+        config: settings of the continuation.
+        count: particles of the run.
+        device: where its tensors go.
+
+    Raises:
+        CheckpointError: the file is damaged, or of other particles or settings.
+    """
+    path = config.output / _TRAINING_FILE
+    if not path.is_file():
+        return None
+    checkpoint = load_checkpoint(path, device)
+    if not {"settings", "state"} <= checkpoint.keys():
+        raise CheckpointError(f"{path} does not hold the state of a reconstruction", "", "Start a new run")
+    _require_same(_nested(checkpoint["settings"]), config, path)
+    state: dict[str, Any] = checkpoint["state"]
+    if len(state["rotations"]) != count:
+        raise CheckpointError(
+            f"{path} is of {len(state['rotations'])} particles, {config.particles} holds {count}",
+            "a run goes on with the particles it began with",
+            "Give the original star file, or start a new run in another folder",
+        )
+    return state
+
+
+def save_training_state(run: RunFolder, config: ReconstructConfig, state: dict[str, Any]) -> None:
+    """Write the state of a training, whole or not at all, whatever signals arrive.
+
+    Args:
+        run: the run folder.
+        config: its settings, which a continuation must share.
+        state: of the training.
+    """
+    with deferred_signals():
+        save_checkpoint(
+            run.path(_TRAINING_FILE), {"settings": _binding(config.model_dump(mode="json")), "state": state}
+        )
+
+
+def _recorded_settings(record: Path) -> dict[str, Any]:
+    try:
+        settings = read_json(record)["settings"]
+    except (ValueError, KeyError, TypeError):  # not JSON, or the job.json of another program
+        settings = None
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{record} is not the record of a run of cryoeq", "", "Choose another folder with -o")
+    return settings
+
+
+def _require_same(recorded: dict[str, Any], config: ReconstructConfig, path: Path) -> None:
+    then = _binding(with_current_keys(ReconstructConfig, recorded, str(path)))
+    now = _binding(config.model_dump(mode="json"))
+    for key in sorted(now.keys() | then.keys()):
+        if now.get(key) != then.get(key):
+            raise CheckpointError(
+                f"{path}: {key} was {then.get(key)}, and is now {now.get(key)}",
+                "a run goes on with the settings it began with",
+                "Repeat the original command (command.txt) with --resume, or start a new run in another folder",
+            )
+
+
+def _binding(settings: Mapping[str, Any]) -> dict[str, object]:
+    """Settings that a continuation must share, keys dotted."""
+    return {key: value for key, value in _flat(settings).items() if key not in _FREE}
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        *sections, name = key.split(".")
+        inner = nested
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[name] = value
+    return nested

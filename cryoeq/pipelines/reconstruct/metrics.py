@@ -1,0 +1,41 @@
+"""Metrics of a reconstruction, as ``job.json`` records them under "results"."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ReconstructionMetrics:
+    """Metrics of a reconstruction; None where one was not measured.
+
+    Args:
+        log_evidence: mean log marginal likelihood per particle, up to a constant of the images; higher is better.
+        median_rotation_sigma_deg: median standard deviation of the particles' rotations.
+        explained_variance: fraction of the images' variance that the model explains (amortized).
+        held_out_median_deg: median difference of the encoder's poses of held-out particles from their final poses.
+        half_map_resolution_angstrom: where the unmasked FSC of the half maps first drops below 0.143.
+        reference_resolution_angstrom: where the FSC with a supplied reference first drops below 0.5.
+        in_plane_divergence: learnt divergence of in-plane angles from the uniform distribution.
+        in_plane_p_value: probability of such a divergence where in-plane symmetry holds.
+        missing_astigmatism_angstrom: defocus U - V that the CTF leaves out.
+    """
+
+    log_evidence: float | None = None
+    median_rotation_sigma_deg: float | None = None
+    explained_variance: float | None = None
+    held_out_median_deg: float | None = None
+    half_map_resolution_angstrom: float | None = None
+    reference_resolution_angstrom: float | None = None
+    in_plane_divergence: float | None = None
+    in_plane_p_value: float | None = None
+    missing_astigmatism_angstrom: float | None = None
+
+    def to_json(self) -> dict[str, float]:
+        """What was measured."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_json(cls, results: dict[str, Any]) -> "ReconstructionMetrics":
+        """The metrics of a recorded run; other entries of its results are left out."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: float(value) for name, value in results.items() if name in known})

@@ -1,0 +1,265 @@
+"""``cryoeq reconstruct``: from particles to maps."""
+
+import math
+import sys
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from cryoeq.config.reconstruct import ReconstructConfig
+from cryoeq.data.dataset import ParticleDataset
+from cryoeq.domain.events import Event, Note, Progress, Report
+from cryoeq.domain.volume import Volume
+from cryoeq.errors import DivergedError, ParticleFileError
+from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, compare_maps
+from cryoeq.io.cryosparc import CS_SUFFIX, write_cs
+from cryoeq.io.mrc import write_map
+from cryoeq.io.particles import ParticleStack, write_particle_star
+from cryoeq.maps.alignment import mirror_map
+from cryoeq.outputs.evaluation_plots import plot_fsc
+from cryoeq.outputs.fsc_files import write_fsc_star, write_fsc_xml
+from cryoeq.outputs.reconstruction_plots import plot_map
+from cryoeq.outputs.report import write_report
+from cryoeq.outputs.run_folder import RunFolder
+from cryoeq.pipelines.reconstruct.build import build_dataset, build_stack, working_box
+from cryoeq.pipelines.reconstruct.checkpoints import Checkpoints, load_training_state, require_same_settings
+from cryoeq.pipelines.reconstruct.event_log import record_events
+from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
+from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
+from cryoeq.pipelines.reconstruct.search import search_poses
+from cryoeq.pipelines.reconstruct.supplied_maps import SuppliedMaps, compare_with_reference, read_supplied_maps
+from cryoeq.pipelines.report import read_run
+from cryoeq.reconstruction.known_poses import ReconstructedMaps, filter_by_halves, reconstruct_from_poses
+from cryoeq.reconstruction.state import Checkpointer
+from cryoeq.runtime.device import choose_device, threads
+from cryoeq.runtime.distributed import is_main_process, process_group
+from cryoeq.runtime.torchrun import torchrun_environment
+
+
+def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[Event]:
+    """Reconstruct a map, with or without known poses.
+
+    The processes that torchrun starts share the work; the main process writes.
+
+    Writes ``run_data.star``, ``run_class001.mrc`` from all particles, unfiltered half maps, their FSC, pictures, a
+    report, and the record of the run.
+
+    Args:
+        config: settings of the run.
+        resume: go on from the checkpoints in the run folder, where there are any.
+
+    Yields:
+        Notes, progress, and a report.
+    """
+    device, started_s = choose_device(config.device), time.monotonic()
+    # What is wrong with the input each process finds out by itself, before any waits for another.
+    stack = build_stack(config, with_poses=config.pose_inference == "known")
+    supplied = read_supplied_maps(config, stack.table)
+    training_state = None
+    if resume:
+        require_same_settings(config)
+        training_state = load_training_state(config, len(stack.table), device)
+
+    def work(run: RunFolder, checkpoints: Checkpoints) -> Generator[Event, None, ReconstructionMetrics]:
+        job = _Job(config, stack, supplied, run, device)
+        with threads(config.threads):
+            return (yield from job.work(checkpoints.run, training_state))
+
+    with process_group(device):
+        if not is_main_process():
+            run = RunFolder(config.output)
+            yield from work(run, Checkpoints.of_run(run, len(stack.table), device, resume=resume))
+            return
+        settings = config.model_dump(mode="json")
+        inputs = [config.particles, *stack.table.stack_paths[:1]]
+        with RunFolder.create(
+            config.output, command=sys.argv, settings=settings, inputs=inputs, device=str(device), resume=resume
+        ) as run:
+            checkpoints = Checkpoints.of_run(run, len(stack.table), device, resume=resume)
+            try:
+                metrics = yield from record_events(work(run, checkpoints), run)
+            except DivergedError as error:
+                run.finish("failed", {"error": str(error)})
+                write_report(run.path("report.html"), read_run(run.folder))
+                raise
+            run.finish("done", metrics.to_json() | {"seconds": round(time.monotonic() - started_s, 2)})
+            checkpoints.clear()
+            write_report(run.path("report.html"), read_run(run.folder))
+    yield Report(f"Reconstruction in {run.folder}", _rows(metrics, config))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A reconstruction between taking the run folder and closing its record.
+
+    Args:
+        config: settings of the run.
+        stack: the particles.
+        supplied: mask and reference.
+        run: the run folder.
+        device: where to compute.
+    """
+
+    config: ReconstructConfig
+    stack: ParticleStack
+    supplied: SuppliedMaps
+    run: RunFolder
+    device: torch.device
+
+    def work(
+        self, checkpoint: Checkpointer, training_state: dict[str, Any] | None
+    ) -> Generator[Event, None, ReconstructionMetrics]:
+        """Poses, then maps, then files.
+
+        Args:
+            checkpoint: saves finished steps of a search.
+            training_state: of a training to go on from; None without.
+        """
+        table, processes = self.stack.table, torchrun_environment().size
+        among = f", {processes} processes" if processes > 1 else ""
+        yield Note(
+            f"{len(table)} particles of {table.box_size_px} px, {table.pixel_size_angstrom:g} Angstrom; "
+            f"{self.device}{among}."
+        )
+        yield from self.supplied.notes
+        # A search reads each image once, into Fourier space, and keeps no other copy.
+        is_search = self.config.pose_inference in {"search", "hybrid"}
+        dataset = build_dataset(self.config, self.stack, working_box(self.config, self.stack), reads_once=is_search)
+        yield from (Note(note, "warning" if note in self.stack.notes else "info") for note in dataset.notes)
+        posed = yield from self._infer_poses(dataset, checkpoint, training_state)
+        if dataset.box_size_px != table.box_size_px or is_search:
+            # Maps are made at the box of the files; its contrast is decided already.
+            sign = dataset.preprocessing.sign
+            dataset = build_dataset(self.config, self.stack, None, sign=sign, reads_once=posed.maps is not None)
+        yield Progress("reconstructing", 0, 1)
+        maps = posed.maps or _make_maps(dataset, posed, self.device, self.config.search.symmetry)
+        yield Progress("reconstructing", 1, 1)
+        if not is_main_process():
+            return ReconstructionMetrics()
+        metrics = self._write_results(maps, posed)
+        return (yield from self._check_symmetry(dataset, posed, maps, metrics))
+
+    def _infer_poses(
+        self, dataset: ParticleDataset, checkpoint: Checkpointer, training_state: dict[str, Any] | None
+    ) -> Generator[Event, None, PosedParticles]:
+        config, run, device = self.config, self.run, self.device
+        match config.pose_inference:
+            case "known":
+                return (yield from _take_poses(self.stack))
+            case "search":
+                return (yield from search_poses(config, dataset, device, checkpoint))
+            case "hybrid":
+                from cryoeq.pipelines.reconstruct.hybrid import search_with_encoder  # not above, because of escnn
+
+                return (yield from search_with_encoder(config, dataset, run, device, checkpoint))
+            case "amortized":
+                from cryoeq.pipelines.reconstruct.amortized import infer_by_encoder
+
+                return (yield from infer_by_encoder(config, dataset, self.stack.star, run, device, training_state))
+
+    def _write_results(self, maps: ReconstructedMaps, posed: PosedParticles) -> ReconstructionMetrics:
+        """Maps, poses and pictures; the metrics."""
+        config, run, supplied = self.config, self.run, self.supplied
+        metrics = replace(posed.metrics, half_map_resolution_angstrom=_write_maps(run, maps, supplied.mask))
+        if supplied.reference is not None:
+            agreed = compare_with_reference(maps.all, supplied.reference)
+            metrics = replace(metrics, reference_resolution_angstrom=agreed)
+        self._write_poses("run_data.star", posed)
+        if config.particles.suffix == CS_SUFFIX:
+            write_cs(run.path("run_data.cs"), config.particles, posed.poses, half_set=posed.half_set)
+        if config.both_hands:
+            for name, volume in _named_maps(maps).items():
+                mirrored = replace(volume, values=mirror_map(volume.values))
+                write_map(run.path(f"{name}_mirrored.mrc"), mirrored)
+            self._write_poses("run_data_mirrored.star", replace(posed, poses=posed.poses.of_other_hand()))
+        return metrics
+
+    def _write_poses(self, name: str, posed: PosedParticles) -> None:
+        write_particle_star(
+            self.run.path(name),
+            self.stack.star,
+            posed.poses,
+            half_set=posed.half_set,
+            confidence=posed.confidence,
+            figure_of_merit=posed.figure_of_merit,
+        )
+
+    def _check_symmetry(
+        self, dataset: ParticleDataset, posed: PosedParticles, maps: ReconstructedMaps, metrics: ReconstructionMetrics
+    ) -> Generator[Event, None, ReconstructionMetrics]:
+        """The metrics with those of in-plane symmetry, where requested."""
+        if not self.config.in_plane_symmetry:
+            return metrics
+        from cryoeq.pipelines.reconstruct.in_plane_symmetry import (
+            check_in_plane_symmetry,  # not above, because of escnn
+        )
+
+        seed, device = self.config.seed, self.device
+        return (yield from check_in_plane_symmetry(self.run, dataset, posed, maps, metrics, seed=seed, device=device))
+
+
+def _named_maps(maps: ReconstructedMaps) -> dict[str, Volume]:
+    """Files of the maps, without ending."""
+    named = {"run_class001": maps.all}
+    if maps.halves is None:
+        return named
+    halves = (maps.halves.first, maps.halves.second)
+    return named | {f"run_half{number}_class001_unfil": volume for number, volume in enumerate(halves, 1)}
+
+
+def _take_poses(stack: ParticleStack) -> Generator[Event, None, PosedParticles]:
+    """The poses and half sets of the star file."""
+    table = stack.table
+    if table.poses is None:
+        raise ParticleFileError(
+            f"{stack.star.path or 'the star file'}: no poses",
+            "--pose-inference known needs rlnAngleRot, rlnAngleTilt and rlnAnglePsi",
+            "Leave the option out to infer them",
+        )
+    if table.half_set is None:
+        yield Note("The star file has no rlnRandomSubset: no half maps are made.", "warning")
+    return PosedParticles(table.poses, table.half_set)
+
+
+def _make_maps(
+    dataset: ParticleDataset, posed: PosedParticles, device: torch.device, symmetry: str
+) -> ReconstructedMaps:
+    """Maps from poses; where the halves were posed independently, half maps from those poses."""
+    if posed.half_poses is None:
+        return reconstruct_from_poses(dataset, posed.poses, posed.half_set, device=device, symmetry=symmetry)
+    halves = reconstruct_from_poses(dataset, posed.half_poses, posed.half_set, device=device, symmetry=symmetry).halves
+    merged = reconstruct_from_poses(dataset, posed.poses, device=device, symmetry=symmetry)
+    return merged if halves is None else filter_by_halves(merged.all, halves)
+
+
+def _write_maps(run: RunFolder, maps: ReconstructedMaps, mask: Volume | None) -> float | None:
+    """Maps, pictures and the half maps' FSC; their resolution in Angstrom, None where there is none."""
+    for name, volume in _named_maps(maps).items():
+        write_map(run.path(f"{name}.mrc"), volume)
+    plot_map(run.path("slices.png"), run.path("projections.png"), maps.all)
+    if maps.halves is None:
+        return None
+    phases = torch.Generator().manual_seed(0)
+    curves = compare_maps(maps.halves.first, maps.halves.second, mask, generator=phases)
+    write_fsc_star(run.path("run_fsc.star"), curves)
+    write_fsc_xml(run.path("run_fsc.xml"), curves)
+    plot_fsc(run.path("run_fsc.png"), curves)
+    resolution = curves.resolutions_angstrom(HALF_MAP_THRESHOLD)["unmasked"]
+    return resolution if resolution and math.isfinite(resolution) else None
+
+
+def _rows(metrics: ReconstructionMetrics, config: ReconstructConfig) -> dict[str, str]:
+    files = {"map": "run_class001.mrc", "poses": "run_data.star", "report": "report.html"}
+    rows = {label: str(config.output / name) for label, name in files.items()}
+    if metrics.explained_variance is not None:
+        rows["variance explained by the model"] = f"{metrics.explained_variance:.1%}"
+    if metrics.held_out_median_deg is not None:
+        rows["encoder, held-out particles (median)"] = f"{metrics.held_out_median_deg:.1f}°"
+    if metrics.half_map_resolution_angstrom is not None:
+        rows["half maps agree to (FSC 0.143, unmasked)"] = f"{metrics.half_map_resolution_angstrom:.1f} Å"
+    if metrics.reference_resolution_angstrom is not None:
+        rows["agrees with the reference to (FSC 0.5)"] = f"{metrics.reference_resolution_angstrom:.1f} Å"
+    return rows

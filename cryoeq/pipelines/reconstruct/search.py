@@ -1,0 +1,107 @@
+"""Poses by search: ab initio expectation-maximisation, as the page of ``cryoeq.reconstruction`` tells it."""
+
+import math
+from collections.abc import Generator
+
+import torch
+
+from cryoeq.config.reconstruct import ReconstructConfig
+from cryoeq.data.dataset import ParticleDataset
+from cryoeq.data.half_sets import split_half_sets
+from cryoeq.domain.events import Event, Note
+from cryoeq.domain.volume import HalfMaps, Volume
+from cryoeq.pipelines.reconstruct.build import build_ab_initio_settings
+from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
+from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
+from cryoeq.reconstruction.ab_initio import reconstruct_ab_initio
+from cryoeq.reconstruction.acceptance import report_handedness, require_reproducible
+from cryoeq.reconstruction.global_realignment import refine_final_poses, with_realigned_worst
+from cryoeq.reconstruction.half_set_refinement import final_iteration, refine_half_sets, refine_half_sets_locally
+from cryoeq.reconstruction.known_poses import ReconstructedMaps, filter_by_halves
+from cryoeq.reconstruction.local_refinement import RefinedPoses
+from cryoeq.reconstruction.particle_transforms import load_transforms
+from cryoeq.reconstruction.state import Checkpointer, RefinementState, no_checkpoints
+from cryoeq.runtime.random_streams import Stream, stream_generator
+
+
+def search_poses(
+    config: ReconstructConfig,
+    dataset: ParticleDataset,
+    device: torch.device,
+    checkpoint: Checkpointer = no_checkpoints,
+) -> Generator[Event, None, PosedParticles]:
+    """Find the structure from noise.
+
+    Args:
+        config: settings of the run.
+        dataset: the particles, at the box where poses are inferred.
+        device: where to compute.
+        checkpoint: saves finished steps.
+
+    Raises:
+        DivergedError: nothing was found.
+    """
+    settings, seed = build_ab_initio_settings(config, dataset), config.seed
+    refinement = settings.refinement
+    particles = yield from load_transforms(dataset, device)
+    half_set = split_half_sets(len(dataset), stream_generator(seed, Stream.HALF_SETS))
+    consensus = yield from reconstruct_ab_initio(particles, half_set, settings, checkpoint=checkpoint)
+    halves = yield from checkpoint("half_sets", refine_half_sets(consensus, particles, refinement, seed=seed))
+    halves = yield from checkpoint("realigned", with_realigned_worst(halves, particles, refinement, seed=seed))
+    local = refine_half_sets_locally(halves, particles, refinement, iterations=refinement.local_iterations)
+    halves = yield from checkpoint("local", local)
+    yield from require_reproducible(particles, consensus, halves, settings)
+    final = yield from checkpoint("final", final_iteration(halves, particles, refinement, seed=seed))
+    refined = yield from refine_final_poses(final, particles, refinement, seed=seed)
+    shared = refinement.resolution_angstrom(refinement.shared_shell)
+    yield Note(
+        f"Both half sets start from one map, low-passed to {shared:.0f} Å; their FSC is independent (gold-standard) "
+        "only at finer resolution."
+    )
+    yield from report_handedness(final, dataset.pixel_size_angstrom)
+    return posed_particles(dataset, halves, final, refined, exhaustive_shell=refinement.max_exhaustive_shell)
+
+
+def posed_particles(
+    dataset: ParticleDataset,
+    halves: RefinementState,
+    final: RefinementState,
+    refined: RefinedPoses,
+    *,
+    exhaustive_shell: int,
+) -> PosedParticles:
+    """Poses of all particles and of the half sets; maps where the exhaustive search reached the last shell.
+
+    Args:
+        dataset: the particles, at the box where poses were inferred.
+        halves: the half sets at their end.
+        final: all particles against the mean map.
+        refined: final poses of all particles.
+        exhaustive_shell: radius that the sums of the final iteration reach; 0 where there are none.
+    """
+    pixel, n = dataset.pixel_size_angstrom, dataset.box_size_px
+    poses, half_poses = (table.each(torch.Tensor.cpu).to_angstrom(pixel) for table in (refined.poses, halves.poses))
+    has_maps = n == dataset.table.box_size_px and exhaustive_shell >= n // 2 - 1
+    sigma = refined.rotation_sigma_rad.cpu()
+    metrics = ReconstructionMetrics(
+        log_evidence=float(final.particles.log_evidence.mean()),
+        median_rotation_sigma_deg=math.degrees(float(sigma.median())),
+    )
+    return PosedParticles(
+        poses,
+        halves.half_set.cpu(),
+        half_poses,
+        final.particles.confidence.cpu(),
+        sigma,
+        _maps(halves, final, pixel) if has_maps else None,
+        metrics,
+    )
+
+
+def _maps(halves: RefinementState, final: RefinementState, pixel_size_angstrom: float) -> ReconstructedMaps:
+    """Maps from the posterior-weighted sums, unfiltered but for that of all particles."""
+    if halves.sums is None or final.sums is None:
+        raise ValueError("there are no sums before the first iteration")
+    first, second = (Volume(sums.reconstruct().cpu(), pixel_size_angstrom) for sums in halves.sums)
+    merged = Volume((final.sums[0] + final.sums[1]).reconstruct().cpu(), pixel_size_angstrom)
+    return filter_by_halves(merged, HalfMaps(first, second))

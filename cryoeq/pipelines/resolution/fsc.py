@@ -1,0 +1,296 @@
+"""``cryoeq fsc``: two maps, shell by shell."""
+
+import math
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cryoeq.config.fsc import FscConfig
+from cryoeq.domain.atoms import is_atomic_model
+from cryoeq.domain.events import Event, Note, Report
+from cryoeq.domain.volume import Volume
+from cryoeq.errors import ConfigError
+from cryoeq.evaluation.independence import are_the_same, require_independent
+from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, TRUTH_THRESHOLD, FscCurves, add_mask, compare_maps
+from cryoeq.geometry.so3 import rotation_angle_rad
+from cryoeq.io.mrc import header_notes, read_map, write_map
+from cryoeq.io.text import write_json
+from cryoeq.maps.alignment import MapAlignment, align_map
+from cryoeq.outputs.folder import make_folder
+from cryoeq.outputs.fsc_files import write_fsc_star, write_fsc_xml
+from cryoeq.pipelines.resolution.fsc_mask import average, curves_by_mask, find_region, make_mask, mask_doubts
+from cryoeq.pipelines.resolution.half_map_names import MapPair, find_pair
+from cryoeq.pipelines.resolution.postprocess import HalfMapResult, PostprocessFigures, postprocess, sharpening_of
+from cryoeq.runtime.device import choose_device
+
+_HIGH_MASK_CORRELATION = 0.1
+_FAR_BEYOND = 2.0
+
+
+@dataclass(frozen=True)
+class _Masked:
+    """A mask, how it came about, and the correlation under other masks (None where nobody asked)."""
+
+    mask: Volume | None
+    kind: str
+    by_mask: Mapping[str, Float[Tensor, " shells"]] | None
+
+
+def fsc(config: FscConfig) -> Iterator[Event]:
+    """Compare two maps, or a map and a model, and write what was asked for; half maps are post-processed too.
+
+    Args:
+        config: the resolved settings.
+
+    Yields:
+        Notes on the input and on the result, and one report.
+
+    Raises:
+        ConfigError: the second map cannot be guessed, options contradict each other, or a folder is missing.
+        MapFileError: a map or mask is damaged, they do not fit each other, or half maps are not independent.
+    """
+    _require_folder(config)
+    if config.second is not None and is_atomic_model(config.second):
+        _require_only_maps(config)
+        from cryoeq.pipelines.resolution.map_model import (
+            compare_with_model,  # not above: it takes a second with the next two
+        )
+
+        yield from compare_with_model(config, config.second)
+    else:
+        yield from _compare_pair(config, find_pair(config))
+
+
+def _compare_pair(config: FscConfig, pair: MapPair) -> Iterator[Event]:
+    folder = config.output
+    with_postprocessing = pair.are_halves if config.postprocess is None else config.postprocess
+    first, second = yield from _read_pair(config, pair)
+    alignment = None
+    if config.with_alignment:
+        alignment = align_map(first, second, with_hand=True)
+        first = alignment.apply(first)
+        yield Note(_alignment_text(alignment, second.pixel_size_angstrom))
+        with_postprocessing = False
+    curves = compare_maps(first, second)
+    yield from _dependence(curves, pair)
+    masked = _make_mask(config, pair, (first, second), curves, compared=with_postprocessing and folder is not None)
+    if masked.mask is not None:
+        curves = add_mask(curves, first, second, masked.mask, torch.Generator().manual_seed(config.seed))
+        yield from mask_doubts(masked.mask)
+    yield from _doubts(curves)
+    sharpened = None
+    if folder is not None and masked.by_mask is not None:
+        result = HalfMapResult(pair, first, second, curves, masked.mask, masked.kind, masked.by_mask)
+        sharpened = yield from postprocess(make_folder(folder), result, sharpening_of(config, curves))
+    yield Report(f"Resolution of {pair.first.name} and {pair.second.name}", _rows(curves, sharpened))
+    results = _as_json(config, pair, masked.kind, curves, alignment) | _sharpened_as_json(curves, sharpened)
+    results |= yield from _in_detail(config, first, second, masked.mask)
+    if config.json_file is not None:
+        write_json(config.json_file, results)
+        yield Note(f"Figures: {config.json_file}")
+    if folder is not None:
+        write_json(make_folder(folder) / "fsc.json", results)
+    if folder is not None and sharpened is None:
+        yield from _write_curves(folder, pair, curves, first if alignment else None)
+
+
+def _in_detail(
+    config: FscConfig, first: Volume, second: Volume, mask: Volume | None
+) -> Generator[Event, None, dict[str, object]]:
+    """Resolution by direction and by place, where asked for; the figures of either under its name."""
+    results: dict[str, object] = {}
+    folder = None if config.output is None else make_folder(config.output)
+    if config.with_directional:
+        from cryoeq.pipelines.resolution.directional import directional_resolution
+
+        results["directional"] = yield from directional_resolution(first, second, mask, folder)
+    if config.with_local_resolution and folder is not None:
+        from cryoeq.pipelines.resolution.local_resolution import local_resolution
+
+        phases = torch.Generator().manual_seed(config.seed)
+        results["local_resolution"] = yield from local_resolution(first, second, mask, folder, generator=phases)
+    return results
+
+
+def _require_folder(config: FscConfig) -> None:
+    if config.with_local_resolution and config.output is None:
+        raise ConfigError("--local-resolution without a folder", "Its result is a map", "Say with -o where to write it")
+    if config.postprocess and (config.output is None or config.with_alignment):
+        raise ConfigError(
+            "--postprocess", "it needs a folder (-o), and half maps in one frame", "Give -o, drop --align"
+        )
+
+
+def _require_only_maps(config: FscConfig) -> None:
+    if config.with_directional or config.with_local_resolution or config.postprocess:
+        raise ConfigError(
+            "--directional, --local-resolution or --postprocess with an atomic model",
+            "They compare two half maps",
+            "Give the half maps, or leave the options out",
+        )
+
+
+def _read_pair(config: FscConfig, pair: MapPair) -> Generator[Note, None, tuple[Volume, Volume]]:
+    device, angpix = choose_device(config.device), config.pixel_size_angstrom
+    for path in (pair.first, pair.second):
+        yield from (Note(note, "warning") for note in header_notes(path))
+    first, second = (read_map(path, angpix=angpix) for path in (pair.first, pair.second))
+    if angpix is None and first.pixel_size_angstrom == second.pixel_size_angstrom == 1.0:
+        yield Note("A pixel size of 1 Å is often one that was never set; give the true one with --angpix.", "warning")
+    return (
+        Volume(first.values.to(device), first.pixel_size_angstrom),
+        Volume(second.values.to(device), second.pixel_size_angstrom),
+    )
+
+
+def _make_mask(
+    config: FscConfig, pair: MapPair, maps: tuple[Volume, Volume], curves: FscCurves, *, compared: bool
+) -> _Masked:
+    """The mask, last of all: at 512 pixels it is half a gigabyte, and those it is compared with are as large."""
+    kind = str(config.mask or "") or ("auto" if pair.are_halves and not config.with_alignment else "none")
+    region = find_region(config, average(*maps), curves) if kind == "auto" or compared else None
+    by_mask = curves_by_mask(*maps, region) if compared and region is not None else None
+    return _Masked(make_mask(config, kind, maps[0], curves, region), kind, by_mask)
+
+
+def _alignment_text(alignment: MapAlignment, pixel_size_angstrom: float) -> str:
+    shift = float(alignment.shift_angstrom.norm())
+    mirrored = "mirrored, " if alignment.is_mirrored else ""
+    return (
+        f"Aligned: {mirrored}turned by {_turn_deg(alignment):.2f} degrees, then moved by {shift:.2f} Å "
+        f"({shift / pixel_size_angstrom:.2f} px); mean FSC of the shells compared {alignment.correlation:.3f}."
+    )
+
+
+def _turn_deg(alignment: MapAlignment) -> float:
+    return math.degrees(rotation_angle_rad(torch.eye(3, device=alignment.rotation.device), alignment.rotation))
+
+
+def _dependence(curves: FscCurves, pair: MapPair) -> Iterator[Note]:
+    """Refuse half maps that are none, and tell where any two maps are the same."""
+    if pair.are_halves:
+        require_independent(curves)
+        if float(curves.unmasked[1:].min()) >= HALF_MAP_THRESHOLD:
+            yield Note(
+                f"The FSC stays above {HALF_MAP_THRESHOLD:g} up to Nyquist ({2 * curves.pixel_size_angstrom:.3g} Å): "
+                "the voxels limit the resolution, or these are no independent, unfiltered half maps.",
+                "warning",
+            )
+    elif are_the_same(curves):
+        yield Note("The two maps are the same map: their FSC is 1 in every shell.", "warning")
+
+
+def _doubts(curves: FscCurves) -> Iterator[Note]:
+    """Signs that a mask misleads: those of RELION, and a corrected curve that goes far beyond the unmasked one."""
+    if curves.masked is None:
+        return
+    if curves.corrected is None or curves.randomised is None:
+        yield Note("The unmasked FSC never falls below 0.8, so the masked one cannot be corrected.", "warning")
+        return
+    resolutions = curves.resolutions_angstrom(HALF_MAP_THRESHOLD)
+    unmasked, corrected = resolutions["unmasked"] or math.inf, resolutions["corrected"] or math.inf
+    if corrected > unmasked:
+        yield Note(
+            "The unmasked FSC goes further than the corrected one: the mask does not fit, and the final resolution is "
+            "that without a mask.",
+            "warning",
+        )
+    elif unmasked > _FAR_BEYOND * corrected:
+        yield Note(
+            f"The corrected resolution, {corrected:.2f} Å, is far beyond that without a mask, {unmasked:.2f} Å: "
+            "check the mask, and that the half maps were refined apart.",
+            "warning",
+        )
+    side = curves.box_size_px * curves.pixel_size_angstrom
+    at_resolution = float(curves.randomised[round(side / corrected)])
+    if math.isfinite(corrected) and at_resolution > _HIGH_MASK_CORRELATION:
+        yield Note(
+            f"The mask alone correlates by {at_resolution:.2f} at the resolution: it is too tight or too hard-edged.",
+            "warning",
+        )
+
+
+def _rows(curves: FscCurves, sharpened: PostprocessFigures | None) -> dict[str, str]:
+    rows = {"Box and pixel size": f"{curves.box_size_px} px, {curves.pixel_size_angstrom:.4g} Å"}
+    for threshold, meaning in ((HALF_MAP_THRESHOLD, "half maps"), (TRUTH_THRESHOLD, "against a truth")):
+        for name, resolution in curves.resolutions_angstrom(threshold).items():
+            if resolution is not None:
+                rows[f"FSC = {threshold:g} ({meaning}), {name}"] = _resolution_text(resolution)
+    if curves.masked is not None:
+        rows["Final resolution"] = _resolution_text(curves.final_resolution_angstrom)
+    if sharpened is not None:
+        how = "fitted" if sharpened.fit else "as given"
+        rows["B-factor"] = f"{sharpened.bfactor_angstrom2:.1f} Å² ({how})" if sharpened.bfactor_angstrom2 else "none"
+    return rows
+
+
+def _resolution_text(resolution: float) -> str:
+    return f"{resolution:.2f} Å" if math.isfinite(resolution) else "none: below it from the first shell on"
+
+
+def _as_json(
+    config: FscConfig, pair: MapPair, mask: str, curves: FscCurves, alignment: MapAlignment | None
+) -> dict[str, object]:
+    side = curves.box_size_px * curves.pixel_size_angstrom
+    named = {
+        "unmasked": curves.unmasked,
+        "masked": curves.masked,
+        "randomised": curves.randomised,
+        "corrected": curves.corrected,
+    }
+    return {
+        "maps": [str(pair.first), str(pair.second)],
+        "mask": None if mask == "none" else mask,
+        "box_size_px": curves.box_size_px,
+        "pixel_size_angstrom": curves.pixel_size_angstrom,
+        "seed": config.seed,
+        "resolution_angstrom": _finite(curves.resolutions_angstrom(HALF_MAP_THRESHOLD)),
+        "resolution_angstrom_half": _finite(curves.resolutions_angstrom(TRUTH_THRESHOLD)),
+        "randomised_from_shell": curves.randomised_from_shell,
+        "alignment": _alignment_as_json(alignment) if alignment else None,
+        "frequency_per_angstrom": [shell / side for shell in range(len(curves.unmasked))],
+        "fsc": {name: None if curve is None else curve.tolist() for name, curve in named.items()},
+    }
+
+
+def _sharpened_as_json(curves: FscCurves, sharpened: PostprocessFigures | None) -> dict[str, object]:
+    if sharpened is None:
+        return {}
+    return {
+        "final_resolution_angstrom": _finite({"final": curves.final_resolution_angstrom})["final"],
+        "bfactor_angstrom2": sharpened.bfactor_angstrom2,
+        "resolution_angstrom_by_mask": _finite(sharpened.resolutions_angstrom),
+    }
+
+
+def _finite(resolutions: Mapping[str, float | None]) -> dict[str, float | None]:
+    """JSON knows no infinity: no resolution is null, like no curve."""
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in resolutions.items()}
+
+
+def _alignment_as_json(alignment: MapAlignment) -> dict[str, object]:
+    return {
+        "rotation": alignment.rotation.tolist(),
+        "turn_deg": _turn_deg(alignment),
+        "shift_angstrom": alignment.shift_angstrom.tolist(),
+        "is_mirrored": alignment.is_mirrored,
+        "mean_fsc": alignment.correlation,
+    }
+
+
+def _write_curves(folder: Path, pair: MapPair, curves: FscCurves, aligned: Volume | None) -> Iterator[Note]:
+    from cryoeq.outputs.evaluation_plots import plot_fsc  # see postprocess._draw
+
+    threshold = HALF_MAP_THRESHOLD if aligned is None else TRUTH_THRESHOLD
+    write_fsc_star(folder / "fsc.star", curves)
+    write_fsc_xml(folder / "fsc.xml", curves)
+    plot_fsc(folder / "fsc.png", curves, title=f"{pair.first.name} and {pair.second.name}", threshold=threshold)
+    names = "fsc.star, fsc.xml, fsc.png, fsc.json"
+    if aligned is not None:
+        write_map(folder / "aligned.mrc", aligned, label="aligned by cryoeq fsc --align")
+        names += ", aligned.mrc"
+    yield Note(f"Written to {folder}: {names}")

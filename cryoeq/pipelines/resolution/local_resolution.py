@@ -1,0 +1,97 @@
+"""``cryoeq fsc --local-resolution``: the resolution at each voxel."""
+
+from collections.abc import Generator
+from pathlib import Path
+
+import torch
+
+from cryoeq.domain.events import Event, Note, Progress, Report
+from cryoeq.domain.volume import Volume, require_same_frame
+from cryoeq.errors import MapFileError
+from cryoeq.evaluation.local_resolution import (
+    SAMPLING_ANGSTROM,
+    LocalResolution,
+    SlidingSphere,
+    filter_locally,
+    sphere_frequencies,
+    spread_over_voxels,
+    with_randomised,
+)
+from cryoeq.io.mrc import write_map
+from cryoeq.outputs.local_resolution_plot import plot_local_resolution
+
+_QUANTILES = {"5 % of the voxels below": 0.05, "Median": 0.5, "95 % of the voxels below": 0.95}
+
+
+def local_resolution(
+    first: Volume, second: Volume, mask: Volume | None, folder: Path, *, generator: torch.Generator
+) -> Generator[Event, None, dict[str, object]]:
+    """Slide soft spheres over two half maps; write the resolution at each voxel and the map filtered to it.
+
+    Args:
+        first: half map.
+        second: the other half map.
+        mask: where the figures of the report are taken; the spheres slide over the whole box.
+        folder: for local_resolution.mrc, local_filtered.mrc and local_resolution.png.
+        generator: draws the random phases.
+
+    Yields:
+        Progress, and a report.
+
+    Returns:
+        The figures, for JSON.
+
+    Raises:
+        MapFileError: maps that do not fit each other, or too small for a sphere.
+        OutputError: a file cannot be written.
+    """
+    require_same_frame(first, second)
+    pixel = first.pixel_size_angstrom
+    sphere = SlidingSphere.of(pixel, device=first.values.device)
+    centres = _centres(sphere, first)
+    maps = with_randomised(first, second, generator)
+    frequencies, done = [], 0
+    for chunk in centres.split(sphere.batch_size):
+        frequencies.append(sphere_frequencies(maps, chunk, sphere, pixel))
+        done += len(chunk)
+        yield Progress("local resolution", done, len(centres))
+    values = spread_over_voxels(torch.cat(frequencies), centres, sphere, first.box_size_px)
+    mean = Volume((first.values + second.values) / 2, pixel)
+    local = LocalResolution(Volume(values, pixel), filter_locally(mean, values))
+    region = values > 0 if mask is None else (mask.values > 0.5) & (values > 0)
+    figures = _quantiles(values, region)
+    where = "in the sphere that fits into the box" if mask is None else "inside the mask"
+    yield Report(
+        f"Local resolution {where} ({len(centres)} spheres, {SAMPLING_ANGSTROM:g} Å apart)",
+        {name: f"{value:.2f} Å" for name, value in figures.items()},
+    )
+    write_map(folder / "local_resolution.mrc", local.resolution_angstrom, label="local resolution in Angstrom")
+    write_map(folder / "local_filtered.mrc", local.filtered, label="low-passed to the local resolution, not sharpened")
+    plot_local_resolution(folder / "local_resolution.png", local, region)
+    yield Note(f"Written to {folder}: local_resolution.mrc, local_filtered.mrc, local_resolution.png")
+    return {
+        "sampling_angstrom": SAMPLING_ANGSTROM,
+        "n_spheres": len(centres),
+        "region": "sphere" if mask is None else "mask",
+        "resolution_angstrom": {f"{part:g}": figures[name] for name, part in _QUANTILES.items()},
+    }
+
+
+def _centres(sphere: SlidingSphere, volume: Volume) -> torch.Tensor:
+    centres = sphere.centres(volume.box_size_px)
+    if not len(centres):
+        side = volume.box_size_px * volume.pixel_size_angstrom
+        raise MapFileError(
+            f"the maps have a side of {side:.4g} Angstrom",
+            f"Expected more than {SAMPLING_ANGSTROM:g}, the diameter of the spheres that slide over them",
+            "Leave out --local-resolution, or check the pixel size",
+        )
+    return centres
+
+
+def _quantiles(values: torch.Tensor, region: torch.Tensor) -> dict[str, float]:
+    """Of the resolutions inside the region; ``torch.quantile`` takes 2^24 values at most, so they are sorted here."""
+    ordered = values[region].sort().values
+    if not len(ordered):
+        return {}
+    return {name: float(ordered[round(part * (len(ordered) - 1))]) for name, part in _QUANTILES.items()}

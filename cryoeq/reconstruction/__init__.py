@@ -1,0 +1,42 @@
+"""Ab initio reconstruction by expectation-maximisation (EM) over poses: from particle images to half maps.
+
+Model. Particle i shows a slice of the map's transform V at pose R, shifted by t, times its CTF, with Gaussian noise::
+
+    y_i(k) = C_i(k) exp(2 pi i k.t / n) P_R(k) + noise,        P_R(k) = V(R^T (kx, ky, 0))
+
+Likelihood. With noise precision p per coefficient, up to a constant of the image::
+
+    log p(y | R, t) = sum_k p_k [ Re(C_k y_k exp(-2 pi i k.t / n) conj P_R(k)) - 1/2 C_k^2 |P_R(k)|^2 ]
+
+E-step (``expectation``). The posterior of each particle over a grid of poses and a few offsets. For g in O(2) the image
+g.y at pose R is y at pose rho(g) R, so one product of disk harmonics gives all in-plane angles and both mirrors of a
+view (``pose_likelihood``)::
+
+    gamma_i(R, t) = p(y_i | R, t) p(t) / sum_{R', t'} p(y_i | R', t') p(t')
+
+M-step (``maximization``). Half maps from posterior-weighted sums, Wiener-filtered by their own correlation::
+
+    V(k) = sum_i sum_{R, t} gamma_i p C_i y_i / ( sum_i sum_{R, t} gamma_i p C_i^2 + 1 / tau^2(k) ),
+    tau^2 from SNR(k) = FSC(k) / (1 - FSC(k))
+
+The whole::
+
+    particles   <- CTF-multiplied transforms of all images                           particle_transforms
+    half_set    <- a random half each                                                data.half_sets
+    repeat                                                                           ab_initio
+        initial models: stochastic EM from noise, random starts until reproduced     initial_model, multi_start
+        consensus refinement: one reference for both half sets, low resolution       half_set_refinement
+    until the map is of one hand                                                     acceptance
+    rotate to the symmetry axes, average                                             ab_initio
+    split: from here on each half set has a reference of its own                     state.HalfSetMaps
+    half-set refinement: EM over all orientations; the halves' FSC sets the radius   half_set_refinement
+    global re-alignment: exhaustive search of the particles that fit worst           global_realignment
+    local refinement of each half set: Levenberg-Marquardt on pose, and maps         local_refinement
+    stop unless the structure is reproducible                                        acceptance
+    final iteration: all particles against the mean map; final poses                 half_set_refinement
+
+Half maps for the FSC come from the two half sets alone. Where poses are given, ``known_poses`` makes the maps at once.
+
+Scheres 2012, J. Mol. Biol. 415, 406-418 (EM, regularised likelihood). Scheres and Chen 2012, Nature Methods 9, 853-854
+(independent half sets). Punjani et al. 2017, Nature Methods 14, 290-296 (stochastic ab initio).
+"""

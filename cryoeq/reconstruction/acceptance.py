@@ -1,0 +1,77 @@
+"""Acceptance of a reconstruction: whether there is a structure, and what is known of its hand."""
+
+from collections.abc import Generator
+
+from cryoeq.domain.events import Event, Note
+from cryoeq.domain.volume import Volume
+from cryoeq.errors import DivergedError
+from cryoeq.maps.symmetry import MIXED_HANDS_SCORE, MIXED_HANDS_WARNING, planar_symmetry_score
+from cryoeq.reconstruction.multi_start import at_low_resolution, verify_with_another_start
+from cryoeq.reconstruction.particle_transforms import ParticleTransforms
+from cryoeq.reconstruction.settings import AbInitioSettings
+from cryoeq.reconstruction.state import RefinementState
+
+_MIN_SHELL = 5  # up to which the half maps of a structure agree
+_MIXED_FROM_SHELL = 9  # below, mixed handedness cannot be told from a round map
+
+
+def require_reproducible(
+    particles: ParticleTransforms, consensus: RefinementState, halves: RefinementState, settings: AbInitioSettings
+) -> Generator[Event, None, None]:
+    """Stop where nothing shows that the map is right: neither the half maps, nor another random start.
+
+    Args:
+        particles: CTF-multiplied transforms of all particles.
+        consensus: the state before the half sets parted.
+        halves: the half sets at their end.
+        settings: of the reconstruction.
+
+    Raises:
+        DivergedError: there is no structure.
+    """
+    if halves.resolution_shell < _MIN_SHELL:
+        raise DivergedError(
+            f"no structure was found: the independent half maps agree to shell {halves.resolution_shell} only",
+            f"Expected half maps that agree to shell {_MIN_SHELL} at least",
+            "Try another --seed, or more or cleaner particles, and check CTF, contrast and pixel size",
+        )
+    last = particles.plane.box_size_px // 2 - 1
+    # One shell more is what a mask makes of the shells that they share.
+    is_doubted = halves.resolution_shell <= min(settings.refinement.shared_shell + 1, last - 1)
+    if is_doubted and settings.min_starts > 1:
+        small, low_resolution = at_low_resolution(particles, settings)
+        yield from verify_with_another_start(small, consensus, low_resolution)
+
+
+def report_handedness(state: RefinementState, pixel_size_angstrom: float) -> Generator[Event, None, None]:
+    """Say what is known of the hand, and warn of mixed handedness.
+
+    Args:
+        state: all particles against the mean map.
+        pixel_size_angstrom: of the map.
+    """
+    score = mixed_handedness(state, pixel_size_angstrom, state.resolution_shell)
+    if score is not None:
+        yield Note(
+            f"The map has a mirror plane or an inversion centre (score {score:.2f}): {MIXED_HANDS_WARNING}. "
+            "Run again with another --seed and compare.",
+            "warning",
+        )
+    yield Note(
+        "The hand of the map cannot be told from projections: its mirror image explains the particles equally well "
+        "(--both-hands writes both)."
+    )
+
+
+def mixed_handedness(state: RefinementState, pixel_size_angstrom: float, shell: int) -> float | None:
+    """Score of the map's best mirror plane or inversion centre, where it is a sign of mixed handedness; else None.
+
+    Args:
+        state: with the map.
+        pixel_size_angstrom: of the map.
+        shell: up to which the map is reliable.
+    """
+    if shell < _MIXED_FROM_SHELL:
+        return None
+    score = planar_symmetry_score(Volume(state.reference.of_half(1).cpu(), pixel_size_angstrom))
+    return score if score > MIXED_HANDS_SCORE else None

@@ -1,0 +1,180 @@
+"""The E-step: posterior of each particle over a grid of poses and a few offsets."""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cryoeq.domain.events import Event, Progress
+from cryoeq.domain.particle_rows import ParticleRows
+from cryoeq.domain.pose import PoseSet
+from cryoeq.reconstruction.particle_transforms import LikelihoodTerms, ParticleTransforms
+from cryoeq.reconstruction.pose_likelihood import PoseLikelihood
+from cryoeq.runtime.batching import in_parallel, numbers_at_a_time
+
+# Log-likelihoods in memory at a time: few enough for a processor's cache, enough for its matrix products.
+_NUMBERS_CPU = 2**21
+# Exponentials below this are as good as 0; smaller ones become denormal numbers, which take 20 times as long.
+_MIN_LOG_WEIGHT = -60.0
+
+
+@dataclass(frozen=True)
+class Posterior(ParticleRows):
+    """Summary of the posterior of each particle over all poses of a grid.
+
+    Args:
+        poses: the most probable pose.
+        mean_shifts_px: posterior mean of the offset.
+        confidence: probability of the most probable pose of the grid (rlnMaxValueProbDistribution).
+        log_evidence: log of the mean likelihood over the grid (log marginal likelihood), up to a constant of the image.
+    """
+
+    poses: PoseSet
+    mean_shifts_px: Float[Tensor, "particles 2"]
+    confidence: Float[Tensor, " particles"]
+    log_evidence: Float[Tensor, " particles"]
+
+    @classmethod
+    def empty(cls, box_size_px: int, device: torch.device) -> "Posterior":
+        """The posterior of no particle."""
+        numbers = torch.zeros(0, device=device)
+        return cls(PoseSet.identity(0, box_size_px, device), torch.zeros(0, 2, device=device), numbers, numbers)
+
+
+@dataclass(frozen=True)
+class EStepResult:
+    """Sufficient statistics of one pass over particles.
+
+    Args:
+        sums: posterior-weighted sums of the images per view.
+        posterior: summary for each particle.
+    """
+
+    sums: LikelihoodTerms
+    posterior: Posterior
+
+
+def expectation_step(
+    particles: ParticleTransforms,
+    likelihood: PoseLikelihood,
+    offsets_px: Float[Tensor, "particles offsets 2"],
+    *,
+    shift_sigma_px: float,
+    temperature: float = 1.0,
+    progress: Callable[[int], Event] | None = None,
+) -> Generator[Event, None, EStepResult]:
+    """Posterior of each particle, in small batches; an event after each but the last.
+
+    Args:
+        particles: at least one, up to the radius of the likelihood.
+        likelihood: of the current map.
+        offsets_px: offsets of each particle.
+        shift_sigma_px: standard deviation of the normal prior of offsets, per axis; 0 for a flat prior.
+        temperature: divisor of the log-likelihood; 1 gives the posterior, more keeps an early map from deciding.
+        progress: the event after a number of particles.
+    """
+    count, size = offsets_px.shape[1], numbers_at_a_time(particles.device, _NUMBERS_CPU)
+    hypotheses = len(likelihood.grid.inplane_rad) * 2 * len(likelihood.grid.views)
+
+    def summarise(rows: Int[Tensor, " rows"]) -> tuple[LikelihoodTerms, Posterior]:
+        terms = particles.rows(rows).at_offsets(offsets_px[rows], likelihood.harmonics)
+        prior = -0.5 * offsets_px[rows].square().sum(-1) / shift_sigma_px**2 if shift_sigma_px > 0 else None
+        weights, normaliser, posterior = _normalise(likelihood, terms, offsets_px[rows], prior, temperature)
+        return likelihood.sum_images(weights, terms.scaled(normaliser)), posterior
+
+    batches = torch.arange(len(particles), device=offsets_px.device).split(max(1, size // (hypotheses * count)))
+    results = in_parallel(summarise, batches)
+    sums, posterior = next(results)
+    posteriors, done = [posterior], len(posterior.confidence)
+    for part, posterior in results:
+        yield progress(done) if progress else Progress("expectation", done, len(particles))
+        sums = sums + part
+        posteriors.append(posterior)
+        done += len(posterior.confidence)
+    return EStepResult(sums, Posterior.cat(posteriors))
+
+
+def _normalise(
+    likelihood: PoseLikelihood,
+    terms: LikelihoodTerms,
+    offsets_px: Float[Tensor, "particles offsets 2"],
+    log_prior: Float[Tensor, "particles offsets"] | None,
+    temperature: float,
+) -> tuple[Float[Tensor, "angles hypotheses rows"], Float[Tensor, " rows"], Posterior]:
+    """Unnormalised posterior, the factor that normalises each of its rows, and its summary."""
+    count, n_offsets = offsets_px.shape[:2]
+    weights = likelihood.log_likelihoods(terms)
+    if log_prior is not None:
+        weights += log_prior.reshape(-1)
+    by_row, hypothesis = weights.amax(0).max(0)
+    highest, offset = by_row.view(count, n_offsets).max(1)
+    particle = torch.arange(count, device=offset.device)
+    row = particle * n_offsets + offset
+    angle = weights[:, hypothesis[row], row].argmax(0)
+    weights.sub_(highest.repeat_interleave(n_offsets))
+    if temperature != 1.0:
+        weights.div_(temperature)
+    row_sums = weights.clamp_(min=_MIN_LOG_WEIGHT).exp_().sum((0, 1)).view(count, n_offsets)
+    normaliser = row_sums.sum(1, keepdim=True).reciprocal()
+    rotations = likelihood.grid.rotations(angle, hypothesis[row])
+    box_size_px = likelihood.harmonics.plane.box_size_px
+    posterior = Posterior(
+        poses=PoseSet(rotations, offsets_px[particle, offset], box_size_px),
+        mean_shifts_px=(row_sums * normaliser)[:, None].matmul(offsets_px)[:, 0],
+        confidence=normaliser[:, 0],
+        log_evidence=highest - (normaliser[:, 0] * weights[..., 0].numel()).log(),
+    )
+    return weights, normaliser.expand(count, n_offsets).reshape(-1), posterior
+
+
+def offset_step_px(box_size_px: int, radius: float, per_wavelength: float) -> float:
+    """Distance of neighbouring offsets, in pixels of the box.
+
+    Args:
+        box_size_px: side of the box.
+        radius: resolution of the comparison, in cycles per box: its wavelength is the box over the radius.
+        per_wavelength: offsets for each wavelength.
+    """
+    return box_size_px / (per_wavelength * radius)
+
+
+def disk_offsets(
+    radius_px: float, spacing_px: float, count: int, generator: torch.Generator, device: torch.device
+) -> Float[Tensor, "particles offsets 2"]:
+    """The same offsets for all particles: a triangular lattice over a disk about the centre of the box.
+
+    Args:
+        radius_px: radius of the disk.
+        spacing_px: distance of neighbours in the lattice, which is rotated and moved at random.
+        count: number of particles.
+        generator: random number generator.
+        device: where the offsets are wanted.
+    """
+    reach = int(radius_px / spacing_px) + 2
+    steps = torch.arange(-2 * reach, 2 * reach + 1)
+    rotation, *move = torch.rand(3, generator=generator).tolist()
+    lattice = torch.cartesian_prod(steps, steps) + torch.tensor(move)
+    x, y = (lattice[:, 0] + 0.5 * lattice[:, 1]) * spacing_px, lattice[:, 1] * (0.75**0.5 * spacing_px)
+    angle = torch.tensor(rotation * torch.pi / 3)
+    rotated = torch.stack([x * angle.cos() - y * angle.sin(), x * angle.sin() + y * angle.cos()], -1)
+    return rotated[rotated.norm(dim=1) <= radius_px].to(device).expand(count, -1, -1)
+
+
+def hexagonal_offsets(
+    centres_px: Float[Tensor, "particles 2"], spacing_px: float, count: int, generator: torch.Generator
+) -> Float[Tensor, "particles offsets 2"]:
+    """Offsets around the present ones: the centre, then the corners of a randomly rotated polygon.
+
+    Args:
+        centres_px: present offsets.
+        spacing_px: distance from the centre to the corners.
+        count: number of offsets; 1 is the centre alone, 7 a hexagon.
+        generator: random number generator.
+    """
+    corners: Int[Tensor, " corners"] = torch.arange(max(0, count - 1))
+    rotation = torch.rand(1, generator=generator)
+    angles = ((corners + rotation) * (2 * torch.pi / max(1, count - 1))).to(centres_px.device)
+    steps = torch.cat([centres_px.new_zeros(1, 2), spacing_px * torch.stack([angles.cos(), angles.sin()], -1)])
+    return centres_px[:, None] + steps

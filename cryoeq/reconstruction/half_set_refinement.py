@@ -1,0 +1,317 @@
+"""Refinement of two half sets: sharing a consensus map at low resolution, then independently to the limit of the data.
+
+Each iteration poses every particle against the map of its half set (E-step) and makes that map again (M-step). The half
+maps' correlation sets the radius of the next iteration and the weight of each shell. Up to a radius the posterior over
+all orientations is summed; beyond it, or where that would cost too much, poses are refined locally. Once split, the
+half sets never share a map again, which is why their correlation can be trusted.
+
+Independent half sets: Scheres and Chen 2012, Nature Methods 9, 853-854.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cryoeq.domain.events import Event, Progress
+from cryoeq.domain.pose import PoseSet
+from cryoeq.geometry.disk_harmonics import disk_harmonics, support_radius
+from cryoeq.geometry.fourier import fft_map, ifft_map, pad_centred
+from cryoeq.physics.backprojection import WienerBackprojection
+from cryoeq.reconstruction.expectation import Posterior, expectation_step, hexagonal_offsets, offset_step_px
+from cryoeq.reconstruction.initial_model import InitialModel
+from cryoeq.reconstruction.local_refinement import RefinedPoses, refine_poses
+from cryoeq.reconstruction.maximization import maximization_step, particle_mask
+from cryoeq.reconstruction.particle_transforms import ParticleTransforms
+from cryoeq.reconstruction.pose_likelihood import COARSE_SHELL, PoseLikelihood, pose_grid
+from cryoeq.reconstruction.reference import Reference, References
+from cryoeq.reconstruction.state import ConsensusMap, ParticlePoses, RefinementSettings, RefinementState
+from cryoeq.runtime.distributed import all_gather, shard, shard_half_set
+from cryoeq.runtime.random_streams import Stream, stream_generator
+
+CONSENSUS_STAGE = "consensus refinement"
+HALF_SETS_STAGE = "half-set refinement"
+LOCAL_STAGE = "local refinement"
+FINAL_STAGE = "final iteration"
+_TOLERANCE, _PATIENCE = 0.003, 3  # relative gain in log-likelihood that counts, and iterations without one
+_OFFSET_REFINEMENT_STEPS = 2  # of local refinement after each iteration, which is for the offsets
+_OFFSETS_PER_WAVELENGTH = 3.5
+_CHUNK_POINTS = 2**20
+
+
+@dataclass(frozen=True)
+class _Iteration:
+    """One iteration among others, for progress.
+
+    Args:
+        stage: name of the stage.
+        number: of this iteration, from 1.
+        count: iterations of the stage.
+    """
+
+    stage: str
+    number: int = 1
+    count: int = 1
+
+    def progress(self, done: int, total: int, metrics: dict[str, float] | None = None, *, before: int = 0) -> Progress:
+        """After some of the particles, beside those of the other half set."""
+        iteration = (self.number, self.count) if self.count > 1 else None
+        return Progress(self.stage, before + done, total, metrics or {}, iteration)
+
+
+def begin_refinement(
+    model: InitialModel,
+    particles: ParticleTransforms,
+    half_set: Int[Tensor, " particles"],
+    settings: RefinementSettings,
+    first_shell: int,
+) -> RefinementState:
+    """Both half sets at the initial model.
+
+    Args:
+        model: the initial model.
+        particles: CTF-multiplied transforms of all particles.
+        half_set: 1 or 2 per particle.
+        settings: of the refinement.
+        first_shell: radius of the first iteration, in cycles per box.
+    """
+    n, device = particles.plane.box_size_px, particles.device
+    volume = ifft_map(pad_centred(fft_map(model.volume), n, 3)) * particle_mask(n, settings, device)
+    poses = replace(PoseSet.identity(len(particles), n, device), shifts_px=model.shifts_px)
+    return RefinementState(
+        reference=ConsensusMap(volume),
+        half_set=half_set.to(device),
+        particles=ParticlePoses.unknown(poses),
+        fsc=torch.zeros(n // 2 + 1, device=device),
+        radius=first_shell,
+        iteration=0,
+    )
+
+
+def refine_consensus(
+    state: RefinementState, particles: ParticleTransforms, settings: RefinementSettings, *, seed: int
+) -> Generator[Event, None, RefinementState]:
+    """Iterations of all particles against one map at low resolution, until the log-likelihood converges.
+
+    Args:
+        state: sharing one reference.
+        particles: CTF-multiplied transforms of all particles, of which ``max_particles`` take part.
+        settings: of the refinement.
+        seed: random seed of the run.
+    """
+    order = torch.randperm(len(particles), generator=stream_generator(seed, Stream.INITIAL_MODEL_IMAGES))
+    rows = order[: settings.max_particles].to(state.half_set.device)
+    references, shells = References(particles), settings.consensus_shells
+    count = len(shells) + settings.max_extra_iterations
+    for number, radius in enumerate(shells, 1):
+        iteration = _Iteration(CONSENSUS_STAGE, number, count)
+        state = yield from em_iteration(
+            replace(state, radius=radius), references, settings, iteration, seed=seed, rows=rows
+        )
+    best, waited = float(state.particles.log_evidence[rows].mean()), 0
+    for number in range(len(shells) + 1, count + 1):
+        if waited == _PATIENCE:
+            break
+        iteration = _Iteration(CONSENSUS_STAGE, number, count)
+        state = yield from em_iteration(state, references, settings, iteration, seed=seed, rows=rows)
+        log_likelihood = float(state.particles.log_evidence[rows].mean())
+        waited = 0 if log_likelihood > best + _TOLERANCE * abs(best) else waited + 1
+        best = max(best, log_likelihood)
+    return state
+
+
+def refine_half_sets(
+    state: RefinementState, particles: ParticleTransforms, settings: RefinementSettings, *, seed: int
+) -> Generator[Event, None, RefinementState]:
+    """Iterations of two independent half sets over all orientations.
+
+    The sums of the last iteration reach the last shell that is searched, even where its poses come from fewer shells.
+
+    Args:
+        state: its half sets part here, if they have not yet.
+        particles: CTF-multiplied transforms of all particles.
+        settings: of the refinement.
+        seed: random seed of the run.
+    """
+    state, references, count = state.split(), References(particles), settings.iterations
+    for number in range(1, count + 1):
+        iteration = _Iteration(HALF_SETS_STAGE, number, count)
+        state = yield from em_iteration(state, references, settings, iteration, seed=seed, sums_to_end=number == count)
+    return state
+
+
+def final_iteration(
+    state: RefinementState, particles: ParticleTransforms, settings: RefinementSettings, *, seed: int
+) -> Generator[Event, None, RefinementState]:
+    """One iteration of all particles against the mean of both half maps, for better poses than those of the half sets.
+
+    Args:
+        state: after the half sets' last iteration.
+        particles: CTF-multiplied transforms of all particles.
+        settings: of the refinement.
+        seed: random seed of the run.
+    """
+    iteration, references = _Iteration(FINAL_STAGE), References(particles)
+    return (yield from em_iteration(state.merged(), references, settings, iteration, seed=seed, sums_to_end=True))
+
+
+def refine_half_sets_locally(
+    state: RefinementState, particles: ParticleTransforms, settings: RefinementSettings, *, iterations: int
+) -> Generator[Event, None, RefinementState]:
+    """Local iterations of two independent half sets beyond the exhaustive search, to a larger radius each time.
+
+    Args:
+        state: after the exhaustive search; its half sets part here, if they have not yet.
+        particles: CTF-multiplied transforms of all particles.
+        settings: of the refinement.
+        iterations: number of iterations.
+    """
+    state, references = state.split(), References(particles)
+    for number in range(1, iterations + 1):
+        radius = state.radius
+        refined = refine_locally(state, references, radius, settings.shift_sigma_px)
+        state = state.with_poses(refined.poses)
+        first, second = (
+            _sum_half_set(state, rows, references.of(volume), particles, settings, radius)
+            for _, rows, volume in state.halves()
+        )
+        state = maximization_step(state, (first, second), settings, radius)
+        yield Progress(LOCAL_STAGE, number, iterations, _resolutions(state, settings), (number, iterations))
+    return state
+
+
+def refine_locally(
+    state: RefinementState, references: References, radius: int, shift_sigma_px: float, *, steps: int = 5
+) -> RefinedPoses:
+    """Poses of all particles at the nearest maximum of their likelihood, each against the map of its half set.
+
+    Args:
+        state: maps, half sets and initial poses.
+        references: of the maps.
+        radius: resolution of the comparison, in cycles per box.
+        shift_sigma_px: standard deviation of the offsets per axis; 0 leaves them unchanged.
+        steps: Gauss-Newton steps.
+    """
+    particles = references.particles.within(radius, references.particles.plane.box_size_px)
+    parts, order = [], []
+    for _, rows, volume in state.halves():
+        poses = state.poses.rows(rows)
+        parts.append(
+            refine_poses(particles.rows(rows), references.of(volume), poses, shift_sigma_px=shift_sigma_px, steps=steps)
+        )
+        order.append(rows)
+    return RefinedPoses.cat(parts).rows(torch.cat(order).argsort())
+
+
+def em_iteration(
+    state: RefinementState,
+    references: References,
+    settings: RefinementSettings,
+    iteration: _Iteration,
+    *,
+    seed: int,
+    rows: Int[Tensor, " rows"] | None = None,
+    sums_to_end: bool = False,
+) -> Generator[Event, None, RefinementState]:
+    """E-step and M-step: particles against the map of their half set, and new maps from their posterior.
+
+    Args:
+        state: whose reference says whether the half sets share a map.
+        references: of the maps.
+        settings: of the refinement.
+        iteration: for progress.
+        seed: random seed of the run.
+        rows: the particles to take part; None for all.
+        sums_to_end: whether the sums reach the last shell that is searched, beyond the radius.
+    """
+    particles, device = references.particles, references.particles.device
+    n, radius = particles.plane.box_size_px, min(state.radius, settings.max_exhaustive_shell)
+    # Shells beyond the radius add nothing to the likelihood, since the maps have nothing there, but belong to the sums.
+    reach = settings.max_exhaustive_shell if sums_to_end else radius
+    subset = particles.within(reach, n)
+    harmonics = disk_harmonics(n, reach, support_radius(settings.mask_radius, n), device)
+    generator = stream_generator(seed, Stream.REFINEMENT, state.iteration)
+    grid = pose_grid(radius, generator, device)
+    n_offsets = settings.n_offsets if radius <= COARSE_SHELL else 1
+    step_px = offset_step_px(n, radius, _OFFSETS_PER_WAVELENGTH)
+    halves = [(rows, shard_half_set(rows, half), volume) for half, rows, volume in state.halves(rows)]
+    total = sum(len(local) for _, local, _ in halves)
+    posteriors, done = [Posterior.empty(n, device)], 0
+    sums = [WienerBackprojection.empty(n, device=device) for _ in halves]
+    for half, (_, local, volume) in enumerate(halves):
+        offsets = hexagonal_offsets(state.poses.shifts_px[local], step_px, n_offsets, generator)
+        if len(local) == 0:  # another process's
+            continue
+        likelihood = PoseLikelihood.build(references.of(volume), grid, harmonics)
+        result = yield from expectation_step(
+            subset.rows(local),
+            likelihood,
+            offsets,
+            shift_sigma_px=settings.shift_sigma_px,
+            progress=partial(iteration.progress, total=total, before=done),
+        )
+        done += len(local)
+        posteriors.append(result.posterior)
+        sums[half] = WienerBackprojection(n, 2, likelihood.insert(result.sums, 2 * n, settings.symmetry))
+    posterior = all_gather(Posterior.cat(posteriors), torch.cat([local for _, local, _ in halves]), len(particles))
+    all_rows = torch.cat([rows for rows, _, _ in halves])
+    state = update_posteriors(state, posterior, all_rows)
+    state = maximization_step(state, (sums[0].all_reduced(), sums[1].all_reduced()), settings, reach)
+    if settings.shift_sigma_px > 0:
+        refined = refine_locally(state, references, radius, settings.shift_sigma_px, steps=_OFFSET_REFINEMENT_STEPS)
+        state = state.with_poses(replace(state.poses, shifts_px=refined.poses.shifts_px))
+    state = replace(state, iteration=state.iteration + 1)
+    yield iteration.progress(total, total, _metrics(state, settings, all_rows))
+    return state
+
+
+def update_posteriors(state: RefinementState, posterior: Posterior, rows: Int[Tensor, " rows"]) -> RefinementState:
+    """The state with new posteriors of some particles.
+
+    Args:
+        state: of all particles.
+        posterior: of all particles, valid for the rows.
+        rows: the particles that took part.
+    """
+    new = ParticlePoses(posterior.poses, posterior.confidence, posterior.log_evidence).rows(rows)
+    return replace(state, particles=state.particles.with_rows(rows, new))
+
+
+def _sum_half_set(
+    state: RefinementState,
+    rows: Int[Tensor, " rows"],
+    reference: Reference,
+    particles: ParticleTransforms,
+    settings: RefinementSettings,
+    radius: int,
+) -> WienerBackprojection:
+    """Sums over one half set at one pose each."""
+    n = particles.plane.box_size_px
+    subset = particles.within(radius, n)
+    precision = reference.precision[: len(subset.plane)]
+    sums = WienerBackprojection.empty(n, device=particles.device)
+    for batch_rows in torch.split(shard(rows), max(1, _CHUNK_POINTS // len(subset.plane))):
+        batch, poses = subset.rows(batch_rows), state.poses.rows(batch_rows)
+        ctf_multiplied, ctf_squared = batch.centred(poses.shifts_px) * precision, batch.ctf_squared * precision
+        for element in settings.symmetry.to(precision):
+            rotations: Float[Tensor, "rows 3 3"] = poses.rotations @ element
+            sums = sums.add(ctf_multiplied, ctf_squared, rotations, subset.plane)
+    return sums.all_reduced()
+
+
+def _resolutions(state: RefinementState, settings: RefinementSettings) -> dict[str, float]:
+    return {
+        "resolution_limit_angstrom": settings.resolution_angstrom(state.radius),
+        "fsc_resolution_angstrom": settings.resolution_angstrom(state.resolution_shell),
+    }
+
+
+def _metrics(state: RefinementState, settings: RefinementSettings, rows: Int[Tensor, " rows"]) -> dict[str, float]:
+    return {
+        **_resolutions(state, settings),
+        "log_likelihood": float(state.particles.log_evidence[rows].mean()),
+        "max_probability": float(state.particles.confidence[rows].mean()),
+    }

@@ -1,0 +1,183 @@
+"""Initial model from noise: stochastic expectation-maximisation (EM) at low resolution.
+
+A random map, a coarse grid of poses in a new random frame in every iteration, small random batches, an annealed
+posterior over all poses of each particle, an exponential moving average of the sums, and a radius that grows. In the
+few shells in use the likelihood has few other maxima, and annealing passes most of those.
+
+Stochastic ab initio: Punjani et al. 2017, Nature Methods 14, 290-296. Annealed likelihood: Ueda and Nakano 1998, Neural
+Networks 11, 271-282.
+"""
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cryoeq.domain.events import Event, Progress, result_of
+from cryoeq.geometry.disk_harmonics import disk_harmonics, support_radius
+from cryoeq.geometry.map_filter import low_pass
+from cryoeq.geometry.shells import shell_power
+from cryoeq.geometry.so3 import random_rotations
+from cryoeq.geometry.soft_mask import soft_sphere
+from cryoeq.physics.backprojection import WienerBackprojection
+from cryoeq.reconstruction.centring import centre_images
+from cryoeq.reconstruction.expectation import expectation_step, hexagonal_offsets, offset_step_px
+from cryoeq.reconstruction.noise_model import shell_precision
+from cryoeq.reconstruction.particle_transforms import ParticleTransforms
+from cryoeq.reconstruction.pose_likelihood import PoseGrid, PoseLikelihood
+from cryoeq.reconstruction.reference import Reference
+from cryoeq.runtime.distributed import all_gather, all_reduce, broadcast, shard
+from cryoeq.runtime.random_streams import Stream, stream_generator
+
+STAGE = "initial model"
+_FIRST_TEMPERATURE = 2.0  # of the annealed posterior; falls to 1 over the first half of the iterations
+_HEALPIX_ORDER, _N_INPLANE = 1, 24  # views 29 degrees apart: in a new frame each time, they need not be closer
+_MARCHED = 2 / 3  # fraction of the iterations after which the last shell is reached
+_STOCHASTIC = 0.8  # fraction of the iterations with random batches and a moving average
+_EMA_DECAY = 0.7  # weight of the previous sums in the moving average
+_PRIOR = 0.1  # of the mean weight: with less data than this a coefficient is damped
+_INITIAL_SIGNAL = 0.02  # power of the random map, over the variance of the images
+_CENTRING_SHELL = 3
+_RECENTRING = 0.3  # fraction of the iterations after which offsets follow their posterior mean
+_MAX_STEP = 1.5  # distance of neighbouring offsets, at most, over the standard deviation that centring leaves
+_OFFSETS_PER_WAVELENGTH = 2.7
+
+
+@dataclass(frozen=True)
+class InitialModelSettings:
+    """Settings of stochastic EM.
+
+    Args:
+        iterations: EM iterations.
+        batch_size: particles per iteration; the last fifth of the iterations takes up to four times as many.
+        first_shell: radius of the first iterations, in cycles per box.
+        last_shell: radius of the last iterations.
+        n_offsets: offsets sampled for each particle in each iteration.
+        shift_sigma_px: standard deviation of the offsets per axis, in pixels of the particles' box; 0 where centred.
+        mask_radius: radius of the spherical mask, as a fraction of the box.
+    """
+
+    iterations: int
+    batch_size: int
+    first_shell: int
+    last_shell: int
+    n_offsets: int
+    shift_sigma_px: float
+    mask_radius: float
+
+
+@dataclass(frozen=True)
+class InitialModel:
+    """A map at low resolution.
+
+    Args:
+        volume: the map, in a small box that just holds the last shell.
+        shifts_px: offsets of the particles so far, in pixels of their box.
+        log_evidence: mean log marginal likelihood in the last iteration; compares starts on the same particles.
+    """
+
+    volume: Float[Tensor, "m m m"]
+    shifts_px: Float[Tensor, "particles 2"]
+    log_evidence: float
+
+
+def estimate_initial_model(
+    particles: ParticleTransforms, settings: InitialModelSettings, *, seed: int, start: int
+) -> Generator[Event, None, InitialModel]:
+    """One random start; progress after each iteration.
+
+    Args:
+        particles: CTF-multiplied transforms of all particles.
+        settings: of stochastic EM; at least one iteration.
+        seed: random seed of the run.
+        start: number of this random start; others with the same seed see the same particles at the end.
+    """
+    full, n = particles.plane.box_size_px, 2 * (settings.last_shell + 1)
+    small = particles.within(settings.last_shell, n)
+    mask = soft_sphere(n, settings.mask_radius * n, 2.0, small.device)
+    generator = stream_generator(seed, Stream.INITIAL_MODEL, start)
+    total = small.total_variance
+    volume = _random_map(total, settings.first_shell, mask, generator)
+    sums = WienerBackprojection.empty(n, device=volume.device)
+    sigma_px = settings.shift_sigma_px * n / full
+    centring = centre_images(small.within(_CENTRING_SHELL, n), sigma_px)
+    shifts, evidence = centring.shifts_px, 0.0
+    for iteration in range(settings.iterations):
+        fraction = iteration / max(1, settings.iterations - 1)
+        is_stochastic = fraction < _STOCHASTIC
+        rows = _draw(len(particles), settings, seed, iteration if is_stochastic else None, start).to(volume.device)
+        radius = _radius(settings, fraction)
+        local_rows = shard(torch.arange(len(rows), device=rows.device))
+        subset = small.rows(rows[local_rows]).within(radius, n)
+        likelihood = _likelihood(volume, shell_precision(total), radius, settings, generator)
+        step_px = min(offset_step_px(n, radius, _OFFSETS_PER_WAVELENGTH), _MAX_STEP * centring.sigma_px)
+        offsets = hexagonal_offsets(shifts[rows], step_px, settings.n_offsets, generator)
+        temperature = max(1.0, _FIRST_TEMPERATURE * (1 - 2 * fraction))
+        steps = expectation_step(
+            subset, likelihood, offsets[local_rows], shift_sigma_px=sigma_px, temperature=temperature
+        )
+        result = result_of(steps)
+        posterior = all_gather(result.posterior, local_rows, len(rows))
+        if fraction >= _RECENTRING:
+            shifts = shifts.index_copy(0, rows, posterior.mean_shifts_px)
+        new = all_reduce(likelihood.insert(result.sums, sums.sums.shape[-1]))
+        sums = WienerBackprojection(n, sums.padding, (_EMA_DECAY if is_stochastic else 0.0) * sums.sums + new)
+        volume = broadcast(low_pass(_maximize(sums, radius) * mask, radius))
+        evidence = float(posterior.log_evidence.mean())
+        done = (iteration + 1, settings.iterations)
+        yield Progress(STAGE, *done, {"log_likelihood": evidence}, done)
+    return InitialModel(volume, shifts * (full / n), evidence)
+
+
+def _maximize(sums: WienerBackprojection, radius: int) -> Float[Tensor, "n n n"]:
+    weights = sums.shell_weights
+    prior = _PRIOR * weights[: radius + 1].mean()
+    return sums.most_probable(prior.expand(len(weights)))
+
+
+def _radius(settings: InitialModelSettings, fraction: float) -> int:
+    marched = min(1.0, fraction / _MARCHED)
+    return int(settings.first_shell + (settings.last_shell - settings.first_shell) * marched)
+
+
+def _random_map(
+    total_variance: Float[Tensor, " shells"],
+    first_shell: int,
+    mask: Float[Tensor, "n n n"],
+    generator: torch.Generator,
+) -> Float[Tensor, "n n n"]:
+    n = mask.shape[-1]
+    noise = torch.randn(n, n, n, generator=generator).to(mask.device)
+    volume = low_pass(noise * mask, first_shell) * mask
+    power = shell_power(volume)[1 : first_shell + 1].mean()
+    return volume * (_INITIAL_SIGNAL * total_variance.mean() / power).sqrt()
+
+
+def _draw(
+    count: int, settings: InitialModelSettings, seed: int, iteration: int | None, start: int
+) -> Int[Tensor, " rows"]:
+    """A random batch; without an iteration, the larger one of the last iterations, which all starts share."""
+    if iteration is None:
+        order = torch.randperm(count, generator=stream_generator(seed, Stream.INITIAL_MODEL_IMAGES))
+        return order[: 4 * settings.batch_size]
+    # Half of the 63 bits number the iterations, half the starts.
+    generator = stream_generator(seed, Stream.EPOCH, (start << 31) + iteration)
+    return torch.randperm(count, generator=generator)[: settings.batch_size]
+
+
+def _likelihood(
+    volume: Float[Tensor, "n n n"],
+    precision: Float[Tensor, " shells"],
+    radius: int,
+    settings: InitialModelSettings,
+    generator: torch.Generator,
+) -> PoseLikelihood:
+    n = volume.shape[-1]
+    harmonics = disk_harmonics(n, radius, support_radius(settings.mask_radius, n), volume.device)
+    frame = random_rotations(1, generator, volume.device)[0]
+    offset = 2 * math.pi * float(torch.rand(1, generator=generator))
+    grid = PoseGrid.build(_HEALPIX_ORDER, _N_INPLANE, frame, offset)
+    return PoseLikelihood.build(Reference.build(volume, precision[harmonics.plane.shells]), grid, harmonics)

@@ -1,0 +1,71 @@
+"""The M-step: maps from posterior-weighted sums, Wiener-filtered by the correlation of the half maps.
+
+The half maps' Fourier shell correlation (FSC) gives the signal-to-noise ratio of one half map, twice that for both
+together (Rosenthal and Henderson 2003, J. Mol. Biol. 333, 721-745)::
+
+    SNR(k) = FSC(k) / (1 - FSC(k))
+"""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cryoeq.geometry.map_filter import low_pass
+from cryoeq.geometry.shells import fourier_shell_correlation
+from cryoeq.geometry.soft_mask import soft_sphere
+from cryoeq.physics.backprojection import WienerBackprojection
+from cryoeq.reconstruction.state import ConsensusMap, HalfSetMaps, RefinementSettings, RefinementState
+from cryoeq.runtime.distributed import broadcast
+
+_FSC_RANGE = (1e-3, 0.999)
+_SHELLS_BEYOND = 2  # the FSC-0.143 shell, of the next iteration
+_MAX_GROWTH = 4  # shells that the radius grows by at most
+_EDGE_PX = 3.0
+
+
+def maximization_step(
+    state: RefinementState,
+    sums: tuple[WienerBackprojection, WienerBackprojection],
+    settings: RefinementSettings,
+    radius: int,
+) -> RefinementState:
+    """The state with new maps: one for both half sets where they share a reference, else one each and a new radius.
+
+    Args:
+        state: before the step.
+        sums: posterior-weighted sums over each half set.
+        settings: of the refinement.
+        radius: up to which the sums reach.
+    """
+    n = sums[0].box_size_px
+    mask = particle_mask(n, settings, state.half_set.device)
+    raw = [part.most_probable(1e-3 * part.shell_weights.clamp(min=1e-12)) * mask for part in sums]
+    fsc = broadcast(fourier_shell_correlation(raw[0], raw[1]).to(mask))
+    fsc[radius + 1 :] = 0.0  # beyond, there is only what the mask brings there
+    snr = signal_to_noise(fsc)[: n // 2]
+
+    def filtered(part: WienerBackprojection, ratio: Tensor) -> Tensor:
+        return broadcast(low_pass(part.most_probable((part.shell_weights / ratio).clamp(min=1e-12)) * mask, radius))
+
+    if isinstance(state.reference, ConsensusMap):
+        return replace(state, reference=ConsensusMap(filtered(sums[0] + sums[1], 2 * snr)), sums=sums)
+    reference = HalfSetMaps(filtered(sums[0], snr), filtered(sums[1], snr))
+    state = replace(state, reference=reference, fsc=fsc, sums=sums)
+    next_radius = min(state.resolution_shell + _SHELLS_BEYOND, radius + _MAX_GROWTH, n // 2 - 1)
+    return replace(state, radius=max(state.radius, next_radius))
+
+
+def signal_to_noise(fsc: Float[Tensor, " shells"]) -> Float[Tensor, " shells"]:
+    """Signal-to-noise ratio of one half map per shell.
+
+    Shell 0 is the mean density, a single number whose correlation says nothing: it is taken as its neighbour.
+    """
+    reliable = torch.cat([fsc[1:2], fsc[1:]]).clamp(*_FSC_RANGE)
+    return reliable / (1 - reliable)
+
+
+def particle_mask(box_size_px: int, settings: RefinementSettings, device: torch.device) -> Float[Tensor, "n n n"]:
+    """Soft spherical mask around the particle."""
+    return soft_sphere(box_size_px, settings.mask_radius * box_size_px - 1, _EDGE_PX, device)

@@ -1,0 +1,43 @@
+"""Noise variance per shell, given a map."""
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from cryoeq.geometry.shells import shell_power
+from cryoeq.geometry.so3_grid import so3_grid
+from cryoeq.physics.projection import extract_slices
+from cryoeq.reconstruction.particle_transforms import ParticleTransforms
+
+
+def shell_precision(noise_variance: Float[Tensor, " shells"]) -> Float[Tensor, " shells"]:
+    """Inverse noise variance per shell; 0 for shell 0, the mean of the image, which normalisation has changed."""
+    return torch.cat([torch.zeros_like(noise_variance[:1]), noise_variance[1:].reciprocal()])
+
+
+def noise_precision(padded: Complex[Tensor, "m m m"], particles: ParticleTransforms) -> Float[Tensor, " points"]:
+    """Inverse noise variance of each coefficient of the particles, given a map of them.
+
+    Args:
+        padded: oversampled transform of the map.
+        particles: CTF-multiplied transforms of all particles.
+    """
+    # The steps between shells are too coarse for the first ones: power falls steeply within them.
+    projections = extract_slices(padded, so3_grid(1, 1, device=padded.device), particles.plane)
+    noise = particles.noise_variance(projections.abs().square().mean(0))
+    return shell_precision(noise)[particles.plane.shells]
+
+
+def noise_and_signal(
+    particles: ParticleTransforms, volume: Float[Tensor, "n n n"], subset: ParticleTransforms
+) -> tuple[Float[Tensor, " points"], Float[Tensor, " points"]]:
+    """Inverse noise variance and power of the map, for each coefficient of ``subset``.
+
+    Args:
+        particles: CTF-multiplied transforms of all particles.
+        volume: map of them.
+        subset: the particles up to a smaller radius.
+    """
+    power = shell_power(volume)
+    shells = subset.plane.shells
+    return particles.noise_variance(power[particles.plane.shells]).reciprocal()[shells], power[shells]

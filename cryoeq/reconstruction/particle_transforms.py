@@ -1,0 +1,215 @@
+"""Particle images as the E-step needs them: CTF-multiplied Fourier coefficients, and the squared CTF."""
+
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Complex, Float, Int
+from torch import Tensor
+
+from cryoeq.data.dataset import ParticleDataset
+from cryoeq.domain.events import Event, Progress
+from cryoeq.domain.optics import CtfParameters
+from cryoeq.domain.particles import ParticleBatch
+from cryoeq.geometry.disk_harmonics import DiskHarmonics
+from cryoeq.geometry.fourier import HalfPlane
+from cryoeq.physics.ctf import ctf_features, matched_filter
+from cryoeq.physics.shift import shift_phases
+
+POWER_ORDERS = 3  # angular orders 0, 2 and 4 of the squared CTF
+_HAT_SPACING = 0.5  # cycles per box
+_BATCH = 1024
+_ANGLES = 8  # over half a turn, to compute the angular harmonics of the squared CTF
+_MIN_NOISE, _QUIETEST = 0.05, 0.8  # least noise: fraction of the shell's own variance, of the quietest shell's
+
+
+@dataclass(frozen=True)
+class LikelihoodTerms:
+    """The terms of the log-likelihood that depend on the image alone; rows may be one particle at several offsets.
+
+    Args:
+        cross_term: disk harmonics of the CTF-multiplied images.
+        quadratic_term: harmonics of the squared CTF at the hat functions' radii, real and imaginary part, angular
+            orders 0, 2 and 4.
+    """
+
+    cross_term: Float[Tensor, "orders rows radial 2"]
+    quadratic_term: Float[Tensor, "power_orders rows hats 2"]
+
+    def scaled(self, factor: Float[Tensor, " rows"]) -> "LikelihoodTerms":
+        """The terms times a factor for each row, for weighted sums."""
+        factors = factor[:, None, None]
+        return LikelihoodTerms(self.cross_term * factors, self.quadratic_term * factors)
+
+    def __add__(self, other: "LikelihoodTerms") -> "LikelihoodTerms":
+        return LikelihoodTerms(self.cross_term + other.cross_term, self.quadratic_term + other.quadratic_term)
+
+
+@dataclass(frozen=True)
+class ParticleTransforms:
+    """Particles up to a radius in Fourier space, sorted by radius so that a lower one is a prefix.
+
+    Args:
+        plane: the coefficients; offsets are in pixels of its box.
+        ctf_multiplied: images times their CTF (unchanged where premultiplied), not centred.
+        ctf_squared: CTF squared.
+        ctf_squared_harmonics: the CTF squared at the hat functions' radii, real and imaginary part of angular orders
+            0, 2 and 4.
+        ctf_features: conditioning vector of each CTF for an encoder; None without a CTF.
+    """
+
+    plane: HalfPlane
+    ctf_multiplied: Complex[Tensor, "particles points"]
+    ctf_squared: Float[Tensor, "particles points"]
+    ctf_squared_harmonics: Float[Tensor, "power_orders particles hats 2"]
+    ctf_features: Float[Tensor, "particles 3"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ctf_multiplied)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the coefficients are."""
+        return self.ctf_multiplied.device
+
+    @cached_property
+    def total_variance(self) -> Float[Tensor, " shells"]:
+        """Variance per coefficient of signal and noise together, per shell, at a CTF of 1."""
+        return _shell_sums(self.ctf_multiplied.abs().square().sum(0), self.plane) / self._ctf_squared_sums
+
+    def noise_variance(self, map_power: Float[Tensor, " points"]) -> Float[Tensor, " shells"]:
+        """Variance of the noise per shell, what a map leaves of the images' variance.
+
+        Noise is flat, or falls with frequency, so no shell has much less of it than the quietest has of signal and
+        noise together. Without that floor a map too strong in its first shells, which a CTF near 0 barely determines,
+        would make them count for more than all others.
+
+        Args:
+            map_power: mean |P|^2 of the map's projections at each coefficient.
+        """
+        signal = _shell_sums(self._ctf_fourth_power * map_power, self.plane) / self._ctf_squared_sums
+        total = self.total_variance
+        floor = (_MIN_NOISE * total).clamp(min=_QUIETEST * float(total[1:].min()))
+        return torch.maximum(total - signal, floor)
+
+    @cached_property
+    def _ctf_squared_sums(self) -> Float[Tensor, " shells"]:
+        return _shell_sums(self.ctf_squared.sum(0), self.plane).clamp(min=torch.finfo(torch.float32).tiny)
+
+    @cached_property
+    def _ctf_fourth_power(self) -> Float[Tensor, " points"]:
+        return self.ctf_squared.square().sum(0)
+
+    def within(self, radius: float, box_size_px: int) -> "ParticleTransforms":
+        """Fewer coefficients, of a smaller box.
+
+        Args:
+            radius: in cycles per box.
+            box_size_px: side of the new plane's box, in whose pixels offsets are counted.
+        """
+        plane = self.plane.within(radius)
+        count = len(plane)
+        hats = len(power_radii(float(plane.radii.max())))
+        return ParticleTransforms(
+            replace(plane, box_size_px=box_size_px),
+            self.ctf_multiplied[:, :count],
+            self.ctf_squared[:, :count],
+            self.ctf_squared_harmonics[:, :, :hats],
+            self.ctf_features,
+        )
+
+    def rows(self, rows: Int[Tensor, " rows"]) -> "ParticleTransforms":
+        """Some of the particles."""
+        return replace(
+            self,
+            ctf_multiplied=self.ctf_multiplied[rows],
+            ctf_squared=self.ctf_squared[rows],
+            ctf_squared_harmonics=self.ctf_squared_harmonics[:, rows],
+            ctf_features=None if self.ctf_features is None else self.ctf_features[rows],
+        )
+
+    @classmethod
+    def cat(cls, parts: "list[ParticleTransforms]") -> "ParticleTransforms":
+        """The particles of several batches; at least one."""
+        features = [part.ctf_features for part in parts if part.ctf_features is not None]
+        return cls(
+            parts[0].plane,
+            torch.cat([part.ctf_multiplied for part in parts]),
+            torch.cat([part.ctf_squared for part in parts]),
+            torch.cat([part.ctf_squared_harmonics for part in parts], 1),
+            torch.cat(features) if features else None,
+        )
+
+    def centred(self, shifts_px: Float[Tensor, "particles 2"]) -> Complex[Tensor, "particles points"]:
+        """CTF-multiplied images, shifted by their offsets."""
+        return self.ctf_multiplied * shift_phases(-shifts_px, self.plane.coords, self.plane.box_size_px)
+
+    def at_offsets(self, offsets_px: Float[Tensor, "particles offsets 2"], harmonics: DiskHarmonics) -> LikelihoodTerms:
+        """Each particle at each of its offsets, one row per pair."""
+        count = offsets_px.shape[1]
+        phases = shift_phases(-offsets_px.flatten(0, 1), self.plane.coords, self.plane.box_size_px)
+        shifted = self.ctf_multiplied[:, None] * phases.view(len(self), count, -1)
+        squared = self.ctf_squared_harmonics.repeat_interleave(count, 1) if count > 1 else self.ctf_squared_harmonics
+        return LikelihoodTerms(harmonics.analyse(shifted.flatten(0, 1)), squared)
+
+
+def load_transforms(dataset: ParticleDataset, device: torch.device) -> Generator[Event, None, ParticleTransforms]:
+    """Read the whole stack.
+
+    Args:
+        dataset: the particles, at the box where poses are inferred.
+        device: where they are kept.
+    """
+    n = dataset.box_size_px
+    plane = HalfPlane.up_to(n, n / 2 - 1, device)
+    parts: list[ParticleTransforms] = []
+    done = 0
+    for batch in dataset.batches(_BATCH):
+        parts.append(_transform(batch.to(device), plane, dataset.pixel_size_angstrom))
+        done += len(batch)
+        yield Progress("reading", done, len(dataset))
+    return ParticleTransforms.cat(parts)
+
+
+def _transform(batch: ParticleBatch, plane: HalfPlane, pixel_size_angstrom: float) -> ParticleTransforms:
+    coefficients = plane.transform(batch.images)
+    if batch.ctf is None:
+        hats = len(power_radii(float(plane.radii.max())))
+        harmonics = torch.zeros(POWER_ORDERS, len(batch), hats, 2, device=coefficients.device)
+        harmonics[0, ..., 0] = 1.0
+        ones = torch.ones(coefficients.shape, device=coefficients.device)
+        return ParticleTransforms(plane, coefficients, ones, harmonics)
+    factor, squared = matched_filter(batch.ctf, plane.frequencies_per_angstrom(pixel_size_angstrom))
+    harmonics = _ctf_squared_harmonics(batch.ctf, plane, pixel_size_angstrom)
+    return ParticleTransforms(plane, coefficients * factor, squared, harmonics, ctf_features(batch.ctf))
+
+
+def power_radii(radius: float, device: torch.device | None = None) -> Float[Tensor, " hats"]:
+    """Radii of the hat functions that expand the squared CTF up to a radius, in cycles per box."""
+    return torch.arange(int((radius + 1) / _HAT_SPACING) + 1, device=device) * _HAT_SPACING
+
+
+def power_hats(plane: HalfPlane) -> Complex[Tensor, "points hats power_orders"]:
+    """Hat functions times exp(2 i l theta), l = 0, 1, 2, at each coefficient."""
+    radii = power_radii(float(plane.radii.max()), plane.coords.device)
+    hats = (1 - (plane.radii[:, None] - radii).abs() / _HAT_SPACING).clamp(min=0)
+    theta = torch.atan2(plane.coords[:, 1].float(), plane.coords[:, 0].float())
+    angles = 2 * theta[:, None] * torch.arange(POWER_ORDERS, device=theta.device)
+    return hats[:, :, None] * torch.polar(torch.ones_like(angles), angles)[:, None]
+
+
+def _ctf_squared_harmonics(
+    ctf: CtfParameters, plane: HalfPlane, pixel_size_angstrom: float
+) -> Float[Tensor, "power_orders particles hats 2"]:
+    radii = power_radii(float(plane.radii.max()), plane.coords.device)
+    theta = torch.arange(_ANGLES, device=radii.device) * (torch.pi / _ANGLES)
+    coords = torch.stack([radii[:, None] * theta.cos(), radii[:, None] * theta.sin()], -1).flatten(0, 1)
+    _, squared = matched_filter(ctf, coords / (plane.box_size_px * pixel_size_angstrom))
+    series = torch.fft.fft(squared.view(len(squared), len(radii), _ANGLES), norm="forward")[..., :POWER_ORDERS]
+    return torch.view_as_real(series.permute(2, 0, 1).contiguous())
+
+
+def _shell_sums(values: Float[Tensor, " points"], plane: HalfPlane) -> Float[Tensor, " shells"]:
+    shells = plane.shells
+    return values.new_zeros(int(shells.max()) + 1).index_add(0, shells, values * plane.weights)

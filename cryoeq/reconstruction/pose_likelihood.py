@@ -1,0 +1,232 @@
+"""Log-likelihood of every pose of a grid, and posterior-weighted sums of images, as large matrix products.
+
+For an image y with CTF C and noise precision p, at pose R and offset t, up to a constant of the image::
+
+    log p(y | R, t) = sum_k p_k [ Re(C_k y_k exp(-2 pi i k.t / n) conj P_R(k)) - 1/2 C_k^2 |P_R(k)|^2 ]
+
+A pose is a view, an in-plane angle and a mirror. Only one view of each antipodal pair is projected. The other poses
+follow from the action of O(2) on images: in the basis of ``DiskHarmonics``, rotation multiplies order m by a phase and
+mirroring takes conjugates, so all angles and both mirrors of a view come from one product per order and one Fourier
+synthesis. Against products with every rotated projection this saves a factor of about the number of angles.
+
+C^2 varies slowly, and with the angle only by astigmatism: it is expanded in a few radial hat functions and the angular
+orders 0, 2 and 4.
+
+Expectation-maximisation over poses: Scheres 2012, J. Mol. Biol. 415, 406-418 (its equations 3 and 4).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Complex, Float, Int
+from torch import Tensor
+
+from cryoeq.geometry.disk_harmonics import DiskHarmonics
+from cryoeq.geometry.so3 import random_rotations
+from cryoeq.geometry.so3_grid import so3_grid
+from cryoeq.physics.projection import extract_slices, spread_slices
+from cryoeq.reconstruction.particle_transforms import POWER_ORDERS, LikelihoodTerms, power_hats
+from cryoeq.reconstruction.reference import Reference
+
+COARSE_SHELL = 10  # up to which views 15 degrees apart are fine enough, and offsets are sampled
+_INPLANE_PER_SHELL = 2.4  # half the number of in-plane angles, over the radius
+
+
+@dataclass(frozen=True)
+class PoseGrid:
+    """An even grid over SO(3): views of one hemisphere, both mirrors of each, in-plane angles.
+
+    Args:
+        views: one rotation per view, RELION's matrices A.
+        inplane_rad: angles, an even number of them evenly spread over the circle.
+    """
+
+    views: Float[Tensor, "views 3 3"]
+    inplane_rad: Float[Tensor, " angles"]
+
+    @classmethod
+    def build(
+        cls, healpix_order: int, n_inplane: int, frame: Float[Tensor, "3 3"], offset_rad: float = 0.0
+    ) -> "PoseGrid":
+        """A grid of 12 * 4^order views with their mirrors.
+
+        Args:
+            healpix_order: resolution of the views.
+            n_inplane: number of in-plane angles, even.
+            frame: rotation of the whole grid; a random one makes up for the grid's coarseness over the iterations.
+            offset_rad: first in-plane angle.
+        """
+        views = so3_grid(healpix_order, 1, device=frame.device)
+        direction = views[:, 2]
+        rank = direction @ direction.new_tensor([1.0, 1e2, 1e4])
+        angles = torch.arange(n_inplane, device=frame.device) * (2 * math.pi / n_inplane) + offset_rad
+        return cls(views[rank > 0] @ frame, angles)
+
+    def rotations(self, angle: Int[Tensor, " rows"], hypothesis: Int[Tensor, " rows"]) -> Float[Tensor, "rows 3 3"]:
+        """RELION's matrices A of grid points.
+
+        Args:
+            angle: index of the in-plane angle.
+            hypothesis: index of the view, plus the number of views where mirrored.
+        """
+        count = len(self.views)
+        sign = 1.0 - 2.0 * (hypothesis >= count)
+        cos, sin = self.inplane_rad[angle].cos(), self.inplane_rad[angle].sin()
+        zero = torch.zeros_like(cos)
+        # Rz(angle) diag(1, sign, sign)
+        action = torch.stack([cos, -sin * sign, zero, sin, cos * sign, zero, zero, zero, sign], -1).view(-1, 3, 3)
+        return action @ self.views[hypothesis % count]
+
+
+@dataclass(frozen=True)
+class PoseLikelihood:
+    """The terms of the log-likelihood that depend on the map alone, for all poses of a grid.
+
+    Args:
+        harmonics: basis of the images.
+        grid: the poses.
+        hats: hat functions times exp(2 i l theta) at the coefficients.
+        precision: inverse noise variance of each coefficient.
+        linear: from an image's coefficients to the Fourier series over the in-plane angle, for each view and its
+            mirror.
+        quadratic: from the harmonics of C^2 to the same series.
+    """
+
+    harmonics: DiskHarmonics
+    grid: PoseGrid
+    hats: Complex[Tensor, "points hats power_orders"]
+    precision: Float[Tensor, " points"]
+    linear: Float[Tensor, "orders series inputs"]
+    quadratic: Float[Tensor, "power_orders series power_inputs"]
+
+    @classmethod
+    def build(cls, reference: Reference, grid: PoseGrid, harmonics: DiskHarmonics) -> "PoseLikelihood":
+        """Project a map along all views.
+
+        Args:
+            reference: the map, in the box of the harmonics' plane, and the noise.
+            grid: the poses.
+            harmonics: the basis, whose disk should hold the map.
+        """
+        plane = harmonics.plane
+        precision = reference.precision[: len(plane)]
+        slices = extract_slices(reference.padded, grid.views, plane)
+        real, imag = harmonics.analyse(slices * precision).unbind(-1)
+        sign = _mirror_sign(harmonics.orders)[:, None, None]
+        # Series of sum conj(P) Z, and of the mirrored view, whose coefficients are (-1)^m conj(P).
+        linear = _complex_products((real, -imag), (real * sign, imag * sign))
+        hats = power_hats(plane)
+        power = (slices.abs().square() * (plane.weights * precision)).to(hats.dtype)
+        mixed = torch.einsum("vp,pjl->lvj", power, hats)
+        quadratic = -0.5 * _complex_products((mixed.real, mixed.imag), (mixed.real, -mixed.imag))
+        return cls(harmonics, grid, hats, precision, linear, quadratic)
+
+    def log_likelihoods(self, images: LikelihoodTerms) -> Float[Tensor, "angles hypotheses rows"]:
+        """Log-likelihood of each row under each pose, up to a constant of the image."""
+        orders, rows = images.cross_term.shape[:2]
+        series = torch.bmm(self.linear, images.cross_term.reshape(orders, rows, -1).transpose(1, 2))
+        power = images.quadratic_term.reshape(POWER_ORDERS, rows, -1).transpose(1, 2)
+        series[:POWER_ORDERS].baddbmm_(self.quadratic, power)
+        half, count = len(self.grid.inplane_rad) // 2, self.harmonics.n_even
+        synthesis = self._phases(is_analysis=False)
+        # Even orders repeat after half a turn, odd ones change sign.
+        even = synthesis[:, :count].reshape(half, -1) @ series[:count].view(2 * count, -1)
+        odd = synthesis[:, count:].reshape(half, -1) @ series[count:].view(2 * (orders - count), -1)
+        scores = even.new_empty(2, *even.shape)
+        torch.add(even, odd, out=scores[0])
+        torch.sub(even, odd, out=scores[1])
+        return scores.view(2 * half, -1, rows)
+
+    def sum_images(self, weights: Float[Tensor, "angles hypotheses rows"], images: LikelihoodTerms) -> LikelihoodTerms:
+        """Images rotated into the frame of each view and summed with their weights: one row per view.
+
+        It is the adjoint of the cross term of ``log_likelihoods``.
+        """
+        half, count = len(self.grid.inplane_rad) // 2, self.harmonics.n_even
+        orders, rows = images.cross_term.shape[:2]
+        first, second = weights.view(2, half, -1).unbind(0)
+        analysis = self._phases(is_analysis=True)
+        moments = torch.empty(orders, self.linear.shape[1], rows, dtype=weights.dtype, device=weights.device)
+        even, odd = analysis[:, :count].reshape(half, -1).T, analysis[:, count:].reshape(half, -1).T
+        torch.mm(even, first + second, out=moments[:count].view(2 * count, -1))
+        torch.mm(odd, first - second, out=moments[count:].view(2 * (orders - count), -1))
+        sign = _mirror_sign(self.harmonics.orders)[:, None, None]
+        linear = _sum_rows(moments, images.cross_term, sign)
+        power = _sum_rows(moments[:POWER_ORDERS], images.quadratic_term, torch.ones_like(sign[:POWER_ORDERS]))
+        return LikelihoodTerms(linear, power)
+
+    def insert(
+        self, sums: LikelihoodTerms, padded_size: int, symmetry: Float[Tensor, "order 3 3"] | None = None
+    ) -> Float[Tensor, "3 m m m"]:
+        """Sums over views as sums in the map's transform: real and imaginary part, and weights.
+
+        Args:
+            sums: one row per view, from ``sum_images``.
+            padded_size: m.
+            symmetry: rotations of the map's point group; each image counts once for each.
+        """
+        matched = self.harmonics.synthesise(sums.cross_term) * self.precision
+        twice = self.precision.new_tensor([1.0] + [2.0] * (POWER_ORDERS - 1)).to(self.hats.dtype)
+        harmonics = torch.view_as_complex(sums.quadratic_term.contiguous())
+        power = torch.einsum("lvj,pjl,l->vp", harmonics, self.hats, twice).real * self.precision
+        channels = torch.stack([matched.real, matched.imag, power])
+        identity = torch.eye(3, device=channels.device)[None]
+        volumes = channels.new_zeros(3, padded_size, padded_size, padded_size)
+        for element in identity if symmetry is None else symmetry.to(channels):
+            volumes += spread_slices(channels, self.grid.views @ element, self.harmonics.plane, padded_size)
+        return volumes
+
+    def _phases(self, *, is_analysis: bool) -> Float[Tensor, "half orders 2"]:
+        """Cosine and sine of m times the first half of the angles, to sum a series or to find its coefficients."""
+        orders = self.harmonics.orders
+        angles = self.grid.inplane_rad[: len(self.grid.inplane_rad) // 2, None] * orders
+        if is_analysis:
+            return torch.stack([angles.cos(), angles.sin()], -1)
+        twice = torch.where(orders == 0, 1.0, 2.0)
+        return torch.stack([twice * angles.cos(), -twice * angles.sin()], -1)
+
+
+def _mirror_sign(orders: Int[Tensor, " orders"]) -> Float[Tensor, " orders"]:
+    return 1.0 - 2.0 * (orders % 2)
+
+
+def _complex_products(
+    *factors: tuple[Float[Tensor, "orders views terms"], Float[Tensor, "orders views terms"]],
+) -> Float[Tensor, "orders series inputs"]:
+    """Real matrices that multiply (real, imaginary) inputs by complex factors, one factor per hypothesis.
+
+    Their rows are the real parts of all hypotheses, then the imaginary parts.
+    """
+    real = torch.cat([torch.stack([re, -im], -1) for re, im in factors], 1)
+    imag = torch.cat([torch.stack([im, re], -1) for re, im in factors], 1)
+    return torch.cat([real, imag], 1).flatten(2)
+
+
+def _sum_rows(
+    moments: Float[Tensor, "orders series rows"],
+    images: Float[Tensor, "orders rows terms 2"],
+    sign: Float[Tensor, "orders 1 1"],
+) -> Float[Tensor, "orders views terms 2"]:
+    """Sum over rows of the complex moment times the image; mirrored ones enter conjugated, with their sign."""
+    orders, rows = images.shape[:2]
+    products = torch.bmm(moments, images.reshape(orders, rows, -1))
+    of_real, of_imag = products.view(orders, 2, 2, moments.shape[1] // 4, -1, 2).unbind(1)
+    real = of_real[..., 0] - of_imag[..., 1]
+    imag = of_real[..., 1] + of_imag[..., 0]
+    return torch.stack([real[:, 0] + sign * real[:, 1], imag[:, 0] - sign * imag[:, 1]], -1)
+
+
+def pose_grid(radius: int, generator: torch.Generator, device: torch.device) -> PoseGrid:
+    """A grid as fine as a radius needs, in a random frame.
+
+    Args:
+        radius: resolution of the comparison, in cycles per box.
+        generator: random number generator of the frame.
+        device: where the grid is wanted.
+    """
+    order = 2 if radius <= COARSE_SHELL else 3
+    offset = 2 * math.pi * float(torch.rand(1, generator=generator))
+    return PoseGrid.build(
+        order, 2 * round(_INPLANE_PER_SHELL * radius), random_rotations(1, generator, device)[0], offset
+    )

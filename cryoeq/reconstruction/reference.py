@@ -1,0 +1,82 @@
+"""The reference: a map prepared for comparison with particles, once an iteration."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from cryoeq.geometry.fourier import HalfPlane
+from cryoeq.physics.projection import prepare_slices
+from cryoeq.reconstruction.noise_model import noise_precision
+from cryoeq.reconstruction.particle_transforms import ParticleTransforms
+
+_KEPT = 2  # the maps of the two half sets
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A map in Fourier space, and the noise to weigh residuals by.
+
+    Args:
+        volume: the map.
+        padded: its oversampled transform.
+        precision: inverse noise variance of each coefficient, sorted by radius.
+    """
+
+    volume: Float[Tensor, "n n n"]
+    padded: Complex[Tensor, "m m m"]
+    precision: Float[Tensor, " points"]
+
+    @classmethod
+    def build(cls, volume: Float[Tensor, "n n n"], precision: Float[Tensor, " points"]) -> "Reference":
+        """A map with noise of known precision."""
+        return cls(volume, prepare_slices(volume), precision)
+
+    @classmethod
+    def prepare(cls, volume: Float[Tensor, "n n n"], particles: ParticleTransforms) -> "Reference":
+        """A map, and the noise that it leaves in the particles.
+
+        Args:
+            volume: the map, at the particles' box.
+            particles: CTF-multiplied transforms of all particles.
+        """
+        padded = prepare_slices(volume)
+        return cls(volume, padded, noise_precision(padded, particles))
+
+    def weights(self, plane: HalfPlane) -> Float[Tensor, " points"]:
+        """Inverse noise variance of each coefficient of a plane, times how often it counts."""
+        return self.precision[: len(plane)] * plane.weights
+
+    @cached_property
+    def with_gradient(self) -> Float[Tensor, "8 m m m"]:
+        """Real parts, then imaginary parts, of the transform and of its derivatives along x, y and z."""
+        n = self.volume.shape[-1]
+        x = torch.arange(n, dtype=self.volume.dtype, device=self.volume.device) - n // 2
+        maps = [self.volume * x, self.volume * x[:, None], self.volume * x[:, None, None]]
+        transforms = torch.stack([self.padded, *(prepare_slices(values) for values in maps)])
+        transforms[1:] *= -2j * math.pi / n
+        return torch.cat([transforms.real, transforms.imag])
+
+
+class References:
+    """References of the maps in use, each prepared once: an iteration and the next compare with the same map.
+
+    Args:
+        particles: CTF-multiplied transforms of all particles, from which the noise is estimated.
+    """
+
+    def __init__(self, particles: ParticleTransforms) -> None:
+        self.particles = particles
+        self._prepared: list[Reference] = []
+
+    def of(self, volume: Float[Tensor, "n n n"]) -> Reference:
+        """The map, prepared."""
+        for reference in self._prepared:
+            if reference.volume is volume:
+                return reference
+        reference = Reference.prepare(volume, self.particles)
+        self._prepared = [*self._prepared[1 - _KEPT :], reference]
+        return reference

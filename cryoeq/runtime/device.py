@@ -1,0 +1,53 @@
+"""Where the numbers are computed."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from cryoeq.errors import ConfigError
+from cryoeq.runtime.torchrun import torchrun_environment
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of ``--device``.
+
+    Args:
+        name: ``auto`` (a CUDA device where there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``. Without a
+            number it is the first CUDA device, or that of the process's number on its machine.
+
+    Returns:
+        The device, present on this machine.
+
+    Raises:
+        ConfigError: no such device here, or a name that is none of these.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    match = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if match is None:
+        raise ConfigError(f"--device {name}", "cryoeq knows auto, cpu, cuda and cuda:N", "Use --device auto")
+    index = torchrun_environment().local_rank if match[1] is None else int(match[1])
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if index >= count:
+        place = f"process {index} of this machine" if match[1] is None and index else "this machine"
+        raise ConfigError(
+            f"--device {name}: torch {torch.__version__} sees {count} CUDA devices on {place}",
+            "",
+            "Use --device auto or --device cpu, or start fewer processes; `cryoeq doctor` tells what is missing",
+        )
+    return torch.device("cuda", index)
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Let torch compute with ``count`` threads of the CPU inside the block; None leaves their number alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,152 @@
+"""Pose estimator: a trained encoder with its preprocessing, as ``encoder.pt`` keeps it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor, nn
+
+from cryoeq.domain.particles import ParticleBatch
+from cryoeq.domain.pose import Poses, PoseSet
+from cryoeq.geometry.fourier import HalfPlane
+from cryoeq.geometry.so3 import rotation_angle_rad
+from cryoeq.models.export.exported_encoder import export_encoder
+from cryoeq.models.export.quantized_encoder import quantize_encoder
+from cryoeq.models.pose_encoder import PoseEncoder
+from cryoeq.models.pose_head import PoseProposals
+from cryoeq.physics.ctf import ctf_features, matched_filter
+from cryoeq.training.synthetic.encoder_input import EncoderInput, best_hypotheses, encoder_box_px, propose_poses
+
+Precision = Literal["fp32", "bf16", "int8"]
+
+ENCODER_FILE = "encoder.pt"
+_SAME_RAD = math.radians(20.0)  # hypotheses within this are one
+
+
+class _InBfloat16(nn.Module):
+    """A network of 16-bit numbers between numbers of single precision."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch out"]:
+        found: Tensor = self.network(images.to(torch.bfloat16))
+        return found.float()
+
+
+@dataclass(frozen=True)
+class PoseEstimator:
+    """Particles to poses by one forward pass.
+
+    Args:
+        encoder: in evaluation mode.
+        encoder_input: its preprocessing.
+        radius: largest spatial frequency of its input, in cycles per box.
+        box_size_px: box of the particles that it was trained for.
+        pixel_size_angstrom: their pixel size.
+        has_ctf: whether they have a CTF.
+        exported: network that runs in the encoder's place; None for itself.
+    """
+
+    encoder: PoseEncoder
+    encoder_input: EncoderInput
+    radius: int
+    box_size_px: int
+    pixel_size_angstrom: float
+    has_ctf: bool
+    exported: nn.Module | None = None
+
+    @torch.no_grad()
+    def propose(self, batch: ParticleBatch) -> PoseProposals:
+        """Hypotheses for particles of the box and pixel size that it was trained for, shifts in their pixels."""
+        ctf_multiplied, features = self.transform(batch)
+        return propose_poses(self.exported or self.encoder, ctf_multiplied, self.encoder_input, features)
+
+    @torch.no_grad()
+    def in_precision(self, precision: Precision, sample: ParticleBatch) -> "PoseEstimator":
+        """The same encoder as plain tensors, which run faster, and in fewer bits.
+
+        Args:
+            precision: "fp32"; "bf16" pays on processors and devices that multiply it, "int8" on CPUs.
+            sample: some hundred particles such as will come, for the ranges of 8 bits.
+
+        Raises:
+            ValueError: this encoder cannot be had in that precision; see ``export_encoder`` and ``quantize_encoder``.
+        """
+        if precision == "int8":
+            ctf_multiplied, _ = self.transform(sample)
+            count = len(self.encoder_input.offsets_px)
+            offsets = torch.arange(len(ctf_multiplied), device=ctf_multiplied.device)[:, None] % count
+            images = self.encoder_input.shifted_images(ctf_multiplied, offsets)
+            return replace(self, exported=quantize_encoder(self.encoder, images))
+        exported = export_encoder(self.encoder)
+        if precision == "bf16":
+            exported.network = _InBfloat16(exported.network.to(torch.bfloat16))
+        return replace(self, exported=exported)
+
+    def transform(
+        self, batch: ParticleBatch
+    ) -> tuple[Complex[Tensor, "batch points"], Float[Tensor, "batch 3"] | None]:
+        """Coefficients times CTF up to the radius, and conditioning vectors of the CTFs."""
+        plane = HalfPlane.up_to(self.box_size_px, self.radius, batch.images.device)
+        coefficients = plane.transform(batch.images)
+        if batch.ctf is None:
+            return coefficients, None
+        factor, _ = matched_filter(batch.ctf, plane.frequencies_per_angstrom(self.pixel_size_angstrom))
+        return coefficients * factor, ctf_features(batch.ctf)
+
+    def pose(self, batch: ParticleBatch) -> tuple[Poses, torch.Tensor]:
+        """The preferred pose of each particle, and the probability of the hypotheses that agree with it.
+
+        Args:
+            batch: particles on the encoder's device.
+        """
+        proposals = self.propose(batch)
+        rotations, shifts_px = best_hypotheses(proposals)
+        agrees = rotation_angle_rad(proposals.rotations, rotations[:, None].expand_as(proposals.rotations)) < _SAME_RAD
+        probability = (proposals.logits.exp() * agrees).sum(1)
+        poses = PoseSet(rotations, shifts_px, self.box_size_px)
+        return poses.to_angstrom(self.pixel_size_angstrom), probability
+
+    def to_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        encoder = self.encoder
+        return {
+            "encoder": encoder.state_dict(),
+            "architecture": encoder.architecture,
+            "radius": self.radius,
+            "weights": self.encoder_input.weights.cpu(),
+            "box_size_px": self.box_size_px,
+            "pixel_size_angstrom": self.pixel_size_angstrom,
+            "offsets_px": self.encoder_input.offsets_px.cpu(),
+            "is_centred": self.encoder_input.is_centred,
+            "has_ctf": self.has_ctf,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], device: torch.device) -> "PoseEstimator":
+        """What ``to_state`` gave, on a device.
+
+        Raises:
+            KeyError: something is missing.
+            RuntimeError: the weights do not fit the architecture.
+        """
+        radius, box = state["radius"], state["box_size_px"]
+        small = encoder_box_px(radius)
+        encoder = PoseEncoder(box_size_px=small, **state["architecture"])
+        encoder.load_state_dict(state["encoder"])
+        offsets = state["offsets_px"] if "offsets_px" in state else state["trials_px"]  # the latter in version 0.1
+        plane, weights = HalfPlane.up_to(small, radius, device), state["weights"].to(device)
+        encoder_input = EncoderInput(plane, weights, box / small, offsets.to(device), state["is_centred"])
+        return cls(
+            encoder.to(device).eval(),
+            encoder_input,
+            radius,
+            box,
+            state["pixel_size_angstrom"],
+            state["has_ctf"],
+        )

@@ -1,0 +1,250 @@
+"""``cryoeq reconstruct --pose-inference search``, from end to end: what it finds, leaves, may not know, and refuses."""
+
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mrcfile
+import numpy as np
+import pytest
+import starfile
+import torch
+
+from cryoeq.cli.main import run
+from cryoeq.config.loading import load_config
+from cryoeq.config.reconstruct import ReconstructConfig
+from cryoeq.domain.atoms import Atoms
+from cryoeq.errors import DivergedError
+from cryoeq.evaluation.poses import compare_poses
+from cryoeq.io.mrc import read_map
+from cryoeq.io.particles import read_particles
+from cryoeq.io.star import read_star
+from cryoeq.io.text import read_json
+from cryoeq.maps.alignment import mirror_map
+from cryoeq.pipelines.reconstruct.build import build_dataset, build_refinement_settings, build_stack
+from cryoeq.pipelines.reconstruct.search import read_images
+from cryoeq.reconstruction.ab_initio import reconstruct_ab_initio
+from cryoeq.reconstruction.acceptance import require_reproducible
+from cryoeq.reconstruction.half_set_refinement import begin_refinement
+from cryoeq.reconstruction.initial_model import InitialModel
+from cryoeq.reconstruction.state import RefinementState
+from cryoeq.simulation.density import sample_atoms
+from phantoms import chiral_phantom, gaussian_blobs
+
+pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
+
+MAPS = ("run_class001.mrc", "run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc")
+FILES = {
+    *MAPS, "command.txt", "config.yaml", "job.json", "progress.csv", "projections.png", "report.html", "run.log",
+    "run_data.star", "run_fsc.png",
+    "run_fsc.star", "run_fsc.xml", "slices.png",
+}  # fmt: skip
+POSES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst")
+INFERRED = (*POSES, "rlnRandomSubset", "rlnMaxValueProbDistribution", "rlnParticleFigureOfMerit")
+
+
+def at_the_end(steps: Iterator[Any]) -> Any:
+    """What a generator returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def median_error_deg(star: Path, truth: Path) -> float:
+    found, true = (read_particles(path, datadir=truth.parent, with_poses=True).table.poses for path in (star, truth))
+    assert found is not None
+    assert true is not None
+    return math.degrees(float(compare_poses(found, true).rotation_rad.median()))
+
+
+def test_the_poses_are_found(searched_run: Path, searched_particles: Path) -> None:
+    assert median_error_deg(searched_run / "run_data.star", searched_particles / "truth.star") < 15
+
+
+def test_what_is_left(searched_run: Path, searched_particles: Path) -> None:
+    assert {path.name for path in searched_run.iterdir()} == FILES
+    for name in MAPS:
+        assert mrcfile.validate(searched_run / name), name
+        volume = read_map(searched_run / name)
+        assert (volume.box_size_px, volume.pixel_size_angstrom) == (20, 5.0)
+        assert float(volume.values.std()) > 0
+    curve = starfile.read(searched_run / "run_fsc.star")["fsc"]["rlnFourierShellCorrelationUnmaskedMaps"].to_numpy()
+    assert len(curve) == 11
+    assert (curve[1:5] > 0.5).all()
+    before, after = (
+        read_star(path) for path in (searched_particles / "particles.star", searched_run / "run_data.star")
+    )
+    for column, values in before.particles.items():
+        assert after.particles[column].tolist() == values.tolist()
+    assert sorted(after.particles["rlnRandomSubset"].tolist()) == ["1"] * 150 + ["2"] * 150
+
+
+def test_how_sure_it_is(searched_run: Path) -> None:
+    star = read_star(searched_run / "run_data.star")
+    confidence, merit = (star.floats(name) for name in INFERRED[-2:])
+    for values in (confidence, merit):
+        assert ((values > 0) & (values <= 1)).all()
+        assert len(set(values.tolist())) > 100
+    assert float(np.median(merit)) > math.cos(math.radians(15))
+
+
+def test_the_half_maps_show_the_same_structure_and_are_not_the_same(searched_run: Path) -> None:
+    every, first, second = (read_map(searched_run / name).values.flatten() for name in MAPS)
+    assert 0.5 < float(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 0.999
+    assert float(torch.corrcoef(torch.stack([every, first]))[0, 1]) > 0.5
+
+
+def test_the_record(searched_run: Path) -> None:
+    job = read_json(searched_run / "job.json")
+    assert job["status"] == "done"
+    assert job["settings"]["pose_inference"] == "search"
+    assert set(job["results"]) >= {"log_evidence", "median_rotation_sigma_deg", "half_map_resolution_angstrom"}
+    assert job["results"]["half_map_resolution_angstrom"] < 30
+    log = (searched_run / "run.log").read_text()
+    for said in ("300 particles of 20 px", "searching: 100% 40/40", "refining the halves: 100% 300/300", "The hand"):
+        assert said in log
+
+
+def test_the_truth_does_not_leak_and_the_seed_decides(
+    tmp_path: Path, searched_run: Path, searched_particles: Path, search_options: tuple[str, ...]
+) -> None:
+    """Poses, shifts and half sets that the star file happens to hold change no bit; another seed does."""
+    truth = read_star(searched_particles / "truth.star")
+    assert {*POSES, "rlnRandomSubset"} <= truth.particles.keys()
+    command = ["reconstruct", str(searched_particles / "truth.star"), "-o", str(tmp_path / "run"), *search_options]
+    assert run(command) == 0
+    for name in MAPS:
+        np.testing.assert_array_equal(mrcfile.read(tmp_path / "run" / name), mrcfile.read(searched_run / name), name)
+    ours, theirs = (read_star(folder / "run_data.star") for folder in (tmp_path / "run", searched_run))
+    for column in INFERRED:
+        assert ours.particles[column].tolist() == theirs.particles[column].tolist(), column
+    assert ours.particles["rlnRandomSubset"].tolist() != truth.particles["rlnRandomSubset"].tolist()
+
+
+def two_copies(radius_angstrom: float) -> Atoms:
+    """The chiral phantom and its half turn about z, side by side."""
+    part = chiral_phantom(radius_angstrom)
+    aside = part.positions_angstrom + torch.tensor([0.6 * radius_angstrom, 0.0, 0.0])
+    positions = torch.cat([aside, aside * torch.tensor([-1.0, -1.0, 1.0])])
+    return gaussian_blobs(positions, part.weights.repeat(2), radius_angstrom / 8)
+
+
+def test_a_symmetry_that_is_asked_for(
+    tmp_path: Path, simulate_atoms: Callable[..., Path], search_options: tuple[str, ...]
+) -> None:
+    particles = simulate_atoms(two_copies(22.0))
+    command = ["reconstruct", str(particles / "particles.star"), "-o", str(tmp_path / "run"), *search_options]
+    assert run([*command, "--sym", "C2"]) == 0
+    for name in MAPS:
+        # At even n, plane 0 has no mate about n // 2.
+        inner = read_map(tmp_path / "run" / name).values[:, 1:, 1:]
+        assert float((inner - inner.flip(1, 2)).norm() / inner.norm()) < 0.05, name
+    assert "Symmetry C2" in (tmp_path / "run" / "run.log").read_text()
+    truth = read_particles(particles / "truth.star", with_poses=True).table.poses
+    found = read_particles(tmp_path / "run" / "run_data.star", datadir=particles, with_poses=True).table.poses
+    assert truth is not None
+    assert found is not None
+    difference = compare_poses(found, truth, symmetry="C2")
+    assert math.degrees(float(difference.rotation_rad.median())) < 15
+
+
+def test_noise_gives_no_map(
+    tmp_path: Path, searched_particles: Path, search_options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    noisy = tmp_path / "noise"
+    shutil.copytree(searched_particles, noisy)
+    with mrcfile.open(noisy / "particles.mrcs", "r+") as stack:
+        stack.data[:] = np.random.default_rng(3).standard_normal(stack.data.shape)
+    command = ["reconstruct", str(noisy / "particles.star"), "-o", str(tmp_path / "run"), *search_options]
+    assert run(command) == 4
+    assert "the search found no structure" in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("*.mrc"))
+    assert read_json(tmp_path / "run" / "job.json")["status"] == "failed"
+
+
+@pytest.mark.parametrize(("mixed", "attempts"), [((True, False), 2), ((False, False), 1), ((True, True), 2)])
+def test_a_map_of_both_hands_is_sought_again(
+    monkeypatch: pytest.MonkeyPatch, searched_particles: Path, mixed: tuple[bool, bool], attempts: int
+) -> None:
+    explicit = {
+        "particles": searched_particles / "particles.star", "output": Path("none"), "input.shift_sigma_angstrom": 0.0,
+    }  # fmt: skip
+    config = load_config(ReconstructConfig, explicit=explicit)
+    dataset = build_dataset(config, build_stack(config, with_poses=False), None)
+    images = at_the_end(read_images(dataset, torch.device("cpu")))
+    chiral = sample_atoms(chiral_phantom(36.0), 20, 5.0).values
+    seen: list[int] = []
+
+    def start(*_: object, attempt: int, **__: object) -> Iterator[Any]:
+        seen.append(attempt)
+        volume = chiral + mirror_map(chiral) if mixed[attempt] else chiral
+        basin = InitialModel(volume, torch.zeros(len(dataset), 2), 0.0)
+        yield from ()
+        return begin_refinement(basin, images, half_set, build_refinement_settings(config, dataset), 9)
+
+    def stay(state: RefinementState, *_: object, **__: object) -> Iterator[Any]:
+        yield from ()
+        return state
+
+    half_set = torch.arange(len(dataset)) % 2 + 1
+    monkeypatch.setattr("cryoeq.pipelines.reconstruct.search.run_multi_start", start)
+    monkeypatch.setattr("cryoeq.pipelines.reconstruct.search.settle", stay)
+    at_the_end(reconstruct_ab_initio(config, dataset, images, half_set))
+    assert seen == list(range(attempts))
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_a_doubted_map_must_be_found_again(
+    monkeypatch: pytest.MonkeyPatch, searched_particles: Path, is_same: bool
+) -> None:
+    explicit = {"particles": searched_particles / "particles.star", "output": Path("none")}
+    config = load_config(ReconstructConfig, explicit=explicit)
+    dataset = build_dataset(config, build_stack(config, with_poses=False), None)
+    images = at_the_end(read_images(dataset, torch.device("cpu")))
+    settings = build_refinement_settings(config, dataset)
+    chiral = sample_atoms(chiral_phantom(36.0), 20, 5.0).values
+    other = mirror_map(chiral) if is_same else sample_atoms(two_copies(22.0), 20, 5.0).values
+
+    def state_of(volume: torch.Tensor, agreed: int) -> RefinementState:
+        basin = InitialModel(volume, torch.zeros(len(dataset), 2), 0.0)
+        state = begin_refinement(basin, images, torch.arange(len(dataset)) % 2 + 1, settings, 9)
+        return replace(state, fsc=(torch.arange(11) <= agreed).float())
+
+    def give(*_: object, **__: object) -> Iterator[Any]:
+        yield from ()
+        return state_of(other, 0)
+
+    monkeypatch.setattr("cryoeq.reconstruction.multi_start._start", give)
+    monkeypatch.setattr("cryoeq.reconstruction.multi_start.begin_refinement", lambda *_: state_of(other, 0))
+    monkeypatch.setattr("cryoeq.reconstruction.multi_start.settle", give)
+    found = state_of(chiral, 0)
+    assert list(require_reproducible(config, dataset, images, found, state_of(chiral, 10))) == []
+    doubted = require_reproducible(config, dataset, images, found, state_of(chiral, 6))
+    if is_same:
+        assert ["another random start ended in the same map" in note.text for note in doubted] == [True]
+    else:
+        with pytest.raises(DivergedError, match="ended in another map"):
+            list(doubted)
+    with pytest.raises(DivergedError, match="agree to shell 3 only"):
+        list(require_reproducible(config, dataset, images, found, state_of(chiral, 3)))
+
+
+def test_both_hands_on_request(tmp_path: Path, searched_particles: Path) -> None:
+    command = ["reconstruct", str(searched_particles / "truth.star"), "-o", str(tmp_path / "run")]
+    assert run([*command, "--pose-inference", "known", "--both-hands"]) == 0
+    for name in MAPS:
+        ours = read_map(tmp_path / "run" / name)
+        other = read_map(tmp_path / "run" / name.replace(".mrc", "_mirrored.mrc"))
+        torch.testing.assert_close(other.values, mirror_map(ours.values))
+    shutil.copy(tmp_path / "run" / "run_data_mirrored.star", searched_particles)
+    again = ["reconstruct", str(searched_particles / "run_data_mirrored.star"), "-o", str(tmp_path / "again")]
+    assert run([*again, "--pose-inference", "known"]) == 0
+    remade = read_map(tmp_path / "again" / MAPS[0]).values
+    mirrored = read_map(tmp_path / "run" / "run_class001_mirrored.mrc").values
+    assert float((remade - mirrored).norm() / mirrored.norm()) < 0.05  # at Nyquist an even box has no mirror image
+    assert float((remade - mirror_map(mirrored)).norm() / mirrored.norm()) > 0.5

@@ -1,0 +1,235 @@
+"""Likelihoods over a grid of poses and sums of images against the same, pose by pose, with slices."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import healpy
+import numpy as np
+import pytest
+import torch
+
+from cryoeq.geometry.disk_harmonics import disk_harmonics
+from cryoeq.geometry.fourier import HalfPlane
+from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
+from cryoeq.geometry.soft_mask import soft_sphere
+from cryoeq.physics.backprojection import WienerBackprojection
+from cryoeq.physics.projection import extract_slices, prepare_slices
+from cryoeq.reconstruction.particle_transforms import ParticleTransforms
+from cryoeq.reconstruction.pose_likelihood import (
+    POWER_ORDERS,
+    LikelihoodTerms,
+    PoseGrid,
+    PoseLikelihood,
+    power_hats,
+    power_radii,
+)
+
+Make = Callable[..., Any]
+
+RADIUS = 6.0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Noisy, shifted images with astigmatic CTFs, a map, and its scores."""
+
+    images: ParticleTransforms
+    volume: torch.Tensor
+    shifts_px: torch.Tensor
+    scores: PoseLikelihood
+    matched: LikelihoodTerms
+
+    def log_likelihood(self, image: int, rotations: torch.Tensor) -> torch.Tensor:
+        """The sum over the plane, written out."""
+        plane, precision = self.scores.harmonics.plane, self.scores.precision
+        slices = extract_slices(prepare_slices(self.volume), rotations, plane)
+        seen = self.images.centred(self.shifts_px)[image]
+        terms = (seen * slices.conj()).real - 0.5 * self.images.ctf_squared[image] * slices.abs().square()
+        return terms @ (plane.weights * precision)
+
+
+def random_grid(healpix_order: int, n_inplane: int, seed: int = 5) -> PoseGrid:
+    generator = torch.Generator().manual_seed(seed)
+    return PoseGrid.build(healpix_order, n_inplane, random_rotations(1, generator)[0], offset_rad=0.3)
+
+
+@pytest.fixture
+def make_scene(make_known: Make, observe: Make) -> Callable[[float], Scene]:
+    def make(slope: float) -> Scene:
+        """Precision falls or grows with the radius, exp(-slope |k| / radius)."""
+        known = make_known(12, sigma=0.7)
+        volume = known.volume.values * soft_sphere(16, 6.0, 2.0)
+        harmonics = disk_harmonics(16, RADIUS, 7.5, torch.device("cpu"))
+        images = observe(known.dataset).within(RADIUS, 16)
+        precision = 2 * torch.exp(-slope * images.plane.radii / RADIUS)
+        scores = PoseLikelihood.build(volume, random_grid(1, 24), harmonics, precision)
+        matched = images.at_offsets(known.shifts_px[:, None], harmonics)
+        return Scene(images, volume, known.shifts_px, scores, matched)
+
+    return make
+
+
+def some_poses(scene: Scene, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random in-plane angles and hypotheses, mirrored ones among them."""
+    generator = torch.Generator().manual_seed(1)
+    grid = scene.scores.grid
+    angle = torch.randint(len(grid.inplane_rad), (count,), generator=generator)
+    return angle, torch.randint(2 * len(grid.views), (count,), generator=generator)
+
+
+@pytest.mark.parametrize("slope", [0.0, 2.0])
+def test_scores_are_log_likelihoods(make_scene: Callable[[float], Scene], slope: float) -> None:
+    """To a few percent of what they differ by from pose to pose."""
+    scene = make_scene(slope)
+    scores = scene.scores.score(scene.matched)
+    grid = scene.scores.grid
+    assert scores.shape == (len(grid.inplane_rad), 2 * len(grid.views), len(scene.images))
+    angle, hypothesis = some_poses(scene, 100)
+    rotations = grid.rotations(angle, hypothesis)
+    assert (hypothesis >= len(grid.views)).any()
+    for image in range(len(scene.images)):
+        exact = scene.log_likelihood(image, rotations)
+        found = scores[angle, hypothesis, image]
+        assert (found - exact).square().mean().sqrt() < 0.08 * exact.std()
+
+
+@pytest.mark.parametrize("slope", [0.0, 2.0, -2.0])
+def test_sums_are_those_of_images_turned_one_by_one(make_scene: Callable[[float], Scene], slope: float) -> None:
+    """Within the mask, and as far as the basis goes: the outermost shell is cut off by half."""
+    scene = make_scene(slope)
+    grid, plane = scene.scores.grid, scene.scores.harmonics.plane
+    count = len(scene.images)
+    angle, hypothesis = some_poses(scene, 20 * count)
+    row = torch.arange(count).repeat_interleave(20)
+    weights = torch.zeros(len(grid.inplane_rad), 2 * len(grid.views), count)
+    given = torch.rand(len(row), generator=torch.Generator().manual_seed(2))
+    weights.index_put_((angle, hypothesis, row), given, accumulate=True)
+    sums = WienerBackprojection(16, 2, scene.scores.insert(scene.scores.sum_images(weights, scene.matched), 32))
+    precision = scene.scores.precision * given[:, None]
+    direct = WienerBackprojection.empty(16).add(
+        scene.images.centred(scene.shifts_px)[row] * precision,
+        scene.images.ctf_squared[row] * precision,
+        grid.rotations(angle, hypothesis),
+        plane,
+    )
+    torch.testing.assert_close(sums.shell_weights[:7], direct.shell_weights[:7], rtol=0.06, atol=0)
+    prior = 0.05 * direct.shell_weights.mean().expand(8)
+    ours, theirs = (part.most_probable(prior) * soft_sphere(16, 5.0, 2.0) for part in (sums, direct))
+    assert (ours - theirs).norm() < 0.15 * theirs.norm()
+
+
+def test_summing_is_the_adjoint_of_scoring(make_scene: Callable[[float], Scene]) -> None:
+    """Weighted scores are products of the weighted sums with the views' own coefficients and powers."""
+    scene = make_scene(1.0)
+    generator = torch.Generator().manual_seed(3)
+    scores = scene.scores.score(scene.matched)
+    weights = torch.rand(scores.shape, generator=generator)
+    sums = scene.scores.sum_images(weights, scene.matched)
+    grid = replace(scene.scores.grid, inplane_rad=torch.tensor([0.0, math.pi]))
+    upright = replace(scene.scores, grid=grid)
+    count = len(grid.views)
+    # Each view with its own sum, unturned and unmirrored.
+    own = upright.score(sums)[0, :count].diagonal()
+    torch.testing.assert_close(own.sum(), (weights * scores).sum(), rtol=1e-3, atol=1e-2)
+
+
+def test_symmetry_inserts_every_copy(make_scene: Callable[[float], Scene]) -> None:
+    scene = make_scene(0.0)
+    angle, hypothesis = some_poses(scene, len(scene.images))
+    grid = scene.scores.grid
+    weights = torch.zeros(len(grid.inplane_rad), 2 * len(grid.views), len(scene.images))
+    weights[angle, hypothesis, torch.arange(len(scene.images))] = 1.0
+    sums = scene.scores.sum_images(weights, scene.matched)
+    group = torch.stack([torch.eye(3), torch.diag(torch.tensor([-1.0, -1.0, 1.0]))])
+    once, twice = scene.scores.insert(sums, 32), scene.scores.insert(sums, 32, group)
+    # A half turn about z takes coefficient k to -k in the planes of constant kz; the origin is sample 16.
+    turned = once[:, :, 1:, 1:].flip(2, 3)
+    torch.testing.assert_close(twice[:, :, 1:, 1:], once[:, :, 1:, 1:] + turned, atol=1e-3, rtol=1e-3)
+
+
+def test_scaling_images_scales_their_sums(make_scene: Callable[[float], Scene]) -> None:
+    scene = make_scene(0.0)
+    factor = torch.arange(1.0, 13.0)
+    scaled = scene.matched.scaled(factor)
+    torch.testing.assert_close(scaled.linear[:, 4], 5 * scene.matched.linear[:, 4])
+    torch.testing.assert_close(scaled.power[:, 4], 5 * scene.matched.power[:, 4])
+
+
+@pytest.mark.parametrize(("order", "covering_deg"), [(0, 50.0), (1, 27.0)])
+def test_the_grid_covers_all_rotations(order: int, covering_deg: float, generator: torch.Generator) -> None:
+    grid = random_grid(order, 12 * 2**order)
+    count = len(grid.views)
+    angle, hypothesis = torch.meshgrid(torch.arange(len(grid.inplane_rad)), torch.arange(2 * count), indexing="ij")
+    rotations = grid.rotations(angle.flatten(), hypothesis.flatten())
+    torch.testing.assert_close(rotations @ rotations.mT, torch.eye(3).expand_as(rotations), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.linalg.det(rotations), torch.ones(len(rotations)))
+    probes = random_rotations(200, generator)
+    shape = (len(probes), len(rotations), 3, 3)
+    nearest = rotation_angle_rad(probes[:, None].expand(shape), rotations.expand(shape)).amin(1)
+    assert math.degrees(float(nearest.max())) < covering_deg
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_one_view_of_each_antipodal_pair(order: int) -> None:
+    """The mirror of a view is seen from the other side; together they are all of HEALPix."""
+    generator = torch.Generator().manual_seed(8)
+    frame = random_rotations(1, generator)[0]
+    grid = PoseGrid.build(order, 8, frame)
+    count = len(grid.views)
+    assert 2 * count == healpy.nside2npix(2**order)
+    zero = torch.zeros(2 * count, dtype=torch.long)
+    directions = grid.rotations(zero, torch.arange(2 * count))[:, 2]
+    torch.testing.assert_close(directions[count:], -directions[:count])
+    expected = torch.from_numpy(np.stack(healpy.pix2vec(2**order, np.arange(2 * count)), 1)).float() @ frame
+    distance = torch.cdist(directions, expected)
+    assert float(distance.amin(1).max()) < 1e-3
+    assert distance.argmin(1).unique().numel() == 2 * count
+
+
+def test_turns_and_mirrors_are_the_group_action() -> None:
+    """diag(g, det g) on the left of A: a mirror is a half turn about the x axis of the image."""
+    grid = random_grid(1, 8)
+    count = len(grid.views)
+    view, steps = torch.tensor([3, 3, 3]), torch.tensor([0, 1, 5])
+    plain, mirrored = grid.rotations(steps, view), grid.rotations(steps, view + count)
+    cos, sin = (grid.inplane_rad[1] - grid.inplane_rad[0]).cos(), (grid.inplane_rad[1] - grid.inplane_rad[0]).sin()
+    step = torch.eye(3)
+    step[:2, :2] = torch.tensor([[cos, -sin], [sin, cos]])
+    half_turn = torch.diag(torch.tensor([1.0, -1.0, -1.0]))
+    start = plain[0] @ grid.views[3].T
+    for power, (one, other) in enumerate(zip(plain, mirrored, strict=True)):
+        turn = torch.linalg.matrix_power(step, int(steps[power])) @ start
+        torch.testing.assert_close(one, turn @ grid.views[3], atol=1e-5, rtol=0)
+        torch.testing.assert_close(other, turn @ half_turn @ grid.views[3], atol=1e-5, rtol=0)
+
+
+def test_hats_are_a_partition_of_unity() -> None:
+    plane = HalfPlane.up_to(16, RADIUS)
+    hats = power_hats(plane)
+    assert hats.shape == (len(plane), len(power_radii(RADIUS)), POWER_ORDERS)
+    torch.testing.assert_close(hats[..., 0].sum(1), torch.ones(len(plane), dtype=hats.dtype))
+    torch.testing.assert_close(hats[..., 1].sum(1).abs(), torch.ones(len(plane)))
+
+
+def test_sums_stay_in_their_shells_when_precision_jumps(make_scene: Callable[[float], Scene]) -> None:
+    """A shell weighed 24 times its neighbour must not leak into it: the map would grow there without bound."""
+    scene = make_scene(0.0)
+    plane, grid = scene.scores.harmonics.plane, scene.scores.grid
+    precision = torch.tensor([6.54, 2.99, 0.27, 1.12, 1.35, 1.09, 1.13]).reciprocal()[plane.shells]
+    scores = PoseLikelihood.build(scene.volume, grid, scene.scores.harmonics, precision)
+    matched = scene.images.at_offsets(scene.shifts_px[:, None], scores.harmonics)
+    angle, hypothesis = some_poses(scene, len(scene.images))
+    weights = torch.zeros(len(grid.inplane_rad), 2 * len(grid.views), len(scene.images))
+    weights[angle, hypothesis, torch.arange(len(scene.images))] = 1.0
+    sums = WienerBackprojection(16, 2, scores.insert(scores.sum_images(weights, matched), 32))
+    direct = WienerBackprojection.empty(16).add(
+        scene.images.centred(scene.shifts_px) * precision,
+        scene.images.ctf_squared * precision,
+        grid.rotations(angle, hypothesis),
+        plane,
+    )
+    prior = 0.05 * direct.shell_weights.mean().expand(8)
+    ours, theirs = (part.most_probable(prior) * soft_sphere(16, 5.0, 2.0) for part in (sums, direct))
+    assert (ours - theirs).norm() < 0.4 * theirs.norm()
