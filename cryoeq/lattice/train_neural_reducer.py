@@ -184,13 +184,19 @@ def held_out_defects(network: ReductionNetwork, n: int, seed: int) -> dict[str, 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train a network for one dimension, write its weights, and compare it on held-out lattices.
+    """Train a network for one dimension, write its weights, and compare it with rounding and LLL.
+
+    Args:
+        arguments: command line without the name of the program; None for that of the process.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    parser = argparse.ArgumentParser(prog="python -m cryoeq.lattice.train_neural_reducer", description=main.__doc__)
-    parser.add_argument("n", type=int, help="dimension of the lattices")
+    parser = argparse.ArgumentParser(
+        prog="python -m cryoeq.lattice.train_neural_reducer",
+        description="Train the network of cryoeq lattice reduce --reducer neural for one dimension.",
+    )
+    parser.add_argument("n", type=int, choices=range(2, 17), metavar="N", help="dimension of the lattices, 2 to 16")
     parser.add_argument("-o", "--output", type=Path, required=True, help="file of the weights")
     parser.add_argument("--steps", type=int, default=ReductionTraining.steps, help="number of batches of 512 lattices")
     parser.add_argument("--seed", type=int, default=0, help="random seed")
