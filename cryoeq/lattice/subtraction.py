@@ -42,7 +42,7 @@ def subtract_lattice(
     changed = spot_mask(power / noise, reciprocal) & (power > _SIGNIFICANT * noise)
     noise_power = -torch.log(1 - torch.rand(power.shape, generator=generator)) * noise
     factor = torch.where(changed, (noise_power / power.clamp(min=1e-30)).sqrt(), torch.ones_like(power))
-    # Friedel mates get one factor: the real part would else have the mean of two samples, which is not Rayleigh's.
+    # Friedel mates share a factor: the real part would otherwise average two samples, which is not Rayleigh's.
     values = torch.fft.ifft2(torch.fft.ifftshift(transform * _friedel_symmetric(factor)), norm="ortho").real
     return values + mean, float(changed.float().mean())
 

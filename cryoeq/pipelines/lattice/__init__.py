@@ -1,1 +1,1 @@
-"""``cryoeq lattice``: unit cells of 2D crystals found in micrographs, and lattices reduced."""
+"""``cryoeq lattice``: unit cells of 2D crystals from micrographs, and lattice reduction."""

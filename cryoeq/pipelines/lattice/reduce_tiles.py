@@ -62,8 +62,8 @@ def read_grid(path: Path, tiles: tuple[int, int]) -> Float[Tensor, "rows columns
     if remainder or n < 2 or n > vectors.shape[1]:
         raise MapFileError(
             f"{path} holds {len(vectors)} lines of {vectors.shape[1]} numbers",
-            f"{count} bases were expected, each of two or more vectors on a line of their own, with no fewer numbers"
-            " than vectors",
+            f"{count} bases were expected, each of two or more vectors, one per line, with no fewer numbers than"
+            " vectors",
             "Check --basis and --tiles",
         )
     grid = vectors.view(*tiles, n, -1).mT.contiguous()
