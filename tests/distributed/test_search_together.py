@@ -2,7 +2,7 @@
 
 In float64 several processes find what one finds, to rounding. In float32 a search amplifies rounding: a second look
 decides between two refinements of one pose, and a refinement ends after a few steps, wherever it then is. What comes of
-it may move a pose within the maximum of its likelihood, but not to another one, nor the map by more than an image.
+it moves poses within the maximum of their likelihood, or to another one of its height, and maps by less than an image.
 """
 
 import math
@@ -31,7 +31,7 @@ from cryoeq.pipelines.build import build_dataset, build_stack
 from cryoeq.pipelines.kept_steps import Step
 from cryoeq.pipelines.search import search_poses
 from cryoeq.training.growth import map_precision
-from cryoeq.training.local_refinement import Reference, refine_poses
+from cryoeq.training.local_refinement import Reference, RefinedPoses, refine_poses
 from cryoeq.training.observed_images import ObservedImages, join, observe_all
 
 Start = Callable[..., list[ForkServerProcess]]
@@ -124,16 +124,16 @@ def test_several_processes_find_what_one_finds(
     assert relative_difference(alone["grown"]["first map"], alone["grown"]["second map"]) > 0.1
 
 
-def maxima(images: ObservedImages, volume: Tensor, poses: Poses, pixel: float) -> tuple[Tensor, Tensor]:
-    """Log-likelihood of each image at the maximum that its pose lies in, and how far rounding may change it."""
+def maxima(images: ObservedImages, volume: Tensor, poses: Poses, pixel: float) -> tuple[RefinedPoses, Tensor]:
+    """Of the likelihood of each image, nearest to its pose; how far rounding may change their heights."""
     reference = Reference.build(volume, images.plane, map_precision(images, volume, images))
     rotations, shifts = poses.rotations.float(), (poses.shifts_angstrom / pixel).float()
-    refined = refine_poses(images, reference, rotations, shifts, shift_sigma_px=1.0, steps=40)
+    refined = refine_poses(images, reference, rotations, shifts, shift_sigma_px=1.0, steps=20)
     slices = extract_slices(prepare_slices(volume), refined.rotations, images.plane)
     products = (images.centred(refined.shifts_px) * slices.conj()).real.abs() + 0.5 * images.power * slices.abs() ** 2
     # A sum of n numbers is off by no more than n eps times the sum of their sizes (Higham 2002, equation 4.4).
     rounding = torch.finfo(torch.float32).eps * len(images.plane) * (products @ reference.weighted_precision)
-    return refined.log_likelihood, rounding
+    return refined, rounding
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
@@ -148,18 +148,19 @@ def test_a_search(
     for column in ("rlnImageName", "rlnRandomSubset"):
         assert ours.particles[column].tolist() == theirs.particles[column].tolist()
     # No map differs by more than one of its images weighs.
-    for name, images in (("run_class001.mrc", 300), (HALVES[0], 150), (HALVES[1], 150)):
+    for name, images in (("run_class001.mrc", len(ours)), *((half, len(ours) // 2) for half in HALVES)):
         found, expected = (read_map(run / name).values for run in (folder, searched_run))
         assert relative_difference(found, expected) ** 2 < 1 / images, name
-    # Poses are the same, or ties: maxima of one height.
+    # Poses are the same, by far closer than the image determines them, or ties: maxima of one height.
     _, dataset = opened(star, {})
     observed = join([part for _, part in observe_all(dataset, torch.device("cpu"))])
-    volume = read_map(searched_run / "run_class001.mrc").values
+    volume, pixel = read_map(searched_run / "run_class001.mrc").values, dataset.pixel_size_angstrom
     poses = [posed(run / "run_data.star", searched_particles) for run in (folder, searched_run)]
-    (ours_at, rounding), (theirs_at, _) = (maxima(observed, volume, one, dataset.pixel_size_angstrom) for one in poses)
-    differ = angles_between(poses[0].rotations, poses[1].rotations) > math.radians(0.01)
-    is_tie = (ours_at - theirs_at).abs() <= rounding
-    assert bool((is_tie | ~differ).all()), (ours_at - theirs_at)[differ & ~is_tie]
+    (here, rounding), (there, _) = (maxima(observed, volume, one, pixel) for one in poses)
+    is_same = angles_between(poses[0].rotations, poses[1].rotations) < 0.25 * there.rotation_sigma_rad
+    is_tie = (here.log_likelihood - there.log_likelihood).abs() <= rounding
+    assert bool((is_same | is_tie).all()), (here.log_likelihood - there.log_likelihood)[~is_same]
+    assert math.degrees(float(there.rotation_sigma_rad.median())) < 5
     assert read_json(folder / "job.json")["status"] == "done"
     assert f"{count} processes" in (folder / "run.log").read_text()
     for rank in range(1, count):
