@@ -1,6 +1,5 @@
 """Settings of version 0.1: each is read under today's name, with one note, or refused with the reason it is gone."""
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from cryoeq.config.loading import load_config, with_current_keys
 from cryoeq.config.older_keys import REMOVED, RENAMED
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.errors import ConfigError
+from older_runs import flat, with_older_keys
 
 # What version 0.1 wrote to config.yaml where only the particles and the folder were given.
 VERSION_0_1 = """
@@ -51,26 +51,19 @@ OTHER_VALUES = {
 }  # fmt: skip
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
 def defaults() -> dict[str, Any]:
-    return dict(flat(ReconstructConfig(**INPUT).model_dump(mode="json")))
+    return flat(ReconstructConfig(**INPUT).model_dump(mode="json"))
 
 
 def test_every_key_of_version_0_1_is_known() -> None:
     """Unchanged, under another name, or gone for a reason; no name of today is read as an older one."""
-    before, today = dict(flat(yaml.safe_load(VERSION_0_1))), defaults()
+    before, today = flat(yaml.safe_load(VERSION_0_1)), defaults()
     assert before.keys() - today.keys() == RENAMED.keys() | REMOVED.keys()
     assert set(RENAMED.values()) <= today.keys()
     assert len(set(RENAMED.values())) == len(RENAMED)
     assert not (RENAMED.keys() | REMOVED.keys()) & today.keys()
     assert OTHER_VALUES.keys() == RENAMED.keys()
+    assert flat(with_older_keys(ReconstructConfig(**INPUT).model_dump(mode="json"))) == before
 
 
 def test_a_settings_file_of_version_0_1_is_read(tmp_path: Path) -> None:
@@ -88,7 +81,7 @@ def test_an_older_key_sets_todays_with_one_note(old: str) -> None:
     value, new, notes = OTHER_VALUES[old], RENAMED[old], list[str]()
     config = load_config(ReconstructConfig, overrides=[f"{old}={value}"], explicit=INPUT, notes=notes)
     assert config == load_config(ReconstructConfig, explicit=INPUT | {new: value})
-    assert dict(flat(config.model_dump(mode="json"))) == defaults() | {new: value}
+    assert flat(config.model_dump(mode="json")) == defaults() | {new: value}
     assert notes == [f"--set: {old} is now called {new}; the old name is read for one more version."]
 
 
@@ -140,8 +133,8 @@ def test_a_wrong_value_is_reported_under_todays_name() -> None:
 def test_recorded_settings_are_read_whatever_their_version() -> None:
     recorded = yaml.safe_load(VERSION_0_1)
     current = with_current_keys(ReconstructConfig, recorded, "job.json")
-    assert dict(flat(current)) == defaults()
+    assert flat(current) == defaults()
     assert with_current_keys(ReconstructConfig, current, "job.json") == current
-    assert dict(flat(recorded)) == dict(flat(yaml.safe_load(VERSION_0_1))), "the record itself is not changed"
+    assert flat(recorded) == flat(yaml.safe_load(VERSION_0_1)), "the record itself is not changed"
     with pytest.raises(ConfigError, match=r"job\.json: search\.decoder_steps is no longer a setting"):
         with_current_keys(ReconstructConfig, {"search": {"decoder_steps": 3}}, "job.json")

@@ -1,14 +1,14 @@
 """Posteriors over a grid of poses and offsets, on a grid small enough to write them out."""
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 
-from cryoeq.domain.events import Event, Progress, result_of
+from cryoeq.domain.events import Progress, result_of
 from cryoeq.geometry.disk_harmonics import disk_harmonics
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
 from cryoeq.geometry.soft_mask import soft_sphere
@@ -17,6 +17,7 @@ from cryoeq.reconstruction.expectation import EStepResult, expectation_step, hex
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.pose_likelihood import PoseGrid, PoseLikelihood
 from cryoeq.reconstruction.reference import Reference
+from pipeline_events import events_and_result
 
 Make = Callable[..., Any]
 
@@ -63,15 +64,6 @@ def make_scene(make_known: Make, observe: Make) -> Callable[..., Scene]:
         return Scene(particles, likelihood, offsets, known.poses.rotations)
 
     return make
-
-
-def events_and_result(steps: Generator[Event, None, EStepResult]) -> tuple[list[Event], EStepResult]:
-    events: list[Event] = []
-    while True:
-        try:
-            events.append(next(steps))
-        except StopIteration as end:
-            return events, end.value
 
 
 def test_the_summary_is_that_of_the_posterior_written_out(make_scene: Callable[..., Scene]) -> None:
