@@ -84,7 +84,8 @@ class TrainingRecord:
 
     def to_state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {key: value.cpu() if isinstance(value, Tensor) else value for key, value in asdict(self).items()}
+        state = {key: value.cpu() if isinstance(value, Tensor) else value for key, value in asdict(self).items()}
+        return state | {"stage": int(self.stage)}  # a checkpoint holds plain numbers, no enumerations
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Mapping[str, Any], device: torch.device) -> "TrainingRecord | None":
