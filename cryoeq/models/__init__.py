@@ -1,1 +1,1 @@
-"""Learnt parts: encoder, pose head, volume decoders."""
+"""Networks: pose encoder and pose head, decoders of the map; ``export`` holds trained encoders without escnn."""

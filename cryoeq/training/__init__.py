@@ -1,1 +1,1 @@
-"""How the learnt parts learn."""
+"""Training of networks: the pose autoencoder, and pose encoders on synthetic projections."""

@@ -22,13 +22,13 @@ class TrainingRecord:
     """A training stage on projections of one map, all with the noise of the particles, none used twice.
 
     Args:
-        volume: the map.
+        volume: map of the projections.
         sigma: standard deviation of the noise per coefficient.
         searched: particles whose CTFs were used, in the order in which they are drawn.
         shift_sigma_px: standard deviation of the shifts.
         seed: random seed of the run.
-        stage: number of the stage.
-        steps: optimizer steps.
+        stage: number of the training stage.
+        steps: number of optimizer steps.
         batch_size: projections per step; where particles are shifted each was used at its nearest offset and another.
     """
 
@@ -50,8 +50,8 @@ class TrainingRecord:
         """Simulates the projections of the stage.
 
         Args:
-            estimator: the trained encoder.
-            ctf: of all particles; None where they have none.
+            estimator: trained encoder with its preprocessing.
+            ctf: CTF parameters of all particles; None without a CTF.
         """
         plane = HalfPlane.up_to(estimator.box_size_px, estimator.radius, self.volume.device)
         squared = torch.ones(len(self.searched), len(plane), device=self.volume.device)
@@ -75,7 +75,7 @@ class TrainingRecord:
         """Others of the same distribution, on which no stage of the run was trained.
 
         Args:
-            simulator: of the stage's projections.
+            simulator: source of the stage's projections.
             count: number of projections in all.
         """
         generator = stream_generator(self.seed, Stream.SYNTHETIC_PROJECTIONS, self.stage + 1)
