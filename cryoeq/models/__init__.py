@@ -1,1 +1,1 @@
-"""Networks: pose encoder and pose head, decoders of the map; ``export`` holds trained encoders without escnn."""
+"""Neural networks and volume models: pose encoder, pose head, decoders."""

@@ -1,1 +1,1 @@
-"""Processes, devices, random streams, batching and signals: the machine that a computation runs on."""
+"""Processes, devices, random numbers, batching and signals: how a run is carried out, not what it computes."""

@@ -1,1 +1,1 @@
-"""Training of networks: the pose autoencoder, and pose encoders on synthetic projections."""
+"""Training of neural networks: the pose autoencoder end to end, and encoders on synthetic projections."""

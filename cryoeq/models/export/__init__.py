@@ -1,1 +1,1 @@
-"""Trained pose encoders as plain torch layers, in single precision and in 8-bit integers."""
+"""Encoders for inference: plain tensors, bfloat16, 8-bit quantization."""

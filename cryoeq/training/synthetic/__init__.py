@@ -1,1 +1,1 @@
-"""Pose encoders trained on synthetic projections of a map, and what they propose for particles."""
+"""Supervised training of a pose encoder on synthetic projections of a map, and inference with it."""
