@@ -57,7 +57,7 @@ class GroupSampler(Protocol):
 
 
 class UniformSampler(nn.Module):
-    """The same uniform grid of the group at every pixel, and the pseudo-inverse.
+    """A uniform grid of the group, the same at every pixel, and the pseudo-inverse of its sampling matrix.
 
     Args:
         group: a continuous group, so2 or o2.

@@ -23,7 +23,7 @@ Decoder = VoxelDecoder | ImplicitDecoder
 
 @dataclass(frozen=True)
 class Law:
-    """How to build a decoder at a random start, and how well its slices fit its map there.
+    """Builder of a decoder with random initial values, and tolerances of its slices there.
 
     Args:
         build: from a source of chance.

@@ -55,7 +55,7 @@ def settle(encoder: PoseEncoder, images: Tensor) -> PoseEncoder:
 
 
 def largest_errors(encoder: PoseEncoder, images: Tensor, elements: Tensor) -> tuple[float, float, float]:
-    """Of rotations, shifts in pixels, and logits."""
+    """Largest equivariance errors of rotations, shifts in pixels, and logits."""
     with torch.no_grad():
         return (
             equivariance_error(lambda x: encoder(x).rotations, act_on_rotations, images, elements),
@@ -126,7 +126,7 @@ DESIGNS = {
 }
 """Encoders of other parts than the default's; a new one is one line. An untrained learnt degree is equivariant."""
 FAST_TRUNKS = {"implicit, d4": ("conv", "dense"), "CTF, d4": ("conv", "mobilenet"), "CTF, c4": ("dense",)}
-"""Of the others the fast suite tries a convolutional one."""
+"""Trunks in the fast suite; of the other designs it tests a convolutional one."""
 DESIGN_CASES = tuple(
     pytest.param(
         group, design, trunk, id=f"{name}, {trunk}",

@@ -119,7 +119,7 @@ class PoseEstimator:
         return poses.to_angstrom(self.pixel_size_angstrom), probability
 
     def to_state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Tensors and plain values for ``encoder.pt``."""
         encoder = self.encoder
         return {
             "encoder": encoder.state_dict(),
@@ -135,7 +135,7 @@ class PoseEstimator:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], device: torch.device) -> "PoseEstimator":
-        """What ``to_state`` gave, on a device.
+        """The estimator of a state that ``to_state`` gave, on a device.
 
         Raises:
             KeyError: something is missing.

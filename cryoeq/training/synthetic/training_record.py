@@ -64,7 +64,7 @@ class TrainingRecord:
         return ProjectionSimulator(padded, plane, squared, self.sigma, encoder_input, self.shift_sigma_px, features)
 
     def training_projections(self, simulator: ProjectionSimulator) -> Iterator[SyntheticProjections]:
-        """Those of the stage, batch by batch."""
+        """The projections of the stage, batch by batch."""
         generator = stream_generator(self.seed, Stream.SYNTHETIC_PROJECTIONS, self.stage)
         for _ in range(self.steps):
             projections = simulator.simulate(self.batch_size, generator)
@@ -83,7 +83,7 @@ class TrainingRecord:
         return (simulator.simulate(size, generator) for size in sizes if size > 0)
 
     def to_state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Tensors and plain values for a checkpoint."""
         return {key: value.cpu() if isinstance(value, Tensor) else value for key, value in asdict(self).items()}
 
     @classmethod
