@@ -103,7 +103,7 @@ def test_proposals_of_a_dense_trunk_rotate_with_the_image(group: str, box: int, 
 
 
 @pytest.mark.parametrize(("group", "box"), [*of_16_px(GROUPS), ("so2", 17)])
-def test_proposals_of_inverted_residuals_rotate_with_the_image(group: str, box: int, generator: torch.Generator) -> None:
+def test_proposals_of_inverted_residuals_rotate_with_images(group: str, box: int, generator: torch.Generator) -> None:
     torch.manual_seed(0)
     images = torch.randn(16, box, box, generator=generator)
     encoder = settle(PoseEncoder(group, box, N_HEADS, widths(group), trunk="mobilenet"), images)

@@ -277,7 +277,7 @@ def test_fields_that_do_not_fit_are_refused() -> None:
         plane_group("so2").dim("regular")
     with pytest.raises(ValueError, match="is no function"):
         FieldActivation(plane_group("d4"), 1, kind="vector")
-    with pytest.raises(ValueError, match="no invariant part"):
+    with pytest.raises(ValueError, match="no invariant component"):
         IrrepActivation(plane_group("d4"), 1, "vector", gate="gated")
     with pytest.raises(ValueError, match="is no element of c4"):
         plane_group("c4").action("hidden", plane_group("c8").elements(grid_exact=False)[1])
