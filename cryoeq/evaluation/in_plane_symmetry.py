@@ -300,7 +300,7 @@ def _learn_degrees(
     sets, sizes = len(normal), (HIGHEST_ORDER, 2, channels)
     blocks, vectors = normal.view(sets, *sizes, *sizes), right.view(sets, *sizes)
     prior = torch.eye(normal.shape[1], dtype=normal.dtype) / _WIDTH**2
-    degree = LearntDegree(plane_group("so2"), HIGHEST_ORDER, copies=sets).double()
+    degree = LearntDegree(plane_group("so2"), HIGHEST_ORDER, multiplicity=sets).double()
     start = (_FIRST_LOGIT * degree.values[0]).expand(sets, -1)
 
     def solve() -> tuple[Tensor, Tensor]:
