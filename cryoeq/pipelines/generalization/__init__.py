@@ -1,1 +1,1 @@
-"""generalization."""
+"""``cryoeq evaluate --bound``: generalization of the encoder of a run."""

@@ -196,7 +196,7 @@ def _try_on_particles(
 def _open_particles(run: RunFolder, taught: PoseEstimator, count: int) -> ParticleDataset:
     job = read_reconstruction_job(run, "Give the whole folder of the run")
     box = read_map(run.path("run_class001.mrc")).box_size_px
-    return open_particles(job, None, count=count, box_size_px=box, largest_px=taught.box_size_px)[1]
+    return open_particles(job, None, count=count, box_size_px=box, max_box_px=taught.box_size_px)[1]
 
 
 def _tell(
