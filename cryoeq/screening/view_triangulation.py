@@ -93,7 +93,7 @@ def triangulate_views(
         centres = found.centres[found.is_gap].numpy()
         if not len(centres):
             return found
-        chords, nearest = map(np.atleast_1d, tree.query(centres))
+        chords, nearest = (np.asarray(values) for values in tree.query(centres))
         angles = 2 * np.arcsin(np.minimum(chords / 2, 1.0))
         is_enclosed = angles < found.radii_rad[found.is_gap].numpy() - _TOLERANCE_RAD
         if not is_enclosed.any():
