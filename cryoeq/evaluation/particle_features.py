@@ -38,12 +38,6 @@ class ParticleFeatures:
     features: Float[Tensor, "particles features"]
     directions: Float[Tensor, "particles 3"]
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, chosen: Int[Tensor, " chosen"]) -> "ParticleFeatures":
-        return ParticleFeatures(self.rows[chosen], self.errors[chosen], self.features[chosen], self.directions[chosen])
-
 
 @dataclass(frozen=True)
 class LabelledFeatures:

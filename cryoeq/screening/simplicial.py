@@ -55,11 +55,6 @@ class SimplicialComplex:
         """Number of vertices."""
         return len(self.simplices[0])
 
-    @property
-    def dimension(self) -> int:
-        """Largest dimension of any simplex."""
-        return max(k for k, rows in enumerate(self.simplices) if len(rows) or k == 0)
-
     def count(self, k: int) -> int:
         """Number of k-simplices, 0 beyond the dimension of the complex."""
         return len(self.simplices[k]) if 0 <= k < len(self.simplices) else 0

@@ -69,15 +69,15 @@ def screen_and_check(run_folder: Path, output: Path) -> None:
 
 
 def bound_and_check(run_folder: Path, tmp_path: Path) -> None:
-    """``cryoeq evaluate --bound``: the same lessons as in the run, the bound, its terms and the twin beside it."""
-    out, limits = tmp_path / "bound", ["--wrong-beyond", "60", "--device", "cpu"]
+    """``cryoeq evaluate --bound``: training projections of the run, norm-based and held-out bound."""
+    out, limits = tmp_path / "bound", ["--error-threshold", "60", "--device", "cpu"]
     assert run(["evaluate", "--bound", str(run_folder), "-o", str(out), *limits]) == 0
     figures = read_json(out / "bound.json")
-    assert figures["lessons"]["count"] == 10 * 64
-    assert 0 < figures["lessons"]["risk"] < 1
+    assert figures["training"]["count"] == 10 * 64
+    assert 0 < figures["training"]["error_rate"] < 1
     assert figures["held_out"]["count"] == 10_000
-    assert figures["held_out"]["value"] == pytest.approx(figures["held_out"]["risk"] + 0.0122, abs=1e-3)
-    gap = figures["held_out"]["risk"] - figures["lessons"]["risk"]
+    assert figures["held_out"]["value"] == pytest.approx(figures["held_out"]["error_rate"] + 0.0122, abs=1e-3)
+    gap = figures["held_out"]["error_rate"] - figures["training"]["error_rate"]
     assert figures["measured_gap"] == pytest.approx(gap)
     assert abs(gap) < 0.1  # renderings that differ in nothing but chance
     assert figures["norm_based"]["is_vacuous"]
