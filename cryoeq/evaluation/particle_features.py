@@ -8,7 +8,7 @@ from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 from cryoeq.domain.particles import ParticleBatch
-from cryoeq.domain.pose import Poses
+from cryoeq.domain.pose import Poses, PoseSet
 from cryoeq.domain.volume import Volume
 from cryoeq.geometry.fourier import HalfPlane, crop_centred, fft_map, ifft_map
 from cryoeq.geometry.so3_grid import so3_grid
@@ -115,18 +115,19 @@ class ReferenceProjections:
         slices = tuple(extract_slices(transform, grid, plane) for transform in padded)
         return cls(plane, side_angstrom / n, precision, padded, grid, slices)
 
-    def transform(self, batch: ParticleBatch, shifts_angstrom: Float[Tensor, "batch 2"]) -> CentredTransforms:
+    def transform(self, batch: ParticleBatch, poses: Poses) -> CentredTransforms:
         """Transform images, undo their shifts and multiply them by their CTF."""
         observed = self.plane.transform(batch.images)
         transfer = torch.ones_like(observed.real)
         if batch.ctf is not None:
             transfer = image_transfer(batch.ctf, self.plane.frequencies_per_angstrom(self.pixel_size_angstrom))
         n = batch.images.shape[-1]
+        shifts_px = PoseSet.from_angstrom(poses, self.pixel_size_angstrom, n).shifts_px
         axis = torch.arange(n, device=observed.device) - n // 2
         is_inside = axis.square() + axis[:, None].square() < (_PARTICLE_RADIUS * n / 2) ** 2
         square = self.plane.images(observed).square()
         return CentredTransforms(
-            undo_optics(observed, shifts_angstrom / self.pixel_size_angstrom, transfer, self.plane),
+            undo_optics(observed, shifts_px, transfer, self.plane),
             transfer.square(),
             (self.precision * observed.abs().square()).sum(1),
             square[:, is_inside].mean(1).clamp(min=1e-12).log(),

@@ -75,7 +75,7 @@ class ScreenedParticles:
         batches = []
         for batch in self.dataset.batches(_BATCH):
             poses, map_index = self.poses[batch.indices], self.map_index[batch.indices]
-            images = self.references.transform(batch, poses.shifts_angstrom)
+            images = self.references.transform(batch, poses)
             batches.append(measure_particle_features(self.references, images, poses, batch.indices, map_index))
             yield Progress("particle features", int(batch.indices[-1]) + 1, len(self.dataset))
         return ParticleFeatures(
@@ -119,10 +119,10 @@ class ScreenedParticles:
         corrupted = replace(
             batch, indices=rows[changed], images=images[changed], ctf=None if batch.ctf is None else batch.ctf[changed]
         )
-        transforms = self.references.transform(corrupted, assigned.shifts_angstrom[changed])
+        transforms = self.references.transform(corrupted, assigned[changed])
         best = self.references.best_rotations(transforms, map_index[changed]).to(rotations)
         poses = Poses(rotations.index_put((changed,), best), assigned.shifts_angstrom)
-        transforms = self.references.transform(replace(batch, images=images), poses.shifts_angstrom)
+        transforms = self.references.transform(replace(batch, images=images), poses)
         features = measure_particle_features(self.references, transforms, poses, rows, map_index)
         is_outlier = kinds >= 0
         return LabelledFeatures(features, is_outlier.to(features.errors), is_outlier | ~is_unlabelled[rows])

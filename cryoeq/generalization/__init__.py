@@ -1,1 +1,1 @@
-"""Generalization of a trained encoder: PAC-Bayes bound by the norms of its weights, and the held-out bound."""
+"""PAC-Bayes generalization bounds of equivariant networks."""

@@ -29,8 +29,9 @@ of its output only. Let m_in and m_out be the multiplicities of psi in the input
                      + sqrt((2 KL + 2 log 2 + log(2 sqrt(n) (k + 1) (k + 2) / delta)) / (2 n))
 
 After Behboodi, Cesa and Cohen 2022, A PAC-Bayesian Generalization Bound for Equivariant Networks (arXiv 2210.13150).
-The paper could not be read in full: M_l and the sum over irreps are reconstructed. Steps 2 to 4 are our derivation,
-along Neyshabur, Bhojanapalli and Srebro 2018 (arXiv 1707.09564), the last with Maurer 2004 (cs/0411099); constants are ours.
+The paper could not be read in full: M_l and the sum over irreps are reconstructed. Steps 2 to 4 are our derivation
+along Neyshabur, Bhojanapalli and Srebro 2018 (arXiv 1707.09564), the last with Maurer 2004 (cs/0411099), with constants
+of our own.
 """
 
 import math

@@ -1,1 +1,1 @@
-"""Screening of particles: gaps in angular coverage by local homology, and a sheaf network that scores outliers."""
+"""Screening of views and particles: angular gaps by local homology, learnt scores on the sheaf of views."""

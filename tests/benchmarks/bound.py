@@ -2,10 +2,11 @@
 
 The experiment of Behboodi, Cesa and Cohen 2022 (arXiv 2210.13150), with our reconstruction of their bound: for each
 group, size of the training set and seed a network of the same width is trained on scikit-learn's digits, each rotated
-by a random angle and mirrored or not. Beside its gap between training and held-out digits stand the norm-based bound, its
-complexity, and the held-out bound. Rank correlations are taken over all networks, and among those of the same training
-set size, where n alone cannot cause them; that with the held-out bound is near 1 by construction, where no training
-image is classified wrongly. At one margin for all networks the bound ranks as its complexity does. One core, 3 minutes:
+by a random angle and mirrored or not. Beside its gap between training and held-out digits stand the norm-based bound,
+its complexity, and the held-out bound. Rank correlations are taken over all networks, and among those of the same
+training set size, where n alone cannot cause them; that with the held-out bound is near 1 by construction, where no
+training image is classified wrongly. At one margin for all networks the bound ranks as its complexity does. One core,
+3 minutes:
 
     python tests/benchmarks/bound.py
     python tests/benchmarks/bound.py --no-runs --picture FILE       gap over complexity of the recorded networks

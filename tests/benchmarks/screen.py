@@ -124,9 +124,7 @@ def make_stack(
     changed = ((kinds >= 0) & (kinds < 3)).nonzero().squeeze(1)
     references = ReferenceProjections.from_maps((truth,), images, BOX_PX * pixel, LIMIT_ANGSTROM)
     batch = ParticleBatch(changed, images[changed], ctf[changed])
-    best = references.best_rotations(
-        references.transform(batch, given.shifts_angstrom[changed]), torch.zeros_like(changed)
-    )
+    best = references.best_rotations(references.transform(batch, given[changed]), torch.zeros_like(changed))
     given = replace(given, rotations=rotations.index_put((changed,), best))
     with StackWriter(folder / "particles.mrcs", count, BOX_PX, pixel) as writer:
         writer.append(images)

@@ -1,1 +1,1 @@
-"""``cryoeq evaluate --bound``: generalization of the encoder of a run."""
+"""``cryoeq evaluate --bound``: generalization bound of a hybrid run's encoder."""

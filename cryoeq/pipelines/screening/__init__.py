@@ -1,1 +1,1 @@
-"""``cryoeq screen``: gaps in angular coverage and junk particles."""
+"""``cryoeq screen``: gaps in angular coverage and junk particles of a run."""
