@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.optics import CtfParameters
 from cryoeq.domain.particles import ParticleBatch
-from cryoeq.domain.pose import Poses
+from cryoeq.domain.pose import Poses, PoseSet
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.equivariance import Irrep, LearntDegree, plane_group
 from cryoeq.geometry.fourier import HalfPlane, crop_centred, fft_map, ifft_map
@@ -192,10 +192,12 @@ class _Pairs:
     def _predict(self, rows: Int[Tensor, " batch"]) -> Complex[Tensor, "batch points"]:
         device, poses = self.plane.coords.device, self.poses[rows]
         rotations, shifts = poses.rotations.float().to(device), poses.shifts_angstrom.float().to(device)
+        pixel, box = self.dataset.pixel_size_angstrom, self.plane.box_size_px
+        shifts_px = PoseSet.from_angstrom(Poses(rotations, shifts), pixel, box).shifts_px
         is_first_half = (self.half_set[rows] == 1).to(device)
         slices = [extract_slices(volume, rotations, self.plane) for volume in self.padded]
         own = torch.where(is_first_half[:, None], slices[0], slices[1]) * self.amplitude
-        return apply_optics(own, shifts / self.dataset.pixel_size_angstrom, None, self.plane)
+        return apply_optics(own, shifts_px, None, self.plane)
 
     def _transfers(self, batch: ParticleBatch) -> tuple[Tensor | None, Tensor | None]:
         if batch.ctf is None:
@@ -308,7 +310,7 @@ def _learn_degrees(
     sets, sizes = len(normal), (HIGHEST_ORDER, 2, channels)
     blocks, vectors = normal.view(sets, *sizes, *sizes), right.view(sets, *sizes)
     prior = torch.eye(normal.shape[1], dtype=normal.dtype) / _PRIOR_SIGMA**2
-    degree = LearntDegree(plane_group("so2"), HIGHEST_ORDER, copies=sets).double()
+    degree = LearntDegree(plane_group("so2"), HIGHEST_ORDER, multiplicity=sets).double()
     start = (_INITIAL_LOGIT * degree.values[0]).expand(sets, -1)
 
     def solve() -> tuple[Tensor, Tensor]:

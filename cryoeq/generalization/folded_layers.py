@@ -111,12 +111,10 @@ def fold_encoder(encoder: PoseEncoder) -> FoldedNet:
         encoder: trained encoder in evaluation mode; its shifts are not part of the folded network.
 
     Raises:
-        ValueError: its trunk is not a steerable perceptron, or its head not one of rows.
+        ValueError: its trunk is not a steerable perceptron.
     """
-    if not isinstance(encoder.trunk, SteerablePerceptron) or encoder.head.kind != "rows":
-        raise ValueError(
-            "an encoder of convolutions, of a group that the pixel grid does not serve, or with a head of columns"
-        )
+    if not isinstance(encoder.trunk, SteerablePerceptron):
+        raise ValueError("an encoder of convolutions, or of a group that the pixel grid does not serve")  # noqa: TRY004
     mean, variance = encoder.pyramid.norm.running_mean, encoder.pyramid.norm.running_var
     if mean is None or variance is None:
         raise ValueError("an encoder without running statistics")
@@ -173,5 +171,5 @@ def _with_norm(matrix: Tensor, lift: PixelOrbits, norm: LevelNorm) -> tuple[Tens
 
 
 def _offsets(head: SteerableConv) -> Tensor:
-    offsets = head.offsets()
+    offsets = head.channel_bias()
     return torch.zeros(head.out_dim * head.out_count, device=head.weight.device) if offsets is None else offsets

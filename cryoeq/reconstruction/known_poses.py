@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.particles import ParticleBatch
-from cryoeq.domain.pose import Poses
+from cryoeq.domain.pose import Poses, PoseSet
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.pointgroup import symmetry_rotations
@@ -111,14 +111,15 @@ def _accumulate(
 ) -> WienerBackprojection:
     """The sums with one batch more, each coefficient weighted by the inverse of its noise variance."""
     own = poses[batch.indices.to(poses.rotations.device)].to(precision.device)
-    rotations, shifts = own.rotations.to(precision.dtype), own.shifts_angstrom.to(precision.dtype)
+    own = Poses(own.rotations.to(precision.dtype), own.shifts_angstrom.to(precision.dtype))
+    pose_set = PoseSet.from_angstrom(own, dataset.pixel_size_angstrom, plane.box_size_px)
     factor, power = precision, precision
     if batch.ctf is not None:
         filters = matched_filter(batch.ctf, plane.frequencies_per_angstrom(dataset.pixel_size_angstrom))
         factor, power = (precision * values for values in filters)
     coefficients = plane.transform(batch.images)
-    matched = undo_optics(coefficients, shifts / dataset.pixel_size_angstrom, factor, plane)
-    return sums.add(matched, power, rotations, plane)
+    matched = undo_optics(coefficients, pose_set.shifts_px, factor, plane)
+    return sums.add(matched, power, pose_set.rotations, plane)
 
 
 def _noise_precision(dataset: ParticleDataset, plane: HalfPlane) -> Float[Tensor, "groups points"]:

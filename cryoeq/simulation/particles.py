@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cryoeq.domain.optics import CtfParameters, Optics
-from cryoeq.domain.pose import Poses
+from cryoeq.domain.pose import Poses, PoseSet
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import MapFileError
 from cryoeq.geometry.fourier import HalfPlane, fft_image, ifft_image
@@ -175,7 +175,7 @@ class NoiseFreeStack:
             poses = self.poses[rows]
             transfer = None if self.ctf is None else image_transfer(self.ctf[rows], frequencies)
             slices = self.sampler.slices(poses.rotations, self.plane)
-            shifts_px = poses.shifts_angstrom / self.pixel_size_angstrom
+            shifts_px = PoseSet.from_angstrom(poses, self.pixel_size_angstrom, self.plane.box_size_px).shifts_px
             yield ifft_image(self.plane.scatter(apply_optics(slices, shifts_px, transfer, self.plane)))
 
 

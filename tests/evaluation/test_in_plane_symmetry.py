@@ -13,8 +13,8 @@ from cryoeq.domain.optics import CtfParameters, Optics
 from cryoeq.domain.particles import ParticleTable
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import HalfMaps, Volume
+from cryoeq.equivariance.actions import act_on_rotations
 from cryoeq.equivariance.groups import permute_pixels
-from cryoeq.equivariance.measure import act_on_rotations
 from cryoeq.evaluation.in_plane_symmetry import InPlaneSymmetry, measure_in_plane_symmetry
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.io.images import LazyImages

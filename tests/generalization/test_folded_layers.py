@@ -59,5 +59,3 @@ def test_what_is_no_perceptron_is_refused() -> None:
         fold_encoder(PoseEncoder("c4", 16, 1, (16, 32, 32, 64)))
     with pytest.raises(ValueError, match="the pixel grid does not serve"):
         fold_encoder(PoseEncoder("c8", 16, 1, (64,), trunk="dense"))
-    with pytest.raises(ValueError, match="columns"):
-        fold_encoder(PoseEncoder("c4", 16, 1, (64,), trunk="dense", head="columns"))

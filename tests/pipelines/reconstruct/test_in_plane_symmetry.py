@@ -8,7 +8,7 @@ from cryoeq.cli.main import run
 from cryoeq.io.text import read_json
 from cryoeq.outputs.run_folder import RunFolder
 
-MODEL = Path(__file__).parents[2] / "data_samples" / "1wcm_ca.pdb.gz"
+MODEL = Path(__file__).parents[3] / "data_samples" / "1wcm_ca.pdb.gz"
 
 
 def test_a_run_says_whether_the_symmetry_is_broken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
