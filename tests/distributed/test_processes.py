@@ -22,7 +22,7 @@ def talk() -> dict[str, Any]:
         "rank": rank,
         "share": processes.shard(rows),
         "halves": [processes.shard_half_set(rows, half) for half in (1, 2)],
-        "gathered": processes.all_gather((squares, own.double()), own, ROWS + 1),
+        "gathered": processes.all_gather_rows((squares, own.double()), own, ROWS + 1),
         "sum": processes.all_reduce(torch.tensor([rank + 1.0, 2.0])),
         "complex sum": processes.all_reduce(torch.tensor([complex(rank, 1)])),
         "first": processes.broadcast(torch.tensor(rank + 5.0)),

@@ -15,6 +15,7 @@ from cryoeq.config.loading import load_config
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.data.preprocessing import Preprocessing
+from cryoeq.domain.events import result_of
 from cryoeq.domain.optics import Optics
 from cryoeq.domain.particles import ParticleTable
 from cryoeq.equivariance import plane_group
@@ -22,7 +23,7 @@ from cryoeq.io.images import LazyImages
 from cryoeq.pipelines.reconstruct.build_autoencoder import build_plane, build_settings, build_state
 from cryoeq.simulation.particles import DefocusRange, draw_ctf
 from cryoeq.training.autoencoder.loop import fit
-from cryoeq.training.autoencoder.pose_assignment import InferredPoses, infer_poses
+from cryoeq.training.autoencoder.pose_assignment import infer_poses
 
 COUNT, BOX, BATCH = 41, 16, 12  # the last batch of an epoch has 5 images, the shares of 4 processes 2, 1, 1 and 1
 
@@ -72,8 +73,7 @@ def train(group: str, trunk: str, extra: dict[str, object]) -> dict[str, Any]:
     state.residual_power, state.rotations = state.residual_power.double(), state.rotations.double()
     figures = [dict(event.metrics) for event in fit(state, particles, plane, settings)]
     read = [rows.clone() for rows in particles.read]
-    *_, found = infer_poses(state, particles, plane, batch_size=5, is_symmetric=False, centred=False)
-    assert isinstance(found, InferredPoses)
+    found = result_of(infer_poses(state, particles, plane, batch_size=5, is_symmetric=False, centred=False))
     learnt = [*state.encoder.state_dict().values(), *state.decoder.state_dict().values(), state.residual_power]
     return {
         "figures": figures,
