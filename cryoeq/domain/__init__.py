@@ -4,7 +4,7 @@ Axes. Arrays are C order: images (y, x), maps (z, y, x); x is the fast axis, row
     Vectors are (x, y) and (x, y, z). [conventions/test_page.test_axes_and_centre]
 Centre. The origin of an n-pixel axis is pixel n // 2, in real and in Fourier space, for odd and even n. A quarter turn
     of an array is exact about (n - 1) / 2 instead: the encoder therefore sees odd boxes, whose two centres coincide.
-    [conventions/test_page.test_axes_and_centre, conformance/test_encoder.test_proposals_turn_with_the_image]
+    [conventions/test_page.test_axes_and_centre, conformance/test_encoder.test_proposals_rotate_with_the_image]
 Rotation. Poses.rotations is RELION's matrix A (Euler_angles2matrix): it takes volume coordinates to image coordinates,
     r_image = A r_volume; A = Rz(-psi) Ry(-tilt) Rz(-rot) = scipy
     ``Rotation.from_euler("ZYZ", [rot, tilt, psi], degrees=True).as_matrix().T``.

@@ -33,9 +33,9 @@ def exchange() -> dict[str, Any]:
     }
     values = torch.randn(ROWS, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     for count in (ROWS, 1):  # of one image all processes make the same
-        share = BatchShard.of(count)
-        said[f"mean {count}"] = share.mean(values[share.places].mean(0)) - values[:count].mean(0)
-        said[f"batch {count}"] = share.gather(values[share.places]) - values[:count]
+        share = BatchShard.local(count)
+        said[f"mean {count}"] = share.mean(values[share.positions].mean(0)) - values[:count].mean(0)
+        said[f"batch {count}"] = share.gather(values[share.positions]) - values[:count]
         said[f"weight {count}"] = processes.all_reduce(torch.tensor(share.weight))
     parameters = [
         torch.nn.Parameter(torch.zeros(2, 3)),
@@ -88,6 +88,6 @@ def test_a_process_that_is_alone_keeps_what_it_has() -> None:
     assert processes.broadcast(values) is values
     assert processes.shard(torch.arange(5)).tolist() == list(range(5))
     assert processes.shard_half_set(torch.arange(5), 2).tolist() == list(range(5))
-    assert BatchShard.of(5).weight == 1.0
+    assert BatchShard.local(5).weight == 1.0
     assert processes.is_main_process()
     assert not processes.any_rank(False)

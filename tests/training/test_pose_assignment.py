@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from group_actions import act_on_shifts
 from torch import Tensor
 
 from cryoeq.domain.events import Progress, result_of
 from cryoeq.equivariance import plane_group
-from cryoeq.equivariance.measure import act_on_rotations, act_on_shifts, transform_images
+from cryoeq.equivariance.actions import act_on_rotations, transform_images
 from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.models.pose_head import PoseProposals
 from cryoeq.training.autoencoder.loop import fit

@@ -14,7 +14,6 @@ from cryoeq.equivariance import (
     ImplicitBasis,
     InvertedResidual,
     RelaxedBasis,
-    degrees_of,
     equivariance_penalty,
 )
 from cryoeq.errors import ConfigError
@@ -65,17 +64,17 @@ def test_a_learnt_degree_is_reported(
     words = [*tiny_training, "--set", "encoder.design.degree=learnt", "--set", "encoder.channels=[32]",
              "--set", "encoder.group=c4", "--pose-inference", "amortized"]  # fmt: skip
     assert run(["reconstruct", str(tiny_particles / "particles.star"), "-o", str(tmp_path / "run"), *words]) == 0
-    assert "Learnt degree of equivariance, divergence from uniform layer by layer" in capsys.readouterr().err
+    assert "Learnt equivariance, divergence from uniform of each layer" in capsys.readouterr().err
 
 
 def test_strict_layers_cost_nothing_and_broken_ones_do() -> None:
     strict, learnt = (
         build_encoder(config({"design.degree": degree, "group": "c4"}), 16) for degree in ("strict", "learnt")
     )
-    assert not degrees_of(strict)
+    assert not learnt_degrees(strict)
     assert float(equivariance_penalty(strict)) == 0
     assert float(equivariance_penalty(learnt).detach()) == pytest.approx(0, abs=1e-6)
-    for degree in degrees_of(learnt):
+    for degree in learnt_degrees(learnt):
         degree.logit.data = -degree.values[0]
     assert float(equivariance_penalty(learnt).detach()) > 0.1, "the identity is the least likely element"
 
