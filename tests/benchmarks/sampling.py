@@ -3,8 +3,8 @@
     python tests/benchmarks/sampling.py                  what is recorded is not done again
     python tests/benchmarks/sampling.py --report         the table of what is recorded
 
-A dense so2 encoder learns from renderings of the chiral phantom (24 px, a tenth of its power in noise). Accuracy is the
-median rotation error on renderings that it has not seen; equivariance the median angle between the pose of a particle
+A dense so2 encoder learns from projections of the chiral phantom (24 px, a tenth of its power in noise). Accuracy is the
+median rotation error on projections that it was not trained on; equivariance the median angle between the pose of a particle
 turned by 10 to 80 degrees and the turned pose, on clean slices, which turn without interpolation. Memory is what one
 training step keeps for its gradients, time the CPU's. The paper's claim (arXiv 2409.08741): better at few samples.
 """
@@ -43,8 +43,8 @@ WIDTH, STEPS, BATCH = 320, 500, 128
 Record = dict[str, float | int | str]
 
 
-def lessons_on_the_phantom() -> ProjectionSimulator:
-    """SyntheticProjections without a CTF; noise has a tenth of the mean power of the signal."""
+def simulator_of_the_phantom() -> ProjectionSimulator:
+    """Simulates projections without a CTF; noise has a tenth of the mean power of the signal."""
     volume = torch.as_tensor(sample_atoms(chiral_phantom(28.0), BOX, ANGPIX).values).float()
     plane = HalfPlane.up_to(BOX, RADIUS)
     padded = prepare_slices(volume)
@@ -52,9 +52,9 @@ def lessons_on_the_phantom() -> ProjectionSimulator:
     amplitude = slices.abs().square().mean(0).sqrt()
     box = encoder_box_px(RADIUS)
     weights = 1 / (amplitude.square() + amplitude.square().mean()).sqrt()
-    view = EncoderInput(HalfPlane.up_to(box, RADIUS), weights, BOX / box, torch.zeros(1, 2), True)
+    encoder_input = EncoderInput(HalfPlane.up_to(box, RADIUS), weights, BOX / box, torch.zeros(1, 2), True)
     sigma = (amplitude.square().mean() / 10).sqrt().expand(len(plane)).clone()
-    return ProjectionSimulator(padded, plane, torch.ones(1, len(plane)), sigma, view, 0.0)
+    return ProjectionSimulator(padded, plane, torch.ones(1, len(plane)), sigma, encoder_input, 0.0)
 
 
 def saved_bytes(encoder: PoseEncoder, images: Tensor) -> int:
@@ -72,7 +72,7 @@ def saved_bytes(encoder: PoseEncoder, images: Tensor) -> int:
 
 
 @torch.no_grad()
-def equivariance_error_deg(encoder: PoseEncoder, lessons: ProjectionSimulator) -> float:
+def equivariance_error_deg(encoder: PoseEncoder, simulator: ProjectionSimulator) -> float:
     """Median over clean slices, each turned in the plane by an angle of its own."""
     generator = torch.Generator().manual_seed(7)
     rotations = random_rotations(256, generator)
@@ -82,7 +82,7 @@ def equivariance_error_deg(encoder: PoseEncoder, lessons: ProjectionSimulator) -
     )
     turned = torch.cat([act_on_rotations(g, a)[None] for g, a in zip(turns, rotations, strict=True)])
     heads = [
-        propose_poses(encoder, extract_slices(lessons.padded, poses, lessons.plane), lessons.view)
+        propose_poses(encoder, extract_slices(simulator.padded, poses, simulator.plane), simulator.encoder_input)
         for poses in (rotations, turned)
     ]  # fmt: skip
     before, after = (found.rotations[:, 0] for found in heads)
@@ -92,7 +92,7 @@ def equivariance_error_deg(encoder: PoseEncoder, lessons: ProjectionSimulator) -
 
 def run(sampler: SamplerKind, samples: int, seed: int) -> Record:
     """Train one encoder and measure it."""
-    lessons = lessons_on_the_phantom()
+    simulator = simulator_of_the_phantom()
     torch.manual_seed(seed)
     encoder = PoseEncoder(
         "so2",
@@ -103,13 +103,14 @@ def run(sampler: SamplerKind, samples: int, seed: int) -> Record:
         design=EncoderDesign(sampler=sampler, samples=samples),
     )
     began = time.process_time()
-    for _ in train_encoder(encoder, lessons, EncoderTrainingSettings(STEPS, BATCH, 5e-3, 2.0, 0.2), seed=seed):
+    for _ in train_encoder(encoder, simulator, EncoderTrainingSettings(STEPS, BATCH, 5e-3, 2.0, 0.2), seed=seed):
         pass
     trained = time.process_time() - began
-    matched, rotations, *_ = lessons.render(512, torch.Generator().manual_seed(99))
+    projections = simulator.simulate(512, torch.Generator().manual_seed(99))
+    images, rotations = projections.ctf_multiplied, projections.rotations
     began = time.process_time()
     with torch.no_grad():
-        found, _ = best_hypotheses(propose_poses(encoder, matched, lessons.view))
+        found, _ = best_hypotheses(propose_poses(encoder, images, simulator.encoder_input))
     posed = time.process_time() - began
     return {
         "sampler": sampler,
@@ -117,8 +118,8 @@ def run(sampler: SamplerKind, samples: int, seed: int) -> Record:
         "seed": seed,
         "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
         "median_error_deg": round(math.degrees(float(rotation_angle_rad(found, rotations).median())), 2),
-        "equivariance_error_deg": round(equivariance_error_deg(encoder, lessons), 3),
-        "kept_mib": round(saved_bytes(encoder.train(), lessons.view.images(matched[:BATCH])) / 2**20, 2),
+        "equivariance_error_deg": round(equivariance_error_deg(encoder, simulator), 3),
+        "kept_mib": round(saved_bytes(encoder.train(), simulator.encoder_input.images(images[:BATCH])) / 2**20, 2),
         "step_cpu_ms": round(1e3 * trained / STEPS, 1),
         "image_cpu_ms": round(1e3 * posed / 512, 3),
         "load_average": round(os.getloadavg()[0], 2),
