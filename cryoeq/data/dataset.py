@@ -147,7 +147,7 @@ class ParticleDataset:
         table = self.table
         return table.stack_index[rows] * (int(table.slice_index.max()) + 1) + table.slice_index[rows]
 
-    def near_on_disk(self, order: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
+    def locality_order(self, order: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
         """The same rows in an order that reads neighbours soon after each other, where the stack is large.
 
         Runs of neighbours in their stacks come in the order of their first particle here. Those of 64 runs at a time

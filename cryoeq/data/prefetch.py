@@ -11,7 +11,7 @@ from cryoeq.domain.particles import ParticleBatch
 _AHEAD = 2  # one being copied, one being read
 
 
-def read_ahead(batches: Iterator[ParticleBatch], device: torch.device) -> Generator[ParticleBatch, None, None]:
+def prefetch(batches: Iterator[ParticleBatch], device: torch.device) -> Generator[ParticleBatch, None, None]:
     """The same batches in their order, on a device.
 
     A thread reads them. For a GPU it also puts them into pinned memory, from where they are copied on a stream of
@@ -32,7 +32,7 @@ def read_ahead(batches: Iterator[ParticleBatch], device: torch.device) -> Genera
             pinned = batch.each(lambda values: values.pin_memory())
             return pinned.each(lambda values: values.to(device, non_blocking=True)), stream.record_event()
 
-    with ThreadPoolExecutor(1, "read_ahead") as reader:
+    with ThreadPoolExecutor(1, "prefetch") as reader:
         try:
             coming = deque(reader.submit(fetch) for _ in range(_AHEAD))
             while True:

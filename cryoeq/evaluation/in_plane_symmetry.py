@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.optics import CtfParameters
 from cryoeq.domain.particles import ParticleBatch
-from cryoeq.domain.pose import Poses
+from cryoeq.domain.pose import Poses, PoseSet
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.equivariance import Irrep, LearntDegree, plane_group
 from cryoeq.geometry.fourier import HalfPlane, crop_centred, fft_map, ifft_map
@@ -180,12 +180,12 @@ class _Pairs:
         return replace(self, trust=scale[plane.shells]), precision
 
     def _predict(self, rows: Int[Tensor, " batch"]) -> Complex[Tensor, "batch points"]:
-        device, poses = self.plane.coords.device, self.poses[rows]
-        rotations, shifts = poses.rotations.float().to(device), poses.shifts_angstrom.float().to(device)
+        device, pixel, n = self.plane.coords.device, self.dataset.pixel_size_angstrom, self.plane.box_size_px
+        poses = PoseSet.from_angstrom(self.poses[rows], pixel, n).each(lambda values: values.float().to(device))
         is_main_process = (self.half_set[rows] == 1).to(device)
-        slices = [extract_slices(volume, rotations, self.plane) for volume in self.padded]
+        slices = [extract_slices(volume, poses.rotations, self.plane) for volume in self.padded]
         own = torch.where(is_main_process[:, None], slices[0], slices[1]) * self.trust
-        return apply_optics(own, shifts / self.dataset.pixel_size_angstrom, None, self.plane)
+        return apply_optics(own, poses.shifts_px, None, self.plane)
 
     def _transfers(self, batch: ParticleBatch) -> tuple[Tensor | None, Tensor | None]:
         if batch.ctf is None:

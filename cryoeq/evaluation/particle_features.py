@@ -8,13 +8,13 @@ from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 from cryoeq.domain.particles import ParticleBatch
-from cryoeq.domain.pose import Poses
+from cryoeq.domain.pose import Poses, PoseSet
 from cryoeq.domain.volume import Volume
 from cryoeq.geometry.fourier import HalfPlane, crop_centred, fft_map, ifft_map
 from cryoeq.geometry.so3_grid import so3_grid
 from cryoeq.physics.ctf import image_transfer
 from cryoeq.physics.image_formation import undo_optics
-from cryoeq.physics.noise import noise_variance
+from cryoeq.physics.noise import background_noise_variance
 from cryoeq.physics.projection import extract_slices, prepare_slices
 
 _GRID_ORDER, _IN_PLANE = 2, 12
@@ -115,25 +115,26 @@ class ReferenceProjections:
         n = sample.shape[-1]
         radius = min(max(side_angstrom / limit_angstrom, _LEAST_SHELL), n / 2 - 1e-3)
         plane = HalfPlane.up_to(n, radius, sample.device)
-        variance = noise_variance(sample, _PARTICLE_RADIUS * n / 2)
+        variance = background_noise_variance(sample, _PARTICLE_RADIUS * n / 2)
         precision = torch.where(plane.radii > 0, plane.weights / variance[plane.shells.clamp(max=n // 2)], 0.0)
         padded = tuple(prepare_slices(ifft_map(crop_centred(fft_map(volume.values.float()), n, 3))) for volume in maps)
         grid = so3_grid(_GRID_ORDER, _IN_PLANE, device=sample.device)
         slices = tuple(extract_slices(transform, grid, plane) for transform in padded)
         return cls(plane, side_angstrom / n, precision, padded, grid, slices)
 
-    def match(self, batch: ParticleBatch, shifts_angstrom: Float[Tensor, "batch 2"]) -> MatchedImages:
+    def match(self, batch: ParticleBatch, poses: Poses) -> MatchedImages:
         """Centre images and multiply them by their transfer."""
         observed = self.plane.transform(batch.images)
         transfer = torch.ones_like(observed.real)
         if batch.ctf is not None:
             transfer = image_transfer(batch.ctf, self.plane.frequencies_per_angstrom(self.pixel_size_angstrom))
         n = batch.images.shape[-1]
+        shifts_px = PoseSet.from_angstrom(poses, self.pixel_size_angstrom, n).shifts_px
         axis = torch.arange(n, device=observed.device) - n // 2
         is_inside = axis.square() + axis[:, None].square() < (_PARTICLE_RADIUS * n / 2) ** 2
         square = self.plane.images(observed).square()
         return MatchedImages(
-            undo_optics(observed, shifts_angstrom / self.pixel_size_angstrom, transfer, self.plane),
+            undo_optics(observed, shifts_px, transfer, self.plane),
             transfer.square(),
             (self.precision * observed.abs().square()).sum(1),
             square[:, is_inside].mean(1).clamp(min=1e-12).log(),

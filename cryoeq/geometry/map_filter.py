@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cryoeq.geometry.fourier import fft_map, ifft_map
 from cryoeq.geometry.shells import radius_of, slabs, squared_radii, transform_planes
+from cryoeq.geometry.soft_mask import falling_cosine
 
 Change = Callable[[Complex[Tensor, "n rows half"], Int[Tensor, "n rows half"]], Complex[Tensor, "n rows half"]]
 
@@ -71,12 +72,7 @@ def low_pass_gains(n: int, shell: int, edge_shells: int = 2, device: torch.devic
         device: of the result.
     """
     radii = radius_of(torch.arange(3 * (n // 2) ** 2 + 1, device=device))
-    return raised_cosine((radii - max(shell - edge_shells / 2, 0.0)) / edge_shells)
-
-
-def raised_cosine(depth: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """Falls from 1 at depth 0 and below to 0 at depth 1 and above, as a half period of a cosine."""
-    return depth.clamp(0, 1).mul_(torch.pi).cos_().add_(1).div_(2)
+    return falling_cosine((radii - max(shell - edge_shells / 2, 0.0)) / edge_shells)
 
 
 def _changed_planes(values: Float[Tensor, "n n n"], change: Change) -> Complex[Tensor, "n n half"]:

@@ -7,7 +7,6 @@ Density compensation: Pipe and Menon 1999, Magn. Reson. Med. 41, 179-186. In cry
 180, 519-530. Wiener filter from half maps: Rosenthal and Henderson 2003, J. Mol. Biol. 333, 721-745.
 """
 
-import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from cryoeq.geometry.fourier import HalfPlane, fft_map, ifft_map, shell_index
+from cryoeq.geometry.soft_mask import falling_cosine
 from cryoeq.physics.projection import collect_slices, spread_slices
 from cryoeq.runtime.distributed import all_reduce
 
@@ -196,6 +196,6 @@ def _fill_corners(volume: Float[Tensor, "n n n"]) -> Float[Tensor, "n n n"]:
     n = volume.shape[-1]
     x = torch.arange(n, dtype=volume.dtype, device=volume.device) - n // 2
     radius = (x[:, None, None].square() + x[:, None].square() + x.square()).sqrt()
-    inside = 0.5 + 0.5 * torch.cos(math.pi * ((radius - n / 2) / _EDGE_PX).clamp(0, 1))
+    inside = falling_cosine((radius - n / 2) / _EDGE_PX)
     outside_mean = ((1 - inside) * volume).sum() / (1 - inside).sum()
     return inside * volume + (1 - inside) * outside_mean

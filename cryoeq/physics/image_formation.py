@@ -7,7 +7,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from cryoeq.geometry.fourier import HalfPlane
-from cryoeq.physics.projection import extract_slices, insert_slices
+from cryoeq.physics.projection import extract_slices
 from cryoeq.physics.shift import shift_phases
 
 
@@ -50,16 +50,3 @@ def undo_optics(
     """Adjoint of ``apply_optics``: images centred and multiplied by their transfer, or another real factor."""
     centred = images * shift_phases(-shifts_px, plane.coords, plane.box_size_px)
     return centred if factor is None else centred * factor
-
-
-def backproject_images(
-    images: Complex[Tensor, "batch points"],
-    rotations: Float[Tensor, "batch 3 3"],
-    shifts_px: Float[Tensor, "batch 2"],
-    transfer: Float[Tensor, "batch points"] | None,
-    plane: HalfPlane,
-    *,
-    padded_size: int,
-) -> Complex[Tensor, "m m m"]:
-    """Adjoint of ``form_images``: conjugate shift, transfer, sum of slices in a transform of side ``padded_size``."""
-    return insert_slices(undo_optics(images, shifts_px, transfer, plane), rotations, plane, padded_size)

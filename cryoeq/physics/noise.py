@@ -1,12 +1,11 @@
 """Noise per shell, from what the images hold outside the particle."""
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from cryoeq.geometry.fourier import HalfPlane, fft_image, shell_index
+from cryoeq.geometry.soft_mask import rising_cosine
 
 _EDGE_PX = 3.0
 # The least variance of a shell, as a fraction of the mean: noise-free stacks must not get infinite weights.
@@ -23,7 +22,7 @@ def background_spectrum(images: Float[Tensor, "batch n n"], particle_radius_px: 
     n = images.shape[-1]
     x = torch.arange(n, dtype=images.dtype, device=images.device) - n // 2
     radius = (x[:, None].square() + x.square()).sqrt()
-    window = 0.5 - 0.5 * torch.cos(math.pi * ((radius - particle_radius_px) / _EDGE_PX).clamp(0, 1))
+    window = rising_cosine((radius - particle_radius_px) / _EDGE_PX)
     power = fft_image(images * window).abs().square().flatten(1) / window.square().mean()
     shells = shell_index(n, 2, images.device).flatten()
     counts = torch.bincount(shells)
@@ -31,7 +30,7 @@ def background_spectrum(images: Float[Tensor, "batch n n"], particle_radius_px: 
     return (sums / counts)[:, : n // 2 + 1]
 
 
-def noise_variance(
+def background_noise_variance(
     images: Float[Tensor, "batch n n"],
     particle_radius_px: float,
     transfer_power: Float[Tensor, "batch shells"] | None = None,

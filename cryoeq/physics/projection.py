@@ -90,31 +90,16 @@ def sample_slices(
     return sampled[0, :, 0]
 
 
-def insert_slices(
-    slices: Complex[Tensor, "batch points"], rotations: Float[Tensor, "batch 3 3"], plane: HalfPlane, padded_size: int
-) -> Complex[Tensor, "m m m"]:
-    """Exact adjoint of ``extract_slices``: the sum of all slices, each coefficient spread over its eight neighbours.
-
-    Args:
-        slices: one coefficient per point of the plane.
-        rotations: RELION's matrices A.
-        plane: which coefficients, of the unpadded box.
-        padded_size: m, side of the transform to fill.
-    """
-    real, imag = spread_slices(torch.view_as_real(slices).permute(2, 0, 1), rotations, plane, padded_size)
-    return torch.complex(real, imag)
-
-
 def spread_slices(
     channels: Float[Tensor, "channels batch points"],
     rotations: Float[Tensor, "batch 3 3"],
     plane: HalfPlane,
     padded_size: int,
 ) -> Float[Tensor, "channels m m m"]:
-    """As ``insert_slices`` for any number of real channels that share their places (a sum and its weights, say).
+    """Exact adjoint of ``sample_slices``: the sum of all slices, each coefficient spread over its eight neighbours.
 
     Args:
-        channels: values per point of the plane.
+        channels: real numbers per point of the plane, for example real part, imaginary part and weight.
         rotations: RELION's matrices A.
         plane: which coefficients, of the unpadded box.
         padded_size: m, side of the transform to fill.

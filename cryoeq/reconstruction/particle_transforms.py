@@ -78,7 +78,7 @@ class ParticleTransforms:
         """Variance per coefficient of signal and noise together, per shell, at a CTF of 1."""
         return _shell_sums(self.ctf_multiplied.abs().square().sum(0), self.plane) / self._ctf_squared_sums
 
-    def noise_variance(self, map_power: Float[Tensor, " points"]) -> Float[Tensor, " shells"]:
+    def residual_noise_variance(self, map_power: Float[Tensor, " points"]) -> Float[Tensor, " shells"]:
         """Variance of the noise per shell, what a map leaves of the images' variance.
 
         Noise is flat, or falls with frequency, so no shell has much less of it than the quietest has of signal and

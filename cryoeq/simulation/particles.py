@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cryoeq.domain.optics import CtfParameters, Optics
-from cryoeq.domain.pose import Poses
+from cryoeq.domain.pose import Poses, PoseSet
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import MapFileError
 from cryoeq.geometry.fourier import HalfPlane, fft_image, ifft_image
@@ -172,11 +172,10 @@ class NoiseFreeStack:
         step = max(1, _PIXELS_AT_ONCE // self.plane.box_size_px**2)
         for start in range(0, len(self), step):
             rows = slice(start, start + step)
-            poses = self.poses[rows]
+            poses = PoseSet.from_angstrom(self.poses[rows], self.pixel_size_angstrom, self.plane.box_size_px)
             transfer = None if self.ctf is None else image_transfer(self.ctf[rows], frequencies)
             slices = self.sampler.slices(poses.rotations, self.plane)
-            shifts_px = poses.shifts_angstrom / self.pixel_size_angstrom
-            yield ifft_image(self.plane.scatter(apply_optics(slices, shifts_px, transfer, self.plane)))
+            yield ifft_image(self.plane.scatter(apply_optics(slices, poses.shifts_px, transfer, self.plane)))
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def make_stack(
     found = ((kinds >= 0) & (kinds < 3)).nonzero().squeeze(1)
     references = ReferenceProjections.of((truth,), images, BOX_PX * pixel, LIMIT_ANGSTROM)
     batch = ParticleBatch(found, images[found], ctf[found])
-    best = references.best_rotations(references.match(batch, given.shifts_angstrom[found]), torch.zeros_like(found))
+    best = references.best_rotations(references.match(batch, given[found]), torch.zeros_like(found))
     given = replace(given, rotations=rotations.index_put((found,), best))
     with StackWriter(folder / "particles.mrcs", count, BOX_PX, pixel) as writer:
         writer.append(images)

@@ -39,7 +39,7 @@ def test_the_right_pose_agrees_and_the_wrong_map_disagrees(
     volume: Volume, references: ReferenceProjections, generator: torch.Generator
 ) -> None:
     batch, poses = particles(volume, random_rotations(COUNT, generator), generator)
-    matched, right = references.match(batch, poses.shifts_angstrom), torch.zeros(COUNT, dtype=torch.long)
+    matched, right = references.match(batch, poses), torch.zeros(COUNT, dtype=torch.long)
     found = measure_particle_features(references, matched, poses, batch.indices, right)
     assert found.errors.max() < 0.02
     torch.testing.assert_close(found.features[:, 3], torch.ones(COUNT), atol=0.03, rtol=0)  # amplitude
@@ -58,7 +58,7 @@ def test_the_scale_of_an_image_does_not_change_its_correlation(
     which = torch.zeros(COUNT, dtype=torch.long)
     both = [
         measure_particle_features(
-            references, references.match(seen, poses.shifts_angstrom), poses, batch.indices, which
+            references, references.match(seen, poses), poses, batch.indices, which
         )
         for seen in (batch, replace(batch, images=7 * batch.images))
     ]
@@ -70,6 +70,6 @@ def test_the_best_even_view_is_near_the_true_one(
     volume: Volume, references: ReferenceProjections, generator: torch.Generator
 ) -> None:
     batch, poses = particles(volume, random_rotations(COUNT, generator), generator)
-    matched = references.match(batch, poses.shifts_angstrom)
+    matched = references.match(batch, poses)
     best = references.best_rotations(matched, torch.zeros(COUNT, dtype=torch.long))
     assert rotation_angle_rad(best, poses.rotations).rad2deg().median() < 20

@@ -55,9 +55,9 @@ def test_neighbours_stay_near_each_other(tiny_particles: Path, monkeypatch: pyte
     monkeypatch.setattr(module, "_PLACES", 3)
     stack = read_particles(tiny_particles / "particles.star")
     order = torch.randperm(48, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(ParticleDataset.open(stack).near_on_disk(order), order)
+    assert torch.equal(ParticleDataset.open(stack).locality_order(order), order)
     large = ParticleDataset.open(stack, cache_bytes=0)
-    near = large.near_on_disk(order)
+    near = large.locality_order(order)
     assert torch.equal(near.sort().values, torch.arange(48))
     for window in torch.split(near, 12):  # three runs of four neighbours each, mixed
         assert len(torch.unique(window // 4)) == 3

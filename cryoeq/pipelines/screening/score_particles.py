@@ -80,7 +80,7 @@ class ScreenedParticles:
         parts = []
         for batch in self.dataset.batches(_BATCH):
             own, which = self.poses[batch.indices], self.which[batch.indices]
-            images = self.references.match(batch, own.shifts_angstrom)
+            images = self.references.match(batch, own)
             parts.append(measure_particle_features(self.references, images, own, batch.indices, which))
             yield Progress("comparing particles", int(batch.indices[-1]) + 1, len(self.dataset))
         return ParticleFeatures(
@@ -112,11 +112,11 @@ class ScreenedParticles:
         spoilt = replace(
             batch, indices=rows[found], images=images[found], ctf=None if batch.ctf is None else batch.ctf[found]
         )
-        matched = self.references.match(spoilt, own.shifts_angstrom[found])
+        matched = self.references.match(spoilt, own[found])
         best = self.references.best_rotations(matched, which[found]).to(rotations)
         poses = Poses(rotations.index_put((found,), best), own.shifts_angstrom)
         batch = replace(batch, images=images)
-        seen = self.references.match(batch, poses.shifts_angstrom)
+        seen = self.references.match(batch, poses)
         evidence = measure_particle_features(self.references, seen, poses, rows, which)
         is_spoilt = kinds >= 0
         return LabelledFeatures(evidence, is_spoilt.to(evidence.errors), is_spoilt | ~is_doubted[rows])

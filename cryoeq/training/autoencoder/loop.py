@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoeq.data.dataset import ParticleDataset
-from cryoeq.data.prefetch import read_ahead
+from cryoeq.data.prefetch import prefetch
 from cryoeq.domain.events import Note, Progress
 from cryoeq.equivariance import equivariance_penalty
 from cryoeq.errors import DivergedError
@@ -99,7 +99,7 @@ def fit(
     is_lost = torch.zeros((), dtype=torch.float32, device=device)  # as fused Adam wants it
     unread, portions, told = list[Tensor](), MicroBatcher(), None
     state.encoder.train()
-    with closing(read_ahead(own, device)) as batches:
+    with closing(prefetch(own, device)) as batches:
         try:
             for batch in batches:
                 place = state.step % steps_per_epoch(dataset, settings) * settings.batch_size
@@ -151,7 +151,7 @@ def _rows(
     epoch, position = divmod(state.step, steps_per_epoch(dataset, settings))
     left = settings.schedule.total_steps - state.step
     while left > 0:
-        order = dataset.near_on_disk(state.epoch_order(epoch, len(dataset)))
+        order = dataset.locality_order(state.epoch_order(epoch, len(dataset)))
         batches = order.split(settings.batch_size)[position:][:left]
         yield from batches
         epoch, position, left = epoch + 1, 0, left - len(batches)
