@@ -101,6 +101,13 @@ def star_pixel_size(star: StarTable, *, angpix: float | None = None) -> float:
     return float(sizes[0])
 
 
+def star_box_angstrom(star: StarTable) -> float | None:
+    """Side of the images of the first optics group, in Angstrom; None where the file does not state it."""
+    if star.optics is None or not {"rlnImageSize", "rlnImagePixelSize"} <= star.optics.keys():
+        return None
+    return float(star.optics_floats("rlnImageSize")[0] * star.optics_floats("rlnImagePixelSize")[0])
+
+
 def _pixel_sizes(star: StarTable) -> Numbers:
     """Pixel size of each optics group in use, or of each particle (3.0)."""
     if star.optics is not None and "rlnImagePixelSize" in star.optics:

@@ -57,9 +57,7 @@ def test_the_scale_of_an_image_does_not_change_its_correlation(
     batch, poses = particles(volume, random_rotations(COUNT, generator), generator)
     which = torch.zeros(COUNT, dtype=torch.long)
     both = [
-        measure_particle_features(
-            references, references.match(seen, poses), poses, batch.indices, which
-        )
+        measure_particle_features(references, references.match(seen, poses), poses, batch.indices, which)
         for seen in (batch, replace(batch, images=7 * batch.images))
     ]
     torch.testing.assert_close(both[1].errors, both[0].errors, atol=1e-5, rtol=0)

@@ -1,7 +1,7 @@
 import torch
 
 from cryoeq.geometry.fourier import HalfPlane, fft_image, ifft_image, shell_index
-from cryoeq.physics.noise import background_spectrum, background_noise_variance, shell_means
+from cryoeq.physics.noise import background_noise_variance, background_spectrum, shell_means
 
 
 def test_white_noise_has_a_flat_spectrum(generator: torch.Generator) -> None:
@@ -16,7 +16,9 @@ def test_the_particle_does_not_count(generator: torch.Generator) -> None:
     noise = torch.randn(200, 32, 32, generator=generator)
     x = torch.arange(32) - 16
     inside = (x[:, None] ** 2 + x**2) < 11**2
-    torch.testing.assert_close(background_noise_variance(noise + 5 * inside, 12.0), background_noise_variance(noise, 12.0))
+    torch.testing.assert_close(
+        background_noise_variance(noise + 5 * inside, 12.0), background_noise_variance(noise, 12.0)
+    )
 
 
 def test_coloured_noise_and_premultiplication(generator: torch.Generator) -> None:

@@ -12,6 +12,7 @@ from cryoeq.domain.events import Event, Note, Report
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import HalfMaps
 from cryoeq.evaluation.particle_scorers import z_scores
+from cryoeq.io.labels import SELECTION_Z_SCORE
 from cryoeq.io.mrc import read_map
 from cryoeq.io.particles import star_half_set, star_poses, write_particle_star
 from cryoeq.io.star import StarTable, read_star
@@ -24,7 +25,7 @@ from cryoeq.pipelines.screening.score_particles import LARGEST_BOX_PX, ScorerKin
 from cryoeq.runtime.random_streams import Stream, stream_generator
 from cryoeq.screening.view_coverage import ViewCoverage, measure_coverage
 
-SCORE_COLUMN = "rlnParticleSelectZScore"
+SCORE_COLUMN = SELECTION_Z_SCORE
 _MOST_HOLES = 5
 _CACHE_BYTES = 2**29
 

@@ -4,7 +4,6 @@ import math
 import sys
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 
 from cryoeq.config.simulate import SimulateConfig
@@ -12,6 +11,7 @@ from cryoeq.domain.events import Event, Note, Progress, Report
 from cryoeq.domain.optics import CtfParameters, Optics
 from cryoeq.domain.volume import Volume
 from cryoeq.geometry.fourier import HalfPlane
+from cryoeq.io.compose import compose_micrographs
 from cryoeq.io.mrc import write_image
 from cryoeq.io.star import write_blocks
 from cryoeq.io.text import write_json
@@ -69,7 +69,7 @@ def simulate_crystal(config: SimulateConfig, cell: tuple[float, float, float]) -
             truths.append(_truth(names[-1], crystal))
             yield Progress("writing micrographs", number + 1, config.count)
         write_json(run.path("truth.json"), {"cell": list(cell), "micrographs": truths})
-        write_blocks(run.path("micrographs.star"), _tables(names, optics, ctf))
+        write_blocks(run.path("micrographs.star"), compose_micrographs(names, optics, ctf))
         run.finish("done", {})
     yield Report(
         f"{config.count} simulated micrographs in {config.output}",
@@ -106,25 +106,4 @@ def _truth(name: str, crystal: Crystal) -> dict[str, object]:
         "in_plane_deg": math.degrees(crystal.in_plane_rad),
         "tilt_deg": math.degrees(crystal.tilt_rad),
         "tilt_axis_deg": math.degrees(crystal.tilt_axis_rad),
-    }
-
-
-def _tables(names: list[str], optics: Optics, ctf: CtfParameters) -> dict[str, dict[str, np.ndarray]]:
-    """RELION's micrographs star."""
-    shared = {
-        "rlnOpticsGroupName": optics.name,
-        "rlnOpticsGroup": "1",
-        "rlnMicrographPixelSize": f"{optics.pixel_size_angstrom:.6f}",
-        "rlnVoltage": f"{optics.voltage_kv:.6f}",
-        "rlnSphericalAberration": f"{optics.spherical_aberration_mm:.6f}",
-        "rlnAmplitudeContrast": f"{optics.amplitude_contrast:.6f}",
-    }
-    angles_deg = ctf.defocus_angle_rad.rad2deg()
-    columns = {
-        "rlnDefocusU": ctf.defocus_u_angstrom, "rlnDefocusV": ctf.defocus_v_angstrom, "rlnDefocusAngle": angles_deg
-    }  # fmt: skip
-    each = {label: np.array([f"{value:.6f}" for value in values.tolist()]) for label, values in columns.items()}
-    return {
-        "optics": {label: np.array([text]) for label, text in shared.items()},
-        "micrographs": {"rlnMicrographName": np.array(names), "rlnOpticsGroup": np.full(len(names), "1"), **each},
     }
