@@ -27,14 +27,14 @@ class ParticleDataset:
     """A particle stack with its preprocessing decided.
 
     Args:
-        table: the particles as stored, with the box and pixel size of the files.
+        table: particles as stored, with the box and pixel size of the files.
         box_size_px: side of the images in the batches.
-        pixel_size_angstrom: of the images in the batches.
-        notes: what was found and decided, one sentence each, to be shown to the user.
-        images: the stored pixels.
-        preprocessing: what is done to them.
-        cache: all images preprocessed, in memory or on the scratch disk; None where neither has room.
-        is_large: they do not fit into memory.
+        pixel_size_angstrom: pixel size of the images in the batches.
+        notes: findings and decisions for the user, one sentence each.
+        images: stored pixels, read on demand.
+        preprocessing: Fourier crop, scale and sign that are applied to each stored image.
+        cache: preprocessed images, in memory or on the scratch disk; None where images are read from their files.
+        is_large: True where the preprocessed images do not fit into memory.
     """
 
     table: ParticleTable
@@ -59,12 +59,11 @@ class ParticleDataset:
         """Decide contrast and scale from up to 512 images, and read the whole stack into memory where it is small.
 
         Args:
-            stack: the particles.
-            working_box_px: even box to Fourier-crop to, at least 16; None keeps that of the images.
-            sign: 1 or -1, what to multiply by so that protein is bright; None decides from the images.
-            cache_bytes: largest size of the preprocessed stack, in bytes of memory, that is kept there; 0 streams
-                from the disk.
-            scratch: folder on a local disk that keeps it instead, where it is larger.
+            working_box_px: even box to Fourier-crop to, at least 16; None keeps the box of the images.
+            sign: contrast, 1 or -1, by which images are multiplied so that protein is bright; None decides from the
+                images.
+            cache_bytes: largest preprocessed stack, in bytes, that is kept in memory; 0 reads from the files each time.
+            scratch: folder on a local disk that keeps a larger preprocessed stack; None for none.
 
         Raises:
             ConfigError: the working box is odd, tiny, or larger than the images.
@@ -107,7 +106,7 @@ class ParticleDataset:
         """These particles, on the CPU.
 
         Args:
-            rows: of the table, in any order.
+            rows: rows of the particle table, in any order.
         """
         images = self.preprocessing.apply(self.images.read(rows)) if self.cache is None else self.cache[rows]
         return ParticleBatch(rows, images, None if self.table.ctf is None else self.table.ctf[rows])
@@ -118,7 +117,7 @@ class ParticleDataset:
         Where pixels stream from the disk, those of several batches are read at once, in the order of the files.
 
         Args:
-            parts: rows of the table for each batch, in any order.
+            parts: rows of the particle table for each batch, in any order.
         """
         if self.cache is not None:
             yield from map(self.batch, parts)
@@ -154,7 +153,7 @@ class ParticleDataset:
         stay mixed as they are.
 
         Args:
-            order: rows of the table, shuffled.
+            order: shuffled rows of the particle table.
         """
         if not self.is_large:
             return order
@@ -168,8 +167,7 @@ class ParticleDataset:
         """All particles once, or those of ``order``; the last batch may be smaller.
 
         Args:
-            batch_size: particles per batch.
-            order: rows of the table; None takes them in the order of the file.
+            order: rows of the particle table; None for all, in the order of the file.
         """
         rows = torch.arange(len(self)) if order is None else order
         for chunk in torch.split(rows, batch_size):

@@ -19,8 +19,8 @@ def prefetch(batches: Iterator[ParticleBatch], device: torch.device) -> Generato
     batch would have come. The thread ends with the iteration.
 
     Args:
-        batches: on the CPU; used by the thread alone.
-        device: where they are wanted.
+        batches: batches on the CPU; used by the thread alone.
+        device: device of the batches that are yielded.
     """
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 

@@ -24,8 +24,8 @@ class ContrastDecision:
     """Whether the protein is bright in the stored images.
 
     Args:
-        sign: factor that makes it bright, 1 or -1.
-        reason: one sentence for the user.
+        sign: factor that makes protein bright, 1 or -1.
+        reason: reason of the decision, one sentence for the user.
     """
 
     sign: int
@@ -37,8 +37,9 @@ class BackgroundScale:
     """By what the images are divided.
 
     Args:
-        value: one standard deviation for all; None divides each image by that of its own background.
-        reason: one sentence for the user.
+        value: standard deviation by which all images are divided; None divides each image by that of its own
+            background.
+        reason: reason of the choice, one sentence for the user.
     """
 
     value: float | None
@@ -51,8 +52,8 @@ class Preprocessing:
 
     Args:
         working_box_px: side of the images after the crop.
-        scale: as of ``BackgroundScale.value``.
-        sign: 1 or -1.
+        scale: standard deviation by which all images are divided; None for that of each image's background.
+        sign: factor that makes protein bright, 1 or -1.
     """
 
     working_box_px: int
@@ -89,7 +90,7 @@ def decide_contrast(images: Float[Tensor, "batch n n"]) -> ContrastDecision:
     function leaves the sign as it is, since it is positive from zero frequency to the first zero under focus.
 
     Args:
-        images: at least 3, evenly drawn from the stack; 500 are plenty.
+        images: 3 images at least, drawn evenly from the stack; 500 are plenty.
     """
     radius2 = _squared_radius(images.shape[-1], images.device)
     weights = torch.exp(-radius2 / (2 * 0.25**2))
@@ -116,8 +117,8 @@ def decide_scale(images: Float[Tensor, "batch n n"], *, is_premultiplied: bool =
     contains. Without noise the background is constant, or mere ripples, and the whole images set the scale.
 
     Args:
-        images: a sample of the stack, cropped to the working box.
-        is_premultiplied: the images were multiplied by their CTF.
+        images: sample of the stack, cropped to the working box.
+        is_premultiplied: whether the images were multiplied by their CTF.
     """
     own = images[:, background_mask(images.shape[-1], images.device)].std(1)
     middle = own.median()
@@ -142,9 +143,9 @@ def normalise_background(images: Float[Tensor, "batch n n"], scale: float | None
     """Images whose background, outside the circle of 0.75 of half the box, has mean 0 and standard deviation 1.
 
     Args:
-        images: at the working box.
-        scale: the standard deviation to divide all by; None takes each image's own, and leaves a constant background
-            unscaled.
+        images: images at the working box.
+        scale: standard deviation by which all images are divided; None takes that of each image's background, and
+            leaves a constant background unscaled.
     """
     background = images[:, background_mask(images.shape[-1], images.device)]
     centred = images - background.mean(1)[:, None, None]

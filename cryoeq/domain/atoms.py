@@ -15,10 +15,10 @@ class Atoms:
     """A cloud of isotropic Gaussian scatterers.
 
     Args:
-        positions_angstrom: centres (x, y, z).
-        weights: integral of each scatterer, its atomic number times its occupancy.
-        bfactors_angstrom2: width of each: its transform is weight * exp(-B s^2 / 4), so that B = 8 pi^2 sigma^2 for a
-            Gaussian of standard deviation sigma.
+        positions_angstrom: centres (x, y, z) of the atoms.
+        weights: integral of each scatterer: its atomic number times its occupancy.
+        bfactors_angstrom2: B-factor of each scatterer: its transform is weight * exp(-B s^2 / 4), so that B = 8 pi^2
+            sigma^2 for a Gaussian of standard deviation sigma.
     """
 
     positions_angstrom: Float[Tensor, "atoms 3"]

@@ -20,11 +20,12 @@ class Progress:
     """How far a stage has come.
 
     Args:
-        stage: its name, for example "training".
-        done: units finished.
-        total: units in all.
-        metrics: numbers of interest, for example {"loss": 0.93}.
-        iteration: number of this iteration of the stage, from 1, and how many there are; None without iterations.
+        stage: name of the stage, for example "half-set refinement".
+        done: units of work finished.
+        total: units of work in all.
+        metrics: metrics of the stage by name, for example {"loss": 0.93}.
+        iteration: number of this iteration of the stage, from 1, and count of its iterations; None for a stage without
+            iterations.
     """
 
     stage: str
@@ -39,8 +40,8 @@ class Report:
     """A table of results, for a reader.
 
     Args:
-        title: what the numbers are of.
-        rows: label and value, in the order to show.
+        title: subject of the table.
+        rows: values by label, in the order of the table.
     """
 
     title: str

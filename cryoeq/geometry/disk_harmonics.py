@@ -35,7 +35,7 @@ class DiskHarmonics:
     """An orthonormal basis, to the accuracy of sums over a grid of pixels, of real images in Fourier space.
 
     Args:
-        plane: the coefficients of the images.
+        plane: coefficients of the images.
         orders: m >= 0 of each angular mode, the even ones first; those of -m follow from the images being real.
         basis: radial function times exp(i m theta), 0 where an order has fewer radial functions.
         even_weights: takes real parts of images to coefficients of even order.
@@ -53,8 +53,8 @@ class DiskHarmonics:
         """The basis for images whose content lies within a disk.
 
         Args:
-            plane: the coefficients; the band ends half a cycle beyond the last of them.
-            support_radius_px: of the disk in real space, in pixels of the plane's box.
+            plane: coefficients of the images; the band ends half a cycle beyond the last of them.
+            support_radius_px: radius of the disk in real space, in pixels of the plane's box.
         """
         functions = _radial_functions(plane, support_radius_px)
         orders = [*range(0, len(functions), 2), *range(1, len(functions), 2)]

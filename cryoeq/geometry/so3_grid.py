@@ -47,8 +47,6 @@ def so3_grid(
     Args:
         healpix_order: 12 * 4^order view directions, about 58.6 / 2^order degrees apart.
         n_inplane: in-plane angles per view; None for 6 * 2^order, as RELION has it.
-        dtype: of the matrices.
-        device: of the matrices.
     """
     count = 6 * 2**healpix_order if n_inplane is None else n_inplane
     inplane = torch.arange(count, dtype=torch.float64) * (2 * math.pi / count)

@@ -31,8 +31,8 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     """Read a checkpoint without executing code from it.
 
     Args:
-        path: what ``save_checkpoint`` wrote.
-        device: where its tensors go.
+        path: file of ``save_checkpoint``.
+        device: device of the tensors.
 
     Raises:
         CheckpointError: the file is missing, damaged or not a checkpoint of cryoeq.

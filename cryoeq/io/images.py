@@ -22,8 +22,8 @@ class LazyImages:
 
     Args:
         stacks: the distinct image files.
-        stack_index: which of them holds each particle.
-        slice_index: which image of that file, counted from 0.
+        stack_index: index of each particle's file among the stacks.
+        slice_index: index of each particle's image in its file, from 0.
     """
 
     stacks: tuple[MrcStack, ...]
@@ -67,7 +67,7 @@ def locate_images(star: StarTable, datadir: Path | None) -> tuple[LazyImages, tu
 
     Args:
         star: its column rlnImageName holds ``000001@path/to/stack.mrcs``, counted from 1, or a file of one image.
-        datadir: where to look first.
+        datadir: folder that is searched first for the stacks; None for none.
 
     Raises:
         ParticleFileError: a stack is missing (the message lists where it was sought) or damaged, a number is not in its

@@ -26,7 +26,7 @@ class AtomicModel:
     """The first model of a coordinate file, all its atoms as they are, in the file's frame.
 
     Args:
-        structure: as gemmi parsed it.
+        structure: structure as parsed by gemmi.
     """
 
     structure: gemmi.Structure
@@ -58,9 +58,10 @@ class AtomicModel:
 
         Args:
             box_size_px: side of the map.
-            pixel_size_angstrom: of the map.
+            pixel_size_angstrom: pixel size of the map.
             corner_angstrom: place (x, y, z) of its first voxel in the frame of the model.
-            bfactor_angstrom2: one B-factor for all atoms; None for those of the file, anisotropic ones included.
+            bfactor_angstrom2: one B-factor for all atoms; None for the B-factors of the file, anisotropic ones
+                included.
         """
         n, side = box_size_px, box_size_px * pixel_size_angstrom
         atoms = self._atoms_within(corner_angstrom, side, bfactor_angstrom2)

@@ -59,7 +59,7 @@ def read_map_corner(path: Path, pixel_size_angstrom: float) -> Float[Tensor, " 3
 
     Args:
         path: an MRC file.
-        pixel_size_angstrom: of the map.
+        pixel_size_angstrom: pixel size of the map.
     """
     header = read_header(path, MapFileError)
     if any(header.origin_angstrom) and all(map(math.isfinite, header.origin_angstrom)):
@@ -75,7 +75,8 @@ def write_map(
     Args:
         path: the ``.mrc`` file to create or replace.
         volume: the map.
-        label: for the header, for example the command that made it; cut at 80 characters with version and date.
+        label: title in the header, for example the command that made the map; cut at 80 characters with version and
+            date.
         origin_angstrom: place (x, y, z) of the first voxel, for viewers.
 
     Raises:
@@ -129,8 +130,8 @@ def write_image(path: Path, values: Float[Tensor, "ny nx"], pixel_size_angstrom:
     Args:
         path: the ``.mrc`` file to create or replace.
         values: grey values (y, x).
-        pixel_size_angstrom: of the image.
-        label: for the header.
+        pixel_size_angstrom: pixel size of the image.
+        label: title in the header.
 
     Raises:
         OutputError: the disk is full or the place cannot be written.
@@ -229,8 +230,8 @@ class StackWriter:
         path: the ``.mrcs`` file to create or replace.
         count: images that will be appended.
         box_size_px: their side.
-        pixel_size_angstrom: of the images.
-        label: for the header.
+        pixel_size_angstrom: pixel size of the images.
+        label: title in the header.
     """
 
     def __init__(

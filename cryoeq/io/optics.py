@@ -28,10 +28,10 @@ def with_optics_block(
     Columns that are there stay verbatim, but for a pixel size that ``angpix`` overrides; what RELION asks for is added.
 
     Args:
-        star: of RELION 3.0 (voltage, Cs and amplitude contrast per particle, no optics block) or later.
+        star: star file of RELION 3.0 (voltage, Cs and amplitude contrast per particle, no optics block) or later.
         angpix: pixel size in Angstrom; overrides that of the file.
-        box_size_px: side of the images, None if unknown.
-        ignore_ctf: microscope parameters may be missing.
+        box_size_px: side of the images; None if unknown.
+        ignore_ctf: whether microscope parameters may be missing.
 
     Raises:
         ParticleFileError: a column is missing or the pixel size is.
@@ -78,8 +78,8 @@ def star_pixel_size(star: StarTable, *, angpix: float | None = None) -> float:
     """The one pixel size of all images of a star file, in Angstrom.
 
     Args:
-        star: of any RELION version.
-        angpix: overrides what the file says.
+        star: star file of any RELION version.
+        angpix: pixel size in Angstrom; overrides that of the file.
 
     Raises:
         ParticleFileError: it is missing, zero, or differs between particles.

@@ -29,10 +29,10 @@ class ParticleStack:
     """A particle file that was opened: all that is known of it, its pixels on the disk.
 
     Args:
-        table: the particles.
-        star: every column of the input as text, in RELION's 3.1 layout: what ``write_particle_star`` wants.
-        images: the pixels, read when asked for.
-        notes: what the user should know about the input, one sentence each.
+        table: particles without their pixels.
+        star: every column of the input as text, in RELION's 3.1 layout, for ``write_particle_star``.
+        images: pixels on the disk, read on demand.
+        notes: findings about the input for the user, one sentence each.
     """
 
     table: ParticleTable
@@ -52,11 +52,11 @@ def read_particles(
     """Open a RELION star file (3.0, 3.1 or later), cryoSPARC's ``.cs``, or a bare ``.mrcs`` stack. No pixel is read.
 
     Args:
-        path: the star file, table or stack.
+        path: star file, table or stack.
         angpix: pixel size in Angstrom; fills in or overrides that of the file.
-        datadir: folder in which to look first for the stacks that the star names.
-        with_poses: read Euler angles, origins and half sets too; inference leaves them unread.
-        ignore_ctf: read no CTF; a bare stack has none anyway.
+        datadir: folder that is searched first for the stacks that the star file names.
+        with_poses: whether Euler angles, origins and half sets are read too; inference leaves them unread.
+        ignore_ctf: whether the CTF is left unread; a bare stack has none in any case.
 
     Raises:
         ParticleFileError: anything that is wrong with the input, with the column, row or file concerned.
@@ -116,7 +116,7 @@ def star_poses(star: StarTable, *, angpix: float | None = None) -> Poses:
     """Orientations and shifts of a star file; the images need not be there.
 
     Args:
-        star: of any RELION version. Origins are taken in Angstrom, else (3.0) in pixels, else as zero.
+        star: star file of any RELION version; origins are read in Angstrom, else (3.0) in pixels, else taken as zero.
         angpix: pixel size in Angstrom for origins in pixels; overrides that of the file.
 
     Raises:
@@ -172,13 +172,13 @@ def write_particle_star(
     """Write particles as RELION 3.1 and later read them, every input column and the row order kept.
 
     Args:
-        path: the star file to create or replace.
-        star: the particles, of any RELION version; ``ParticleStack.star`` knows a pixel size that the file does not.
-        poses: set as rlnAngleRot/Tilt/Psi and rlnOriginX/YAngst (and in pixels where the input has such columns, lest
-            an old origin outlive its angles); None leaves the columns as they are.
-        half_set: set as rlnRandomSubset.
+        path: star file to create or replace.
+        star: particles, of any RELION version; ``ParticleStack.star`` knows a pixel size that the file does not.
+        poses: poses, set as rlnAngleRot/Tilt/Psi and rlnOriginX/YAngst (and in pixels where the input has such columns,
+            lest an old origin outlive its angles); None leaves the columns unchanged.
+        half_set: half sets, set as rlnRandomSubset.
         confidence: probability of the pose, set as rlnMaxValueProbDistribution.
-        figure_of_merit: between 0 and 1, set as rlnParticleFigureOfMerit.
+        figure_of_merit: figure of merit between 0 and 1, set as rlnParticleFigureOfMerit.
         extra_columns: further columns by name, one value per particle.
 
     Raises:

@@ -36,9 +36,9 @@ class StarTable:
     """The optics groups and the particles of a star file.
 
     Args:
-        optics: one array of text per column of ``data_optics``; None in RELION 3.0 files, which have none.
-        particles: the same of the particles. Column names carry no leading underscore.
-        path: where it was read from, for messages.
+        optics: columns of ``data_optics`` as text; None for files of RELION 3.0, which have none.
+        particles: columns of the particles as text; their names carry no leading underscore.
+        path: file of the table, for messages; None for a new one.
     """
 
     optics: Columns | None
@@ -52,7 +52,7 @@ class StarTable:
         """Some of the particles, with their optics groups.
 
         Args:
-            numbers: of their rows, from 0.
+            numbers: row numbers, from 0.
         """
         return replace(self, particles={name: values[list(numbers)] for name, values in self.particles.items()})
 
@@ -61,7 +61,7 @@ class StarTable:
 
         Args:
             column: its name, for example ``rlnDefocusU``.
-            advice: what the user can do without it.
+            advice: advice to the user where the column is missing.
 
         Raises:
             ParticleFileError: there is no such column; the message names it.
@@ -77,7 +77,7 @@ class StarTable:
         Args:
             column: its name.
             default: value where the column is missing; None makes that an error.
-            advice: what the user can do without it.
+            advice: advice to the user where the column is missing.
 
         Raises:
             ParticleFileError: the column is missing, or a value is not a finite number; the message names the first

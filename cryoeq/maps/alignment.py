@@ -38,8 +38,8 @@ class MapAlignment:
 
     Args:
         rotation: R, from the frame of the moving map to that of the reference, vectors (x, y, z) from voxel n // 2.
-        shift_angstrom: d.
-        is_mirrored: the moving map has the other hand.
+        shift_angstrom: d, in Angstrom.
+        is_mirrored: whether the moving map has the other hand.
         correlation: mean FSC with the reference over the shells that were compared.
     """
 
@@ -49,11 +49,7 @@ class MapAlignment:
     correlation: float
 
     def apply(self, moving: Volume) -> Volume:
-        """The moving map, or another in its frame such as a half map, in the frame of the reference.
-
-        Args:
-            moving: the map to mirror, turn and shift.
-        """
+        """The moving map, or another in its frame such as a half map, in the frame of the reference."""
         values = mirror_map(moving.values) if self.is_mirrored else moving.values
         return replace(moving, values=turn_map(values, self.rotation, self.shift_angstrom / moving.pixel_size_angstrom))
 
@@ -102,9 +98,9 @@ def align_map(
     """Rotation, shift and, if asked, hand that bring a map onto a reference.
 
     Args:
-        moving: the map to align.
-        reference: the map that stays.
-        with_hand: also try the mirror image of the moving map.
+        moving: map to align.
+        reference: map that stays in place.
+        with_hand: whether the mirror image of the moving map is tried too.
         start: a rotation R within about 10 degrees of the answer, for example the transpose of a
             ``PoseGauge.rotation``; saves the search over SO(3).
 

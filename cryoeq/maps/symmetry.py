@@ -54,9 +54,11 @@ class SymmetryFit:
 
     Args:
         rotation: R, from the frame of the map to that of ``symmetry_rotations``, vectors (x, y, z) from voxel n // 2.
-        shift_angstrom: d.
-        correlation: between the map and its copies turned by the group, the mean over all elements but the identity.
-        element_correlations: one number per element of ``symmetry_rotations``, 1 for the identity.
+        shift_angstrom: d, in Angstrom.
+        correlation: correlation of the map with its copies rotated by the group, the mean over all elements but the
+            identity.
+        element_correlations: correlation with each rotated copy, in the order of ``symmetry_rotations``; 1 for the
+            identity.
     """
 
     rotation: Float[Tensor, "3 3"]
@@ -69,8 +71,8 @@ def find_symmetry(volume: Volume, symmetry: str) -> SymmetryFit:
     """The axes and the centre about which a map agrees best with its copies turned by a point group.
 
     Args:
-        volume: a map, noisy or not, in any orientation, its molecule inside the sphere that fits into the box.
-        symmetry: as for ``symmetry_rotations``. The axes of C1 are those of the map as it is.
+        volume: map, noisy or not, in any orientation, its molecule inside the sphere that fits into the box.
+        symmetry: point group, as for ``symmetry_rotations``; the axes of C1 are those of the map.
 
     Raises:
         ConfigError: no such group.
@@ -93,9 +95,9 @@ def impose_symmetry(volume: Volume, symmetry: str, fit: SymmetryFit) -> Volume:
     """The map turned into the standard frame of a point group and averaged over the group.
 
     Args:
-        volume: the map that was fitted, or another in its frame such as a half map.
-        symmetry: the group that was fitted.
-        fit: from ``find_symmetry``.
+        volume: map that was fitted, or another in its frame such as a half map.
+        symmetry: point group that was fitted.
+        fit: axes and centre of the group in the map, from ``find_symmetry``.
     """
     shift_px = fit.shift_angstrom / volume.pixel_size_angstrom
     group = symmetry_rotations(symmetry).to(fit.rotation)
@@ -114,7 +116,7 @@ def planar_symmetry_score(volume: Volume) -> float:
     it does not show that the poses are right: a run whose particles ended in many places, of either hand, had 0.60.
 
     Args:
-        volume: a map, in any orientation, its molecule inside the sphere that fits into the box.
+        volume: map in any orientation, its molecule inside the sphere that fits into the box.
 
     Raises:
         MapFileError: a map without contrast.
@@ -132,7 +134,7 @@ class _Placement:
     """Elements of a group turned by T (g -> T g T^-1) about a centre, with their mean correlation.
 
     Args:
-        row: which row of the search grid was turned.
+        row: row of the search grid from which the rotation started.
         turn: T.
         centre: fixed by all elements, (x, y, z) from voxel n // 2 in units of the box.
         score: the mean correlation.
@@ -151,7 +153,7 @@ class _SelfComparison:
     Args:
         coords: (x, y, z) of each coefficient with x >= 0, in cycles per box.
         weights: one over the amplitude of the coefficient's shell.
-        reference: the coefficients.
+        reference: coefficients of the map.
         padded: oversampled transform of the map; real and imaginary part.
     """
 

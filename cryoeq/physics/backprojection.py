@@ -71,9 +71,9 @@ class WienerBackprojection:
 
         Args:
             matched: centred images times their transfer over their noise variance: ``undo_optics`` with that factor.
-            power: squared transfer over noise variance: what ``matched`` holds where the map's transform is 1.
+            power: squared transfer over noise variance: the value of ``matched`` where the map's transform is 1.
             rotations: RELION's matrices A.
-            plane: which coefficients.
+            plane: coefficients that the images have.
         """
         channels = torch.stack([matched.real, matched.imag, power])
         return replace(self, sums=self.sums + spread_slices(channels, rotations, plane, self.sums.shape[-1]))

@@ -21,11 +21,11 @@ def form_images(
     """Noise-free image transforms: slice * transfer * shift.
 
     Args:
-        padded: from ``prepare_slices``.
+        padded: oversampled transform of the map, from ``prepare_slices``.
         rotations: RELION's matrices A.
         shifts_px: RELION's origin offsets, in pixels of the plane's box.
-        transfer: from ``image_transfer``; None for images without a CTF.
-        plane: which coefficients.
+        transfer: transfer of each image, from ``image_transfer``; None for images without a CTF.
+        plane: coefficients to compute.
     """
     return apply_optics(extract_slices(padded, rotations, plane), shifts_px, transfer, plane)
 

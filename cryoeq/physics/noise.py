@@ -16,8 +16,8 @@ def background_spectrum(images: Float[Tensor, "batch n n"], particle_radius_px: 
     """Variance per coefficient (orthonormal transform) of the noise in each image, per shell, up to Nyquist.
 
     Args:
-        images: in real space.
-        particle_radius_px: what lies further from the centre is noise; a cosine edge of 3 pixels follows it.
+        images: images in real space.
+        particle_radius_px: radius beyond which an image holds noise only; a cosine edge of 3 pixels follows it.
     """
     n = images.shape[-1]
     x = torch.arange(n, dtype=images.dtype, device=images.device) - n // 2
@@ -38,10 +38,10 @@ def background_noise_variance(
     """Noise variance per shell of images that share one spectrum, before any premultiplication by the CTF.
 
     Args:
-        images: in real space.
-        particle_radius_px: see ``background_spectrum``.
-        transfer_power: by what the noise of each image was multiplied, per shell: the CTF squared of premultiplied
-            images; None for 1.
+        images: images in real space.
+        particle_radius_px: radius beyond which an image holds noise only.
+        transfer_power: factor on the noise power of each image and shell: the CTF squared of premultiplied images; None
+            for 1.
     """
     measured = background_spectrum(images, particle_radius_px).mean(0)
     variance = measured if transfer_power is None else measured / transfer_power.mean(0).clamp(min=_LEAST_VARIANCE)

@@ -59,9 +59,9 @@ def extract_slices(
     """Central slices of a map: the orthonormal image transforms of its projections. Differentiable in both tensors.
 
     Args:
-        padded: from ``prepare_slices``.
+        padded: oversampled transform of the map, from ``prepare_slices``.
         rotations: RELION's matrices A.
-        plane: which coefficients, of the unpadded box.
+        plane: coefficients to compute, of the unpadded box.
     """
     sampled = sample_slices(_as_channels(padded)[0], rotations, plane)
     return torch.complex(sampled[0], sampled[1])
@@ -73,9 +73,9 @@ def sample_slices(
     """As ``extract_slices`` for any number of real channels that share their places.
 
     Args:
-        channels: oversampled transforms, each a real number per coefficient.
+        channels: oversampled transforms, one real number per coefficient and channel.
         rotations: RELION's matrices A.
-        plane: which coefficients, of the unpadded box.
+        plane: coefficients to compute, of the unpadded box.
     """
     grid = sampling_grid(rotations, plane, channels.shape[-1])
     # On the CPU only the first axis is shared among threads.
@@ -101,7 +101,7 @@ def spread_slices(
     Args:
         channels: real numbers per point of the plane, for example real part, imaginary part and weight.
         rotations: RELION's matrices A.
-        plane: which coefficients, of the unpadded box.
+        plane: coefficients of the slices, of the unpadded box.
         padded_size: m, side of the transform to fill.
     """
     m, side = padded_size, padded_size + 1  # one sample more, so that the last neighbour needs no test; it is cut off

@@ -28,7 +28,7 @@ def sample_atoms(atoms: Atoms, box_size_px: int, pixel_size_angstrom: float) -> 
     Args:
         atoms: positions about the centre of the box.
         box_size_px: side of the map.
-        pixel_size_angstrom: of the map.
+        pixel_size_angstrom: pixel size of the map.
 
     Returns:
         A map whose voxels add up to the weights of the atoms.
@@ -77,8 +77,8 @@ def resample_map(volume: Volume, box_size_px: int, pixel_size_angstrom: float) -
 
     Args:
         volume: a map.
-        box_size_px: of the new map.
-        pixel_size_angstrom: of the new map; frequencies above the lower of both Nyquist limits are dropped.
+        box_size_px: side of the new map.
+        pixel_size_angstrom: pixel size of the new map; frequencies above the lower of both Nyquist limits are dropped.
     """
     n = volume.box_size_px
     device, dtype = volume.values.device, volume.values.dtype

@@ -52,9 +52,9 @@ def draw_ctf(count: int, optics: Optics, defocus: DefocusRange, generator: torch
     """CTF parameters of particles of one optics group.
 
     Args:
-        count: how many particles.
+        count: number of particles.
         optics: voltage, Cs and amplitude contrast.
-        defocus: how defocus is drawn.
+        defocus: distribution of the defocus.
         generator: source of chance, on the CPU.
     """
     mean = defocus.min_angstrom + (defocus.max_angstrom - defocus.min_angstrom) * torch.rand(count, generator=generator)
@@ -81,7 +81,7 @@ def draw_poses(count: int, views: Views, shift_sigma_angstrom: float, generator:
     """Random poses.
 
     Args:
-        count: how many.
+        count: number of particles.
         views: ``uniform`` over all rotations; or ``preferred``: 70 % of the view directions from the von Mises-Fisher
             distribution with concentration 10 about +z of the map, 30 % uniform, the in-plane angle uniform for all.
         shift_sigma_angstrom: standard deviation of the shift along x and along y.
@@ -139,9 +139,9 @@ class NoiseFreeStack:
     Args:
         sampler: transform of the map.
         plane: coefficients within Nyquist; images are band-limited to them.
-        poses: of the particles.
-        ctf: None for images without a CTF.
-        pixel_size_angstrom: of map and images.
+        poses: poses of the particles.
+        ctf: CTF parameters of the particles; None for images without a CTF.
+        pixel_size_angstrom: pixel size of map and images.
     """
 
     sampler: FourierSampler
@@ -155,9 +155,8 @@ class NoiseFreeStack:
         """Images of a map, computed on the map's device.
 
         Args:
-            volume: the map.
-            poses: of the particles, on that device.
-            ctf: of the particles, on that device.
+            poses: poses of the particles, on the map's device.
+            ctf: CTF parameters of the particles, on the map's device; None for images without a CTF.
         """
         n = volume.box_size_px
         plane = HalfPlane.up_to(n, (n - 1) / 2, volume.values.device)

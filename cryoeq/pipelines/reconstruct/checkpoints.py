@@ -54,8 +54,8 @@ class Checkpoints:
     Args:
         folder: folder of the files; made with the first.
         count: particles of the run.
-        device: where states go.
-        resume: whether to read what is there; else each step is run.
+        device: device of the states that are read.
+        resume: whether saved steps are read; else each step is run.
     """
 
     folder: Path
@@ -72,7 +72,7 @@ class Checkpoints:
         """The state after a step: from its checkpoint, else by running it.
 
         Args:
-            name: of the step, the same in every run.
+            name: name of the step, the same in every run.
             step: runs it.
 
         Raises:
@@ -163,7 +163,7 @@ def load_training_state(config: ReconstructConfig, count: int, device: torch.dev
     Args:
         config: settings of the continuation.
         count: particles of the run.
-        device: where its tensors go.
+        device: device of the tensors.
 
     Raises:
         CheckpointError: the file is damaged, or of other particles or settings.
@@ -191,7 +191,6 @@ def save_training_state(run: RunFolder, config: ReconstructConfig, state: dict[s
     Args:
         run: the run folder.
         config: its settings, which a continuation must share.
-        state: of the training.
     """
     with deferred_signals():
         save_checkpoint(

@@ -23,7 +23,7 @@ class SuppliedMaps:
     Args:
         mask: values between 0 and 1 in the frame of the maps; None without.
         reference: a map in any frame; None without.
-        notes: on what is not used, and why.
+        notes: notes on files that are not used, and the reason.
     """
 
     mask: Volume | None = None

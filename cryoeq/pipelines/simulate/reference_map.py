@@ -30,8 +30,8 @@ def read_truth(config: SimulateConfig, device: torch.device) -> Truth:
     """The map to project, from atoms or from a map.
 
     Args:
-        config: which model, box, pixel size and symmetry.
-        device: where to compute.
+        config: settings of the simulation: model, box, pixel size and symmetry.
+        device: device of the computation.
 
     Raises:
         MapFileError: the model is missing, damaged, or neither atoms nor a map.

@@ -41,7 +41,7 @@ def simulate(config: SimulateConfig) -> Iterator[Event]:
     the run. Every file appears whole or not at all, ``particles.star`` last. Crystals: see ``simulate_crystal``.
 
     Args:
-        config: what to simulate.
+        config: settings of the simulation.
 
     Yields:
         Notes on what was chosen, progress, and a report.
