@@ -1,4 +1,4 @@
-"""Batches of particles read while those before them are in use, and copied to a GPU meanwhile."""
+"""Prefetch of batches: read by a thread, and copied to a GPU, while earlier batches are in use."""
 
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -15,8 +15,8 @@ def prefetch(batches: Iterator[ParticleBatch], device: torch.device) -> Generato
     """The same batches in their order, on a device.
 
     A thread reads them. For a GPU it also puts them into pinned memory, from where they are copied on a stream of
-    their own: neither the GPU nor who works with it waits. What goes wrong while a batch is read is raised where that
-    batch would have come. The thread ends with the iteration.
+    their own: neither the GPU nor the caller waits. An error while a batch is read is raised where that batch is
+    due. The thread ends with the iteration.
 
     Args:
         batches: batches on the CPU; used by the thread alone.

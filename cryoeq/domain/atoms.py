@@ -1,4 +1,4 @@
-"""Atomic models, as far as a projection needs them."""
+"""Atoms of a molecule as Gaussian scatterers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ class Atoms:
         return Atoms(positions, self.weights, self.bfactors_angstrom2)
 
     def rotated(self, rotation: Float[Tensor, "3 3"]) -> "Atoms":
-        """The same atoms turned about the origin: r -> rotation r. An improper matrix mirrors them."""
+        """The same atoms rotated about the origin: r -> rotation r. An improper matrix mirrors them."""
         return Atoms(self.positions_angstrom @ rotation.T, self.weights, self.bfactors_angstrom2)
 
     @property

@@ -1,4 +1,4 @@
-"""What a pipeline says while it works; the command line draws it, tests read it."""
+"""Events of a pipeline: notes, progress and reports, drawn by the command line and read by tests."""
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage has come.
+    """Progress of a stage.
 
     Args:
         stage: name of the stage, for example "half-set refinement".
@@ -37,7 +37,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Report:
-    """A table of results, for a reader.
+    """A table of results for the user.
 
     Args:
         title: subject of the table.
@@ -52,7 +52,7 @@ Event = Note | Progress | Report
 
 
 def result_of(steps: Generator[Event, None, Result]) -> Result:
-    """Run steps to their end without showing their events; what they return."""
+    """Run steps to their end without showing their events; their result."""
     while True:
         try:
             next(steps)

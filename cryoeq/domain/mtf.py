@@ -1,4 +1,4 @@
-"""Detectors."""
+"""Modulation transfer function (MTF) of a detector."""
 
 from dataclasses import dataclass
 

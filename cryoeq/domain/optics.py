@@ -1,4 +1,4 @@
-"""What the microscope did to the particles."""
+"""Optics groups, and the CTF parameters of particles."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Optics:
-    """One optics group: what all its particles share.
+    """One optics group: parameters that its particles share.
 
     Args:
         name: name of the group (rlnOpticsGroupName).
@@ -31,7 +31,7 @@ class Optics:
 
 @dataclass(frozen=True)
 class CtfParameters:
-    """All that the contrast transfer function of each particle depends on, one value per particle.
+    """Parameters of the contrast transfer function, one value per particle.
 
     Args:
         defocus_u_angstrom: larger defocus, positive under focus.

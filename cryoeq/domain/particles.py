@@ -1,4 +1,4 @@
-"""Particle stacks: what is known of them without their pixels, and batches of them with."""
+"""Particle tables without pixels, and batches of particles with them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

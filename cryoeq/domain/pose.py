@@ -42,7 +42,7 @@ class Poses:
 class PoseSet(ParticleRows):
     """Poses as Fourier-space code needs them: a shift is a phase ramp, counted in pixels of the plane's box.
 
-    ``to_angstrom`` and ``from_angstrom`` are the only places where pixels become Angstrom and back.
+    ``to_angstrom`` and ``from_angstrom`` are the only conversion between pixels and Angstrom.
 
     Args:
         rotations: RELION's matrices A.

@@ -70,6 +70,7 @@ def low_pass_gains(n: int, shell: int, edge_shells: int = 2, device: torch.devic
         n: side of the map.
         shell: shell at which the factor is 1/2, in cycles per box.
         edge_shells: width of the edge, centred on the shell; RELION's default is 2.
+        device: device of the factors.
     """
     radii = radius_of(torch.arange(3 * (n // 2) ** 2 + 1, device=device))
     return falling_cosine((radii - max(shell - edge_shells / 2, 0.0)) / edge_shells)

@@ -18,7 +18,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         state: tensors, numbers, strings and containers of them: what ``torch.load`` admits with ``weights_only=True``.
 
     Raises:
-        OutputError: the disk is full or the place cannot be written.
+        OutputError: the disk is full or the path cannot be written.
     """
     # torch.save into a file hides a full disk behind a RuntimeError of its C++ writer; a buffer keeps the OSError.
     buffer = io.BytesIO()

@@ -87,7 +87,7 @@ def write_cs(path: Path, source: Path, poses: Poses, *, half_set: Int[Tensor, " 
         half_set: half set of each row, 1 or 2; None leaves the splits unchanged.
 
     Raises:
-        OutputError: the disk is full or the place cannot be written.
+        OutputError: the disk is full or the path cannot be written.
     """
     fields = _load(source)
     vectors = rotation_vector(poses.rotations.double().mT).cpu().numpy()

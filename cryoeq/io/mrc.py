@@ -77,17 +77,17 @@ def write_map(
         volume: the map.
         label: title in the header, for example the command that made the map; cut at 80 characters with version and
             date.
-        origin_angstrom: place (x, y, z) of the first voxel, for viewers.
+        origin_angstrom: coordinates (x, y, z) of the first voxel, for viewers.
 
     Raises:
-        OutputError: the disk is full or the place cannot be written.
+        OutputError: the disk is full or the path cannot be written.
     """
     tensor = volume.values.detach().cpu().to(torch.float32).contiguous()
     # Plane by plane, without the copies that numpy would make of a large map, and several times as fast.
     mean = float(tensor.mean(dim=(1, 2)).double().mean())
-    spread = math.sqrt(sum(float((plane - mean).norm()) ** 2 for plane in tensor) / tensor.numel())
+    sigma = math.sqrt(sum(float((plane - mean).norm()) ** 2 for plane in tensor) / tensor.numel())
     lowest, highest = tensor.aminmax()
-    statistics = ValueStatistics(float(lowest), float(highest), mean, spread)
+    statistics = ValueStatistics(float(lowest), float(highest), mean, sigma)
     values = tensor.numpy()
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         header = build_header(values.shape, volume.pixel_size_angstrom, statistics, is_stack=False, label=label)
@@ -134,11 +134,11 @@ def write_image(path: Path, values: Float[Tensor, "ny nx"], pixel_size_angstrom:
         label: title in the header.
 
     Raises:
-        OutputError: the disk is full or the place cannot be written.
+        OutputError: the disk is full or the path cannot be written.
     """
     image = values.detach().cpu().to(torch.float32)[None].contiguous()
-    spread, mean = torch.std_mean(image.double(), correction=0)
-    statistics = ValueStatistics(float(image.min()), float(image.max()), float(mean), float(spread))
+    sigma, mean = torch.std_mean(image.double(), correction=0)
+    statistics = ValueStatistics(float(image.min()), float(image.max()), float(mean), float(sigma))
     header = build_header((1, *values.shape), pixel_size_angstrom, statistics, is_stack=True, label=label)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(header)
@@ -147,7 +147,7 @@ def write_image(path: Path, values: Float[Tensor, "ny nx"], pixel_size_angstrom:
 
 @dataclass(frozen=True)
 class MrcStack:
-    """The images of one file, read when they are asked for.
+    """The images of one file, read on demand.
 
     No file stays open between reads: a data set has thousands of stacks, more than a process may hold open.
 

@@ -153,8 +153,8 @@ def build_header(
 
 
 def with_origin(raw: bytes, origin_angstrom: tuple[float, float, float]) -> bytes:
-    """A header with ORIGIN set to a place (x, y, z)."""
+    """A header with ORIGIN set to coordinates (x, y, z)."""
     header = np.frombuffer(raw, HEADER_DTYPE).copy()
-    for axis, place in zip("xyz", origin_angstrom, strict=True):
-        header["origin"][axis] = place
+    for axis, coordinate in zip("xyz", origin_angstrom, strict=True):
+        header["origin"][axis] = coordinate
     return header.tobytes()

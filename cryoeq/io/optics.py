@@ -25,7 +25,8 @@ def with_optics_block(
 ) -> StarTable:
     """The same table in the layout of RELION 3.1, complete enough for RELION to read it.
 
-    Columns that are there stay verbatim, but for a pixel size that ``angpix`` overrides; what RELION asks for is added.
+    Columns of the file stay verbatim, but for a pixel size that ``angpix`` overrides; those that RELION requires are
+    added.
 
     Args:
         star: star file of RELION 3.0 (voltage, Cs and amplitude contrast per particle, no optics block) or later.
@@ -142,8 +143,8 @@ def optics_index(star: StarTable) -> Int[Tensor, " particles"]:
     groups = star.optics_floats("rlnOpticsGroup")
     wanted = star.floats("rlnOpticsGroup")
     order = np.argsort(groups)
-    place = np.searchsorted(groups[order], wanted).clip(max=len(groups) - 1)
-    index = order[place]
+    position = np.searchsorted(groups[order], wanted).clip(max=len(groups) - 1)
+    index = order[position]
     if (unknown := np.flatnonzero(groups[index] != wanted)).size:
         row = int(unknown[0])
         group = star.particles["rlnOpticsGroup"][row]

@@ -1,4 +1,4 @@
-"""Particle stacks: from a star file (or a bare stack) to nouns, and back to a star file with every column kept."""
+"""Particle stacks: read from star files, cryoSPARC tables or bare stacks, written with every column kept."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,21 +62,21 @@ def read_particles(
         ParticleFileError: anything that is wrong with the input, with the column, row or file concerned.
     """
     if path.suffix.lower() in STACK_SUFFIXES:
-        images, found = open_bare_stack(path)
+        images, notes = open_bare_stack(path)
         star = _star_of_bare_stack(path, len(images))
         angpix = angpix if angpix is not None else images.stacks[0].pixel_size_angstrom
-        ignore_ctf, found = True, (*found, f"{path.name} comes without a star file, so without CTF.")
+        ignore_ctf, notes = True, (*notes, f"{path.name} comes without a star file, so without CTF.")
     else:
-        star, said = read_cs(path) if path.suffix == CS_SUFFIX else (read_star(path), ())
-        images, found = locate_images(star, datadir)
-        found = (*said, *found)
+        star, table_notes = read_cs(path) if path.suffix == CS_SUFFIX else (read_star(path), ())
+        images, notes = locate_images(star, datadir)
+        notes = (*table_notes, *notes)
     box = images.box_size_px
     star = with_optics_block(star, angpix=angpix, box_size_px=box, ignore_ctf=ignore_ctf)
     _check_stated_box(star, box)
     pixel_size, index = star_pixel_size(star), optics_index(star)
     optics = read_optics(star, pixel_size)
     if any(group.is_ctf_premultiplied for group in optics) and not ignore_ctf:
-        found = (*found, "The images were multiplied by their CTF already (rlnCtfDataAreCtfPremultiplied).")
+        notes = (*notes, "The images were multiplied by their CTF already (rlnCtfDataAreCtfPremultiplied).")
     table = ParticleTable(
         stack_paths=tuple(stack.path for stack in images.stacks),
         stack_index=images.stack_index,
@@ -89,7 +89,7 @@ def read_particles(
         poses=star_poses(star) if with_poses else None,
         half_set=star_half_set(star) if with_poses else None,
     )
-    return ParticleStack(table, star, images, found)
+    return ParticleStack(table, star, images, notes)
 
 
 def read_table(path: Path) -> StarTable:
@@ -182,7 +182,7 @@ def write_particle_star(
         extra_columns: further columns by name, one value per particle.
 
     Raises:
-        OutputError: the disk is full or the place cannot be written.
+        OutputError: the disk is full or the path cannot be written.
     """
     star = with_optics_block(star, ignore_ctf=True)
     columns: dict[str, Text] = dict(star.particles)

@@ -1,4 +1,4 @@
-"""How a particle becomes an image: slice of the map's transform, times CTF, times shift.
+"""Image formation: a slice of the map's transform, times CTF, times shift.
 
 Everything is in Fourier space, one row per particle.
 """
@@ -36,9 +36,9 @@ def apply_optics(
     transfer: Float[Tensor, "batch points"] | None,
     plane: HalfPlane,
 ) -> Complex[Tensor, "batch points"]:
-    """What the microscope does to centred, sharp slices from any decoder: slice * transfer * shift."""
-    seen = slices if transfer is None else slices * transfer
-    return seen * shift_phases(shifts_px, plane.coords, plane.box_size_px)
+    """CTF and shift of centred, sharp slices from any decoder: slice * transfer * shift."""
+    transferred = slices if transfer is None else slices * transfer
+    return transferred * shift_phases(shifts_px, plane.coords, plane.box_size_px)
 
 
 def undo_optics(

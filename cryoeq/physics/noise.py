@@ -1,4 +1,4 @@
-"""Noise per shell, from what the images hold outside the particle."""
+"""Noise spectrum of images, per shell, from their background outside the particle."""
 
 import torch
 from jaxtyping import Float
@@ -9,7 +9,7 @@ from cryoeq.geometry.soft_mask import rising_cosine
 
 _EDGE_PX = 3.0
 # The least variance of a shell, as a fraction of the mean: noise-free stacks must not get infinite weights.
-_LEAST_VARIANCE = 1e-3
+_MIN_VARIANCE = 1e-3
 
 
 def background_spectrum(images: Float[Tensor, "batch n n"], particle_radius_px: float) -> Float[Tensor, "batch shells"]:
@@ -44,8 +44,8 @@ def background_noise_variance(
             for 1.
     """
     measured = background_spectrum(images, particle_radius_px).mean(0)
-    variance = measured if transfer_power is None else measured / transfer_power.mean(0).clamp(min=_LEAST_VARIANCE)
-    floor = variance.mean() * _LEAST_VARIANCE
+    variance = measured if transfer_power is None else measured / transfer_power.mean(0).clamp(min=_MIN_VARIANCE)
+    floor = variance.mean() * _MIN_VARIANCE
     return torch.where(floor > 0, variance.clamp(min=floor), torch.ones_like(variance))
 
 

@@ -70,7 +70,7 @@ def extract_slices(
 def sample_slices(
     channels: Float[Tensor, "channels m m m"], rotations: Float[Tensor, "batch 3 3"], plane: HalfPlane
 ) -> Float[Tensor, "channels batch points"]:
-    """As ``extract_slices`` for any number of real channels that share their places.
+    """As ``extract_slices`` for any number of real channels at the same coordinates.
 
     Args:
         channels: oversampled transforms, one real number per coefficient and channel.

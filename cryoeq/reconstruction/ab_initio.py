@@ -29,9 +29,9 @@ def reconstruct_ab_initio(
 
     Args:
         particles: CTF-multiplied transforms of the particles.
-        half_set: 1 or 2 for each of them.
-        settings: of the reconstruction.
-        checkpoint: saves finished steps.
+        half_set: half set of each particle, 1 or 2.
+        settings: settings of the reconstruction.
+        checkpoint: checkpointer that saves finished steps.
 
     Raises:
         DivergedError: nothing was found.

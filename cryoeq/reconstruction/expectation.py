@@ -68,8 +68,8 @@ def expectation_step(
     """Posterior of each particle, in small batches; an event after each but the last.
 
     Args:
-        particles: at least one, up to the radius of the likelihood.
-        likelihood: of the current map.
+        particles: one particle at least, up to the radius of the likelihood.
+        likelihood: likelihood of the poses of a grid under the current map.
         offsets_px: offsets of each particle.
         shift_sigma_px: standard deviation of the normal prior of offsets, per axis; 0 for a flat prior.
         temperature: divisor of the log-likelihood; 1 gives the posterior, more keeps an early map from deciding.
@@ -150,7 +150,7 @@ def disk_offsets(
         spacing_px: distance of neighbours in the lattice, which is rotated and moved at random.
         count: number of particles.
         generator: random number generator.
-        device: where the offsets are wanted.
+        device: device of the offsets.
     """
     reach = int(radius_px / spacing_px) + 2
     steps = torch.arange(-2 * reach, 2 * reach + 1)

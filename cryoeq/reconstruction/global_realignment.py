@@ -34,7 +34,7 @@ class GlobalRealignment:
 
     Args:
         refined: poses of all particles, the better of the old and the new one.
-        changed: whether it is the new one.
+        changed: True where the exhaustive search found a better pose.
     """
 
     refined: RefinedPoses
@@ -49,7 +49,7 @@ def realign_worst(
     Args:
         state: maps, poses and log-likelihoods so far.
         particles: CTF-multiplied transforms of all particles.
-        settings: of the refinement.
+        settings: settings of the refinement.
         radius: resolution of the local refinement that decides, in cycles per box.
         seed: random seed of the run.
     """
@@ -86,7 +86,7 @@ def with_realigned_worst(
     Args:
         state: maps, poses and log-likelihoods so far.
         particles: CTF-multiplied transforms of all particles.
-        settings: of the refinement.
+        settings: settings of the refinement.
         seed: random seed of the run.
     """
     if settings.shift_sigma_px == 0:  # all offsets are known, and every iteration searches all poses
@@ -105,9 +105,9 @@ def refine_final_poses(
     """Final poses up to the last shell: refined locally, after global re-alignment of those that fit worst.
 
     Args:
-        state: all particles against the mean map.
+        state: state after the final iteration.
         particles: CTF-multiplied transforms of all particles.
-        settings: of the refinement.
+        settings: settings of the refinement.
         seed: random seed of the run.
     """
     yield Progress(STAGE, 0, 1)
@@ -129,7 +129,7 @@ def search_poses_exhaustively(
         particles: CTF-multiplied transforms of all particles.
         rows: the particles to search, at least one.
         reference: the map.
-        settings: of the refinement.
+        settings: settings of the refinement.
         generator: random number generator of the grid.
     """
     n, device = particles.plane.box_size_px, particles.device

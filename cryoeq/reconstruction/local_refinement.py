@@ -38,7 +38,7 @@ class RefinedPoses(ParticleRows):
 
     Args:
         poses: refined poses.
-        log_likelihood: up to a constant of the image.
+        log_likelihood: log-likelihood of each pose, up to a constant of the image.
         rotation_sigma_rad: standard deviation of the rotation about all three axes together, from the curvature
             (Laplace).
     """
@@ -95,7 +95,7 @@ def refine_poses(
     """Refine the poses of all particles, which the processes of a job share.
 
     Args:
-        particles: up to the radius of the comparison.
+        particles: particles up to the radius of the comparison.
         reference: the map.
         poses: initial poses; their offsets stay where ``shift_sigma_px`` is 0.
         shift_sigma_px: standard deviation of the normal prior of offsets, per axis; 0 for centred particles.

@@ -34,10 +34,10 @@ def maximization_step(
     """The state with new maps: one for both half sets where they share a reference, else one each and a new radius.
 
     Args:
-        state: before the step.
+        state: state before the step.
         sums: posterior-weighted sums over each half set.
-        settings: of the refinement.
-        radius: up to which the sums reach.
+        settings: settings of the refinement.
+        radius: radius of the sums, in cycles per box.
     """
     n = sums[0].box_size_px
     mask = particle_mask(n, settings, state.half_set.device)
@@ -60,7 +60,7 @@ def maximization_step(
 def signal_to_noise(fsc: Float[Tensor, " shells"]) -> Float[Tensor, " shells"]:
     """Signal-to-noise ratio of one half map per shell.
 
-    Shell 0 is the mean density, a single number whose correlation says nothing: it is taken as its neighbour.
+    Shell 0 is the mean density, a single number whose correlation has no meaning: that of its neighbour stands in.
     """
     reliable = torch.cat([fsc[1:2], fsc[1:]]).clamp(*_FSC_RANGE)
     return reliable / (1 - reliable)

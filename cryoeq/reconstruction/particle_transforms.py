@@ -105,7 +105,7 @@ class ParticleTransforms:
         """Fewer coefficients, of a smaller box.
 
         Args:
-            radius: in cycles per box.
+            radius: radius of the coefficients to keep, in cycles per box.
             box_size_px: side of the new plane's box, in whose pixels offsets are counted.
         """
         plane = self.plane.within(radius)

@@ -1,4 +1,4 @@
-"""The map that is projected: sampled from atoms, or resampled from another map, and symmetrised on request."""
+"""Density maps for projection: sampled from atoms, or resampled from another map, and symmetrised on request."""
 
 import math
 from collections.abc import Sequence
@@ -92,7 +92,7 @@ def resample_map(volume: Volume, box_size_px: int, pixel_size_angstrom: float) -
     lines = (1 + 2 * torch.cos(2 * math.pi / n * k * offsets[..., None]).sum(-1)) / n
     lines = lines * ((new >= old[0]) & (new <= old[-1]))[:, None]
     values = volume.values
-    for _ in range(3):  # the last axis, then, turned to its place, the next one
+    for _ in range(3):  # the last axis; then the next one, after a rotation of the axes
         values = (values @ lines.T).permute(2, 0, 1)
     return Volume(values.contiguous(), pixel_size_angstrom)
 

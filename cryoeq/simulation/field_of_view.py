@@ -57,7 +57,7 @@ class FieldOfView:
         return field
 
     @classmethod
-    def of_map(cls, old: "FieldOfView", box_size_px: int | None, pixel_size_angstrom: float | None) -> "FieldOfView":
+    def from_map(cls, old: "FieldOfView", box_size_px: int | None, pixel_size_angstrom: float | None) -> "FieldOfView":
         """The box of a map, resampled over the same field of view where one of both is given.
 
         Args:

@@ -87,7 +87,7 @@ def _write_particles(config: SimulateConfig, volume: Volume, run: RunFolder, dev
     drawn_ctf = draw_ctf(config.count, optics, defocus, generator)
     ctf = drawn_ctf if config.with_ctf else None
     half_set = split_half_sets(config.count, generator)
-    stack = NoiseFreeStack.of(volume, poses.to(device), None if ctf is None else ctf.to(device))
+    stack = NoiseFreeStack.from_map(volume, poses.to(device), None if ctf is None else ctf.to(device))
     statistics = SignalStatistics()
     for batch in stack.batches():
         statistics = statistics.including(batch)
