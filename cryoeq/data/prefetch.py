@@ -12,7 +12,7 @@ _AHEAD = 2  # one being copied, one being read
 
 
 def prefetch(batches: Iterator[ParticleBatch], device: torch.device) -> Generator[ParticleBatch, None, None]:
-    """The same batches in their order, on a device.
+    """Batches in their order, on a device.
 
     A thread reads them. For a GPU it also puts them into pinned memory, from where they are copied on a stream of
     their own: neither the GPU nor the caller waits. An error while a batch is read is raised where that batch is

@@ -79,7 +79,7 @@ class DiskHarmonics:
 
     @property
     def n_even(self) -> int:
-        """How many orders are even."""
+        """Number of even orders."""
         return (len(self.orders) + 1) // 2
 
     def analyse(self, images: Complex[Tensor, "batch points"]) -> Float[Tensor, "orders batch radial 2"]:

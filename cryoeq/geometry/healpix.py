@@ -28,7 +28,7 @@ def opposite_pixels(healpix_order: int) -> Int[Tensor, " pixels"]:
 
 
 def pixel_of_directions(vectors: Float[Tensor, "*batch 3"], healpix_order: int) -> Int[Tensor, "*batch"]:
-    """Which pixel each direction falls into.
+    """Pixel of each direction.
 
     Args:
         vectors: (x, y, z), of any length; the zero vector counts as +z.

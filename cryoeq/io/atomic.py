@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writing of files: a reader sees the old file or the new one."""
 
 import errno
 import os

@@ -19,7 +19,7 @@ from cryoeq.io.mrc_header import HEADER_BYTES, MrcHeader, ValueStatistics, build
 
 
 def header_notes(path: Path) -> tuple[str, ...]:
-    """What is odd about the header of a readable map, one sentence each; empty for an ordinary one."""
+    """Oddities of the header of a readable map, one sentence each; empty for an ordinary one."""
     return read_header(path, MapFileError).notes
 
 
@@ -53,7 +53,7 @@ def read_map(path: Path, *, angpix: float | None = None) -> Volume:
 
 
 def read_map_corner(path: Path, pixel_size_angstrom: float) -> Float[Tensor, " 3"]:
-    """Where the first voxel of a map lies in the frame of its atomic model, (x, y, z) in Angstrom.
+    """Coordinates (x, y, z) of a map's first voxel in the frame of its atomic model, in Angstrom.
 
     ORIGIN counts where it is not zero, as in ChimeraX; else NXSTART and its like, in voxels, as in CCP4.
 
@@ -184,12 +184,12 @@ class MrcStack:
 
     @property
     def pixel_size_angstrom(self) -> float | None:
-        """Of the header; None where it is zero or cannot be trusted."""
+        """Pixel size of the header; None where it is zero or implausible."""
         return self.header.pixel_size_angstrom
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is odd about the header, one sentence each."""
+        """Oddities of the header, one sentence each."""
         return self.header.notes
 
     def read(self, slices: Int[np.ndarray, " slices"]) -> Float32[np.ndarray, "slices n n"]:

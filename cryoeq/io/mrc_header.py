@@ -21,7 +21,7 @@ _LARGEST_SIDE_PX = 2**20
 
 @dataclass(frozen=True)
 class MrcHeader:
-    """What cryoeq needs of an MRC header.
+    """Fields of an MRC header that cryoeq reads.
 
     Args:
         shape: (sections, rows, columns), as stored.

@@ -23,7 +23,7 @@ _SAME_PIXEL_SIZE = 1e-3
 def with_optics_block(
     star: StarTable, *, angpix: float | None = None, box_size_px: int | None = None, ignore_ctf: bool = False
 ) -> StarTable:
-    """The same table in the layout of RELION 3.1, complete enough for RELION to read it.
+    """A star file in the layout of RELION 3.1, with all columns that RELION requires.
 
     Columns of the file stay verbatim, but for a pixel size that ``angpix`` overrides; those that RELION requires are
     added.
@@ -141,11 +141,11 @@ def optics_index(star: StarTable) -> Int[Tensor, " particles"]:
     if len(next(iter(optics.values()), ())) == 1 and "rlnOpticsGroup" not in star.particles:
         return torch.zeros(len(star), dtype=torch.long)
     groups = star.optics_floats("rlnOpticsGroup")
-    wanted = star.floats("rlnOpticsGroup")
+    group_numbers = star.floats("rlnOpticsGroup")
     order = np.argsort(groups)
-    position = np.searchsorted(groups[order], wanted).clip(max=len(groups) - 1)
+    position = np.searchsorted(groups[order], group_numbers).clip(max=len(groups) - 1)
     index = order[position]
-    if (unknown := np.flatnonzero(groups[index] != wanted)).size:
+    if (unknown := np.flatnonzero(groups[index] != group_numbers)).size:
         row = int(unknown[0])
         group = star.particles["rlnOpticsGroup"][row]
         found = f"{star.path or 'star'}, row {row + 1}: optics group {group} is not in the optics block"

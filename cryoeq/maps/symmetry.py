@@ -108,7 +108,7 @@ def impose_symmetry(volume: Volume, symmetry: str, fit: SymmetryFit) -> Volume:
 
 
 def planar_symmetry_score(volume: Volume) -> float:
-    """How well a map agrees with its mirror image in the best plane, or with its inversion: 1 where hands are mixed.
+    """Correlation of a map with its mirror image in the best plane, or its inversion: 1 where hands are mixed.
 
     Six structures (1WCM, 5ME2, 6MSM, 7EZ0, 7L2I, 8BK7), low-passed at shell 5 to 15 of the box: 0.55 to 0.87; added to
     a mirror image: 0.99 to 1, and 0.93 and more where the noise equals the signal at the last shell, from shell 9 on.
@@ -185,7 +185,7 @@ class _SelfComparison:
     def correlations(
         self, elements: Float[Tensor, "elements 3 3"], centre: Float[Tensor, " 3"]
     ) -> Float[Tensor, " elements"]:
-        """Of the map with its copy at g (r - c) + c, for each g."""
+        """Correlation of the map with its copy at g (r - c) + c, for each g."""
         rotated = _sample(self.padded, self.coords @ elements)
         angles = (centre - elements @ centre) @ self.coords.T * (-2 * math.pi)
         rotated = rotated * torch.polar(torch.ones_like(angles), angles)
@@ -217,7 +217,7 @@ def _sample(
 
 
 def _centre_of_mass(volume: Volume) -> Float[Tensor, " 3"]:
-    """Of what stands out at low resolution, squared: less noise than signal. In units of the box."""
+    """Centre of the squared density at low resolution, in units of the box: squares suppress the noise."""
     low = _low_resolution(volume.values.float(), 2 * _MASS_RADIUS)
     mass = low.clamp(min=0).square()
     if float(mass.sum()) == 0:

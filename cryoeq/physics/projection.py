@@ -123,7 +123,7 @@ def spread_slices(
 def slice_coordinates(
     rotations: Float[Tensor, "batch 3 3"], coords: Int[Tensor, "points 2"]
 ) -> Float[Tensor, "batch points 3"]:
-    """Where a slice lies in the transform of the volume: A^T (kx, ky, 0), as (x, y, z) in cycles per box."""
+    """Coordinates of a slice in the transform of the volume: A^T (kx, ky, 0), as (x, y, z) in cycles per box."""
     return coords.to(rotations.dtype) @ rotations[:, :2, :]
 
 

@@ -25,7 +25,7 @@ def reconstruct_ab_initio(
     *,
     checkpoint: Checkpointer = no_checkpoints,
 ) -> Generator[Event, None, RefinementState]:
-    """From random starts to a consensus map at low resolution, before the half sets part; on the axes of its symmetry.
+    """Consensus map at low resolution from random starts, on the axes of its symmetry; half sets are not yet split.
 
     Args:
         particles: CTF-multiplied transforms of the particles.

@@ -1,4 +1,4 @@
-"""Acceptance of a reconstruction: whether there is a structure, and what is known of its hand."""
+"""Acceptance of a reconstruction: reproducibility, and handedness."""
 
 from collections.abc import Generator
 
@@ -44,7 +44,7 @@ def require_reproducible(
 
 
 def report_handedness(state: RefinementState, pixel_size_angstrom: float) -> Generator[Event, None, None]:
-    """Say what is known of the hand, and warn of mixed handedness.
+    """Report the handedness of the map, and warn where both hands may be mixed.
 
     Args:
         state: state after the final iteration.

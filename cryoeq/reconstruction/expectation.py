@@ -1,4 +1,4 @@
-"""The E-step: posterior of each particle over a grid of poses and a few offsets."""
+"""E-step: posterior of each particle over a grid of poses and a few offsets."""
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -88,9 +88,9 @@ def expectation_step(
     results = in_parallel(summarise, batches)
     sums, posterior = next(results)
     posteriors, done = [posterior], len(posterior.confidence)
-    for part, posterior in results:
+    for batch_sums, posterior in results:
         yield progress(done) if progress else Progress("expectation", done, len(particles))
-        sums = sums + part
+        sums = sums + batch_sums
         posteriors.append(posterior)
         done += len(posterior.confidence)
     return EStepResult(sums, Posterior.cat(posteriors))

@@ -1,7 +1,7 @@
 """Global re-alignment: exhaustive search over poses and offsets for the particles that fit worst.
 
-Iterations follow each particle's offset only a little way, and a wrong pose has a best offset of its own, so some
-particles are trapped between the two. Against a good map they stand out by their low log-likelihood.
+EM iterations change offsets by small steps only, and a wrong pose has its own best offset, so some particles stay in a
+local optimum of both. Against a good map they stand out by their low log-likelihood.
 """
 
 from collections.abc import Generator
@@ -58,7 +58,7 @@ def realign_worst(
     fine, coarse = (
         particles.within(reach, particles.plane.box_size_px) for reach in (radius, min(COARSE_SHELL, radius))
     )
-    parts, order, changes = [], [], []
+    refined, order, changed_rows = [], [], []
     for _, rows, volume in state.halves():
         reference = references.of(volume)
         best = refine_poses(fine.rows(rows), reference, state.poses.rows(rows), shift_sigma_px=sigma_px)
@@ -70,12 +70,12 @@ def realign_worst(
             new = refine_poses(fine.rows(rows[worst]), reference, nearby.poses, shift_sigma_px=sigma_px)
             is_better = new.log_likelihood > best.log_likelihood[worst]
             best = best.with_rows(worst[is_better], new.rows(is_better.nonzero().squeeze(1)))
-            changes.append(rows[worst[is_better]])
-        parts.append(best)
+            changed_rows.append(rows[worst[is_better]])
+        refined.append(best)
         order.append(rows)
     changed = torch.zeros_like(state.half_set, dtype=torch.bool)
-    changed[torch.cat([*changes, rows[:0]])] = True
-    return GlobalRealignment(RefinedPoses.cat(parts).rows(torch.cat(order).argsort()), changed)
+    changed[torch.cat([*changed_rows, rows[:0]])] = True
+    return GlobalRealignment(RefinedPoses.cat(refined).rows(torch.cat(order).argsort()), changed)
 
 
 def with_realigned_worst(

@@ -196,14 +196,14 @@ def refine_locally(
         steps: Gauss-Newton steps.
     """
     particles = references.particles.within(radius, references.particles.plane.box_size_px)
-    parts, order = [], []
+    refined, order = [], []
     for _, rows, volume in state.halves():
         poses = state.poses.rows(rows)
-        parts.append(
+        refined.append(
             refine_poses(particles.rows(rows), references.of(volume), poses, shift_sigma_px=shift_sigma_px, steps=steps)
         )
         order.append(rows)
-    return RefinedPoses.cat(parts).rows(torch.cat(order).argsort())
+    return RefinedPoses.cat(refined).rows(torch.cat(order).argsort())
 
 
 def em_iteration(

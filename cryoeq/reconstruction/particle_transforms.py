@@ -1,4 +1,4 @@
-"""Particle images as the E-step needs them: CTF-multiplied Fourier coefficients, and the squared CTF."""
+"""Particle images in Fourier space for the E-step: CTF-multiplied coefficients, and the squared CTF."""
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
@@ -70,7 +70,7 @@ class ParticleTransforms:
 
     @property
     def device(self) -> torch.device:
-        """Where the coefficients are."""
+        """Device of the coefficients."""
         return self.ctf_multiplied.device
 
     @cached_property
@@ -79,7 +79,7 @@ class ParticleTransforms:
         return _shell_sums(self.ctf_multiplied.abs().square().sum(0), self.plane) / self._ctf_squared_sums
 
     def residual_noise_variance(self, map_power: Float[Tensor, " points"]) -> Float[Tensor, " shells"]:
-        """Variance of the noise per shell, what a map leaves of the images' variance.
+        """Noise variance per shell: the variance of the images without that of a map's projections.
 
         Noise is flat, or falls with frequency, so no shell has much less of it than the quietest has of signal and
         noise together. Without that floor a map too strong in its first shells, which a CTF near 0 barely determines,

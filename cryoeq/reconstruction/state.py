@@ -1,4 +1,4 @@
-"""Settings and state of a refinement: whether the half sets share a reference, and what is known of each particle."""
+"""Settings and state of a refinement: references of the half sets, and the pose of each particle."""
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
@@ -108,7 +108,7 @@ ReferenceMaps = ConsensusMap | HalfSetMaps
 
 @dataclass(frozen=True)
 class ParticlePoses(ParticleRows):
-    """What is known of the pose of each particle.
+    """Pose of each particle, and its posterior.
 
     Args:
         poses: most probable so far.

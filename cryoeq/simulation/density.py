@@ -51,7 +51,7 @@ def sample_atoms(atoms: Atoms, box_size_px: int, pixel_size_angstrom: float) -> 
 
 
 def _map_of_sums(totals: Float[Tensor, "h 2 h2 h2"], n: int) -> Float[Tensor, "n n n"]:
-    """From sums of products of cosines and sines in (kz, ky, kx) to the map of those coefficients within Nyquist."""
+    """Map of the coefficients within Nyquist, from sums of products of cosines and sines in (kz, ky, kx)."""
     plane = HalfPlane.up_to(n, (n - 1) / 2, totals.device)
     transform = torch.zeros(n, n, n, dtype=torch.complex64, device=totals.device)
     for kz, total in enumerate(totals):

@@ -33,7 +33,7 @@ _PIXELS_AT_ONCE = 2**21
 
 @dataclass(frozen=True)
 class DefocusRange:
-    """How defocus is drawn.
+    """Distribution of the defocus.
 
     Args:
         min_angstrom: smallest mean defocus (U + V) / 2, positive is underfocus.

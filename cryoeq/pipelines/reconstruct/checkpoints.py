@@ -186,7 +186,7 @@ def load_training_state(config: ReconstructConfig, count: int, device: torch.dev
 
 
 def save_training_state(run: RunFolder, config: ReconstructConfig, state: dict[str, Any]) -> None:
-    """Write the state of a training, whole or not at all, whatever signals arrive.
+    """Write the state of a training atomically, whatever signals arrive.
 
     Args:
         run: the run folder.

@@ -112,7 +112,7 @@ def _write_particles(config: SimulateConfig, volume: Volume, run: RunFolder, dev
 
 
 def _notes_on_choices(config: SimulateConfig) -> Iterator[str]:
-    """What the user should know about the random draws."""
+    """Notes for the user on the random draws."""
     if config.views == "preferred":
         yield (
             f"Preferred views: {PREFERRED_SHARE:.0%} von Mises-Fisher about +z (kappa {PREFERRED_KAPPA:g}), "
