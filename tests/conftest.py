@@ -1,4 +1,4 @@
-"""Fixtures shared by all rooms."""
+"""Fixtures shared by all packages."""
 
 import multiprocessing
 import os
@@ -25,6 +25,7 @@ from cryoeq.cli.main import main
 main()
 """
 _LIMIT_S = 240.0
+_PLANE_GROUPS = ("c2", "c4", "c8", "c16", "d1", "d2", "d4", "d8", "d16", "so2", "o2")
 _REFERENCE = Path(os.environ.get("CRYOEQ_REFERENCE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
@@ -35,6 +36,26 @@ def pytest_configure() -> None:
         threads = max(1, (os.cpu_count() or 1) // workers)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Workers of pytest-xdist make no run and solve for no group's kernels twice (``--dist loadgroup``)."""
+    for item in items:
+        if (shared := _shared_by(item)) is not None:
+            item.add_marker(pytest.mark.xdist_group(shared))
+
+
+def _shared_by(item: pytest.Item) -> str | None:
+    """What of the expensive things that are made once a process a test uses."""
+    every = item.callspec.params if hasattr(item, "callspec") else {}
+    parameters = {key: value for key, value in every.items() if isinstance(value, str)}
+    fixtures = {*getattr(item, "fixturenames", ()), parameters.get("case")}
+    if fixtures & {"searched_run", "searched_particles", "search"}:
+        return "searched run"
+    if fixtures & {"tiny_run", "training"}:
+        return "tiny run"
+    groups = [value for key, value in parameters.items() if key in {"group", "name"} and value in _PLANE_GROUPS]
+    return f"plane group {groups[0]}" if groups else None
 
 
 @pytest.fixture(scope="session")
@@ -89,25 +110,11 @@ def tiny_particles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_training() -> tuple[str, ...]:
     """Options of ``cryoeq reconstruct`` for a training of a second: 9 steps, each with its checkpoint."""
     settings = {
-        "encoder.group": "d4", "training.synthetic_batch_size": 16,
-        "training.checkpoint_seconds": 0,
+        "encoder.group": "d4", "encoder.heads": 2, "training.epochs": 3, "training.batch_size": 16,
+        "training.synthetic_batch_size": 16, "training.checkpoint_seconds": 0,
     }  # fmt: skip
     chosen = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    return (
-        *chosen,
-        "--pose-inference",
-        "amortized",
-        "--heads",
-        "2",
-        "--epochs",
-        "3",
-        "--batch-size",
-        "16",
-        "--seed",
-        "4",
-        "--device",
-        "cpu",
-    )
+    return (*chosen, "--pose-inference", "amortized", "--seed", "4", "--device", "cpu")
 
 
 def reconstruct_on_one_thread(particles: Path, folder: Path, options: tuple[str, ...]) -> Path:
@@ -133,8 +140,9 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_particles: Path, tin
 def search_options() -> tuple[str, ...]:
     """Options of ``cryoeq reconstruct`` for a short search: fewer iterations than by default, and smaller radii."""
     settings = {
-        "starts": 1, "start_iterations": 40, "batch_size": 80, "start_shell": 6, "settled_shells": [5, 6, 7],
-        "iterations": 2, "searched_shell": 7, "polishing_iterations": 2, "trial_shifts": 3,
+        "multi_start.min": 1, "initial_model.iterations": 40, "initial_model.batch_size": 80,
+        "initial_model.last_shell": 6, "consensus.shells": [5, 6, 7], "half_sets.iterations": 2,
+        "half_sets.max_exhaustive_shell": 7, "local_refinement.iterations": 2, "offset_samples": 3,
     }  # fmt: skip
     chosen = [word for key, value in settings.items() for word in ("--set", f"search.{key}={value}")]
     return (*chosen, "--seed", "0", "--device", "cpu")

@@ -1,5 +1,6 @@
 """``cryoeq evaluate``."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -18,8 +19,11 @@ def evaluate(
             metavar="RUN", help="Bound the error of a hybrid run's encoder on new images; needs no star file."
         ),
     ] = None,
+    error_threshold: Annotated[
+        float | None, typer.Option(help="With --bound: rotation error in degrees above which a pose is wrong [30].")
+    ] = None,
     wrong_beyond: Annotated[
-        float | None, typer.Option(help="With --bound: degrees, from which a pose is wrong [30].")
+        float | None, typer.Option(hidden=True, help="Name of --error-threshold in version 0.1.")
     ] = None,
     sym: Annotated[str | None, typer.Option(help="Point group of the particle: C4, D2, T, O, I [C1].")] = None,
     angpix: Annotated[float | None, typer.Option(help="Pixel size in Angstrom [that of the star files].")] = None,
@@ -36,11 +40,15 @@ def evaluate(
     from cryoeq.cli.drawing import draw
     from cryoeq.config.evaluate import EvaluateConfig
     from cryoeq.config.loading import load_config
+    from cryoeq.domain.events import Note
     from cryoeq.pipelines import evaluate as pipeline
 
     explicit = {
-        "predicted": predicted, "truth": truth, "bound": bound, "wrong_deg": wrong_beyond,
+        "predicted": predicted, "truth": truth, "bound": bound, "error_threshold_deg": error_threshold,
+        "wrong_deg": wrong_beyond,
         "symmetry": sym, "pixel_size_angstrom": angpix,
         "json_file": json_file, "plot_file": plot_file, "output": output, "seed": seed, "device": device,
     }  # fmt: skip
-    draw(pipeline.evaluate(load_config(EvaluateConfig, explicit=explicit)))
+    notes: list[str] = []
+    config = load_config(EvaluateConfig, explicit=explicit, notes=notes)
+    draw(chain(map(Note, notes), pipeline.evaluate(config)))

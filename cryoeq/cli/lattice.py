@@ -1,11 +1,11 @@
-"""``cryoeq lattice reduce``; ``find``, ``train`` and ``train-grid`` are in modules of their own."""
+"""``cryoeq lattice reduce``."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-REDUCERS = "lagrange-gauss (2D), niggli (3D), lll, or neural (2D, 3D, 4D, 6D, 8D)"
+REDUCERS = "lagrange-gauss (2D), niggli (3D), lll, or neural (2D, 3D)"
 
 
 def reduce(
@@ -23,7 +23,6 @@ def reduce(
             metavar="ROWS,COLUMNS", help="The file holds the bases of a grid, row by row: reduce them jointly."
         ),
     ] = None,
-    joint: Annotated[str | None, typer.Option(help="How: carried from tile to tile, or network [carried].")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
 ) -> None:
     """Find a short basis of a lattice that is given by its cell or by its basis vectors."""
@@ -35,7 +34,7 @@ def reduce(
 
     explicit = {
         "cell": None if cell is None else cell.replace(",", " ").split(), "basis": basis, "reducer": reducer,
-        "tiles": None if tiles is None else tiles.replace(",", " ").split(), "joint": joint, "json_file": json_file,
+        "tiles": None if tiles is None else tiles.replace(",", " ").split(), "json_file": json_file,
     }  # fmt: skip
     config = load_config(ReduceConfig, explicit=explicit)
     draw(reduce_lattice(config) if config.tiles is None else reduce_tiles(config, config.tiles))

@@ -18,7 +18,6 @@ from cryoeq.cli.fsc import fsc
 from cryoeq.cli.infer import infer
 from cryoeq.cli.lattice import reduce
 from cryoeq.cli.lattice_find import find
-from cryoeq.cli.lattice_train import train, train_grid
 from cryoeq.cli.orientations import orientations
 from cryoeq.cli.reconstruct import reconstruct
 from cryoeq.cli.relion_job import run_for_relion
@@ -49,8 +48,6 @@ _ALIASES = {
 lattice = typer.Typer(no_args_is_help=True, help="Unit cells of 2D crystals: find them in micrographs, reduce them.")
 lattice.command("find")(find)
 lattice.command("reduce")(reduce)
-lattice.command("train", hidden=True)(train)
-lattice.command("train-grid", hidden=True)(train_grid)
 app.command("simulate")(simulate)
 app.command("reconstruct")(reconstruct)
 app.command("infer")(infer)

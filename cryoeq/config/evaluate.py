@@ -1,6 +1,8 @@
 """Settings of ``cryoeq evaluate``."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -8,18 +10,28 @@ from cryoeq.config.frozen import FrozenConfig
 
 
 class EvaluateConfig(FrozenConfig):
-    """Which poses to compare, or which encoder to bound, and where to write what."""
+    """Poses to compare, or encoder to bound, and output files."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"wrong_deg": "error_threshold_deg"}  # of version 0.1
 
     predicted: Path | None = Field(default=None, description="star file with the poses to judge")
     truth: Path | None = Field(default=None, description="star file with the true poses")
     bound: Path | None = Field(default=None, description="hybrid run whose encoder's generalization is bounded")
-    wrong_deg: float = Field(default=30.0, gt=0, lt=180, description="error of a pose from which it counts as wrong")
-    renderings: int = Field(default=10_000, ge=100, description="held-out renderings that the encoder is tried on")
+    error_threshold_deg: float = Field(
+        default=30.0, gt=0, lt=180, description="rotation error in degrees above which a pose is wrong"
+    )
+    held_out_projections: int = Field(
+        default=10_000, ge=100, description="number of held-out synthetic projections that the encoder is evaluated on"
+    )
     delta: float = Field(default=0.05, gt=0, lt=1, description="probability that a bound fails")
     symmetry: str = Field(default="C1", description="point group of the particle, in the frame of the truth")
-    pixel_size_angstrom: float | None = Field(default=None, gt=0, description="of the images; overrides the star files")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="of the halves and of the search for the frame")
-    device: str = Field(default="auto", description="auto, cpu or cuda:N")
-    json_file: Path | None = Field(default=None, description="file for all figures")
+    pixel_size_angstrom: float | None = Field(
+        default=None, gt=0, description="pixel size of the images; overrides the star files"
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="random seed of the halves and of the search for the frame"
+    )
+    device: str = Field(default="auto", description="device: auto, cpu or cuda:N")
+    json_file: Path | None = Field(default=None, description="JSON file for all results")
     plot_file: Path | None = Field(default=None, description="PNG file for the histogram of errors")
     output: Path | None = Field(default=None, description="folder for pose_errors.json, pose_errors.png and bound.json")

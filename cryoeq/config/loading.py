@@ -107,12 +107,12 @@ def _with_current_keys(kind: type[FrozenConfig], source: _Source, notes: list[st
     settings = source.settings
     for old, new in kind.renamed.items():
         if _holds(settings, old.split(".")) and not isinstance(value := _value(settings, old), dict):
-            settings = _merge(_without(settings, old), _nest({new: value}))
+            settings = _merge(_nest({new: value}), _without(settings, old))
             if notes is not None:
                 notes.append(f"{source.name}: {old} is now called {new}; the old name is read for one more version.")
     for old, gone in kind.removed.items():
-        if _holds(settings, old.split(".")):
-            if _value(settings, old) != gone.neutral:
+        if _holds(settings, old.split(".")) and not isinstance(value := _value(settings, old), dict):
+            if value != gone.neutral:
                 raise ConfigError(f"{source.name}: {old} is no longer a setting", gone.reason, "Leave it out")
             settings = _without(settings, old)
     return settings

@@ -1,7 +1,8 @@
 """Settings of ``cryoeq screen``."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -9,19 +10,28 @@ from cryoeq.config.frozen import FrozenConfig
 
 
 class ScreenConfig(FrozenConfig):
-    """Whose particles and views to look at, and how."""
+    """Particles to screen, and how."""
 
-    run: Path = Field(description="folder of a reconstruction; or a star file with orientations, for the views alone")
+    renamed: ClassVar[Mapping[str, str]] = {"hole_deg": "gap_threshold_deg"}  # of version 0.1
+
+    run: Path = Field(
+        description="folder of a reconstruction; or a star file with orientations, for angular coverage alone"
+    )
     output: Path | None = Field(default=None, description="folder for all files; by default screening/ in the run")
     scorer: Literal["error", "knn", "graph", "sheaf", "none"] = Field(
         default="knn",
-        description="what scores particles: reconstruction error, nearest neighbours, a network on the graph of views,"
-        " the same on its sheaf",
+        description="score of the particles: reconstruction error, nearest neighbours, a network on the graph of views,"
+        " the same network on its sheaf",
     )
     symmetry: str | None = Field(default=None, description="point group; that of the run if not given")
-    hole_deg: float | None = Field(
-        default=None, gt=0, le=90, description="radius of a gap between views from which on it is a hole"
+    gap_threshold_deg: float | None = Field(
+        default=None,
+        gt=0,
+        le=90,
+        description="radius in degrees above which a region without views is a gap in angular coverage",
     )
-    mirrored: bool = Field(default=False, description="take a view and its mirror image for one")
+    mirrored: bool = Field(default=False, description="count a view and its mirror image as one")
     datadir: Path | None = Field(default=None, description="folder that image names are relative to")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="of the made junk and of the network's first weights")
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="random seed of synthetic outliers and of the network's initial weights"
+    )

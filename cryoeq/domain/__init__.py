@@ -4,7 +4,7 @@ Axes. Arrays are C order: images (y, x), maps (z, y, x); x is the fast axis, row
     Vectors are (x, y) and (x, y, z). [conventions/test_page.test_axes_and_centre]
 Centre. The origin of an n-pixel axis is pixel n // 2, in real and in Fourier space, for odd and even n. A quarter turn
     of an array is exact about (n - 1) / 2 instead: the encoder therefore sees odd boxes, whose two centres coincide.
-    [conventions/test_page.test_axes_and_centre, conformance/test_encoder.test_proposals_turn_with_the_image]
+    [conventions/test_page.test_axes_and_centre, conformance/test_encoder.test_proposals_rotate_with_the_image]
 Rotation. Poses.rotations is RELION's matrix A (Euler_angles2matrix): it takes volume coordinates to image coordinates,
     r_image = A r_volume; A = Rz(-psi) Ry(-tilt) Rz(-rot) = scipy
     ``Rotation.from_euler("ZYZ", [rot, tilt, psi], degrees=True).as_matrix().T``.
@@ -44,7 +44,6 @@ Units. Angstrom, radians and rotation matrices; degrees and Euler angles exist i
     PoseSet.in_box counts them in the pixels of another box of the same side. Formats that count in pixels themselves
     (RELION 3.0, cryoSPARC) are read to Angstrom and written from it by io.
     [conventions/test_star.test_angles_of_random_rotations_agree_with_scipy,
-    conventions/test_units.test_offsets_return_from_pixels,
-    conventions/test_units.test_another_box_changes_the_pixels_and_not_the_offsets,
-    conventions/test_units.test_no_other_module_converts_offsets]
+    domain/test_pose.test_pixels_are_angstrom_over_the_pixel_size,
+    domain/test_pose.test_a_shift_is_the_same_length_in_every_box, domain/test_pose.test_pose_sets_alone_convert_shifts]
 """

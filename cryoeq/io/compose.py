@@ -1,12 +1,11 @@
-"""New star files of simulated particles and micrographs: the inverse of ``read_optics`` and ``read_ctf``."""
+"""New star files of simulated particles: the inverse of ``read_optics`` and ``read_ctf``."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
 from cryoeq.domain.optics import CtfParameters, Optics
-from cryoeq.io.star import Columns, StarTable, Text, decimals, text_column
+from cryoeq.io.star import StarTable, Text, decimals, text_column
 
 
 def compose_star(stack_name: str, count: int, box_size_px: int, optics: Optics, ctf: CtfParameters | None) -> StarTable:
@@ -46,36 +45,3 @@ def compose_star(stack_name: str, count: int, box_size_px: int, optics: Optics, 
             "rlnPhaseShift": decimals(ctf.phase_shift_rad.numpy() * (180 / math.pi)),
         }
     return StarTable(optics_block, particles)
-
-
-def compose_micrographs(names: Sequence[str], optics: Optics, ctf: CtfParameters) -> dict[str, Columns]:
-    """Blocks of a RELION 3.1 star file of micrographs.
-
-    Args:
-        names: file names of the micrographs.
-        optics: their one optics group, with their pixel size.
-        ctf: CTF parameters, one value per micrograph.
-    """
-    numbers = {
-        "rlnMicrographPixelSize": optics.pixel_size_angstrom,
-        "rlnVoltage": optics.voltage_kv,
-        "rlnSphericalAberration": optics.spherical_aberration_mm,
-        "rlnAmplitudeContrast": optics.amplitude_contrast,
-    }
-    defocus = {
-        "rlnDefocusU": ctf.defocus_u_angstrom,
-        "rlnDefocusV": ctf.defocus_v_angstrom,
-        "rlnDefocusAngle": ctf.defocus_angle_rad.rad2deg(),
-    }
-    return {
-        "optics": {
-            "rlnOpticsGroupName": np.array([optics.name]),
-            "rlnOpticsGroup": np.array(["1"]),
-            **{label: np.array([f"{value:.6f}"]) for label, value in numbers.items()},
-        },
-        "micrographs": {
-            "rlnMicrographName": np.array(names),
-            "rlnOpticsGroup": np.full(len(names), "1"),
-            **{label: np.array([f"{value:.6f}" for value in values.tolist()]) for label, values in defocus.items()},
-        },
-    }

@@ -1,4 +1,4 @@
-"""The volume as a grid of voxels: the plain twin of the implicit decoder."""
+"""Voxel decoder: the map as a grid of densities, baseline of the implicit decoder."""
 
 import torch
 from jaxtyping import Complex, Float
@@ -19,10 +19,10 @@ class VoxelDecoder(nn.Module):
     """Densities in real space inside a sphere, projected by central slices.
 
     Args:
-        box_size_px: side of the map.
-        generator: of the random start.
-        start_scale: standard deviation of the random densities at the start, small against the signal.
-        mask_radius: of the sphere, as a fraction of the box.
+        box_size_px: side of the map in pixels.
+        generator: random number generator of the initial densities.
+        start_scale: standard deviation of the initial densities, small against the signal.
+        mask_radius: radius of the sphere, as a fraction of the box.
     """
 
     mask: Tensor

@@ -32,7 +32,7 @@ def plot_coverage(path: Path, coverage: ViewCoverage) -> None:
     angles = (
         torch.cat([(chunk @ landmarks.T).amax(1) for chunk in pixel_centres(_ORDER).split(1024)]).clamp(-1, 1).acos()
     )
-    widest = math.degrees(coverage.widest_rad)
+    widest = math.degrees(coverage.threshold_rad)
     is_rim = (coverage.stalk_dims == 0).repeat(len(landmarks) // len(coverage.stalk_dims))
     with png_figure(path, size_inches=(8.0, 5.8)) as figure:
         axes = figure.add_subplot(projection="mollweide")
@@ -40,8 +40,8 @@ def plot_coverage(path: Path, coverage: ViewCoverage) -> None:
         _dots(axes, landmarks[~is_rim], COLOURS[6], 1.5, "landmark views")
         if bool(is_rim.any()):
             _dots(axes, landmarks[is_rim], COLOURS[1], 4.0, "without a stalk: rim of a hole")
-        if coverage.holes:
-            _dots(axes, torch.stack([hole.axis for hole in coverage.holes]), "black", 11.0, "axis of a hole", "X")
+        if coverage.gaps:
+            _dots(axes, torch.stack([gap.axis for gap in coverage.gaps]), "black", 11.0, "axis of a hole", "X")
         bar = figure.colorbar(mesh, ax=axes, orientation="horizontal", shrink=0.7, pad=0.06, extend="max")
         bar.set_label(f"Angle to the nearest landmark view (degrees); a hole from {widest:.0f}° on")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3, markerscale=1.2)
@@ -60,6 +60,6 @@ def _title(coverage: ViewCoverage) -> str:
     what = "views, mirror images counted as one" if coverage.are_opposites_one else "views"
     if coverage.is_covered:
         return f"{coverage.n_views} {what}: the sphere is covered"
-    widest = math.degrees(coverage.holes[0].radius_rad)
-    plural = "hole" if len(coverage.holes) == 1 else "holes"
-    return f"{coverage.n_views} {what}: {len(coverage.holes)} {plural}, the widest of radius {widest:.0f}°"
+    widest = math.degrees(coverage.gaps[0].radius_rad)
+    plural = "hole" if len(coverage.gaps) == 1 else "holes"
+    return f"{coverage.n_views} {what}: {len(coverage.gaps)} {plural}, the widest of radius {widest:.0f}°"

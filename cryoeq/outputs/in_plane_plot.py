@@ -23,7 +23,7 @@ def plot_in_plane_symmetry(path: Path, found: InPlaneSymmetry) -> None:
     count = len(found.likelihood)
     angles = torch.arange(count + 1) * 360 / count - 180
     place = (torch.arange(count + 1) + count // 2) % count
-    turned = found.turned_likelihoods[:, place]
+    turned = found.rotated_likelihoods[:, place]
     low, high = turned.quantile(0.025, 0), turned.quantile(0.975, 0)
     with png_figure(path, size_inches=(9.0, 4.2)) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -33,7 +33,7 @@ def plot_in_plane_symmetry(path: Path, found: InPlaneSymmetry) -> None:
         left.set(xlabel="Rotation (degrees)", ylabel="Learnt likelihood (uniform: 1)", xticks=range(-180, 181, 60))
         left.set_ylim(bottom=0)
         left.legend()
-        right.hist(found.turned_divergences, bins=_BINS, color=GREY, alpha=0.6)
+        right.hist(found.rotated_divergences, bins=_BINS, color=GREY, alpha=0.6)
         right.axvline(found.divergence, color=COLOURS[1 if found.is_broken else 0])
         right.set(xlabel="Divergence from uniform (nats)", ylabel="Sets")
         verdict = "broken" if found.is_broken else "not broken"

@@ -164,7 +164,7 @@ def _compare_particles(
         return "The run left no map with poses that particles could be compared with."
     try:
         stack, dataset = open_particles(
-            job, datadir, count=len(poses), box_size_px=volume.box_size_px, largest_px=_COMPARED_PX
+            job, datadir, count=len(poses), box_size_px=volume.box_size_px, max_box_px=_COMPARED_PX
         )
         box = volume.box_size_px
         count = min(len(poses), max(_LEAST_SAMPLE, _SAMPLE_PX // box**2))

@@ -18,7 +18,7 @@ from cryoeq.reconstruction.initial_model import InitialModel, estimate_initial_m
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.settings import AbInitioSettings
 from cryoeq.reconstruction.state import Checkpointer, RefinementState, no_checkpoints
-from cryoeq.runtime.device import threads
+from cryoeq.runtime.device import torch_threads
 
 MAX_RESTARTS = 2  # multi-starts, where the map of the first is of mixed hands
 _OVERSAMPLING = 3  # pixels of the consensus refinement's box per cycle of its last shell
@@ -145,7 +145,7 @@ def _start(
 def _initial_model(
     particles: ParticleTransforms, settings: AbInitioSettings, start: int
 ) -> Generator[Event, None, InitialModel]:
-    with threads(1):  # its tensors are so small that two threads would wait for each other
+    with torch_threads(1):  # its tensors are so small that two threads would wait for each other
         return (yield from estimate_initial_model(particles, settings.initial_model, seed=settings.seed, start=start))
 
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from cryoeq.cli.main import run
 from cryoeq.data.dataset import ParticleDataset
-from cryoeq.equivariance.measure import transform_images
+from cryoeq.equivariance.actions import transform_images
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
 from cryoeq.io.checkpoint import save_checkpoint

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cryoeq.equivariance.measure import act_on_rotations
+from cryoeq.equivariance.actions import act_on_rotations
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
 from cryoeq.io.text import read_json, write_json

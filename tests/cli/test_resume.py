@@ -1,10 +1,9 @@
-"""A run that was stopped at any moment goes on, and ends where the deferred_signals one ends."""
+"""A run that was stopped at any moment goes on, and ends where the uninterrupted one ends."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import mrcfile
@@ -13,7 +12,8 @@ import pytest
 import torch
 
 from cryoeq.cli.main import run
-from cryoeq.io.text import read_json
+from cryoeq.io.text import read_json, write_json
+from older_runs import flat, with_older_keys
 
 RESULTS = ("run_data.star", "run_fsc.star", "run_fsc.xml")
 pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
@@ -62,13 +62,26 @@ amortized.fit = stop_at_the_fifth
 """
 
 
-def run_until(stop: str, command: list[str]) -> "subprocess.CompletedProcess[str]":
-    """The program in a process of its own, with a signal to itself at a moment that does not depend on the machine."""
-    code = f"import sys\nfrom cryoeq.cli.main import main\n{stop}\nsys.argv[1:] = {command}\nmain()"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=200
-    )
+Until = Callable[[str, list[str]], tuple[int, str]]
+
+
+@pytest.fixture
+def run_until(
+    start_code: Callable[[str], ForkServerProcess], codes_of: Callable[..., list[int]], tmp_path: Path
+) -> Until:
+    """The program in a process of its own, with a signal to itself at a moment that does not depend on the machine.
+
+    Its exit code, and what it says.
+    """
+
+    def run_it(stop: str, command: list[str]) -> tuple[int, str]:
+        said = tmp_path / "said"
+        redirected = f"sys.stderr = sys.stdout = open({str(said)!r}, 'a', buffering=1)"
+        start = f"import sys, torch\ntorch.set_num_threads(1)\n{redirected}\n{stop}"
+        (code,) = codes_of([start_code(f"{start}\nfrom cryoeq.cli.main import main\nsys.argv[1:] = {command}\nmain()")])
+        return code, said.read_text()
+
+    return run_it
 
 
 def steps_of(folder: Path) -> int:
@@ -84,9 +97,11 @@ def assert_same_results(folder: Path, expected: Path) -> None:
         np.testing.assert_array_equal(mrcfile.read(folder / name), mrcfile.read(expected / name), err_msg=name)
 
 
-def test_killed_while_a_checkpoint_is_written(tmp_path: Path, command: list[str], tiny_run: Path) -> None:
+def test_killed_while_a_checkpoint_is_written(
+    tmp_path: Path, command: list[str], tiny_run: Path, run_until: Until
+) -> None:
     folder = tmp_path / "run"
-    assert run_until(KILLED_WHILE_WRITING, command).returncode == -signal.SIGKILL
+    assert run_until(KILLED_WHILE_WRITING, command)[0] == -signal.SIGKILL
     assert steps_of(folder) == 4
     assert not list(folder.glob("run_*.mrc"))
     assert read_json(folder / "job.json")["status"] == "running"
@@ -98,14 +113,13 @@ def test_killed_while_a_checkpoint_is_written(tmp_path: Path, command: list[str]
     assert "Resumed at step 4." in (folder / "run.log").read_text()
 
 
-def test_terminated_during_a_step(tmp_path: Path, command: list[str], tiny_run: Path) -> None:
+def test_terminated_during_a_step(tmp_path: Path, command: list[str], tiny_run: Path, run_until: Until) -> None:
     folder = tmp_path / "run"
     rarely = ["--set", "training.checkpoint_seconds=1000"]  # the checkpoint is then made for the signal's sake
-    ended = run_until(TERMINATED_IN_A_STEP, [*command, *rarely])
-    said = "cryoeq: stopped by SIGTERM. What was saved stays; --resume goes on from there."
-    assert ended.stderr.splitlines()[-1] == said
-    assert ended.returncode == 143
-    assert "Traceback" not in ended.stderr
+    code, said = run_until(TERMINATED_IN_A_STEP, [*command, *rarely])
+    assert said.splitlines()[-1] == "cryoeq: stopped by SIGTERM. What was saved stays; --resume goes on from there."
+    assert code == 143
+    assert "Traceback" not in said
     assert steps_of(folder) == 5
     assert read_json(folder / "job.json")["status"] == "stopped"
     assert not [path for path in folder.iterdir() if ".tmp" in path.name]
@@ -134,7 +148,7 @@ def test_a_finished_run_can_be_resumed(stopped: Path, command: list[str], tiny_r
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--heads", "3"], "encoder.heads was 2, and is now 3"),
+        (["--set", "encoder.heads=3"], "encoder.heads was 2, and is now 3"),
         (["--seed", "5"], "seed was 4, and is now 5"),
         (["--set", "encoder.channels=[8,32]"], "encoder.channels was None, and is now [8, 32]"),
         (["--pose-inference", "known"], "pose_inference was amortized, and is now known"),
@@ -223,3 +237,19 @@ def test_a_stray_checkpoint_is_no_start(tmp_path: Path, command: list[str], tiny
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"of another program")
     assert run(command) == 0
     assert_same_results(tmp_path / "run", tiny_run)
+
+
+def test_a_training_of_version_0_1_goes_on(tmp_path: Path, command: list[str], tiny_run: Path, stopped: Path) -> None:
+    """Its record and its checkpoint hold the settings under their older names."""
+    job = read_json(stopped / "job.json")
+    write_json(stopped / "job.json", job | {"settings": with_older_keys(job["settings"])})
+    checkpoint = torch.load(stopped / "checkpoint.pt", weights_only=True)
+    assert "loss.wta_epsilon" in checkpoint["settings"]
+    checkpoint["settings"] = flat(with_older_keys(checkpoint["settings"]))
+    assert "loss.leak" in checkpoint["settings"]
+    torch.save(checkpoint, stopped / "checkpoint.pt")
+    for name in (*RESULTS, *MAPS):
+        (stopped / name).unlink()
+    assert run([*command, "--resume"]) == 0
+    assert "Resumed at step 9." in (stopped / "run.log").read_text()
+    assert_same_results(stopped, tiny_run)

@@ -35,26 +35,16 @@ class Example(FrozenConfig):
     decoder: Voxels | Implicit = Field(default=Voxels(), discriminator="kind")
 
 
-@pytest.fixture
-def preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "small.yaml").write_text(
-        "seed: 1\nencoder: {group: c1, channels: 1}\nparticles: preset.star\n"
-    )
-    monkeypatch.setattr(loading, "packaged_file", lambda name: tmp_path / name)
-    return "small"
-
-
-def test_the_later_layer_wins(tmp_path: Path, preset: str) -> None:
+def test_the_later_layer_wins(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text("seed: 2\nencoder:\n  channels: 2\n")
-    assert load_config(Example, preset=preset) == Example(
-        particles=Path("preset.star"), seed=1, encoder=Encoder(group="c1", channels=1)
+    file.write_text("seed: 2\nparticles: mine.star\nencoder: {group: c1, channels: 2}\n")
+    assert load_config(Example, file=file) == Example(
+        particles=Path("mine.star"), seed=2, encoder=Encoder(group="c1", channels=2)
     )
-    assert load_config(Example, preset=preset, file=file).encoder == Encoder(group="c1", channels=2)
     overrides = ["seed=3", "encoder.channels=3"]
-    config = load_config(Example, preset=preset, file=file, overrides=overrides, explicit={"seed": 4, "rate": None})
+    config = load_config(Example, file=file, overrides=overrides, explicit={"seed": 4, "rate": None})
     assert (config.seed, config.encoder, config.rate) == (4, Encoder(group="c1", channels=3), 1e-3)
+    assert load_config(Example, file=file, overrides=overrides).seed == 3
 
 
 def test_a_resolved_configuration_repeats_itself(tmp_path: Path) -> None:
@@ -118,11 +108,6 @@ def test_a_bad_file_is_named(tmp_path: Path, content: bytes | None, message: str
         file.write_bytes(content)
     with pytest.raises(ConfigError, match=rf"mine\.yaml.*{message}"):
         load_config(Example, file=file)
-
-
-def test_an_unknown_preset_is_named_with_its_neighbour(preset: str) -> None:
-    with pytest.raises(ConfigError, match=r"--preset smal:.*has small.*Did you mean small\?"):
-        load_config(Example, preset=preset[:-1])
 
 
 def test_a_file_that_is_not_packed() -> None:

@@ -20,7 +20,7 @@ BATCH = 5
 
 @dataclass(frozen=True)
 class Setting:
-    """What the operators depend on besides their argument, for one box size and dtype."""
+    """Parameters of the operators, for one box size and dtype."""
 
     n: int
     plane: HalfPlane

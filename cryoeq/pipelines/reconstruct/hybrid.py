@@ -275,7 +275,7 @@ def search_with_encoder(
         particles.rows(searched), half_set[searched], settings, checkpoint=checkpoint
     )
     hybrid = HybridRun(config, dataset, particles, settings, _build(config, dataset, device), held_out, searched)
-    yield from compile_if_possible(hybrid.encoder, is_wanted=config.encoder.compiled)
+    yield from compile_if_possible(hybrid.encoder, is_requested=config.encoder.compiled)
     simulator = yield from hybrid.train(consensus.reference.mean, TrainingStage.PRETRAINING)
     state = yield from hybrid.infer(_with_held_out(consensus, searched, half_set), simulator.encoder_input)
     halves = yield from hybrid.refine_half_sets(state)
