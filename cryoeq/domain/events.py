@@ -1,4 +1,4 @@
-"""What a pipeline says while it works; the command line draws it, tests read it."""
+"""Events of a pipeline: notes, progress and reports, drawn by the command line and read by tests."""
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
@@ -17,14 +17,15 @@ class Note:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage has come.
+    """Progress of a stage.
 
     Args:
-        stage: its name, for example "training".
-        done: units finished.
-        total: units in all.
-        metrics: numbers of interest, for example {"loss": 0.93}.
-        iteration: number of this iteration of the stage, from 1, and how many there are; None without iterations.
+        stage: name of the stage, for example "half-set refinement".
+        done: units of work finished.
+        total: units of work in all.
+        metrics: metrics of the stage by name, for example {"loss": 0.93}.
+        iteration: number of this iteration of the stage, from 1, and count of its iterations; None for a stage without
+            iterations.
     """
 
     stage: str
@@ -36,11 +37,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Report:
-    """A table of results, for a reader.
+    """A table of results for the user.
 
     Args:
-        title: what the numbers are of.
-        rows: label and value, in the order to show.
+        title: subject of the table.
+        rows: values by label, in the order of the table.
     """
 
     title: str
@@ -51,7 +52,7 @@ Event = Note | Progress | Report
 
 
 def result_of(steps: Generator[Event, None, Result]) -> Result:
-    """Run steps to their end without showing their events; what they return."""
+    """Run steps to their end without showing their events; their result."""
     while True:
         try:
             next(steps)

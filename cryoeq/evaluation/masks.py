@@ -16,8 +16,9 @@ from torch import Tensor
 
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import MapFileError
-from cryoeq.geometry.map_filter import low_pass_gains, raised_cosine
+from cryoeq.geometry.map_filter import low_pass_gains
 from cryoeq.geometry.shells import slabs, squared_radii
+from cryoeq.geometry.soft_mask import falling_cosine
 
 _POINTS_PER_RESOLUTION = 4
 _HISTOGRAM_BINS = 256
@@ -134,7 +135,7 @@ def _soft_edged(
     """1 up to a distance, then a raised cosine over the edge; plane by plane, to keep the work space small."""
     values = torch.empty(n, n, n, device=device)
     for start, stop in slabs(n):
-        values[start:stop] = raised_cosine((distances(start, stop) - full_to) / edge)
+        values[start:stop] = falling_cosine((distances(start, stop) - full_to) / edge)
     return values
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from cryoeq.io import labels
 from cryoeq.io.text import write_text
 
 _NODES = {
@@ -22,5 +23,5 @@ def write_output_nodes(folder: Path) -> None:
         OutputError: the disk is full or the place cannot be written.
     """
     rows = [f"{(folder / name).as_posix()} {label}\n" for name, label in _NODES.items() if (folder / name).is_file()]
-    labels = "_rlnPipeLineNodeName #1\n_rlnPipeLineNodeTypeLabel #2\n"
-    write_text(folder / "RELION_OUTPUT_NODES.star", f"data_output_nodes\n\nloop_\n{labels}{''.join(rows)}\n")
+    header = f"_{labels.NODE_NAME} #1\n_{labels.NODE_TYPE} #2\n"
+    write_text(folder / "RELION_OUTPUT_NODES.star", f"data_output_nodes\n\nloop_\n{header}{''.join(rows)}\n")

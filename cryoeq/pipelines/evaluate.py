@@ -10,6 +10,7 @@ from cryoeq.config.evaluate import EvaluateConfig
 from cryoeq.domain.events import Event, Note, Report
 from cryoeq.errors import ConfigError, ParticleFileError
 from cryoeq.evaluation.poses import PoseErrors, PoseGauge, compare_poses, summarise_errors
+from cryoeq.io.labels import IMAGE_NAME
 from cryoeq.io.optics import star_pixel_size
 from cryoeq.io.particles import read_table, star_poses
 from cryoeq.io.star import StarTable
@@ -19,7 +20,6 @@ from cryoeq.outputs.folder import make_folder
 from cryoeq.pipelines.generalization.bound import bound_run
 from cryoeq.runtime.device import choose_device
 
-_NAME = "rlnImageName"
 _HANDS = {
     "same": "that of the truth",
     "mirrored": "the other one (the map is the mirror image)",
@@ -96,35 +96,35 @@ def match_rows(predicted: StarTable, truth: StarTable) -> np.ndarray[tuple[int],
     Raises:
         ParticleFileError: a name that appears twice or that the truth does not have, or numbers of rows that differ.
     """
-    if _NAME not in predicted.particles or _NAME not in truth.particles:
+    if IMAGE_NAME not in predicted.particles or IMAGE_NAME not in truth.particles:
         if len(predicted) != len(truth):
             raise ParticleFileError(
                 f"{predicted.path} has {len(predicted)} rows, {truth.path} has {len(truth)}",
-                f"without {_NAME} in both files their rows are matched by position",
-                f"Compare star files of the same images, or add {_NAME}",
+                f"without {IMAGE_NAME} in both files their rows are matched by position",
+                f"Compare star files of the same images, or add {IMAGE_NAME}",
             )
         return np.arange(len(truth))
     row_of = _row_of_names(truth)
     _row_of_names(predicted)
-    names = predicted.particles[_NAME].tolist()
+    names = predicted.particles[IMAGE_NAME].tolist()
     unknown = next((row for row, name in enumerate(names) if name not in row_of), None)
     if unknown is not None:
         raise ParticleFileError(
             f"{predicted.path}, row {unknown + 1}: image {names[unknown]} is not in {truth.path}",
-            f"rows are matched by {_NAME}",
+            f"rows are matched by {IMAGE_NAME}",
             "Compare star files of the same images, with the same paths to their stacks",
         )
     return np.array([row_of[name] for name in names])
 
 
 def _row_of_names(star: StarTable) -> dict[str, int]:
-    names = star.particles[_NAME].tolist()
+    names = star.particles[IMAGE_NAME].tolist()
     row_of = {name: row for row, name in enumerate(names)}
     if len(row_of) < len(names):
         row = next(row for row, name in enumerate(names) if row_of[name] != row)
         raise ParticleFileError(
             f"{star.path}, row {row + 1}: image {names[row]} appears twice",
-            f"rows are matched by {_NAME}",
+            f"rows are matched by {IMAGE_NAME}",
             "Remove the duplicates",
         )
     return row_of

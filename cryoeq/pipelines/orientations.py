@@ -10,6 +10,7 @@ from cryoeq.domain.events import Event, Note, Report
 from cryoeq.evaluation.orientations import MOST_VIEWS, UNEVEN_SCF, OrientationSummary, coarser_counts
 from cryoeq.evaluation.orientations import summarise_orientations as summarise
 from cryoeq.io.euler import rotations_from_euler_deg
+from cryoeq.io.optics import star_box_angstrom
 from cryoeq.io.particles import read_table, star_euler_deg
 from cryoeq.io.star import StarTable
 from cryoeq.io.text import write_json
@@ -18,7 +19,7 @@ from cryoeq.outputs.folder import make_folder
 from cryoeq.outputs.orientation_plots import plot_in_plane_angles, plot_sampling, plot_views
 
 _BILD_ORDER = 3
-_BILD_RADIUS_ANGSTROM = 100.0
+_BILD_RADIUS_ANGSTROM = 100.0  # where the star file does not state the box
 _SIGNIFICANT, _LONG = 1e-3, 0.05
 _FEW_PARTICLES = 1000
 
@@ -105,16 +106,11 @@ def _write_folder(folder: Path, star: StarTable, summary: OrientationSummary) ->
     plot_views(folder / "orientations.png", summary)
     plot_sampling(folder / "fourier_sampling.png", summary)
     plot_in_plane_angles(folder / "in_plane_angles.png", summary)
-    write_bild(folder / "orientations.bild", coarser_counts(summary.view_counts, _BILD_ORDER), _half_box_angstrom(star))
+    side = star_box_angstrom(star)
+    radius = _BILD_RADIUS_ANGSTROM if side is None else side / 2
+    write_bild(folder / "orientations.bild", coarser_counts(summary.view_counts, _BILD_ORDER), radius)
     write_json(folder / "orientations.json", as_json(summary))
     yield Note(
         f"Written to {folder}: orientations.png, fourier_sampling.png, in_plane_angles.png, orientations.bild,"
         " orientations.json"
     )
-
-
-def _half_box_angstrom(star: StarTable) -> float:
-    """Half the side of the images, or 100 Angstrom where the star file does not tell it."""
-    if star.optics is None or not {"rlnImageSize", "rlnImagePixelSize"} <= star.optics.keys():
-        return _BILD_RADIUS_ANGSTROM
-    return float(star.optics_floats("rlnImageSize")[0] * star.optics_floats("rlnImagePixelSize")[0]) / 2

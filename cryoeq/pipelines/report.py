@@ -17,6 +17,7 @@ from cryoeq.evaluation.particle_fit import fit_particles
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves, compare_maps
 from cryoeq.evaluation.verdict import RunFacts, judge_run
 from cryoeq.io.euler import rotations_from_euler_deg
+from cryoeq.io.labels import IMAGE_NAME, MAX_PROBABILITY
 from cryoeq.io.mrc import read_map
 from cryoeq.io.particles import star_euler_deg, star_poses
 from cryoeq.io.star import StarTable, read_star
@@ -26,7 +27,6 @@ from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.reconstruct.event_log import PROGRESS_FILE
 from cryoeq.pipelines.reconstruction_run import open_particles, read_reconstruction_job
 
-_PROBABILITY = "rlnMaxValueProbDistribution"
 _MODES = {"search": "search", "hybrid": "search and encoder", "amortized": "encoder", "known": "star file"}
 _COMPARED_PX = 64  # box in which particles are compared with their predictions
 # Pixels that are read for that, so that a report costs little whatever the stack, and particles at least.
@@ -122,7 +122,7 @@ def _facts(
     settings = job["settings"]
     side = 0.0 if volume is None else volume.box_size_px * volume.pixel_size_angstrom
     is_searched = settings["pose_inference"] in {"search", "hybrid"}
-    has_probabilities = star is not None and _PROBABILITY in star.particles
+    has_probabilities = star is not None and MAX_PROBABILITY in star.particles
     return RunFacts(
         status=job["status"],
         error=job.get("results", {}).get("error"),
@@ -131,7 +131,7 @@ def _facts(
         side_angstrom=side,
         resolution_angstrom=None if curves is None else curves.resolutions_angstrom(HALF_MAP_THRESHOLD)["unmasked"],
         shared_angstrom=side / max(settings["search"]["consensus"]["shells"]) if is_searched else None,
-        probabilities=star.floats(_PROBABILITY).tolist() if star is not None and has_probabilities else None,
+        probabilities=star.floats(MAX_PROBABILITY).tolist() if star is not None and has_probabilities else None,
         warnings=[note["text"] for note in job.get("notes", []) if note["level"] == "warning"],
         scf_star=None if views is None else views.scf_star,
     )
@@ -172,7 +172,7 @@ def _compare_particles(
         fits = fit_particles(dataset, poses, volume, rows, resolution_angstrom=limit_angstrom)
     except CryoEqError as error:
         return f"The particles cannot be shown, because their files are not where or what they were. {error}"
-    names = stack.star.particles["rlnImageName"][rows.numpy()].tolist()
+    names = stack.star.particles[IMAGE_NAME][rows.numpy()].tolist()
     return ComparedParticles(fits, len(poses), names, limit_angstrom)
 
 

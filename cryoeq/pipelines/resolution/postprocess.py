@@ -13,6 +13,7 @@ from cryoeq.domain.events import Note
 from cryoeq.domain.volume import Volume
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves, resolution_angstrom
 from cryoeq.evaluation.sharpening import GuinierFit, GuinierPlot, Sharpening, sharpen
+from cryoeq.io import labels
 from cryoeq.io.mrc import write_map
 from cryoeq.io.mtf import read_mtf
 from cryoeq.outputs.fsc_files import write_fsc_dat, write_fsc_xml, write_postprocess_star
@@ -97,14 +98,14 @@ def postprocess(folder: Path, result: HalfMapResult, settings: Sharpening) -> Ge
     sharpened, guinier = sharpen(average(result.first, result.second), curves.final, settings)
     yield from _bfactor_doubts(guinier, settings, curves.final_resolution_angstrom)
     write_map(folder / "postprocess.mrc", sharpened, label="post-processed by cryoeq fsc")
-    names = {"rlnUnfilteredMapHalf1": str(result.pair.first), "rlnUnfilteredMapHalf2": str(result.pair.second)}
+    names = {labels.HALF_MAP_1: str(result.pair.first), labels.HALF_MAP_2: str(result.pair.second)}
     if result.mask is not None:
         masked = Volume(sharpened.values * result.mask.values, sharpened.pixel_size_angstrom)
         write_map(folder / "postprocess_masked.mrc", masked, label="post-processed and masked by cryoeq fsc")
-        names["rlnMaskName"] = result.mask_kind
+        names[labels.MASK_NAME] = result.mask_kind
     if result.mask is not None and result.mask_kind in {"auto", "sphere"}:
         write_map(folder / "mask.mrc", result.mask, label=f"{result.mask_kind} mask by cryoeq fsc")
-        names["rlnMaskName"] = str(folder / "mask.mrc")
+        names[labels.MASK_NAME] = str(folder / "mask.mrc")
     write_postprocess_star(folder / "postprocess.star", curves, guinier, names)
     write_fsc_xml(folder / "postprocess_fsc.xml", curves)
     write_fsc_dat(folder / "postprocess_fsc.dat", curves)

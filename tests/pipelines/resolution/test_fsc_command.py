@@ -16,7 +16,7 @@ from cryoeq.domain.volume import Volume
 from cryoeq.geometry.so3 import random_rotations
 from cryoeq.io.mrc import read_map, write_map
 from cryoeq.io.text import read_json
-from cryoeq.maps.alignment import mirror_map, turn_map
+from cryoeq.maps.alignment import mirror_map, rotate_map
 from cryoeq.pipelines.resolution.fsc import fsc
 
 N, PIXEL = 32, 3.0
@@ -124,7 +124,7 @@ def test_maps_without_anything_in_common_have_no_resolution(maps: Path, generato
 def test_align_brings_a_moved_mirror_image_onto_the_truth(maps: Path, generator: torch.Generator) -> None:
     half = read_map(maps / "half1.mrc")
     rotation = random_rotations(1, generator)[0]
-    moved = mirror_map(turn_map(half.values, rotation, torch.tensor([2.0, 1.0, -2.0])))
+    moved = mirror_map(rotate_map(half.values, rotation, torch.tensor([2.0, 1.0, -2.0])))
     write_map(maps / "moved.mrc", Volume(moved, PIXEL))
     curves = {}
     for name, with_alignment in (("half1", False), ("moved", True), ("moved", False)):
