@@ -19,6 +19,7 @@ from cryoeq.domain.volume import Volume
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, TRUTH_THRESHOLD, FscCurves
 from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map, pad_centred
 from cryoeq.outputs.figure import COLOURS, GREY, resolution_ticks_angstrom
+from cryoeq.outputs.metric_text import metric_rank, metric_title
 from cryoeq.outputs.progress_file import ProgressRow
 
 Figure = dict[str, Any]
@@ -31,17 +32,7 @@ _FIRST_LEVEL = 3
 _COARSE_PX = 64  # in which the molecule is looked for
 _MARGIN_PX = 2
 _SLICE_PX = 256
-_LABELS = {
-    "loss": "mean squared residual",
-    "synthetic_error_deg": "rotation error on renderings, median (°)",
-    "pose_change_deg": "rotation since the last epoch, mean (°)",
-    "log evidence": "log evidence per particle",
-    "confidence": "mean probability of the best pose",
-    "radius": "radius in use (shells)",
-    "reliable shell": "half maps agree to (shell; 0: not parted)",
-    "changed": "share of poses changed",
-}
-_MOST_POINTS = 300
+_MAX_POINTS = 300
 
 
 def fsc_figure(curves: FscCurves) -> Figure:
@@ -178,25 +169,21 @@ def orientation_figure(poses: Poses) -> Figure:
 
 
 def progress_figures(rows: Sequence[ProgressRow]) -> list[Figure]:
-    """One curve per figure that was recorded: over the steps of a training, over time where there were many stages."""
+    """One curve per metric: over the steps of a training, over time where there were several stages."""
     names = dict.fromkeys(name for row in rows for name in row.metrics)
     shown = [name for name in names if sum(name in row.metrics for row in rows) > 1]
     colours = stage_colours(rows)
-    return [_progress_figure(name, rows, colours) for name in sorted(shown, key=_place_of_label)]
+    return [_progress_figure(name, rows, colours) for name in sorted(shown, key=metric_rank)]
 
 
 def stage_colours(rows: Sequence[ProgressRow]) -> dict[str, str]:
-    """The colour of each stage in ``progress_figures``, in the order in which they came."""
+    """Colour of each stage in ``progress_figures``, by their first appearance."""
     stages = dict.fromkeys(row.stage for row in rows)
     return {stage: COLOURS[place % len(COLOURS)] for place, stage in enumerate(stages)}
 
 
-def _place_of_label(name: str) -> int:
-    return list(_LABELS).index(name) if name in _LABELS else len(_LABELS)
-
-
 def _progress_figure(name: str, rows: Sequence[ProgressRow], colours: Mapping[str, str]) -> Figure:
-    """The curve breaks where a stage begins anew."""
+    """The curve breaks where a stage starts over."""
     by_step = len(colours) == 1
     traces: list[Figure] = []
     last: ProgressRow | None = None
@@ -220,7 +207,7 @@ def _progress_figure(name: str, rows: Sequence[ProgressRow], colours: Mapping[st
     layout = {
         "xaxis": {"title": {"text": "step" if by_step else "time (s)"}, "gridcolor": _GRID, "zeroline": False},
         "yaxis": {"gridcolor": _GRID, "rangemode": "tozero", "zerolinecolor": GREY},
-        "title": {"text": _LABELS.get(name, name), "font": {"size": 15}, "x": 0.02, "y": 0.97, "yanchor": "top"},
+        "title": {"text": metric_title(name), "font": {"size": 15}, "x": 0.02, "y": 0.97, "yanchor": "top"},
         "height": 310, "margin": {"l": 50, "r": 12, "t": 40, "b": 50},
     }  # fmt: skip
     return _figure(kept, layout)
@@ -228,7 +215,7 @@ def _progress_figure(name: str, rows: Sequence[ProgressRow], colours: Mapping[st
 
 def _thinned(values: Sequence[float]) -> list[float]:
     """Means of neighbours, so that at most some hundred points are left."""
-    count = -(-len(values) // _MOST_POINTS)
+    count = -(-len(values) // _MAX_POINTS)
     groups = (values[start : start + count] for start in range(0, len(values), count))
     return [float(f"{sum(group) / len(group):.6g}") for group in groups]
 

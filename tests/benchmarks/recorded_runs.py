@@ -24,13 +24,14 @@ from cryoeq.io.text import read_json, write_json
 Record = dict[str, Any]
 KEY = ("set", "mode", "seed", "options")
 STAGES = {
-    "searching": "starts",
-    "refining all": "joint iterations",
-    "second look": "second looks",
-    "refining the halves": "half sets",
-    "refining locally": "local refinement",
+    "initial model": "starts",
+    "consensus refinement": "joint iterations",
+    "final iteration": "joint iterations",
+    "global re-alignment": "second looks",
+    "half-set refinement": "half sets",
+    "local refinement": "local refinement",
 }
-_LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)  (?:([a-z ]+):)?")
+_LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)  (?:([a-z][a-z -]*?)(?: \d+/\d+)?:)?")
 _MEASURED_CHILD = Path(__file__).with_name("measured_child.py")
 _NO_LIMIT_S = threading.TIMEOUT_MAX
 CRYOEQ = str(Path(sys.executable).with_name("cryoeq"))
