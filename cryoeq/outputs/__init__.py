@@ -1,1 +1,1 @@
-"""What is left on disk for a person: run folders, figures."""
+"""Run folders, reports and pictures."""

@@ -1,4 +1,4 @@
-"""What ``cryoeq lattice find`` leaves: the indexed spots as a star file, and the spectrum with its lattice as PNG."""
+"""Files of ``cryoeq lattice find``: indexed spots as a star file, power spectrum with its lattice as PNG."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from cryoeq.lattice.power_spectrum import Spectrum
 from cryoeq.outputs.figure import COLOURS, png_figure
 
 _LABELLED_ORDER = 2
-_LARGEST_PX = 1024
+_MAX_PX = 1024
 
 
 def write_spots(
@@ -27,10 +27,10 @@ def write_spots(
 
     Args:
         path: the file to create or replace.
-        orders: (h, k) in the reduced cell.
-        frequencies: places of the peaks (x, y), cycles per pixel.
-        power: over the background.
-        pixel_size_angstrom: of the micrograph.
+        orders: Miller indices (h, k) in the reduced cell.
+        frequencies: positions of the peaks (x, y), in cycles per pixel.
+        power: power of the peaks over the background.
+        pixel_size_angstrom: pixel size of the micrograph.
 
     Raises:
         OutputError: the disk is full or the place cannot be written.
@@ -61,10 +61,10 @@ def plot_spectrum(
 
     Args:
         path: the PNG file to create or replace.
-        spectrum: to draw.
-        reciprocal: vectors as columns (x, y), cycles per pixel; None for no lattice.
-        spots: orders and places of the indexed spots, one of each Friedel pair.
-        title: above the picture.
+        spectrum: the power spectrum.
+        reciprocal: reciprocal vectors as columns (x, y), in cycles per pixel; None without a lattice.
+        spots: Miller indices and positions of the indexed spots, one of each Friedel pair.
+        title: title of the picture.
 
     Raises:
         OutputError: the disk is full or the place cannot be written.
@@ -80,28 +80,33 @@ def plot_spectrum(
             _draw_lattice(
                 axes, reciprocal / spectrum.pixel_size_angstrom, spots[0], spots[1] / spectrum.pixel_size_angstrom
             )
-        axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xlabel="1/Å", ylabel="1/Å")
+        axes.set(
+            xlim=(-reach, reach),
+            ylim=(-reach, reach),
+            xlabel="Spatial frequency along x (1/Å)",
+            ylabel="Spatial frequency along y (1/Å)",
+        )
         axes.set_title(title)
 
 
 def _central_part(spectrum: Spectrum, reach: float) -> tuple[Float[Tensor, "ny nx"], tuple[float, float, float, float]]:
-    """The pixels within a frequency, brought to a drawable number by the largest of each square, and their extent."""
+    """Pixels within a frequency, reduced to a drawable number by the maximum of each square, and their extent."""
     ny, nx = spectrum.excess.shape
     step_x, step_y = 1 / (nx * spectrum.pixel_size_angstrom), 1 / (ny * spectrum.pixel_size_angstrom)
     half_x, half_y = min(nx // 2, round(reach / step_x) + 1), min(ny // 2, round(reach / step_y) + 1)
     part = spectrum.excess[ny // 2 - half_y : ny // 2 + half_y, nx // 2 - half_x : nx // 2 + half_x]
-    stride = max(1, max(part.shape) // _LARGEST_PX)
+    stride = max(1, max(part.shape) // _MAX_PX)
     drawn = torch.nn.functional.max_pool2d(part[None, None], stride)[0, 0] if stride > 1 else part
     left, bottom = (-half_x - 0.5) * step_x, (-half_y - 0.5) * step_y
     return drawn, (left, left + 2 * half_x * step_x, bottom, bottom + 2 * half_y * step_y)
 
 
 def _draw_lattice(
-    axes: Axes, reciprocal: Float[Tensor, "2 2"], orders: Int[Tensor, "spots 2"], places: Float[Tensor, "spots 2"]
+    axes: Axes, reciprocal: Float[Tensor, "2 2"], orders: Int[Tensor, "spots 2"], positions: Float[Tensor, "spots 2"]
 ) -> None:
-    both = torch.cat([places, -places])
+    both = torch.cat([positions, -positions])
     axes.scatter(both[:, 0].numpy(), both[:, 1].numpy(), s=70, facecolors="none", edgecolors=COLOURS[1], linewidths=1.1)
-    for (h, k), (x, y) in zip(orders.tolist(), places.tolist(), strict=True):
+    for (h, k), (x, y) in zip(orders.tolist(), positions.tolist(), strict=True):
         if max(abs(h), abs(k)) <= _LABELLED_ORDER:
             axes.annotate(f"{h},{k}", (x, y), xytext=(5, 5), textcoords="offset points", fontsize=7, color=COLOURS[0])
     for (x, y), name, colour in zip(reciprocal.T.tolist(), ("a*", "b*"), (COLOURS[0], COLOURS[2]), strict=True):
