@@ -36,7 +36,7 @@ def write_postprocess_star(path: Path, curves: FscCurves, guinier: GuinierPlot, 
         path: the file to create or replace.
         curves: curves of the half maps; the column of the corrected one holds the final one, as in RELION.
         guinier: amplitudes after each step of sharpening.
-        names: file names by label: ``rlnUnfilteredMapHalf1``, ``rlnUnfilteredMapHalf2`` and, with a mask, ``rlnMaskName``.
+        names: file names by label: ``rlnUnfilteredMapHalf1`` and ``2``, and with a mask ``rlnMaskName``.
 
     Raises:
         OutputError: the disk is full or the place cannot be written.
@@ -144,7 +144,7 @@ def _table_block(name: str, columns: Mapping[str, list[str]]) -> str:
 
 
 def _star_safe(name: str) -> str:
-    """File name that RELION can read: it takes ``data_`` on any line for a new block, a blank for the end of a value."""
+    """Name that RELION can read: it takes ``data_`` on any line for a new block, a blank for the end of a value."""
     short = Path(name).name if "data_" in name else name
     return f'"{short}"' if any(character.isspace() for character in short) else short
 

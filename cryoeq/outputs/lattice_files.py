@@ -83,8 +83,8 @@ def plot_spectrum(
         axes.set(
             xlim=(-reach, reach),
             ylim=(-reach, reach),
-            xlabel="Spatial frequency along x (1/Å)",
-            ylabel="Spatial frequency along y (1/Å)",
+            xlabel="Frequency along x (1/Å)",
+            ylabel="Frequency along y (1/Å)",
         )
         axes.set_title(title)
 

@@ -67,7 +67,7 @@ def _rows(directional: DirectionalFsc) -> dict[str, str]:
 
 
 def _angstrom(resolution: float) -> str:
-    return f"{resolution:.2f} Å" if math.isfinite(resolution) else "none: below 0.143 from the first shell on"
+    return f"{resolution:.2f} Å" if math.isfinite(resolution) else "none: below 0.143 in the first shell"
 
 
 def _direction(axis: Float[Tensor, " 3"]) -> str:
@@ -87,7 +87,7 @@ def _warnings(directional: DirectionalFsc, *, is_masked: bool) -> Generator[Note
     middle = float(directional.resolutions_angstrom.median())
     if directional.box_size_px * directional.pixel_size_angstrom / middle < _FEW_SHELLS:
         yield Note(
-            f"In half of the directions fewer than {_FEW_SHELLS} shells are above 0.143: too few to compare them.",
+            f"In half of the directions fewer than {_FEW_SHELLS} shells are above 0.143, too few to compare them.",
             "warning",
         )
 
