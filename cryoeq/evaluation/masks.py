@@ -163,7 +163,7 @@ def _otsu(densities: NDArray[np.float32]) -> float:
 def _neighbours(
     n: int, m: int, like: Float[Tensor, "m m m"]
 ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, " n"]]:
-    """Linear interpolation from m points to n over the same length: left and right neighbours, fraction of the right."""
+    """Interpolation from m points to n over the same length: left and right neighbours, fraction of the right."""
     positions = torch.arange(n, dtype=torch.float64, device=like.device) * m / n
     left = positions.long()
     return left, (left + 1).clamp(max=m - 1), (positions - left).to(like.dtype)

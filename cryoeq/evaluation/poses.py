@@ -1,9 +1,12 @@
 """Errors of predicted poses against a truth, up to the gauge that images cannot determine.
 
-A map may be rotated, mirrored and shifted without any change in its projections. So poses are compared up to one rotation
-Q, one hand and one shift d: A_truth ~ A' Q S with A' = A_predicted or J A_predicted J, J = diag(1, 1, -1), and S in the
-symmetry group of the particle. With M = A'^T A_truth the residual of an image is the angle between Q S and M, hence the
-best Q is a robust mean of the M S^T over SO(3).
+A map may be rotated, mirrored and shifted without any change in its projections. So poses are compared up to one
+rotation Q, one hand and one shift d, with S in the symmetry group of the particle and J = diag(1, 1, -1)::
+
+    A_truth ~ A' Q S,        A' = A_predicted or J A_predicted J
+
+With M = A'^T A_truth the residual of an image is the angle between Q S and M, hence the best Q is a robust mean of the
+M S^T over SO(3).
 
 Each half of the images is scored with the gauge fitted on the other half, so that no image is scored with a gauge that
 it took part in.
