@@ -1,4 +1,4 @@
-"""Where a run stands: its stage among those of its plan, iterations, time spent and time left."""
+"""Position of a run among the stages of its plan: iterations, time elapsed and time left."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -87,7 +87,7 @@ class StageClock:
         return current
 
     def _locate(self, stage: str) -> tuple[int, int] | None:
-        """Number of a stage: its next place in the plan, else its first, where the run went back."""
+        """Number of a stage: its next occurrence in the plan, else the first one, where the run went back."""
         for index in (*range(self._index, len(self._stages)), *range(self._index)):
             if self._stages[index] == stage:
                 self._index = index

@@ -48,7 +48,7 @@ def require_independent(curves: FscCurves) -> None:
                 f"the {number} map is the average or sum of both halves, the other is one of them: the FSC falls to "
                 f"{float(fsc.min()):.2f} and no further, and their cross power is the power of the {number} map",
                 "Expected two maps from independent halves of the particles",
-                "Give the other half map in its place",
+                "Give the other half map instead",
             )
 
 

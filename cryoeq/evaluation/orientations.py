@@ -117,8 +117,8 @@ def fourier_samples(
     """Number of views, 10,000 at most, that sample each coefficient of one shell of Fourier space.
 
     A view samples the coefficients within half a shell of its central plane. At radius 50 a uniform set of 10,000 views
-    samples each 100 times on average. With fewer views the radius shrinks to keep that number, so that chance does not
-    look like unevenness; below 1,000 views it stays at 5, and chance has an effect.
+    samples each 100 times on average. With fewer views the radius shrinks to keep that number, so that a
+    random set does not look uneven; below 1,000 views it stays at 5, and random sets look somewhat uneven.
 
     Args:
         views: unit vectors.

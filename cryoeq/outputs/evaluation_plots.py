@@ -98,7 +98,7 @@ def plot_correlations(
 
 
 def plot_pose_errors(path: Path, errors: PoseErrors, *, title: str = "") -> None:
-    """Draw the histogram of the pose errors, and beside it the share of images below each error.
+    """Draw the histogram of the pose errors, and beside it the fraction of images below each error.
 
     Args:
         path: the PNG file to create or replace.
@@ -154,8 +154,8 @@ def _draw_histogram(axes: Axes, kinds: Mapping[str, Float[Tensor, " batch"]]) ->
 def _draw_cumulative(axes: Axes, kinds: Mapping[str, Float[Tensor, " batch"]]) -> None:
     for values, colour, style in zip(kinds.values(), COLOURS, ("-", "--", ":"), strict=False):
         ordered = values.double().sort().values.clamp(min=0.1)
-        share = torch.arange(1, len(ordered) + 1, dtype=torch.float64) / len(ordered)
-        axes.plot(ordered, share, style, color=colour, drawstyle="steps-post")
+        fraction = torch.arange(1, len(ordered) + 1, dtype=torch.float64) / len(ordered)
+        axes.plot(ordered, fraction, style, color=colour, drawstyle="steps-post")
     for limit in _MARKED_DEG:
         axes.axvline(limit, color=GREY, linewidth=1.0, linestyle=(0, (6, 4)))
     axes.set_xscale("log")

@@ -43,14 +43,14 @@ def plot_local_resolution(
             filtered, values, inside = (volume.select(axis, centre[axis]) for volume in (density, resolution, region))
             above.imshow(filtered.numpy(), origin="lower", extent=extent, interpolation="bicubic")
             above.set_title(f"{along} = {(centre[axis] - n // 2) * pixel:.0f} Å")
-            shown = below.imshow(torch.where(values > 0, values, torch.nan).numpy(), origin="lower", extent=extent,
+            coloured = below.imshow(torch.where(values > 0, values, torch.nan).numpy(), origin="lower", extent=extent,
                                  cmap="viridis_r", norm=norm)  # fmt: skip
             outline = inside.numpy().astype(float)
             if 0 < outline.mean() < 1:
                 below.contour(outline, [0.5], colors="black", linewidths=1.2, extent=extent, origin="lower")
             for axes in (above, below):
                 axes.set(xlabel=f"{right} (Å)", ylabel=f"{up} (Å)")
-        bar = figure.colorbar(shown, ax=grid[1].tolist(), extend="both", pad=0.02)
+        bar = figure.colorbar(coloured, ax=grid[1].tolist(), extend="both", pad=0.02)
         bar.set_label("Local resolution (Å)")
         figure.suptitle(title or "Map filtered to its local resolution (above), and that resolution (below)")
 
