@@ -181,6 +181,7 @@ class TerminalDrawer:
         self._console = Console(stderr=True)
         self._stages = StageClock()
         self._live: Live | None = None
+        self._summarised: StagePass | None = None
 
     def show(self, event: Event) -> None:
         """Show one event."""
@@ -211,14 +212,22 @@ class TerminalDrawer:
             self._live.start()
         elif stage is not before:
             self._print_summary(before)
+        if stage.fraction >= 1:
+            self._print_summary(stage)
 
     def _print_summary(self, stage: StagePass | None) -> None:
-        if stage is not None:
+        """One line for each stage, when it is over."""
+        if stage is not None and stage is not self._summarised:
+            self._summarised = stage
             self._console.print(stage_summary(stage, self._console.width))
 
     def _render(self) -> RenderableType:
         stage = self._stages.current
-        return "" if stage is None else stage_bar(stage, self._stages.now(), self._console.width)
+        return (
+            ""
+            if stage is None or stage is self._summarised
+            else stage_bar(stage, self._stages.now(), self._console.width)
+        )
 
 
 def stage_bar(stage: StagePass, now_s: float, width: int) -> RenderableType:
@@ -249,9 +258,7 @@ def stage_summary(stage: StagePass, width: int) -> Text:
         stage: the stage.
         width: columns of the terminal.
     """
-    iterations = " iterations" if stage.latest.iteration else ""
-    parts = (f"{stage.count}{iterations}" if stage.count else "", clock_text(stage.elapsed_s))
-    line = f"{stage.title}: {', '.join(filter(None, parts))}"
+    line = f"{stage.title}: {', '.join(filter(None, (stage.count, clock_text(stage.elapsed_s))))}"
     metrics = _fitting(stage, width - cell_len(line) - 2)
     return Text(f"{line}; {metrics}" if metrics else line)
 

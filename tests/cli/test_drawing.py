@@ -152,7 +152,7 @@ def test_a_bar_can_be_read_whatever_the_metrics(width: int, metrics: dict[str, f
     assert len(below) == bool(metrics)
     assert all(len(line) <= width for line in (row, *below))
     summary = stage_summary(stage, width).plain
-    assert summary.startswith("Stage 1/10 consensus refinement: 12/33 iterations, 10:00:00")
+    assert summary.startswith("Stage 1/10 consensus refinement: 12/33, 10:00:00")
     assert len(summary) <= width
     if metrics is METRICS:
         assert below == ["  data to 19.5 Å, halves agree to 21.4 Å"]
@@ -230,10 +230,24 @@ def test_a_terminal_gets_a_bar_and_then_a_line_for_each_stage(no_color: bool, mo
     shown = screen.getvalue()
     assert "training" in shown
     assert "100/100" in shown
-    assert "training: 100/100, 0:00; loss 0.009901" in shown.splitlines()[-1]
+    assert shown.count("training: 100/100, 0:00; loss 0.009901") == 1
     assert ("\x1b[33m" in shown) != no_color
     assert "10.0 Å" in results.getvalue()
     assert "10.0 Å" not in shown
+
+
+def test_a_stage_that_is_over_has_its_line_before_the_next_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr("sys.stderr", screen)
+    refinement = [event for _, event in iterations(2)]
+    draw(iter([*refinement, Note("the half sets part"), *refinement, Progress("final iteration", 1, 2)]))
+    shown = screen.getvalue()
+    summary = "consensus refinement: 2/2, 0:00; data to 19.5 Å, halves agree to 21.4 Å"
+    assert shown.count(summary) == 2
+    assert shown.index(summary) < shown.index("the half sets part")
+    assert "final iteration: 1/2, 0:00" in shown.splitlines()[-1]  # also of a stage that was cut short
 
 
 def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
