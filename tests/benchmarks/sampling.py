@@ -3,11 +3,11 @@
     python tests/benchmarks/sampling.py                  what is recorded is not done again
     python tests/benchmarks/sampling.py --report         the table of what is recorded
 
-A dense so2 encoder learns from projections of the chiral phantom (24 px, a tenth of its power in noise). Accuracy is the
-median rotation error on projections that it was not trained on; equivariance the median angle between the pose of a particle
-turned by 10 to 80 degrees and the turned pose, on clean slices, which turn without interpolation. Memory is what one
-training step keeps for its gradients, time the CPU's. The paper's claim (arXiv 2409.08741): better at few samples.
-"""
+A dense so2 encoder learns from projections of the chiral phantom (24 px, a tenth of its power in noise). Accuracy is
+the median rotation error on projections that it was not trained on; equivariance the median angle between the pose of
+a particle turned by 10 to 80 degrees and the turned pose, on clean slices, which turn without interpolation. Memory
+is what one training step keeps for its gradients, time the CPU's. The paper's claim (arXiv 2409.08741): better at few
+samples."""
 
 import argparse
 import math
