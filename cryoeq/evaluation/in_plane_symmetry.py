@@ -42,10 +42,7 @@ _BANDS = 2
 _DEFOCUS_UNIT_ANGSTROM = 1000.0
 _DEFOCUS_STEP_ANGSTROM = 20.0
 _MAX_PARTICLES, _BATCH, _NOISE_SAMPLE = 20_000, 512, 1000
-_BATCH_POINTS, _SAMPLE_POINTS = (
-    2**20,
-    2**22,
-)  # maximum number of Fourier coefficients, which limits the number of particles in large boxes
+_BATCH_POINTS, _SAMPLE_POINTS = 2**20, 2**22  # Fourier coefficients at most: large boxes have fewer particles a batch
 _ORDERS = torch.arange(-HIGHEST_ORDER, HIGHEST_ORDER + 1)
 _ISOTROPIC_RIDGE = 1e-6
 _PRIOR_SIGMA = 1.0  # standard deviation of the multipliers, and of the defocus in its unit
@@ -65,8 +62,8 @@ class InPlaneSymmetry:
         rotated_likelihoods: likelihood for each rotated set.
         strengths: largest change of the transfer function by the filter, for angular orders from 1 on.
         astigmatism_angstrom: residual astigmatism U - V, by least squares; None without CTFs.
-        astigmatism_sigma_angstrom: its standard error per component, from the rotated sets.
-        astigmatism_angle_deg: its direction, that of U.
+        astigmatism_sigma_angstrom: standard error of a component of the astigmatism, from the rotated sets.
+        astigmatism_angle_deg: direction of the defocus U.
         count: number of particles.
     """
 

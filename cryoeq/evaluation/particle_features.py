@@ -168,7 +168,7 @@ def measure_particle_features(
         references: slices of the maps.
         images: images centred by the shifts of their poses.
         poses: poses of these particles.
-        rows: their rows in the particle table.
+        rows: row of each in the particle table.
         map_index: index of the map that each is compared with.
     """
     plane, precision = references.plane, references.precision

@@ -44,8 +44,8 @@ class KnnScorer:
 
     Args:
         features: standardised features of the labelled particles.
-        is_outlier: their labels, 0 or 1.
-        rows: their rows in the particle table; a particle is never its own neighbour.
+        is_outlier: label of each labelled particle, 0 or 1.
+        rows: row of the particle table for each labelled particle; a particle is never its own neighbour.
         location: median of each feature, subtracted.
         scale: robust standard deviation of each feature, divided by.
         neighbours: number of nearest neighbours.

@@ -1,4 +1,4 @@
-"""Communication between the processes of a job: every row is one process's, and is gathered at its index."""
+"""What the processes of a job tell each other: every row is one process's, and comes back in its place."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,26 +6,23 @@ from typing import Any
 import pytest
 import torch
 
-from cryoeq.domain.pose import PoseSet
 from cryoeq.runtime import distributed as processes
 from cryoeq.runtime.distributed import BatchShard
 
 ROWS = 23
 
 
-def exchange() -> dict[str, Any]:
+def talk() -> dict[str, Any]:
     """Run by each process."""
     rank, rows = processes.process_rank(), torch.arange(ROWS) * 3
     mixed = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1))
     own = processes.shard(mixed)
     squares = torch.stack([own, own.square()], 1).double()
-    poses = PoseSet(own[:, None, None] * torch.eye(3, dtype=torch.float64), squares, 16)
     said: dict[str, Any] = {
         "rank": rank,
         "share": processes.shard(rows),
         "halves": [processes.shard_half_set(rows, half) for half in (1, 2)],
         "gathered": processes.all_gather_rows((squares, own.double()), own, ROWS + 1),
-        "table": list(processes.all_gather(poses, own, ROWS + 1).tensors()),
         "sum": processes.all_reduce(torch.tensor([rank + 1.0, 2.0])),
         "complex sum": processes.all_reduce(torch.tensor([complex(rank, 1)])),
         "first": processes.broadcast(torch.tensor(rank + 5.0)),
@@ -50,8 +47,8 @@ def exchange() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
-def test_what_processes_exchange(together: Callable[..., list[Any]], count: int) -> None:
-    said = together(count, __file__, "exchange")
+def test_what_processes_tell_each_other(together: Callable[..., list[Any]], count: int) -> None:
+    said = together(count, __file__, "talk")
     rows = torch.arange(ROWS)
     assert [one["rank"] for one in said] == list(range(count))
     assert torch.cat([one["share"] for one in said]).tolist() == (rows * 3).tolist()
@@ -66,9 +63,6 @@ def test_what_processes_exchange(together: Callable[..., list[Any]], count: int)
         squares, numbers = one["gathered"]  # nobody has worked on the last
         assert squares.tolist() == [*torch.stack([rows, rows.square()], 1).tolist(), [0, 0]]
         assert numbers.tolist() == [*rows.tolist(), 0]
-        rotations, shifts = one["table"]
-        assert torch.equal(rotations, numbers[:, None, None] * torch.eye(3))
-        assert torch.equal(shifts, squares)
         assert one["sum"].tolist() == [triangle, 2.0 * count]
         assert one["complex sum"].tolist() == [complex(triangle - count, count)]
         assert float(one["first"]) == 5.0

@@ -57,9 +57,7 @@ def test_the_scale_of_an_image_does_not_change_its_correlation(
     batch, poses = particles(volume, random_rotations(COUNT, generator), generator)
     map_index = torch.zeros(COUNT, dtype=torch.long)
     both = [
-        measure_particle_features(
-            references, references.transform(some, poses), poses, batch.indices, map_index
-        )
+        measure_particle_features(references, references.transform(some, poses), poses, batch.indices, map_index)
         for some in (batch, replace(batch, images=7 * batch.images))
     ]
     torch.testing.assert_close(both[1].errors, both[0].errors, atol=1e-5, rtol=0)

@@ -60,14 +60,14 @@ def test_every_particle_is_posed_and_the_encoder_can_be_used_again(tmp_path: Pat
 
 def bound_and_check(run_folder: Path, tmp_path: Path) -> None:
     """``cryoeq evaluate --bound``: the training projections of the run, the bound, its terms and the held-out bound."""
-    out, limits = tmp_path / "bound", ["--wrong-beyond", "60", "--device", "cpu"]
+    out, limits = tmp_path / "bound", ["--error-threshold", "60", "--device", "cpu"]
     assert run(["evaluate", "--bound", str(run_folder), "-o", str(out), *limits]) == 0
     metrics = read_json(out / "bound.json")
-    assert metrics["lessons"]["count"] == 10 * 64
-    assert 0 < metrics["lessons"]["risk"] < 1
+    assert metrics["training"]["count"] == 10 * 64
+    assert 0 < metrics["training"]["error_rate"] < 1
     assert metrics["held_out"]["count"] == 10_000
-    assert metrics["held_out"]["value"] == pytest.approx(metrics["held_out"]["risk"] + 0.0122, abs=1e-3)
-    gap = metrics["held_out"]["risk"] - metrics["lessons"]["risk"]
+    assert metrics["held_out"]["value"] == pytest.approx(metrics["held_out"]["error_rate"] + 0.0122, abs=1e-3)
+    gap = metrics["held_out"]["error_rate"] - metrics["training"]["error_rate"]
     assert metrics["measured_gap"] == pytest.approx(gap)
     assert abs(gap) < 0.1  # projections of one distribution
     assert metrics["norm_based"]["is_vacuous"]

@@ -29,4 +29,4 @@ def test_without_half_maps_it_says_why_not(tmp_path: Path, capsys: pytest.Captur
     assert run(["simulate", str(MODEL), "-o", str(simulated), "--box", "16", "-n", "20", "--snr", "0.001"]) == 0
     known = ["--pose-inference", "known", "--in-plane-symmetry"]
     assert run(["reconstruct", str(simulated / "truth.star"), "-o", str(found), *known]) == 0
-    assert "it needs half maps that agree" in " ".join(capsys.readouterr().err.split())
+    assert "there are no half maps that agree to some resolution" in " ".join(capsys.readouterr().err.split())
