@@ -13,8 +13,11 @@ from cryoeq.cli.main import run
 from cryoeq.errors import DivergedError
 from cryoeq.io.text import read_json, write_json
 from cryoeq.outputs import report as page
+from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.reconstruct import reconstruct as pipeline
+from cryoeq.pipelines.reconstruction_run import read_reconstruction_job
 from cryoeq.pipelines.report import read_run
+from older_runs import with_older_keys
 
 SLICES = ("slice_z", "slice_y", "slice_x")
 
@@ -146,6 +149,22 @@ def test_a_run_in_the_middle(tmp_path: Path, tiny_run: Path) -> None:
     outline = Outline(folder / "report.html")
     assert "The run was stopped before it ended." in outline.text
     assert not {"surface", "fsc", "orientations", "progress0"} & outline.ids
+
+
+@pytest.mark.parametrize("case", ["known_run", "tiny_run"])
+def test_a_run_of_version_0_1_is_read(case: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """By its report, and by every other command that opens a reconstruction: settings under their older names."""
+    folder = copied(request.getfixturevalue(case), tmp_path)
+    today = read_reconstruction_job(RunFolder(folder), "")["settings"]
+    job = read_json(folder / "job.json")
+    write_json(folder / "job.json", job | {"settings": with_older_keys(job["settings"])})
+    assert "trial_shifts" in read_json(folder / "job.json")["settings"]["search"]
+    assert read_reconstruction_job(RunFolder(folder), "")["settings"] == today
+    (folder / "report.html").unlink()
+    assert run(["report", str(folder)]) == 0
+    text = Outline(folder / "report.html").text
+    assert "search.offset_samples" in text
+    assert "trial_shifts" not in text
 
 
 @pytest.mark.parametrize("holds", ["nothing", "another program", "a simulation", "no JSON"])
