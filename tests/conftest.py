@@ -89,25 +89,11 @@ def tiny_particles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_training() -> tuple[str, ...]:
     """Options of ``cryoeq reconstruct`` for a training of a second: 9 steps, each with its checkpoint."""
     settings = {
-        "encoder.group": "d4", "training.synthetic_batch_size": 16,
-        "training.checkpoint_seconds": 0,
+        "encoder.group": "d4", "encoder.heads": 2, "training.epochs": 3, "training.batch_size": 16,
+        "training.synthetic_batch_size": 16, "training.checkpoint_seconds": 0,
     }  # fmt: skip
     chosen = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    return (
-        *chosen,
-        "--pose-inference",
-        "amortized",
-        "--heads",
-        "2",
-        "--epochs",
-        "3",
-        "--batch-size",
-        "16",
-        "--seed",
-        "4",
-        "--device",
-        "cpu",
-    )
+    return (*chosen, "--pose-inference", "amortized", "--seed", "4", "--device", "cpu")
 
 
 def reconstruct_on_one_thread(particles: Path, folder: Path, options: tuple[str, ...]) -> Path:

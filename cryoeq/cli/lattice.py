@@ -1,32 +1,58 @@
-"""``cryoeq lattice reduce``; ``find``, ``train`` and ``train-grid`` are in modules of their own."""
+"""``cryoeq lattice reduce``; ``find`` is in a module of its own."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-REDUCERS = "lagrange-gauss (2D), niggli (3D), lll, or neural (2D, 3D, 4D, 6D, 8D)"
+from cryoeq.cli.options import ANALYSIS, INPUT, JsonFile
+from cryoeq.config.choices import JointReduction, Reducer
 
 
 def reduce(
     *,
     cell: Annotated[
-        str | None, typer.Option(help="'a b gamma' or 'a b c alpha beta gamma', Angstrom and degrees.")
+        str | None,
+        typer.Option(
+            metavar="CELL",
+            help="Unit cell, 'a b gamma' or 'a b c alpha beta gamma', in Å and degrees.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
-    basis: Annotated[Path | None, typer.Option(help="Text file with one basis vector per line, 2 to n.")] = None,
-    reducer: Annotated[
-        str | None, typer.Option(help=f"{REDUCERS} [lagrange-gauss in 2D, niggli in 3D, else lll].")
+    basis: Annotated[
+        Path | None, typer.Option(help="Text file with one basis vector a line, 2 to n.", rich_help_panel=INPUT)
     ] = None,
     tiles: Annotated[
         str | None,
         typer.Option(
-            metavar="ROWS,COLUMNS", help="The file holds the bases of a grid, row by row: reduce them jointly."
+            metavar="ROWS,COLUMNS",
+            help="Grid whose bases --basis holds, row by row, to be reduced jointly.",
+            rich_help_panel=INPUT,
         ),
     ] = None,
-    joint: Annotated[str | None, typer.Option(help="How: carried from tile to tile, or network [carried].")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    reducer: Annotated[
+        Reducer | None,
+        typer.Option(
+            help="Algorithm: lagrange-gauss is for 2D, niggli for 3D, lll for any, neural for 2, 3, 4, 6 and 8 "
+            "[lagrange-gauss in 2D, niggli in 3D, else lll].",
+            rich_help_panel=ANALYSIS,
+        ),
+    ] = None,
+    joint: Annotated[
+        JointReduction | None,
+        typer.Option(
+            help="Joint reduction of --tiles: bases carried from tile to tile, or moved by a network [carried].",
+            rich_help_panel=ANALYSIS,
+        ),
+    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
-    """Find a short basis of a lattice that is given by its cell or by its basis vectors."""
+    """Reduce a lattice, given by its cell or by basis vectors.
+
+    Examples:
+      cryoeq lattice reduce --cell "100 60 17"
+      cryoeq lattice reduce --cell "60 70 80 75 80 85" --reducer niggli
+    """
     from cryoeq.cli.drawing import draw
     from cryoeq.config.lattice import ReduceConfig
     from cryoeq.config.loading import load_config

@@ -1,14 +1,22 @@
 """Settings of ``cryoeq evaluate``."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 
 from cryoeq.config.frozen import FrozenConfig
+from cryoeq.config.symmetry import PointGroup
 
 
 class EvaluateConfig(FrozenConfig):
     """Which poses to compare, or which encoder to bound, and where to write what."""
+
+    options: ClassVar[Mapping[str, str]] = {
+        "predicted": "PRED.star", "truth": "TRUTH.star", "wrong_deg": "--wrong-beyond", "symmetry": "--sym",
+        "pixel_size_angstrom": "--angpix", "json_file": "--json", "plot_file": "--plot", "output": "-o/--output",
+    }  # fmt: skip
 
     predicted: Path | None = Field(default=None, description="star file with the poses to judge")
     truth: Path | None = Field(default=None, description="star file with the true poses")
@@ -16,10 +24,14 @@ class EvaluateConfig(FrozenConfig):
     wrong_deg: float = Field(default=30.0, gt=0, lt=180, description="error of a pose from which it counts as wrong")
     renderings: int = Field(default=10_000, ge=100, description="held-out renderings that the encoder is tried on")
     delta: float = Field(default=0.05, gt=0, lt=1, description="probability that a bound fails")
-    symmetry: str = Field(default="C1", description="point group of the particle, in the frame of the truth")
-    pixel_size_angstrom: float | None = Field(default=None, gt=0, description="of the images; overrides the star files")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="of the halves and of the search for the frame")
-    device: str = Field(default="auto", description="auto, cpu or cuda:N")
-    json_file: Path | None = Field(default=None, description="file for all figures")
+    symmetry: PointGroup = Field(default="C1", description="point group of the particle, in the frame of the truth")
+    pixel_size_angstrom: float | None = Field(
+        default=None, gt=0, description="pixel size of the images; overrides the star files"
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="random seed of the halves and of the search for the frame"
+    )
+    device: str = Field(default="auto", description="device: auto, cpu or cuda:N")
+    json_file: Path | None = Field(default=None, description="JSON file for all numbers")
     plot_file: Path | None = Field(default=None, description="PNG file for the histogram of errors")
     output: Path | None = Field(default=None, description="folder for pose_errors.json, pose_errors.png and bound.json")

@@ -163,7 +163,7 @@ def test_checkpoints_are_as_frequent_as_asked(
 @pytest.mark.parametrize(
     "options",
     [
-        ["--decoder", "implicit", "--set", "decoder.width=16", "--symmetric-loss"],
+        ["--set", "decoder.kind=implicit", "--set", "decoder.width=16", "--set", "loss.symmetric=true"],
         ["--no-ctf", "--shift-sigma", "0", "--set", "loss.synthetic_weight=0"],
         ["--set", "encoder.head=columns", "--invert-data"],
     ],
@@ -173,7 +173,7 @@ def test_other_ways_to_reconstruct(
     tmp_path: Path, tiny_run: Path, tiny_particles: Path, tiny_training: tuple[str, ...], options: list[str]
 ) -> None:
     command = ["reconstruct", str(tiny_particles / "particles.star"), "-o", str(tmp_path / "run"), *tiny_training]
-    assert run([*command, *options, "--epochs", "1"]) == 0
+    assert run([*command, *options, "--set", "training.epochs=1"]) == 0
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         name for name in FILES if not name.endswith(("png", "html"))
     }
@@ -185,7 +185,7 @@ def test_other_ways_to_reconstruct(
 def test_a_bare_stack(tmp_path: Path, tiny_particles: Path, tiny_training: tuple[str, ...]) -> None:
     stack = shutil.copy(tiny_particles / "particles.mrcs", tmp_path / "bare.mrcs")
     command = ["reconstruct", str(stack), "--angpix", "2.5", "-o", str(tmp_path / "run"), *tiny_training]
-    assert run([*command, "--epochs", "1"]) == 0
+    assert run([*command, "--set", "training.epochs=1"]) == 0
     assert read_map(tmp_path / "run" / "run_class001.mrc").pixel_size_angstrom == 2.5
     star = read_star(tmp_path / "run" / "run_data.star")
     assert star.particles["rlnImageName"][-1].startswith("000048@")
@@ -199,7 +199,7 @@ def test_poses_inferred_in_a_smaller_box_serve_the_whole(
     options = ["-n", "24", "--box", "24", "--shift-sigma", "4", "--device", "cpu"]
     assert run(["simulate", str(tiny_particles.parent / "phantom.mrc"), "-o", str(tmp_path / "s"), *options]) == 0
     command = ["reconstruct", str(tmp_path / "s" / "particles.star"), "-o", str(tmp_path / "run"), *tiny_training]
-    assert run([*command, "--epochs", "1", "--box", "16"]) == 0
+    assert run([*command, "--set", "training.epochs=1", "--box", "16"]) == 0
     assert read_map(tmp_path / "run" / "run_class001.mrc").box_size_px == 24
     decoder = read_map(tmp_path / "run" / "decoder_class001.mrc")
     assert (decoder.box_size_px, decoder.pixel_size_angstrom) == (16, pytest.approx(5.0))
