@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cryoeq.cli.options import ANALYSIS, INPUT, JsonFile
-from cryoeq.config.choices import JointReduction, Reducer
+from cryoeq.config.choices import Reducer
 
 
 def reduce(
@@ -33,15 +33,8 @@ def reduce(
     reducer: Annotated[
         Reducer | None,
         typer.Option(
-            help="Algorithm: lagrange-gauss is for 2D, niggli for 3D, lll for any, neural for 2, 3, 4, 6 and 8 "
-            "[lagrange-gauss in 2D, niggli in 3D, else lll].",
-            rich_help_panel=ANALYSIS,
-        ),
-    ] = None,
-    joint: Annotated[
-        JointReduction | None,
-        typer.Option(
-            help="Joint reduction of --tiles: bases carried from tile to tile, or moved by a network [carried].",
+            help="Algorithm: lagrange-gauss for 2D, niggli for 3D, lll for any dimension, neural for 2D and 3D "
+            "[lagrange-gauss, niggli, beyond 3D lll].",
             rich_help_panel=ANALYSIS,
         ),
     ] = None,
@@ -61,7 +54,7 @@ def reduce(
 
     explicit = {
         "cell": None if cell is None else cell.replace(",", " ").split(), "basis": basis, "reducer": reducer,
-        "tiles": None if tiles is None else tiles.replace(",", " ").split(), "joint": joint, "json_file": json_file,
+        "tiles": None if tiles is None else tiles.replace(",", " ").split(), "json_file": json_file,
     }  # fmt: skip
     config = load_config(ReduceConfig, explicit=explicit)
     draw(reduce_lattice(config) if config.tiles is None else reduce_tiles(config, config.tiles))

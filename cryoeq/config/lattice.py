@@ -6,12 +6,12 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
-from cryoeq.config.choices import JointReduction, PlaneReducer, Reducer
+from cryoeq.config.choices import PlaneReducer, Reducer
 from cryoeq.config.frozen import FrozenConfig
 
 
 class ReduceConfig(FrozenConfig):
-    """Which lattice to reduce, and how."""
+    """Settings of ``cryoeq lattice reduce``: a lattice or a grid of lattices, and the reducer."""
 
     options: ClassVar[Mapping[str, str]] = {"json_file": "--json"}
 
@@ -21,15 +21,14 @@ class ReduceConfig(FrozenConfig):
     basis: Path | None = Field(default=None, description="text file with one basis vector per line")
     reducer: Reducer | None = Field(
         default=None,
-        description="algorithm; None for lagrange-gauss in 2D, niggli in 3D, else lll",
+        description="lagrange-gauss (2D), niggli (3D), lll, or neural (2D, 3D); by default the classical one of the "
+        "dimension: lagrange-gauss, niggli, lll beyond",
     )
     tiles: tuple[int, int] | None = Field(
-        default=None, description="rows and columns of a grid whose bases the file holds, to be reduced jointly"
+        default=None,
+        description="rows and columns of a grid, to be reduced jointly; the file holds the bases row by row",
     )
-    joint: JointReduction = Field(
-        default="carried", description="carried from tile to tile where they fit, or moved by a network over the grid"
-    )
-    json_file: Path | None = Field(default=None, description="JSON file for all numbers")
+    json_file: Path | None = Field(default=None, description="JSON file of the reduced bases and changes of basis")
 
     @model_validator(mode="after")
     def _one_lattice(self) -> "ReduceConfig":
@@ -45,7 +44,7 @@ class ReduceConfig(FrozenConfig):
 
 
 class FindConfig(FrozenConfig):
-    """Where to look for a lattice, and what to write."""
+    """Settings of ``cryoeq lattice find``: the micrograph, limits of the search, and output."""
 
     options: ClassVar[Mapping[str, str]] = {
         "micrograph": "MICROGRAPH", "output": "-o/--output", "pixel_size_angstrom": "--angpix",
@@ -54,20 +53,14 @@ class FindConfig(FrozenConfig):
 
     micrograph: Path = Field(description="MRC file of one image")
     output: Path = Field(description="folder for all files")
-    pixel_size_angstrom: float | None = Field(
-        default=None, gt=0, description="pixel size in Å; overrides that of the header"
-    )
-    smallest_cell_angstrom: float = Field(
-        default=20.0, gt=0, description="length of the shortest cell vector searched, in Å"
-    )
-    largest_cell_angstrom: float = Field(
-        default=400.0, gt=0, description="length of the longest cell vector searched, in Å"
-    )
+    pixel_size_angstrom: float | None = Field(default=None, gt=0, description="pixel size; None for the header's")
+    smallest_cell_angstrom: float = Field(default=20.0, gt=0, description="lower limit of the cell vectors' lengths")
+    largest_cell_angstrom: float = Field(default=400.0, gt=0, description="upper limit of the cell vectors' lengths")
     finest_angstrom: float | None = Field(
-        default=None, gt=0, description="resolution in Å beyond which spots are not used"
+        default=None, gt=0, description="high-resolution limit of the spots; None for Nyquist"
     )
     reducer: PlaneReducer = Field(default="lagrange-gauss", description="algorithm of the reduction")
-    subtract: bool = Field(default=False, description="also write the image without its lattice")
+    subtract: bool = Field(default=False, description="also write the image with the lattice subtracted")
     seed: int = Field(default=0, ge=0, lt=2**63, description="random seed of the amplitudes that replace the spots")
 
     @model_validator(mode="after")

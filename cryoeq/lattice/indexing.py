@@ -1,9 +1,12 @@
-"""The lattice in a power spectrum: sought among its peaks, refined on all spots, judged against chance.
+"""Indexing of a power spectrum: candidate lattices from its peaks, refinement on all spots, score against noise.
 
-Every pair of peaks, sums and differences of peaks spans a lattice. Its score is the mean power over the background at
-its nodes, in standard errors of that mean as it would be at places without spots, the three strongest nodes left out:
-three peaks of noise lie on some lattice by chance. Too fine a lattice adds nodes without spots, too coarse a one misses
-spots: both lower the score, so the right one stands out without any knowledge of its size.
+Every pair of peaks, sums and differences of peaks spans a candidate lattice. Its score is the z-score of the power at
+its nodes, the three strongest nodes excluded, since three peaks of noise lie on some lattice by chance::
+
+    score  =  sum_nodes (power - mean)  /  (deviation sqrt(number of nodes))
+
+Mean and deviation are those of pixels without spots. Too fine a lattice adds nodes without spots, too coarse a one
+misses spots: both lower the score, so the right one is the best without any knowledge of its size.
 """
 
 import math
@@ -15,17 +18,17 @@ from torch import Tensor
 
 from cryoeq.lattice.power_spectrum import Spectrum, find_peaks, neighbourhood_maximum, refine_peaks
 
-LEAST_SCORE = 5.5  # the highest of 30 images of noise was 3.5; of wrong lattices in faint crystals, 4.1
-_CAP = 12.0  # power over the background beyond which a spot counts no more
-_PEAK, _SPOT = 5.0, 6.0
-_POOL, _COMBINED = 40, 10
-_LEFT_OUT = 3
-_BETWEEN = torch.tensor([[0.5, 0.5], [0.5, 0.0], [0.0, 0.5]], dtype=torch.float64)
-_ORDERS = (2, 3, 5, 8, 13, 25, 50)
-_REACH_PX, _TOLERANCE_PX = 5, 2.0
-_FEWEST_NODES = 8
-_KEPT = 12
-_PAIRS_AT_ONCE = 2000
+MIN_SCORE = 5.5  # the highest of 30 images of noise was 3.5; of wrong lattices in faint crystals, 4.1
+_MAX_POWER = 12.0  # over the background; a stronger spot counts as this, so that a few do not decide
+_MIN_PEAK_POWER, _MIN_SPOT_POWER = 5.0, 6.0
+_N_PEAKS, _N_COMBINED_PEAKS = 40, 10  # peaks that span candidates; the strongest, whose sums and differences do too
+_N_EXCLUDED = 3
+_MIDPOINTS = torch.tensor([[0.5, 0.5], [0.5, 0.0], [0.0, 0.5]], dtype=torch.float64)
+_MAX_ORDERS = (2, 3, 5, 8, 13, 25, 50)  # of the nodes in successive refinements
+_WINDOW_PX, _TOLERANCE_PX = 5, 2.0
+_MIN_NODES = 8
+_N_CANDIDATES = 12
+_PAIR_CHUNK = 2000
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,10 @@ class FoundLattice:
     """A reciprocal lattice in a spectrum.
 
     Args:
-        reciprocal: its two vectors as columns (x, y), in cycles per pixel.
-        covariance: of its four numbers, row by row, from the residuals of the spots.
-        score: standard errors by which its nodes stand above the background.
-        finest_angstrom: resolution up to which the score was largest.
+        reciprocal: two basis vectors as columns (x, y), in cycles per pixel.
+        covariance: covariance of the four numbers of ``reciprocal``, row by row, from the residuals of the spots.
+        score: power at the nodes above the background, in standard errors.
+        finest_angstrom: resolution up to which the score is largest.
     """
 
     reciprocal: Float[Tensor, "2 2"]
@@ -46,89 +49,91 @@ class FoundLattice:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """A spectrum as the search reads it.
+class PeakStatistics:
+    """Local maxima of a spectrum, and their distribution where there are no spots.
 
     Args:
         spectrum: power over the background.
-        highest: the largest value within one pixel, cut off.
-        mean: of ``highest`` where there is no spot.
-        deviation: its standard deviation there.
+        maxima: the largest power within one pixel of each, clipped.
+        mean: mean of ``maxima`` without spots.
+        deviation: standard deviation of ``maxima`` without spots.
     """
 
     spectrum: Spectrum
-    highest: Float[Tensor, "ny nx"]
+    maxima: Float[Tensor, "ny nx"]
     mean: float
     deviation: float
 
     @classmethod
-    def of(cls, spectrum: Spectrum) -> "Evidence":
-        """The mean and the deviation are those of the whole usable range: spots are few in it, and make them larger."""
-        highest = neighbourhood_maximum(spectrum.excess, 3).clamp(max=_CAP)
-        values = highest[spectrum.usable]
-        return cls(spectrum, highest, float(values.mean()), float(values.std()))
+    def from_spectrum(cls, spectrum: Spectrum) -> "PeakStatistics":
+        """Statistics over the whole usable range: spots are few in it, and make mean and deviation larger."""
+        maxima = neighbourhood_maximum(spectrum.excess, 3).clamp(max=_MAX_POWER)
+        values = maxima[spectrum.usable]
+        return cls(spectrum, maxima, float(values.mean()), float(values.std()))
 
     def at(self, frequencies: Float[Tensor, "*points 2"]) -> tuple[Float[Tensor, "*points"], Bool[Tensor, "*points"]]:
-        """Values about frequencies in cycles per pixel, and whether spots are looked for there."""
-        columns, rows = self.spectrum.places(frequencies).unbind(-1)
+        """Maxima at frequencies in cycles per pixel, and whether spots may lie there."""
+        columns, rows = self.spectrum.pixels(frequencies).unbind(-1)
         inside = (frequencies.abs() < 0.5).all(-1)
-        return self.highest[rows, columns], self.spectrum.usable[rows, columns] & inside
+        return self.maxima[rows, columns], self.spectrum.usable[rows, columns] & inside
 
     def score(self, values: Float[Tensor, "*batch nodes"], used: Bool[Tensor, "*batch nodes"]) -> Tensor:
-        """Standard errors above the background, the strongest nodes left out."""
-        rest = torch.where(used, values - self.mean, torch.zeros_like(values))
-        count = used.sum(-1) - _LEFT_OUT
-        total = rest.sum(-1) - rest.topk(_LEFT_OUT, -1).values.clamp(min=0).sum(-1)
+        """Power above the background in standard errors, the strongest nodes excluded; -inf for too few nodes."""
+        excess = torch.where(used, values - self.mean, torch.zeros_like(values))
+        count = used.sum(-1) - _N_EXCLUDED
+        total = excess.sum(-1) - excess.topk(_N_EXCLUDED, -1).values.clamp(min=0).sum(-1)
         score = total / (self.deviation * count.clamp(min=1).sqrt())
-        return torch.where(count >= _FEWEST_NODES - _LEFT_OUT, score, -torch.inf)
+        return torch.where(count >= _MIN_NODES - _N_EXCLUDED, score, -torch.inf)
 
 
 def find_lattice(
     spectrum: Spectrum, *, smallest_cell_angstrom: float, largest_cell_angstrom: float
 ) -> FoundLattice | None:
-    """The lattice with the highest score, whether or not that means anything: compare it with ``LEAST_SCORE``.
+    """The lattice with the highest score, significant or not: compare it with ``MIN_SCORE``.
 
     Args:
-        spectrum: of the micrograph.
-        smallest_cell_angstrom: shorter cell vectors are not considered.
-        largest_cell_angstrom: nor longer ones.
+        spectrum: background-corrected power spectrum of the micrograph.
+        smallest_cell_angstrom: lower limit of the cell vectors' lengths.
+        largest_cell_angstrom: upper limit of the cell vectors' lengths.
 
     Returns:
         None where there are too few peaks to span any lattice.
     """
-    evidence = Evidence.of(spectrum)
-    if not evidence.deviation > 0:  # a blank image
+    statistics = PeakStatistics.from_spectrum(spectrum)
+    if not statistics.deviation > 0:  # a blank image
         return None
     limits_px = (
         smallest_cell_angstrom / spectrum.pixel_size_angstrom,
         largest_cell_angstrom / spectrum.pixel_size_angstrom,
     )
-    candidates = _candidates(evidence, limits_px)
-    found = [refined for one in candidates if (refined := refine_lattice(evidence, one, limits_px)) is not None]
-    if not found:
+    candidates = _candidates(statistics, limits_px)
+    refined = [refine_lattice(statistics, candidate, limits_px) for candidate in candidates]
+    lattices = [lattice for lattice in refined if lattice is not None]
+    if not lattices:
         return None
-    best = max(found, key=lambda lattice: lattice.score)
+    best = max(lattices, key=lambda lattice: lattice.score)
     while True:
-        related = [refine_lattice(evidence, best.reciprocal @ change, limits_px) for change in _related()]
+        related = [refine_lattice(statistics, best.reciprocal @ change, limits_px) for change in _index_changes()]
         better = max((one for one in related if one is not None), key=lambda lattice: lattice.score, default=best)
         if not better.score > best.score:
             return best
         best = better
 
 
-def _related() -> Float[Tensor, "changes 2 2"]:
-    """To the lattices that are two and three times as fine or as coarse."""
+def _index_changes() -> Float[Tensor, "changes 2 2"]:
+    """Changes of basis to the lattices that are two and three times as fine or as coarse."""
     coarser = [[[p, 0], [0, q]] for p, q in ((1, 2), (2, 1), (1, 3), (3, 1))]
     coarser += [[[1, k], [0, p]] for p, k in ((2, 1), (3, 1), (3, 2))]
     changes = torch.tensor(coarser, dtype=torch.float64)
     return torch.cat([changes, torch.linalg.inv(changes)])
 
 
-def _candidates(evidence: Evidence, limits_px: tuple[float, float]) -> list[Float[Tensor, "2 2"]]:
-    peaks = find_peaks(evidence.spectrum, _PEAK, _POOL)
+def _candidates(statistics: PeakStatistics, limits_px: tuple[float, float]) -> list[Float[Tensor, "2 2"]]:
+    """Distinct lattices spanned by two peaks, by their scores at low orders."""
+    peaks = find_peaks(statistics.spectrum, _MIN_PEAK_POWER, _N_PEAKS)
     if len(peaks) < 2:
         return []
-    strong = peaks[:_COMBINED]
+    strong = peaks[:_N_COMBINED_PEAKS]
     first, second = torch.triu_indices(len(strong), len(strong), 1)
     pool = torch.cat([peaks, strong[first] + strong[second], strong[first] - strong[second]])
     first, second = torch.triu_indices(len(pool), len(pool), 1)
@@ -137,19 +142,19 @@ def _candidates(evidence: Evidence, limits_px: tuple[float, float]) -> list[Floa
     if not len(pairs):
         return []
     orders = node_orders(3).double()
-    scores = torch.cat([evidence.score(*evidence.at(orders @ part.mT)) for part in pairs.split(_PAIRS_AT_ONCE)])
-    chosen: list[Tensor] = []
+    scores = torch.cat([statistics.score(*statistics.at(orders @ chunk.mT)) for chunk in pairs.split(_PAIR_CHUNK)])
+    candidates: list[Tensor] = []
     for index in scores.argsort(descending=True).tolist():
-        one = pairs[index]
-        if not any(_is_same(one, other, evidence.spectrum) for other in chosen):
-            chosen.append(one)
-        if len(chosen) == _KEPT:
+        pair = pairs[index]
+        if not any(_is_same(pair, candidate, statistics.spectrum) for candidate in candidates):
+            candidates.append(pair)
+        if len(candidates) == _N_CANDIDATES:
             break
-    return chosen
+    return candidates
 
 
 def _is_allowed(pairs: Float[Tensor, "pairs 2 2"], limits_px: tuple[float, float]) -> Bool[Tensor, " pairs"]:
-    """Whether the cell vectors are neither too short nor too long, and the angle between them not flat."""
+    """Whether the cell vectors are within the limits, and the angle between them is not flat."""
     determinant = torch.linalg.det(pairs)
     lengths = pairs.norm(dim=1)
     sine = determinant.abs() / lengths.prod(-1).clamp(min=1e-12)
@@ -157,68 +162,67 @@ def _is_allowed(pairs: Float[Tensor, "pairs 2 2"], limits_px: tuple[float, float
     return (sine > 0.3) & (cell >= limits_px[0]).all(-1) & (cell <= limits_px[1]).all(-1)
 
 
-def _is_same(one: Float[Tensor, "2 2"], other: Float[Tensor, "2 2"], spectrum: Spectrum) -> bool:
-    """Whether each basis is whole in the other, to a pixel of the transform."""
-    whole = torch.linalg.solve(other, one).round()
-    if int(torch.linalg.det(whole).abs().round()) != 1:
+def _is_same(first: Float[Tensor, "2 2"], second: Float[Tensor, "2 2"], spectrum: Spectrum) -> bool:
+    """Whether two bases span one lattice, to about a pixel of the transform: their change of basis is unimodular."""
+    change = torch.linalg.solve(second, first).round()
+    if int(torch.linalg.det(change).abs().round()) != 1:
         return False
-    return float(((other @ whole - one) * spectrum.size_px[:, None]).abs().max()) < 1.5
+    return float(((second @ change - first) * spectrum.size_px[:, None]).abs().max()) < 1.5
 
 
-def node_orders(most: int) -> Int[Tensor, "nodes 2"]:
+def node_orders(max_order: int) -> Int[Tensor, "nodes 2"]:
     """Orders (h, k) up to a largest one, without (0, 0), one of each Friedel pair."""
-    steps = torch.arange(-most, most + 1)
+    steps = torch.arange(-max_order, max_order + 1)
     orders = torch.cartesian_prod(steps, steps)
     return orders[(orders[:, 0] > 0) | ((orders[:, 0] == 0) & (orders[:, 1] > 0))]
 
 
 def refine_lattice(
-    evidence: Evidence, start: Float[Tensor, "2 2"], limits_px: tuple[float, float]
+    statistics: PeakStatistics, start: Float[Tensor, "2 2"], limits_px: tuple[float, float]
 ) -> FoundLattice | None:
     """Least squares on the spots near the nodes, low orders first, and the score of all nodes.
 
     Args:
-        evidence: the spectrum.
+        statistics: peaks of the spectrum.
         start: reciprocal vectors as columns, cycles per pixel.
         limits_px: shortest and longest cell vector.
 
     Returns:
-        None where the spots do not fix the lattice, or it leaves the limits.
+        None where the spots do not determine the lattice, or it leaves the limits.
     """
     reciprocal, covariance = start, torch.zeros(4, 4, dtype=torch.float64)
-    finest = float(torch.linalg.inv(start).norm(dim=1).max())  # no node of a higher order lies below Nyquist
-    for most in _ORDERS:
-        orders = node_orders(most)
-        spots = match_spots(evidence, reciprocal, orders, _TOLERANCE_PX)
-        if len(spots.orders) < 3 or int(torch.linalg.matrix_rank(spots.orders.double())) < 2:
+    nyquist_order = float(torch.linalg.inv(start).norm(dim=1).max())  # no node of a higher order lies below Nyquist
+    for max_order in _MAX_ORDERS:
+        spots = match_spots(statistics, reciprocal, node_orders(max_order), _TOLERANCE_PX)
+        if not spots.span_plane:
             return None
         reciprocal, covariance = _fit(spots)
         if not bool(_is_allowed(reciprocal[None], limits_px)):
             return None
-        if most > finest:
+        if max_order > nyquist_order:
             break
-    judged = _judge(evidence, reciprocal, covariance)
-    if judged is None:
+    lattice = _score_lattice(statistics, reciprocal, covariance)
+    if lattice is None:
         return None
-    # Again without the nodes beyond the last spots, near which there are only peaks of noise.
-    orders = node_orders(min(_ORDERS[-1], math.ceil(finest)))
-    radii = (orders.double() @ reciprocal.T).norm(dim=1) / evidence.spectrum.pixel_size_angstrom
-    spots = match_spots(evidence, reciprocal, orders[radii <= 1 / judged.finest_angstrom], _TOLERANCE_PX)
-    if len(spots.orders) < 3 or int(torch.linalg.matrix_rank(spots.orders.double())) < 2:
-        return judged
-    again = _judge(evidence, *_fit(spots))
-    return again if again is not None and again.score >= judged.score else judged
+    # A second fit leaves out the nodes beyond the last spots, near which there are only peaks of noise.
+    orders = node_orders(min(_MAX_ORDERS[-1], math.ceil(nyquist_order)))
+    radii = (orders.double() @ reciprocal.T).norm(dim=1) / statistics.spectrum.pixel_size_angstrom
+    spots = match_spots(statistics, reciprocal, orders[radii <= 1 / lattice.finest_angstrom], _TOLERANCE_PX)
+    if not spots.span_plane:
+        return lattice
+    refitted = _score_lattice(statistics, *_fit(spots))
+    return refitted if refitted is not None and refitted.score >= lattice.score else lattice
 
 
 @dataclass(frozen=True)
 class Spots:
-    """Peaks near nodes.
+    """Peaks near nodes of a lattice.
 
     Args:
-        orders: (h, k).
-        frequencies: where the peak is, cycles per pixel.
-        predicted: where the node is.
-        power: over the background.
+        orders: (h, k) of the nodes.
+        frequencies: positions of the peaks, cycles per pixel.
+        predicted: positions of the nodes, cycles per pixel.
+        power: power of the peaks over the background.
     """
 
     orders: Int[Tensor, "spots 2"]
@@ -226,65 +230,70 @@ class Spots:
     predicted: Float[Tensor, "spots 2"]
     power: Float[Tensor, " spots"]
 
+    @property
+    def span_plane(self) -> bool:
+        """Whether a lattice can be fitted to them: three spots at least, not all on one line through the origin."""
+        return len(self.orders) >= 3 and int(torch.linalg.matrix_rank(self.orders.double())) == 2
+
 
 def match_spots(
-    evidence: Evidence, reciprocal: Float[Tensor, "2 2"], orders: Int[Tensor, "nodes 2"], tolerance_px: float
+    statistics: PeakStatistics, reciprocal: Float[Tensor, "2 2"], orders: Int[Tensor, "nodes 2"], tolerance_px: float
 ) -> Spots:
     """The highest pixel near each usable node, where it is a peak and near enough.
 
     Args:
-        evidence: the spectrum.
+        statistics: peaks of the spectrum.
         reciprocal: vectors as columns, cycles per pixel.
-        orders: of the nodes.
-        tolerance_px: largest distance of peak and node, in pixels of the transform.
+        orders: (h, k) of the nodes.
+        tolerance_px: largest distance between peak and node, in pixels of the transform.
     """
-    spectrum = evidence.spectrum
+    spectrum = statistics.spectrum
     predicted = orders.double() @ reciprocal.T
-    inside = evidence.at(predicted)[1]
-    orders, predicted = orders[inside], predicted[inside]
-    steps = torch.arange(_REACH_PX) - _REACH_PX // 2
+    is_usable = statistics.at(predicted)[1]
+    orders, predicted = orders[is_usable], predicted[is_usable]
+    steps = torch.arange(_WINDOW_PX) - _WINDOW_PX // 2
     window = torch.cartesian_prod(steps, steps)
-    size = spectrum.size_px.long()
-    around = (spectrum.places(predicted)[:, None] + window) % size
+    around = (spectrum.pixels(predicted)[:, None] + window) % spectrum.size_px.long()
     power, index = spectrum.excess[around[..., 1], around[..., 0]].max(1)
-    places = around[torch.arange(len(around)), index]
-    frequencies = spectrum.frequencies(refine_peaks(spectrum, places))
-    near = ((frequencies - predicted) * spectrum.size_px).norm(dim=1) < tolerance_px
-    kept = near & (power >= _SPOT)
-    return Spots(orders[kept], frequencies[kept], predicted[kept], power[kept])
+    peaks = around[torch.arange(len(around)), index]
+    frequencies = spectrum.frequencies(refine_peaks(spectrum, peaks))
+    is_near = ((frequencies - predicted) * spectrum.size_px).norm(dim=1) < tolerance_px
+    is_spot = is_near & (power >= _MIN_SPOT_POWER)
+    return Spots(orders[is_spot], frequencies[is_spot], predicted[is_spot], power[is_spot])
 
 
 def _fit(spots: Spots) -> tuple[Float[Tensor, "2 2"], Float[Tensor, "4 4"]]:
-    """Reciprocal vectors and their covariance; a spot's weight is its power over the background, cut off."""
-    orders, weights = spots.orders.double(), spots.power.double().clamp(max=_CAP)
+    """Reciprocal vectors and their covariance; the weight of a spot is its power over the background, clipped."""
+    orders, weights = spots.orders.double(), spots.power.double().clamp(max=_MAX_POWER)
     normal = torch.linalg.pinv(orders.T @ (orders * weights[:, None]))
     reciprocal = (normal @ (orders.T @ (spots.frequencies * weights[:, None]))).T
     residuals = spots.frequencies - orders @ reciprocal.T
     variance = (weights[:, None] * residuals.square()).sum(0) / max(len(orders) - 2, 1)
-    return reciprocal, torch.block_diag(*(normal * one for one in variance))
+    return reciprocal, torch.block_diag(*(normal * axis_variance for axis_variance in variance))
 
 
-def _judge(
-    evidence: Evidence, reciprocal: Float[Tensor, "2 2"], covariance: Float[Tensor, "4 4"]
+def _score_lattice(
+    statistics: PeakStatistics, reciprocal: Float[Tensor, "2 2"], covariance: Float[Tensor, "4 4"]
 ) -> FoundLattice | None:
-    """The score over all nodes up to the resolution that makes it largest."""
-    orders = node_orders(min(_ORDERS[-1], math.ceil(float(torch.linalg.inv(reciprocal).norm(dim=1).max()))))
+    """The lattice with its score over all nodes up to the resolution that makes it largest; None for too few nodes."""
+    orders = node_orders(min(_MAX_ORDERS[-1], math.ceil(float(torch.linalg.inv(reciprocal).norm(dim=1).max()))))
     frequencies = orders.double() @ reciprocal.T
-    values, used = evidence.at(frequencies)
-    controls, are_usable = evidence.at((orders.double()[:, None] + _BETWEEN) @ reciprocal.T)
-    shares = are_usable / are_usable.sum(-1, keepdim=True).clamp(min=1)
+    values, used = statistics.at(frequencies)
+    controls, are_usable = statistics.at((orders.double()[:, None] + _MIDPOINTS) @ reciprocal.T)
+    weights = are_usable / are_usable.sum(-1, keepdim=True).clamp(min=1)
     used = used & are_usable.any(-1)
-    # As if the places between the nodes were at the mean; their own noise makes the difference noisier by sqrt(4/3).
-    values = evidence.mean + (values - (controls * shares).sum(-1)) * math.sqrt(3 / 4)
+    # Differences from the midpoints of the nodes; the noise of three midpoints adds a third of the variance.
+    values = statistics.mean + (values - (controls * weights).sum(-1)) * math.sqrt(3 / 4)
     radii = frequencies.norm(dim=1)[used]
     order = radii.argsort()
     values, radii = values[used][order], radii[order]
-    if len(radii) < _FEWEST_NODES:
+    if len(radii) < _MIN_NODES:
         return None
-    cuts = torch.linspace(0.2, 1, 9) * len(radii)
-    best, finest = -torch.inf, 0.0
-    for cut in cuts.long().clamp(min=_FEWEST_NODES).tolist():
-        score = float(evidence.score(values[:cut], torch.ones(cut, dtype=torch.bool)))
-        if score > best:
-            best, finest = score, evidence.spectrum.pixel_size_angstrom / float(radii[cut - 1])
-    return FoundLattice(reciprocal, covariance, best, finest)
+    counts = torch.linspace(0.2, 1, 9) * len(radii)
+    best_score, finest_angstrom = -torch.inf, 0.0
+    for count in counts.long().clamp(min=_MIN_NODES).tolist():
+        score = float(statistics.score(values[:count], torch.ones(count, dtype=torch.bool)))
+        if score > best_score:
+            best_score = score
+            finest_angstrom = statistics.spectrum.pixel_size_angstrom / float(radii[count - 1])
+    return FoundLattice(reciprocal, covariance, best_score, finest_angstrom)

@@ -1,4 +1,4 @@
-"""The power spectrum of a micrograph, its background taken out, and the peaks in it."""
+"""Background-corrected power spectrum of a micrograph, and its peaks."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 _BACKGROUND_PX = 31  # side of the square over which the background is averaged
-_CLIP = 4.0  # what is higher over the background does not count towards it
-_ROUNDS = 3
+_CLIP = 4.0  # power over the background above which a pixel does not count towards the background
+_ITERATIONS = 3
 _NEIGHBOURHOOD = 5
 _AXIS_PX = 1  # detectors and edges leave streaks along the axes of Fourier space
 
@@ -19,9 +19,9 @@ class Spectrum:
     """Power over its local background, in which noise is exponential with mean 1.
 
     Args:
-        excess: centred, zero frequency at pixel (ny // 2, nx // 2).
-        usable: where spots are looked for: within the range of resolution, off the axes.
-        pixel_size_angstrom: of the image.
+        excess: power over the background, zero frequency at pixel (ny // 2, nx // 2).
+        usable: pixels where spots may lie: within the range of resolution, off the axes.
+        pixel_size_angstrom: pixel size of the image.
     """
 
     excess: Float[Tensor, "ny nx"]
@@ -30,29 +30,29 @@ class Spectrum:
 
     @property
     def size_px(self) -> Float[Tensor, " 2"]:
-        """(nx, ny): what turns cycles per pixel into pixels of the transform."""
+        """(nx, ny), the factors from cycles per pixel to pixels of the transform."""
         return torch.tensor([self.excess.shape[1], self.excess.shape[0]], dtype=torch.float64)
 
-    def places(self, frequencies: Float[Tensor, "*points 2"]) -> Int[Tensor, "*points 2"]:
+    def pixels(self, frequencies: Float[Tensor, "*points 2"]) -> Int[Tensor, "*points 2"]:
         """Nearest (column, row) of frequencies in cycles per pixel; beyond the edge they wrap around."""
         size = self.size_px.long()
         return ((frequencies * self.size_px).round().long() + size // 2) % size
 
-    def frequencies(self, places: Float[Tensor, "*points 2"]) -> Float[Tensor, "*points 2"]:
-        """Cycles per pixel at (column, row)."""
-        return (places - (self.size_px // 2)) / self.size_px
+    def frequencies(self, pixels: Float[Tensor, "*points 2"]) -> Float[Tensor, "*points 2"]:
+        """Frequencies in cycles per pixel at (column, row)."""
+        return (pixels - (self.size_px // 2)) / self.size_px
 
 
 def whiten_spectrum(
     image: Float[Tensor, "ny nx"], pixel_size_angstrom: float, *, coarsest_angstrom: float, finest_angstrom: float
 ) -> Spectrum:
-    """Power of the image under a Hann window over its local background.
+    """Power spectrum of the image, multiplied by a Hann window, over its local background.
 
     Args:
         image: grey values.
-        pixel_size_angstrom: of the image.
-        coarsest_angstrom: no spot is looked for below this frequency.
-        finest_angstrom: nor above this one.
+        pixel_size_angstrom: pixel size of the image.
+        coarsest_angstrom: low-resolution limit of usable spots.
+        finest_angstrom: high-resolution limit of usable spots.
     """
     ny, nx = image.shape
     window = torch.hann_window(ny)[:, None] * torch.hann_window(nx)
@@ -70,19 +70,19 @@ def _power(image: Float[Tensor, "ny nx"]) -> Float[Tensor, "ny nx"]:
 
 
 def local_background(power: Float[Tensor, "ny nx"], radii: Float[Tensor, "ny nx"]) -> Float[Tensor, "ny nx"]:
-    """Mean power about each pixel without its spots: by rings first, then in squares, high values cut off.
+    """Mean power around each pixel without spots: over rings first, then over squares, high values clipped.
 
     Args:
-        power: centred.
+        power: power spectrum, zero frequency at its centre.
         radii: spatial frequency of each pixel, in any unit.
     """
     rings = (radii / radii.max() * max(power.shape)).round().long().flatten()
     counts = rings.bincount().clamp(min=1)
     background = power.new_ones(power.shape)
-    for _ in range(_ROUNDS):
-        kept = torch.minimum(power / background, power.new_tensor(_CLIP)) * background
-        background = (rings.bincount(kept.flatten()) / counts)[rings].view_as(power).to(power) + 1e-30
-    for _ in range(_ROUNDS):
+    for _ in range(_ITERATIONS):
+        clipped = torch.minimum(power / background, power.new_tensor(_CLIP)) * background
+        background = (rings.bincount(clipped.flatten()) / counts)[rings].view_as(power).to(power) + 1e-30
+    for _ in range(_ITERATIONS):
         ratio = (power / background).clamp(max=_CLIP)
         background = background * _box_mean(ratio)
     # The mean of an exponential that is cut off at 4 is 1 - exp(-4).
@@ -97,34 +97,34 @@ def _box_mean(values: Float[Tensor, "ny nx"]) -> Float[Tensor, "ny nx"]:
 
 
 def neighbourhood_maximum(values: Float[Tensor, "ny nx"], side_px: int) -> Float[Tensor, "ny nx"]:
-    """The largest value in a square about each pixel."""
+    """The largest value in a square around each pixel."""
     return functional.max_pool2d(values[None, None], side_px, stride=1, padding=side_px // 2)[0, 0]
 
 
-def find_peaks(spectrum: Spectrum, least: float, most: int) -> Float[Tensor, "peaks 2"]:
+def find_peaks(spectrum: Spectrum, min_power: float, max_count: int) -> Float[Tensor, "peaks 2"]:
     """Frequencies (x, y) of the highest peaks in cycles per pixel, one of each Friedel pair, highest first.
 
     Args:
-        spectrum: to look at.
-        least: lowest power over the background.
-        most: how many at most.
+        spectrum: background-corrected power spectrum.
+        min_power: lowest power of a peak, over the background.
+        max_count: largest number of peaks.
     """
     excess, ny = spectrum.excess, spectrum.excess.shape[0]
-    is_peak = (excess >= least) & (excess == neighbourhood_maximum(excess, _NEIGHBOURHOOD)) & spectrum.usable
+    is_peak = (excess >= min_power) & (excess == neighbourhood_maximum(excess, _NEIGHBOURHOOD)) & spectrum.usable
     is_peak[: ny // 2] = False
     rows, columns = is_peak.nonzero().unbind(1)
-    order = excess[rows, columns].argsort(descending=True)[:most]
+    order = excess[rows, columns].argsort(descending=True)[:max_count]
     return spectrum.frequencies(refine_peaks(spectrum, torch.stack([columns[order], rows[order]], -1)))
 
 
-def refine_peaks(spectrum: Spectrum, places: Int[Tensor, "peaks 2"]) -> Float[Tensor, "peaks 2"]:
-    """Places (column, row) to a fraction of a pixel: a parabola through the logarithms along each axis."""
+def refine_peaks(spectrum: Spectrum, pixels: Int[Tensor, "peaks 2"]) -> Float[Tensor, "peaks 2"]:
+    """Positions (column, row) to a fraction of a pixel: a parabola through the log power along each axis."""
     ny, nx = spectrum.excess.shape
-    columns, rows = places.unbind(-1)
+    columns, rows = pixels.unbind(-1)
     logs = (spectrum.excess + 1e-6).log()
     offsets = []
     for dx, dy in ((1, 0), (0, 1)):
         before, here, after = (logs[(rows + step * dy) % ny, (columns + step * dx) % nx] for step in (-1, 0, 1))
         curvature = (2 * here - before - after).clamp(min=1e-3)
         offsets.append(((after - before) / (2 * curvature)).clamp(-0.5, 0.5))
-    return places.double() + torch.stack(offsets, -1).double()
+    return pixels.double() + torch.stack(offsets, -1).double()

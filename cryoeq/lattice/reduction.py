@@ -1,8 +1,8 @@
 """Lattices and their classical reduction: Lagrange-Gauss in two dimensions, LLL in any, both in exact arithmetic.
 
-A basis holds its vectors as columns. A reducer answers with the unimodular matrix Q of the new basis B Q, never with
-the new basis itself: whole numbers have no rounding, so B Q spans the same lattice exactly. The numbers of a basis are
-binary fractions; scaled to whole numbers, their inner products are exact, and so is every decision taken on them.
+A basis holds its vectors as columns. A reducer returns the unimodular matrix Q of the new basis B Q, never the new
+basis itself: integers have no rounding, so B Q spans the same lattice exactly. The numbers of a basis are binary
+fractions; scaled to integers, their inner products are exact, and so is every decision taken on them.
 """
 
 from collections.abc import Callable
@@ -19,15 +19,19 @@ Rows = list[list[int]]
 
 @runtime_checkable
 class LatticeReducer(Protocol):
-    """What shortens bases; its laws are in tests/conformance/test_lattice_reducer.py."""
+    """A method of lattice reduction; its laws are in tests/lattice/test_neural_reducer.py."""
 
     def __call__(self, basis: Float[Tensor, "batch d n"]) -> Int[Tensor, "batch n n"]:
-        """The unimodular Q of each basis B, so that the columns of B Q are short."""
+        """The unimodular Q of each basis B, such that the columns of B Q are short."""
         ...
 
 
 def log_orthogonality_defect(basis: Float[Tensor, "*batch d n"]) -> Float[Tensor, "*batch"]:
-    """Logarithm of the product of the lengths over the volume of the cell: 0 for right angles, else positive.
+    """Logarithm of the orthogonality defect: 0 for right angles, else positive.
+
+    It is defined as::
+
+        log( |b_1| ... |b_n| / volume of the cell )
 
     Args:
         basis: vectors as columns, any unit of length.
@@ -73,10 +77,10 @@ class LagrangeGauss:
 
 @dataclass(frozen=True)
 class Lll:
-    """Reduction after Lenstra, Lenstra and Lovasz, in whole numbers throughout.
+    """Reduction after Lenstra, Lenstra and Lovasz, in integers throughout.
 
     Args:
-        delta: Lovasz' constant between 1/4 and 1; nearer 1 is shorter and slower.
+        delta: Lovasz' constant, between 1/4 and 1; the nearer to 1, the shorter the vectors and the slower.
 
     Cohen 1993, A Course in Computational Algebraic Number Theory, algorithm 2.6.7 (integral LLL).
     """
@@ -89,7 +93,7 @@ class Lll:
 
 
 class _Change:
-    """A Gram matrix in whole numbers and the rows of the change of basis that led to it."""
+    """A Gram matrix of integers, and the change of basis that led to it, one row per new vector."""
 
     def __init__(self, gram: Rows) -> None:
         self.gram = [list(row) for row in gram]
@@ -118,14 +122,14 @@ def _one_by_one(reduce: Callable[[Rows], Rows], basis: Float[Tensor, "batch d n"
 
 
 def _exact_gram(vectors: list[list[float]]) -> Rows:
-    """Inner products of binary fractions, scaled by a power of two to whole numbers."""
+    """Inner products of binary fractions, scaled by a power of two to integers."""
     scale = max(value.as_integer_ratio()[1] for vector in vectors for value in vector)
-    whole = [[int(Fraction(value) * scale) for value in vector] for vector in vectors]
-    return [[sum(a * b for a, b in zip(first, second, strict=True)) for second in whole] for first in whole]
+    integers = [[int(Fraction(value) * scale) for value in vector] for vector in vectors]
+    return [[sum(a * b for a, b in zip(first, second, strict=True)) for second in integers] for first in integers]
 
 
 def _nearest(numerator: int, denominator: int) -> int:
-    """The whole number nearest to a fraction with a positive denominator; halves go towards zero."""
+    """The integer nearest to a fraction with a positive denominator; halves are rounded towards zero."""
     size = (2 * abs(numerator) + denominator - 1) // (2 * denominator)
     return size if numerator > 0 else -size
 
@@ -160,7 +164,7 @@ def _lll(gram: Rows, delta: Fraction) -> Rows:
 
 
 def _integral_orthogonalisation(gram: Rows, size: int) -> tuple[list[int], Rows]:
-    """Leading minors d_0 = 1, d_1, ..., and d_j+1 times the Gram-Schmidt coefficients mu_ij, all whole numbers."""
+    """Leading minors d_0 = 1, d_1, ..., and d_j+1 times the Gram-Schmidt coefficients mu_ij, all integers."""
     minors: list[int] = [1]
     products: Rows = []
     for i in range(size):

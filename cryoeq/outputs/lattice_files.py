@@ -1,4 +1,4 @@
-"""What ``cryoeq lattice find`` leaves: the indexed spots as a star file, and the spectrum with its lattice as PNG."""
+"""Files of ``cryoeq lattice find``: the indexed spots as a star file, the spectrum with its lattice as PNG."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from cryoeq.lattice.power_spectrum import Spectrum
 from cryoeq.outputs.figure import COLOURS, png_figure
 
 _LABELLED_ORDER = 2
-_LARGEST_PX = 1024
+_MAX_SIDE_PX = 1024
 
 
 def write_spots(
@@ -23,14 +23,14 @@ def write_spots(
     power: Float[Tensor, " spots"],
     pixel_size_angstrom: float,
 ) -> None:
-    """Write one row per spot, coarse ones first.
+    """Write one row per spot, in order of increasing resolution.
 
     Args:
         path: the file to create or replace.
-        orders: (h, k) in the reduced cell.
-        frequencies: places of the peaks (x, y), cycles per pixel.
-        power: over the background.
-        pixel_size_angstrom: of the micrograph.
+        orders: Miller indices (h, k) in the reduced cell.
+        frequencies: positions (x, y) of the peaks, cycles per pixel.
+        power: power of the peaks over the background.
+        pixel_size_angstrom: pixel size of the micrograph.
 
     Raises:
         OutputError: the disk is full or the place cannot be written.
@@ -57,14 +57,14 @@ def plot_spectrum(
     *,
     title: str,
 ) -> None:
-    """Draw the power spectrum over its background, with the spots circled and the two reciprocal vectors.
+    """Draw the background-corrected power spectrum, with the spots circled and the two reciprocal vectors.
 
     Args:
         path: the PNG file to create or replace.
-        spectrum: to draw.
-        reciprocal: vectors as columns (x, y), cycles per pixel; None for no lattice.
-        spots: orders and places of the indexed spots, one of each Friedel pair.
-        title: above the picture.
+        spectrum: background-corrected power spectrum.
+        reciprocal: vectors of the lattice as columns (x, y), cycles per pixel; None for no lattice.
+        spots: orders and positions of the indexed spots, cycles per pixel, one of each Friedel pair.
+        title: title of the figure.
 
     Raises:
         OutputError: the disk is full or the place cannot be written.
@@ -74,7 +74,7 @@ def plot_spectrum(
         reach = min(reach, 1.25 * float(spots[1].norm(dim=1).max()) / spectrum.pixel_size_angstrom)
     with png_figure(path, size_inches=(7.4, 7.0)) as figure:
         axes = figure.subplots()
-        excess, extent = _central_part(spectrum, reach)
+        excess, extent = _cropped(spectrum, reach)
         axes.imshow(excess.sqrt().numpy(), cmap="gray_r", vmin=0.4, vmax=3.5, extent=extent, origin="lower")
         if reciprocal is not None and spots is not None:
             _draw_lattice(
@@ -84,24 +84,24 @@ def plot_spectrum(
         axes.set_title(title)
 
 
-def _central_part(spectrum: Spectrum, reach: float) -> tuple[Float[Tensor, "ny nx"], tuple[float, float, float, float]]:
-    """The pixels within a frequency, brought to a drawable number by the largest of each square, and their extent."""
+def _cropped(spectrum: Spectrum, reach: float) -> tuple[Float[Tensor, "ny nx"], tuple[float, float, float, float]]:
+    """The spectrum within a frequency, max-pooled to at most about 1024 pixels a side, and its extent in 1/Angstrom."""
     ny, nx = spectrum.excess.shape
     step_x, step_y = 1 / (nx * spectrum.pixel_size_angstrom), 1 / (ny * spectrum.pixel_size_angstrom)
     half_x, half_y = min(nx // 2, round(reach / step_x) + 1), min(ny // 2, round(reach / step_y) + 1)
-    part = spectrum.excess[ny // 2 - half_y : ny // 2 + half_y, nx // 2 - half_x : nx // 2 + half_x]
-    stride = max(1, max(part.shape) // _LARGEST_PX)
-    drawn = torch.nn.functional.max_pool2d(part[None, None], stride)[0, 0] if stride > 1 else part
+    excess = spectrum.excess[ny // 2 - half_y : ny // 2 + half_y, nx // 2 - half_x : nx // 2 + half_x]
+    stride = max(1, max(excess.shape) // _MAX_SIDE_PX)
+    pooled = torch.nn.functional.max_pool2d(excess[None, None], stride)[0, 0] if stride > 1 else excess
     left, bottom = (-half_x - 0.5) * step_x, (-half_y - 0.5) * step_y
-    return drawn, (left, left + 2 * half_x * step_x, bottom, bottom + 2 * half_y * step_y)
+    return pooled, (left, left + 2 * half_x * step_x, bottom, bottom + 2 * half_y * step_y)
 
 
 def _draw_lattice(
-    axes: Axes, reciprocal: Float[Tensor, "2 2"], orders: Int[Tensor, "spots 2"], places: Float[Tensor, "spots 2"]
+    axes: Axes, reciprocal: Float[Tensor, "2 2"], orders: Int[Tensor, "spots 2"], positions: Float[Tensor, "spots 2"]
 ) -> None:
-    both = torch.cat([places, -places])
+    both = torch.cat([positions, -positions])
     axes.scatter(both[:, 0].numpy(), both[:, 1].numpy(), s=70, facecolors="none", edgecolors=COLOURS[1], linewidths=1.1)
-    for (h, k), (x, y) in zip(orders.tolist(), places.tolist(), strict=True):
+    for (h, k), (x, y) in zip(orders.tolist(), positions.tolist(), strict=True):
         if max(abs(h), abs(k)) <= _LABELLED_ORDER:
             axes.annotate(f"{h},{k}", (x, y), xytext=(5, 5), textcoords="offset points", fontsize=7, color=COLOURS[0])
     for (x, y), name, colour in zip(reciprocal.T.tolist(), ("a*", "b*"), (COLOURS[0], COLOURS[2]), strict=True):

@@ -1,4 +1,4 @@
-"""The lattice of simulated crystals is found again, and none is found where there is none."""
+"""The lattice of simulated crystals is found, and none where there is none; lattice subtraction removes it."""
 
 import math
 
@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from cryoeq.domain.volume import Volume
-from cryoeq.lattice.indexing import LEAST_SCORE, FoundLattice, find_lattice
+from cryoeq.lattice.indexing import MIN_SCORE, FoundLattice, find_lattice
 from cryoeq.lattice.power_spectrum import find_peaks, local_background, whiten_spectrum
 from cryoeq.lattice.reduction import LagrangeGauss, transform_basis
-from cryoeq.lattice.subtraction import remove_lattice, spot_mask
+from cryoeq.lattice.subtraction import spot_mask, subtract_lattice
 from cryoeq.lattice.unit_cell import basis_of_cell, cell_of_basis
 from cryoeq.simulation.crystal import Crystal, crystal_image
 from cryoeq.simulation.density import sample_atoms
@@ -65,10 +65,10 @@ def test_cells_are_found_within_one_percent(
     molecule: Volume, cell: tuple[float, float, float], snr: float, tilt_deg: float
 ) -> None:
     crystal = crystal_of(*cell, tilt_deg=tilt_deg)
-    found = search(micrograph(molecule, crystal, snr)[0])
-    assert found is not None
-    assert found.score > LEAST_SCORE
-    lengths, angle = reduced(torch.linalg.inv(found.reciprocal).T * ANGPIX)
+    lattice = search(micrograph(molecule, crystal, snr)[0])
+    assert lattice is not None
+    assert lattice.score > MIN_SCORE
+    lengths, angle = reduced(torch.linalg.inv(lattice.reciprocal).T * ANGPIX)
     expected_lengths, expected_angle = reduced(crystal.projected_basis_angstrom)
     assert float((lengths / expected_lengths - 1).abs().max()) < 0.01
     assert abs(angle - expected_angle) < 0.7
@@ -78,14 +78,14 @@ def test_cells_are_found_within_one_percent(
 def test_noise_has_no_lattice(kind: str, generator: torch.Generator) -> None:
     for side in (256, 320, 384):
         image = draw_noise(1, noise_amplitudes(side, kind), generator)[0]
-        found = search(image)
-        assert found is None or found.score < 0.8 * LEAST_SCORE
+        lattice = search(image)
+        assert lattice is None or lattice.score < 0.8 * MIN_SCORE
 
 
-def test_molecules_at_random_places_have_no_lattice(molecule: Volume) -> None:
+def test_molecules_at_random_positions_have_no_lattice(molecule: Volume) -> None:
     """The cells of a crystal, each displaced by more than a cell: all of the signal, no order."""
-    found = search(micrograph(molecule, crystal_of(110.0, 90.0, 100.0, disorder=300.0), 0.2)[0])
-    assert found is None or found.score < LEAST_SCORE
+    lattice = search(micrograph(molecule, crystal_of(110.0, 90.0, 100.0, disorder=300.0), 0.2)[0])
+    assert lattice is None or lattice.score < MIN_SCORE
 
 
 def test_a_blank_image_has_no_lattice() -> None:
@@ -108,37 +108,37 @@ def test_background_and_peaks_of_a_known_spectrum(generator: torch.Generator) ->
     torch.testing.assert_close(flat, flat[0, 0].expand(64, 64))
 
 
-def test_a_removed_lattice_is_gone_and_the_rest_untouched(molecule: Volume, generator: torch.Generator) -> None:
+def test_a_subtracted_lattice_is_gone_and_the_rest_untouched(molecule: Volume, generator: torch.Generator) -> None:
     image, noise = micrograph(molecule, crystal_of(110.0, 90.0, 100.0), 0.2)
-    found = search(image)
-    assert found is not None
-    cleaned, share = remove_lattice(image, found.reciprocal, generator)
-    left = search(cleaned)
-    assert left is None or left.score < LEAST_SCORE < 0.5 * found.score
-    assert 0 < share < 0.05
-    before, after, wanted = (torch.fft.fftshift(torch.fft.fft2(one, norm="ortho")) for one in (image, cleaned, noise))
-    assert float(((after - before).abs() > 1e-4).float().mean()) == pytest.approx(share, rel=0.02)
+    lattice = search(image)
+    assert lattice is not None
+    cleaned, fraction = subtract_lattice(image, lattice.reciprocal, generator)
+    remaining = search(cleaned)
+    assert remaining is None or remaining.score < MIN_SCORE < 0.5 * lattice.score
+    assert 0 < fraction < 0.05
+    before, after, expected = (torch.fft.fftshift(torch.fft.fft2(one, norm="ortho")) for one in (image, cleaned, noise))
+    assert float(((after - before).abs() > 1e-4).float().mean()) == pytest.approx(fraction, rel=0.02)
     inside = (after - before).abs() > 1e-2
     assert int(inside.sum()) > 100
-    discs = spot_mask(torch.ones(image.shape), found.reciprocal)
-    assert float(before[discs].abs().square().mean()) > 1.5 * float(wanted[discs].abs().square().mean())
-    # Coefficients of noise above the threshold are brought down too: 0.85 is expected.
-    assert 0.75 < float(after[discs].abs().square().mean() / wanted[discs].abs().square().mean()) < 1.0
-    turned = (after[inside] * before[inside].conj()).angle().abs()
-    assert float(turned.max()) < 1e-2  # the phases stay
+    discs = spot_mask(torch.ones(image.shape), lattice.reciprocal)
+    assert float(before[discs].abs().square().mean()) > 1.5 * float(expected[discs].abs().square().mean())
+    # Coefficients of noise above the threshold are reduced too: 0.85 is expected.
+    assert 0.75 < float(after[discs].abs().square().mean() / expected[discs].abs().square().mean()) < 1.0
+    phase_change = (after[inside] * before[inside].conj()).angle().abs()
+    assert float(phase_change.max()) < 1e-2
     assert float(cleaned.mean()) == pytest.approx(float(image.mean()), abs=1e-5)
 
 
-def test_the_spots_tell_how_certain_the_cell_is(molecule: Volume) -> None:
-    """Deviations of the reciprocal vectors over three draws of noise are those of the covariance, within a factor 3."""
+def test_deviations_are_those_of_the_covariance(molecule: Volume) -> None:
+    """Deviations of the reciprocal vectors over three samples of noise, within a factor of 3."""
     crystal, vectors, variances = crystal_of(110.0, 90.0, 100.0), [], []
     for seed in range(3):
-        found = search(micrograph(molecule, crystal, 0.2, seed)[0])
-        assert found is not None
+        lattice = search(micrograph(molecule, crystal, 0.2, seed)[0])
+        assert lattice is not None
         expected = torch.linalg.inv(crystal.projected_basis_angstrom / ANGPIX)
-        whole = (expected @ torch.linalg.inv(found.reciprocal.T)).round()  # orders of the true vectors in the found
-        assert abs(float(torch.linalg.det(whole))) == pytest.approx(1.0)
-        vectors.append((found.reciprocal @ whole.T - expected.T).flatten())
-        variances.append(found.covariance.diagonal().mean())
-    measured, told = torch.stack(vectors).square().mean().sqrt(), torch.stack(variances).mean().sqrt()
-    assert 1 / 3 < float(measured / told) < 3
+        orders = (expected @ torch.linalg.inv(lattice.reciprocal.T)).round()  # of the true vectors in the found lattice
+        assert abs(float(torch.linalg.det(orders))) == pytest.approx(1.0)
+        vectors.append((lattice.reciprocal @ orders.T - expected.T).flatten())
+        variances.append(lattice.covariance.diagonal().mean())
+    measured, reported = torch.stack(vectors).square().mean().sqrt(), torch.stack(variances).mean().sqrt()
+    assert 1 / 3 < float(measured / reported) < 3

@@ -21,12 +21,12 @@ SIDE = 256
 
 
 def test_the_image_repeats_along_the_lattice(phantom_map: Volume, generator: torch.Generator) -> None:
-    """Cell vectors of whole pixels: an image moved by one is the same image."""
+    """Cell vectors of whole pixels: an image shifted by one is the same image."""
     crystal = Crystal(torch.tensor([[200.0, -40.0], [0.0, 160.0]], dtype=torch.float64), 0.0)
     image = crystal_image(phantom_map, crystal, SIDE, generator)
     for dx, dy in ((40, 0), (-8, 32)):
-        moved = image.roll((-dy, -dx), (0, 1))[50:200, 50:200]
-        assert float((moved - image[50:200, 50:200]).norm() / image[50:200, 50:200].norm()) < 1e-4
+        shifted = image.roll((-dy, -dx), (0, 1))[50:200, 50:200]
+        assert float((shifted - image[50:200, 50:200]).norm() / image[50:200, 50:200].norm()) < 1e-4
     assert float((image.roll(17, 1) - image).norm() / image.norm()) > 0.3
 
 
@@ -34,12 +34,12 @@ def test_one_cell_is_the_projection_of_the_molecule(phantom_map: Volume, generat
     """Cells as large as the image: each molecule appears as ``NoiseFreeStack`` projects it."""
     crystal = Crystal(basis_of_cell((5e3, 5e3, math.pi / 2)), 0.7, 0.5, 0.3)
     image = crystal_image(phantom_map, crystal, 2000, generator)
-    place = crystal.places_px(2000, 5.0, 16, torch.Generator().manual_seed(3))
-    place = place[place.norm(dim=1).argmin()]
-    o = place - place.round()
+    positions = crystal.positions_px(2000, 5.0, 16, torch.Generator().manual_seed(3))
+    position = positions[positions.norm(dim=1).argmin()]
+    o = position - position.round()
     poses = Poses(crystal.rotation[None], -5.0 * o[None].float())
     expected = next(iter(NoiseFreeStack.of(phantom_map, poses, None).batches()))[0]
-    x, y = (place.round().long() + 1000 - 16).tolist()
+    x, y = (position.round().long() + 1000 - 16).tolist()
     torch.testing.assert_close(image[y : y + 32, x : x + 32], expected, rtol=1e-4, atol=1e-4 * float(expected.max()))
 
 
@@ -49,14 +49,14 @@ def test_a_tilt_shortens_across_its_axis() -> None:
     assert lengths.tolist() == pytest.approx([100.0, 40.0], rel=1e-5)
 
 
-def test_disorder_is_that_of_the_places(generator: torch.Generator) -> None:
+def test_disorder_is_the_standard_deviation_of_the_positions(generator: torch.Generator) -> None:
     basis = basis_of_cell((100.0, 80.0, 1.8))
-    places = [
-        Crystal(basis, 0.0, disorder_angstrom=sigma).places_px(2000, 2.0, 0, torch.Generator().manual_seed(1))
+    positions = [
+        Crystal(basis, 0.0, disorder_angstrom=sigma).positions_px(2000, 2.0, 0, torch.Generator().manual_seed(1))
         for sigma in (0.0, 6.0)
     ]
-    assert float((places[1] - places[0]).std()) == pytest.approx(3.0, rel=0.05)
-    assert float(places[0].abs().max()) <= 1000
+    assert float((positions[1] - positions[0]).std()) == pytest.approx(3.0, rel=0.05)
+    assert float(positions[0].abs().max()) <= 1000
 
 
 def test_the_command_writes_micrographs_and_their_truth(

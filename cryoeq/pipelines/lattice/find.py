@@ -13,10 +13,18 @@ from cryoeq.domain.events import Event, Note, Report
 from cryoeq.errors import NoLatticeError
 from cryoeq.io.mrc import read_micrograph, write_image
 from cryoeq.io.text import write_json
-from cryoeq.lattice.indexing import LEAST_SCORE, Evidence, FoundLattice, Spots, find_lattice, match_spots, node_orders
+from cryoeq.lattice.indexing import (
+    MIN_SCORE,
+    FoundLattice,
+    PeakStatistics,
+    Spots,
+    find_lattice,
+    match_spots,
+    node_orders,
+)
 from cryoeq.lattice.power_spectrum import Spectrum, whiten_spectrum
 from cryoeq.lattice.reduction import integer_determinant, log_orthogonality_defect, transform_basis
-from cryoeq.lattice.subtraction import remove_lattice
+from cryoeq.lattice.subtraction import subtract_lattice
 from cryoeq.lattice.unit_cell import cell_of_basis
 from cryoeq.outputs.folder import make_folder
 from cryoeq.outputs.lattice_files import plot_spectrum, write_spots
@@ -27,33 +35,30 @@ _SPOT_TOLERANCE_PX = 1.5
 
 @dataclass(frozen=True)
 class PlaneCell:
-    """A cell as the image shows it.
+    """The unit cell of a lattice, projected into the image.
 
     Args:
-        basis_angstrom: a and b as columns (x, y): reduced, a the shorter, the angle between them not acute.
-        found_angstrom: the vectors that the search ended with.
-        change: basis = found times change.
-        deviations: of a, b (Angstrom) and gamma (radians), from the residuals of the spots.
+        basis_angstrom: reduced vectors a and b as columns (x, y), a the shorter, the angle between them not acute.
+        unreduced_angstrom: vectors at the end of the search, before their reduction.
+        change: unimodular matrix from the unreduced to the reduced vectors.
+        deviations: standard deviations of a, b (Angstrom) and gamma (radians), from the residuals of the spots.
     """
 
     basis_angstrom: Float[Tensor, "2 2"]
-    found_angstrom: Float[Tensor, "2 2"]
+    unreduced_angstrom: Float[Tensor, "2 2"]
     change: Int[Tensor, "2 2"]
     deviations: Float[Tensor, " 3"]
 
 
 def find(config: FindConfig) -> Iterator[Event]:
-    """Find the lattice of a micrograph, index its spots, and on request take it out of the image.
-
-    Args:
-        config: the resolved settings.
+    """Find the lattice of a micrograph, index its spots, and on request subtract it from the image.
 
     Yields:
         Notes, and one report.
 
     Raises:
         MapFileError: the micrograph is damaged, or has no pixel size.
-        NoLatticeError: none stands out of the noise.
+        NoLatticeError: no lattice stands out of the noise.
         OutputError: a file cannot be written.
     """
     image, pixel_size = read_micrograph(config.micrograph, angpix=config.pixel_size_angstrom)
@@ -64,34 +69,34 @@ def find(config: FindConfig) -> Iterator[Event]:
         coarsest_angstrom=config.largest_cell_angstrom,
         finest_angstrom=config.finest_angstrom or 2 * pixel_size,
     )
-    found = find_lattice(
+    lattice = find_lattice(
         spectrum,
         smallest_cell_angstrom=config.smallest_cell_angstrom,
         largest_cell_angstrom=config.largest_cell_angstrom,
     )
-    if found is None or found.score < LEAST_SCORE:
+    if lattice is None or lattice.score < MIN_SCORE:
         plot_spectrum(folder / "spectrum.png", spectrum, None, None, title=f"{config.micrograph.name}: no lattice")
-        score = "there are too few peaks for one" if found is None else f"the best scores {found.score:.1f}"
+        score = "too few peaks" if lattice is None else f"best score {lattice.score:.1f}"
         raise NoLatticeError(
             f"{config.micrograph}: no lattice stands out of the noise ({score})",
-            f"A lattice scores {LEAST_SCORE:g} or more; noise alone stays below",
+            f"A lattice scores {MIN_SCORE:g} or more, noise alone less",
             f"Look at {folder / 'spectrum.png'}; where spots are visible, try --min-cell, --max-cell or --finest",
         )
-    cell = _reduced_cell(found, config.reducer, pixel_size)
-    spots = _indexed_spots(spectrum, cell, found.finest_angstrom)
+    cell = _reduced_cell(lattice, config.reducer, pixel_size)
+    spots = _indexed_spots(spectrum, cell, lattice.finest_angstrom)
     write_spots(folder / "spots.star", spots.orders, spots.frequencies, spots.power, pixel_size)
-    write_json(folder / "lattice.json", _as_json(config, found, cell, spots, pixel_size))
+    write_json(folder / "lattice.json", _as_json(config, lattice, cell, spots, pixel_size))
     title = f"{config.micrograph.name}: {_cell_text(cell)}"
     reciprocal = torch.linalg.inv(cell.basis_angstrom).T * pixel_size
     plot_spectrum(folder / "spectrum.png", spectrum, reciprocal, (spots.orders, spots.frequencies), title=title)
     yield Note(f"Written to {folder}: lattice.json, spots.star, spectrum.png")
     if config.subtract:
         yield _subtract(config, image, reciprocal, pixel_size)
-    yield Report(f"Lattice of {config.micrograph.name}", _rows(config, found, cell, spots))
+    yield Report(f"Lattice of {config.micrograph.name}", _rows(config, lattice, cell, spots))
 
 
-def _reduced_cell(found: FoundLattice, reducer: str, pixel_size_angstrom: float) -> PlaneCell:
-    basis = torch.linalg.inv(found.reciprocal).T * pixel_size_angstrom
+def _reduced_cell(lattice: FoundLattice, reducer: str, pixel_size_angstrom: float) -> PlaneCell:
+    basis = torch.linalg.inv(lattice.reciprocal).T * pixel_size_angstrom
     change = build_reducer(reducer, 2)(basis[None])[0]
     reduced = transform_basis(basis, change)
     lengths = reduced.norm(dim=0)
@@ -99,33 +104,34 @@ def _reduced_cell(found: FoundLattice, reducer: str, pixel_size_angstrom: float)
     sign = torch.tensor([1, -1 if float(reduced[:, 0] @ reduced[:, 1]) > 0 else 1])
     change = change[:, order] * sign
 
-    def numbers(reciprocal: Tensor) -> Tensor:
+    def cell_parameters(reciprocal: Tensor) -> Tensor:
         vectors = torch.linalg.inv(reciprocal.reshape(2, 2)).T * pixel_size_angstrom
         return torch.cat(cell_of_basis(vectors @ change.double()))
 
-    slopes = torch.autograd.functional.jacobian(numbers, found.reciprocal.flatten())
-    deviations = (slopes @ found.covariance @ slopes.T).diagonal().clamp(min=0).sqrt()
+    jacobian = torch.autograd.functional.jacobian(cell_parameters, lattice.reciprocal.flatten())
+    deviations = (jacobian @ lattice.covariance @ jacobian.T).diagonal().clamp(min=0).sqrt()
     return PlaneCell(transform_basis(basis, change), basis, change, deviations)
 
 
 def _indexed_spots(spectrum: Spectrum, cell: PlaneCell, finest_angstrom: float) -> Spots:
-    """All peaks at nodes of the reduced cell, up to the resolution that the score reached: beyond, chance has most."""
+    """All peaks at nodes of the reduced cell, up to the resolution of the score: most peaks beyond it are noise."""
     reciprocal = torch.linalg.inv(cell.basis_angstrom).T * spectrum.pixel_size_angstrom
-    most = math.ceil(float(cell.basis_angstrom.norm(dim=0).max()) / spectrum.pixel_size_angstrom)
-    orders = node_orders(most)
+    max_order = math.ceil(float(cell.basis_angstrom.norm(dim=0).max()) / spectrum.pixel_size_angstrom)
+    orders = node_orders(max_order)
     radii = (orders.double() @ reciprocal.T).norm(dim=1) / spectrum.pixel_size_angstrom
-    return match_spots(Evidence.of(spectrum), reciprocal, orders[radii <= 1 / finest_angstrom], _SPOT_TOLERANCE_PX)
+    statistics = PeakStatistics.from_spectrum(spectrum)
+    return match_spots(statistics, reciprocal, orders[radii <= 1 / finest_angstrom], _SPOT_TOLERANCE_PX)
 
 
 def _subtract(
     config: FindConfig, image: Float[Tensor, "ny nx"], reciprocal: Float[Tensor, "2 2"], pixel_size_angstrom: float
 ) -> Note:
-    values, share = remove_lattice(image, reciprocal, torch.Generator().manual_seed(config.seed))
+    values, fraction = subtract_lattice(image, reciprocal, torch.Generator().manual_seed(config.seed))
     name = f"{config.micrograph.stem}_subtracted.mrc"
-    write_image(config.output / name, values, pixel_size_angstrom, label="lattice removed by cryoeq lattice find")
+    write_image(config.output / name, values, pixel_size_angstrom, label="lattice subtracted by cryoeq lattice find")
     return Note(
-        f"{config.output / name}: {share:.2%} of the Fourier coefficients brought down to the noise around them, their "
-        "phases kept."
+        f"{config.output / name}: lattice subtracted; {fraction:.2%} of the Fourier coefficients have the amplitude of "
+        "the noise around them, with their phases kept."
     )
 
 
@@ -134,21 +140,21 @@ def _cell_text(cell: PlaneCell) -> str:
     return f"a = {lengths[0]:.2f} Å, b = {lengths[1]:.2f} Å, γ = {math.degrees(angles_rad[0]):.2f}°"
 
 
-def _rows(config: FindConfig, found: FoundLattice, cell: PlaneCell, spots: Spots) -> dict[str, str]:
+def _rows(config: FindConfig, lattice: FoundLattice, cell: PlaneCell, spots: Spots) -> dict[str, str]:
     da, db, dgamma = cell.deviations.tolist()
     matrix = "; ".join(" ".join(f"{value:d}" for value in row) for row in cell.change.tolist())
-    finest = f"{found.finest_angstrom:.1f} Å"
+    finest = f"{lattice.finest_angstrom:.1f} Å"
     return {
         "Cell": _cell_text(cell),
         "Uncertainty": f"{da:.2f} Å, {db:.2f} Å, {math.degrees(dgamma):.2f}° (from the spots' residuals)",
-        "Reduction": f"[{matrix}] of what the search found, by {config.reducer}",
-        "Score": f"{found.score:.1f} standard errors above the background, up to {finest} (noise: < {LEAST_SCORE:g})",
+        "Reduction": f"[{matrix}] times the vectors of the search, by {config.reducer}",
+        "Score": f"{lattice.score:.1f} standard errors above the background, up to {finest} (noise: < {MIN_SCORE:g})",
         "Spots": f"{len(spots.orders)} indexed",
     }
 
 
 def _as_json(
-    config: FindConfig, found: FoundLattice, cell: PlaneCell, spots: Spots, pixel_size_angstrom: float
+    config: FindConfig, lattice: FoundLattice, cell: PlaneCell, spots: Spots, pixel_size_angstrom: float
 ) -> dict[str, object]:
     lengths, angles_rad = cell_of_basis(cell.basis_angstrom)
     a, b = lengths.tolist()
@@ -162,12 +168,12 @@ def _as_json(
         "deviation": {"a_angstrom": da, "b_angstrom": db, "gamma_deg": math.degrees(dgamma)},
         "basis_angstrom": cell.basis_angstrom.T.tolist(),
         "reciprocal_per_angstrom": torch.linalg.inv(cell.basis_angstrom).tolist(),
-        "found_basis_angstrom": cell.found_angstrom.T.tolist(),
+        "found_basis_angstrom": cell.unreduced_angstrom.T.tolist(),
         "reducer": config.reducer,
         "change_of_basis_columns": cell.change.T.tolist(),
         "determinant": integer_determinant(cell.change),
         "log_defect": float(log_orthogonality_defect(cell.basis_angstrom)),
-        "score": found.score,
-        "score_finest_angstrom": found.finest_angstrom,
+        "score": lattice.score,
+        "score_finest_angstrom": lattice.finest_angstrom,
         "n_spots": len(spots.orders),
     }

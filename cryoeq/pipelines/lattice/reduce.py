@@ -1,4 +1,4 @@
-"""``cryoeq lattice reduce``: short bases of lattices given by numbers."""
+"""``cryoeq lattice reduce``: reduced bases of lattices given by cell or basis vectors."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,16 +23,13 @@ from cryoeq.lattice.unit_cell import basis_of_cell, cell_of_basis
 
 
 def reduce_lattice(config: ReduceConfig) -> Iterator[Event]:
-    """Reduce one lattice and tell the new cell, the change of basis, and the defects before and after.
-
-    Args:
-        config: the resolved settings.
+    """Reduce one lattice and report its new cell, the change of basis, and the defects before and after.
 
     Yields:
         One report, and notes.
 
     Raises:
-        ConfigError: the cell is impossible, or the reducer is not for this dimension.
+        ConfigError: the cell is impossible, or the reducer does not work in this dimension.
         MapFileError: the file of the basis is damaged.
     """
     basis = read_basis(config.basis) if config.basis is not None else basis_of_cell(in_radians(config.cell or ()))
@@ -49,23 +46,23 @@ def reduce_lattice(config: ReduceConfig) -> Iterator[Event]:
     yield Report(f"Lattice of {n} dimensions, reduced by {name}", _rows(basis, reduced, change))
     if config.json_file is not None:
         write_json(config.json_file, as_json(name, basis, reduced, change))
-        yield Note(f"Figures: {config.json_file}")
+        yield Note(f"Reduced lattice: {config.json_file}")
 
 
 def default_reducer(n: int) -> str:
-    """The classical one of a dimension."""
+    """Name of the classical reducer of a dimension."""
     return "lagrange-gauss" if n == 2 else "niggli" if n == 3 else "lll"
 
 
 def build_reducer(name: str, n: int) -> LatticeReducer:
-    """The reducer of this name.
+    """The reducer of a name.
 
     Args:
         name: lagrange-gauss, lll, niggli or neural.
         n: dimension of the lattice.
 
     Raises:
-        ConfigError: it is not for this dimension.
+        ConfigError: this reducer does not work in this dimension.
     """
     if (name == "lagrange-gauss" and n != 2) or (name == "niggli" and n != 3):
         raise ConfigError(
@@ -89,7 +86,7 @@ def build_reducer(name: str, n: int) -> LatticeReducer:
 
 
 def in_radians(cell: tuple[float, ...]) -> tuple[float, ...]:
-    """A cell with its angles in degrees, as people write it, in radians."""
+    """A cell, lengths first, with its angles converted from degrees."""
     lengths = len(cell) // 3 + 1
     return (*cell[:lengths], *torch.tensor(cell[lengths:], dtype=torch.float64).deg2rad().tolist())
 
@@ -98,7 +95,7 @@ def read_basis(path: Path) -> Float[Tensor, "d n"]:
     """Basis vectors, one per line of a text file, as columns.
 
     Raises:
-        MapFileError: no such file, or its lines are no basis.
+        MapFileError: there is no such file, or its lines are no basis.
     """
     vectors = read_vectors(path)
     if len(vectors) < 2 or vectors.shape[1] < len(vectors):
@@ -113,10 +110,10 @@ def read_basis(path: Path) -> Float[Tensor, "d n"]:
 
 
 def read_vectors(path: Path) -> Float[Tensor, "vectors d"]:
-    """Vectors of one length, one per line of a text file; empty lines do not matter.
+    """Vectors with the same number of coordinates, one per line of a text file; empty lines are skipped.
 
     Raises:
-        MapFileError: no such file, or its lines are not vectors of one length.
+        MapFileError: there is no such file, or its lines do not hold the same number of coordinates.
     """
     try:
         rows = [[float(word) for word in line.split()] for line in path.read_text(encoding="utf-8").splitlines()]
@@ -133,14 +130,14 @@ def read_vectors(path: Path) -> Float[Tensor, "vectors d"]:
 
 
 def check_basis(basis: Float[Tensor, "d n"], path: Path) -> None:
-    """Refuse vectors that depend on each other.
+    """Refuse linearly dependent vectors.
 
     Args:
         basis: vectors as columns.
-        path: where they come from.
+        path: the file that holds them, for the message.
 
     Raises:
-        MapFileError: they do.
+        MapFileError: the vectors are linearly dependent.
     """
     heights = torch.linalg.qr(basis).R.diagonal().abs()
     if not bool(heights.min() > 1e-12 * basis.abs().max()):
@@ -150,7 +147,7 @@ def check_basis(basis: Float[Tensor, "d n"], path: Path) -> None:
 def as_json(
     name: str, basis: Float[Tensor, "d n"], reduced: Float[Tensor, "d n"], change: Int[Tensor, "n n"]
 ) -> dict[str, object]:
-    """All figures of a reduction; vectors are rows here, as in the file they may come from."""
+    """Result of a reduction for a JSON file; vectors are rows, as in the text file of a basis."""
     lengths, angles_rad = cell_of_basis(reduced)
     return {
         "reducer": name,
@@ -179,8 +176,8 @@ def _rows(basis: Float[Tensor, "d n"], reduced: Float[Tensor, "d n"], change: In
 
 
 def cell_text(basis: Float[Tensor, "d n"]) -> str:
-    """Lengths, and up to three dimensions the angles in degrees."""
+    """Lengths of a cell, and in up to three dimensions its angles in degrees."""
     lengths, angles_rad = cell_of_basis(basis)
-    shown = [f"{value:.4g}" if value >= 1000 else f"{value:.2f}" for value in lengths.tolist()]
+    numbers = [f"{value:.4g}" if value >= 1000 else f"{value:.2f}" for value in lengths.tolist()]
     angles = [f"{value:.2f}°" for value in angles_rad.rad2deg().tolist()] if len(lengths) <= 3 else []
-    return " ".join([*shown, *angles])
+    return " ".join([*numbers, *angles])

@@ -1,10 +1,9 @@
-"""``cryoeq simulate --crystal``: micrographs of a 2D crystal, with their truth beside them."""
+"""``cryoeq simulate --crystal``: micrographs of a 2D crystal, with their true lattices."""
 
 import math
 import sys
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 
 from cryoeq.config.simulate import SimulateConfig
@@ -12,8 +11,8 @@ from cryoeq.domain.events import Event, Note, Progress, Report
 from cryoeq.domain.optics import CtfParameters, Optics
 from cryoeq.domain.volume import Volume
 from cryoeq.geometry.fourier import HalfPlane
+from cryoeq.io.micrographs import write_micrographs_star
 from cryoeq.io.mrc import write_image
-from cryoeq.io.star import write_blocks
 from cryoeq.io.text import write_json
 from cryoeq.lattice.unit_cell import basis_of_cell, cell_of_basis
 from cryoeq.outputs.run_folder import RunFolder
@@ -26,14 +25,13 @@ from cryoeq.simulation.particles import DefocusRange, SignalStatistics, draw_ctf
 
 
 def simulate_crystal(config: SimulateConfig, cell: tuple[float, float, float]) -> Iterator[Event]:
-    """Simulate micrographs of a 2D crystal, each turned in the plane at random.
+    """Simulate micrographs of a 2D crystal, each at a random in-plane angle.
 
-    Writes ``micrograph_001.mrc`` and on, ``micrographs.star`` with their defocus, and ``truth.json`` with the lattice
-    of each as its image shows it. One defocus holds for a whole micrograph: of a tilted crystal the fall of the defocus
-    along it is left out.
+    Writes ``micrograph_001.mrc`` and on, ``micrographs.star`` with their defocus, and ``truth.json`` with the projected
+    lattice of each. One defocus holds for a whole micrograph: a tilted crystal has no defocus gradient.
 
     Args:
-        config: what to simulate.
+        config: settings of the simulation.
         cell: a, b in Angstrom and gamma in degrees.
 
     Yields:
@@ -57,7 +55,7 @@ def simulate_crystal(config: SimulateConfig, cell: tuple[float, float, float]) -
         generator = stream_generator(config.seed, Stream.SIMULATION)
         defocus = DefocusRange(config.defocus_min_um * 1e4, config.defocus_max_um * 1e4, config.astigmatism_angstrom)
         ctf = draw_ctf(config.count, optics, defocus, generator)
-        names, truths = [], []
+        names, true_lattices = [], []
         for number in range(config.count):
             crystal = Crystal(
                 basis, 2 * math.pi * float(torch.rand((), generator=generator)), math.radians(config.tilt_deg),
@@ -66,10 +64,10 @@ def simulate_crystal(config: SimulateConfig, cell: tuple[float, float, float]) -
             image = _micrograph(config, truth.volume, crystal, ctf[number : number + 1], generator)
             names.append(f"micrograph_{number + 1:03d}.mrc")
             write_image(run.path(names[-1]), image, optics.pixel_size_angstrom, label="simulated 2D crystal")
-            truths.append(_truth(names[-1], crystal))
+            true_lattices.append(_truth(names[-1], crystal))
             yield Progress("writing micrographs", number + 1, config.count)
-        write_json(run.path("truth.json"), {"cell": list(cell), "micrographs": truths})
-        write_blocks(run.path("micrographs.star"), _tables(names, optics, ctf))
+        write_json(run.path("truth.json"), {"cell": list(cell), "micrographs": true_lattices})
+        write_micrographs_star(run.path("micrographs.star"), names, optics, ctf)
         run.finish("done", {})
     yield Report(
         f"{config.count} simulated micrographs in {config.output}",
@@ -106,25 +104,4 @@ def _truth(name: str, crystal: Crystal) -> dict[str, object]:
         "in_plane_deg": math.degrees(crystal.in_plane_rad),
         "tilt_deg": math.degrees(crystal.tilt_rad),
         "tilt_axis_deg": math.degrees(crystal.tilt_axis_rad),
-    }
-
-
-def _tables(names: list[str], optics: Optics, ctf: CtfParameters) -> dict[str, dict[str, np.ndarray]]:
-    """RELION's micrographs star."""
-    shared = {
-        "rlnOpticsGroupName": optics.name,
-        "rlnOpticsGroup": "1",
-        "rlnMicrographPixelSize": f"{optics.pixel_size_angstrom:.6f}",
-        "rlnVoltage": f"{optics.voltage_kv:.6f}",
-        "rlnSphericalAberration": f"{optics.spherical_aberration_mm:.6f}",
-        "rlnAmplitudeContrast": f"{optics.amplitude_contrast:.6f}",
-    }
-    angles_deg = ctf.defocus_angle_rad.rad2deg()
-    columns = {
-        "rlnDefocusU": ctf.defocus_u_angstrom, "rlnDefocusV": ctf.defocus_v_angstrom, "rlnDefocusAngle": angles_deg
-    }  # fmt: skip
-    each = {label: np.array([f"{value:.6f}" for value in values.tolist()]) for label, values in columns.items()}
-    return {
-        "optics": {label: np.array([text]) for label, text in shared.items()},
-        "micrographs": {"rlnMicrographName": np.array(names), "rlnOpticsGroup": np.full(len(names), "1"), **each},
     }
