@@ -9,7 +9,6 @@ from cryoeq.errors import ConfigError
 
 
 def settings(
-    context: typer.Context,
     word: Annotated[
         str | None,
         typer.Argument(
@@ -27,12 +26,13 @@ def settings(
       cryoeq settings
       cryoeq settings half_sets
     """
+    from cryoeq.cli.main import app  # not above: it imports this module
     from cryoeq.cli.settings_text import settings_text
     from cryoeq.config.frozen import FrozenConfig
     from cryoeq.config.reconstruct import ReconstructConfig
     from cryoeq.config.simulate import SimulateConfig
 
-    program: Any = context.find_root().command
+    program: Any = typer.main.get_command(app)
     lines: list[str] = []
     kinds: dict[str, type[FrozenConfig]] = {"reconstruct": ReconstructConfig, "simulate": SimulateConfig}
     for name, kind in kinds.items():

@@ -223,3 +223,30 @@ def test_a_stray_checkpoint_is_no_start(tmp_path: Path, command: list[str], tiny
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"of another program")
     assert run(command) == 0
     assert_same_results(tmp_path / "run", tiny_run)
+
+
+def test_resume_alone_goes_on_with_all_that_the_record_holds(
+    tmp_path: Path, command: list[str], tiny_run: Path
+) -> None:
+    """Particles, mode, settings and seed."""
+    folder = tmp_path / "run"
+    assert run_until(KILLED_WHILE_WRITING, command).returncode == -signal.SIGKILL
+    assert run(["reconstruct", "-o", str(folder), "--resume"]) == 0
+    assert "Resumed at step 4." in (folder / "run.log").read_text()
+    assert_same_results(folder, tiny_run)
+
+
+def test_resume_alone_may_be_given_what_changes_nothing(stopped: Path, tmp_path: Path) -> None:
+    assert run(["reconstruct", "-o", str(stopped), "--resume", "--threads", "1"]) == 0
+    assert run(["reconstruct", "-o", str(stopped), "--resume", "--sym", "C2"]) == 2
+
+
+def test_resume_alone_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["reconstruct", "-o", str(tmp_path / "none"), "--resume"]) == 2
+    assert f"{tmp_path / 'none'} holds no run to resume. Check -o, or give PARTICLES" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_run_needs_particles(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["reconstruct"]) == 2
+    assert "No particles given. Usage: cryoeq reconstruct PARTICLES.star" in capsys.readouterr().err
