@@ -25,6 +25,7 @@ from cryoeq.cli.main import main
 main()
 """
 _LIMIT_S = 240.0
+_PLANE_GROUPS = ("c2", "c4", "c8", "c16", "d1", "d2", "d4", "d8", "d16", "so2", "o2")
 _REFERENCE = Path(os.environ.get("CRYOEQ_REFERENCE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
@@ -35,6 +36,26 @@ def pytest_configure() -> None:
         threads = max(1, (os.cpu_count() or 1) // workers)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Workers of pytest-xdist make no run and solve for no group's kernels twice (``--dist loadgroup``)."""
+    for item in items:
+        if (shared := _shared_by(item)) is not None:
+            item.add_marker(pytest.mark.xdist_group(shared))
+
+
+def _shared_by(item: pytest.Item) -> str | None:
+    """What of the expensive things that are made once a process a test uses."""
+    every = item.callspec.params if hasattr(item, "callspec") else {}
+    parameters = {key: value for key, value in every.items() if isinstance(value, str)}
+    fixtures = {*getattr(item, "fixturenames", ()), parameters.get("case")}
+    if fixtures & {"searched_run", "searched_particles", "search"}:
+        return "searched run"
+    if fixtures & {"tiny_run", "training"}:
+        return "tiny run"
+    groups = [value for key, value in parameters.items() if key in {"group", "name"} and value in _PLANE_GROUPS]
+    return f"plane group {groups[0]}" if groups else None
 
 
 @pytest.fixture(scope="session")

@@ -1,1 +1,1 @@
-"""The command line: thin; the only room that knows the terminal."""
+"""The command line: thin; the only package that knows the terminal."""

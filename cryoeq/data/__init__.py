@@ -1,1 +1,1 @@
-"""From particle files to batches that the model sees."""
+"""Particle files as batches of preprocessed images; random half sets."""

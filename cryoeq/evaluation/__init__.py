@@ -1,1 +1,1 @@
-"""Figures of merit: poses against a truth, map against map, resolution."""
+"""Metrics: poses against a truth, FSC of maps, resolution, scores of particles."""

@@ -1,1 +1,1 @@
-"""generalization."""
+"""PAC-Bayes generalization bounds of equivariant networks."""

@@ -72,7 +72,7 @@ class DiskHarmonics:
         return cls(
             plane,
             torch.tensor(orders, device=theta.device),
-            basis.to(torch.cfloat),
+            basis.to(torch.get_default_dtype().to_complex()),
             _as_real_columns(even),
             _as_real_columns(odd),
         )
@@ -107,7 +107,8 @@ def disk_harmonics(box_size_px: int, radius: float, support_radius_px: float, de
 
 
 def _as_real_columns(weights: Complex[Tensor, "orders points radial"]) -> Float[Tensor, "points columns"]:
-    return torch.view_as_real(weights.transpose(0, 1).to(torch.cfloat).contiguous()).flatten(1)
+    columns = weights.transpose(0, 1).to(torch.get_default_dtype().to_complex())
+    return torch.view_as_real(columns.contiguous()).flatten(1)
 
 
 def _radial_functions(plane: HalfPlane, support_radius_px: float) -> list[np.ndarray]:

@@ -151,7 +151,7 @@ class HalfPlane:
     @property
     def radii(self) -> Float[Tensor, " points"]:
         """|k| of each coefficient, in cycles per box."""
-        return self.coords.float().norm(dim=-1)
+        return self.coords.to(torch.get_default_dtype()).norm(dim=-1)
 
     @cached_property
     def shells(self) -> Int[Tensor, " points"]:

@@ -39,7 +39,7 @@ def so3_grid(
     healpix_order: int,
     n_inplane: int | None = None,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | None = None,
 ) -> Float[Tensor, "rotations 3 3"]:
     """RELION's matrices A on an even grid of SO(3), the in-plane angle running fastest.
@@ -47,12 +47,13 @@ def so3_grid(
     Args:
         healpix_order: 12 * 4^order view directions, about 58.6 / 2^order degrees apart.
         n_inplane: in-plane angles per view; None for 6 * 2^order, as RELION has it.
-        dtype: of the matrices.
+        dtype: of the matrices; None for torch's default.
         device: of the matrices.
     """
     count = 6 * 2**healpix_order if n_inplane is None else n_inplane
     inplane = torch.arange(count, dtype=torch.float64) * (2 * math.pi / count)
-    return (_turn(-inplane, axis=2) @ _views(healpix_order)[:, None]).flatten(0, 1).to(device=device, dtype=dtype)
+    rotations = (_turn(-inplane, axis=2) @ _views(healpix_order)[:, None]).flatten(0, 1)
+    return rotations.to(device=device, dtype=dtype or torch.get_default_dtype())
 
 
 @cache

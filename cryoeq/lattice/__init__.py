@@ -1,1 +1,1 @@
-"""2D crystals: power spectrum, indexing and subtraction of a lattice, unit cells, lattice reduction."""
+"""Lattices of 2D crystals: indexing of spots, subtraction, reduction by classical and neural reducers."""

@@ -1,1 +1,1 @@
-"""Learnt parts: encoder, pose head, volume decoders."""
+"""Neural networks and volume models: pose encoder, pose head, decoders."""

@@ -1,1 +1,1 @@
-"""What is left on disk for a person: run folders, figures."""
+"""Files for a person: run folders, reports, figures."""

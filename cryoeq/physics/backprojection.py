@@ -49,7 +49,7 @@ class WienerBackprojection:
         box_size_px: int,
         padding: int = 2,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         device: torch.device | None = None,
     ) -> "WienerBackprojection":
         """The sums over no image."""

@@ -1,1 +1,1 @@
-"""The verbs: each a generator of events, and the place where the parts are put together."""
+"""The commands: each a generator of events, and the place where the parts are put together."""

@@ -303,10 +303,10 @@ def _sum_half_set(
 
 
 def _resolutions(state: RefinementState, settings: RefinementSettings) -> dict[str, float]:
-    return {
-        "resolution_limit_angstrom": settings.resolution_angstrom(state.radius),
-        "fsc_resolution_angstrom": settings.resolution_angstrom(state.resolution_shell),
-    }
+    resolutions = {"resolution_limit_angstrom": settings.resolution_angstrom(state.radius)}
+    if state.resolution_shell > 0:  # half sets that share a reference have no independent correlation yet
+        resolutions["fsc_resolution_angstrom"] = settings.resolution_angstrom(state.resolution_shell)
+    return resolutions
 
 
 def _metrics(state: RefinementState, settings: RefinementSettings, rows: Int[Tensor, " rows"]) -> dict[str, float]:

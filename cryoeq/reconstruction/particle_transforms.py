@@ -194,7 +194,8 @@ def power_hats(plane: HalfPlane) -> Complex[Tensor, "points hats power_orders"]:
     """Hat functions times exp(2 i l theta), l = 0, 1, 2, at each coefficient."""
     radii = power_radii(float(plane.radii.max()), plane.coords.device)
     hats = (1 - (plane.radii[:, None] - radii).abs() / _HAT_SPACING).clamp(min=0)
-    theta = torch.atan2(plane.coords[:, 1].float(), plane.coords[:, 0].float())
+    real = torch.get_default_dtype()
+    theta = torch.atan2(plane.coords[:, 1].to(real), plane.coords[:, 0].to(real))
     angles = 2 * theta[:, None] * torch.arange(POWER_ORDERS, device=theta.device)
     return hats[:, :, None] * torch.polar(torch.ones_like(angles), angles)[:, None]
 

@@ -1,1 +1,1 @@
-"""Particles whose poses are known, from a molecule or a map."""
+"""Simulated particles and crystals of known pose, from a molecule or a map."""

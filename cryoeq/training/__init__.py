@@ -1,1 +1,1 @@
-"""How the learnt parts learn."""
+"""Training of neural networks: the pose autoencoder end to end, and encoders on synthetic projections."""

@@ -1,10 +1,9 @@
 """A run that was stopped at any moment goes on, and ends where the deferred_signals one ends."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import mrcfile
@@ -62,13 +61,26 @@ amortized.fit = stop_at_the_fifth
 """
 
 
-def run_until(stop: str, command: list[str]) -> "subprocess.CompletedProcess[str]":
-    """The program in a process of its own, with a signal to itself at a moment that does not depend on the machine."""
-    code = f"import sys\nfrom cryoeq.cli.main import main\n{stop}\nsys.argv[1:] = {command}\nmain()"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=200
-    )
+Until = Callable[[str, list[str]], tuple[int, str]]
+
+
+@pytest.fixture
+def run_until(
+    start_code: Callable[[str], ForkServerProcess], codes_of: Callable[..., list[int]], tmp_path: Path
+) -> Until:
+    """The program in a process of its own, with a signal to itself at a moment that does not depend on the machine.
+
+    Its exit code, and what it says.
+    """
+
+    def run_it(stop: str, command: list[str]) -> tuple[int, str]:
+        said = tmp_path / "said"
+        redirected = f"sys.stderr = sys.stdout = open({str(said)!r}, 'a', buffering=1)"
+        start = f"import sys, torch\ntorch.set_num_threads(1)\n{redirected}\n{stop}"
+        (code,) = codes_of([start_code(f"{start}\nfrom cryoeq.cli.main import main\nsys.argv[1:] = {command}\nmain()")])
+        return code, said.read_text()
+
+    return run_it
 
 
 def steps_of(folder: Path) -> int:
@@ -84,9 +96,11 @@ def assert_same_results(folder: Path, expected: Path) -> None:
         np.testing.assert_array_equal(mrcfile.read(folder / name), mrcfile.read(expected / name), err_msg=name)
 
 
-def test_killed_while_a_checkpoint_is_written(tmp_path: Path, command: list[str], tiny_run: Path) -> None:
+def test_killed_while_a_checkpoint_is_written(
+    tmp_path: Path, command: list[str], tiny_run: Path, run_until: Until
+) -> None:
     folder = tmp_path / "run"
-    assert run_until(KILLED_WHILE_WRITING, command).returncode == -signal.SIGKILL
+    assert run_until(KILLED_WHILE_WRITING, command)[0] == -signal.SIGKILL
     assert steps_of(folder) == 4
     assert not list(folder.glob("run_*.mrc"))
     assert read_json(folder / "job.json")["status"] == "running"
@@ -98,14 +112,13 @@ def test_killed_while_a_checkpoint_is_written(tmp_path: Path, command: list[str]
     assert "Resumed at step 4." in (folder / "run.log").read_text()
 
 
-def test_terminated_during_a_step(tmp_path: Path, command: list[str], tiny_run: Path) -> None:
+def test_terminated_during_a_step(tmp_path: Path, command: list[str], tiny_run: Path, run_until: Until) -> None:
     folder = tmp_path / "run"
     rarely = ["--set", "training.checkpoint_seconds=1000"]  # the checkpoint is then made for the signal's sake
-    ended = run_until(TERMINATED_IN_A_STEP, [*command, *rarely])
-    said = "cryoeq: stopped by SIGTERM. What was saved stays; --resume goes on from there."
-    assert ended.stderr.splitlines()[-1] == said
-    assert ended.returncode == 143
-    assert "Traceback" not in ended.stderr
+    code, said = run_until(TERMINATED_IN_A_STEP, [*command, *rarely])
+    assert said.splitlines()[-1] == "cryoeq: stopped by SIGTERM. What was saved stays; --resume goes on from there."
+    assert code == 143
+    assert "Traceback" not in said
     assert steps_of(folder) == 5
     assert read_json(folder / "job.json")["status"] == "stopped"
     assert not [path for path in folder.iterdir() if ".tmp" in path.name]

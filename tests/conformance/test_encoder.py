@@ -20,7 +20,7 @@ from cryoeq.equivariance.measure import (
 )
 from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.models.pose_encoder import EncoderDesign, PoseEncoder, SpatialPlan, TrunkKind
-from cryoeq.models.pose_head import HeadKind, rotation_from_columns, rotation_from_rows
+from cryoeq.models.pose_head import HeadKind, PoseProposals, rotation_from_columns, rotation_from_rows
 
 GROUP_NAMES: tuple[str, ...] = get_args(Group)
 RARE = ("c2", "c8", "c16", "d1", "d2")
@@ -51,22 +51,30 @@ def widths(group: str) -> tuple[int, ...]:
     return NARROW if plane_group(group).is_grid_exact else NARROW_SMOOTH
 
 
-def settle(encoder: PoseEncoder, images: Tensor) -> PoseEncoder:
+def settle(encoder: PoseEncoder, images: Tensor, passes: int = 10) -> PoseEncoder:
     """Evaluation mode with running statistics that have seen the images."""
     encoder.train()
     with torch.no_grad():
-        for _ in range(30):
+        for _ in range(passes):
             encoder(images)
     return encoder.eval()
 
 
 def largest_errors(encoder: PoseEncoder, images: Tensor, elements: Tensor) -> tuple[float, float, float]:
-    """Of rotations, shifts in pixels, and logits."""
+    """Of rotations, shifts in pixels, and logits; all three from one pass through the encoder."""
+    seen: dict[bytes, PoseProposals] = {}
+
+    def proposals(turned: Tensor) -> PoseProposals:
+        key = turned.numpy().tobytes()
+        if key not in seen:
+            seen[key] = encoder(turned)
+        return seen[key]
+
     with torch.no_grad():
         return (
-            equivariance_error(lambda x: encoder(x).rotations, act_on_rotations, images, elements),
-            equivariance_error(lambda x: encoder(x).shifts_px, act_on_shifts, images, elements),
-            equivariance_error(lambda x: encoder(x).logits, act_trivially, images, elements),
+            equivariance_error(lambda x: proposals(x).rotations, act_on_rotations, images, elements),
+            equivariance_error(lambda x: proposals(x).shifts_px, act_on_shifts, images, elements),
+            equivariance_error(lambda x: proposals(x).logits, act_trivially, images, elements),
         )
 
 
@@ -225,7 +233,7 @@ def error_at(
     images = smooth_images(32, 32, generator)
     c, s = math.cos(math.radians(angle_deg)), math.sin(math.radians(angle_deg))
     g = torch.tensor([[c, -s], [s, c]])
-    settle(encoder, images)
+    settle(encoder, images, passes=30)
     with torch.no_grad():
         before, after = encoder(images), encoder(transform_images(images, g.double()))
     angles = rotation_angle_rad(after.rotations, act_on_rotations(g, before.rotations))

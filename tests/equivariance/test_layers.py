@@ -34,15 +34,16 @@ def test_two_layers_turn_with_their_input(
     up = SteerableConv(group, (2, in_kind), (3, "hidden"), 3, stride=stride)
     activation = FieldActivation(group, 3).eval()
     maps = torch.randn(2, 2 * group.dim(in_kind), 9, 9, generator=generator)
+    hidden = activation(up(maps)).detach()
+    turned = [(g, activation(up(act(g, maps, in_kind))).detach()) for g in group.elements()]
     for out_kind in VISIBLE:
         down = SteerableConv(group, (3, "hidden"), (2, out_kind), 3, bias=True)
         if down.bias is not None:
             nn.init.normal_(down.bias)
-        for g in group.elements():
-            expected = act(g, down(activation(up(maps))), out_kind).detach()
-            torch.testing.assert_close(
-                down(activation(up(act(g, maps, in_kind)))), expected, atol=1e-5 * float(expected.abs().max()), rtol=0
-            )
+        straight = down(hidden).detach()
+        for g, maps_inside in turned:
+            expected = act(g, straight, out_kind)
+            torch.testing.assert_close(down(maps_inside), expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
 
 
 def test_a_mirror_is_not_free_for_a_group_without_mirrors(generator: torch.Generator) -> None:

@@ -26,7 +26,7 @@ def settled(
         for name, parameter in encoder.named_parameters():
             if "activation" in name:
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-        for _ in range(20):
+        for _ in range(5):
             encoder(torch.randn(16, 16, 16, generator=generator) + 0.1)
     return encoder.eval()
 

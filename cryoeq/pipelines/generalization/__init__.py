@@ -1,1 +1,1 @@
-"""generalization."""
+"""``cryoeq evaluate --bound``: generalization bound of a hybrid run's encoder."""

@@ -1,1 +1,1 @@
-"""``cryoeq lattice``: unit cells of 2D crystals from micrographs, and lattice reduction."""
+"""``cryoeq lattice``: unit cells of 2D crystals, and reduction of lattice bases."""

@@ -1,1 +1,1 @@
-"""reconstruct."""
+"""``cryoeq reconstruct``: modes, checkpoints, run folder. The algorithm is in ``cryoeq.reconstruction``."""

@@ -1,1 +1,1 @@
-"""resolution."""
+"""``cryoeq fsc``: FSC, masks, post-processing, directional and local resolution, map against model."""

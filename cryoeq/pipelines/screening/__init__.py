@@ -1,1 +1,1 @@
-"""screening."""
+"""``cryoeq screen``: gaps in angular coverage and junk particles of a run."""

@@ -23,10 +23,9 @@ from cryoeq.reconstruction.local_refinement import RefinedPoses, refine_poses
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.reference import Reference
 from cryoeq.runtime.distributed import all_gather_rows, shard
-from cryoeq.training.synthetic.encoder_input import EncoderInput, propose_poses
+from cryoeq.training.synthetic.encoder_input import SAME_POSE_RAD, EncoderInput, propose_poses
 
 _BATCH = 512
-_SAME_RAD = math.radians(20.0)  # candidates that refine to within this are one pose
 _REFINED = 4  # candidates of each image that are refined, the most likely ones before refinement
 _MAX_DEVIATIONS = 2.0  # below the usual fit, beyond which an image counts as badly explained
 
@@ -105,7 +104,7 @@ def rank_candidates(
     rotations = chosen.poses.rotations.expand(each, -1, -1, -1)
     angles = rotation_angle_rad(refined.poses.rotations.view(each, count, 3, 3), rotations)
     # One candidate of each pose: several that refined to the same are not several witnesses.
-    others = likelihood.masked_fill(angles < _SAME_RAD, -math.inf).amax(0)
+    others = likelihood.masked_fill(angles < SAME_POSE_RAD, -math.inf).amax(0)
     confidence = torch.sigmoid(chosen.log_likelihood - others)
     return RankedPoses(chosen, confidence, _fit(particles, reference, chosen))
 

@@ -8,6 +8,7 @@ each particle at several offsets, a square lattice, which the in-plane group map
 offsets are components of one mixture.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 
 _OFFSET_STEP = 0.3  # of the wavelength at the encoder's radius
 _REACH = 2.5  # radius of the offsets, over their standard deviation
+SAME_POSE_RAD = math.radians(20.0)  # hypotheses within this are one pose
 _MAX_PIXELS = 2**21  # in one forward pass: 4,332 images of 22 px
 
 

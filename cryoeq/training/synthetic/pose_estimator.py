@@ -1,6 +1,5 @@
 """Pose estimator: a trained encoder with its preprocessing, as ``encoder.pt`` keeps it."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -18,12 +17,17 @@ from cryoeq.models.export.quantized_encoder import quantize_encoder
 from cryoeq.models.pose_encoder import PoseEncoder
 from cryoeq.models.pose_head import PoseProposals
 from cryoeq.physics.ctf import ctf_features, matched_filter
-from cryoeq.training.synthetic.encoder_input import EncoderInput, best_hypotheses, encoder_box_px, propose_poses
+from cryoeq.training.synthetic.encoder_input import (
+    SAME_POSE_RAD,
+    EncoderInput,
+    best_hypotheses,
+    encoder_box_px,
+    propose_poses,
+)
 
 Precision = Literal["fp32", "bf16", "int8"]
 
 ENCODER_FILE = "encoder.pt"
-_SAME_RAD = math.radians(20.0)  # hypotheses within this are one
 
 
 class _InBfloat16(nn.Module):
@@ -107,7 +111,9 @@ class PoseEstimator:
         """
         proposals = self.propose(batch)
         rotations, shifts_px = best_hypotheses(proposals)
-        agrees = rotation_angle_rad(proposals.rotations, rotations[:, None].expand_as(proposals.rotations)) < _SAME_RAD
+        agrees = (
+            rotation_angle_rad(proposals.rotations, rotations[:, None].expand_as(proposals.rotations)) < SAME_POSE_RAD
+        )
         probability = (proposals.logits.exp() * agrees).sum(1)
         poses = PoseSet(rotations, shifts_px, self.box_size_px)
         return poses.to_angstrom(self.pixel_size_angstrom), probability
