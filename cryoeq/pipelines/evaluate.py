@@ -15,9 +15,7 @@ from cryoeq.io.optics import star_pixel_size
 from cryoeq.io.particles import read_table, star_poses
 from cryoeq.io.star import StarTable
 from cryoeq.io.text import write_json
-from cryoeq.outputs.evaluation_plots import plot_pose_errors
 from cryoeq.outputs.folder import make_folder
-from cryoeq.pipelines.generalization.bound import bound_run
 from cryoeq.runtime.device import choose_device
 
 _HANDS = {
@@ -41,6 +39,8 @@ def evaluate(config: EvaluateConfig) -> Iterator[Event]:
     device = choose_device(config.device)
     results: dict[str, object] = {}
     if config.bound is not None:
+        from cryoeq.pipelines.generalization.bound import bound_run  # not above, because of escnn
+
         results |= {"bound": (yield from bound_run(config, config.bound, device))}
     if config.predicted is not None and config.truth is not None:
         results |= yield from _compare(config, config.predicted, config.truth, device)
@@ -78,6 +78,8 @@ def _compare(
         write_json(path, results)
         yield Note(f"Results: {path}")
     for path in _targets(config.plot_file, config.output, "pose_errors.png"):
+        from cryoeq.outputs.evaluation_plots import plot_pose_errors  # not above, because of matplotlib
+
         plot_pose_errors(path, errors, title=f"{predicted_path.name} against {truth_path.name}")
         yield Note(f"Histogram of errors: {path}")
     return results

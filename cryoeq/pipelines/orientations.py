@@ -16,7 +16,6 @@ from cryoeq.io.star import StarTable
 from cryoeq.io.text import write_json
 from cryoeq.outputs.bild import write_bild
 from cryoeq.outputs.folder import make_folder
-from cryoeq.outputs.orientation_plots import plot_in_plane_angles, plot_sampling, plot_views
 
 _BILD_ORDER = 3
 _BILD_RADIUS_ANGSTROM = 100.0  # where the star file does not state the box
@@ -102,6 +101,12 @@ def _warnings(summary: OrientationSummary) -> Iterator[Note]:
 
 
 def _write_folder(folder: Path, star: StarTable, summary: OrientationSummary) -> Iterator[Note]:
+    from cryoeq.outputs.orientation_plots import (  # not above, because of matplotlib
+        plot_in_plane_angles,
+        plot_sampling,
+        plot_views,
+    )
+
     plot_views(folder / "orientations.png", summary)
     plot_sampling(folder / "fourier_sampling.png", summary)
     plot_in_plane_angles(folder / "in_plane_angles.png", summary)

@@ -121,7 +121,7 @@ def test_bad_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     assert "rlnAnglePsi" in message("holed.star")
     assert "text.star" in message("text.star")
     assert "nowhere.star" in message("nowhere.star")
-    assert "'Q5' is not known" in message("p.star", "--sym", "Q5", code=2)
+    assert "--sym is 'Q5'" in message("p.star", "--sym", "Q5", code=2)
 
 
 @pytest.mark.realdata
