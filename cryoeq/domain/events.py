@@ -1,4 +1,4 @@
-"""Events of a pipeline: notes, progress and reports, drawn by the command line and read by tests."""
+"""Events of a pipeline: notes, plan, progress, reports. The command line draws them, tests read them."""
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
@@ -16,16 +16,26 @@ class Note:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """The stages of a run, in the order in which they are expected; some may be repeated, or skipped.
+
+    Args:
+        stages: their names, as ``Progress`` has them; a name may occur more than once.
+    """
+
+    stages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Progress:
     """Progress of a stage.
 
     Args:
-        stage: name of the stage, for example "half-set refinement".
-        done: units of work finished.
-        total: units of work in all.
-        metrics: metrics of the stage by name, for example {"loss": 0.93}.
-        iteration: number of this iteration of the stage, from 1, and count of its iterations; None for a stage without
-            iterations.
+        stage: its name, for example "training".
+        done: units finished, of this iteration where there are iterations.
+        total: units in all, of this iteration where there are iterations.
+        metrics: numbers of interest, for example {"loss": 0.93}; infinite or NaN where there is no value.
+        iteration: number of this iteration of the stage, from 1, and their count; None without iterations.
     """
 
     stage: str
@@ -48,7 +58,7 @@ class Report:
     rows: Mapping[str, str]
 
 
-Event = Note | Progress | Report
+Event = Note | Plan | Progress | Report
 
 
 def result_of(steps: Generator[Event, None, Result]) -> Result:

@@ -141,7 +141,7 @@ def _find_stacks(names: list[str], star_folder: Path, datadir: Path | None) -> l
         what = f"{len(missing)} of {len(names)} stacks were not found, the first is {missing[0]!r}; "
         what += f"looked in {', '.join(folders)}"
         raise ParticleFileError(
-            what, "rlnImageName must lead to a file", "Give the folder of the images with --datadir"
+            what, "cryoeq needs the images of all particles", "Give the folder of the images with --datadir"
         )
     paths = [path for path in located if path is not None]
     owner: dict[Path, str] = {}

@@ -68,6 +68,8 @@ class StarTable:
         """
         if column not in self.particles:
             expected = f"cryoeq needs {column} for every particle"
+            if not advice and "rlnMicrographName" in self.particles and "rlnImageName" not in self.particles:
+                advice = "This is a table of micrographs: give the star file of the particles extracted from them"
             raise ParticleFileError(f"{self.path or 'star'}: column {column} is missing", expected, advice or _REPAIR)
         return self.particles[column]
 

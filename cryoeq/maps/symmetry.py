@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Complex, Float, Float64
-from scipy.optimize import minimize
 from torch import Tensor
 
 from cryoeq.domain.volume import Volume
@@ -299,6 +298,8 @@ def _refine(comparison: _SelfComparison, elements: Float[Tensor, "elements 3 3"]
         value = -score(*placement(free))
         (gradient,) = torch.autograd.grad(value, free)
         return float(value.detach()), gradient.double().cpu().numpy()
+
+    from scipy.optimize import minimize  # not above: most maps are given no symmetry to find
 
     found = minimize(cost, np.zeros(6), jac=True, method="BFGS", options={"gtol": 1e-3, "maxiter": 40})
     frame, centre = placement(torch.from_numpy(found.x))

@@ -1,4 +1,4 @@
-"""FSC curves as files that other programs read: a RELION star, the XML that EMDB takes, and columns of numbers."""
+"""FSC curves as files of other programs: RELION's star, EMDB's XML, and columns of numbers."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from cryoeq.evaluation.sharpening import GuinierPlot
 from cryoeq.io import labels
 from cryoeq.io.text import write_text
 
-# What RELION writes where the resolution would be infinite.
+# RELION's number for an infinite resolution.
 _NO_RESOLUTION = 999.0
 _VERSION = "# version 30001"
 
@@ -21,7 +21,7 @@ def write_fsc_star(path: Path, curves: FscCurves) -> None:
 
     Args:
         path: the file to create or replace.
-        curves: the columns; a curve that is missing has none.
+        curves: the columns; a missing curve has none.
 
     Raises:
         OutputError: the disk is full or the place cannot be written.
@@ -35,8 +35,8 @@ def write_postprocess_star(path: Path, curves: FscCurves, guinier: GuinierPlot, 
 
     Args:
         path: the file to create or replace.
-        curves: of the half maps; the column of the corrected curve holds the final one, as in RELION.
-        guinier: amplitudes on the way to the sharpened map.
+        curves: curves of the half maps; the column of the corrected one holds the final one, as in RELION.
+        guinier: amplitudes after each step of sharpening.
         names: file names by label: ``HALF_MAP_1``, ``HALF_MAP_2`` and, with a mask, ``MASK_NAME`` of ``io.labels``.
 
     Raises:
@@ -86,7 +86,7 @@ def write_fsc_xml(path: Path, curves: FscCurves) -> None:
 
 
 def write_fsc_dat(path: Path, curves: FscCurves) -> None:
-    """Write the final curve as lines of spatial frequency (1 / Angstrom) and correlation.
+    """Write the final curve as lines of spatial frequency (1/Å) and correlation.
 
     Raises:
         OutputError: the disk is full or the place cannot be written.
@@ -145,13 +145,13 @@ def _table_block(name: str, columns: Mapping[str, list[str]]) -> str:
 
 
 def _star_safe(name: str) -> str:
-    """RELION takes ``data_`` on any line for a new block, and a blank for the end of a value."""
+    """Name that RELION can read: it takes ``data_`` on any line for a new block, a blank for the end of a value."""
     short = Path(name).name if "data_" in name else name
     return f'"{short}"' if any(character.isspace() for character in short) else short
 
 
 def _resolutions(curves: FscCurves) -> list[float]:
-    """Resolution of each shell in Angstrom, RELION's 999 for the mean density."""
+    """Resolution of each shell in Å, RELION's 999 for the mean density."""
     side = curves.box_size_px * curves.pixel_size_angstrom
     return [_NO_RESOLUTION] + [side / shell for shell in range(1, len(curves.unmasked))]
 

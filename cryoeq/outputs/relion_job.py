@@ -1,4 +1,4 @@
-"""What RELION's pipeline asks of an External job: the results that its later jobs may take."""
+"""RELION External jobs: the output nodes that later jobs of its pipeline may take."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def write_output_nodes(folder: Path) -> None:
     """Write ``RELION_OUTPUT_NODES.star``, of RELION 4 and later.
 
     Args:
-        folder: of the job, relative to RELION's project as ``--o`` gave it; files that are missing are left out.
+        folder: folder of the job, relative to RELION's project as in ``--o``; missing files are left out.
 
     Raises:
         OutputError: the disk is full or the place cannot be written.

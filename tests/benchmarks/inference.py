@@ -23,13 +23,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from phantom_projections import RADIUS, phantom_map, simulate_phantom
 from torch import Tensor, nn
 
 from cryoeq.cli.main import run
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.equivariance.actions import transform_images
 from cryoeq.geometry.fourier import HalfPlane
-from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
+from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.io.checkpoint import save_checkpoint
 from cryoeq.io.mrc import write_map
 from cryoeq.io.particles import read_particles
@@ -37,13 +38,9 @@ from cryoeq.io.text import read_json, write_json
 from cryoeq.models.export.exported_encoder import ExportedEncoder, export_encoder
 from cryoeq.models.export.quantized_encoder import quantize_encoder
 from cryoeq.models.pose_encoder import PoseEncoder, TrunkKind
-from cryoeq.physics.projection import extract_slices, prepare_slices
-from cryoeq.simulation.density import sample_atoms
 from cryoeq.training.synthetic.encoder_input import EncoderInput, best_hypotheses, encoder_box_px, propose_poses
 from cryoeq.training.synthetic.encoder_training import EncoderTrainingSettings, train_encoder
 from cryoeq.training.synthetic.pose_estimator import PoseEstimator
-from cryoeq.training.synthetic.projections import ProjectionSimulator
-from phantoms import chiral_phantom
 
 RESULTS = Path(__file__).with_suffix(".json")
 SPEED: tuple[tuple[TrunkKind, int, bool], ...] = (
@@ -56,7 +53,7 @@ TURNS = 2
 TAUGHT: tuple[tuple[TrunkKind, tuple[int, ...] | None, bool], ...] = (
     ("dense", (512,), False), ("conv", None, True), ("mobilenet", None, True),
 )  # fmt: skip
-BOX, RADIUS, ANGPIX, STEPS, BATCH, HEADS = 24, 8, 5.0, 300, 128, 8
+STEPS, BATCH, HEADS = 300, 128, 8
 WHOLE = ((64, 2048), (128, 1024))
 
 Record = dict[str, float | int | str | bool]
@@ -131,22 +128,9 @@ def measure_speed(trunk: TrunkKind, box: int, *, low_passes: bool) -> Record:
     }
 
 
-def simulator_of_the_phantom() -> ProjectionSimulator:
-    """Simulates projections without a CTF; noise has a tenth of the mean power of the signal."""
-    volume = torch.as_tensor(sample_atoms(chiral_phantom(28.0), BOX, ANGPIX).values).float()
-    plane, padded = HalfPlane.up_to(BOX, RADIUS), prepare_slices(volume)
-    slices = extract_slices(padded, random_rotations(64, torch.Generator().manual_seed(0)), plane)
-    amplitude = slices.abs().square().mean(0).sqrt()
-    box = encoder_box_px(RADIUS)
-    weights = 1 / (amplitude.square() + amplitude.square().mean()).sqrt()
-    encoder_input = EncoderInput(HalfPlane.up_to(box, RADIUS), weights, BOX / box, torch.zeros(1, 2), True)
-    sigma = (amplitude.square().mean() / 10).sqrt().expand(len(plane)).clone()
-    return ProjectionSimulator(padded, plane, torch.ones(1, len(plane)), sigma, encoder_input, 0.0)
-
-
 def measure_accuracy(trunk: TrunkKind, channels: tuple[int, ...] | None, *, low_passes: bool) -> Record:
     """Train an encoder, and pose new projections in every precision."""
-    simulator = simulator_of_the_phantom()
+    simulator = simulate_phantom()
     torch.manual_seed(0)
     encoder = PoseEncoder("d4", encoder_box_px(RADIUS), HEADS, channels, trunk=trunk, low_passes=low_passes)
     for _ in train_encoder(encoder, simulator, EncoderTrainingSettings(STEPS, BATCH, 5e-3, 2.0, 0.2), seed=0):
@@ -185,7 +169,7 @@ def measure_whole(box: int, count: int) -> Record:
     record: Record = {"part": "whole", "box_px": box, "particles": count}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_map(folder / "map.mrc", sample_atoms(chiral_phantom(28.0), box, 5.0 * 24 / box))
+        write_map(folder / "map.mrc", phantom_map(box))
         words = ["-o", str(folder / "new"), "-n", str(count), "--snr", "0.1", "--device", "cpu"]
         assert run(["simulate", str(folder / "map.mrc"), *words]) == 0
         radius = 10

@@ -36,7 +36,7 @@ _OFFSETS_PER_WAVELENGTH = 2.5
 def match(
     particles: ParticleTransforms, volume: torch.Tensor, settings: RefinementSettings, generator: torch.Generator
 ) -> RefinedPoses:
-    """The most likely pose of each particle found by a coarse search with all offsets, and a fine one around its offset.
+    """The most likely pose found by a coarse search with all offsets, and a fine one around the offset found.
 
     Args:
         particles: CTF-multiplied transforms of all particles.

@@ -20,7 +20,6 @@ of the other kinds, and the record holds the pose errors of the true particles.
 import argparse
 import os
 import statistics
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -71,8 +70,7 @@ def volumes(other: Path | None) -> tuple[Volume, Volume]:
     if other is not None:
         second = read_atoms(other).centred()
     else:
-        sys.path.append(str(Path(__file__).parents[1]))
-        from phantoms import chiral_phantom
+        from phantom_projections import chiral_phantom
 
         second = chiral_phantom(0.6 * atoms.radius_angstrom)
     return sample_atoms(atoms, BOX_PX, pixel), sample_atoms(second, BOX_PX, pixel)

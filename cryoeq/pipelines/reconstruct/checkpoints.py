@@ -13,7 +13,7 @@ from cryoeq.config.loading import with_current_keys
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.domain.events import Note
 from cryoeq.domain.pose import PoseSet
-from cryoeq.errors import CheckpointError
+from cryoeq.errors import CheckpointError, ConfigError
 from cryoeq.io.checkpoint import load_checkpoint, save_checkpoint
 from cryoeq.io.text import read_json
 from cryoeq.outputs.run_folder import RunFolder
@@ -150,7 +150,8 @@ def require_same_settings(config: ReconstructConfig) -> None:
         config: settings of the resumed run; its output is the run folder.
 
     Raises:
-        CheckpointError: ``job.json`` holds others, or is no record of a run.
+        ConfigError: ``job.json`` holds others.
+        CheckpointError: it is no record of a run.
     """
     record = config.output / "job.json"
     if record.is_file():
@@ -166,7 +167,8 @@ def load_training_state(config: ReconstructConfig, count: int, device: torch.dev
         device: device of the tensors.
 
     Raises:
-        CheckpointError: the file is damaged, or of other particles or settings.
+        CheckpointError: the file is damaged, or of other particles.
+        ConfigError: it is of other settings.
     """
     path = config.output / _TRAINING_FILE
     if not path.is_file():
@@ -214,10 +216,10 @@ def _require_same(recorded: dict[str, Any], config: ReconstructConfig, path: Pat
     now = _binding(config.model_dump(mode="json"))
     for key in sorted(now.keys() | then.keys()):
         if now.get(key) != then.get(key):
-            raise CheckpointError(
+            raise ConfigError(
                 f"{path}: {key} was {then.get(key)}, and is now {now.get(key)}",
                 "A run resumes with the settings that it started with",
-                "Repeat the original command (command.txt) with --resume, or start a new run in another folder",
+                "Leave the option or setting out, or start a new run in another folder",
             )
 
 

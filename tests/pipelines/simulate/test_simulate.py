@@ -200,11 +200,11 @@ def test_a_map_is_resampled_to_the_asked_box(map_path: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["{map}", "--snr", "0"], 2, "snr is 0.0"),
+        (["{map}", "--snr", "0"], 2, "--snr is 0.0"),
         (["{map}", "--snr", "nan"], 2, "snr"),
-        (["{map}", "--box", "31"], 2, "box_size_px is 31"),
+        (["{map}", "--box", "31"], 2, "--box is 31"),
         (["{map}", "--defocus-min", "3", "--defocus-max", "2"], 2, "--defocus-min"),
-        (["{map}", "--views", "sideways"], 2, "views is 'sideways'"),
+        (["{map}", "--views", "sideways"], 2, "'--views': 'sideways' is not one of"),
         (["{map}", "--sym", "X9"], 2, "--sym"),
         (["{map}", "--assembly", "1"], 3, "assembl"),
         (["{map}", "--device", "cuda:99"], 2, "--device"),
