@@ -1,4 +1,4 @@
-"""Fixtures shared by all rooms."""
+"""Fixtures shared by all packages."""
 
 import multiprocessing
 import os
@@ -140,8 +140,9 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_particles: Path, tin
 def search_options() -> tuple[str, ...]:
     """Options of ``cryoeq reconstruct`` for a short search: fewer iterations than by default, and smaller radii."""
     settings = {
-        "starts": 1, "start_iterations": 40, "batch_size": 80, "start_shell": 6, "settled_shells": [5, 6, 7],
-        "iterations": 2, "searched_shell": 7, "polishing_iterations": 2, "trial_shifts": 3,
+        "multi_start.min": 1, "initial_model.iterations": 40, "initial_model.batch_size": 80,
+        "initial_model.last_shell": 6, "consensus.shells": [5, 6, 7], "half_sets.iterations": 2,
+        "half_sets.max_exhaustive_shell": 7, "local_refinement.iterations": 2, "offset_samples": 3,
     }  # fmt: skip
     chosen = [word for key, value in settings.items() for word in ("--set", f"search.{key}={value}")]
     return (*chosen, "--seed", "0", "--device", "cpu")

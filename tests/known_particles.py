@@ -12,7 +12,7 @@ from cryoeq.data.preprocessing import Preprocessing
 from cryoeq.domain.events import result_of
 from cryoeq.domain.optics import CtfParameters, Optics
 from cryoeq.domain.particles import ParticleTable
-from cryoeq.domain.pose import Poses
+from cryoeq.domain.pose import Poses, PoseSet
 from cryoeq.domain.volume import Volume
 from cryoeq.geometry.fourier import HalfPlane, ifft_image
 from cryoeq.io.images import LazyImages
@@ -37,8 +37,12 @@ class Known:
     poses: Poses
 
     @property
+    def pose_set(self) -> PoseSet:
+        return PoseSet.from_angstrom(self.poses, ANGPIX, N)
+
+    @property
     def shifts_px(self) -> Tensor:
-        return self.poses.shifts_angstrom / ANGPIX
+        return self.pose_set.shifts_px
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +66,7 @@ def make_dataset() -> MakeDataset:
 
 @pytest.fixture(scope="session")
 def make_known(phantom_map: Volume, make_dataset: MakeDataset) -> Callable[..., Known]:
-    """Noise-free particles by ``cryoeq.physics``, shifted and with astigmatic CTFs unless asked otherwise."""
+    """Noise-free particles by ``cryoeq.physics``, shifted and with astigmatic CTFs by default."""
 
     def make(count: int, *, shift_sigma_angstrom: float = 6.0, with_ctf: bool = True, sigma: float = 0.0) -> Known:
         generator = torch.Generator().manual_seed(11)
@@ -72,7 +76,9 @@ def make_known(phantom_map: Volume, make_dataset: MakeDataset) -> Callable[..., 
         plane = HalfPlane.up_to(N, N / 2 - 1)
         transfer = None if ctf is None else image_transfer(ctf, plane.frequencies_per_angstrom(ANGPIX))
         padded = prepare_slices(phantom_map.values)
-        coefficients = form_images(padded, poses.rotations, poses.shifts_angstrom / ANGPIX, transfer, plane)
+        coefficients = form_images(
+            padded, poses.rotations, PoseSet.from_angstrom(poses, ANGPIX, N).shifts_px, transfer, plane
+        )
         images = ifft_image(plane.scatter(coefficients))
         scale = 1 / float(images.square().mean().sqrt())
         noise = sigma * torch.randn(images.shape, generator=generator)
@@ -84,7 +90,7 @@ def make_known(phantom_map: Volume, make_dataset: MakeDataset) -> Callable[..., 
 
 @pytest.fixture(scope="session")
 def observe() -> Callable[[ParticleDataset], ParticleTransforms]:
-    """All images of a dataset, as a search sees them."""
+    """CTF-multiplied transforms of all images of a dataset."""
 
     def read(dataset: ParticleDataset) -> ParticleTransforms:
         return result_of(load_transforms(dataset, torch.device("cpu")))

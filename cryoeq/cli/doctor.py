@@ -21,11 +21,11 @@ def doctor(
     import json
 
     from cryoeq.cli.drawing import draw
-    from cryoeq.pipelines.doctor import diagnose, require_usable, tell
+    from cryoeq.pipelines.doctor import diagnose, report_diagnosis, require_usable
 
     diagnosis = diagnose()
     if as_json:
         typer.echo(json.dumps(diagnosis.as_dict(), indent=2))
     else:
-        draw(tell(diagnosis))
+        draw(report_diagnosis(diagnosis))
     require_usable(diagnosis)

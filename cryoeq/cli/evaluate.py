@@ -1,5 +1,6 @@
 """``cryoeq evaluate``."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -33,9 +34,14 @@ def evaluate(
     sym: Annotated[
         str | None, typer.Option(help="Point group of the particle: Cn, Dn, T, O, I [C1].", rich_help_panel=ANALYSIS)
     ] = None,
-    wrong_beyond: Annotated[
+    error_threshold: Annotated[
         float | None,
-        typer.Option(help="Error in degrees beyond which a pose is wrong, for --bound [30].", rich_help_panel=ANALYSIS),
+        typer.Option(
+            help="Rotation error in degrees above which a pose is wrong, for --bound [30].", rich_help_panel=ANALYSIS
+        ),
+    ] = None,
+    wrong_beyond: Annotated[
+        float | None, typer.Option(hidden=True, help="Name of --error-threshold in version 0.1.")
     ] = None,
     output: Annotated[
         Path | None,
@@ -65,11 +71,15 @@ def evaluate(
     from cryoeq.cli.drawing import draw
     from cryoeq.config.evaluate import EvaluateConfig
     from cryoeq.config.loading import load_config
+    from cryoeq.domain.events import Note
     from cryoeq.pipelines import evaluate as pipeline
 
     explicit = {
-        "predicted": predicted, "truth": truth, "bound": bound, "wrong_deg": wrong_beyond,
+        "predicted": predicted, "truth": truth, "bound": bound, "error_threshold_deg": error_threshold,
+        "wrong_deg": wrong_beyond,
         "symmetry": sym, "pixel_size_angstrom": angpix,
         "json_file": json_file, "plot_file": plot_file, "output": output, "seed": seed, "device": device,
     }  # fmt: skip
-    draw(pipeline.evaluate(load_config(EvaluateConfig, explicit=explicit)))
+    notes: list[str] = []
+    config = load_config(EvaluateConfig, explicit=explicit, notes=notes)
+    draw(chain(map(Note, notes), pipeline.evaluate(config)))

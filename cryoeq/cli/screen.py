@@ -1,5 +1,6 @@
 """``cryoeq screen``."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -32,13 +33,14 @@ def screen(
         str | None,
         typer.Option(help="Point group of the particle: Cn, Dn, T, O, I [that of the run].", rich_help_panel=ANALYSIS),
     ] = None,
-    hole_deg: Annotated[
+    gap_threshold: Annotated[
         float | None,
         typer.Option(
-            help="Radius in degrees of a gap between views that counts as a hole [15; wider for few particles].",
+            help="Radius in degrees of a gap in angular coverage [15; larger for few particles].",
             rich_help_panel=ANALYSIS,
         ),
     ] = None,
+    hole_deg: Annotated[float | None, typer.Option(hidden=True, help="Name of --gap-threshold in version 0.1.")] = None,
     mirrored: Annotated[
         bool | None,
         typer.Option("--mirrored", help="Count a view and its mirror image as one.", rich_help_panel=ANALYSIS),
@@ -63,10 +65,14 @@ def screen(
     from cryoeq.cli.drawing import draw
     from cryoeq.config.loading import load_config
     from cryoeq.config.screen import ScreenConfig
+    from cryoeq.domain.events import Note
     from cryoeq.pipelines.screening import screen as pipeline
 
     explicit = {
         "run": run, "output": output, "scorer": scorer, "symmetry": sym,
-        "hole_deg": hole_deg, "mirrored": mirrored, "datadir": datadir, "seed": seed,
+        "gap_threshold_deg": gap_threshold, "hole_deg": hole_deg, "mirrored": mirrored, "datadir": datadir,
+        "seed": seed,
     }  # fmt: skip
-    draw(pipeline.screen(load_config(ScreenConfig, explicit=explicit)))
+    notes: list[str] = []
+    config = load_config(ScreenConfig, explicit=explicit, notes=notes)
+    draw(chain(map(Note, notes), pipeline.screen(config)))

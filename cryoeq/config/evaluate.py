@@ -11,18 +11,24 @@ from cryoeq.config.symmetry import PointGroup
 
 
 class EvaluateConfig(FrozenConfig):
-    """Which poses to compare, or which encoder to bound, and where to write what."""
+    """Poses to compare, or encoder to bound, and output files."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"wrong_deg": "error_threshold_deg"}  # of version 0.1
     options: ClassVar[Mapping[str, str]] = {
-        "predicted": "PRED.star", "truth": "TRUTH.star", "wrong_deg": "--wrong-beyond", "symmetry": "--sym",
+        "predicted": "PRED.star", "truth": "TRUTH.star", "error_threshold_deg": "--error-threshold",
+        "wrong_deg": "--wrong-beyond", "symmetry": "--sym",
         "pixel_size_angstrom": "--angpix", "json_file": "--json", "plot_file": "--plot", "output": "-o/--output",
     }  # fmt: skip
 
     predicted: Path | None = Field(default=None, description="star file with the poses to judge")
     truth: Path | None = Field(default=None, description="star file with the true poses")
     bound: Path | None = Field(default=None, description="hybrid run whose encoder's generalization is bounded")
-    wrong_deg: float = Field(default=30.0, gt=0, lt=180, description="error of a pose from which it counts as wrong")
-    renderings: int = Field(default=10_000, ge=100, description="held-out renderings that the encoder is tried on")
+    error_threshold_deg: float = Field(
+        default=30.0, gt=0, lt=180, description="rotation error in degrees above which a pose is wrong"
+    )
+    held_out_projections: int = Field(
+        default=10_000, ge=100, description="number of held-out synthetic projections that the encoder is evaluated on"
+    )
     delta: float = Field(default=0.05, gt=0, lt=1, description="probability that a bound fails")
     symmetry: PointGroup = Field(default="C1", description="point group of the particle, in the frame of the truth")
     pixel_size_angstrom: float | None = Field(
@@ -32,6 +38,6 @@ class EvaluateConfig(FrozenConfig):
         default=0, ge=0, lt=2**63, description="random seed of the halves and of the search for the frame"
     )
     device: str = Field(default="auto", description="device: auto, cpu or cuda:N")
-    json_file: Path | None = Field(default=None, description="JSON file for all numbers")
+    json_file: Path | None = Field(default=None, description="JSON file for all results")
     plot_file: Path | None = Field(default=None, description="PNG file for the histogram of errors")
     output: Path | None = Field(default=None, description="folder for pose_errors.json, pose_errors.png and bound.json")

@@ -12,23 +12,34 @@ from cryoeq.config.symmetry import PointGroup
 
 
 class ScreenConfig(FrozenConfig):
-    """Whose particles and views to look at, and how."""
+    """Particles to screen, and how."""
 
-    options: ClassVar[Mapping[str, str]] = {"run": "RUN", "output": "-o/--output", "symmetry": "--sym"}
+    options: ClassVar[Mapping[str, str]] = {
+        "run": "RUN",
+        "output": "-o/--output",
+        "symmetry": "--sym",
+        "gap_threshold_deg": "--gap-threshold",
+    }
+    renamed: ClassVar[Mapping[str, str]] = {"hole_deg": "gap_threshold_deg"}  # of version 0.1
 
-    run: Path = Field(description="folder of a reconstruction; or a star file with orientations, for the views alone")
+    run: Path = Field(
+        description="folder of a reconstruction; or a star file with orientations, for angular coverage alone"
+    )
     output: Path | None = Field(default=None, description="folder for all files; by default screening/ in the run")
     scorer: Scorer = Field(
         default="knn",
-        description="what scores particles: reconstruction error, nearest neighbours, a network on the graph of views,"
-        " the same on its sheaf",
+        description="score of the particles: reconstruction error, nearest neighbours, a network on the graph of views,"
+        " the same network on its sheaf",
     )
     symmetry: PointGroup | None = Field(default=None, description="point group; that of the run if not given")
-    hole_deg: float | None = Field(
-        default=None, gt=0, le=90, description="radius of a gap between views from which on it is a hole"
+    gap_threshold_deg: float | None = Field(
+        default=None,
+        gt=0,
+        le=90,
+        description="radius in degrees above which a region without views is a gap in angular coverage",
     )
-    mirrored: bool = Field(default=False, description="take a view and its mirror image for one")
+    mirrored: bool = Field(default=False, description="count a view and its mirror image as one")
     datadir: Path | None = Field(default=None, description="folder that image names are relative to")
     seed: int = Field(
-        default=0, ge=0, lt=2**63, description="random seed of the synthetic junk and of the network's first weights"
+        default=0, ge=0, lt=2**63, description="random seed of synthetic outliers and of the network's initial weights"
     )

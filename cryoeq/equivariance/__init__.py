@@ -1,10 +1,10 @@
-"""Steerable layers of the plane's rotations and mirrors; the only room that knows escnn.
+"""Steerable layers for the plane's rotations and mirrors; the only package that imports escnn.
 
 escnn 1.0.11 imports ``lie_learn`` for one function of SO(3), which nothing here uses; that package needs an old numpy
 and a compiler. Where it is absent a stub takes its place before escnn is imported. escnn also keeps a cache of group
 theory inside its own package, where a user who did not install it may not write: it goes to the user's cache folder.
 Where scikit-learn is installed escnn would solve for Clebsch-Gordan coefficients by its randomized SVD, which refuses
-the matrices that escnn gives it: scikit-learn is hidden while escnn is imported, and scipy's SVD serves.
+the matrices that escnn gives it: scikit-learn is hidden while escnn is imported, and scipy's SVD is used.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ _WIGNER = "lie_learn.representations.SO3.wigner_d"
 
 
 def _register_lie_learn_stub() -> None:
-    """Let ``from lie_learn... import wigner_D_matrix`` succeed; calling the function then says what is missing."""
+    """Let ``from lie_learn... import wigner_D_matrix`` succeed; only a call of the function raises."""
 
     def wigner_d_matrix(*_args: object, **_kwargs: object) -> None:
         raise ModuleNotFoundError("lie_learn is not installed: representations of SO(3) are not available")
@@ -57,7 +57,7 @@ def _cache_of_the_user() -> Iterator[None]:
 
 @contextmanager
 def _scikit_learn_hidden() -> Iterator[None]:
-    """Inside the block the one module that escnn would take from scikit-learn cannot be imported."""
+    """Make the one module that escnn would take from scikit-learn impossible to import inside the block."""
     name = "sklearn.utils.extmath"
     present = sys.modules.get(name)
     sys.modules[name] = None  # type: ignore[assignment]  # what Python itself understands as absent
@@ -73,7 +73,7 @@ if importlib.util.find_spec("lie_learn") is None:
     _register_lie_learn_stub()
 
 with warnings.catch_warnings(), _cache_of_the_user(), _scikit_learn_hidden():
-    # Silenced once, here, for every module of this room: an invalid escape sequence in a docstring of escnn, and its
+    # Silenced once, here, for every module of the package: an invalid escape sequence in a docstring of escnn, and its
     # notice that py3nj (SO(3) only, needs a Fortran compiler) is absent.
     warnings.filterwarnings("ignore", message=".*invalid escape sequence.*")
     warnings.filterwarnings("ignore", message=".*py3nj.*", category=UserWarning)
@@ -87,8 +87,8 @@ from cryoeq.equivariance.degree import (  # noqa: E402
     LearntDegree,
     RelaxedBasis,
     StrictDegree,
-    degrees_of,
     equivariance_penalty,
+    learnt_degrees,
 )
 from cryoeq.equivariance.depthwise import DepthwiseConv, InvertedResidual  # noqa: E402
 from cryoeq.equivariance.fields import (  # noqa: E402
@@ -146,8 +146,8 @@ __all__ = [
     "SteerablePerceptron",
     "StrictDegree",
     "UniformSampler",
-    "degrees_of",
     "equivariance_penalty",
+    "learnt_degrees",
     "plane_group",
     "steerable_kernels",
 ]

@@ -1,4 +1,4 @@
-"""One steerable block: kernel basis x nonlinearity on a sampler, each chosen by name."""
+"""Steerable block: kernel basis x nonlinearity on a sampler, each chosen by name."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,7 +21,7 @@ KernelKind = Literal["analytic", "implicit", "implicit_ctf"]
 SamplerKind = Literal["uniform", "adaptive"]
 DegreeKind = Literal["strict", "learnt"]
 
-_DEGREE_FREQUENCY = 2  # highest of the likelihoods
+_DEGREE_FREQUENCY = 2  # band limit of the log-likelihoods over the group
 _ADAPTIVE_SAMPLES = 4
 _EXPANSION = 4
 """Fields inside an inverted residual over those around it."""
@@ -31,8 +31,8 @@ class SteerableBlock(nn.Module):
     """Convolution, batch norm and nonlinearity.
 
     Args:
-        conv: the convolution; its output fields must be those of the activation.
-        activation: batch norm and nonlinearity on them.
+        conv: convolution whose output fields are those of the activation.
+        activation: batch norm and nonlinearity on the output fields.
     """
 
     def __init__(self, conv: nn.Module, activation: nn.Module) -> None:
@@ -43,16 +43,16 @@ class SteerableBlock(nn.Module):
         self,
         maps: Float[Tensor, "batch in h w"],
         frames: Frames | None = None,
-        condition: Float[Tensor, "batch 3"] | None = None,
+        ctf_features: Float[Tensor, "batch 3"] | None = None,
     ) -> Float[Tensor, "batch out h2 w2"]:
         """The features of the next level.
 
         Args:
-            maps: the features of this level.
-            frames: samples of the group for the nonlinearity, where it takes them from outside.
-            condition: what the filters depend on, where they do.
+            maps: features of this level.
+            frames: samples of the group, for a nonlinearity that has none of its own.
+            ctf_features: conditioning vectors of the CTFs, for filters that depend on them.
         """
-        convolved: Tensor = self.conv(maps) if condition is None else self.conv(maps, condition)
+        convolved: Tensor = self.conv(maps) if ctf_features is None else self.conv(maps, ctf_features)
         if frames is None:
             activated: Tensor = self.activation(convolved)
         else:
@@ -62,14 +62,14 @@ class SteerableBlock(nn.Module):
 
 @dataclass(frozen=True)
 class BlockDesign:
-    """What all blocks of a network are made of.
+    """Design of all blocks of a network.
 
     Args:
-        group: the group.
-        kernel: "analytic", "implicit" (a perceptron of the place), or "implicit_ctf" (the first block's also of each
-            particle's CTF).
-        sampler: "uniform" grid of so2 or o2, or "adaptive": places that the first block's features choose.
-        samples: of the sampler; rotations of the grid, or number of places. None for 12 and 4.
+        group: symmetry group of the network.
+        kernel: "analytic", "implicit" (a perceptron of the position in the filter), or "implicit_ctf" (in the first
+            block a perceptron also of each particle's CTF).
+        sampler: "uniform" grid of so2 or o2, or "adaptive": samples predicted from the first block's features.
+        samples: number of rotations of the grid, or of adaptive samples; None for 12 and 4.
         degree: "strict", or "learnt": each layer begins equivariant and learns how far to stay so.
 
     Raises:
@@ -94,7 +94,7 @@ class BlockDesign:
 
     @property
     def is_adaptive(self) -> bool:
-        """Whether the network chooses its samples."""
+        """Whether samples of the group are predicted from features."""
         return self.sampler == "adaptive"
 
     def block(
@@ -105,20 +105,20 @@ class BlockDesign:
         *,
         stride: int = 1,
         is_whole: bool = False,
-        is_main_process: bool = False,
+        is_first: bool = False,
     ) -> SteerableBlock:
         """A block whose output is hidden fields.
 
         Args:
             in_fields: number and kind of the input's fields.
-            fields: number of hidden fields.
+            fields: number of hidden fields of the output.
             size: odd side of the filters in pixels.
-            stride: 1 or 2.
-            is_whole: the filter is as large as the map: one pixel comes out.
-            is_main_process: of the network.
+            stride: step of the filter in pixels, 1 or 2.
+            is_whole: whether the filter is as large as the map, so that the output is one pixel.
+            is_first: whether the block is the first one of the network.
         """
         out_fields: tuple[int, FieldKind] = (fields, "hidden")
-        if is_main_process and self.kernel == "implicit_ctf":
+        if is_first and self.kernel == "implicit_ctf":
             conv: nn.Module = ConditionedConv(
                 self.group, in_fields, out_fields, size, stride=stride, is_whole=is_whole
             )  # fmt: skip
@@ -126,10 +126,10 @@ class BlockDesign:
             kind = FullMapConv if is_whole else SteerableConv
             basis = self._basis(in_fields[1], size)
             conv = kind(self.group, in_fields, out_fields, size, stride=stride, basis=basis)
-        return SteerableBlock(conv, self._activation(fields, is_main_process=is_main_process))
+        return SteerableBlock(conv, self._activation(fields, is_first=is_first))
 
     def _basis(self, in_kind: FieldKind, size: int) -> KernelBasis | None:
-        """None for the analytic one."""
+        """Kernel basis of a convolution; None for the analytic one."""
         if self.kernel != "analytic":
             return ImplicitBasis(self.group, in_kind, "hidden", size)
         if self.degree == "learnt" and not self.group.is_trivial:
@@ -138,13 +138,13 @@ class BlockDesign:
         return None
 
     def inverted_residual(self, in_fields: int, fields: int, size: int, *, stride: int = 1) -> InvertedResidual:
-        """MobileNetV2's block between hidden fields; kernels of a kind are those of its depthwise filters.
+        """MobileNetV2's block between hidden fields; ``kernel`` concerns its depthwise filters.
 
         Args:
-            in_fields: number of fields that come in.
-            fields: that go out.
+            in_fields: number of fields of the input.
+            fields: number of fields of the output.
             size: odd side of the depthwise filters in pixels.
-            stride: 1 or 2.
+            stride: step of the depthwise filters in pixels, 1 or 2.
         """
         if self.degree == "learnt":
             raise ValueError("a learnt degree in an inverted residual: choose another trunk")
@@ -163,13 +163,13 @@ class BlockDesign:
         )
 
     def frame_sampler(self, fields: int) -> AdaptiveSampler | None:
-        """What chooses the samples after the first block, None for a grid."""
+        """Predicts the samples of the group after the first block; None for a grid."""
         if not self.is_adaptive:
             return None
         return AdaptiveSampler(self.group, (fields, "hidden"), self.samples or _ADAPTIVE_SAMPLES)
 
-    def _activation(self, fields: int, *, is_main_process: bool = False) -> nn.Module:
-        """A gated one before there are places to sample at: exact, and an image alone has no direction to choose."""
-        if self.is_adaptive and is_main_process:
+    def _activation(self, fields: int, *, is_first: bool = False) -> nn.Module:
+        """Activation of a block; gated in the first, before there are adaptive samples: exact for every group."""
+        if self.is_adaptive and is_first:
             return IrrepActivation(self.group, fields, gate="gated")
         return FieldActivation(self.group, fields, samples=0 if self.is_adaptive else self.samples)

@@ -1,7 +1,7 @@
 """Convolutions whose filters are combinations of steerable kernels.
 
-Channels of a feature map are ordered (component, field), the field fastest, and maps are kept channels-last:
-convolutions are fast on a CPU so, and statistics per field are sums down the columns of a contiguous matrix.
+Channels of a feature map are ordered (component, field), the field fastest, and maps are kept channels-last: that makes
+convolutions fast on a CPU, and statistics per field are sums down the columns of a contiguous matrix.
 """
 
 import math
@@ -23,12 +23,12 @@ class SteerableConv(nn.Module):
     call, so that training and evaluation have the same state.
 
     Args:
-        group: the group.
+        group: symmetry group of the layer.
         in_fields: number and kind of the input's fields.
         out_fields: number and kind of the output's fields.
         kernel_size: odd side of the filters in pixels.
-        stride: 1 or 2; with 2 the input must have an odd side.
-        bias: add a bias along the components that the group leaves alone.
+        stride: step of the filter in pixels, 1 or 2; with 2 the input must have an odd side.
+        bias: whether to add a bias along the invariant components.
         basis: kernels that the filters are combinations of, for these kinds and this size; None for the analytic ones,
             which for c1 are single pixels.
     """
@@ -66,7 +66,7 @@ class SteerableConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(self.out_count, len(invariants))) if bias and len(invariants) else None
 
     def filters(self) -> Float[Tensor, "out in size size"]:
-        """The filters that the coefficients stand for."""
+        """The filters, expanded in the kernel basis."""
         size = self.kernel_size
         flat = self.weight if self.basis is None else self.weight @ self.basis().flatten(1)
         blocks = flat.view(self.out_count, self.in_count, self.out_dim, self.in_dim, size, size)
@@ -74,8 +74,8 @@ class SteerableConv(nn.Module):
             self.out_dim * self.out_count, self.in_dim * self.in_count, size, size
         )
 
-    def offsets(self) -> Float[Tensor, " out"] | None:
-        """The bias of each output channel."""
+    def channel_bias(self) -> Float[Tensor, " out"] | None:
+        """The bias of each output channel; None without one."""
         if self.bias is None:
             return None
         return (self.bias @ self.bias_basis).t().flatten()
@@ -84,18 +84,18 @@ class SteerableConv(nn.Module):
         """The filtered maps, zero beyond their edges.
 
         Raises:
-            ValueError: stride 2 on maps of even side, whose samples would not turn about the centre.
+            ValueError: stride 2 on maps of even side, whose samples would not rotate about the centre.
         """
         if self.stride == 2 and maps.shape[-1] % 2 == 0:
             raise ValueError(f"a map of {maps.shape[-1]} px under stride 2 loses equivariance: its side must be odd")
         filters = self.filters().contiguous(memory_format=torch.channels_last)
-        return F.conv2d(maps, filters, self.offsets(), stride=self.stride, padding=self.kernel_size // 2)
+        return F.conv2d(maps, filters, self.channel_bias(), stride=self.stride, padding=self.kernel_size // 2)
 
 
 class FullMapConv(SteerableConv):
-    """A steerable convolution with a filter as large as the map: one output pixel that knows where things were."""
+    """A steerable convolution with a filter as large as the map, evaluated at the central pixel only."""
 
     def forward(self, maps: Float[Tensor, "batch in size size"]) -> Float[Tensor, "batch out 1 1"]:
         """The value at the centre, as one matrix product: several times faster than a convolution of one pixel."""
         columns = self.filters().permute(0, 2, 3, 1).flatten(1)
-        return F.linear(maps.permute(0, 2, 3, 1).flatten(1), columns, self.offsets())[:, :, None, None]
+        return F.linear(maps.permute(0, 2, 3, 1).flatten(1), columns, self.channel_bias())[:, :, None, None]

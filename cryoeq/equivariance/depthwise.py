@@ -1,4 +1,4 @@
-"""Depthwise convolutions: each field is filtered by itself; and MobileNetV2's block made of them.
+"""Steerable depthwise convolutions, which filter each field by itself, and MobileNetV2's inverted residual block.
 
 Sandler et al. 2018, MobileNetV2: inverted residuals and linear bottlenecks (arXiv 1801.04381); with steerable layers
 after Mohamed, Cesa, Cohen and Welling 2020 (arXiv 2004.09691).
@@ -18,18 +18,22 @@ from cryoeq.equivariance.sampling import Frames
 
 
 class DepthwiseConv(nn.Module):
-    """A convolution of hidden fields that mixes none with another.
+    """A convolution of hidden fields that mixes no two of them.
 
-    Where the group maps the pixel grid to itself, one free filter per field serves its value at the identity, and
-    turned by h its value at h: K_h(x) = k(h^-1 x), as many products as a plain depthwise convolution. For other groups,
-    and where a basis is given, the components of a field mix by steerable kernels.
+    Where the group maps the pixel grid to itself, each field has one free filter k, rotated for the component of each
+    element h::
+
+        K_h(x) = k(h^-1 x)
+
+    It takes as many products as a plain depthwise convolution. For other groups, and where a basis is given, the
+    components of a field mix by steerable kernels.
 
     Args:
-        group: the group.
-        fields: number of hidden fields.
+        group: symmetry group of the layer.
+        fields: number of hidden fields of input and output.
         kernel_size: odd side of the filters in pixels.
-        stride: 1 or 2; with 2 the input must have an odd side.
-        basis: kernels between two hidden fields; None for one free filter turned.
+        stride: step of the filters in pixels, 1 or 2; with 2 the input must have an odd side.
+        basis: kernels between two hidden fields; None for one free filter, rotated.
     """
 
     basis: KernelBasis | None
@@ -60,7 +64,7 @@ class DepthwiseConv(nn.Module):
         """The filtered maps, zero beyond their edges.
 
         Raises:
-            ValueError: stride 2 on maps of even side, whose samples would not turn about the centre.
+            ValueError: stride 2 on maps of even side, whose samples would not rotate about the centre.
         """
         if self.stride == 2 and maps.shape[-1] % 2 == 0:
             raise ValueError(f"a map of {maps.shape[-1]} px under stride 2 loses equivariance: its side must be odd")
@@ -72,36 +76,37 @@ def depthwise(
     filters: Float[Tensor, "channels in size size"],
     fields: int,
     stride: int,
-    offsets: Float[Tensor, " channels"] | None = None,
+    bias: Float[Tensor, " channels"] | None = None,
 ) -> Float[Tensor, "batch channels h2 w2"]:
     """Filter each field, or each channel, by itself.
 
     Args:
-        maps: channels ordered (component, field).
-        filters: as ``DepthwiseConv.filters`` gives them.
-        fields: number of fields.
-        stride: 1 or 2.
-        offsets: added to each channel, in the order of the filters.
+        maps: feature maps, channels ordered (component, field).
+        filters: filter of each channel, ordered (component, field) where it has one input channel, else (field,
+            component).
+        fields: number of fields of the maps.
+        stride: step of the filters in pixels, 1 or 2.
+        bias: bias of each channel, in the order of the filters.
     """
     filters = filters.contiguous(memory_format=torch.channels_last)
     padding = filters.shape[-1] // 2
     if filters.shape[1] == 1:
-        return F.conv2d(maps, filters, offsets, stride=stride, padding=padding, groups=len(filters))
+        return F.conv2d(maps, filters, bias, stride=stride, padding=padding, groups=len(filters))
     by_field = maps.unflatten(1, (-1, fields)).transpose(1, 2).flatten(1, 2)
     by_field = by_field.contiguous(memory_format=torch.channels_last)
-    filtered = F.conv2d(by_field, filters, offsets, stride=stride, padding=padding, groups=fields)
+    filtered = F.conv2d(by_field, filters, bias, stride=stride, padding=padding, groups=fields)
     back = filtered.unflatten(1, (fields, -1)).transpose(1, 2).flatten(1, 2)
     return back.contiguous(memory_format=torch.channels_last)
 
 
 class InvertedResidual(nn.Module):
-    """To more fields at each pixel, each filtered by itself, and back to few by a linear map; beside it the identity.
+    """MobileNetV2's block: expansion to more fields, depthwise filters, linear projection, and a shortcut.
 
     Args:
-        expansion: block of 1 x 1 filters.
+        expansion: block of 1 x 1 filters, to more fields.
         filtering: block of a depthwise convolution.
-        projection: linear; without a norm, which the next block has.
-        is_residual: add the input: for stride 1 and as many fields.
+        projection: linear map to the output fields, without a norm, which the next block has.
+        is_residual: whether to add the input, for stride 1 and equal numbers of fields.
     """
 
     def __init__(
@@ -117,8 +122,8 @@ class InvertedResidual(nn.Module):
         """The features of the next level.
 
         Args:
-            maps: hidden fields.
-            frames: samples of the group for the nonlinearities, where they take them from outside.
+            maps: hidden fields of this level.
+            frames: samples of the group, for nonlinearities that have none of their own.
         """
         projected: Tensor = self.projection(self.filtering(self.expansion(maps, frames), frames))
         return maps + projected if self.is_residual else projected

@@ -1,4 +1,4 @@
-"""The kinds of features that a group of the plane acts on: its representations."""
+"""Fields: the kinds of features that a group of the plane acts on, by its representations."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ from torch import Tensor
 from cryoeq.equivariance.spaces import gspace, subgroup_id
 
 FieldName = Literal["scalar", "hidden", "vector", "determinant", "regular"]
-"""Not at all; as a function on the group; as a vector (x, y); by the sign of a mirror; as values on all elements.
+"""Kinds without parameters: an invariant number, a function on the group, a vector (x, y), a number whose sign mirrors
+change, values on all elements.
 
 ``hidden`` is ``regular`` for a finite group and ``Fourier(2)`` for so2 and o2."""
 
@@ -26,7 +27,7 @@ class Quotient:
     """Values on the elements of a finite group that do not change under a subgroup's right action.
 
     Args:
-        subgroup: its name; c2 makes features of axes rather than of directions.
+        subgroup: name of the subgroup; c2 makes features of axes rather than of directions.
     """
 
     subgroup: str
@@ -37,8 +38,9 @@ class Irrep:
     """One irreducible representation.
 
     Args:
-        frequency: its angular frequency.
-        is_odd: changes sign under a mirror, where there are two of a frequency: 0, and half the rotations' number.
+        frequency: angular frequency of the irrep.
+        is_odd: whether a mirror changes its sign, where there are two irreps of a frequency: at 0, and at half the
+            number of rotations.
     """
 
     frequency: int
@@ -50,7 +52,7 @@ class Irreps:
     """Every irreducible representation up to a frequency, once.
 
     Args:
-        frequency: the highest; a finite group's own is the most there is.
+        frequency: highest angular frequency; at most that of the group where it is finite.
     """
 
     frequency: int
@@ -61,8 +63,8 @@ class Fourier:
     """Fourier coefficients of a band-limited function on the group, or on its quotient by a subgroup.
 
     Args:
-        frequency: the highest.
-        subgroup: its name, or None for the group itself.
+        frequency: highest angular frequency.
+        subgroup: name of the subgroup; None for functions on the group itself.
     """
 
     frequency: int
@@ -74,11 +76,11 @@ SimpleKind = FieldName | Quotient | Irrep | Irreps | Fourier
 
 @dataclass(frozen=True)
 class Restricted:
-    """A field of a larger group, seen by one that knows only a subgroup of its elements.
+    """A field of a larger group as a representation of a subgroup.
 
     Args:
         group: name of the larger group.
-        kind: of its field.
+        kind: kind of field of the larger group.
     """
 
     group: str
@@ -87,11 +89,11 @@ class Restricted:
 
 @dataclass(frozen=True)
 class Product:
-    """The tensor product of an irrep and a field, the field's components the faster.
+    """The tensor product of an irrep and a field, the field's components running faster.
 
     Args:
-        irrep: the first factor.
-        kind: the second.
+        irrep: first factor, an irreducible representation.
+        kind: second factor, a kind of field.
     """
 
     irrep: Irrep
@@ -103,7 +105,7 @@ FieldKind = SimpleKind | Restricted | Product
 
 @lru_cache(maxsize=1024)
 def representation(name: str, kind: FieldKind) -> Any:
-    """The representation, in escnn's words, of one kind of field."""
+    """The representation of one kind of field, as escnn's object."""
     space = gspace(name)
     group = space.fibergroup
     match kind:
@@ -127,7 +129,7 @@ def is_vector(kind: FieldKind) -> bool:
 
 
 def fourier_of(name: str, kind: FieldKind) -> Fourier | None:
-    """The band limit of a kind that is a function by its coefficients; None for all others."""
+    """The Fourier kind of a field that holds coefficients of a function; None for all others."""
     if kind == "hidden" and name in ("so2", "o2"):
         return Fourier(_HIDDEN_FREQUENCY)
     return kind if isinstance(kind, Fourier) else None
@@ -142,16 +144,16 @@ def is_values(name: str, kind: FieldKind) -> bool:
 
 
 def sampling_matrix(name: str, kind: FieldKind, samples: int | None = None) -> Tensor | None:
-    """Values, on a uniform grid, of the function whose coefficients a field holds; None where it holds values.
+    """Matrix from the coefficients of a function on the group to its values on a uniform grid; None for value fields.
 
     Args:
-        name: of the group.
-        kind: of the field.
-        samples: rotations of the grid, for so2 and o2 (and as many mirrors); None for six to each frequency, quarter
-            turns among them. A finite group is sampled on all its elements.
+        name: name of the group.
+        kind: kind of the field.
+        samples: number of rotations of the grid, for so2 and o2 (and the same number of mirrors); None for six per
+            frequency, quarter rotations among them. A finite group is sampled on all its elements.
 
     Raises:
-        ValueError: the field is no function.
+        ValueError: the field is no function on the group.
     """
     if is_values(name, kind):
         return None
@@ -185,8 +187,8 @@ def delta(name: str, kind: FieldKind) -> Float[np.ndarray, " components"]:
         return np.concatenate([size * column for size, column in zip(sizes, columns, strict=True)])
     parts = []
     for irrep in (group.irrep(*key) for key in irreps):
-        copies = irrep.size // irrep.sum_of_squares_constituents
-        parts.append(math.sqrt(irrep.size) * np.eye(irrep.size)[:, :copies].T.flatten())
+        multiplicity = irrep.size // irrep.sum_of_squares_constituents
+        parts.append(math.sqrt(irrep.size) * np.eye(irrep.size)[:, :multiplicity].T.flatten())
     return np.concatenate(parts)
 
 
@@ -208,16 +210,16 @@ def _function_space(name: str, kind: FieldKind) -> Any:
 
 def irreps_up_to(name: str, frequency: int) -> list[Irrep]:
     """All irreps up to a frequency, the trivial one first."""
-    found = []
+    irreps = []
     for key in _irreps_up_to(name, frequency):
         is_dihedral = len(key) == 2
         order = 0 if name in ("so2", "o2") else int(name[1:])
         is_paired = is_dihedral and (key[1] == 0 or 2 * key[1] == order)
         if name == "d1":
-            found.append(Irrep(0, is_odd=key == (1,)))
+            irreps.append(Irrep(0, is_odd=key == (1,)))
         else:
-            found.append(Irrep(key[-1], is_odd=is_paired and key[0] == 1))
-    return found
+            irreps.append(Irrep(key[-1], is_odd=is_paired and key[0] == 1))
+    return irreps
 
 
 def _irreps_up_to(name: str, frequency: int) -> list[tuple[int, ...]]:

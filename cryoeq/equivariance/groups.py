@@ -1,4 +1,4 @@
-"""The groups of rotations and mirrors of the image plane, and what they do to features."""
+"""Groups of rotations and mirrors of the image plane, and their action on features."""
 
 import math
 from dataclasses import dataclass
@@ -58,10 +58,10 @@ class PlaneGroup:
         return int(representation(self.name, kind).size)
 
     def action(self, kind: FieldKind, g: Float[Tensor, "2 2"]) -> Float[Tensor, "dim dim"]:
-        """What an element, given as a matrix on (x, y), does to the components of one field; in float64.
+        """Representation matrix of an element, given as a matrix on (x, y), on one field; in float64.
 
         Raises:
-            ValueError: the matrix is none of the group's.
+            ValueError: the matrix is no element of the group.
         """
         if isinstance(kind, Product):
             return torch.kron(self.action(kind.irrep, g), self.action(kind.kind, g))
@@ -74,21 +74,21 @@ class PlaneGroup:
         """Elements as matrices on (x, y), y downwards, in float64.
 
         Args:
-            grid_exact: only those that map a square pixel grid to itself.
-            rotations: how many rotations stand for all of so2 or o2.
+            grid_exact: whether to keep only those that map a square pixel grid to itself.
+            rotations: number of rotations that sample so2 or o2.
         """
         order = self.rotation_order or rotations
         steps = [k for k in range(order) if not grid_exact or (4 * k) % order == 0]
         angles = torch.tensor([2 * math.pi * k / order for k in steps], dtype=torch.float64)
         cos, sin = angles.cos(), angles.sin()
-        turns = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
-        turns = turns.round() if grid_exact else turns
+        rotated = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
+        rotated = rotated.round() if grid_exact else rotated
         if not self.has_mirrors:
-            return turns
-        return torch.cat([turns, turns @ torch.diag(torch.tensor([-1.0, 1.0], dtype=torch.float64))])
+            return rotated
+        return torch.cat([rotated, rotated @ torch.diag(torch.tensor([-1.0, 1.0], dtype=torch.float64))])
 
     def invariants(self, kind: FieldKind) -> Float[Tensor, "basis dim"]:
-        """Orthonormal directions of a field that no element moves: those that a bias may have."""
+        """Orthonormal basis of the invariant components of a field: those that a bias may have."""
         if self.is_trivial:
             return torch.eye(self.dim(kind))
         acts = representation(self.name, kind)
@@ -98,7 +98,7 @@ class PlaneGroup:
         return kept * torch.tensor([1.0, -1.0]).repeat(self.dim(kind) // 2) if is_vector(kind) else kept
 
     def regular_representation(self) -> "RegularRepresentation":
-        """How the group permutes functions on its elements: the hidden fields of a finite group.
+        """Action of the group on functions on its elements: the hidden fields of a finite group.
 
         Raises:
             ValueError: the group is continuous.
@@ -111,11 +111,7 @@ class PlaneGroup:
         return _regular_representation(self.name)
 
     def irrep_spans(self, kind: FieldKind) -> "tuple[IrrepSpan, ...]":
-        """The irreps that one field falls apart into, each with all its copies, in the order of their names.
-
-        Args:
-            kind: of the field.
-        """
+        """Decomposition of one field into irreps, each with its multiplicity, in the order of their names."""
         if self.is_trivial:
             return (IrrepSpan("0", 1, 1, torch.eye(self.dim(kind), dtype=torch.float64)),)
         return _irrep_spans(self.name, kind)
@@ -123,13 +119,13 @@ class PlaneGroup:
 
 @dataclass(frozen=True)
 class RegularRepresentation:
-    """Functions on a finite group, and the irreps that they fall apart into.
+    """Functions on a finite group, and their decomposition into irreps.
 
     Args:
-        elements: of the group, in the order of a field's components, as matrices on (x, y), y downwards.
-        change: orthogonal; its columns span the irreps.
-        columns: for each different irrep, the columns of its copies, one copy after the other.
-        is_complex: for each different irrep of two dimensions, whether its matrices are those of complex numbers.
+        elements: elements in the order of a field's components, as matrices on (x, y), y downwards.
+        change: orthogonal matrix whose columns span the irreps.
+        columns: columns of all copies of each irrep, one copy after the other.
+        is_complex: whether each irrep is of complex type, its matrices those of complex numbers.
     """
 
     elements: Float[Tensor, "order 2 2"]
@@ -140,14 +136,14 @@ class RegularRepresentation:
 
 @dataclass(frozen=True)
 class IrrepSpan:
-    """All copies of one irrep in a field.
+    """Isotypic subspace: all copies of one irrep in a field.
 
     Args:
-        irrep: its name.
-        dim: its dimension.
-        constituents: dimension of the algebra of maps that commute with it: 1 for an irrep of real type, 2 for one of
-            complex type.
-        basis: orthonormal; the columns of one copy after those of the other.
+        irrep: name of the irrep.
+        dim: dimension of the irrep.
+        constituents: dimension of the algebra of maps that commute with the irrep: 1 for real type, 2 for complex
+            type.
+        basis: orthonormal columns, those of one copy after those of the other.
     """
 
     irrep: str
@@ -159,9 +155,9 @@ class IrrepSpan:
 def permute_pixels(images: Shaped[Tensor, "*batch n n"], g: Float[Tensor, "2 2"]) -> Shaped[Tensor, "*batch n n"]:
     """The images g.I, (g.I)(x) = I(g^-1 x) about the centre of the array, for g that maps the pixel grid to itself."""
     swaps = bool(g[0, 0] == 0)
-    turned = images.transpose(-2, -1) if swaps else images
+    transposed = images.transpose(-2, -1) if swaps else images
     signs = g.sum(1)
-    return turned.flip([axis for axis, sign in ((-1, signs[0]), (-2, signs[1])) if sign < 0])
+    return transposed.flip([axis for axis, sign in ((-1, signs[0]), (-2, signs[1])) if sign < 0])
 
 
 @lru_cache
@@ -169,7 +165,7 @@ def plane_group(name: str) -> PlaneGroup:
     """The group of that name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such group.
     """
     if name not in GROUP_NAMES:
         raise ValueError(f"unknown group {name!r}; the groups are {', '.join(GROUP_NAMES)}")
@@ -205,7 +201,7 @@ def _irrep_spans(name: str, kind: FieldKind) -> tuple[IrrepSpan, ...]:
         columns.setdefault(irrep, []).extend(range(first, first + irrep.size))
         first += irrep.size
     spans = [
-        IrrepSpan(irrep.name.removeprefix("irrep_"), irrep.size, irrep.sum_of_squares_constituents, basis[:, places])
-        for irrep, places in columns.items()
+        IrrepSpan(irrep.name.removeprefix("irrep_"), irrep.size, irrep.sum_of_squares_constituents, basis[:, indices])
+        for irrep, indices in columns.items()
     ]
     return tuple(sorted(spans, key=lambda span: span.irrep))

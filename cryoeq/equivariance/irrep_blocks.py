@@ -1,4 +1,4 @@
-"""An equivariant matrix as its blocks, one for each irrep of the group: Schur's lemma leaves it nothing else."""
+"""Block decomposition of an equivariant matrix, one block for each irrep of the group (Schur's lemma)."""
 
 from dataclasses import dataclass
 
@@ -10,18 +10,18 @@ from cryoeq.equivariance.fields import FieldKind
 from cryoeq.equivariance.groups import PlaneGroup
 
 Fields = tuple[tuple[int, FieldKind], ...]
-"""How many fields of which kind, one after the other; the channels of each are ordered (component, field)."""
+"""Number and kind of fields, one kind after the other; the channels of each are ordered (component, field)."""
 
 
 @dataclass(frozen=True)
 class IrrepBlock:
-    """What a linear map does to all copies of one irrep.
+    """Restriction of a linear map to all copies of one irrep.
 
     Args:
-        irrep: its name.
-        dim: its dimension.
-        constituents: free coefficients for each pair of an outgoing and an incoming copy: 1 real, 2 complex type.
-        matrix: between orthonormal bases.
+        irrep: name of the irrep.
+        dim: dimension of the irrep.
+        constituents: free coefficients for each pair of an output and an input copy: 1 for real, 2 for complex type.
+        matrix: matrix of the restriction between orthonormal bases.
     """
 
     irrep: str
@@ -31,22 +31,22 @@ class IrrepBlock:
 
     @property
     def out_multiplicity(self) -> int:
-        """Copies that go out."""
+        """Multiplicity of the irrep in the output."""
         return self.matrix.shape[0] // self.dim
 
     @property
     def in_multiplicity(self) -> int:
-        """Copies that come in."""
+        """Multiplicity of the irrep in the input."""
         return self.matrix.shape[1] // self.dim
 
     @property
     def coefficients(self) -> int:
-        """Free parameters."""
+        """Number of free parameters."""
         return self.out_multiplicity * self.in_multiplicity * self.constituents
 
     @property
     def spectral_norm(self) -> float:
-        """Largest factor by which the length of a feature grows."""
+        """Largest singular value of the restriction."""
         return float(torch.linalg.matrix_norm(self.matrix, 2))
 
     @property
@@ -58,16 +58,16 @@ class IrrepBlock:
 def irrep_blocks(
     group: PlaneGroup, matrix: Float[Tensor, "out in"], in_fields: Fields, out_fields: Fields
 ) -> tuple[IrrepBlock, ...]:
-    """The blocks of an equivariant matrix, for the irreps that come in and go out.
+    """The blocks of an equivariant matrix, for the irreps of both input and output.
 
     Args:
-        group: the group.
-        matrix: rho_out(g) W = W rho_in(g) for each of its elements.
-        in_fields: of its columns.
-        out_fields: of its rows.
+        group: symmetry group of the matrix.
+        matrix: W with rho_out(g) W = W rho_in(g) for each element g.
+        in_fields: fields of the columns of W.
+        out_fields: fields of the rows of W.
     """
     spans = {span.irrep: span for _, kind in in_fields for span in group.irrep_spans(kind)}
-    into, out = _parts(group, in_fields), _parts(group, out_fields)
+    into, out = _copies_by_irrep(group, in_fields), _copies_by_irrep(group, out_fields)
     return tuple(
         IrrepBlock(name, span.dim, span.constituents, _assemble(matrix, out[name], into[name]))
         for name, span in sorted(spans.items())
@@ -76,31 +76,31 @@ def irrep_blocks(
 
 
 @dataclass(frozen=True)
-class _Part:
-    """The copies of an irrep in some fields of one kind: their channels, how many fields, and a basis of each field."""
+class _Copies:
+    """Copies of an irrep in fields of one kind: their channels, the number of fields, and a basis of each field."""
 
     channels: slice
     count: int
     basis: Tensor
 
 
-def _parts(group: PlaneGroup, fields: Fields) -> dict[str, list[_Part]]:
-    parts: dict[str, list[_Part]] = {}
+def _copies_by_irrep(group: PlaneGroup, fields: Fields) -> dict[str, list[_Copies]]:
+    copies: dict[str, list[_Copies]] = {}
     first = 0
     for count, kind in fields:
         channels = slice(first, first + count * group.dim(kind))
         for span in group.irrep_spans(kind):
-            parts.setdefault(span.irrep, []).append(_Part(channels, count, span.basis))
+            copies.setdefault(span.irrep, []).append(_Copies(channels, count, span.basis))
         first = channels.stop
-    return parts
+    return copies
 
 
-def _assemble(matrix: Tensor, out: list[_Part], into: list[_Part]) -> Tensor:
+def _assemble(matrix: Tensor, out: list[_Copies], into: list[_Copies]) -> Tensor:
     return torch.cat([torch.cat([_project(matrix, row, column) for column in into], 1) for row in out])
 
 
-def _project(matrix: Tensor, row: _Part, column: _Part) -> Tensor:
-    part = matrix[row.channels, column.channels].reshape(len(row.basis), row.count, len(column.basis), column.count)
-    turned = torch.tensordot(row.basis.to(part).T, part, 1)  # (outgoing dimension, field, component, field)
-    turned = torch.einsum("pnbm,bq->pnqm", turned, column.basis.to(part))
-    return turned.reshape(row.basis.shape[1] * row.count, -1)
+def _project(matrix: Tensor, row: _Copies, column: _Copies) -> Tensor:
+    block = matrix[row.channels, column.channels].reshape(len(row.basis), row.count, len(column.basis), column.count)
+    block = torch.tensordot(row.basis.to(block).T, block, 1)  # (output dimension, field, component, field)
+    block = torch.einsum("pnbm,bq->pnqm", block, column.basis.to(block))
+    return block.reshape(row.basis.shape[1] * row.count, -1)

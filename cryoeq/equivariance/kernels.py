@@ -1,7 +1,13 @@
 """Steerable kernels: the filters between two kinds of fields that commute with a group.
 
-Weiler and Cesa 2019, General E(2)-equivariant steerable CNNs (arXiv 1911.08251), section 2.4: K(gx) = rho_out(g) K(x)
-rho_in(g)^-1. escnn solves it (Gaussian rings times circular harmonics); here its solutions are brought to our axes.
+They are the solutions of::
+
+    K(gx) = rho_out(g) K(x) rho_in(g)^-1
+
+escnn solves it (Gaussian rings times circular harmonics); here its solutions are converted to axes with y
+downwards.
+
+Weiler and Cesa 2019, General E(2)-equivariant steerable CNNs (arXiv 1911.08251), section 2.4.
 """
 
 import contextlib
@@ -24,7 +30,7 @@ from cryoeq.equivariance.spaces import gspace, matrix_of
 
 @runtime_checkable
 class KernelBasis(Protocol):
-    """Kernels whose combinations are the filters of a layer: fixed, or with parameters of their own."""
+    """Kernels whose linear combinations are the filters of a layer: fixed, or with parameters."""
 
     count: int
     """Number of kernels."""
@@ -38,13 +44,13 @@ _LARGE_GROUPS = ("d16",)
 
 
 class AnalyticBasis(nn.Module):
-    """The kernels of ``steerable_kernels``.
+    """The fixed kernels of ``steerable_kernels``.
 
     Args:
-        group: the group.
+        group: symmetry group of the layer.
         in_kind: kind of the input's fields.
         out_kind: kind of the output's fields.
-        size: odd side in pixels.
+        size: odd side of the kernels in pixels.
     """
 
     kernels: Tensor
@@ -68,7 +74,7 @@ def steerable_kernels(
 
 @lru_cache(maxsize=256)
 def _kernels(name: str, in_kind: FieldKind, out_kind: FieldKind, size: int) -> Tensor:
-    """The kernels in double precision; a pure function, remembered because d8 and o2 take seconds."""
+    """The kernels in double precision; a pure function, cached because d8 and o2 take seconds."""
     if name in _LARGE_GROUPS and not {in_kind, out_kind}.isdisjoint(("hidden", "regular")):
         basis = _induced(name, in_kind, out_kind, size)
     else:
@@ -78,7 +84,7 @@ def _kernels(name: str, in_kind: FieldKind, out_kind: FieldKind, size: int) -> T
 
 
 def _solved(name: str, in_kind: FieldKind, out_kind: FieldKind, size: int) -> Tensor:
-    """Kernels of escnn in our axes."""
+    """Kernels of escnn, in axes with y downwards."""
     space = gspace(name)
     representations = [representation(name, kind) for kind in (in_kind, out_kind)]
     in_size, out_size = (kind.size for kind in representations)
@@ -91,7 +97,7 @@ def _solved(name: str, in_kind: FieldKind, out_kind: FieldKind, size: int) -> Te
             if "basis for the steerable filter is empty" not in str(error):
                 raise
             return torch.zeros(0, out_size, in_size, size, size, dtype=torch.float64)
-    # One field on either side makes one block; expanding unit coefficients gives the same, but for d8 in half a minute.
+    # One field of input and output makes one block; expanding unit coefficients gives the same, in 30 s for d8.
     kernels = next(
         block.sampled_basis for block in layer.basisexpansion.modules() if hasattr(block, "sampled_basis")
     ).double()
@@ -101,7 +107,7 @@ def _solved(name: str, in_kind: FieldKind, out_kind: FieldKind, size: int) -> Te
 
 @contextlib.contextmanager
 def _single_precision() -> Iterator[None]:
-    """Tensors made inside the block are float32, whatever the default."""
+    """Make float32 the default precision inside the block."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -111,7 +117,7 @@ def _single_precision() -> Iterator[None]:
 
 
 def _in_our_axes(basis: Tensor, in_kind: FieldKind, out_kind: FieldKind) -> Tensor:
-    """Flip vectors: escnn's y axis points up, ours (array rows) down."""
+    """Flip vectors: escnn's y axis points up, that of array rows down."""
     signs = torch.tensor([1.0, -1.0], dtype=basis.dtype)
     if is_vector(out_kind):
         basis = basis * signs.repeat(basis.shape[1] // 2)[:, None, None, None]
@@ -119,7 +125,7 @@ def _in_our_axes(basis: Tensor, in_kind: FieldKind, out_kind: FieldKind) -> Tens
 
 
 def _rings(group: PlaneGroup, size: int) -> dict[str, Any]:
-    """Radii and widths of the kernels' Gaussian rings, in pixels; escnn's own for groups that the grid serves exactly.
+    """Radii and widths of the kernels' Gaussian rings, in pixels; escnn's defaults for grid-exact groups.
 
     Between quarter turns, error comes from what the pixel grid cannot represent. Rings a pixel wide, ending a pixel
     inside the filter, have little power beyond the Nyquist frequency of the next, coarser level.
@@ -131,7 +137,7 @@ def _rings(group: PlaneGroup, size: int) -> dict[str, Any]:
 
 def _symmetrise(kernels: Tensor, name: str, in_representation: Any, out_representation: Any) -> Tensor:
     """Average of rho_out(g) K(g^-1 x) rho_in(g)^-1 over the grid-exact elements: removes escnn's single precision."""
-    turned = []
+    images = []
     for element in gspace(name).fibergroup.testing_elements():
         action = matrix_of(name, element)
         if not np.allclose(action, action.round(), atol=1e-6):
@@ -139,15 +145,18 @@ def _symmetrise(kernels: Tensor, name: str, in_representation: Any, out_represen
         moved = permute_pixels(kernels, torch.from_numpy(action.round()))
         out_matrix = torch.from_numpy(out_representation(element))
         in_matrix = torch.from_numpy(in_representation(element))
-        turned.append(torch.einsum("ac,kcdhw,bd->kabhw", out_matrix, moved, in_matrix))
-    return torch.stack(turned).mean(0)
+        images.append(torch.einsum("ac,kcdhw,bd->kabhw", out_matrix, moved, in_matrix))
+    return torch.stack(images).mean(0)
 
 
 def _induced(name: str, in_kind: FieldKind, out_kind: FieldKind, size: int) -> Tensor:
     """Kernels from or to a regular field of a finite group, without Clebsch-Gordan coefficients.
 
-    The values at the group's identity may be any filters, K(x) e_1 = phi(x) v; the constraint gives the others,
-    K(x) e_g = phi(g^-1 x) rho_out(g) v, and likewise for rows. escnn would take a quarter of an hour for d16.
+    The column of the group's identity may be any filter phi times a vector v; the constraint gives the others::
+
+        K(x) e_1 = phi(x) v,        K(x) e_g = phi(g^-1 x) rho_out(g) v
+
+    and likewise for rows. escnn would take a quarter of an hour for d16.
     """
     is_from_regular = in_kind in ("hidden", "regular")
     other_kind = out_kind if is_from_regular else in_kind
@@ -159,19 +168,19 @@ def _induced(name: str, in_kind: FieldKind, out_kind: FieldKind, size: int) -> T
         acted = torch.from_numpy(np.array(other(element), dtype=np.float64))
         columns.append(torch.einsum("khw,dv->kvdhw", filters, acted).flatten(0, 1))
     regular = representation(name, "regular")
-    places = [int(np.argmax(regular(element)[:, 0])) for element in elements]
+    indices = [int(np.argmax(regular(element)[:, 0])) for element in elements]
     stacked = torch.zeros(len(columns[0]), len(elements), *columns[0].shape[1:], dtype=torch.float64)
-    stacked[:, places] = torch.stack(columns, 1)
+    stacked[:, indices] = torch.stack(columns, 1)
     basis = stacked.transpose(1, 2) if is_from_regular else stacked
     return _in_our_axes(basis, in_kind, out_kind)
 
 
 def polar_filters(size: int, g: Float[Tensor, "2 2"]) -> Float[Tensor, "filters size size"]:
-    """Gaussian rings times circular harmonics phi(g x), as many as the pixels hold: a basis of scalar filters.
+    """A basis of scalar filters: Gaussian rings times circular harmonics phi(g x), up to what the pixels resolve.
 
     Args:
-        size: odd side in pixels.
-        g: on (x, y); the identity for the filters themselves.
+        size: odd side of the filters in pixels.
+        g: matrix on (x, y); the identity for the filters themselves.
     """
     offsets = torch.arange(size, dtype=torch.float64) - size // 2
     y, x = torch.meshgrid(offsets, offsets, indexing="ij")

@@ -22,17 +22,17 @@ class FieldActivation(nn.Module):
     for the elements of the grid, quarter turns among them, and approximate between them, because ReLU has no band
     limit.
 
-    For groups with elements that the pixel grid does not serve exactly, maps are also windowed to a disc: what a bias
-    leaves in the corners would show the next layer a square, which does not turn.
+    For groups with elements that do not map the pixel grid to itself, maps are also windowed to a disc: the bias in
+    their corners would show the next layer a square, which does not rotate.
 
     Args:
-        group: the group.
-        fields: number of fields.
-        kind: what they are: values on the group or a quotient, or coefficients.
-        samples: rotations of the grid for so2 and o2; None for ``sampling_matrix``'s own, 0 for none: samples are then
-            given with each call.
+        group: symmetry group of the layer.
+        fields: number of fields of the maps.
+        kind: kind of the fields: values on the group or a quotient, or Fourier coefficients.
+        samples: number of rotations of the grid for so2 and o2; None for the default of ``sampling_matrix``, 0 where
+            each call brings its samples.
         momentum: weight of a new batch in the running mean and variance that evaluation uses.
-        epsilon: added to the variance.
+        epsilon: number added to the variance.
     """
 
     running_mean: Tensor
@@ -68,8 +68,8 @@ class FieldActivation(nn.Module):
         """The activated fields, in the same layout.
 
         Args:
-            maps: the fields.
-            frames: samples of the group at each pixel, in place of the grid.
+            maps: fields to activate.
+            frames: samples of the group at each pixel; None for the grid.
         """
         batch, channels, height, width = maps.shape
         if frames is not None:
@@ -83,7 +83,7 @@ class FieldActivation(nn.Module):
         return activated * disc(height, activated) if self.is_windowed and height > 1 else activated
 
     def _at_frames(self, maps: Tensor, frames: Frames) -> Tensor:
-        """Each pixel's fields at the samples of its own."""
+        """Activation on each pixel's own samples of the group."""
         values = torch.einsum("nschw,ncfhw->nhwsf", frames.synthesis, maps.unflatten(1, (-1, self.fields)))
         rows = self.on_values(values.reshape(-1, values.shape[-2] * self.fields))
         return torch.einsum("ncshw,nhwsf->ncfhw", frames.analysis, rows.view_as(values)).flatten(1, 2)
@@ -91,7 +91,7 @@ class FieldActivation(nn.Module):
     def on_values(self, values: Float[Tensor, "rows channels"]) -> Float[Tensor, "rows channels"]:
         """The activated values of functions on the group, fields fastest; batch statistics in training.
 
-        Sums over a batch need float32, also where the products around them are made in bf16.
+        Sums over a batch need float32, also where the products around them are in bf16.
         """
         values = values.to(self.weight.dtype)
         if self.training:
@@ -106,7 +106,7 @@ class FieldActivation(nn.Module):
         return torch.addcmul(shift.repeat(repeats), values, scale.repeat(repeats)).relu()
 
     def scale_and_shift(self) -> tuple[Float[Tensor, " fields"], Float[Tensor, " fields"]]:
-        """What the batch norm does to each field in evaluation: a factor, then a term."""
+        """Factor and term of the batch norm on each field in evaluation."""
         scale = self.weight * (self.running_variance + self.epsilon).rsqrt()
         return scale, self.bias - self.running_mean * scale
 
@@ -127,8 +127,8 @@ class _NormRelu(torch.autograd.Function):
     """ReLU(weight (x - mean) / sd + bias) with mean and sd per field, over rows and components.
 
     torch's own batch norm takes one statistic per channel. On (rows x components, fields) it has so few channels that
-    it runs ten times slower than this, which sums over rows by matrix products and over components afterwards. Where a
-    batch is shared out among processes, means are over all of it; gradients of weight and bias are this process's.
+    it runs ten times slower than this, which sums over rows by matrix products and over components afterwards. Where
+    processes share a batch, means are over all of it; gradients of weight and bias are this process's.
     """
 
     @staticmethod
@@ -149,16 +149,16 @@ class _NormRelu(torch.autograd.Function):
         x, y, mean, inverse_sd, weight = ctx.saved_tensors
         fields, repeats = len(weight), x.shape[1] // len(weight)
         passed = torch.ops.aten.threshold_backward(gradients[0], y, 0)
-        own = torch.stack([_field_mean(passed, fields), _field_mean(passed * x, fields)])
-        own[1] = inverse_sd * (own[1] - mean * own[0])  # of the gradient times the normalised input
-        first, second = mean_over_rows(own, len(x))
+        local = torch.stack([_field_mean(passed, fields), _field_mean(passed * x, fields)])
+        local[1] = inverse_sd * (local[1] - mean * local[0])  # of the gradient times the normalised input
+        first, second = mean_over_rows(local, len(x))
         # dx = weight / sd (dy - first - normalised x second), written as one affine map of x and dy.
         scale = weight * inverse_sd
         slope = -scale * inverse_sd * second
         offset = -scale * first - slope * mean
         dx = torch.addcmul(offset.repeat(repeats), x, slope.repeat(repeats)).addcmul_(passed, scale.repeat(repeats))
         count = x.numel() / fields
-        return dx, own[1] * count, own[0] * count, None
+        return dx, local[1] * count, local[0] * count, None
 
 
 def _norm_relu(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:

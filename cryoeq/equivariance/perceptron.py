@@ -1,8 +1,8 @@
-"""A steerable perceptron: linear maps on the orbits of pixels, block-diagonal in the irreps of the group.
+"""Steerable perceptron: linear maps on the orbits of pixels, block-diagonal in the irreps of the group.
 
 It is the same family of functions as a convolution with one filter as large as the image, followed by layers at one
 pixel, for groups that map the pixel grid to itself. But no filter is expanded: an image is its values along the orbit
-of each pixel, functions on the group, and a linear map between functions on the group falls apart into one small matrix
+of each pixel, functions on the group, and a linear map between functions on the group decomposes into one small matrix
 per irrep (Schur's lemma). For d4 that is 12 products of fields where expanded filters take 64.
 """
 
@@ -21,11 +21,11 @@ class SteerablePerceptron(nn.Module):
     """Layers from images to hidden fields at their centre, with f(g.I) = rho(g) f(I).
 
     Args:
-        group: one that maps the pixel grid to itself.
-        levels: images per particle.
-        size_px: their side, odd.
-        fields: hidden fields of each layer.
-        depth: number of layers.
+        group: a group that maps the pixel grid to itself.
+        levels: number of images per particle: itself and its low-passes.
+        size_px: odd side of the images in pixels.
+        fields: number of hidden fields of each layer.
+        depth: number of linear maps, each followed by an activation.
     """
 
     def __init__(self, group: PlaneGroup, levels: int, size_px: int, fields: int, depth: int = 3) -> None:
@@ -46,10 +46,10 @@ class SteerablePerceptron(nn.Module):
 
     @torch.no_grad()
     def init_filters_from(self, images: Float[Tensor, "fields levels n n"]) -> None:
-        """Let the first layer begin as matched filters: the value of a field is its product with one.
+        """Initialise the first layer with matched filters: the value of a field is the product with its template.
 
         Args:
-            images: one for each field; their scale does not matter.
+            images: template of each field, of any scale.
         """
         self.blocks()[0][0].init_filters_from(self.lift(images))
 
@@ -73,11 +73,11 @@ class _Layer(nn.Module):
 class PixelOrbits(nn.Module):
     """Images as functions on the group, one for each orbit of pixels: h -> I(h p).
 
-    Pixels that some elements leave where they are appear several times in their orbit, and are weighted down for it.
+    Pixels that some elements do not move appear several times in their orbit, and have a smaller weight there.
 
     Args:
-        representation: of the group.
-        size_px: odd side of the images.
+        representation: regular representation of the group.
+        size_px: odd side of the images in pixels.
     """
 
     pixels: Tensor
@@ -87,10 +87,10 @@ class PixelOrbits(nn.Module):
         super().__init__()
         self.size_px, middle = size_px, size_px // 2
         axis = torch.arange(-middle, middle + 1, dtype=torch.float64)
-        places = torch.cartesian_prod(axis, axis).flip(1)  # (x, y) of each pixel in the order of its index
-        moved = torch.einsum("hij,pj->hpi", representation.elements, places).round().long() + middle
+        pixels = torch.cartesian_prod(axis, axis).flip(1)  # (x, y) of each pixel in the order of its index
+        moved = torch.einsum("hij,pj->hpi", representation.elements, pixels).round().long() + middle
         index = moved[..., 1] * size_px + moved[..., 0]
-        first = index.amin(0) == torch.arange(size_px**2)  # one pixel stands for its orbit
+        first = index.amin(0) == torch.arange(size_px**2)  # one pixel represents its orbit
         orbits = index[:, first]
         sizes = torch.tensor([len(set(orbit)) for orbit in orbits.T.tolist()])
         self.register_buffer("pixels", orbits, persistent=False)
@@ -98,7 +98,7 @@ class PixelOrbits(nn.Module):
 
     @property
     def count(self) -> int:
-        """Orbits of one image."""
+        """Number of orbits of one image."""
         return self.pixels.shape[1]
 
     def forward(self, images: Float[Tensor, "batch levels n n"]) -> Float[Tensor, "order batch fields"]:
@@ -111,9 +111,9 @@ class GroupLinear(nn.Module):
     """Any linear map between functions on a finite group that commutes with it.
 
     Args:
-        representation: of the group.
-        in_count: functions per particle that come in.
-        out_count: functions that go out.
+        representation: regular representation of the group.
+        in_count: number of input functions per particle.
+        out_count: number of output functions per particle.
     """
 
     change: Tensor
@@ -127,14 +127,14 @@ class GroupLinear(nn.Module):
             (_ComplexLinear if is_complex else _RealLinear)(columns, in_count, out_count)
             for columns, is_complex in zip(representation.columns, representation.is_complex, strict=True)
         )
-        places = torch.cat([block.places for block in self._blocks()])
-        self.register_buffer("back", self.change[:, places], persistent=False)
+        indices = torch.cat([block.indices for block in self._blocks()])
+        self.register_buffer("back", self.change[:, indices], persistent=False)
 
     def forward(self, values: Float[Tensor, "order batch in"]) -> Float[Tensor, "order batch out"]:
-        """The functions that go out."""
+        """The output functions."""
         spectrum = (self.change.T @ values.flatten(1)).view(values.shape)
-        parts = torch.cat([irrep(spectrum) for irrep in self.irreps])
-        return (self.back @ parts.flatten(1)).view(parts.shape)
+        mapped = torch.cat([irrep(spectrum) for irrep in self.irreps])
+        return (self.back @ mapped.flatten(1)).view(mapped.shape)
 
     @torch.no_grad()
     def matrix(self) -> Float[Tensor, "order_out order_in"]:
@@ -146,10 +146,10 @@ class GroupLinear(nn.Module):
 
     @torch.no_grad()
     def init_filters_from(self, templates: Float[Tensor, "order out in"]) -> None:
-        """Set the map whose output at the identity is the product with a template, for each function that goes out.
+        """Set the map whose output at the identity is the product with a template, for each output function.
 
         Args:
-            templates: functions on the group; scaled so that white noise keeps its variance.
+            templates: functions on the group; they are scaled so that white noise keeps its variance.
         """
         scaled = templates / templates.square().mean((0, 2), keepdim=True).sqrt().clamp(min=1e-12)
         spectrum = (self.change.T @ scaled.flatten(1)).view(scaled.shape) / math.sqrt(scaled.shape[2] * len(scaled))
@@ -163,49 +163,49 @@ class GroupLinear(nn.Module):
 class _RealLinear(nn.Module):
     """The block of an irrep of real type: one matrix mixes its copies, the same for each of its dimensions."""
 
-    places: Tensor
+    indices: Tensor
 
     def __init__(self, columns: tuple[int, ...], in_count: int, out_count: int) -> None:
         super().__init__()
-        self.dim = math.isqrt(len(columns))  # the regular representation has as many copies as dimensions
+        self.dim = math.isqrt(len(columns))  # the multiplicity in the regular representation is the dimension
         by_copy: Int[Tensor, "copies dim"] = torch.tensor(columns).view(self.dim, self.dim)
-        self.register_buffer("places", by_copy.T.flatten(), persistent=False)
+        self.register_buffer("indices", by_copy.T.flatten(), persistent=False)
         fan = self.dim * in_count
         self.weight = nn.Parameter(torch.randn(fan, self.dim * out_count) / math.sqrt(fan))
 
-    def forward(self, spectrum: Float[Tensor, "order batch in"]) -> Float[Tensor, "part batch out"]:
+    def forward(self, spectrum: Float[Tensor, "order batch in"]) -> Float[Tensor, "block batch out"]:
         dim, batch = self.dim, spectrum.shape[1]
-        rows = spectrum[self.places].view(dim, dim, batch, -1).transpose(1, 2).reshape(dim * batch, -1)
+        rows = spectrum[self.indices].view(dim, dim, batch, -1).transpose(1, 2).reshape(dim * batch, -1)
         return (rows @ self.weight).view(dim, batch, dim, -1).transpose(1, 2).flatten(0, 1)
 
     @torch.no_grad()
     def init_filters_from(self, spectrum: Float[Tensor, "order out in"], at_identity: Float[Tensor, " order"]) -> None:
         dim, (out, count) = self.dim, spectrum.shape[1:]
-        values = at_identity[self.places].view(dim, dim)  # (dimension, copy)
-        wanted = spectrum[self.places].view(dim, dim, out, count)  # (dimension, copy that comes in)
-        weight = torch.einsum("cd,dpfn->pncf", torch.linalg.inv(values), wanted)
+        values = at_identity[self.indices].view(dim, dim)  # (dimension, copy)
+        targets = spectrum[self.indices].view(dim, dim, out, count)  # (dimension, copy of the input)
+        weight = torch.einsum("cd,dpfn->pncf", torch.linalg.inv(values), targets)
         self.weight.copy_(weight.reshape(dim * count, dim * out))
 
 
 class _ComplexLinear(nn.Module):
     """The block of an irrep of complex type in two dimensions: a product with a complex matrix."""
 
-    places: Tensor
+    indices: Tensor
 
     def __init__(self, columns: tuple[int, ...], in_count: int, out_count: int) -> None:
         super().__init__()
-        self.register_buffer("places", torch.tensor(columns), persistent=False)
+        self.register_buffer("indices", torch.tensor(columns), persistent=False)
         self.real = nn.Parameter(torch.randn(in_count, out_count) / math.sqrt(2 * in_count))
         self.imag = nn.Parameter(torch.randn(in_count, out_count) / math.sqrt(2 * in_count))
 
-    def forward(self, spectrum: Float[Tensor, "order batch in"]) -> Float[Tensor, "part batch out"]:
-        rows = spectrum[self.places].transpose(0, 1).flatten(1)
+    def forward(self, spectrum: Float[Tensor, "order batch in"]) -> Float[Tensor, "block batch out"]:
+        rows = spectrum[self.indices].transpose(0, 1).flatten(1)
         weight = torch.cat([torch.cat([self.real, self.imag], 1), torch.cat([-self.imag, self.real], 1)])
         return (rows @ weight).view(len(rows), 2, -1).transpose(0, 1)
 
     @torch.no_grad()
     def init_filters_from(self, spectrum: Float[Tensor, "order out in"], at_identity: Float[Tensor, " order"]) -> None:
-        (first, second), (x, y) = at_identity[self.places], spectrum[self.places].transpose(1, 2)
+        (first, second), (x, y) = at_identity[self.indices], spectrum[self.indices].transpose(1, 2)
         squared = first.square() + second.square()
         self.real.copy_((first * x + second * y) / squared)
         self.imag.copy_((second * x - first * y) / squared)

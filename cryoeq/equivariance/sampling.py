@@ -1,7 +1,12 @@
-"""Where on a continuous group a band-limited function is evaluated before a nonlinearity: a grid, or learnt places.
+"""Samplers of a continuous group, on which nonlinearities of band-limited functions are evaluated: uniform, adaptive.
 
-On a fixed grid f' = A^+ sigma(A f) turns with f only as far as the grid is fine. With rows of A that turn with the
-image, f' = A^T sigma(A f) / N does so exactly, for any number N of them: A f is invariant.
+The nonlinearity acts on the samples A f of a function with coefficients f::
+
+    f' = A^+ sigma(A f)        on a fixed grid
+    f' = A^T sigma(A f) / N    on N adaptive samples
+
+The first is equivariant only up to the fineness of the grid. The rows of an adaptive A rotate with the image, so A f is
+invariant and the second is equivariant exactly, for any N.
 
 Inal and Cesa 2024, Adaptive sampling for continuous group equivariant neural networks (arXiv 2409.08741), section 3.
 """
@@ -23,28 +28,28 @@ class Frames:
     """Samples of the group at each pixel.
 
     Args:
-        synthesis: A, from a field's coefficients to its values.
-        analysis: from values back to coefficients.
+        synthesis: matrices A, from a field's coefficients to its values.
+        analysis: matrices from values back to coefficients.
     """
 
     synthesis: Float[Tensor, "batch samples components h w"]
     analysis: Float[Tensor, "batch components samples h w"]
 
     def at(self, size: int) -> "Frames":
-        """Those of every 2nd, 4th, ... pixel, as strides of 2 leave them, or of the central pixel."""
-        have = self.synthesis.shape[-1]
-        if size == have:
+        """The samples at every 2nd, 4th, ... pixel, for maps after strides of 2, or at the central pixel."""
+        side = self.synthesis.shape[-1]
+        if size == side:
             return self
         if size == 1:
-            middle = slice(have // 2, have // 2 + 1)
+            middle = slice(side // 2, side // 2 + 1)
             return Frames(self.synthesis[..., middle, middle], self.analysis[..., middle, middle])
-        step = (have - 1) // (size - 1)
+        step = (side - 1) // (size - 1)
         return Frames(self.synthesis[..., ::step, ::step], self.analysis[..., ::step, ::step])
 
 
 @runtime_checkable
 class GroupSampler(Protocol):
-    """Chooses the samples of a group once; every later nonlinearity uses them."""
+    """Samples of a group for a batch of features, used by every later nonlinearity."""
 
     def __call__(self, maps: Float[Tensor, "batch channels h w"]) -> Frames:
         """The samples for these features."""
@@ -52,12 +57,12 @@ class GroupSampler(Protocol):
 
 
 class UniformSampler(nn.Module):
-    """The same uniform grid of the group at every pixel, and the pseudo-inverse.
+    """A uniform grid of the group, the same at every pixel, and the pseudo-inverse of its sampling matrix.
 
     Args:
-        group: a continuous group.
-        samples: rotations of the grid (and as many mirrors for o2).
-        kind: of the fields to sample.
+        group: a continuous group, so2 or o2.
+        samples: number of rotations of the grid (and of mirrors for o2); None for the default of ``sampling_matrix``.
+        kind: kind of the fields to sample.
     """
 
     synthesis: Tensor
@@ -72,7 +77,7 @@ class UniformSampler(nn.Module):
         self.register_buffer("analysis", torch.linalg.pinv(values), persistent=False)
 
     def forward(self, maps: Float[Tensor, "batch channels h w"]) -> Frames:
-        """The grid, whatever the features."""
+        """The grid; of the features only the shape matters."""
         batch, _, height, width = maps.shape
         return Frames(*(m[None, ..., None, None].expand(batch, -1, -1, height, width) for m in self._matrices()))
 
@@ -83,13 +88,13 @@ class UniformSampler(nn.Module):
 class AdaptiveSampler(nn.Module):
     """Rows of A predicted by an equivariant layer from the features themselves: A(g.x) = A(x) rho(g)^T.
 
-    Rows are brought to the norm of a uniform grid's, so that A^T A / N is about the identity where they spread evenly.
+    Rows have the norm of a uniform grid's, so that A^T A / N is about the identity where they are evenly distributed.
 
     Args:
-        group: a continuous group.
-        in_fields: number and kind of the fields that it looks at.
-        samples: number of rows.
-        kind: of the fields to sample.
+        group: a continuous group, so2 or o2.
+        in_fields: number and kind of the fields from which rows are predicted.
+        samples: number of rows of A.
+        kind: kind of the fields to sample.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The groups of the plane in escnn's words: its spaces, elements and subgroups."""
+"""Groups of the plane as escnn's objects: spaces, elements and subgroups."""
 
 import math
 from functools import lru_cache
@@ -11,12 +11,12 @@ from jaxtyping import Float
 MAXIMUM_FREQUENCY = 12
 
 _FLIP = np.diag([1.0, -1.0])
-"""escnn's y axis points up, ours (array rows) down."""
+"""escnn's y axis points up, that of array rows down."""
 
 
 @lru_cache
 def gspace(name: str) -> Any:
-    """The plane of escnn with this group acting on it."""
+    """The plane with a group acting on it."""
     if name == "c1":
         return gspaces.trivialOnR2()
     if name == "d1":
@@ -29,7 +29,7 @@ def gspace(name: str) -> Any:
 
 
 def element_of(name: str, g: Float[np.ndarray, "2 2"]) -> Any:
-    """The element of escnn's group that acts on the plane as the matrix g does on our (x, y)."""
+    """The element of escnn's group that acts on the plane as the matrix g does on (x, y), y downwards."""
     space = gspace(name)
     group = space.fibergroup
     matrix = _FLIP @ g @ _FLIP
@@ -47,20 +47,20 @@ def element_of(name: str, g: Float[np.ndarray, "2 2"]) -> Any:
 
 
 def matrix_of(name: str, element: Any) -> Float[np.ndarray, "2 2"]:
-    """The matrix by which an element of escnn's group acts on our (x, y)."""
+    """The matrix by which an element of escnn's group acts on (x, y), y downwards."""
     return _FLIP @ gspace(name).basespace_action(element) @ _FLIP
 
 
 def subgroup_id(name: str, subgroup: str) -> Any:
-    """How escnn calls a subgroup; mirrors are those of the whole group's first axis.
+    """Identifier of a subgroup in escnn; its mirrors contain that of the whole group's first axis.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is no subgroup.
     """
     order = -1 if subgroup in ("so2", "o2") else int(subgroup[1:])
-    own = -1 if name in ("so2", "o2") else int(name[1:])
+    group_order = -1 if name in ("so2", "o2") else int(name[1:])
     has_mirrors, is_mirrored = name[0] in "do", subgroup[0] in "do"
-    divides = own == -1 or (order > 0 and own % order == 0)
+    divides = group_order == -1 or (order > 0 and group_order % order == 0)
     if not divides or (is_mirrored and not has_mirrors):
         raise ValueError(f"{subgroup} is no subgroup of {name}")
     if name == "d1":

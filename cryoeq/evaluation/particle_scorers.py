@@ -1,4 +1,4 @@
-"""Scores of particles, higher where one is less like a particle: one seam, ``ParticleScorer``."""
+"""Outlier scores of particles, higher for images that are less like a particle: the interface ``ParticleScorer``."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -12,89 +12,90 @@ from torch import Tensor
 from cryoeq.evaluation.particle_features import LabelledFeatures, ParticleFeatures
 
 _CHUNK = 1024
-_TYPICAL = 1.4826  # standard deviation of a normal distribution in units of its median absolute deviation
+_SIGMA_PER_MAD = 1.4826  # standard deviation of a normal distribution, in units of its median absolute deviation
+_ERROR_WEIGHT = 1e-3  # orders particles with equal shares of outliers among their neighbours
 
 
 @runtime_checkable
 class ParticleScorer(Protocol):
-    """What tells particles from junk.
+    """A score that separates outliers (junk particles) from particles.
 
     Laws: particles in another order have the same scores in that order; scores are finite, also of a single particle
     and of one that is like no other.
     """
 
-    def score(self, evidence: ParticleFeatures) -> Float[Tensor, " particles"]:
+    def score(self, features: ParticleFeatures) -> Float[Tensor, " particles"]:
         """One number for each particle; only their order counts."""
         ...
 
 
 @dataclass(frozen=True)
 class ErrorScorer:
-    """Reconstruction error: 1 less the correlation of a particle with the projection at its pose."""
+    """Reconstruction error: 1 minus the correlation of a particle with the projection at its pose."""
 
-    def score(self, evidence: ParticleFeatures) -> Float[Tensor, " particles"]:
-        """The error."""
-        return evidence.errors
+    def score(self, features: ParticleFeatures) -> Float[Tensor, " particles"]:
+        """The reconstruction errors."""
+        return features.errors
 
 
 @dataclass(frozen=True)
 class KnnScorer:
-    """Share of made junk among the labelled particles whose figures are nearest, each weighted alike.
+    """Fraction of synthetic outliers among the nearest labelled particles, in standardised features.
 
     Args:
-        features: of labelled particles, standardised.
-        is_junk: their labels.
-        rows: which particles of the stack they are: none counts for itself.
-        location: by which figures are standardised.
-        spread: see there.
-        neighbours: how many.
+        features: standardised features of the labelled particles.
+        is_outlier: label of each labelled particle, 0 or 1.
+        rows: row of the particle table for each labelled particle; a particle is never its own neighbour.
+        location: median of each feature, subtracted.
+        scale: robust standard deviation of each feature, divided by.
+        neighbours: number of nearest neighbours.
     """
 
     features: Float[Tensor, "examples features"]
-    is_junk: Float[Tensor, " examples"]
+    is_outlier: Float[Tensor, " examples"]
     rows: Int[Tensor, " examples"]
     location: Float[Tensor, " features"]
-    spread: Float[Tensor, " features"]
+    scale: Float[Tensor, " features"]
     neighbours: int = 50
 
     @classmethod
     def fit(cls, examples: list[LabelledFeatures], neighbours: int = 50) -> "KnnScorer":
-        """Remember labelled particles."""
-        features = torch.cat([example.evidence.features for example in examples])
-        location, spread = standard_scale(features)
-        kept = torch.cat([example.is_labelled for example in examples])
+        """Standardise and keep labelled particles."""
+        features = torch.cat([example.features.features for example in examples])
+        location, scale = robust_scale(features)
+        is_labelled = torch.cat([example.is_labelled for example in examples])
         return cls(
-            ((features - location) / spread)[kept],
-            torch.cat([example.is_junk for example in examples])[kept],
-            torch.cat([example.evidence.rows for example in examples])[kept],
+            ((features - location) / scale)[is_labelled],
+            torch.cat([example.is_outlier for example in examples])[is_labelled],
+            torch.cat([example.features.rows for example in examples])[is_labelled],
             location,
-            spread,
+            scale,
             neighbours,
         )
 
-    def score(self, evidence: ParticleFeatures) -> Float[Tensor, " particles"]:
-        """The share, between 0 and 1; at equal shares the error decides."""
-        scaled = (evidence.features - self.location) / self.spread
-        shares = []
-        for rows, chunk in zip(evidence.rows.split(_CHUNK), scaled.split(_CHUNK), strict=True):
+    def score(self, features: ParticleFeatures) -> Float[Tensor, " particles"]:
+        """The fraction, between 0 and 1; at equal fractions the reconstruction error decides."""
+        scaled = (features.features - self.location) / self.scale
+        fractions = []
+        for rows, chunk in zip(features.rows.split(_CHUNK), scaled.split(_CHUNK), strict=True):
             distances = torch.cdist(chunk, self.features)
             distances = torch.where(rows[:, None] == self.rows, torch.inf, distances)
             nearest = distances.topk(min(self.neighbours, len(self.rows)), largest=False).indices
-            shares.append(self.is_junk[nearest].mean(1))
-        return torch.cat(shares) + 1e-3 * evidence.errors
+            fractions.append(self.is_outlier[nearest].mean(1))
+        return torch.cat(fractions) + _ERROR_WEIGHT * features.errors
 
 
-def standard_scale(features: Float[Tensor, "particles features"]) -> tuple[
+def robust_scale(features: Float[Tensor, "particles features"]) -> tuple[
     Float[Tensor, " features"], Float[Tensor, " features"]
 ]:  # fmt: skip
-    """Median and spread of each figure; the spread of one that never changes is 1."""
+    """Median of each feature, and its standard deviation from the median absolute deviation; 1 where that is 0."""
     location = features.median(0).values
-    spread = _TYPICAL * (features - location).abs().median(0).values
-    return location, torch.where(spread > 0, spread, 1.0)
+    scale = _SIGMA_PER_MAD * (features - location).abs().median(0).values
+    return location, torch.where(scale > 0, scale, 1.0)
 
 
 def z_scores(scores: Float[Tensor, " particles"]) -> Float[Tensor, " particles"]:
-    """The order of scores as quantiles of the normal distribution: how many are junk they do not tell."""
+    """The ranks of scores as quantiles of the normal distribution; they do not show how many particles are outliers."""
     ranks = _ranks(scores)
     return torch.from_numpy(ndtri((ranks - 0.5) / len(ranks))).to(scores)
 
@@ -105,13 +106,13 @@ def _ranks(scores: Float[Tensor, " particles"]) -> Float64[np.ndarray, " particl
     return (counts.cumsum() - (counts - 1) / 2)[place]
 
 
-def area_under_curve(scores: Float[Tensor, " particles"], is_junk: Bool[Tensor, " particles"]) -> float:
-    """Area under the ROC curve: the share of pairs of junk and other particles in which junk scores higher.
+def roc_auc(scores: Float[Tensor, " particles"], is_outlier: Bool[Tensor, " particles"]) -> float:
+    """Area under the ROC curve: the fraction of pairs in which the outlier scores higher than the particle.
 
     Args:
-        scores: of all particles.
-        is_junk: at least one that is, and one that is not.
+        scores: scores of all particles, outliers included.
+        is_outlier: labels, with at least one of either kind.
     """
-    ranks = torch.from_numpy(_ranks(scores))[is_junk.cpu()]
-    n_junk, n_others = len(ranks), len(scores) - len(ranks)
-    return float((ranks.sum() - n_junk * (n_junk + 1) / 2) / (n_junk * n_others))
+    ranks = torch.from_numpy(_ranks(scores))[is_outlier.cpu()]
+    n_outliers, n_others = len(ranks), len(scores) - len(ranks)
+    return float((ranks.sum() - n_outliers * (n_outliers + 1) / 2) / (n_outliers * n_others))

@@ -1,8 +1,9 @@
-"""A trained dense net as what it is in evaluation: matrices with ReLU between them, and nothing else.
+"""A trained dense network in evaluation mode as a product of equivariant matrices with ReLU between them.
 
-Batch norms are folded into the matrices before them. Biases become one more scalar field that all layers carry on, of
-constant value: so the net is homogeneous, f(a x) = a f(x) for a > 0, and each layer may be scaled without changing what
-its outputs are compared for.
+Batch norms are folded into the matrices before them. Biases become one more scalar field of constant value, which every
+layer passes on. So the network is homogeneous, and each layer may be scaled without changing its predictions::
+
+    f(a x) = a f(x)  for a > 0
 """
 
 import math
@@ -22,13 +23,13 @@ from cryoeq.models.pose_encoder import PoseEncoder
 
 @dataclass(frozen=True)
 class FoldedLayer:
-    """A linear map between fields, the constant one included, in double precision.
+    """A linear map between fields, the constant field included, in double precision.
 
     Args:
-        name: for a reader.
-        matrix: equivariant.
-        in_fields: of its columns.
-        out_fields: of its rows.
+        name: name of the layer in reports.
+        matrix: equivariant matrix.
+        in_fields: fields of the columns.
+        out_fields: fields of the rows.
     """
 
     name: str
@@ -37,19 +38,19 @@ class FoldedLayer:
     out_fields: Fields
 
     def blocks(self, group: PlaneGroup) -> tuple[IrrepBlock, ...]:
-        """Its block for each irrep."""
+        """The block of each irrep."""
         return irrep_blocks(group, self.matrix, self.in_fields, self.out_fields)
 
 
 @dataclass(frozen=True)
 class FoldedNet:
-    """The layers, and how images come in.
+    """A network of folded layers, with the map from images to the input of the first layer.
 
     Args:
-        group: that the layers commute with.
-        lift: takes images to functions on the group, without changing their norm.
+        group: group that the layers commute with.
+        lift: isometry from images to functions on the group.
         constant: value of the constant field in the input.
-        layers: from the first to the heads, which stand one below the other in the last.
+        layers: layers from the first to the last, whose rows are those of all heads.
     """
 
     group: PlaneGroup
@@ -58,25 +59,14 @@ class FoldedNet:
     layers: tuple[FoldedLayer, ...]
 
     def inputs(self, images: Float[Tensor, "batch levels n n"]) -> Float[Tensor, "batch channels"]:
-        """What the first layer multiplies."""
+        """Input of the first layer, the constant field included."""
         values = self.lift(images).transpose(0, 1).flatten(1).double()
         return torch.cat([values, values.new_full((len(values), 1), self.constant)], 1)
-
-    def outputs(self, inputs: Float[Tensor, "batch channels"]) -> Float[Tensor, "batch out"]:
-        """All heads, one after the other."""
-        for layer in self.layers[:-1]:
-            inputs = (inputs @ layer.matrix.T).relu()
-        return inputs @ self.layers[-1].matrix.T
 
 
 @dataclass(frozen=True)
 class LevelNorm:
-    """How each level of the input is normalised.
-
-    Args:
-        mean: subtracted.
-        variance: by whose root is divided.
-    """
+    """Normalisation of each level of the input pyramid, by its mean and variance."""
 
     mean: Float[Tensor, " levels"]
     variance: Float[Tensor, " levels"]
@@ -86,13 +76,13 @@ class LevelNorm:
 def fold_perceptron(
     trunk: SteerablePerceptron, heads: Sequence[SteerableConv], group: PlaneGroup, norm: LevelNorm
 ) -> FoldedNet:
-    """The net of a steerable perceptron and linear heads at one pixel.
+    """Fold a steerable perceptron with linear heads.
 
     Args:
-        trunk: in evaluation mode.
-        heads: linear maps of its fields.
-        group: of both.
-        norm: of the input's levels, done before the trunk.
+        trunk: trained perceptron in evaluation mode.
+        heads: linear maps of its fields, at one pixel.
+        group: group of trunk and heads.
+        norm: normalisation of the input pyramid, before the trunk.
     """
     blocks = trunk.blocks()
     orbits = trunk.lift.count
@@ -105,7 +95,7 @@ def fold_perceptron(
             matrix, bias = _with_norm(matrix.to(norm.mean.device), trunk.lift, norm)
         scale, shift = (values.double().repeat(order) for values in activation.scale_and_shift())
         column = (scale * bias.to(scale) + shift) / constant
-        layers.append(_carrying_on(f"layer {number + 1}", scale[:, None] * matrix, column, before, after))
+        layers.append(_with_constant_field(f"layer {number + 1}", scale[:, None] * matrix, column, before, after))
     matrix = torch.cat([head.filters().flatten(1).double() for head in heads])
     column = torch.cat([_offsets(head).double() for head in heads]) / constant
     fields: Fields = ((trunk.fields, "hidden"), (1, "scalar"))
@@ -115,18 +105,16 @@ def fold_perceptron(
 
 
 def fold_encoder(encoder: PoseEncoder) -> FoldedNet:
-    """The net from padded images, and their low-passes, to the vectors and logits of all heads.
+    """Fold an encoder: from padded images and their low-passes to the vectors and logits of all heads.
 
     Args:
-        encoder: in evaluation mode; shifts are left out.
+        encoder: trained encoder in evaluation mode; its shifts are not part of the folded network.
 
     Raises:
-        ValueError: its trunk is not a steerable perceptron, or its head not one of rows.
+        ValueError: its trunk is not a steerable perceptron.
     """
-    if not isinstance(encoder.trunk, SteerablePerceptron) or encoder.head.kind != "rows":
-        raise ValueError(
-            "an encoder of convolutions, of a group that the pixel grid does not serve, or with a head of columns"
-        )
+    if not isinstance(encoder.trunk, SteerablePerceptron):
+        raise ValueError("an encoder of convolutions, or of a group that the pixel grid does not serve")  # noqa: TRY004
     mean, variance = encoder.pyramid.norm.running_mean, encoder.pyramid.norm.running_var
     if mean is None or variance is None:
         raise ValueError("an encoder without running statistics")
@@ -137,12 +125,12 @@ def fold_encoder(encoder: PoseEncoder) -> FoldedNet:
 def encoder_inputs(
     encoder: PoseEncoder, net: FoldedNet, images: Float[Tensor, "batch n n"]
 ) -> Float[Tensor, "batch channels"]:
-    """What the first layer of a folded encoder multiplies.
+    """Input of the first layer of a folded encoder.
 
     Args:
-        encoder: that was folded.
-        net: what it became.
-        images: as the encoder takes them.
+        encoder: the encoder.
+        net: its folded network.
+        images: input of the encoder.
     """
     return net.inputs(encoder.pyramid.levels(encoder.centre(images)))
 
@@ -150,28 +138,28 @@ def encoder_inputs(
 def encoder_outputs(
     encoder: PoseEncoder, images: Float[Tensor, "batch n n"]
 ) -> tuple[Float[Tensor, "batch heads 2 3"], Float[Tensor, "batch heads"]]:
-    """Rows of the rotation's matrix, not orthonormal yet, and logit of each head: the outputs of the folded net.
+    """Two rows of a rotation matrix before orthonormalisation, and the logit, of each head.
 
     Args:
-        encoder: with a head of rows.
-        images: as it takes them.
+        encoder: the encoder, whose folded network has these outputs.
+        images: input of the encoder.
     """
     features = encoder.features(images)
     vectors, logits = encoder.head.vectors(features), encoder.head.logits(features)
     return vectors.view(len(images), 2, -1, 3).transpose(1, 2), logits.flatten(1)
 
 
-def _carrying_on(name: str, matrix: Tensor, column: Tensor, before: int, after: int) -> FoldedLayer:
-    """A layer of fields with its bias, which also hands the constant on."""
+def _with_constant_field(name: str, matrix: Tensor, column: Tensor, before: int, after: int) -> FoldedLayer:
+    """A layer with its bias as a column, and a row that passes the constant field on."""
     row = torch.zeros_like(matrix[:1])
     whole = torch.cat([torch.cat([matrix, column[:, None]], 1), torch.cat([row, torch.ones_like(row[:, :1])], 1)])
     return FoldedLayer(name, whole, ((before, "hidden"), (1, "scalar")), ((after, "hidden"), (1, "scalar")))
 
 
 def _with_norm(matrix: Tensor, lift: PixelOrbits, norm: LevelNorm) -> tuple[Tensor, Tensor]:
-    """The first matrix and its bias, for images that are not normalised yet.
+    """The first matrix and its bias, for images before normalisation.
 
-    What no image can reach is removed: functions on the orbit of a pixel that some elements leave where it is.
+    Components that no image has are removed: where an element fixes a pixel, not every function on its orbit occurs.
     """
     size, levels = lift.size_px, len(norm.mean)
     pixels = torch.eye(size**2, device=norm.mean.device).view(-1, 1, size, size)
@@ -183,5 +171,5 @@ def _with_norm(matrix: Tensor, lift: PixelOrbits, norm: LevelNorm) -> tuple[Tens
 
 
 def _offsets(head: SteerableConv) -> Tensor:
-    offsets = head.offsets()
+    offsets = head.channel_bias()
     return torch.zeros(head.out_dim * head.out_count, device=head.weight.device) if offsets is None else offsets

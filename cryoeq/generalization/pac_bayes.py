@@ -1,23 +1,37 @@
-"""How far the error of an equivariant net on new data can be above that on its lessons: a PAC-Bayes bound by its norms.
+"""Generalization bounds of an equivariant network: PAC-Bayes by the norms of its weights, and Hoeffding's inequality.
 
-The net is layers W_1 ... W_L with ReLU between them (``models.folded_layers``). By Schur's lemma each falls apart into
-blocks W(psi), one for each irrep psi of the group, and these into free coefficients: W = sum_k w_k E_k with orthogonal
-E_k, c_psi of them for each pair of copies, so that |W(psi)|_F^2 = d_psi sum_k w_k^2. Prior: w_k ~ N(0, s^2). Posterior:
-the same noise about the trained coefficients. Layers are scaled to spectral norm 1 and inputs to length 1: that changes
-no prediction, as the net is homogeneous and predictions depend on the direction of its output only. Then
+The network has layers W_1 ... W_L with ReLU between them (``folded_layers``). By Schur's lemma each layer is a direct
+sum of blocks W(psi), one for each irrep psi of the group, with free coefficients w_k on orthogonal matrices E_k, c_psi
+of them for each pair of an incoming and an outgoing psi::
 
-1. With probability 1 - eta at least every layer's noise U has |U|_2 <= s sqrt(M_l), by the tail of the chi-squared
-   distribution: M_l = 5 max_psi(m_in m_out c_psi) log(sum m_out / eta), the sum over all layers and irreps.
-2. Noise moves the output by prod(1 + |U_l|_2) - 1 <= exp(s sum sqrt(M_l)) - 1 at most. With
-   s = log(1 + gamma / 2) / sum sqrt(M_l) that is gamma / 2, so predictions of margin gamma do not change.
-3. KL = (sum sqrt(M_l))^2 sum_l sum_psi |W_l(psi)|_F^2 / (d_psi |W_l|_2^2) / (2 log(1 + gamma / 2)^2).
-4. With probability 1 - delta over n independent examples, and for all gamma = 2^(-k/4), k = 0, 1, ..., at once,
-   risk <= (share of examples of margin gamma or less)
-           + sqrt((2 KL + 2 log 2 + log(2 sqrt(n) (k + 1) (k + 2) / delta)) / (2 n)).
+    W = sum_k w_k E_k,    |W(psi)|_F^2 = d_psi sum_k w_k^2
+
+Prior: w_k ~ N(0, s^2). Posterior: the same noise about the trained coefficients. Layers are scaled to spectral norm 1
+and inputs to length 1, which changes no prediction: the network is homogeneous, and predictions depend on the direction
+of its output only. Let m_in and m_out be the multiplicities of psi in the input and output of a layer. Then
+
+1. With probability 1 - eta at least, by the tail of the chi-squared distribution, the noise U_l of every layer has::
+
+       |U_l|_2 <= s sqrt(M_l),    M_l = 5 max_psi(m_in m_out c_psi) log(sum m_out / eta)
+
+   where the sum runs over all layers and irreps.
+2. The noise changes the output by at most gamma / 2, so that predictions of margin gamma do not change, if::
+
+       prod_l (1 + |U_l|_2) - 1 <= exp(s sum_l sqrt(M_l)) - 1 = gamma / 2,    s = log(1 + gamma / 2) / sum_l sqrt(M_l)
+
+3. The divergence of posterior and prior is::
+
+       KL = (sum_l sqrt(M_l))^2 sum_l sum_psi |W_l(psi)|_F^2 / (d_psi |W_l|_2^2) / (2 log(1 + gamma / 2)^2)
+
+4. With probability 1 - delta over n independent examples, and for all gamma = 2^(-k/4), k = 0, 1, ..., at once::
+
+       error rate <= (fraction of examples of margin gamma or less)
+                     + sqrt((2 KL + 2 log 2 + log(2 sqrt(n) (k + 1) (k + 2) / delta)) / (2 n))
 
 After Behboodi, Cesa and Cohen 2022, A PAC-Bayesian Generalization Bound for Equivariant Networks (arXiv 2210.13150).
-The paper could not be read in full: M_l and the sum over irreps are reconstructed, 2 to 4 are derived anew along
-Neyshabur, Bhojanapalli and Srebro 2018 (arXiv 1707.09564), the last with Maurer 2004 (cs/0411099); constants are ours.
+The paper could not be read in full: M_l and the sum over irreps are reconstructed. Steps 2 to 4 are our derivation
+along Neyshabur, Bhojanapalli and Srebro 2018 (arXiv 1707.09564), the last with Maurer 2004 (cs/0411099), with constants
+of our own.
 """
 
 import math
@@ -31,22 +45,22 @@ from torch import Tensor
 from cryoeq.equivariance.irrep_blocks import IrrepBlock
 
 ETA = 0.5
-"""Probability that the noise may exceed its bound: the argument needs 1 / 2."""
-_MARGIN_LOSS = 0.1  # by which the share of small margins may exceed that of wrong predictions, where gamma is chosen
-_PER_HALVING, _MOST_STEPS = 4, 240
+"""Probability that the noise exceeds its limit; the argument needs 1 / 2."""
+_MARGIN_LOSS = 0.1  # gamma is chosen so that at most this fraction of the right predictions has a smaller margin
+_STEPS_PER_HALVING, _MAX_STEPS = 4, 240
 
 
 @dataclass(frozen=True)
 class IrrepTerms:
-    """What one irrep of a layer adds.
+    """Contribution of one irrep of a layer to the bound.
 
     Args:
-        irrep: its name.
-        dim: d_psi.
-        constituents: c_psi.
-        in_multiplicity: copies that come in, the constant field included.
-        out_multiplicity: copies that go out.
-        spectral_norm: of its block, the layer's being 1.
+        irrep: name of the irrep.
+        dim: dimension d_psi.
+        constituents: number of coefficients c_psi.
+        in_multiplicity: multiplicity in the input, the constant field included.
+        out_multiplicity: multiplicity in the output.
+        spectral_norm: spectral norm of the block, relative to that of the layer.
         stable_rank: |W(psi)|_F^2 / (d_psi |W|_2^2).
     """
 
@@ -61,13 +75,13 @@ class IrrepTerms:
 
 @dataclass(frozen=True)
 class LayerTerms:
-    """What one layer adds.
+    """Contribution of one layer to the bound.
 
     Args:
-        name: of the layer.
-        spectral_norm: before layers are scaled.
-        noise: sqrt(M_l), what its noise can reach in units of s.
-        irreps: those that come in and go out.
+        name: name of the layer.
+        spectral_norm: spectral norm |W|_2 before scaling.
+        noise: sqrt(M_l), limit of the spectral norm of its noise in units of s.
+        irreps: contributions of the irreps that occur in input and output.
     """
 
     name: str
@@ -77,54 +91,50 @@ class LayerTerms:
 
     @property
     def stable_rank(self) -> float:
-        """Of all irreps together."""
+        """Sum over all irreps."""
         return sum(irrep.stable_rank for irrep in self.irreps)
 
 
 @dataclass(frozen=True)
 class NormTerms:
-    """All that the bound takes from the weights.
-
-    Args:
-        layers: from the first to the last.
-    """
+    """The terms of the bound that depend on the weights, layer by layer."""
 
     layers: tuple[LayerTerms, ...]
 
     @property
     def spectral_norm(self) -> float:
-        """Product over the layers."""
+        """Product of the spectral norms of all layers."""
         return math.prod(layer.spectral_norm for layer in self.layers)
 
     @property
     def complexity(self) -> float:
-        """(sum of noise)^2 times (sum of stable ranks): the factor of the bound that depends on group and width."""
+        """(sum of noise)^2 (sum of stable ranks): the factor of the divergence that depends on group and width."""
         return sum(layer.noise for layer in self.layers) ** 2 * sum(layer.stable_rank for layer in self.layers)
 
 
 @dataclass(frozen=True)
 class HeldOutBound:
-    """The classical bound: Hoeffding's inequality on examples that the net has not learnt from.
+    """The held-out bound: Hoeffding's inequality on examples that the network was not trained on.
 
     Args:
-        count: of these examples.
-        risk: share of wrong predictions among them.
+        count: number of held-out examples.
+        error_rate: fraction of wrong predictions among them.
         delta: probability that the bound fails.
     """
 
     count: int
-    risk: float
+    error_rate: float
     delta: float
 
     @property
     def slack(self) -> float:
-        """By how much the expected risk may exceed the measured one."""
+        """Largest difference of the expected error rate and the measured one, with probability 1 - delta."""
         return math.sqrt(math.log(1 / self.delta) / (2 * self.count))
 
     @property
     def value(self) -> float:
-        """What the expected risk is below, but with probability delta."""
-        return self.risk + self.slack
+        """Upper bound of the expected error rate, with probability 1 - delta."""
+        return self.error_rate + self.slack
 
 
 @dataclass(frozen=True)
@@ -132,26 +142,26 @@ class GeneralizationBound:
     """The norm-based bound with its terms, and the held-out bound beside it.
 
     Args:
-        count: examples that the net learnt from.
-        risk: share of wrong predictions among them.
-        step: k; the margin is 2^(-k/4) of the largest output there could be.
-        margin_risk: share of examples with that margin or less, wrong ones among them.
+        count: number of training examples.
+        error_rate: fraction of wrong predictions among them.
+        step: k; the margin is 2^(-k/4), as a fraction of the largest possible output.
+        margin_error_rate: fraction of training examples with that margin or less, including wrong predictions.
         delta: probability that the bound fails.
-        terms: of the weights.
-        held_out: on other examples of the same distribution.
+        terms: terms of the weights.
+        held_out: bound on held-out examples of the same distribution.
     """
 
     count: int
-    risk: float
+    error_rate: float
     step: int
-    margin_risk: float
+    margin_error_rate: float
     delta: float
     terms: NormTerms
     held_out: HeldOutBound
 
     @property
     def margin(self) -> float:
-        """Gamma."""
+        """The margin gamma."""
         return margin_at(self.step)
 
     @property
@@ -161,88 +171,89 @@ class GeneralizationBound:
 
     @property
     def slack(self) -> float:
-        """By how much the expected risk may exceed the share of small margins."""
+        """Largest difference of the expected error rate and ``margin_error_rate``, with probability 1 - delta."""
         prior_weight = (self.step + 1) * (self.step + 2)
         logarithm = math.log(2 * math.sqrt(self.count) * prior_weight / self.delta)
         return math.sqrt((2 * self.divergence + 2 * math.log(2) + logarithm) / (2 * self.count))
 
     @property
     def value(self) -> float:
-        """What the expected risk is below, but with probability delta; says nothing from 1 on."""
-        return self.margin_risk + self.slack
+        """Upper bound of the expected error rate, with probability 1 - delta; vacuous from 1 on."""
+        return self.margin_error_rate + self.slack
 
     @property
     def is_vacuous(self) -> bool:
-        """Whether any net would satisfy it."""
+        """Whether the bound is 1 or more, which every network satisfies."""
         return self.value >= 1
 
     @property
     def examples_needed(self) -> float:
-        """Examples from which on the bound would say something, with the same margins; infinite if never."""
-        if self.margin_risk >= 1:
+        """Number of training examples at which the bound, with these margins, is no longer vacuous; may be infinite."""
+        if self.margin_error_rate >= 1:
             return math.inf
-        return self.divergence / (1 - self.margin_risk) ** 2
+        return self.divergence / (1 - self.margin_error_rate) ** 2
 
     @property
     def measured_gap(self) -> float:
-        """Risk on held-out examples less that on the lessons."""
-        return self.held_out.risk - self.risk
+        """Error rate on held-out examples minus that on the training set."""
+        return self.held_out.error_rate - self.error_rate
 
 
 def norm_terms(layers: Mapping[str, Sequence[IrrepBlock]]) -> NormTerms:
-    """What the bound takes from the weights.
+    """The terms of the bound that depend on the weights.
 
     Args:
-        layers: the blocks of each layer, by its name, from the first to the last.
+        layers: blocks of each layer by name, from the first to the last.
     """
-    copies = sum(block.out_multiplicity for blocks in layers.values() for block in blocks)
-    return NormTerms(tuple(_layer_terms(name, blocks, copies) for name, blocks in layers.items()))
+    multiplicity = sum(block.out_multiplicity for blocks in layers.values() for block in blocks)
+    return NormTerms(tuple(_layer_terms(name, blocks, multiplicity) for name, blocks in layers.items()))
 
 
-def noise_limit(blocks: Sequence[IrrepBlock], copies: int, eta: float = ETA) -> float:
-    """sqrt(M_l): what |U|_2 of a layer of standard normal coefficients stays below.
+def noise_limit(blocks: Sequence[IrrepBlock], multiplicity: int, eta: float = ETA) -> float:
+    """sqrt(M_l): probable upper limit of |U|_2 for a layer of standard normal coefficients.
 
-    With log(copies / eta) >= 1, a chi-squared variable of r degrees of freedom exceeds 5 r log(copies / eta) with
-    probability eta / copies at most (Laurent and Massart 2000), and |U(psi)|_2^2 is below such a one. So all layers of
-    a net stay below their limits with probability 1 - eta at least.
+    For m = multiplicity and log(m / eta) >= 1, a chi-squared variable of r degrees of freedom exceeds 5 r log(m / eta)
+    with probability eta / m at most (Laurent and Massart 2000), and |U(psi)|_2^2 is bounded by such a variable. So all
+    layers of a network stay below their limits with probability 1 - eta at least.
 
     Args:
-        blocks: of the layer.
-        copies: of irreps that go out of all layers of the net together.
+        blocks: blocks of the layer.
+        multiplicity: total multiplicity of irreps in the outputs of all layers.
         eta: probability that some layer exceeds its limit.
     """
-    return math.sqrt(5 * max(block.coefficients for block in blocks) * max(1.0, math.log(copies / eta)))
+    return math.sqrt(5 * max(block.coefficients for block in blocks) * max(1.0, math.log(multiplicity / eta)))
 
 
 def generalization_bound(
     terms: NormTerms, margins: Float[Tensor, " examples"], held_out: HeldOutBound, *, delta: float = 0.05
 ) -> GeneralizationBound:
-    """The bound at the largest margin that costs little: that few of the right predictions fall below.
+    """The bound at the largest margin that at least 90 % of the right predictions have.
 
     Args:
-        terms: of the net's weights.
-        margins: of the examples that the net learnt from: by how much the output must move for the prediction to become
-            wrong, as a share of the input's length times all layers' norms; 0 or less for a wrong one.
-        held_out: the classical bound.
+        terms: terms of the weights.
+        margins: margin of each training example: the smallest change of the output that makes the prediction wrong, as
+            a fraction of the input's length times the spectral norm of the network; 0 or less for a wrong prediction.
+        held_out: bound on held-out examples.
         delta: probability that the bound fails.
     """
-    risk = _share_below(margins, 0.0)
+    error_rate = _fraction_up_to(margins, 0.0)
     step = 0
-    while step < _MOST_STEPS and _share_below(margins, margin_at(step)) > risk + _MARGIN_LOSS:
+    while step < _MAX_STEPS and _fraction_up_to(margins, margin_at(step)) > error_rate + _MARGIN_LOSS:
         step += 1
-    return GeneralizationBound(len(margins), risk, step, _share_below(margins, margin_at(step)), delta, terms, held_out)
+    margin_error_rate = _fraction_up_to(margins, margin_at(step))
+    return GeneralizationBound(len(margins), error_rate, step, margin_error_rate, delta, terms, held_out)
 
 
 def margin_at(step: int) -> float:
-    """The k-th of the margins among which one is chosen."""
-    return 2.0 ** (-step / _PER_HALVING)
+    """The k-th candidate of the margin gamma."""
+    return 2.0 ** (-step / _STEPS_PER_HALVING)
 
 
-def _share_below(margins: Tensor, limit: float) -> float:
+def _fraction_up_to(margins: Tensor, limit: float) -> float:
     return int((margins <= limit).sum()) / len(margins)
 
 
-def _layer_terms(name: str, blocks: Sequence[IrrepBlock], copies: int) -> LayerTerms:
+def _layer_terms(name: str, blocks: Sequence[IrrepBlock], multiplicity: int) -> LayerTerms:
     norms = [block.spectral_norm for block in blocks]
     largest = max(norms)
     irreps = tuple(
@@ -257,19 +268,7 @@ def _layer_terms(name: str, blocks: Sequence[IrrepBlock], copies: int) -> LayerT
         )
         for block, norm in zip(blocks, norms, strict=True)
     )
-    return LayerTerms(name, largest, noise_limit(blocks, copies), irreps)
-
-
-def class_margins(logits: Float[Tensor, "examples classes"], labels: Tensor) -> Float[Tensor, " examples"]:
-    """How far a classifier's output must move, in Euclidean length, for another class to win; negative if one has.
-
-    Args:
-        logits: one per class.
-        labels: the right class of each.
-    """
-    right = logits.gather(1, labels[:, None])
-    others = logits.scatter(1, labels[:, None], -math.inf).amax(1)
-    return (right[:, 0] - others) / math.sqrt(2)
+    return LayerTerms(name, largest, noise_limit(blocks, multiplicity), irreps)
 
 
 def pose_margins(
@@ -278,23 +277,26 @@ def pose_margins(
     angles_rad: Float[Tensor, "examples heads"],
     limit_rad: float,
 ) -> Float[Tensor, " examples"]:
-    """How far the outputs of a pose head can move before the preferred pose may be off by more than a limit.
+    """Margins of a pose head: lower bounds of the change of its outputs that makes the preferred pose wrong.
 
-    A head keeps its preference order unless two logits close their gap. Its rotation A, nearest to the rows M, moves by
-    phi with sin(phi / 2) <= sqrt(2) |E|_F / sigma_2(M) under a change E of M: A and the moved A' maximise tr(A^T M) and
-    tr(A'^T (M + E)), so tr((A - A')^T M) <= |A - A'|_F |E|_F, where |A - A'|_F = 2 sqrt(2) sin(phi / 2), and
-    tr((A - A')^T M) >= (1 - cos phi) sigma_2(M). This is our own derivation.
+    Two heads exchange their order only if their logits close their gap. The rotation A of a head, nearest to its rows
+    M, moves by an angle phi under a change E of M with::
+
+        sin(phi / 2) <= sqrt(2) |E|_F / sigma_2(M)
+
+    Proof: A and the moved A' maximise tr(A^T M) and tr(A'^T (M + E)), so tr((A - A')^T M) <= |A - A'|_F |E|_F, where
+    |A - A'|_F = 2 sqrt(2) sin(phi / 2), and tr((A - A')^T M) >= (1 - cos phi) sigma_2(M). This is our own derivation.
 
     Args:
-        vectors: M of each head.
-        logits: its preference.
-        angles_rad: between its rotation and the right one.
-        limit_rad: from which a pose counts as wrong.
+        vectors: rows M of each head.
+        logits: preference of each head.
+        angles_rad: angle between the rotation of each head and the true one.
+        limit_rad: error above which a pose is wrong.
 
     Returns:
-        Lower bounds of these lengths; 0 where the preferred pose is wrong.
+        The margins, 0 where the preferred pose is wrong.
     """
-    to_spare = (0.5 * (limit_rad - angles_rad)).clamp(min=0).sin()
-    steady = torch.linalg.svdvals(vectors)[..., 1] * to_spare / math.sqrt(2)
-    behind = (logits.amax(1, keepdim=True) - logits) / math.sqrt(2)
-    return torch.maximum(steady, behind).amin(1)
+    spare = (0.5 * (limit_rad - angles_rad)).clamp(min=0).sin()
+    by_rotation = torch.linalg.svdvals(vectors)[..., 1] * spare / math.sqrt(2)
+    by_preference = (logits.amax(1, keepdim=True) - logits) / math.sqrt(2)
+    return torch.maximum(by_rotation, by_preference).amin(1)

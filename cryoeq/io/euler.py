@@ -29,9 +29,18 @@ def relion_euler_deg(rotations: Float[Tensor, "batch 3 3"]) -> Float[Tensor, "ba
     vanishes at the poles, where rot is arbitrary (what the rounding says, or 0) and only its sum with psi has a
     meaning.
     """
-    rot = torch.atan2(rotations[:, 2, 1], rotations[:, 2, 0])
-    tilt = torch.atan2(torch.hypot(rotations[:, 2, 0], rotations[:, 2, 1]), rotations[:, 2, 2])
+    rot, tilt = _view_angles_rad(rotations[:, 2])
     turned_y = torch.stack([-torch.sin(rot), torch.cos(rot), torch.zeros_like(rot)], -1)
     image_y = torch.einsum("bij,bj->bi", rotations, turned_y)
     psi = torch.atan2(image_y[:, 0], image_y[:, 1])
     return torch.rad2deg(torch.stack([rot, tilt, psi], -1))
+
+
+def view_angles_deg(directions: Float[Tensor, "batch 3"]) -> Float[Tensor, "batch 2"]:
+    """Rot in [-180, 180] and tilt in [0, 180], in degrees, of viewing directions (third rows of A)."""
+    return torch.rad2deg(torch.stack(_view_angles_rad(directions), 1))
+
+
+def _view_angles_rad(directions: Float[Tensor, "batch 3"]) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    x, y, z = directions.unbind(1)
+    return torch.atan2(y, x), torch.atan2(torch.hypot(x, y), z)

@@ -1,6 +1,6 @@
-"""Volume decoders: from a pose to the central slice of the map.
+"""Implicit decoder: the map as a network of Fourier coordinates, and the interface of all volume decoders.
 
-The implicit one is a network of Fourier coordinates; its plain twin is in ``voxel_decoder``.
+The baseline on the same interface is in ``voxel_decoder``.
 """
 
 import math
@@ -18,7 +18,7 @@ _CHUNK = 2**17
 
 @runtime_checkable
 class VolumeDecoder(Protocol):
-    """What turns poses into slices; its map is real, its slices are that map's (tests/conformance/test_decoder.py)."""
+    """A model of the map that gives its central slices; laws in tests/conformance/test_decoder.py."""
 
     def __call__(self, rotations: Float[Tensor, "batch 3 3"], plane: HalfPlane) -> Complex[Tensor, "batch points"]:
         """Central slices at the given poses, without CTF and shift."""
@@ -33,10 +33,10 @@ class SineNetwork(nn.Module):
     """A perceptron with sine activations (SIREN) from coordinates in [-1, 1]^3 to two numbers.
 
     Args:
-        width: of the hidden layers.
-        hidden_layers: how many.
+        width: number of units of each hidden layer.
+        hidden_layers: number of hidden layers.
         omega: frequency factor of every layer; larger reaches finer detail.
-        generator: of the initial weights.
+        generator: random number generator of the initial weights.
 
     Sitzmann et al. 2020, Implicit Neural Representations with Periodic Activation Functions, section 3.2
     (initialisation).
@@ -65,14 +65,16 @@ class SineNetwork(nn.Module):
 class ImplicitDecoder(nn.Module):
     """The transform of the map as a network of spatial frequency: exp(envelope) times modulant, Friedel-symmetric.
 
-    Two sine networks see k in [-1, 1]^3 (Nyquist at 1): the envelope spans the orders of magnitude of a protein's
-    spectrum, the modulant its phases. V(k) = (N(k) + conj N(-k)) / 2 makes the map real.
+    Two sine networks of k in [-1, 1]^3 (Nyquist at 1): the envelope spans the orders of magnitude of a protein's
+    spectrum, the modulant its phases. The map is real because::
+
+        V(k) = (N(k) + conj N(-k)) / 2
 
     Args:
-        box_size_px: side of the map.
-        generator: of the initial weights.
-        width: of the hidden layers of both networks.
-        start_scale: factor on the output at the start, small against the signal.
+        box_size_px: side of the map in pixels.
+        generator: random number generator of the initial weights.
+        width: number of units of each hidden layer of both networks.
+        start_scale: initial factor on the output, small against the signal.
 
     After the FourierNet of Levy et al. 2022, CryoAI (ECCV); Friedel symmetry by construction is ours.
     """
@@ -109,5 +111,5 @@ class ImplicitDecoder(nn.Module):
         k = torch.stack([kx, ky, kz], -1).reshape(-1, 3)
         inside = (k.norm(dim=-1) <= (n - 1) / 2).nonzero().squeeze(1)
         full = torch.zeros(n**3, dtype=dtype.to_complex(), device=device)
-        full[inside] = torch.cat([self.transform(part) for part in k[inside].split(_CHUNK)])
+        full[inside] = torch.cat([self.transform(chunk) for chunk in k[inside].split(_CHUNK)])
         return ifft_map(full.view(n, n, n))

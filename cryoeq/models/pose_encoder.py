@@ -21,7 +21,7 @@ from cryoeq.equivariance import (
     SteerablePerceptron,
     plane_group,
 )
-from cryoeq.models.pose_head import HeadKind, PoseHead, PoseProposals
+from cryoeq.models.pose_head import PoseHead, PoseProposals
 from cryoeq.runtime.distributed import all_reduce, mean_over_rows, world_size
 
 TrunkKind = Literal["conv", "dense", "mobilenet"]
@@ -29,13 +29,13 @@ TrunkKind = Literal["conv", "dense", "mobilenet"]
 
 @dataclass(frozen=True)
 class EncoderDesign:
-    """What the encoder's blocks are made of; see ``BlockDesign``.
+    """Design of the encoder's blocks; see ``BlockDesign``.
 
     Args:
-        kernel: "analytic", "implicit" or "implicit_ctf".
-        sampler: "uniform" or "adaptive"; of so2 and o2.
-        samples: of the sampler; None for its own.
-        degree: "strict" or "learnt".
+        kernel: kind of kernels: "analytic", "implicit" or "implicit_ctf".
+        sampler: sampler of so2 and o2: "uniform" or "adaptive".
+        samples: number of samples of the group; None for the sampler's default.
+        degree: degree of equivariance: "strict" or "learnt".
     """
 
     kernel: KernelKind = "analytic"
@@ -44,13 +44,13 @@ class EncoderDesign:
     degree: DegreeKind = "strict"
 
 
-_MINIMUM_BOX = 9
-_MOMENTUM = 0.1  # weight of a new batch in what the pyramid's norm uses in evaluation
+_MIN_BOX_PX = 9
+_MOMENTUM = 0.1  # weight of a new batch in the pyramid's running statistics
 _FINAL_SIZES_PX = (5, 7)
 _SMOOTH_FINAL_SIZES_PX = (9, 11, 13)
-"""Sides of the last map; larger where the grid does not serve the group exactly: error grows with each halving."""
-_LARGEST_FULL_RESOLUTION_PX = 40
-"""Above this side the first convolution already has stride 2: structure of two pixels is noise there."""
+"""Sides of the last map; larger for groups that are not grid-exact, whose error grows with each halving."""
+_MAX_FULL_RESOLUTION_PX = 40
+"""Side beyond which the first convolution has stride 2: structure of two pixels is noise there."""
 
 
 @dataclass(frozen=True)
@@ -78,19 +78,19 @@ class SpatialPlan:
         """The plan that pads least and ends in a small map.
 
         Args:
-            box_size_px: side of the images.
+            box_size_px: side of the images in pixels.
             is_grid_exact: whether the group maps the pixel grid to itself.
 
         Raises:
             ValueError: the box is too small.
         """
-        if box_size_px < _MINIMUM_BOX:
-            raise ValueError(f"a box of {box_size_px} px is too small: the encoder needs at least {_MINIMUM_BOX} px")
+        if box_size_px < _MIN_BOX_PX:
+            raise ValueError(f"a box of {box_size_px} px is too small: the encoder needs at least {_MIN_BOX_PX} px")
         odd = box_size_px - 1 + box_size_px % 2
         finals = _FINAL_SIZES_PX if is_grid_exact else _SMOOTH_FINAL_SIZES_PX
         sides = [(1 + (final - 1) * 2**k, k) for k in range(1, 12) for final in finals]
         padded, halvings = min((side, -k) for side, k in sides if side >= odd)
-        return cls(padded, -halvings, 2 if padded > _LARGEST_FULL_RESOLUTION_PX else 1)
+        return cls(padded, -halvings, 2 if padded > _MAX_FULL_RESOLUTION_PX else 1)
 
     def __post_init__(self) -> None:
         if (self.padded_px - 1) % 2**self.halvings or self.padded_px % 2 == 0:
@@ -101,15 +101,15 @@ class SpatialPlan:
 
 
 class LowPassPyramid(nn.Module):
-    """The images and their Gaussian low-passes, each normalised by its own spread over the batch.
+    """The images and their Gaussian low-passes, each normalised by its standard deviation over the batch.
 
     Low-passes show an encoder with small filters the shape of a particle under noise; being isotropic they commute with
-    the group. The norm makes the first layer indifferent to the scale of the signal, from far below the noise to
+    the group. The norm makes the first layer independent of the scale of the signal, from far below the noise to
     noise-free data.
 
     Args:
-        size_px: side of the padded images.
-        sigmas_px: widths of the Gaussians.
+        size_px: side of the padded images in pixels.
+        sigmas_px: standard deviations of the Gaussians in pixels.
     """
 
     blurs: Tensor
@@ -135,18 +135,18 @@ class LowPassPyramid(nn.Module):
 
     @torch.no_grad()
     def _norm_over_processes(self, levels: Float[Tensor, "batch levels n n"]) -> Float[Tensor, "batch levels n n"]:
-        """The norm in training, over a batch that is shared out; torch's own for that needs GPUs."""
+        """The norm in training over a batch that processes share; torch's SyncBatchNorm needs GPUs."""
         means = torch.stack([levels.mean((0, 2, 3)), levels.square().mean((0, 2, 3))])
         mean, square = mean_over_rows(means, len(levels))
         variance, pixels = square - mean.square(), all_reduce(mean.new_full((), levels[:, 0].numel()))
-        kept = dict(self.norm.named_buffers())
-        kept["running_mean"].lerp_(mean, _MOMENTUM)
-        kept["running_var"].lerp_(variance * pixels / (pixels - 1), _MOMENTUM)
-        kept["num_batches_tracked"].add_(1)
+        buffers = dict(self.norm.named_buffers())
+        buffers["running_mean"].lerp_(mean, _MOMENTUM)
+        buffers["running_var"].lerp_(variance * pixels / (pixels - 1), _MOMENTUM)
+        buffers["num_batches_tracked"].add_(1)
         return F.batch_norm(levels, mean, variance, eps=self.norm.eps)
 
     def levels(self, images: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch levels n n"]:
-        """The same, not normalised."""
+        """The image and its low-passes, not normalised."""
         return torch.cat([images[:, None], self.blurs @ images[:, None] @ self.blurs], 1)
 
 
@@ -154,20 +154,19 @@ class PoseEncoder(nn.Module):
     """Images to pose hypotheses, f(g.I) = rho(g) f(I) for every g of the group.
 
     Args:
-        group: c1, c2, c4, c8, c16, d1, d2, d4, d8, d16, so2 or o2.
+        group: name of the symmetry group: c1, c2, c4, c8, c16, d1, d2, d4, d8, d16, so2 or o2.
         box_size_px: side of the images; an even box loses row 0 and column 0, so that its centre is a pixel's.
-        n_heads: hypotheses per image.
+        n_heads: number of hypotheses per image.
         channels: width of the feature maps in channels (a hidden field of d4 takes 8 of them), from the first level to
             the last map, then that of the hidden layers behind it; by default ``default_channels``. A dense trunk has
             the last one only.
         trunk: "conv", or "dense": the first filter is as large as the image. On boxes of up to about 32 px the dense
             trunk is faster and, where labels are free, more accurate; its cost grows with the area of the box. Or
             "mobilenet": "conv" with the inverted residuals of MobileNetV2 in place of its convolutions but the first.
-        head: how the rotation is represented; see ``PoseHead``.
-        low_passes: show the trunk low-passes of the images too.
-        design: kernels and samplers.
-        is_bf16: make the trunk's products in bf16; norms, low-passes and poses stay as they are. No part of the
-            architecture: any weights serve both.
+        low_passes: whether the trunk also gets low-passes of the images.
+        design: kernels, samplers and degree of equivariance of the blocks.
+        is_bf16: whether the trunk's products are in bf16; norms, low-passes and poses are in float32. Not part of the
+            architecture: weights are the same for both.
     """
 
     def __init__(
@@ -178,7 +177,6 @@ class PoseEncoder(nn.Module):
         channels: tuple[int, ...] | None = None,
         *,
         trunk: TrunkKind = "conv",
-        head: HeadKind = "rows",
         low_passes: bool = True,
         design: EncoderDesign | Mapping[str, Any] | None = None,
         is_bf16: bool = False,
@@ -199,7 +197,7 @@ class PoseEncoder(nn.Module):
                 "width, and one more width for the layers behind them"
             )
         self.architecture: dict[str, Any] = {
-            "group": group, "n_heads": n_heads, "channels": tuple(widths), "trunk": trunk, "head": head,
+            "group": group, "n_heads": n_heads, "channels": tuple(widths), "trunk": trunk,
             "low_passes": low_passes, "design": asdict(chosen),
         }  # fmt: skip
         fields = [max(1, round(width / self.group.dim("hidden"))) for width in widths]
@@ -207,60 +205,59 @@ class PoseEncoder(nn.Module):
         self.pyramid = LowPassPyramid(self.plan.padded_px, sigmas)
         self.trunk = _trunk(blocks, 1 + len(sigmas), fields, self.plan, is_mobile=trunk == "mobilenet")
         self.sampler = blocks.frame_sampler(fields[0])
-        self.head = PoseHead(self.group, fields[-1], n_heads, kind=head, shift_scale_px=box_size_px / 64)
+        self.head = PoseHead(self.group, fields[-1], n_heads, shift_scale_px=box_size_px / 64)
 
     def forward(
-        self, images: Float[Tensor, "batch n n"], condition: Float[Tensor, "batch 3"] | None = None
+        self, images: Float[Tensor, "batch n n"], ctf_features: Float[Tensor, "batch 3"] | None = None
     ) -> PoseProposals:
         """The hypotheses for each image.
 
         Args:
-            images: the particles.
-            condition: ``ctf_features`` of each, for an encoder with kernel "implicit_ctf"; None for particles without
-                a CTF. Others do not look at it.
+            images: particle images of the encoder's box.
+            ctf_features: conditioning vectors of the CTFs, which kernel "implicit_ctf" alone uses; None without a CTF.
         """
         if images.shape[-1] != self.box_size_px:
             raise ValueError(f"images of {images.shape[-1]} px for an encoder of {self.box_size_px} px")
-        proposals: PoseProposals = self.head(self.features(images, condition))
+        proposals: PoseProposals = self.head(self.features(images, ctf_features))
         return proposals
 
     @property
     def n_template_filters(self) -> int:
-        """How many images the first layer can begin with; 0 where its filters are not as large as an image."""
+        """Number of template images for ``init_filters_from``; 0 where filters are smaller than an image."""
         return self.trunk.fields if isinstance(self.trunk, SteerablePerceptron) and not self.low_passes else 0
 
     def init_filters_from(self, images: Float[Tensor, "fields n n"]) -> None:
-        """Let the first layer begin as filters matched to these images.
+        """Initialise the first layer with filters matched to images.
 
         Args:
-            images: ``n_template_filters`` of them.
+            images: template of each filter, ``n_template_filters`` in all.
 
         Raises:
-            ValueError: the filters are not as large as an image.
+            ValueError: the filters are smaller than an image, or there is another number of them.
         """
         if not isinstance(self.trunk, SteerablePerceptron) or len(images) != self.n_template_filters:
             raise ValueError(f"{len(images)} images for {self.n_template_filters} filters as large as an image")
         self.trunk.init_filters_from(self.centre(images)[:, None])
 
     def features(
-        self, images: Float[Tensor, "batch n n"], condition: Float[Tensor, "batch 3"] | None = None
+        self, images: Float[Tensor, "batch n n"], ctf_features: Float[Tensor, "batch 3"] | None = None
     ) -> Float[Tensor, "batch channels 1 1"]:
-        """What the head sees."""
+        """Input of the pose head: hidden fields at one pixel."""
         levels: Tensor = self.pyramid(self.centre(images))
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.is_bf16):
-            fields = self._through_trunk(levels, condition)
+            fields = self._through_trunk(levels, ctf_features)
         return fields.to(images.dtype)
 
-    def _through_trunk(self, levels: Tensor, condition: Tensor | None) -> Tensor:
-        """The samples of the group are chosen after the first block, for all others."""
+    def _through_trunk(self, levels: Tensor, ctf_features: Tensor | None) -> Tensor:
+        """Output of the trunk; adaptive samples of the group are predicted after the first block, for all others."""
         if isinstance(self.trunk, SteerablePerceptron):
             fields: Tensor = self.trunk(levels)
             return fields
         first, *others = self.trunk.children()
-        told = None
+        given = None
         if self.is_conditioned:
-            told = levels.new_zeros(len(levels), 3) if condition is None else condition
-        features: Tensor = first(levels, condition=told)
+            given = levels.new_zeros(len(levels), 3) if ctf_features is None else ctf_features
+        features: Tensor = first(levels, ctf_features=given)
         frames: Frames | None = None if self.sampler is None else self.sampler(features)
         for block in others:
             features = block(features, frames)
@@ -282,9 +279,9 @@ def default_channels(level_sizes_px: tuple[int, ...]) -> tuple[int, ...]:
 def _trunk(
     design: BlockDesign, in_channels: int, fields: list[int], plan: SpatialPlan, *, is_mobile: bool
 ) -> nn.Module:
-    """Level by level at half the resolution, then one filter as large as the last map, then a layer at one pixel.
+    """The trunk: levels at half the resolution each, a filter as large as the last map, and a layer at one pixel.
 
-    Groups that the grid serves exactly have small filters, two convolutions a level; the others one, large and smooth.
+    Grid-exact groups have small filters, two convolutions a level; the others have one, large and smooth.
     """
     is_exact = design.group.is_grid_exact
     first_size, down_size = (5, 3) if is_exact else (7, 7)
@@ -292,7 +289,7 @@ def _trunk(
     if not levels:
         return _dense_trunk(design, in_channels, last, plan.padded_px)
     blocks: list[nn.Module] = [
-        design.block((in_channels, "scalar"), levels[0], first_size, stride=plan.first_stride, is_main_process=True)
+        design.block((in_channels, "scalar"), levels[0], first_size, stride=plan.first_stride, is_first=True)
     ]
     for before, count in pairwise(levels):
         if is_mobile:
@@ -310,11 +307,11 @@ def _dense_trunk(design: BlockDesign, in_channels: int, last: int, size_px: int)
     """One filter as large as the image, then two layers at one pixel: a steerable perceptron."""
     if design.group.is_grid_exact and design.kernel == "analytic" and design.degree == "strict":
         return SteerablePerceptron(design.group, in_channels, size_px, last)
-    whole = design.block((in_channels, "scalar"), last, size_px, is_whole=True, is_main_process=True)
+    whole = design.block((in_channels, "scalar"), last, size_px, is_whole=True, is_first=True)
     return nn.Sequential(whole, _mixing(design, last), _mixing(design, last))
 
 
 def _mixing(design: BlockDesign, fields: int) -> SteerableBlock:
-    """A layer at one pixel, where there is no place for a perceptron to look at."""
+    """A layer at one pixel, whose kernels are analytic: there a perceptron of the position would be constant."""
     analytic = replace(design, kernel="analytic")
     return analytic.block((fields, "hidden"), fields, 1, is_whole=True)

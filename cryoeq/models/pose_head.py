@@ -1,22 +1,20 @@
-"""From equivariant features to hypotheses for the pose of each image."""
+"""Pose head: from equivariant features to pose hypotheses for each image."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cryoeq.domain.particle_rows import ParticleRows
 from cryoeq.equivariance import PlaneGroup, SteerableConv
-
-HeadKind = Literal["rows", "columns"]
 
 _PARALLEL = 1e-4
 """Length of the cross product of two vectors, of norm about 1, below which the plane they span is not trusted."""
 
 
 @dataclass(frozen=True)
-class PoseProposals:
+class PoseProposals(ParticleRows):
     """Hypotheses for the pose of each image.
 
     Args:
@@ -32,49 +30,26 @@ class PoseProposals:
     def __len__(self) -> int:
         return len(self.rotations)
 
-    def rows(self, rows: slice) -> "PoseProposals":
-        """Those of some of the images."""
-        return PoseProposals(self.rotations[rows], self.shifts_px[rows], self.logits[rows])
-
-    @classmethod
-    def join(cls, parts: "list[PoseProposals]") -> "PoseProposals":
-        """Of several batches."""
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
-
 
 class PoseHead(nn.Module):
     """Linear equivariant maps from hidden fields at one pixel to rotations, shifts and logits.
 
+    Three vectors of the image plane are the columns of a 2 x 3 matrix, whose nearest orthonormal rows are the first two
+    rows of A.
+
     Args:
-        group: the group.
+        group: symmetry group of the layers.
         in_fields: number of hidden fields.
         n_heads: hypotheses per image.
-        kind: "rows": three vectors of the image plane are the columns of a 2 x 3 matrix, whose nearest orthonormal rows
-            are the first two of A. "columns": two columns of A, each a vector and a number that mirrors change the sign
-            of, orthonormalised after Gram and Schmidt.
-        shift_scale_px: typical shift of an untrained head.
+        shift_scale_px: typical shift of an untrained head, in pixels of the encoder's input.
     """
 
-    def __init__(
-        self,
-        group: PlaneGroup,
-        in_fields: int,
-        n_heads: int = 1,
-        *,
-        kind: HeadKind = "rows",
-        shift_scale_px: float = 1.0,
-    ) -> None:
+    def __init__(self, group: PlaneGroup, in_fields: int, n_heads: int = 1, *, shift_scale_px: float = 1.0) -> None:
         super().__init__()
-        self.n_heads, self.kind, self.shift_scale_px = n_heads, kind, shift_scale_px
-        n_vectors = 3 if kind == "rows" else 2
-        self.vectors = SteerableConv(group, (in_fields, "hidden"), (n_vectors * n_heads, "vector"), bias=True)
+        self.n_heads, self.shift_scale_px = n_heads, shift_scale_px
+        self.vectors = SteerableConv(group, (in_fields, "hidden"), (3 * n_heads, "vector"), bias=True)
         self.shifts = SteerableConv(group, (in_fields, "hidden"), (n_heads, "vector"), bias=True)
         self.logits = SteerableConv(group, (in_fields, "hidden"), (n_heads, "scalar"), bias=True)
-        self.heights = (
-            SteerableConv(group, (in_fields, "hidden"), (n_vectors * n_heads, "determinant"), bias=True)
-            if kind == "columns"
-            else None
-        )
 
     def forward(self, features: Float[Tensor, "batch channels 1 1"]) -> PoseProposals:
         """The hypotheses; f(g.I) = rho(g) f(I), rho(g) = diag(g, det g) on rotations, g on shifts, 1 on logits."""
@@ -83,40 +58,32 @@ class PoseHead(nn.Module):
 
     def maps(self) -> list[SteerableConv]:
         """The linear maps, in the order of ``HeadOutputs``."""
-        return [conv for conv in (self.vectors, self.heights, self.shifts, self.logits) if conv is not None]
+        return [self.vectors, self.shifts, self.logits]
 
     def outputs(self) -> "HeadOutputs":
-        """What is made of their values."""
-        return HeadOutputs(self.n_heads, self.kind, self.shift_scale_px)
+        """Layout and scale of the maps' output."""
+        return HeadOutputs(self.n_heads, self.shift_scale_px)
 
 
 @dataclass(frozen=True)
 class HeadOutputs:
-    """What the linear maps of a head give, one after the other: vectors, their heights, shifts, logits.
+    """Output channels of a pose head: three vectors, a shift and a logit for each hypothesis, kind after kind.
 
     Args:
         n_heads: hypotheses per image.
-        kind: as of ``PoseHead``.
-        shift_scale_px: as of ``PoseHead``.
+        shift_scale_px: pixels for a shift output of 1.
     """
 
     n_heads: int
-    kind: HeadKind
     shift_scale_px: float
 
     def proposals(self, values: Float[Tensor, "batch out"]) -> PoseProposals:
-        """The hypotheses that they stand for."""
-        heads, n_vectors = self.n_heads, 3 if self.kind == "rows" else 2
-        sizes = [2 * n_vectors * heads, 0 if self.kind == "rows" else n_vectors * heads, 2 * heads, heads]
-        vectors, heights, shifts, logits = values.split(sizes, 1)
-        vectors = vectors.unflatten(1, (2, heads, n_vectors)).transpose(1, 2)
-        if self.kind == "rows":
-            rotations = rotation_from_rows(vectors)
-        else:
-            heights = heights.unflatten(1, (1, heads, n_vectors)).transpose(1, 2)
-            rotations = rotation_from_columns(torch.cat([vectors, heights], 2))
+        """The hypotheses that they encode."""
+        heads = self.n_heads
+        vectors, shifts, logits = values.split([6 * heads, 2 * heads, heads], 1)
+        vectors = vectors.unflatten(1, (2, heads, 3)).transpose(1, 2)
         shifts = shifts.unflatten(1, (2, heads)).transpose(1, 2) * self.shift_scale_px
-        return PoseProposals(rotations, shifts, logits)
+        return PoseProposals(rotation_from_rows(vectors), shifts, logits)
 
 
 def rotation_from_rows(rows: Float[Tensor, "*batch 2 3"]) -> Float[Tensor, "*batch 3 3"]:
@@ -129,15 +96,6 @@ def rotation_from_rows(rows: Float[Tensor, "*batch 2 3"]) -> Float[Tensor, "*bat
     normal = nn.functional.normalize(torch.linalg.cross(first, second), dim=-1)
     row_x = _unit_across(first + torch.linalg.cross(second, normal), normal)
     return torch.stack([row_x, torch.linalg.cross(normal, row_x), normal], -2)
-
-
-def rotation_from_columns(columns: Float[Tensor, "*batch 3 2"]) -> Float[Tensor, "*batch 3 3"]:
-    """The rotation whose first column is along the first given one and whose second lies in the plane of both."""
-    scaled = columns / columns.norm(dim=-2, keepdim=True).clamp(min=1e-12)
-    first, second = _separate(*scaled.unbind(-1))
-    column_x = nn.functional.normalize(first, dim=-1)
-    column_z = _unit_across(torch.linalg.cross(column_x, nn.functional.normalize(second, dim=-1)), column_x)
-    return torch.stack([column_x, torch.linalg.cross(column_z, column_x), column_z], -1)
 
 
 def _unit_across(vectors: Tensor, axes: Tensor) -> Tensor:

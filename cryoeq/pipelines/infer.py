@@ -1,4 +1,4 @@
-"""``cryoeq infer``: new particles through the encoder of a run."""
+"""``cryoeq infer``: poses of new particles by the encoder of a run."""
 
 import time
 from collections.abc import Generator, Iterator
@@ -8,7 +8,7 @@ import torch
 
 from cryoeq.config.infer import InferConfig
 from cryoeq.data.dataset import ParticleDataset
-from cryoeq.data.prefetch import read_ahead
+from cryoeq.data.prefetch import prefetch
 from cryoeq.data.preprocessing import CONTRAST_SIGNS
 from cryoeq.domain.events import Event, Note, Progress, Report
 from cryoeq.domain.pose import Poses
@@ -18,23 +18,23 @@ from cryoeq.io.particles import ParticleStack, read_particles, write_particle_st
 from cryoeq.runtime.device import choose_device
 from cryoeq.training.synthetic.pose_estimator import ENCODER_FILE, PoseEstimator
 
-_SAMPLE = 512  # particles that say how large activations become
+_SAMPLE = 512  # particles for the ranges of 8-bit activations
 _SAME_SIZE = 0.01  # relative difference of two boxes in Angstrom that counts as none
 
 
 def infer(config: InferConfig) -> Iterator[Event]:
-    """Pose all particles of a star file, in its order, in memory that does not grow with the pixels.
+    """Pose all particles of a star file, in its order; the images are never all in memory.
 
     Args:
-        config: the resolved settings.
+        config: resolved settings of the command.
 
     Yields:
         Progress, notes on the input, one report.
 
     Raises:
-        CheckpointError: there is no encoder, or it is not one of this version.
-        ParticleFileError: something is wrong with the particles, or their box is not the one that was learnt.
-        OutputError: the star file cannot be written, or is one of the input's.
+        CheckpointError: there is no encoder, or not one of this version.
+        ParticleFileError: the particles cannot be read, or their box is not that of the training.
+        OutputError: the star file cannot be written, or is the input.
     """
     device = choose_device(config.device)
     if config.output.resolve() == config.particles.resolve():
@@ -43,15 +43,15 @@ def infer(config: InferConfig) -> Iterator[Event]:
             "",
             "Choose another name: poses are written beside the input, never over it",
         )
-    taught = load_encoder(config.run, device)
+    estimator = load_encoder(config.run, device)
     stack = read_particles(
-        config.particles, angpix=config.angpix, datadir=config.datadir, ignore_ctf=not taught.has_ctf
+        config.particles, angpix=config.angpix, datadir=config.datadir, ignore_ctf=not estimator.has_ctf
     )
-    dataset = _open(config, stack, taught)
+    dataset = _open(config, stack, estimator)
     yield from (Note(note, "warning" if note in stack.notes else "info") for note in dataset.notes)
-    taught = _in_precision(config, taught, dataset, device)
+    estimator = _in_precision(config, estimator, dataset, device)
     start_s = time.monotonic()
-    poses, probability = yield from pose_all(taught, dataset, config.batch_size, device)
+    poses, probability = yield from pose_all(estimator, dataset, config.batch_size, device)
     rate = len(dataset) / (time.monotonic() - start_s)
     write_particle_star(config.output, stack.star, poses, confidence=probability)
     yield Report(
@@ -66,14 +66,14 @@ def infer(config: InferConfig) -> Iterator[Event]:
 
 
 def load_encoder(run: Path, device: torch.device) -> PoseEstimator:
-    """The encoder of a run.
+    """The trained encoder of a run, with its preprocessing.
 
     Args:
-        run: its folder, or the file itself.
-        device: where it goes.
+        run: run folder, or the file itself.
+        device: compute device.
 
     Raises:
-        CheckpointError: there is none, or it is not one of this version.
+        CheckpointError: there is no encoder, or not one of this version.
     """
     path = run / ENCODER_FILE if run.is_dir() else run
     if not path.is_file():
@@ -85,7 +85,7 @@ def load_encoder(run: Path, device: torch.device) -> PoseEstimator:
     state = load_checkpoint(path, device)
     try:
         return PoseEstimator.from_state(state, device)
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} does not hold an encoder of this version ({type(error).__name__}: {error})",
             "the encoder.pt of a hybrid reconstruction is needed",
@@ -94,34 +94,34 @@ def load_encoder(run: Path, device: torch.device) -> PoseEstimator:
 
 
 def pose_all(
-    taught: PoseEstimator, dataset: ParticleDataset, batch_size: int, device: torch.device
+    estimator: PoseEstimator, dataset: ParticleDataset, batch_size: int, device: torch.device
 ) -> Generator[Event, None, tuple[Poses, torch.Tensor]]:
-    """All particles, batch by batch, the next one read meanwhile; poses, and the probability of each.
+    """Pose all particles batch by batch, with prefetch; poses, and the probability of each.
 
     Args:
-        taught: the encoder.
-        dataset: at the box that it learnt.
-        batch_size: particles at a time.
-        device: of the encoder.
+        estimator: trained encoder with its preprocessing.
+        dataset: particles at the box of the training.
+        batch_size: number of particles in a forward pass.
+        device: device of the encoder.
     """
     rotations, shifts, probabilities, done = [], [], [], 0
-    for batch in read_ahead(dataset.batches(batch_size), device):
-        poses, probability = taught.pose(batch)
+    for batch in prefetch(dataset.batches(batch_size), device):
+        poses, probability = estimator.pose(batch)
         rotations.append(poses.rotations.cpu())
         shifts.append(poses.shifts_angstrom.cpu())
         probabilities.append(probability.cpu())
         done += len(batch)
-        yield Progress("posing", done, len(dataset))
+        yield Progress("encoder inference", done, len(dataset))
     return Poses(torch.cat(rotations), torch.cat(shifts)), torch.cat(probabilities)
 
 
 def _in_precision(
-    config: InferConfig, taught: PoseEstimator, dataset: ParticleDataset, device: torch.device
+    config: InferConfig, estimator: PoseEstimator, dataset: ParticleDataset, device: torch.device
 ) -> PoseEstimator:
-    """The encoder as it is to run; ranges of 8 bits are those of the first particles.
+    """The encoder in the precision of the settings; ranges of 8 bits are those of the first particles.
 
     Raises:
-        ConfigError: this encoder cannot be had in that precision, or not there.
+        ConfigError: this encoder cannot run in that precision, or not on that device.
     """
     if config.precision == "int8" and device.type != "cpu":
         raise ConfigError(
@@ -129,25 +129,26 @@ def _in_precision(
         )
     sample = dataset.batch(torch.arange(min(_SAMPLE, len(dataset)))).to(device)
     try:
-        return taught.in_precision(config.precision, sample)
+        return estimator.in_precision(config.precision, sample)
     except ValueError as error:
         if config.precision == "fp32":
-            return taught  # with filters that depend on each particle: it runs as it was trained
+            return estimator  # its filters depend on the particle: it cannot be exported
         raise ConfigError(
             f"--precision {config.precision}: {error}", "a plain encoder is needed", "Use --precision fp32"
         ) from error
 
 
-def _open(config: InferConfig, stack: ParticleStack, taught: PoseEstimator) -> ParticleDataset:
+def _open(config: InferConfig, stack: ParticleStack, estimator: PoseEstimator) -> ParticleDataset:
     table = stack.table
-    found = table.box_size_px * table.pixel_size_angstrom
-    learnt = taught.box_size_px * taught.pixel_size_angstrom
-    if abs(found / learnt - 1) > _SAME_SIZE or table.box_size_px < taught.box_size_px:
+    side_angstrom = table.box_size_px * table.pixel_size_angstrom
+    trained_side_angstrom = estimator.box_size_px * estimator.pixel_size_angstrom
+    if abs(side_angstrom / trained_side_angstrom - 1) > _SAME_SIZE or table.box_size_px < estimator.box_size_px:
         raise ParticleFileError(
             f"{config.particles}: images of {table.box_size_px} px, {table.pixel_size_angstrom:g} Angstrom each, "
-            f"{found:.0f} Angstrom across",
-            f"the encoder learnt images {learnt:.0f} Angstrom across, of {taught.box_size_px} px or more",
+            f"{side_angstrom:.0f} Angstrom across",
+            f"the encoder was trained on images {trained_side_angstrom:.0f} Angstrom across; "
+            f"at least {estimator.box_size_px} px are needed",
             "Extract the particles with that box, and check --angpix",
         )
     sign = CONTRAST_SIGNS[config.contrast]
-    return ParticleDataset.open(stack, working_box_px=taught.box_size_px, sign=sign, cache_bytes=0)
+    return ParticleDataset.open(stack, working_box_px=estimator.box_size_px, sign=sign, cache_bytes=0)

@@ -1,4 +1,4 @@
-"""The particles of a finished reconstruction, opened again as the run saw them."""
+"""Record and particles of an earlier reconstruction, opened with the settings of that run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +14,11 @@ from cryoeq.outputs.run_folder import RunFolder
 
 
 def read_reconstruction_job(run: RunFolder, advice: str) -> dict[str, Any]:
-    """The record of a reconstruction, its settings under today's keys.
+    """The ``job.json`` of a reconstruction, its settings under current keys.
 
     Args:
-        run: its folder.
-        advice: what to do where it is none.
+        run: folder of the run.
+        advice: last sentence of the error where the folder holds no reconstruction.
 
     Raises:
         OutputError: there is no record, or it is not one of a reconstruction.
@@ -37,30 +37,30 @@ def read_reconstruction_job(run: RunFolder, advice: str) -> dict[str, Any]:
 
 
 def open_particles(
-    job: Mapping[str, Any], datadir: Path | None, *, count: int, box_size_px: int, largest_px: int, cache_bytes: int = 0
+    job: Mapping[str, Any], datadir: Path | None, *, count: int, box_size_px: int, max_box_px: int, cache_bytes: int = 0
 ) -> tuple[ParticleStack, ParticleDataset]:
-    """The stack of a run, with the settings of the run.
+    """The stack of a run, read with the settings of the run.
 
     Args:
-        job: its record.
-        datadir: where to look first for the stacks; None for where the run looked.
-        count: particles that the run had.
-        box_size_px: their box.
-        largest_px: larger boxes are cropped to this one.
-        cache_bytes: largest size of the cropped stack that is kept in memory.
+        job: record of the run.
+        datadir: folder in which the stacks are looked for first; None for that of the run.
+        count: number of particles in the run.
+        box_size_px: box of the particles in the run.
+        max_box_px: size to which larger boxes are cropped in Fourier space.
+        cache_bytes: maximum size of the cropped stack that is kept in memory.
 
     Raises:
-        ParticleFileError: the stack is not where or what it was.
+        ParticleFileError: the stack was moved or changed since.
     """
-    given = job["settings"]["input"]
+    settings = job["settings"]["input"]
     source = Path(job["inputs"][0]["path"])
-    told = datadir or (Path(given["datadir"]) if given["datadir"] else None)
-    stack = read_particles(source, angpix=given["angpix"], datadir=told, ignore_ctf=not given["with_ctf"])
+    folder = datadir or (Path(settings["datadir"]) if settings["datadir"] else None)
+    stack = read_particles(source, angpix=settings["angpix"], datadir=folder, ignore_ctf=not settings["with_ctf"])
     box = stack.table.box_size_px
     if len(stack.table) != count or box != box_size_px:
         found = f"{source} holds {len(stack.table)} particles of {box} px now"
-        raise ParticleFileError(found, f"Expected the {count} of {box_size_px} px that the run had")
-    working = min(largest_px, box)
+        raise ParticleFileError(found, f"The run had {count} of {box_size_px} px")
+    working_box_px = min(max_box_px, box)
     return stack, ParticleDataset.open(
-        stack, working_box_px=working, sign=CONTRAST_SIGNS[given["contrast"]], cache_bytes=cache_bytes
+        stack, working_box_px=working_box_px, sign=CONTRAST_SIGNS[settings["contrast"]], cache_bytes=cache_bytes
     )

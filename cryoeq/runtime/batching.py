@@ -1,8 +1,8 @@
-"""Batches as large as a device takes: side by side on the cores of a CPU, one by one on a GPU.
+"""Batch sizes and micro-batches: batches side by side on the cores of a CPU, one by one on a GPU.
 
 Within one batch that fits a core's cache, torch's own threads wait for each other more than they compute. Whole batches
-do not: each core works on its own, in one thread. A GPU gets batches by its free memory, and smaller ones where that
-was too much.
+do not: each core works on one of them, in one thread. A GPU gets batches by its free memory, and smaller ones where
+that was too much.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,37 +16,37 @@ from torch import Tensor
 Result = TypeVar("Result")
 Rows = TypeVar("Rows", Tensor, range)
 
-_SHARE_OF_MEMORY = 32  # bytes of free memory for each number of a batch: float32, and what is made on the way
-_LEAST, _MOST = 2**21, 2**30
+_BYTES_PER_NUMBER = 32  # of free memory, for each number of a batch: float32, and intermediate results
+_MIN_NUMBERS, _MAX_NUMBERS = 2**21, 2**30
 _STEPS_ON_GPU = 16
 
 
 def numbers_at_a_time(device: torch.device, on_cpu: int) -> int:
-    """How many numbers a batch may be made of.
+    """Number of tensor elements that a batch may have.
 
     Args:
-        device: of the computation; a GPU is asked for its free memory.
-        on_cpu: what suits a processor's cache.
+        device: device of the computation; on a GPU its free memory decides.
+        on_cpu: number that suits the cache of a CPU core.
     """
     if device.type != "cuda":
         return on_cpu
     free, _ = torch.cuda.mem_get_info(device)
-    return min(_MOST, max(_LEAST, free // _SHARE_OF_MEMORY))
+    return min(_MAX_NUMBERS, max(_MIN_NUMBERS, free // _BYTES_PER_NUMBER))
 
 
 def logging_interval(device: torch.device) -> int:
-    """After how many steps the figures of a training are read: to be read, a GPU must have done all it was told."""
+    """Steps between two readings of a training's metrics: to read one, a GPU must have finished its queue."""
     return _STEPS_ON_GPU if device.type == "cuda" else 1
 
 
 def in_parallel(function: Callable[[Tensor], Result], batches: tuple[Tensor, ...]) -> Iterator[Result]:
-    """The function's results, batch by batch and in their order; on a CPU as many at a time as torch has threads.
+    """The function's results, batch by batch and in their order; on a CPU one batch per torch thread at a time.
 
     A batch for which a GPU has too little memory is halved, and so are those that follow.
 
     Args:
-        function: of the rows of a batch; it may not change what other batches see.
-        batches: rows.
+        function: function of the rows of a batch, without side effects on other batches.
+        batches: rows of each batch, at least one batch.
     """
     workers = min(torch.get_num_threads(), len(batches)) if batches[0].device.type == "cpu" else 1
     if workers == 1:
@@ -62,29 +62,29 @@ def in_parallel(function: Callable[[Tensor], Result], batches: tuple[Tensor, ...
 
 
 def _halving(function: Callable[[Tensor], Result], batches: tuple[Tensor, ...]) -> Iterator[Result]:
-    portions = MicroBatcher()
+    micro_batcher = MicroBatcher()
     for batch in batches:
-        yield from portions.results(function, batch)
+        yield from micro_batcher.results(function, batch)
 
 
 @dataclass
 class MicroBatcher:
-    """How much a device takes at a time: all that it is given, until its memory runs out; from then on half of that.
+    """Splits batches into micro-batches: whole ones until memory runs out, halves from then on.
 
     Args:
-        most: rows at a time; None as long as memory has sufficed.
+        max_rows: rows of a micro-batch; None as long as memory has sufficed.
     """
 
-    most: int | None = None
+    max_rows: int | None = None
 
     def results(self, function: Callable[[Rows], Result], rows: Rows) -> Iterator[Result]:
-        """The function's results for one portion of the rows after the other.
+        """The function's results for one micro-batch after the other.
 
         Args:
-            function: it may change nothing before it has succeeded.
-            rows: what it is given, or part of it.
+            function: function of the rows of a micro-batch, without side effects where memory runs out in it.
+            rows: rows of the whole batch.
         """
-        waiting = _split(rows, self.most or len(rows))
+        waiting = _split(rows, self.max_rows or len(rows))
         while waiting:
             try:
                 result = function(waiting[0])
@@ -95,8 +95,8 @@ class MicroBatcher:
                 del waiting[0]
                 yield result
                 continue
-            self.most = (len(waiting[0]) + 1) // 2
-            waiting = [part for portion in waiting for part in _split(portion, self.most)]
+            self.max_rows = (len(waiting[0]) + 1) // 2
+            waiting = [half for micro_batch in waiting for half in _split(micro_batch, self.max_rows)]
             torch.cuda.empty_cache()  # the error is gone by now, and with it what its frames held
 
 

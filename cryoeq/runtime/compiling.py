@@ -1,4 +1,4 @@
-"""Whether torch.compile can be had, and the encoder compiled where it can."""
+"""Compilation of the encoder by torch.compile, where there is a C++ compiler."""
 
 import os
 import shutil
@@ -15,23 +15,23 @@ def find_compiler() -> str | None:
     return next((path for name in candidates if name and (path := shutil.which(name))), None)
 
 
-def compile_if_possible(encoder: nn.Module, *, is_wanted: bool) -> Iterator[Note]:
-    """Let torch.compile take over the encoder's forward and backward pass at its first use; its parameters stay.
+def compile_if_possible(encoder: nn.Module, *, is_requested: bool) -> Iterator[Note]:
+    """Compile the encoder's forward and backward pass at its first use; its parameters stay.
 
     Args:
-        encoder: changed in place.
-        is_wanted: else nothing happens.
+        encoder: network to compile, in place.
+        is_requested: whether the settings ask for it; otherwise nothing happens.
 
     Yields:
-        What was done.
+        A note on what was done.
     """
-    if not is_wanted:
+    if not is_requested:
         return
     if find_compiler() is None:
-        yield Note("No C++ compiler was found (cryoeq doctor): the encoder is not compiled, all else is as asked.")
+        yield Note("torch.compile skipped: no C++ compiler found (see cryoeq doctor).")
         return
-    from torch._dynamo import config  # takes seconds
+    from torch._dynamo import config  # an import of seconds
 
-    config.suppress_errors = True  # what cannot be compiled after all runs as it is, with a warning
+    config.suppress_errors = True  # where compilation fails, the encoder runs uncompiled, with a warning
     encoder.compile()
-    yield Note("The encoder is compiled: the first step, and each with another number of images, takes up to minutes.")
+    yield Note("torch.compile: the first step, and each step with another number of images, can take minutes.")

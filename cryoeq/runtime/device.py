@@ -1,4 +1,4 @@
-"""Where the numbers are computed."""
+"""Choice of the compute device, and CPU threads of torch."""
 
 import re
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ def choose_device(name: str, option: str = "") -> torch.device:
 
     Args:
         name: ``auto`` (a CUDA device where there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``. Without a
-            number it is the first CUDA device, or that of the process's number on its machine.
+            number it is the CUDA device of the process's local rank, the first for a single process.
         option: the option as the user typed it, for messages; by default ``--device``.
 
     Returns:
         The device, present on this machine.
 
     Raises:
-        ConfigError: no such device here, or a name that is none of these.
+        ConfigError: no such device on this machine, or another name.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -38,14 +38,14 @@ def choose_device(name: str, option: str = "") -> torch.device:
         raise ConfigError(
             f"{option or f'--device {name}'}: torch {torch.__version__} sees {count} CUDA devices on {place}",
             "",
-            "Use --device auto or --device cpu, or start fewer processes; `cryoeq doctor` tells what is missing",
+            "Use --device auto or --device cpu, or start fewer processes; `cryoeq doctor` shows what is missing",
         )
     return torch.device("cuda", index)
 
 
 @contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """Let torch compute with ``count`` threads of the CPU inside the block; None leaves their number alone."""
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Limit torch to ``count`` CPU threads inside the block; None keeps their number."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

@@ -1,7 +1,7 @@
-"""The processes of one job, and what they tell each other (torch.distributed: NCCL on GPUs, gloo on CPUs).
+"""Collectives of a job of several processes (torch.distributed: NCCL on GPUs, gloo on CPUs).
 
-All of them run the same program on the same particles, and know the same after each step. A step's images are shared
-out among them; sums and poses then come together again. Everything here leaves a process that is alone as it was.
+All processes run the same program on the same particles, and have the same state after each step. They share the images
+of a step; sums are then reduced, and poses gathered. In a single process every collective returns its argument.
 """
 
 import re
@@ -23,33 +23,33 @@ from cryoeq.runtime.torchrun import torchrun_environment
 
 Table = TypeVar("Table", bound=ParticleRows)
 
-# The others wait so long while one writes or draws; that a process has died is noticed at once.
-_PATIENCE = timedelta(minutes=30)
+# Others wait at most this long while one process writes or plots; a process that has died is noticed at once.
+_TIMEOUT = timedelta(minutes=30)
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Let the processes that torchrun started work together inside the block.
+    """Join the processes that torchrun started into one group inside the block.
 
     Args:
-        device: where this process computes.
+        device: compute device of this process.
     """
-    me = torchrun_environment()
-    if me.size == 1:
+    environment = torchrun_environment()
+    if environment.size == 1:
         yield
         return
     is_cuda = device.type == "cuda"
     if is_cuda:
         torch.cuda.set_device(device)
-    # Tensors on the CPU go by gloo also where GPUs compute: asking whether to stop must not wait for a GPU.
+    # Tensors on the CPU use gloo also where GPUs compute: agreeing on a stop must not wait for a GPU.
     backend = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
-    with _loss_explained():
-        store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
-        # torchrun may keep the store when it starts a job anew: addresses of the dead are still in it. Machines count
-        # restarts each for itself; several of them need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
-        if me.machines == 1:
-            store = dist.PrefixStore(f"attempt {me.restarts}", store)  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+    with _lost_process_explained():
+        store, rank, size = next(rendezvous("env://", timeout=_TIMEOUT))
+        # torchrun may keep the store when it restarts a job: addresses of dead processes are still in it. Each machine
+        # counts its own restarts; jobs on several of them need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
+        if environment.machines == 1:
+            store = dist.PrefixStore(f"attempt {environment.restarts}", store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
     try:
         yield
     finally:
@@ -57,17 +57,17 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Number of processes of the job."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def process_rank() -> int:
-    """The number of this one."""
+    """Rank of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this is the process of rank 0, the one that writes."""
     return process_rank() == 0
 
 
@@ -75,176 +75,176 @@ def all_reduce(values: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
     """The sum over all processes.
 
     Args:
-        values: of one shape in all of them.
+        values: summands, of the same shape in all processes.
     """
     if world_size() == 1:
         return values
     summed = values.detach().clone(memory_format=torch.contiguous_format)
-    with _loss_explained():
+    with _lost_process_explained():
         dist.all_reduce(torch.view_as_real(summed) if summed.is_complex() else summed)
     return summed
 
 
 def broadcast(values: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-    """What the first process has: sums on GPUs differ in their last bits, decisions must not.
+    """The values of rank 0: sums on GPUs differ in their last bits, decisions must not.
 
     Args:
-        values: of one shape in all of them.
+        values: tensor of the same shape in all processes.
     """
     if world_size() == 1:
         return values
-    same = values.detach().clone(memory_format=torch.contiguous_format)
-    with _loss_explained():
-        dist.broadcast(same, 0)
-    return same
+    received = values.detach().clone(memory_format=torch.contiguous_format)
+    with _lost_process_explained():
+        dist.broadcast(received, 0)
+    return received
 
 
 def any_rank(claim: bool) -> bool:
-    """Whether it is so in any of them."""
+    """Whether a claim holds in any process."""
     return bool(all_reduce(torch.tensor(int(claim))))
 
 
-def shard(rows: Int[Tensor, " rows"]) -> Int[Tensor, " own"]:
-    """The rows that this process works on; each row is some process's.
+def shard(rows: Int[Tensor, " rows"]) -> Int[Tensor, " local"]:
+    """The rows that this process works on; each row belongs to one process.
 
     Args:
-        rows: to be shared out; the same in all processes.
+        rows: all rows, the same in every process.
     """
     return rows.tensor_split(world_size())[process_rank()]
 
 
-def shard_half_set(rows: Int[Tensor, " rows"], half: int) -> Int[Tensor, " own"]:
+def shard_half_set(rows: Int[Tensor, " rows"], half: int) -> Int[Tensor, " local"]:
     """The rows of a half set that this process works on.
 
-    An even number of processes parts into two groups, one for each half set, which then prepares one map only. An odd
-    number shares out both half sets among all.
+    An even number of processes forms two groups, one for each half set, so that each process prepares one map only. An
+    odd number of processes shares both half sets.
 
     Args:
-        rows: of the half set.
-        half: 1 or 2.
+        rows: all rows of the half set, the same in every process.
+        half: number of the half set, 1 or 2.
     """
     count, rank = world_size(), process_rank()
     if count % 2:
         return shard(rows)
-    group, place = divmod(rank, count // 2)
-    return rows.tensor_split(count // 2)[place] if group == half - 1 else rows[:0]
+    group, position = divmod(rank, count // 2)
+    return rows.tensor_split(count // 2)[position] if group == half - 1 else rows[:0]
 
 
 def all_gather_rows(
-    values: Sequence[Shaped[Tensor, "own ..."]], rows: Int[Tensor, " own"], count: int
+    values: Sequence[Shaped[Tensor, "local ..."]], rows: Int[Tensor, " local"], count: int
 ) -> tuple[Shaped[Tensor, "count ..."], ...]:
-    """What all processes found, in the order of the rows; 0 where none has worked.
+    """The columns of a table from the rows of all processes; 0 in rows that belong to none.
 
     Args:
-        values: of the rows of this process, all of one type.
-        rows: no row is another process's.
-        count: of rows in all.
+        values: columns of this process's rows, all of one type.
+        rows: indices of this process's rows, disjoint from those of the others.
+        count: number of rows of the whole table.
     """
     if world_size() > 1:
         sizes = all_reduce(torch.eye(world_size(), dtype=torch.long)[process_rank()] * len(rows)).tolist()
-        (every,) = _of_all((rows.int(),), sizes)
-        rows, values = every.long(), _of_all(values, sizes)
-    return tuple(part.new_zeros(count, *part.shape[1:]).index_copy(0, rows, part) for part in values)
+        (all_rows,) = _all_gather_uneven((rows.int(),), sizes)
+        rows, values = all_rows.long(), _all_gather_uneven(values, sizes)
+    return tuple(column.new_zeros(count, *column.shape[1:]).index_copy(0, rows, column) for column in values)
 
 
-def all_gather(table: Table, rows: Int[Tensor, " own"], count: int) -> Table:
-    """A table of all particles, from this process's rows of it; 0 where no process has worked.
+def all_gather(table: Table, rows: Int[Tensor, " local"], count: int) -> Table:
+    """A table of all particles from the rows of all processes; 0 in rows that belong to none.
 
     Args:
-        table: the rows of this process, all columns of one type.
-        rows: which they are; no row is another process's.
-        count: number of particles in all.
+        table: rows of this process, all columns of one type.
+        rows: indices of this process's rows, disjoint from those of the others.
+        count: number of particles of the whole table.
     """
     return table.with_tensors(iter(all_gather_rows(tuple(table.tensors()), rows, count)))
 
 
-def _of_all(
-    values: Sequence[Shaped[Tensor, "own ..."]], sizes: Sequence[int]
-) -> tuple[Shaped[Tensor, "every ..."], ...]:
-    """The rows of the first process, then those of the second, and so on: one message, each row sent once.
+def _all_gather_uneven(
+    values: Sequence[Shaped[Tensor, "local ..."]], sizes: Sequence[int]
+) -> tuple[Shaped[Tensor, "all ..."], ...]:
+    """The rows of all processes, in the order of their ranks: one message, each row sent once.
 
     Args:
-        values: of this process, all of one type.
-        sizes: how many rows each process has.
+        values: columns of this process's rows, all of one type.
+        sizes: number of rows of each process.
     """
-    columns = [part.flatten(1) if part.ndim > 1 else part[:, None] for part in values]
-    own = torch.cat(columns, 1)
-    padded = torch.nn.functional.pad(own, (0, 0, 0, max(sizes) - len(own)))
+    flat = [column.flatten(1) if column.ndim > 1 else column[:, None] for column in values]
+    local = torch.cat(flat, 1)
+    padded = torch.nn.functional.pad(local, (0, 0, 0, max(sizes) - len(local)))
     received = [torch.empty_like(padded) for _ in sizes]
-    with _loss_explained():
+    with _lost_process_explained():
         dist.all_gather(received, padded)
-    every = torch.cat([part[:size] for part, size in zip(received, sizes, strict=True)])
-    parts = every.split([part.shape[1] for part in columns], 1)
-    return tuple(part.reshape(-1, *like.shape[1:]) for part, like in zip(parts, values, strict=True))
+    joined = torch.cat([rows[:size] for rows, size in zip(received, sizes, strict=True)])
+    columns = joined.split([column.shape[1] for column in flat], 1)
+    return tuple(column.reshape(-1, *like.shape[1:]) for column, like in zip(columns, values, strict=True))
 
 
 @dataclass(frozen=True)
 class BatchShard:
-    """The part of a batch that this process computes.
+    """The images of a batch that this process computes.
 
     A batch of fewer images than there are processes is computed whole by each of them. (That is exact but for the
-    variance that the encoder's first norm keeps for evaluation, whose n / (n - 1) counts each copy.)
+    variance that the encoder's first norm keeps for evaluation, whose n / (n - 1) counts each image once per process.)
 
     Args:
-        places: of its images in the batch, which are neighbours.
-        count: images of the whole batch.
-        weight: of its mean in the mean over the batch.
+        positions: contiguous positions of the shard's images in the batch.
+        count: number of images of the whole batch.
+        weight: weight of the shard's mean in the mean over the batch.
     """
 
-    places: slice
+    positions: slice
     count: int
     weight: float
 
     @classmethod
-    def of(cls, count: int) -> "BatchShard":
-        """This process's.
+    def local(cls, count: int) -> "BatchShard":
+        """The shard of this process.
 
         Args:
-            count: images of the whole batch.
+            count: number of images of the whole batch.
         """
         if count < world_size():
             return cls(slice(0, count), count, 1 / world_size())
         sizes = _sizes(count)
-        first, own = sum(sizes[: process_rank()]), sizes[process_rank()]
-        return cls(slice(first, first + own), count, own / max(1, count))
+        first, size = sum(sizes[: process_rank()]), sizes[process_rank()]
+        return cls(slice(first, first + size), count, size / max(1, count))
 
     def mean(self, values: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-        """The mean over the batch, from this process's mean over its share."""
+        """The mean over the batch, from this process's mean over its shard."""
         return all_reduce(values.detach() * self.weight) if world_size() > 1 else values.detach()
 
-    def gather(self, values: Shaped[Tensor, "own ..."]) -> Shaped[Tensor, "count ..."]:
+    def gather(self, values: Shaped[Tensor, "local ..."]) -> Shaped[Tensor, "count ..."]:
         """The values of all images, in the order of the batch."""
         if self.count < world_size():
             return broadcast(values)
-        return values if world_size() == 1 else _of_all((values,), _sizes(self.count))[0]
+        return values if world_size() == 1 else _all_gather_uneven((values,), _sizes(self.count))[0]
 
 
 def _sizes(count: int) -> list[int]:
-    """How many of some rows each process works on, as ``shard`` has it."""
-    least, more = divmod(count, world_size())
-    return [least + (rank < more) for rank in range(world_size())]
+    """Number of rows of each process after ``shard``."""
+    size, remainder = divmod(count, world_size())
+    return [size + (rank < remainder) for rank in range(world_size())]
 
 
 def all_reduce_gradients(parameters: list[torch.nn.Parameter]) -> None:
     """Sum the gradients of all processes, in one message.
 
     Args:
-        parameters: their ``grad`` is changed; one without has none in any process.
+        parameters: parameters whose ``grad`` is changed in place; one without a gradient has none in any process.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if world_size() == 1 or not gradients:
         return
     summed = all_reduce(torch.cat([gradient.flatten() for gradient in gradients]))
-    for gradient, part in zip(gradients, summed.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+    for gradient, total in zip(gradients, summed.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(total.view_as(gradient))
 
 
 def mean_over_rows(means: Shaped[Tensor, "..."], rows: int) -> Shaped[Tensor, "..."]:
-    """The mean over the rows of all processes, from this one's mean over its own: batch norms see the whole batch.
+    """The mean over the rows of all processes, so that batch norms see the whole batch.
 
     Args:
-        means: of this process.
-        rows: how many it has.
+        means: means over the rows of this process.
+        rows: number of rows of this process.
     """
     if world_size() == 1:
         return means
@@ -253,16 +253,16 @@ def mean_over_rows(means: Shaped[Tensor, "..."], rows: int) -> Shaped[Tensor, ".
 
 
 @contextmanager
-def _loss_explained() -> Iterator[None]:
-    """An error of torch.distributed in the user's words."""
+def _lost_process_explained() -> Iterator[None]:
+    """Raise an error of torch.distributed as one that names this process and says what to do."""
     try:
         yield
     except RuntimeError as error:
-        me = torchrun_environment()
+        environment = torchrun_environment()
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         first_line = re.sub(r"^\[[^ ]*\] ", "", first_line)  # gloo begins with the line of its source
         raise LostProcessError(
-            f"process {me.rank + 1} of {me.size} lost touch with the others ({first_line})",
+            f"process {environment.rank + 1} of {environment.size} lost touch with the others ({first_line})",
             "all processes of a job are needed until its end",
-            "See what the process that ended first has said; --resume goes on from what was saved",
+            "See the messages of the process that ended first; --resume continues from the last checkpoint",
         ) from error

@@ -1,4 +1,4 @@
-"""One process for each of several GPUs of this machine: what ``torchrun --standalone`` does, with our exit codes."""
+"""Launch of one process for each of several GPUs: ``torchrun --standalone``, with the exit codes of cryoeq."""
 
 import os
 import signal
@@ -19,13 +19,13 @@ def device_of(gpus: str) -> str | None:
     """The device of this process; None where processes have yet to be launched, one for each GPU.
 
     Args:
-        gpus: numbers of GPUs, with commas between them.
+        gpus: indices of GPUs, separated by commas.
 
     Raises:
-        ConfigError: they are no numbers, or there are no such GPUs.
+        ConfigError: these are no indices, or there are no such GPUs.
     """
     if not all(number.isdecimal() for number in gpus.split(",")) or len(set(gpus.split(","))) < len(gpus.split(",")):
-        raise ConfigError(f"--gpu {gpus}", "numbers of GPUs are wanted, each once, with commas between them", "Try 0,1")
+        raise ConfigError(f"--gpu {gpus}", "indices of GPUs are expected, each once, separated by commas", "Try 0,1")
     names = [f"cuda:{number}" for number in gpus.split(",")]
     for name in names:
         choose_device(name, f"--gpu {gpus}")
@@ -40,14 +40,14 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     SIGTERM and SIGUSR1 to this process stop them all.
 
     Args:
-        count: of processes.
-        arguments: of the command line.
+        count: number of processes.
+        arguments: arguments of the command line, the command first.
 
     Returns:
-        The exit code of a process that failed; 0 where all are done.
+        The exit code of a process that failed; 0 where all succeeded.
 
     Raises:
-        Terminated: a signal stopped them.
+        Terminated: a signal stopped the processes.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))  # torch passes SIGTERM on
@@ -59,7 +59,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
         elastic_launch(config, sys.executable)("-m", "cryoeq", *arguments)
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
-        lost = LostProcessError.exit_code  # what the others say when one has ended
+        lost = LostProcessError.exit_code  # the code of the others when one has ended
         return next((code for code in codes if code > 0 and code != lost), lost)
     except SignalException as stop:
         if stop.sigval == signal.SIGINT:

@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-_MOST_STREAMS = 16  # room for more, so that a new stream changes no number of the others
+_MAX_STREAMS = 16  # fixed, so that a new stream changes no number of the others
 
 
 class Stream(IntEnum):
-    """What randomness is for.
+    """Purpose of random numbers.
 
     Two streams of one seed share no number, so a reconstruction never draws the poses of a simulation.
     """
@@ -34,19 +34,19 @@ class Stream(IntEnum):
 
 
 def stream_generator(seed: int, stream: Stream, number: int = 0, device: torch.device | None = None) -> torch.Generator:
-    """A generator.
+    """The random number generator of a seed, a stream and a number.
 
     Args:
-        seed: the run's.
-        stream: what for.
-        number: which of the stream's generators, for example the step.
-        device: where it draws, the CPU by default; another kind of device draws other numbers.
+        seed: random seed of the run.
+        stream: purpose of the random numbers.
+        number: number of the generator within the stream, for example the step.
+        device: device of the generator, the CPU by default; another kind of device draws other numbers.
     """
     # One 63-bit seed for each (seed, stream, number), by the multiplier of a linear congruential generator.
-    mixed = (seed * _MOST_STREAMS + stream) * 6364136223846793005 + number * 1442695040888963407 + 1
+    mixed = (seed * _MAX_STREAMS + stream) * 6364136223846793005 + number * 1442695040888963407 + 1
     return torch.Generator(device or "cpu").manual_seed(mixed % 2**63)
 
 
 def to_device_async(values: Shaped[Tensor, "..."], device: torch.device) -> Shaped[Tensor, "..."]:
-    """Numbers drawn on the CPU, on a device that goes on with what it is at meanwhile."""
+    """Values of the CPU on a device, by a copy that does not wait for the device."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

@@ -1,4 +1,4 @@
-"""Signals held back until the state is consistent."""
+"""Signals deferred until the state is consistent."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -10,12 +10,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 @contextmanager
 def deferred_signals() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C, SIGTERM and SIGUSR1 wait until the block has ended; they are then handled as they would have been.
+    """Defer Ctrl-C, SIGTERM and SIGUSR1 to the end of the block, where their usual handlers run.
 
-    Outside the main thread, which never receives signals, the block runs as it is.
+    Outside the main thread, which alone receives signals, nothing is deferred.
 
     Yields:
-        Whether one is waiting.
+        A function that says whether a signal is waiting.
     """
     received: list[tuple[int, FrameType | None]] = []
 

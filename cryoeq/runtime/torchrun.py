@@ -1,4 +1,4 @@
-"""Which process of a job this is, as torchrun tells it in the environment; known before torch is imported."""
+"""Rank and world size from the environment of torchrun, known before torch is imported."""
 
 import os
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TorchrunEnvironment:
-    """A process among those that torchrun started.
+    """One of the processes that torchrun started; the defaults are those of a program without torchrun.
 
     Args:
-        rank: its number among all.
-        size: how many there are; 1 for a program that was started by itself.
-        local_rank: its number on this machine, and so its GPU.
-        restarts: how often torchrun of this machine has started the job anew.
-        machines: on which the processes run.
+        rank: rank among all processes.
+        size: number of processes of the job.
+        local_rank: rank among the processes of this machine, and index of the process's GPU.
+        restarts: number of times that torchrun of this machine has restarted the job.
+        machines: number of machines of the job.
     """
 
     rank: int = 0
@@ -24,12 +24,12 @@ class TorchrunEnvironment:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether it is the one that writes, draws and logs."""
+        """Whether this is the process of rank 0, the one that writes, plots and logs."""
         return self.rank == 0
 
 
 def torchrun_environment() -> TorchrunEnvironment:
-    """This process."""
+    """The environment of this process."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return TorchrunEnvironment()
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT", "GROUP_WORLD_SIZE")

@@ -1,7 +1,7 @@
 """Layers on the stalks of a sheaf: diffusion by its Laplacian, and attention along its restrictions.
 
 Both commute with a change of orthonormal basis in every stalk, so also with the signs of bars: channels are mixed,
-coordinates never, and the nonlinearity is a gate by the length of each channel in a stalk. A reconstruction in the
+coordinates never, and the nonlinearity is a gate by the norm of each channel in a stalk. A reconstruction in the
 spirit of Cesa and Behboodi 2023, arXiv 2311.10156, and of sheaf diffusion as in Bodnar et al. 2022, arXiv 2202.04579.
 """
 
@@ -11,15 +11,11 @@ from torch import Tensor, nn
 
 from cryoeq.screening.local_homology_sheaf import CellularSheaf
 
-_SMALL = 1e-12
+_EPSILON = 1e-12  # keeps the gradient of a norm finite at zero
 
 
 class StalkGate(nn.Module):
-    """Each channel of a stalk times a sigmoid of its length.
-
-    Args:
-        channels: how many.
-    """
+    """Gate nonlinearity: each channel of a stalk times a sigmoid of its norm."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -28,16 +24,20 @@ class StalkGate(nn.Module):
 
     def forward(self, x: Float[Tensor, "vertices dim channels"]) -> Float[Tensor, "vertices dim channels"]:
         """The gated features."""
-        length = stalk_lengths(x)[:, None]
-        return x * torch.sigmoid(self.scale * length + self.offset)
+        norms = stalk_norms(x)[:, None]
+        return x * torch.sigmoid(self.scale * norms + self.offset)
 
 
 class SheafConvolution(nn.Module):
-    """One step of diffusion: x' = gate((1 - a D^-1/2 L D^-1/2) x W), D the number of edges of each vertex.
+    """One step of diffusion by the sheaf Laplacian L, with D the number of edges of each vertex.
+
+    With a learnt step size a and weights W::
+
+        x' = gate((1 - a D^-1/2 L D^-1/2) x W)
 
     Args:
         in_channels: features per coordinate of a stalk.
-        out_channels: after the layer.
+        out_channels: features per coordinate after the layer.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -52,7 +52,7 @@ class SheafConvolution(nn.Module):
         """The features after one step.
 
         Args:
-            sheaf: its stalks hold the features.
+            sheaf: sheaf whose stalks hold the features.
             x: features, zero beyond each stalk's dimension.
         """
         scale = sheaf.degrees.clamp(min=1).rsqrt()[:, None, None].to(x)
@@ -62,14 +62,17 @@ class SheafConvolution(nn.Module):
 
 
 class SheafAttention(nn.Module):
-    """Each stalk gathers what its neighbours send along their common edge, weighted by how well it answers a query.
+    """Attention over the neighbours of a vertex, whose stalks are transported along the common edges.
 
-    Through the edge e = (v, u) a vector of u arrives at v as F_{v,e}^T F_{u,e} x_u. Its weight is the softmax over the
-    neighbours of v of its inner product with v's query.
+    Through the edge e = (v, u) a vector of u arrives at v as::
+
+        F_{v,e}^T F_{u,e} x_u
+
+    Its weight is the softmax, over the neighbours of v, of the inner product of its key with the query of v.
 
     Args:
         in_channels: features per coordinate of a stalk.
-        out_channels: after the layer.
+        out_channels: features per coordinate after the layer.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -82,10 +85,10 @@ class SheafAttention(nn.Module):
     def forward(
         self, sheaf: CellularSheaf, x: Float[Tensor, "vertices dim inputs"]
     ) -> Float[Tensor, "vertices dim outputs"]:
-        """The features after the layer; a vertex without edges keeps its own part only.
+        """The features after the layer; a vertex without edges has its own term only.
 
         Args:
-            sheaf: its stalks hold the features.
+            sheaf: sheaf whose stalks hold the features.
             x: features, zero beyond each stalk's dimension.
         """
         to, source = torch.cat([sheaf.edges, sheaf.edges.flip(1)]).unbind(1)
@@ -95,14 +98,13 @@ class SheafAttention(nn.Module):
         agreement = (queries[to] * (transport @ keys[source])).sum((1, 2)) / keys.shape[-1] ** 0.5
         highest = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
         highest = highest.scatter_reduce(0, to, agreement.detach(), "amax")
-        raised = (agreement - highest[to]).exp()
-        share = raised / torch.zeros_like(highest).index_add(0, to, raised)[to]
-        sent = share[:, None, None] * (transport @ values[source])
-        gathered = self.own(x).index_add(0, to, sent)
-        gated: Tensor = self.gate(gathered)
+        exponentials = (agreement - highest[to]).exp()
+        weights = exponentials / torch.zeros_like(highest).index_add(0, to, exponentials)[to]
+        messages = weights[:, None, None] * (transport @ values[source])
+        gated: Tensor = self.gate(self.own(x).index_add(0, to, messages))
         return gated
 
 
-def stalk_lengths(x: Float[Tensor, "vertices dim channels"]) -> Float[Tensor, "vertices channels"]:
-    """Length of each channel in each stalk, smooth at zero; the same in every orthonormal basis."""
-    return (x.square().sum(1) + _SMALL).sqrt() - _SMALL**0.5
+def stalk_norms(x: Float[Tensor, "vertices dim channels"]) -> Float[Tensor, "vertices channels"]:
+    """Norm of each channel in each stalk, smooth at zero; the same in every orthonormal basis."""
+    return (x.square().sum(1) + _EPSILON).sqrt() - _EPSILON**0.5

@@ -1,12 +1,11 @@
-"""A network on the persistent local homology sheaf of a graph of views, which tells particles from junk.
+"""Outlier scores by a network on the persistent local homology sheaf of a graph of views.
 
-The graph joins each particle to those seen from the most similar directions, or to those whose class averages look most
-alike to an encoder; its cliques are weighted by the angles
-between them. Degree 1: the stalk of a particle has a bar for each further group into which its neighbours fall. What a
-bar holds of a figure is the pairing of its cycle with the figure's differences along edges: how much one group differs
-from the other. Convolution and attention pass this on; the lengths of the result, which know no sign, the particle's
-own figures and their mean over the neighbours decide. An own construction on a reconstruction of Cesa and Behboodi
-2023, arXiv 2311.10156.
+The graph joins each particle to those seen from the most similar directions; its cliques are weighted by the angles
+between them. In degree 1 the stalk of a particle has a bar for each additional group into which its neighbours fall.
+Each feature enters a bar as the pairing of the bar's cycle with the differences of the feature along edges: how much
+one group of neighbours differs from the other. Convolution and attention act on these. The score is a function of the
+norms of the result, which do not depend on signs of bars, of the particle's own features and of their mean over its
+neighbours. Own construction, on a reconstruction of Cesa and Behboodi 2023, arXiv 2311.10156.
 """
 
 import math
@@ -20,120 +19,122 @@ from torch import Tensor, nn
 from cryoeq.evaluation.particle_features import ParticleFeatures
 from cryoeq.screening.local_homology_sheaf import CellularSheaf
 from cryoeq.screening.persistent_sheaf import PersistentSheaf, flag_weights
-from cryoeq.screening.sheaf_layers import SheafAttention, SheafConvolution, stalk_lengths
+from cryoeq.screening.sheaf_layers import SheafAttention, SheafConvolution, stalk_norms
 from cryoeq.screening.simplicial import clique_complex
 
-NEIGHBOURS = 6
+_NEIGHBOURS = 6
 _HORIZON_RAD = 1.01 * math.pi
+_MAX_DEVIATIONS = 10  # standardised features are clipped here
 
 
 @dataclass(frozen=True)
 class ViewGraph:
-    """Particles with their neighbours by view, and what the network sees of them.
+    """Input of the network: features of particles on the graph of nearest views, and its sheaf.
 
     Args:
-        figures: standardised, of each particle.
-        around: their mean over its neighbours.
-        bars: number of bars of each particle, and their mean length in radians.
-        differences: pairing of each bar's cycle with the differences of the figures.
+        features: standardised features of each particle.
+        neighbour_means: mean of the features over the neighbours of each particle.
+        bar_statistics: number of bars of each particle, and their mean length in radians.
+        bar_features: pairing of each bar's cycle with the differences of the features along edges.
         sheaf: stalks and restrictions.
     """
 
-    figures: Float[Tensor, "particles figures"]
-    around: Float[Tensor, "particles figures"]
-    bars: Float[Tensor, "particles 2"]
-    differences: Float[Tensor, "particles widest figures"]
+    features: Float[Tensor, "particles features"]
+    neighbour_means: Float[Tensor, "particles features"]
+    bar_statistics: Float[Tensor, "particles 2"]
+    bar_features: Float[Tensor, "particles max_bars features"]
     sheaf: CellularSheaf
 
     @classmethod
-    def of(
+    def from_directions(
         cls,
-        figures: Float[Tensor, "particles figures"],
-        directions: Float[Tensor, "particles coordinates"],
+        features: Float[Tensor, "particles features"],
+        directions: Float[Tensor, "particles 3"],
         *,
         has_sheaf: bool,
     ) -> "ViewGraph":
         """The graph of the nearest views.
 
         Args:
-            figures: standardised.
-            directions: of the particles, unit vectors.
-            has_sheaf: without, all stalks are nothing, and an ordinary graph is left.
+            features: standardised features.
+            directions: viewing directions, unit vectors.
+            has_sheaf: False for the baseline, an ordinary graph whose stalks are all zero.
         """
-        edges, angles_rad = nearest_directions(directions, NEIGHBOURS)
-        around = _mean_around(figures, edges)
+        edges, angles_rad = nearest_directions(directions, _NEIGHBOURS)
+        neighbour_means = _neighbour_means(features, edges)
         if not has_sheaf:
-            nothing = CellularSheaf(edges[:0], figures.new_zeros(0, 2, 0, 0), edges.new_zeros(len(figures)))
+            no_sheaf = CellularSheaf(edges[:0], features.new_zeros(0, 2, 0, 0), edges.new_zeros(len(features)))
             no_bars, no_stalks = (
-                figures.new_zeros(len(figures), 2),
-                figures.new_zeros(len(figures), 0, figures.shape[1]),
+                features.new_zeros(len(features), 2),
+                features.new_zeros(len(features), 0, features.shape[1]),
             )
-            return cls(figures, around, no_bars, no_stalks, nothing)
-        complex_ = clique_complex(len(figures), edges)
-        weights = flag_weights(complex_, angles_rad)
-        found = PersistentSheaf.of(complex_, 1, weights, _HORIZON_RAD)
+            return cls(features, neighbour_means, no_bars, no_stalks, no_sheaf)
+        complex_ = clique_complex(len(features), edges)
+        persistent = PersistentSheaf.from_complex(complex_, 1, flag_weights(complex_, angles_rad), _HORIZON_RAD)
+        bars, sheaf = persistent.vertices, persistent.sheaf
         tail, head = complex_.simplices[1].unbind(1)
-        along = figures[head] - figures[tail]
-        members = found.vertices.members.clamp(min=0)
-        at_members = along[members] if len(along) else figures.new_zeros(*members.shape, figures.shape[1])
-        differences = found.vertices.cycles.to(figures) @ at_members
-        there = found.vertices.mask.to(figures)
-        number = there.sum(1)
-        mean_length = (there * found.vertices.lengths.to(figures)).sum(1) / number.clamp(min=1)
-        sheaf = CellularSheaf(found.sheaf.edges, found.sheaf.restrictions.to(figures), found.sheaf.vertex_dims)
-        return cls(figures, around, torch.stack([number, mean_length], 1), differences, sheaf)
+        along_edges = features[head] - features[tail]
+        members = bars.members.clamp(min=0)
+        at_members = along_edges[members] if len(along_edges) else features.new_zeros(*members.shape, features.shape[1])
+        bar_features = bars.cycles.to(features) @ at_members
+        mask = bars.mask.to(features)
+        n_bars = mask.sum(1)
+        mean_length = (mask * bars.lengths.to(features)).sum(1) / n_bars.clamp(min=1)
+        sheaf = CellularSheaf(sheaf.edges, sheaf.restrictions.to(features), sheaf.vertex_dims)
+        return cls(features, neighbour_means, torch.stack([n_bars, mean_length], 1), bar_features, sheaf)
 
 
-def _mean_around(
-    figures: Float[Tensor, "particles figures"], edges: Int[Tensor, "edges 2"]
-) -> Float[Tensor, "particles figures"]:
+def _neighbour_means(
+    features: Float[Tensor, "particles features"], edges: Int[Tensor, "edges 2"]
+) -> Float[Tensor, "particles features"]:
     first, second = edges.unbind(1)
-    counts = torch.bincount(edges.flatten(), minlength=len(figures)).clamp(min=1)
-    sums = torch.zeros_like(figures).index_add(0, first, figures[second]).index_add(0, second, figures[first])
+    counts = torch.bincount(edges.flatten(), minlength=len(features)).clamp(min=1)
+    sums = torch.zeros_like(features).index_add(0, first, features[second]).index_add(0, second, features[first])
     return sums / counts[:, None]
 
 
 def nearest_directions(
-    directions: Float[Tensor, "particles coordinates"], neighbours: int
+    directions: Float[Tensor, "particles 3"], neighbours: int
 ) -> tuple[Int[Tensor, "edges 2"], Float[Tensor, " edges"]]:
-    """Pairs of particles one of which is among the nearest of the other, in ascending order, and the angles between.
+    """Graph of nearest neighbours: pairs in ascending order, and the angles between them in radians.
 
     Args:
         directions: unit vectors.
-        neighbours: how many of each; fewer where there are fewer particles.
+        neighbours: number of nearest neighbours of each; fewer where there are fewer particles.
     """
     views = torch.nn.functional.normalize(directions.double().cpu(), dim=1)
-    wanted = min(neighbours, len(views) - 1)
-    if wanted < 1:
+    count = min(neighbours, len(views) - 1)
+    if count < 1:
         return torch.zeros(0, 2, dtype=torch.long), views.new_zeros(0)
-    found = torch.from_numpy(cKDTree(views.numpy()).query(views.numpy(), wanted + 1)[1]).long()
-    own = torch.arange(len(views))[:, None].expand_as(found)
-    pairs = torch.stack([own, found], -1)[own != found]
+    nearest = torch.from_numpy(cKDTree(views.numpy()).query(views.numpy(), count + 1)[1]).long()
+    itself = torch.arange(len(views))[:, None].expand_as(nearest)
+    pairs = torch.stack([itself, nearest], -1)[itself != nearest]
     edges = pairs.sort(1).values.unique(dim=0)
     chord = (views[edges[:, 0]] - views[edges[:, 1]]).norm(dim=1)
     return edges, 2 * torch.asin((chord / 2).clamp(max=1))
 
 
 class SheafNetwork(nn.Module):
-    """A logit of being junk for each particle of a graph.
+    """A logit of being an outlier for each particle of a graph.
 
     Args:
-        figures: of each particle.
+        n_features: number of features of a particle.
         channels: width of the sheaf layers.
-        hidden: width of the layer that decides.
+        hidden: width of the hidden layer of the classifier.
     """
 
-    def __init__(self, figures: int, channels: int = 8, hidden: int = 16) -> None:
+    def __init__(self, n_features: int, channels: int = 8, hidden: int = 16) -> None:
         super().__init__()
-        self.convolution = SheafConvolution(figures, channels)
+        self.convolution = SheafConvolution(n_features, channels)
         self.attention = SheafAttention(channels, channels)
-        self.decision = nn.Sequential(nn.Linear(2 * figures + 2 + channels, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        inputs = 2 * n_features + 2 + channels
+        self.classifier = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
     def forward(self, graph: ViewGraph) -> Float[Tensor, " particles"]:
         """The logits."""
-        x = self.attention(graph.sheaf, self.convolution(graph.sheaf, graph.differences))
-        seen = torch.cat([graph.figures, graph.around, graph.bars, stalk_lengths(x)], 1)
-        logits: Tensor = self.decision(seen)
+        x = self.attention(graph.sheaf, self.convolution(graph.sheaf, graph.bar_features))
+        inputs = torch.cat([graph.features, graph.neighbour_means, graph.bar_statistics, stalk_norms(x)], 1)
+        logits: Tensor = self.classifier(inputs)
         return logits.squeeze(1)
 
 
@@ -142,24 +143,25 @@ class SheafScorer:
     """A trained network as a scorer of particles.
 
     Args:
-        network: the network.
-        location: by which figures are standardised.
-        spread: see there.
-        has_sheaf: whether it sees stalks; without, it is its own twin, a network on an ordinary graph.
+        network: the trained network.
+        location: median of each feature, subtracted.
+        scale: robust standard deviation of each feature, divided by.
+        has_sheaf: False for the baseline, the same network on an ordinary graph.
     """
 
     network: SheafNetwork
-    location: Float[Tensor, " figures"]
-    spread: Float[Tensor, " figures"]
+    location: Float[Tensor, " features"]
+    scale: Float[Tensor, " features"]
     has_sheaf: bool = True
 
-    def graph(self, evidence: ParticleFeatures) -> ViewGraph:
-        """What the network sees; figures beyond ten spreads count as ten."""
-        figures = ((evidence.features - self.location) / self.spread).clamp(-10, 10)
-        return ViewGraph.of(figures, evidence.directions, has_sheaf=self.has_sheaf)
+    def graph(self, features: ParticleFeatures) -> ViewGraph:
+        """Input of the network; features are clipped at ten standard deviations."""
+        standardised = (features.features - self.location) / self.scale
+        standardised = standardised.clamp(-_MAX_DEVIATIONS, _MAX_DEVIATIONS)
+        return ViewGraph.from_directions(standardised, features.directions, has_sheaf=self.has_sheaf)
 
     @torch.no_grad()
-    def score(self, evidence: ParticleFeatures) -> Float[Tensor, " particles"]:
-        """The logit of being junk."""
-        logits: Tensor = self.network(self.graph(evidence))
+    def score(self, features: ParticleFeatures) -> Float[Tensor, " particles"]:
+        """The logit of being an outlier."""
+        logits: Tensor = self.network(self.graph(features))
         return logits

@@ -1,4 +1,4 @@
-"""Training of the sheaf network on particles some of which were spoilt on purpose."""
+"""Training of the sheaf network on particles some of which were replaced by synthetic outliers."""
 
 from collections.abc import Sequence
 
@@ -15,34 +15,35 @@ _LEARNING_RATE, _WEIGHT_DECAY = 0.01, 1e-3
 
 def train_sheaf_scorer(
     examples: Sequence[LabelledFeatures],
-    location: Float[Tensor, " figures"],
-    spread: Float[Tensor, " figures"],
+    location: Float[Tensor, " features"],
+    scale: Float[Tensor, " features"],
     *,
     epochs: int,
     seed: int,
     has_sheaf: bool = True,
 ) -> SheafScorer:
-    """Fit a network to labelled graphs, one step for each in every epoch.
+    """Fit a network to labelled graphs, one optimizer step for each graph in every epoch.
 
     Args:
-        examples: each a whole set of particles with labels.
-        location: by which figures are standardised.
-        spread: see there.
+        examples: labelled sets of particles, a graph each.
+        location: median of each feature, subtracted.
+        scale: robust standard deviation of each feature, divided by.
         epochs: passes over the examples.
-        seed: of the first weights.
-        has_sheaf: False trains the twin without a sheaf.
+        seed: random seed of the initial weights.
+        has_sheaf: False trains the baseline without a sheaf.
     """
-    with torch.random.fork_rng(devices=[]):  # layers draw their weights from the global generator
+    with torch.random.fork_rng(devices=[]):  # layers initialise their weights from the global generator
         torch.manual_seed(seed)
         network = SheafNetwork(len(location))
-    scorer = SheafScorer(network, location, spread, has_sheaf)
-    graphs = [scorer.graph(example.evidence) for example in examples]
+    scorer = SheafScorer(network, location, scale, has_sheaf)
+    graphs = [scorer.graph(example.features) for example in examples]
     optimizer = torch.optim.Adam(network.parameters(), _LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
     for _ in range(epochs):
         for graph, example in zip(graphs, examples, strict=True):
             optimizer.zero_grad()
-            kept = example.is_labelled
-            loss = binary_cross_entropy_with_logits(network(graph)[kept], example.is_junk[kept])
+            loss = binary_cross_entropy_with_logits(
+                network(graph)[example.is_labelled], example.is_outlier[example.is_labelled]
+            )
             loss.backward()
             optimizer.step()
     return scorer

@@ -10,86 +10,76 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_TOP = 3  # tetrahedra: their faces, triangles, still have a key of 64 bits for two million vertices
+_MAX_DIMENSION = 3  # tetrahedra: their faces, triangles, still have a key of 64 bits for two million vertices
 
 
 @dataclass(frozen=True)
 class SimplicialComplex:
-    """Simplices of each dimension.
+    """Simplices of each dimension, closed under taking faces.
 
     Args:
-        simplices: row i of entry k holds the k + 1 vertices of a k-simplex; all faces of a simplex are there too, and
-            none twice.
+        simplices: for each dimension k the k + 1 vertices of every k-simplex, none twice.
     """
 
     simplices: tuple[Int[Tensor, "_ _"], ...]
 
     @classmethod
-    def of(cls, n_vertices: int, *tops: Int[Tensor, "_ _"]) -> "SimplicialComplex":
-        """The complex of these simplices and their faces; vertices in ascending order orient all of them.
+    def from_simplices(cls, n_vertices: int, *tops: Int[Tensor, "_ _"]) -> "SimplicialComplex":
+        """The complex of some simplices and all their faces, oriented by ascending vertices.
 
         Args:
-            n_vertices: how many, with those that belong to no simplex.
-            tops: simplices of one dimension each, vertices in any order.
+            n_vertices: number of vertices, including those that belong to no simplex.
+            tops: tables of simplices, one dimension each, vertices in any order.
 
         Raises:
             ValueError: a dimension above 3, or a vertex twice in one simplex.
         """
         top = max((rows.shape[1] - 1 for rows in tops), default=0)
-        if top > _TOP:
-            raise ValueError(f"simplices of dimension {top}: {_TOP} is the highest")
+        if top > _MAX_DIMENSION:
+            raise ValueError(f"simplices of dimension {top}: {_MAX_DIMENSION} is the maximum")
         device = tops[0].device if tops else None
-        found = [torch.arange(n_vertices, device=device)[:, None]]
+        simplices = [torch.arange(n_vertices, device=device)[:, None]]
         for k in range(1, top + 1):
-            parts = [
+            faces = [
                 rows.sort(1).values[:, list(chosen)]
                 for rows in tops
                 for chosen in combinations(range(rows.shape[1]), k + 1)
             ]
-            found.append(torch.cat(parts).unique(dim=0))
-        if any((rows[:, 1:] == rows[:, :-1]).any() for rows in found[1:]):
+            simplices.append(torch.cat(faces).unique(dim=0))
+        if any((rows[:, 1:] == rows[:, :-1]).any() for rows in simplices[1:]):
             raise ValueError("a simplex that holds one vertex twice")
-        return cls(tuple(found))
+        return cls(tuple(simplices))
 
     @property
     def n_vertices(self) -> int:
-        """How many vertices."""
+        """Number of vertices."""
         return len(self.simplices[0])
 
-    @property
-    def dimension(self) -> int:
-        """The highest dimension of which there are simplices."""
-        return max(k for k, rows in enumerate(self.simplices) if len(rows) or k == 0)
-
     def count(self, k: int) -> int:
-        """How many k-simplices; 0 for a dimension that is not there."""
+        """Number of k-simplices, 0 beyond the dimension of the complex."""
         return len(self.simplices[k]) if 0 <= k < len(self.simplices) else 0
 
     def boundary(self, k: int) -> tuple[Int[Tensor, "simplices faces"], Float[Tensor, "simplices faces"]]:
-        """The faces of dimension k - 1 of each k-simplex, and their signs in its boundary.
-
-        Args:
-            k: from 1.
-        """
+        """The faces of dimension k - 1 of each k-simplex, and their signs in its boundary; k at least 1."""
         rows = self.simplices[k]
         dropped = [[j for j in range(k + 1) if j != i] for i in range(k + 1)]
         faces = torch.stack([rows[:, kept] for kept in dropped], 1)
         index = self._find(faces)
         alternating = 1.0 - 2.0 * (torch.arange(k + 1, device=rows.device) % 2)
-        own = _parity(self.simplices[k - 1])[index]
-        return index, alternating.double() * _parity(faces) * own
+        stored_parity = _parity(self.simplices[k - 1])[index]
+        return index, alternating.double() * _parity(faces) * stored_parity
 
     def faces(self, k: int, j: int) -> Int[Tensor, "simplices faces"]:
-        """All faces of dimension j of each k-simplex, j up to k."""
+        """Indices of all faces of dimension j of each k-simplex, j at most k."""
         rows = self.simplices[k]
         return self._find(torch.stack([rows[:, list(chosen)] for chosen in combinations(range(k + 1), j + 1)], 1))
 
     def star(self, j: int, k: int) -> Int[Tensor, "centres members"]:
-        """The k-simplices that contain each j-simplex, -1 where there are fewer.
+        """Indices of the k-simplices that contain each j-simplex, padded with -1.
 
         Args:
             j: dimension of the centres.
-            k: dimension of the members; below j, or where the complex has none, the table has no columns.
+            k: dimension of the members; the table has no columns for k < j or where there are no k-simplices.
         """
         centres = self.count(j)
         if k < j or not self.count(k):
@@ -99,7 +89,7 @@ class SimplicialComplex:
         return group_rows(faces.flatten(), member, centres)
 
     def relative_boundary(self, j: int, k: int) -> Float[Tensor, "centres rows columns"]:
-        """Boundary of the k-simplices of each open star of a j-simplex, faces outside of the star dropped.
+        """Boundary matrix of the k-simplices in the open star of each j-simplex, without faces outside of the star.
 
         Args:
             j: dimension of the centres.
@@ -109,13 +99,13 @@ class SimplicialComplex:
         if not columns.shape[1] or not rows.shape[1]:
             return torch.zeros(*rows.shape, columns.shape[1], dtype=torch.float64, device=rows.device)
         index, sign = self.boundary(k)
-        own_faces, own_signs = index[columns], sign[columns]  # padding reads the last simplex, and is masked below
-        is_face = own_faces[:, None] == rows[:, :, None, None]
-        values = (is_face * own_signs[:, None]).sum(-1)
+        faces, signs = index[columns], sign[columns]  # padding reads the last simplex, and is masked below
+        is_face = faces[:, None] == rows[:, :, None, None]
+        values = (is_face * signs[:, None]).sum(-1)
         return values * (rows >= 0)[:, :, None] * (columns >= 0)[:, None]
 
     def _find(self, faces: Int[Tensor, "*batch vertices"]) -> Int[Tensor, "*batch"]:
-        """The row of each of these simplices, vertices in any order."""
+        """Index of each of some simplices of the complex, vertices in any order."""
         known = self._key(self.simplices[faces.shape[-1] - 1])
         order = known.argsort()
         return order[torch.searchsorted(known[order], self._key(faces).contiguous())]
@@ -128,29 +118,29 @@ class SimplicialComplex:
 
 
 def group_rows(keys: Int[Tensor, " items"], values: Int[Tensor, " items"], count: int) -> Int[Tensor, "count widest"]:
-    """The values of each key side by side, in ascending order, -1 where there are fewer.
+    """The values of each key in one row, in ascending order, padded with -1.
 
     Args:
-        keys: from 0 to count - 1.
-        values: one per key.
-        count: how many rows.
+        keys: row of each value, from 0 to count - 1.
+        values: values to group.
+        count: number of rows.
     """
     order = values.argsort(stable=True)
     order = order[keys[order].argsort(stable=True)]
     sizes = torch.bincount(keys, minlength=count)
     starts = sizes.cumsum(0) - sizes
-    place = torch.arange(len(keys), device=keys.device) - starts[keys[order]]
+    column = torch.arange(len(keys), device=keys.device) - starts[keys[order]]
     table = torch.full((count, int(sizes.max()) if len(keys) else 0), -1, device=keys.device)
-    return table.index_put((keys[order], place), values[order])
+    return table.index_put((keys[order], column), values[order])
 
 
 def clique_complex(n_vertices: int, edges: Int[Tensor, "edges 2"], dimension: int = 2) -> SimplicialComplex:
-    """All sets of vertices, up to dimension + 1 of them, any two of which are joined by an edge.
+    """Clique complex of a graph: all sets of up to dimension + 1 vertices any two of which are joined.
 
     Args:
-        n_vertices: how many.
-        edges: of a graph, in either direction, also both.
-        dimension: highest dimension to fill in, 1 to 3.
+        n_vertices: number of vertices.
+        edges: edges of the graph, in one direction or in both.
+        dimension: largest dimension of a simplex, 1 to 3.
     """
     ascending = edges.sort(1).values.unique(dim=0)
     later = group_rows(ascending[:, 0], ascending[:, 1], n_vertices)
@@ -170,12 +160,12 @@ def clique_complex(n_vertices: int, edges: Int[Tensor, "edges 2"], dimension: in
 def _is_in(wanted: Int[Tensor, "*batch"], ascending: Int[Tensor, " known"]) -> Bool[Tensor, "*batch"]:
     if not len(ascending):
         return torch.zeros_like(wanted, dtype=torch.bool)
-    place = torch.searchsorted(ascending, wanted.contiguous()).clamp(max=len(ascending) - 1)
-    return ascending[place] == wanted
+    index = torch.searchsorted(ascending, wanted.contiguous()).clamp(max=len(ascending) - 1)
+    return ascending[index] == wanted
 
 
 def _parity(rows: Int[Tensor, "*batch vertices"]) -> Float[Tensor, "*batch"]:
-    """1 where an even number of exchanges puts the vertices in ascending order, else -1."""
+    """Sign of the permutation that sorts the vertices."""
     sign = torch.ones(rows.shape[:-1], dtype=torch.float64, device=rows.device)
     for i, j in combinations(range(rows.shape[-1]), 2):
         sign = torch.where(rows[..., i] > rows[..., j], -sign, sign)

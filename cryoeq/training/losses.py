@@ -1,4 +1,4 @@
-"""What training makes small."""
+"""Loss functions of pose encoders and of the pose autoencoder."""
 
 import torch
 from jaxtyping import Complex, Float
@@ -15,24 +15,29 @@ def data_term(
     """Mean squared residual of each hypothesis over the Fourier coefficients of its image.
 
     Args:
-        predicted: what each hypothesis would look like.
-        observed: the images.
-        weights: how often each coefficient counts (2 for one of a Friedel pair).
+        predicted: transform that each hypothesis predicts.
+        observed: transforms of the images.
+        weights: multiplicity of each coefficient (2 for one of a Friedel pair).
     """
     residual = predicted - observed[:, None]
     return (residual.real.square() + residual.imag.square()) @ weights / weights.sum()
 
 
 def winner_takes_all(losses: Float[Tensor, "batch heads"], wta_epsilon: float) -> Float[Tensor, ""]:
-    """The best hypothesis of each image, plus a little of the others so that no head dies.
+    """Relaxed winner-takes-all loss over the hypotheses of each image.
 
-    Shekarforoush et al. 2024, CryoSPIN (NeurIPS); the wta_epsilon is ours.
+    For losses l of images i and heads h::
+
+        mean_i min_h l_ih  +  epsilon mean_ih l_ih
+
+    The second term keeps every head in training. Rupprecht et al. 2017, Learning in an uncertain world (arXiv
+    1612.00197); for poses Shekarforoush et al. 2024, CryoSPIN (NeurIPS).
     """
     return losses.min(1).values.mean() + wta_epsilon * losses.mean()
 
 
 def add_half_turn_hypotheses(proposals: PoseProposals, of_half_turned: PoseProposals) -> PoseProposals:
-    """The hypotheses of the images and those of their half-turned copies, all as poses of the images themselves.
+    """The hypotheses of the images and those of the half-turned images, all as poses of the images themselves.
 
     The minimum of the data term over them is the symmetric loss: the residual of a half-turned image at pose A equals
     that of the image at diag(-1, -1, 1) A. Levy et al. 2022, CryoAI (ECCV).
@@ -53,13 +58,15 @@ def pose_cost(
 ) -> Float[Tensor, "batch heads"]:
     """Squared distance of each hypothesis from a known pose.
 
-    Chordal for rotations, in units of their spread for shifts.
+    It is chordal for rotations, and relative to the standard deviation for shifts::
+
+        |R_h - R|^2 + |t_h - t|^2 / sigma^2
 
     Args:
-        proposals: of the encoder.
-        rotations: the true ones.
-        shifts_px: the true ones.
-        shift_sigma_px: spread of the shifts; 0 leaves them out.
+        proposals: hypotheses of the encoder.
+        rotations: known rotations R.
+        shifts_px: known shifts t.
+        shift_sigma_px: standard deviation sigma of the shifts per axis; 0 leaves them out.
     """
     cost = (proposals.rotations - rotations[:, None]).square().sum((-2, -1))
     if shift_sigma_px > 0:
@@ -70,21 +77,25 @@ def pose_cost(
 def head_classification_loss(
     logits: Float[Tensor, "batch heads"], costs: Float[Tensor, "batch heads"]
 ) -> Float[Tensor, ""]:
-    """Cross-entropy that teaches the logits which head is best."""
+    """Cross-entropy of the logits against the head of least cost."""
     return torch.nn.functional.cross_entropy(logits, costs.detach().argmin(1))
 
 
 def mixture_loss(
     logits: Float[Tensor, "batch heads"], costs: Float[Tensor, "batch heads"], concentration: float
 ) -> Float[Tensor, ""]:
-    """Negative log-density of the known pose under the heads as a mixture of bells, one per hypothesis.
+    """Negative log-density of the known pose under a mixture with one component per hypothesis.
 
-    It teaches poses and preferences at once, and each head in proportion to its share in the explanation. Bishop 1994,
-    Mixture density networks (Aston University, NCRG/94/004).
+    For the logits a and costs d of the heads h::
+
+        -log sum_h softmax(a)_h exp(-concentration d_h)
+
+    It trains poses and logits together, each head in proportion to its responsibility. Bishop 1994, Mixture density
+    networks (Aston University, NCRG/94/004).
 
     Args:
-        logits: of the heads.
+        logits: unnormalised log-weights of the components.
         costs: squared distance of each hypothesis from the known pose.
-        concentration: of the bells, exp(-concentration * cost).
+        concentration: inverse temperature of the components.
     """
     return -torch.logsumexp(torch.log_softmax(logits, 1) - concentration * costs, 1).mean()

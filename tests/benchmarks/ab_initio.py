@@ -31,13 +31,13 @@ import torch
 from benchmark_sets import DATA, SETS, prepare
 from recorded_runs import (
     CRYOEQ,
-    KEY,
     Record,
     append_record,
     cost_record,
     find_record,
     measure,
     read_records,
+    run_key,
     stage_seconds,
     stop_children_when_terminated,
 )
@@ -144,7 +144,7 @@ def latest(records: Sequence[Record], **wanted: object) -> list[Record]:
         wanted: values of ``set`` or ``mode``.
     """
     chosen = [record for record in records if all(record[name] == value for name, value in wanted.items())]
-    return list({str([record[name] for name in KEY]): record for record in chosen}.values())
+    return list({run_key(record): record for record in chosen}.values())
 
 
 Figure = Callable[[Record], Any]
@@ -224,8 +224,8 @@ def _groups(records: Sequence[Record], name: str, modes: Sequence[str]) -> Itera
     best = ", ".join(spread(MAP_FIGURES[figure], known) for figure in ("FSC 0.5 shell", "FSC 0.5 Å"))
     for mode in modes:
         runs = latest(records, set=name, mode=mode)
-        for options in sorted({tuple(record["options"]) for record in runs}):
-            group = [record for record in runs if tuple(record["options"]) == options]
+        for options in sorted({run_key(record)[-1] for record in runs}):
+            group = [record for record in runs if run_key(record)[-1] == options]
             found, middle = sum(is_success(record, *known) for record in group), POSE_FIGURES["rotation median °"]
             interval = binomtest(found, len(group)).proportion_ci(method="wilson")
             ratio = _ratio(_values(middle, group), _values(middle, limit))
@@ -240,7 +240,7 @@ def _ratio(ours: Sequence[float], limit: Sequence[float]) -> str:
 
 def _labels(group: Sequence[Record]) -> list[str]:
     own = list(SETS[group[0]["set"]].options)
-    extra = group[0]["options"][len(own) :]
+    extra = run_key(group[0])[-1][len(own) :]
     return [" ".join([group[0]["mode"], *extra])]
 
 

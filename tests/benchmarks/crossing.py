@@ -47,7 +47,7 @@ COUNT, MOST = 300, 20_000
 
 
 def run_key(box_px: int, steps: int) -> Record:
-    """What a record is known by: the box, and how long the encoder is taught."""
+    """What a record is known by: the box, and how long the encoder is trained."""
     options = [] if steps == SHIFTED_STEPS else [f"hybrid.training_steps={steps}"]
     return {"set": f"crossing{box_px}", "mode": "crossing", "seed": 0, "options": options}
 
@@ -59,7 +59,7 @@ def run_box(work: Path, records: Path, box_px: int, steps: int) -> None:
         work: folder of sets.
         records: the JSON file.
         box_px: side of the images.
-        steps: of teaching.
+        steps: training steps of the encoder.
     """
     key = run_key(box_px, steps)
     if find_record(read_records(records), key) is not None:
@@ -69,7 +69,7 @@ def run_box(work: Path, records: Path, box_px: int, steps: int) -> None:
         particles=folder / "particles.star",
         output=work / "none",
         pose_inference="hybrid",
-        hybrid=HybridConfig(steps=steps),
+        hybrid=HybridConfig(training_steps=steps),
     )
     wall = time.perf_counter()
     cpu_s, found = timed(lambda: compare(*open_scene(folder, config), config))
@@ -178,7 +178,9 @@ def main() -> None:
     parser.add_argument("--records", type=Path, default=RESULTS, help=f"JSON file (default {RESULTS.name})")
     parser.add_argument("--table", type=Path, help="write the tables to this file as Markdown")
     parser.add_argument("--no-runs", action="store_true", help="only the tables of what is recorded")
-    parser.add_argument("--steps", type=int, default=SHIFTED_STEPS, help="of teaching (default: the product's)")
+    parser.add_argument(
+        "--steps", type=int, default=SHIFTED_STEPS, help="training steps of the encoder (default: those of hybrid mode)"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     boxes = tuple(map(int, given.boxes))

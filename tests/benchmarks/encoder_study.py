@@ -31,8 +31,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cryoeq.domain.optics import Optics
 from cryoeq.equivariance import equivariance_penalty, plane_group
+from cryoeq.equivariance.actions import act_on_rotations
 from cryoeq.equivariance.groups import permute_pixels
-from cryoeq.equivariance.measure import act_on_rotations
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.io.model import read_atoms

@@ -33,7 +33,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from cryoeq.config.reconstruct import ReconstructConfig
-from cryoeq.data.prefetch import read_ahead
+from cryoeq.data.prefetch import prefetch
+from cryoeq.domain.events import result_of
 from cryoeq.domain.optics import Optics
 from cryoeq.geometry.disk_harmonics import disk_harmonics, support_radius
 from cryoeq.geometry.fourier import HalfPlane
@@ -44,8 +45,9 @@ from cryoeq.models.voxel_decoder import VoxelDecoder
 from cryoeq.physics.backprojection import WienerBackprojection
 from cryoeq.pipelines.reconstruct.build_autoencoder import build_plane, build_settings, build_state
 from cryoeq.reconstruction.expectation import expectation_step
-from cryoeq.reconstruction.particle_transforms import cat_transforms, load_batches
+from cryoeq.reconstruction.particle_transforms import load_transforms
 from cryoeq.reconstruction.pose_likelihood import PoseLikelihood, pose_grid
+from cryoeq.reconstruction.reference import Reference
 from cryoeq.runtime.batching import logging_interval
 from cryoeq.runtime.distributed import BatchShard
 from cryoeq.simulation.particles import DefocusRange, draw_ctf
@@ -115,7 +117,7 @@ def preprocess_cases(settings: Settings, plan: Plan) -> Iterator[Case]:
         plane = build_plane(dataset, settings.device)
         rows = torch.arange(plan.batch) % len(dataset)
         moved = 4.0 * box**2 * 2 + (8 + 4) * len(plane)  # the image here and there, its coefficients and CTF
-        batches = read_ahead(map(dataset.batch, repeat(rows)), settings.device)
+        batches = prefetch(map(dataset.batch, repeat(rows)), settings.device)
         share = BatchShard(slice(None), plan.batch, 1.0)
         seen = (transform(batch, plane, dataset.pixel_size_angstrom, 1.0, share) for batch in batches)
         yield Case("preprocess", "", box, "", 0, partial(next, seen), plan.batch, moved)
@@ -179,25 +181,29 @@ def decoder_cases(settings: Settings, plan: Plan) -> Iterator[Case]:
 
 
 def search_cases(settings: Settings, plan: Plan) -> Iterator[Case]:
-    """The E-step over all poses at one trial shift, and back-projection."""
+    """The E-step over all poses at one offset, and back-projection."""
     for box in settings.boxes_px:
-        images = cat_transforms([part for _, part in load_batches(with_ctf(box), settings.device)])
-        count, generator = len(images), torch.Generator().manual_seed(0)
-        part = images.within(RADIUS, box)
+        particles = result_of(load_transforms(with_ctf(box), settings.device))
+        count, generator = len(particles), torch.Generator().manual_seed(0)
+        part = particles.within(RADIUS, box)
         harmonics = disk_harmonics(box, RADIUS, support_radius(0.42, box), settings.device)
         volume = torch.randn(box, box, box, generator=generator).to(settings.device)
         grid = pose_grid(RADIUS, generator, settings.device)
         precision = torch.ones(len(part.plane), device=settings.device)
-        scores = PoseLikelihood.build(volume, grid, harmonics, precision)
+        likelihood = PoseLikelihood.build(Reference.build(volume, precision), grid, harmonics)
         shifts = torch.zeros(count, 1, 2, device=settings.device)
         poses = 2 * len(grid.views) * len(grid.inplane_rad)
-        looks = partial(lambda p, s, t: list(expectation_step(p, s, t, shift_sigma_px=0.0)), part, scores, shifts)
-        # The scores of an image are written once and read once for its sums, if nothing is kept in registers.
-        yield Case("E-step", f"{poses} poses", box, "", 0, looks, count, 12.0 * len(part.plane) + 8.0 * poses)
+        e_step = partial(
+            lambda p, s, t: result_of(expectation_step(p, s, t, shift_sigma_px=0.0)), part, likelihood, shifts
+        )
+        # The log-likelihoods of an image are written once and read once for its sums, if none is kept in registers.
+        yield Case("E-step", f"{poses} poses", box, "", 0, e_step, count, 12.0 * len(part.plane) + 8.0 * poses)
         rotations = random_rotations(count, generator, settings.device)
         sums = WienerBackprojection.empty(box, device=settings.device)
-        add = partial(sums.add, images.matched, images.power, rotations, images.plane)
-        moved = (8 + 4) * len(images.plane) + 8 * 2 * 12.0 * len(images.plane)  # eight neighbours read and written
+        add = partial(sums.add, particles.ctf_multiplied, particles.ctf_squared, rotations, particles.plane)
+        moved = (8 + 4) * len(particles.plane) + 8 * 2 * 12.0 * len(
+            particles.plane
+        )  # eight neighbours read and written
         yield Case("back-projection", "", box, "", 0, add, count, moved)
 
 

@@ -38,6 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cryoeq.config.loading import load_config
 from cryoeq.config.reconstruct import ReconstructConfig
+from cryoeq.domain.events import result_of
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import Volume
 from cryoeq.evaluation.poses import compare_poses
@@ -49,7 +50,7 @@ from cryoeq.models.pose_encoder import PoseEncoder
 from cryoeq.pipelines.reconstruct.build import build_dataset, build_stack
 from cryoeq.pipelines.reconstruct.build_autoencoder import build_plane, build_settings, build_state
 from cryoeq.training.autoencoder.loop import fit
-from cryoeq.training.autoencoder.pose_assignment import InferredPoses, infer_poses
+from cryoeq.training.autoencoder.pose_assignment import infer_poses
 from cryoeq.training.autoencoder.state import TrainingState
 
 RESULTS = Path(__file__).with_suffix(".json")
@@ -204,14 +205,15 @@ def run_and_score(config: ReconstructConfig, truth: Truth, work: Path) -> tuple[
         for _ in fit(state, dataset, plane, settings)
         if state.step % (LOOK_EVERY * per_epoch) == 0
     ]
-    events = infer_poses(state, dataset, plane, batch_size=4 * BATCH, is_symmetric=settings.is_symmetric, centred=True)
-    assignment = next(event for event in events if isinstance(event, InferredPoses))
+    inferred = result_of(
+        infer_poses(state, dataset, plane, batch_size=4 * BATCH, is_symmetric=settings.is_symmetric, centred=True)
+    )
     cost = Cost(round(time.perf_counter() - wall_s, 2), round(time.process_time() - cpu_s, 2))
-    errors = score_poses(assignment.poses, truth)
+    errors = score_poses(inferred.poses, truth)
     is_found = errors["rotation_deg"]["median"] < GOOD_MEDIAN_DEG
     return cost, {
         "poses": errors,
-        "explained_variance": round(assignment.explained, 4),
+        "explained_variance": round(inferred.explained, 4),
         "settled_epoch": settled_epoch(looks, looks[-1]),
         "found_epoch": settled_epoch(looks, truth.poses.rotations) if is_found else None,
         **score_decoded(Volume(state.decoder.to_map(), dataset.pixel_size_angstrom), truth, work),

@@ -5,7 +5,7 @@
 
 Speed: d4 encoders of three trunks, one thread, CPU time, turns of the variants interleaved, the least of each kept;
 each variant at its own best batch. "trained" is the encoder itself, "fp32" its plain form, "compiled" that by
-torch.compile where a compiler is found. Accuracy: an encoder learns from renderings of the chiral phantom (24 px, a
+torch.compile where a compiler is found. Accuracy: an encoder learns from projections of the chiral phantom (24 px, a
 tenth of its power in noise) and poses 4,096 others; the ranges of 8 bits are those of 512 more. "turned wrong" counts
 integers of the trunk that are not exactly those of the turned image, over all elements of d4. Whole: ``cryoeq infer``
 on simulated particles, and the CPU time of its parts.
@@ -23,13 +23,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from phantom_projections import RADIUS, phantom_map, simulate_phantom
 from torch import Tensor, nn
 
 from cryoeq.cli.main import run
 from cryoeq.data.dataset import ParticleDataset
-from cryoeq.equivariance.measure import transform_images
+from cryoeq.equivariance.actions import transform_images
 from cryoeq.geometry.fourier import HalfPlane
-from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
+from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.io.checkpoint import save_checkpoint
 from cryoeq.io.mrc import write_map
 from cryoeq.io.particles import read_particles
@@ -37,13 +38,9 @@ from cryoeq.io.text import read_json, write_json
 from cryoeq.models.export.exported_encoder import ExportedEncoder, export_encoder
 from cryoeq.models.export.quantized_encoder import quantize_encoder
 from cryoeq.models.pose_encoder import PoseEncoder, TrunkKind
-from cryoeq.physics.projection import extract_slices, prepare_slices
-from cryoeq.simulation.density import sample_atoms
 from cryoeq.training.synthetic.encoder_input import EncoderInput, best_hypotheses, encoder_box_px, propose_poses
 from cryoeq.training.synthetic.encoder_training import EncoderTrainingSettings, train_encoder
 from cryoeq.training.synthetic.pose_estimator import PoseEstimator
-from cryoeq.training.synthetic.projections import ProjectionSimulator
-from phantoms import chiral_phantom
 
 RESULTS = Path(__file__).with_suffix(".json")
 SPEED: tuple[tuple[TrunkKind, int, bool], ...] = (
@@ -56,7 +53,7 @@ TURNS = 2
 TAUGHT: tuple[tuple[TrunkKind, tuple[int, ...] | None, bool], ...] = (
     ("dense", (512,), False), ("conv", None, True), ("mobilenet", None, True),
 )  # fmt: skip
-BOX, RADIUS, ANGPIX, STEPS, BATCH, HEADS = 24, 8, 5.0, 300, 128, 8
+STEPS, BATCH, HEADS = 300, 128, 8
 WHOLE = ((64, 2048), (128, 1024))
 
 Record = dict[str, float | int | str | bool]
@@ -131,37 +128,27 @@ def measure_speed(trunk: TrunkKind, box: int, *, low_passes: bool) -> Record:
     }
 
 
-def lessons_on_the_phantom() -> ProjectionSimulator:
-    """SyntheticProjections without a CTF; noise has a tenth of the mean power of the signal."""
-    volume = torch.as_tensor(sample_atoms(chiral_phantom(28.0), BOX, ANGPIX).values).float()
-    plane, padded = HalfPlane.up_to(BOX, RADIUS), prepare_slices(volume)
-    slices = extract_slices(padded, random_rotations(64, torch.Generator().manual_seed(0)), plane)
-    amplitude = slices.abs().square().mean(0).sqrt()
-    box = encoder_box_px(RADIUS)
-    weights = 1 / (amplitude.square() + amplitude.square().mean()).sqrt()
-    view = EncoderInput(HalfPlane.up_to(box, RADIUS), weights, BOX / box, torch.zeros(1, 2), True)
-    sigma = (amplitude.square().mean() / 10).sqrt().expand(len(plane)).clone()
-    return ProjectionSimulator(padded, plane, torch.ones(1, len(plane)), sigma, view, 0.0)
-
-
 def measure_accuracy(trunk: TrunkKind, channels: tuple[int, ...] | None, *, low_passes: bool) -> Record:
-    """Teach an encoder, and pose new renderings in every precision."""
-    lessons = lessons_on_the_phantom()
+    """Train an encoder, and pose new projections in every precision."""
+    simulator = simulate_phantom()
     torch.manual_seed(0)
     encoder = PoseEncoder("d4", encoder_box_px(RADIUS), HEADS, channels, trunk=trunk, low_passes=low_passes)
-    for _ in train_encoder(encoder, lessons, EncoderTrainingSettings(STEPS, BATCH, 5e-3, 2.0, 0.2), seed=0):
+    for _ in train_encoder(encoder, simulator, EncoderTrainingSettings(STEPS, BATCH, 5e-3, 2.0, 0.2), seed=0):
         pass
     with torch.no_grad():
-        calibration = lessons.view.images(lessons.render(512, torch.Generator().manual_seed(98)).matched)
-        matched, rotations, *_ = lessons.render(4096, torch.Generator().manual_seed(99))
+        encoder_input = simulator.encoder_input
+        calibration = encoder_input.images(simulator.simulate(512, torch.Generator().manual_seed(98)).ctf_multiplied)
+        projections = simulator.simulate(4096, torch.Generator().manual_seed(99))
         nets = variants(encoder, calibration)
         nets.pop("compiled", None)
         record: Record = {"part": "accuracy", "trunk": trunk, "low_passes": low_passes, "steps": STEPS}
         for name, net in nets.items():
-            found, _ = best_hypotheses(propose_poses(net, matched, lessons.view))
-            record[name] = round(math.degrees(float(rotation_angle_rad(found, rotations).median())), 3)
+            found, _ = best_hypotheses(propose_poses(net, projections.ctf_multiplied, encoder_input))
+            record[name] = round(math.degrees(float(rotation_angle_rad(found, projections.rotations).median())), 3)
         record["int8_over_fp32"] = round(float(record["int8"]) / float(record["fp32"]), 3)
-        record["turned_wrong"] = turned_wrong(encoder, nets["int8"], lessons.view.images(matched[:256]))
+        record["turned_wrong"] = turned_wrong(
+            encoder, nets["int8"], encoder_input.images(projections.ctf_multiplied[:256])
+        )
     return record
 
 
@@ -182,16 +169,16 @@ def measure_whole(box: int, count: int) -> Record:
     record: Record = {"part": "whole", "box_px": box, "particles": count}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_map(folder / "map.mrc", sample_atoms(chiral_phantom(28.0), box, 5.0 * 24 / box))
+        write_map(folder / "map.mrc", phantom_map(box))
         words = ["-o", str(folder / "new"), "-n", str(count), "--snr", "0.1", "--device", "cpu"]
         assert run(["simulate", str(folder / "map.mrc"), *words]) == 0
         radius = 10
         small = encoder_box_px(radius)
         plane = HalfPlane.up_to(small, radius)
         encoder = settled("dense", small, low_passes=False)
-        view = EncoderInput(plane, torch.ones(len(plane)) / box, box / small, torch.zeros(1, 2), True)
-        taught = PoseEstimator(encoder, view, radius, box, 5.0 * 24 / box, True)
-        save_checkpoint(folder / "encoder.pt", taught.to_state())
+        encoder_input = EncoderInput(plane, torch.ones(len(plane)) / box, box / small, torch.zeros(1, 2), True)
+        estimator = PoseEstimator(encoder, encoder_input, radius, box, 5.0 * 24 / box, True)
+        save_checkpoint(folder / "encoder.pt", estimator.to_state())
         stack = read_particles(folder / "new" / "particles.star")
         dataset = ParticleDataset.open(stack, working_box_px=box, cache_bytes=0)
         for precision in ("fp32", "int8"):
@@ -200,12 +187,12 @@ def measure_whole(box: int, count: int) -> Record:
             assert run(["infer", str(folder), str(folder / "new" / "particles.star"), *out]) == 0
             record[f"{precision}_command_s"] = round(time.process_time() - began, 2)
             parts = {"reading": 0.0, "transform": 0.0, "encoder": 0.0}
-            ready = taught.in_precision(precision, dataset.batch(torch.arange(512)))
+            ready = estimator.in_precision(precision, dataset.batch(torch.arange(512)))
             clock = time.process_time()
             for batch in dataset.batches(1024):
                 now = time.process_time()
                 parts["reading"] += now - clock
-                ready.matched(batch)
+                ready.transform(batch)
                 clock = time.process_time()
                 parts["transform"] += clock - now
                 ready.propose(batch)

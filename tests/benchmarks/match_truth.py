@@ -1,4 +1,4 @@
-"""The limit of the data: particles posed by matching them to the true map, over all poses and shifts, then refined.
+"""The limit of the data: particles posed by matching them to the true map, over all poses and offsets, then refined.
 
     python tests/benchmarks/match_truth.py PARTICLES.star --map TRUTH.mrc --start TRUTH.star -o DIR [--shift-sigma A]
 
@@ -14,89 +14,86 @@ import torch
 
 from cryoeq.config.loading import load_config
 from cryoeq.config.reconstruct import ReconstructConfig
-from cryoeq.domain.pose import Poses
+from cryoeq.domain.events import result_of
+from cryoeq.domain.pose import Poses, PoseSet
 from cryoeq.geometry.disk_harmonics import disk_harmonics, support_radius
 from cryoeq.io.mrc import read_map
 from cryoeq.io.particles import ParticleStack, read_particles, write_particle_star
 from cryoeq.physics.projection import extract_slices, prepare_slices
-from cryoeq.pipelines.reconstruct.build import build_dataset, build_refinement_settings, build_stack
-from cryoeq.reconstruction.expectation import expectation_step, hexagonal_offsets
+from cryoeq.pipelines.reconstruct.build import build_ab_initio_settings, build_dataset, build_stack
+from cryoeq.reconstruction.expectation import expectation_step, hexagonal_offsets, offset_step_px
 from cryoeq.reconstruction.global_realignment import search_poses_exhaustively
-from cryoeq.reconstruction.local_refinement import Reference, RefinedPoses, refine_poses
-from cryoeq.reconstruction.noise_model import noise_precision
-from cryoeq.reconstruction.particle_transforms import ParticleTransforms, cat_transforms, load_batches
+from cryoeq.reconstruction.local_refinement import RefinedPoses, refine_poses
+from cryoeq.reconstruction.particle_transforms import ParticleTransforms, load_transforms
 from cryoeq.reconstruction.pose_likelihood import PoseLikelihood, pose_grid
+from cryoeq.reconstruction.reference import Reference
 from cryoeq.reconstruction.state import RefinementSettings
 
-_TRIALS = 7  # shifts tried around that of the coarse search, where there are any
+_OFFSETS = 7  # sampled around that of the coarse search, where particles are shifted
+_OFFSETS_PER_WAVELENGTH = 2.5
 
 
 def match(
-    images: ParticleTransforms, volume: torch.Tensor, settings: RefinementSettings, generator: torch.Generator
+    particles: ParticleTransforms, volume: torch.Tensor, settings: RefinementSettings, generator: torch.Generator
 ) -> RefinedPoses:
-    """The most likely pose of each image found by a coarse search with all shifts, and a fine one around its shift.
+    """The most likely pose found by a coarse search with all offsets, and a fine one around the offset found.
 
     Args:
-        images: all of them.
+        particles: CTF-multiplied transforms of all particles.
         volume: the map, at their scale.
         settings: of the search.
-        generator: of grids.
+        generator: random number generator of grids.
     """
-    n, every = images.plane.box_size_px, torch.arange(len(images))
-    coarse = search_poses_exhaustively(images, every, volume, settings, generator)
-    first = refine(images, volume, (coarse.rotations, coarse.shifts_px), settings)
-    part = images.within(settings.searched_shell, n)
-    harmonics = disk_harmonics(n, settings.searched_shell, support_radius(settings.particle_radius, n), volume.device)
-    grid = pose_grid(settings.searched_shell, generator, volume.device)
-    scores = PoseLikelihood.build(volume, grid, harmonics, noise_precision(images, volume, part))
-    count = _TRIALS if settings.shift_sigma_px > 0 else 1
-    trials = hexagonal_offsets(first.shifts_px, n / (2.5 * settings.searched_shell), count, generator)
-    *_, (_, found) = expectation_step(part, scores, trials, shift_sigma_px=settings.shift_sigma_px)
-    if found is None:
-        raise ValueError("there are no images")
-    second = refine(images, volume, (found.posterior.rotations, found.posterior.shifts_px), settings)
-    rows = torch.where(second.log_likelihood > first.log_likelihood, every + len(images), every)
-    return RefinedPoses.join([first, second]).rows(rows)
+    n, rows = particles.plane.box_size_px, torch.arange(len(particles))
+    reference, radius = Reference.prepare(volume, particles), settings.max_exhaustive_shell
+    coarse = search_poses_exhaustively(particles, rows, reference, settings, generator)
+    first = refine(particles, reference, coarse.poses, settings)
+    harmonics = disk_harmonics(n, radius, support_radius(settings.mask_radius, n), volume.device)
+    likelihood = PoseLikelihood.build(reference, pose_grid(radius, generator, volume.device), harmonics)
+    count = _OFFSETS if settings.shift_sigma_px > 0 else 1
+    step_px = offset_step_px(n, radius, _OFFSETS_PER_WAVELENGTH)
+    offsets = hexagonal_offsets(first.poses.shifts_px, step_px, count, generator)
+    steps = expectation_step(particles.within(radius, n), likelihood, offsets, shift_sigma_px=settings.shift_sigma_px)
+    second = refine(particles, reference, result_of(steps).posterior.poses, settings)
+    best = torch.where(second.log_likelihood > first.log_likelihood, rows + len(particles), rows)
+    return RefinedPoses.cat([first, second]).rows(best)
 
 
 def refine(
-    images: ParticleTransforms,
-    volume: torch.Tensor,
-    start: tuple[torch.Tensor, torch.Tensor],
-    settings: RefinementSettings,
+    particles: ParticleTransforms, reference: Reference, poses: PoseSet, settings: RefinementSettings
 ) -> RefinedPoses:
     """To the nearest maximum of the likelihood, at 10 cycles per box and then at all.
 
     Args:
-        images: all of them.
-        volume: the map.
-        start: rotations and shifts.
-        settings: spread of the shifts.
+        particles: CTF-multiplied transforms of all particles.
+        reference: the map.
+        poses: initial poses.
+        settings: standard deviation of the offsets.
     """
-    n = images.plane.box_size_px
+    n = particles.plane.box_size_px
     for radius in (min(10, n // 2 - 1), n // 2 - 1):
-        part = images.within(radius, n)
-        reference = Reference.build(volume, part.plane, noise_precision(images, volume, part))
-        refined = refine_poses(part, reference, *start, shift_sigma_px=settings.shift_sigma_px)
-        start = (refined.rotations, refined.shifts_px)
+        subset = particles.within(radius, n)
+        refined = refine_poses(subset, reference, poses, shift_sigma_px=settings.shift_sigma_px)
+        poses = refined.poses
     return refined
 
 
 def scaled_to(
-    images: ParticleTransforms, volume: torch.Tensor, truth: Poses, pixel_size_angstrom: float
+    particles: ParticleTransforms, volume: torch.Tensor, truth: Poses, pixel_size_angstrom: float
 ) -> torch.Tensor:
-    """The map times the number by which its projections explain the images best.
+    """The map times the number by which its projections explain the particles best.
 
     Args:
-        images: all of them.
+        particles: CTF-multiplied transforms of all particles.
         volume: the true map.
         truth: the true poses.
-        pixel_size_angstrom: of the images.
+        pixel_size_angstrom: of the particles.
     """
-    slices = extract_slices(prepare_slices(volume), truth.rotations.float(), images.plane)
-    centred = images.centred(truth.shifts_angstrom.float() / pixel_size_angstrom)
-    explained = (centred * slices.conj()).real @ images.plane.weights
-    power = (images.power * slices.abs().square()) @ images.plane.weights
+    plane = particles.plane
+    poses = PoseSet.from_angstrom(truth, pixel_size_angstrom, plane.box_size_px).each(torch.Tensor.float)
+    slices = extract_slices(prepare_slices(volume), poses.rotations, plane)
+    explained = (particles.centred(poses.shifts_px) * slices.conj()).real @ plane.weights
+    power = (particles.ctf_squared * slices.abs().square()) @ plane.weights
     return volume * float(explained.sum() / power.sum())
 
 
@@ -126,14 +123,14 @@ def main() -> None:
     config = load_config(ReconstructConfig, explicit=explicit)
     stack = build_stack(config, with_poses=False)
     dataset = build_dataset(config, stack, None)
-    images = cat_transforms([part for _, part in load_batches(dataset, torch.device("cpu"))])
+    particles = result_of(load_transforms(dataset, torch.device("cpu")))
     _, truth = true_poses(given.start)
     volume = read_map(given.map, angpix=dataset.pixel_size_angstrom).values
-    settings = replace(build_refinement_settings(config, dataset), symmetry=torch.eye(3)[None])
-    volume = scaled_to(images, volume, truth, dataset.pixel_size_angstrom)
-    found = match(images, volume, settings, torch.Generator().manual_seed(given.seed))
+    settings = replace(build_ab_initio_settings(config, dataset).refinement, symmetry=torch.eye(3)[None])
+    volume = scaled_to(particles, volume, truth, dataset.pixel_size_angstrom)
+    found = match(particles, volume, settings, torch.Generator().manual_seed(given.seed))
     given.output.mkdir(parents=True, exist_ok=True)
-    poses = Poses(found.rotations, found.shifts_px * dataset.pixel_size_angstrom)
+    poses = found.poses.to_angstrom(dataset.pixel_size_angstrom)
     write_particle_star(given.output / "run_data.star", stack.star, poses)
 
 

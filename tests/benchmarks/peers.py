@@ -33,6 +33,7 @@ from recorded_runs import (
     find_record,
     measure,
     read_records,
+    run_key,
     stop_children_when_terminated,
 )
 from scoring import Truth, read_poses, read_truth, score_map, score_poses
@@ -293,7 +294,7 @@ def table(records: Sequence[Record]) -> str:
     figures = POSE_FIGURES | maps | COST_FIGURES
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in latest(records):
-        groups.setdefault((record["set"], record["mode"], " ".join(record["options"])), []).append(record)
+        groups.setdefault((record["set"], record["mode"], " ".join(run_key(record)[-1])), []).append(record)
     rows = [
         [name, mode, f"{len(group)}", *(spread(figure, group) for figure in figures.values()), _times(group, groups)]
         for (name, mode, _), group in sorted(groups.items())

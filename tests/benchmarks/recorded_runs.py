@@ -19,18 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import cryoeq
+from cryoeq.config.older_keys import RENAMED
 from cryoeq.io.text import read_json, write_json
 
 Record = dict[str, Any]
-KEY = ("set", "mode", "seed", "options")
-STAGES = {
-    "searching": "starts",
-    "refining all": "joint iterations",
-    "second look": "second looks",
-    "refining the halves": "half sets",
-    "refining locally": "local refinement",
+STAGES = {  # of a search, under the names that the records have for them
+    "initial model": "starts",
+    "consensus refinement": "joint iterations",
+    "final iteration": "joint iterations",
+    "global re-alignment": "second looks",
+    "half-set refinement": "half sets",
+    "local refinement": "local refinement",
 }
-_LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)  (?:([a-z ]+):)?")
+_LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)  (?:([a-z][a-z -]*?)(?: \d+/\d+)?:)?")
 _MEASURED_CHILD = Path(__file__).with_name("measured_child.py")
 _NO_LIMIT_S = threading.TIMEOUT_MAX
 CRYOEQ = str(Path(sys.executable).with_name("cryoeq"))
@@ -118,14 +119,29 @@ def read_records(path: Path) -> list[Record]:
     return read_json(path) if path.is_file() else []
 
 
+def run_key(record: Mapping[str, Any]) -> tuple[str, str, int, tuple[str, ...]]:
+    """What a run is known by, its settings under today's names: set, mode, seed and options.
+
+    Args:
+        record: a record, or the key of one.
+    """
+    return record["set"], record["mode"], record["seed"], tuple(map(_with_current_key, record["options"]))
+
+
+def _with_current_key(option: str) -> str:
+    """An option ``key=value`` of any version under today's key; other words as they are."""
+    key, equals, value = option.partition("=")
+    return f"{RENAMED.get(key, key)}{equals}{value}"
+
+
 def find_record(records: Iterable[Record], key: Mapping[str, object]) -> Record | None:
-    """The latest record of a run.
+    """The latest record of a run, whatever its settings were called when it was made.
 
     Args:
         records: in the order in which they were made.
         key: its set, mode, seed and options.
     """
-    found = [record for record in records if all(record[name] == key[name] for name in KEY)]
+    found = [record for record in records if run_key(record) == run_key(key)]
     return found[-1] if found else None
 
 

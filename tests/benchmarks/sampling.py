@@ -3,10 +3,11 @@
     python tests/benchmarks/sampling.py                  what is recorded is not done again
     python tests/benchmarks/sampling.py --report         the table of what is recorded
 
-A dense so2 encoder learns from renderings of the chiral phantom (24 px, a tenth of its power in noise). Accuracy is the
-median rotation error on renderings that it has not seen; equivariance the median angle between the pose of a particle
-turned by 10 to 80 degrees and the turned pose, on clean slices, which turn without interpolation. Memory is what one
-training step keeps for its gradients, time the CPU's. The paper's claim (arXiv 2409.08741): better at few samples.
+A dense so2 encoder learns from projections of the chiral phantom (24 px, a tenth of its power in noise). Accuracy is
+the median rotation error on projections that it was not trained on; equivariance the median angle between the pose of a
+particle rotated by 10 to 80 degrees and the rotated pose, on clean slices, which rotate without interpolation. Memory
+is what one training step keeps for its gradients, time the CPU's. The paper's claim (arXiv 2409.08741): better at few
+samples.
 """
 
 import argparse
@@ -17,19 +18,17 @@ import time
 from pathlib import Path
 
 import torch
+from phantom_projections import RADIUS, simulate_phantom
 from torch import Tensor
 
-from cryoeq.equivariance.measure import act_on_rotations
-from cryoeq.geometry.fourier import HalfPlane
+from cryoeq.equivariance.actions import act_on_rotations
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
 from cryoeq.io.text import read_json, write_json
 from cryoeq.models.pose_encoder import EncoderDesign, PoseEncoder, SamplerKind
-from cryoeq.physics.projection import extract_slices, prepare_slices
-from cryoeq.simulation.density import sample_atoms
-from cryoeq.training.synthetic.encoder_input import EncoderInput, best_hypotheses, encoder_box_px, propose_poses
+from cryoeq.physics.projection import extract_slices
+from cryoeq.training.synthetic.encoder_input import best_hypotheses, encoder_box_px, propose_poses
 from cryoeq.training.synthetic.encoder_training import EncoderTrainingSettings, train_encoder
 from cryoeq.training.synthetic.projections import ProjectionSimulator
-from phantoms import chiral_phantom
 
 RESULTS = Path(__file__).with_suffix(".json")
 CASES: tuple[tuple[SamplerKind, int], ...] = (
@@ -37,24 +36,9 @@ CASES: tuple[tuple[SamplerKind, int], ...] = (
     *(("uniform", n) for n in (5, 8, 12, 24)),
 )  # fmt: skip
 SEEDS = range(2)
-BOX, RADIUS, ANGPIX = 24, 8, 5.0
 WIDTH, STEPS, BATCH = 320, 500, 128
 
 Record = dict[str, float | int | str]
-
-
-def lessons_on_the_phantom() -> ProjectionSimulator:
-    """SyntheticProjections without a CTF; noise has a tenth of the mean power of the signal."""
-    volume = torch.as_tensor(sample_atoms(chiral_phantom(28.0), BOX, ANGPIX).values).float()
-    plane = HalfPlane.up_to(BOX, RADIUS)
-    padded = prepare_slices(volume)
-    slices = extract_slices(padded, random_rotations(64, torch.Generator().manual_seed(0)), plane)
-    amplitude = slices.abs().square().mean(0).sqrt()
-    box = encoder_box_px(RADIUS)
-    weights = 1 / (amplitude.square() + amplitude.square().mean()).sqrt()
-    view = EncoderInput(HalfPlane.up_to(box, RADIUS), weights, BOX / box, torch.zeros(1, 2), True)
-    sigma = (amplitude.square().mean() / 10).sqrt().expand(len(plane)).clone()
-    return ProjectionSimulator(padded, plane, torch.ones(1, len(plane)), sigma, view, 0.0)
 
 
 def saved_bytes(encoder: PoseEncoder, images: Tensor) -> int:
@@ -72,7 +56,7 @@ def saved_bytes(encoder: PoseEncoder, images: Tensor) -> int:
 
 
 @torch.no_grad()
-def equivariance_error_deg(encoder: PoseEncoder, lessons: ProjectionSimulator) -> float:
+def equivariance_error_deg(encoder: PoseEncoder, simulator: ProjectionSimulator) -> float:
     """Median over clean slices, each turned in the plane by an angle of its own."""
     generator = torch.Generator().manual_seed(7)
     rotations = random_rotations(256, generator)
@@ -82,7 +66,7 @@ def equivariance_error_deg(encoder: PoseEncoder, lessons: ProjectionSimulator) -
     )
     turned = torch.cat([act_on_rotations(g, a)[None] for g, a in zip(turns, rotations, strict=True)])
     heads = [
-        propose_poses(encoder, extract_slices(lessons.padded, poses, lessons.plane), lessons.view)
+        propose_poses(encoder, extract_slices(simulator.padded, poses, simulator.plane), simulator.encoder_input)
         for poses in (rotations, turned)
     ]  # fmt: skip
     before, after = (found.rotations[:, 0] for found in heads)
@@ -92,7 +76,7 @@ def equivariance_error_deg(encoder: PoseEncoder, lessons: ProjectionSimulator) -
 
 def run(sampler: SamplerKind, samples: int, seed: int) -> Record:
     """Train one encoder and measure it."""
-    lessons = lessons_on_the_phantom()
+    simulator = simulate_phantom()
     torch.manual_seed(seed)
     encoder = PoseEncoder(
         "so2",
@@ -103,13 +87,14 @@ def run(sampler: SamplerKind, samples: int, seed: int) -> Record:
         design=EncoderDesign(sampler=sampler, samples=samples),
     )
     began = time.process_time()
-    for _ in train_encoder(encoder, lessons, EncoderTrainingSettings(STEPS, BATCH, 5e-3, 2.0, 0.2), seed=seed):
+    for _ in train_encoder(encoder, simulator, EncoderTrainingSettings(STEPS, BATCH, 5e-3, 2.0, 0.2), seed=seed):
         pass
     trained = time.process_time() - began
-    matched, rotations, *_ = lessons.render(512, torch.Generator().manual_seed(99))
+    projections = simulator.simulate(512, torch.Generator().manual_seed(99))
+    images, rotations = projections.ctf_multiplied, projections.rotations
     began = time.process_time()
     with torch.no_grad():
-        found, _ = best_hypotheses(propose_poses(encoder, matched, lessons.view))
+        found, _ = best_hypotheses(propose_poses(encoder, images, simulator.encoder_input))
     posed = time.process_time() - began
     return {
         "sampler": sampler,
@@ -117,8 +102,8 @@ def run(sampler: SamplerKind, samples: int, seed: int) -> Record:
         "seed": seed,
         "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
         "median_error_deg": round(math.degrees(float(rotation_angle_rad(found, rotations).median())), 2),
-        "equivariance_error_deg": round(equivariance_error_deg(encoder, lessons), 3),
-        "kept_mib": round(saved_bytes(encoder.train(), lessons.view.images(matched[:BATCH])) / 2**20, 2),
+        "equivariance_error_deg": round(equivariance_error_deg(encoder, simulator), 3),
+        "kept_mib": round(saved_bytes(encoder.train(), simulator.encoder_input.images(images[:BATCH])) / 2**20, 2),
         "step_cpu_ms": round(1e3 * trained / STEPS, 1),
         "image_cpu_ms": round(1e3 * posed / 512, 3),
         "load_average": round(os.getloadavg()[0], 2),

@@ -31,15 +31,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.data.preprocessing import Preprocessing
+from cryoeq.domain.events import result_of
 from cryoeq.domain.optics import Optics
 from cryoeq.domain.particles import ParticleTable
 from cryoeq.io.images import LazyImages
 from cryoeq.io.text import read_json, write_json
-from cryoeq.pipelines.reconstruct.build import build_refinement_settings
+from cryoeq.pipelines.reconstruct.build import build_ab_initio_settings
 from cryoeq.pipelines.reconstruct.build_autoencoder import build_plane, build_settings, build_state
 from cryoeq.reconstruction.half_set_refinement import begin_refinement, refine_consensus
 from cryoeq.reconstruction.initial_model import InitialModel
-from cryoeq.reconstruction.particle_transforms import cat_transforms, load_batches
+from cryoeq.reconstruction.particle_transforms import load_transforms
 from cryoeq.runtime import distributed as processes
 from cryoeq.runtime.torchrun import torchrun_environment
 from cryoeq.training.autoencoder.loop import fit
@@ -124,14 +125,15 @@ def search_iterations(images: int) -> Iterator[None]:
     """
     config = ReconstructConfig.model_validate({"particles": "none", "output": "none"})
     dataset = noise(images, 32)
-    observed = cat_transforms([part for _, part in load_batches(dataset, CPU)])
-    settings = replace(build_refinement_settings(config, dataset), settled_shells=(10,), further_iterations=0)
+    particles = result_of(load_transforms(dataset, CPU))
+    refinement = build_ab_initio_settings(config, dataset).refinement
+    settings = replace(refinement, consensus_shells=(10,), max_extra_iterations=0)
     generator = torch.Generator().manual_seed(1)
-    basin = InitialModel(torch.randn(16, 16, 16, generator=generator), torch.zeros(images, 2), 0.0)
+    model = InitialModel(torch.randn(16, 16, 16, generator=generator), torch.zeros(images, 2), 0.0)
     half_set = 1 + torch.arange(images) % 2
     while True:
-        for _ in refine_consensus(begin_refinement(basin, observed, half_set, settings, 7), observed, settings, seed=0):
-            pass
+        state = begin_refinement(model, particles, half_set, settings, 7)
+        result_of(refine_consensus(state, particles, settings, seed=0))
         yield
 
 
@@ -174,7 +176,7 @@ def measure_as_process(result: Path, repeats: int, scale: float) -> None:
     """What each process does; the first writes."""
     torch.set_num_threads(1)
     figures: dict[str, dict[str, float]] = {}
-    with processes.joined(CPU):
+    with processes.process_group(CPU):
         for name, (work, per_process) in WORK.items():
             images = max(ALMOST_NONE, round(scale * per_process)) * torchrun_environment().size
             (wall_s, cpu_s), few = seconds_of(work(images), repeats), ALMOST_NONE * torchrun_environment().size

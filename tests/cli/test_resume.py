@@ -1,4 +1,4 @@
-"""A run that was stopped at any moment goes on, and ends where the deferred_signals one ends."""
+"""A run that was stopped at any moment goes on, and ends where the uninterrupted one ends."""
 
 import shutil
 import signal
@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from cryoeq.cli.main import run
-from cryoeq.io.text import read_json
+from cryoeq.io.text import read_json, write_json
+from older_runs import flat, with_older_keys
 
 RESULTS = ("run_data.star", "run_fsc.star", "run_fsc.xml")
 pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
@@ -236,6 +237,22 @@ def test_a_stray_checkpoint_is_no_start(tmp_path: Path, command: list[str], tiny
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"of another program")
     assert run(command) == 0
     assert_same_results(tmp_path / "run", tiny_run)
+
+
+def test_a_training_of_version_0_1_goes_on(tmp_path: Path, command: list[str], tiny_run: Path, stopped: Path) -> None:
+    """Its record and its checkpoint hold the settings under their older names."""
+    job = read_json(stopped / "job.json")
+    write_json(stopped / "job.json", job | {"settings": with_older_keys(job["settings"])})
+    checkpoint = torch.load(stopped / "checkpoint.pt", weights_only=True)
+    assert "loss.wta_epsilon" in checkpoint["settings"]
+    checkpoint["settings"] = flat(with_older_keys(checkpoint["settings"]))
+    assert "loss.leak" in checkpoint["settings"]
+    torch.save(checkpoint, stopped / "checkpoint.pt")
+    for name in (*RESULTS, *MAPS):
+        (stopped / name).unlink()
+    assert run([*command, "--resume"]) == 0
+    assert "Resumed at step 9." in (stopped / "run.log").read_text()
+    assert_same_results(stopped, tiny_run)
 
 
 def test_resume_alone_goes_on_with_all_that_the_record_holds(

@@ -23,7 +23,7 @@ Decoder = VoxelDecoder | ImplicitDecoder
 
 @dataclass(frozen=True)
 class Law:
-    """How to build a decoder at a random start, and how well its slices fit its map there.
+    """Builder of a decoder with random initial values, and tolerances of its slices there.
 
     Args:
         build: from a source of chance.
@@ -74,18 +74,18 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 def test_the_map_is_real(decoder: Decoder, rotations: Tensor) -> None:
-    slices, turned = decoder(rotations, PLANE).detach(), decoder(HALF_TURN @ rotations, PLANE)
+    slices, opposite = decoder(rotations, PLANE).detach(), decoder(HALF_TURN @ rotations, PLANE)
     assert float(slices.abs().max()) > 0
-    assert relative_error(turned, slices.conj()) < 1e-5
+    assert relative_error(opposite, slices.conj()) < 1e-5
     assert relative_error(slices, slices.conj()) > 0.1
     assert float(slices[:, (PLANE.coords == 0).all(1)].imag.abs().max()) < 1e-6
 
 
 def test_slices_are_the_transform_of_the_map(law: Law, decoder: Decoder) -> None:
-    turns = rotations_of_the_cube()
-    assert len(turns) == 24
-    x, y, z = ((PLANE.coords.float() @ turns[:, :2]).long() + N // 2).unbind(-1)
-    assert relative_error(decoder(turns, PLANE), fft_map(decoder.to_map())[z, y, x]) < law.grid_error
+    rotations = rotations_of_the_cube()
+    assert len(rotations) == 24
+    x, y, z = ((PLANE.coords.float() @ rotations[:, :2]).long() + N // 2).unbind(-1)
+    assert relative_error(decoder(rotations, PLANE), fft_map(decoder.to_map())[z, y, x]) < law.grid_error
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

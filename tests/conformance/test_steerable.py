@@ -104,7 +104,7 @@ def double() -> Iterator[None]:
 
 
 def act(group: PlaneGroup, kind: FieldKind, g: Tensor, maps: Tensor) -> Tensor:
-    """The turned map of fields: pixels move, components mix; channels are (component, field)."""
+    """The transformed map of fields: pixels move, components mix; channels are (component, field)."""
     matrix = group.action(kind, g).to(maps)
     by_component = permute_pixels(maps, g).unflatten(1, (len(matrix), -1))
     return torch.einsum("ab,nbfhw->nafhw", matrix, by_component).flatten(1, 2)
@@ -188,8 +188,8 @@ def test_kernels_obey_the_constraint(name: str, pair: tuple[FieldKind, FieldKind
     kernels = steerable_kernels(group, *pair, 5).double()
     for g in group.elements():
         matrices = [group.action(kind, g) for kind in pair]
-        turned = torch.einsum("ab,kbchw,dc->kadhw", matrices[1], permute_pixels(kernels, g), matrices[0])
-        torch.testing.assert_close(turned, kernels, atol=1e-6, rtol=0)
+        rotated = torch.einsum("ab,kbchw,dc->kadhw", matrices[1], permute_pixels(kernels, g), matrices[0])
+        torch.testing.assert_close(rotated, kernels, atol=1e-6, rtol=0)
 
 
 HIGHEST = {1: (0,), 3: (0, 2), 5: (0, 2, 2)}
@@ -251,12 +251,12 @@ def test_a_net_whose_group_is_restricted_at_depth_turns_with_the_smaller_group(
     images = torch.randn(2, 1, SIZE, SIZE, generator=generator)
     reference = second(first(images)).detach()
     for g in small.elements():
-        turned = second(first(permute_pixels(images, g)))
-        torch.testing.assert_close(turned, act(small, "vector", g, reference), atol=1e-5, rtol=1e-5)
+        rotated = second(first(permute_pixels(images, g)))
+        torch.testing.assert_close(rotated, act(small, "vector", g, reference), atol=1e-5, rtol=1e-5)
     if large.has_mirrors and not small.has_mirrors:
         mirror = torch.diag(torch.tensor([-1.0, 1.0], dtype=torch.float64))
-        turned = second(first(permute_pixels(images, mirror)))
-        assert (turned.detach() - act(large, "vector", mirror, reference)).abs().max() > 0.1 * reference.abs().max()
+        rotated = second(first(permute_pixels(images, mirror)))
+        assert (rotated.detach() - act(large, "vector", mirror, reference)).abs().max() > 0.1 * reference.abs().max()
 
 
 @pytest.mark.parametrize("kind", ["hidden", "scalar", Irreps(1), Fourier(1)], ids=str)
@@ -277,7 +277,7 @@ def test_fields_that_do_not_fit_are_refused() -> None:
         plane_group("so2").dim("regular")
     with pytest.raises(ValueError, match="is no function"):
         FieldActivation(plane_group("d4"), 1, kind="vector")
-    with pytest.raises(ValueError, match="no invariant part"):
+    with pytest.raises(ValueError, match="no invariant component"):
         IrrepActivation(plane_group("d4"), 1, "vector", gate="gated")
     with pytest.raises(ValueError, match="is no element of c4"):
         plane_group("c4").action("hidden", plane_group("c8").elements(grid_exact=False)[1])
@@ -291,31 +291,31 @@ IMPLICIT_PAIRS: tuple[tuple[FieldKind, FieldKind], ...] = (
 )
 
 
-def turned_condition(g: Tensor, condition: Tensor) -> Tensor:
-    """The scalar stays; the vector is that of a line: it turns twice as fast, and a mirror x -> -x takes a to -a."""
-    tensor = torch.stack([condition[:, 1:], condition[:, 1:].flip(1) * torch.tensor([1.0, -1.0])], 1)
-    moved = g.to(condition) @ tensor @ g.to(condition).T
-    return torch.stack([condition[:, 0], moved[:, 0, 0], moved[:, 0, 1]], 1)
+def rotated_features(g: Tensor, ctf_features: Tensor) -> Tensor:
+    """The scalar stays; the vector is that of a line: it rotates twice as fast, and a mirror x -> -x takes a to -a."""
+    tensor = torch.stack([ctf_features[:, 1:], ctf_features[:, 1:].flip(1) * torch.tensor([1.0, -1.0])], 1)
+    moved = g.to(ctf_features) @ tensor @ g.to(ctf_features).T
+    return torch.stack([ctf_features[:, 0], moved[:, 0, 0], moved[:, 0, 1]], 1)
 
 
 @pytest.mark.parametrize("pair", IMPLICIT_PAIRS, ids=str)
 @pytest.mark.parametrize("name", [name for name in GROUP_NAMES if name != "d16"])
-def test_implicit_kernels_obey_the_constraint_with_their_condition(
+def test_implicit_kernels_obey_the_constraint_with_their_ctf_features(
     name: str, pair: tuple[FieldKind, FieldKind], generator: torch.Generator
 ) -> None:
     """K(gx, gz) = rho_out(g) K(x, z) rho_in(g)^-1, the same in training and evaluation."""
     group = plane_group(name)
     torch.manual_seed(0)
     basis = ImplicitBasis(group, *pair, 5, conditioned=True)
-    condition = torch.randn(2, 3, generator=generator)
-    kernels = basis(condition).detach()
+    ctf_features = torch.randn(2, 3, generator=generator)
+    kernels = basis(ctf_features).detach()
     assert (kernels[0] - kernels[1]).abs().max() > 0.01 * kernels.abs().max()
     for g in group.elements():
         matrices = [group.action(kind, g).float() for kind in pair]
-        turned = torch.einsum("ab,zkbchw,dc->zkadhw", matrices[1], permute_pixels(kernels, g), matrices[0])
-        found = basis(turned_condition(g, condition)).detach()
-        torch.testing.assert_close(found, turned, atol=1e-5 * float(kernels.abs().max()), rtol=0)
-    torch.testing.assert_close(basis.eval()(condition), kernels, atol=0, rtol=0)
+        rotated = torch.einsum("ab,zkbchw,dc->zkadhw", matrices[1], permute_pixels(kernels, g), matrices[0])
+        found = basis(rotated_features(g, ctf_features)).detach()
+        torch.testing.assert_close(found, rotated, atol=1e-5 * float(kernels.abs().max()), rtol=0)
+    torch.testing.assert_close(basis.eval()(ctf_features), kernels, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("is_whole", [False, True])
@@ -327,14 +327,14 @@ def test_a_conditioned_convolution_filters_each_image_with_its_own_kernels(
     torch.manual_seed(0)
     conv = ConditionedConv(group, (2, "scalar"), (3, "hidden"), SIZE if is_whole else 5, is_whole=is_whole)
     maps = torch.randn(2, 2, SIZE, SIZE, generator=generator)
-    condition = torch.randn(2, 3, generator=generator)
-    found = conv(maps, condition)
-    for place in range(2):
-        kernels = conv.basis(condition)[place]
+    ctf_features = torch.randn(2, 3, generator=generator)
+    found = conv(maps, ctf_features)
+    for index in range(2):
+        kernels = conv.basis(ctf_features)[index]
         filters = torch.einsum("cfn,noiyx->ocifyx", conv.weight, kernels).flatten(2, 3).flatten(0, 1)
         padding = 0 if is_whole else 2
-        expected = nn.functional.conv2d(maps[place : place + 1], filters, padding=padding)
-        torch.testing.assert_close(found[place : place + 1], expected, atol=1e-4, rtol=1e-4)
+        expected = nn.functional.conv2d(maps[index : index + 1], filters, padding=padding)
+        torch.testing.assert_close(found[index : index + 1], expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.usefixtures("double")

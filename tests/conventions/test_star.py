@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
-from cryoeq.io.euler import relion_euler_deg, rotations_from_euler_deg
+from cryoeq.io.euler import relion_euler_deg, rotations_from_euler_deg, view_angles_deg
 from cryoeq.io.mrc import read_map
 from cryoeq.io.particles import ParticleStack, read_particles
 
@@ -73,6 +73,7 @@ def test_angles_of_random_rotations_agree_with_scipy(generator: torch.Generator)
     rotations = torch.linalg.qr(rotations).Q * torch.linalg.det(torch.linalg.qr(rotations).Q)[:, None, None]
     scipy = Rotation.from_matrix(rotations.mT.numpy()).as_euler("ZYZ", degrees=True)
     np.testing.assert_allclose(relion_euler_deg(rotations).numpy(), scipy, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(view_angles_deg(rotations[:, 2]).numpy(), scipy[:, :2], rtol=0, atol=1e-6)
 
 
 def _positions(n: int, n_dims: int) -> torch.Tensor:

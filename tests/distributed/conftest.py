@@ -14,8 +14,8 @@ import os, runpy, sys, torch, warnings
 os.environ.update({environment!r})
 torch.set_num_threads(1)
 sys.stderr = sys.stdout = open({said!r}, "a", buffering=1)
-from cryoeq.domain.processes import joined
-with joined(torch.device("cpu")):
+from cryoeq.runtime.distributed import process_group
+with process_group(torch.device("cpu")):
     result = runpy.run_path({file!r})[{name!r}](*{arguments!r})
     torch.save(result, {result!r})
 """

@@ -22,7 +22,7 @@ def talk() -> dict[str, Any]:
         "rank": rank,
         "share": processes.shard(rows),
         "halves": [processes.shard_half_set(rows, half) for half in (1, 2)],
-        "gathered": processes.all_gather((squares, own.double()), own, ROWS + 1),
+        "gathered": processes.all_gather_rows((squares, own.double()), own, ROWS + 1),
         "sum": processes.all_reduce(torch.tensor([rank + 1.0, 2.0])),
         "complex sum": processes.all_reduce(torch.tensor([complex(rank, 1)])),
         "first": processes.broadcast(torch.tensor(rank + 5.0)),
@@ -30,9 +30,9 @@ def talk() -> dict[str, Any]:
     }
     values = torch.randn(ROWS, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     for count in (ROWS, 1):  # of one image all processes make the same
-        share = BatchShard.of(count)
-        said[f"mean {count}"] = share.mean(values[share.places].mean(0)) - values[:count].mean(0)
-        said[f"batch {count}"] = share.gather(values[share.places]) - values[:count]
+        share = BatchShard.local(count)
+        said[f"mean {count}"] = share.mean(values[share.positions].mean(0)) - values[:count].mean(0)
+        said[f"batch {count}"] = share.gather(values[share.positions]) - values[:count]
         said[f"weight {count}"] = processes.all_reduce(torch.tensor(share.weight))
     parameters = [
         torch.nn.Parameter(torch.zeros(2, 3)),
@@ -82,6 +82,6 @@ def test_a_process_that_is_alone_keeps_what_it_has() -> None:
     assert processes.broadcast(values) is values
     assert processes.shard(torch.arange(5)).tolist() == list(range(5))
     assert processes.shard_half_set(torch.arange(5), 2).tolist() == list(range(5))
-    assert BatchShard.of(5).weight == 1.0
+    assert BatchShard.local(5).weight == 1.0
     assert processes.is_main_process()
     assert not processes.any_rank(False)

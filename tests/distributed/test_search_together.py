@@ -21,18 +21,19 @@ from torch import Tensor
 from cryoeq.config.loading import load_config
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
-from cryoeq.domain.pose import Poses
+from cryoeq.domain.events import result_of
+from cryoeq.domain.pose import Poses, PoseSet
 from cryoeq.io.mrc import read_map
 from cryoeq.io.particles import read_particles
 from cryoeq.io.star import read_star
 from cryoeq.io.text import read_json
-from cryoeq.physics.projection import extract_slices, prepare_slices
-from cryoeq.pipelines.build import build_dataset, build_stack
-from cryoeq.pipelines.kept_steps import Step
-from cryoeq.pipelines.search import search_poses
-from cryoeq.training.growth import map_precision
-from cryoeq.training.local_refinement import Reference, RefinedPoses, refine_poses
-from cryoeq.training.observed_images import ObservedImages, join, observe_all
+from cryoeq.physics.projection import extract_slices
+from cryoeq.pipelines.reconstruct.build import build_dataset, build_stack
+from cryoeq.pipelines.reconstruct.search import search_poses
+from cryoeq.reconstruction.local_refinement import RefinedPoses, refine_poses
+from cryoeq.reconstruction.particle_transforms import ParticleTransforms, load_transforms
+from cryoeq.reconstruction.reference import Reference
+from cryoeq.reconstruction.state import Step
 
 Start = Callable[..., list[ForkServerProcess]]
 Wait = Callable[..., list[int]]
@@ -78,19 +79,15 @@ def search(particles: str, settings: dict[str, object]) -> dict[str, dict[str, T
     def keep(name: str, step: Step) -> Step:
         state = yield from step
         found[name] = {
-            "rotations": state.rotations, "shifts": state.shifts_px, "confidence": state.confidence,
-            "log evidence": state.log_evidence, "fsc": state.fsc, "half set": state.half_set,
-            "first map": state.maps[0], "second map": state.maps[1],
+            "rotations": state.poses.rotations, "shifts": state.poses.shifts_px,
+            "confidence": state.particles.confidence, "log evidence": state.particles.log_evidence, "fsc": state.fsc,
+            "half set": state.half_set, "first map": state.reference.of_half(1),
+            "second map": state.reference.of_half(2),
         }  # fmt: skip
         return state
 
-    steps = search_poses(config, in_double(dataset), torch.device("cpu"), keep)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            result = end.value
-            break
+    result = result_of(search_poses(config, in_double(dataset), torch.device("cpu"), keep))
+    assert result.half_poses is not None
     found["result"] = {
         "rotations": result.poses.rotations, "shifts": result.poses.shifts_angstrom, "confidence": result.confidence,
         "half rotations": result.half_poses.rotations, "half shifts": result.half_poses.shifts_angstrom,
@@ -104,13 +101,15 @@ def test_several_processes_find_what_one_finds(
     together: Callable[..., list[Any]], tiny_particles: Path, count: int
 ) -> None:
     short = {
-        "starts": 1, "start_iterations": 12, "batch_size": 32, "start_shell": 5, "settled_shells": [4, 5],
-        "further_iterations": 1, "iterations": 2, "searched_shell": 6, "polishing_iterations": 1, "trial_shifts": 3,
+        "multi_start.min": 1, "initial_model.iterations": 12, "initial_model.batch_size": 32,
+        "initial_model.last_shell": 5, "consensus.shells": [4, 5], "consensus.max_extra_iterations": 1,
+        "half_sets.iterations": 2, "half_sets.max_exhaustive_shell": 6, "local_refinement.iterations": 1,
+        "offset_samples": 3,
     }  # fmt: skip
     settings = {f"search.{key}": value for key, value in short.items()}
     arguments = (__file__, "search", str(tiny_particles / "particles.star"), settings)
     (alone,) = together(1, *arguments)
-    assert {"start_0", "settled_0", "grown", "looked_again", "polished", "finished", "result"} == alone.keys()
+    assert {"initial_model_0", "consensus_0", "half_sets", "realigned", "local", "final", "result"} == alone.keys()
     for shared in together(count, *arguments):
         for step, before in alone.items():
             for name, expected in before.items():
@@ -121,18 +120,19 @@ def test_several_processes_find_what_one_finds(
                     scale = float(expected.abs().max())
                     torch.testing.assert_close(ours, expected, rtol=0, atol=ROUNDING * scale, msg=f"{step}, {name}")
     # The halves share no map once they have parted, and their poses none with those of all particles.
-    assert relative_difference(alone["grown"]["first map"], alone["grown"]["second map"]) > 0.1
+    assert relative_difference(alone["half_sets"]["first map"], alone["half_sets"]["second map"]) > 0.1
 
 
-def maxima(images: ObservedImages, volume: Tensor, poses: Poses, pixel: float) -> tuple[RefinedPoses, Tensor]:
+def maxima(particles: ParticleTransforms, volume: Tensor, poses: Poses, pixel: float) -> tuple[RefinedPoses, Tensor]:
     """Of the likelihood of each image, nearest to its pose; how far rounding may change their heights."""
-    reference = Reference.build(volume, images.plane, map_precision(images, volume, images))
-    rotations, shifts = poses.rotations.float(), (poses.shifts_angstrom / pixel).float()
-    refined = refine_poses(images, reference, rotations, shifts, shift_sigma_px=1.0, steps=20)
-    slices = extract_slices(prepare_slices(volume), refined.rotations, images.plane)
-    products = (images.centred(refined.shifts_px) * slices.conj()).real.abs() + 0.5 * images.power * slices.abs() ** 2
+    plane, reference = particles.plane, Reference.prepare(volume, particles)
+    start = PoseSet(poses.rotations.float(), (poses.shifts_angstrom / pixel).float(), plane.box_size_px)
+    refined = refine_poses(particles, reference, start, shift_sigma_px=1.0, steps=20)
+    slices = extract_slices(reference.padded, refined.poses.rotations, plane)
+    centred = particles.centred(refined.poses.shifts_px)
+    products = (centred * slices.conj()).real.abs() + 0.5 * particles.ctf_squared * slices.abs() ** 2
     # A sum of n numbers is off by no more than n eps times the sum of their sizes (Higham 2002, equation 4.4).
-    rounding = torch.finfo(torch.float32).eps * len(images.plane) * (products @ reference.weighted_precision)
+    rounding = torch.finfo(torch.float32).eps * len(plane) * (products @ reference.weights(plane))
     return refined, rounding
 
 
@@ -153,7 +153,7 @@ def test_a_search(
         assert relative_difference(found, expected) ** 2 < 1 / images, name
     # Poses are the same, by far closer than the image determines them, or ties: maxima of one height.
     _, dataset = opened(star, {})
-    observed = join([part for _, part in observe_all(dataset, torch.device("cpu"))])
+    observed = result_of(load_transforms(dataset, torch.device("cpu")))
     volume, pixel = read_map(searched_run / "run_class001.mrc").values, dataset.pixel_size_angstrom
     poses = [posed(run / "run_data.star", searched_particles) for run in (folder, searched_run)]
     (here, rounding), (there, _) = (maxima(observed, volume, one, pixel) for one in poses)

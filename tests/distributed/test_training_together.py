@@ -15,6 +15,7 @@ from cryoeq.config.loading import load_config
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.data.preprocessing import Preprocessing
+from cryoeq.domain.events import result_of
 from cryoeq.domain.optics import Optics
 from cryoeq.domain.particles import ParticleTable
 from cryoeq.equivariance import plane_group
@@ -22,7 +23,7 @@ from cryoeq.io.images import LazyImages
 from cryoeq.pipelines.reconstruct.build_autoencoder import build_plane, build_settings, build_state
 from cryoeq.simulation.particles import DefocusRange, draw_ctf
 from cryoeq.training.autoencoder.loop import fit
-from cryoeq.training.autoencoder.pose_assignment import InferredPoses, infer_poses
+from cryoeq.training.autoencoder.pose_assignment import infer_poses
 
 COUNT, BOX, BATCH = 41, 16, 12  # the last batch of an epoch has 5 images, the shares of 4 processes 2, 1, 1 and 1
 
@@ -70,13 +71,12 @@ def train(group: str, trunk: str, extra: dict[str, object]) -> dict[str, Any]:
     torch.set_default_dtype(torch.float64)
     state.encoder.double(), state.decoder.double()
     state.residual_power, state.rotations = state.residual_power.double(), state.rotations.double()
-    figures = [dict(event.metrics) for event in fit(state, particles, plane, settings)]
+    metrics = [dict(event.metrics) for event in fit(state, particles, plane, settings)]
     read = [rows.clone() for rows in particles.read]
-    *_, found = infer_poses(state, particles, plane, batch_size=5, is_symmetric=False, centred=False)
-    assert isinstance(found, InferredPoses)
+    found = result_of(infer_poses(state, particles, plane, batch_size=5, is_symmetric=False, centred=False))
     learnt = [*state.encoder.state_dict().values(), *state.decoder.state_dict().values(), state.residual_power]
     return {
-        "figures": figures,
+        "metrics": metrics,
         "read": read,
         "learnt": torch.cat([values.double().flatten() for values in learnt]),
         "history": torch.tensor(list(state.history.values())),
@@ -104,13 +104,13 @@ CASES = [
         for count in (2, 4)
     ],
 )
-def test_several_processes_learn_what_one_learns(
+def test_several_processes_train_what_one_trains(
     together: Callable[..., list[Any]], group: str, trunk: str, extra: dict[str, object], count: int
 ) -> None:
     (alone,) = together(1, __file__, "train", group, trunk, extra)
     shared = together(count, __file__, "train", group, trunk, extra)
     for one in shared:
-        for ours, theirs in zip(one["figures"], alone["figures"], strict=True):
+        for ours, theirs in zip(one["metrics"], alone["metrics"], strict=True):
             assert ours == pytest.approx(theirs, rel=1e-8, nan_ok=True)
         for name in ("learnt", "history", "remembered", "poses", "shifts", "confidence"):
             torch.testing.assert_close(one[name], alone[name], rtol=1e-7, atol=1e-8, equal_nan=True)

@@ -1,4 +1,4 @@
-"""Laws of the learnt degree of equivariance; the vector tasks are those of Veefkind and Cesa's code."""
+"""Laws of the learnt degree of equivariance; the regressions on vectors are those of Veefkind and Cesa's code."""
 
 import pytest
 import torch
@@ -68,7 +68,7 @@ def test_a_uniform_likelihood_leaves_the_steerable_kernels(name: str, pair: tupl
 def test_kernels_are_the_weighted_average_over_the_group(
     name: str, frequency: int, pair: tuple[FieldKind, SimpleKind], generator: torch.Generator
 ) -> None:
-    """The definition: free filters, those of a likelihood at the identity, turned and averaged with the likelihood."""
+    """The definition: free filters, those of a likelihood at the identity, rotated and averaged with the likelihood."""
     group = plane_group(name)
     degree = LearntDegree(group, frequency)
     basis = RelaxedBasis(group, *pair, 3, degree)
@@ -88,7 +88,7 @@ def test_kernels_are_the_weighted_average_over_the_group(
 
 
 def learn(target: str, generator: torch.Generator) -> LearntDegree:
-    """A perceptron of 2-D vectors, strict but for its last layer, taught their norm or their direction."""
+    """A perceptron of 2-D vectors, strict but for its last layer, trained to predict their norm or their direction."""
     group = plane_group("so2")
     torch.manual_seed(0)
     degree = LearntDegree(group, 2)
@@ -119,7 +119,7 @@ def test_the_norm_of_a_vector_is_found_invariant_and_its_direction_is_not(genera
     assert float(log[0]) > float(log.max()) - 0.2, "the regulariser makes the identity the mode"
 
 
-def test_the_divergence_from_an_earlier_layer_does_not_teach_that_layer(generator: torch.Generator) -> None:
+def test_the_divergence_from_an_earlier_layer_gives_that_layer_no_gradient(generator: torch.Generator) -> None:
     group = plane_group("c4")
     earlier, later = LearntDegree(group, 2), LearntDegree(group, 2)
     concentrate(earlier, generator, 0.0)

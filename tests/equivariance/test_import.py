@@ -30,7 +30,7 @@ def test_the_cache_lies_where_the_user_may_write(tmp_path: Path, monkeypatch: py
 
 
 def test_escnn_solves_beside_scikit_learn(tmp_path: Path) -> None:
-    """Of a dihedral group that is in no cache; scikit-learn itself can still be imported."""
+    """For a dihedral group that is in no cache; scikit-learn itself can still be imported."""
     code = (
         "from cryoeq.equivariance import escnn\n"
         "import sklearn.utils.extmath\n"

@@ -15,7 +15,7 @@ VISIBLE: tuple[FieldKind, ...] = ("scalar", "vector", "determinant")
 
 
 def act(g: Tensor, maps: Tensor, kind: FieldKind) -> Tensor:
-    """The turned map of fields: pixels move, components mix; channels are (component, field)."""
+    """The transformed map of fields: pixels move, components mix; channels are (component, field)."""
     moved = permute_pixels(maps, g)
     if kind == "scalar":
         return moved

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cryoeq.equivariance import FullMapConv, SteerablePerceptron, plane_group
-from cryoeq.equivariance.measure import transform_images
+from cryoeq.equivariance.actions import transform_images
 from cryoeq.equivariance.perceptron import GroupLinear, PixelOrbits
 
 SIZE = 7

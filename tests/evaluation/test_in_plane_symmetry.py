@@ -1,4 +1,4 @@
-"""Laws of the test for what breaks in-plane symmetry: images made here, poses and half sets known."""
+"""Laws of the test of in-plane symmetry, on simulated images with known poses and half sets."""
 
 import math
 from dataclasses import replace
@@ -13,8 +13,8 @@ from cryoeq.domain.optics import CtfParameters, Optics
 from cryoeq.domain.particles import ParticleTable
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import HalfMaps, Volume
+from cryoeq.equivariance.actions import act_on_rotations
 from cryoeq.equivariance.groups import permute_pixels
-from cryoeq.equivariance.measure import act_on_rotations
 from cryoeq.evaluation.in_plane_symmetry import InPlaneSymmetry, measure_in_plane_symmetry
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.io.images import LazyImages
@@ -26,7 +26,7 @@ from cryoeq.simulation.particles import DefocusRange, draw_ctf, draw_poses
 from phantoms import chiral_phantom
 
 N, ANGPIX, COUNT = 25, 4.0, 400
-"""An odd box turns about a pixel."""
+"""The centre of rotation of an odd box is a pixel."""
 DIRECTION_DEG = 30.0
 
 
@@ -36,7 +36,7 @@ def volume() -> Volume:
 
 
 def round_ctf(ctf: CtfParameters) -> CtfParameters:
-    """What a star file says that knows of no astigmatism."""
+    """The CTF of a star file without astigmatism."""
     mean = (ctf.defocus_u_angstrom + ctf.defocus_v_angstrom) / 2
     return replace(ctf, defocus_u_angstrom=mean, defocus_v_angstrom=mean)
 
@@ -49,7 +49,7 @@ def particles(
     coma_rad: float = 0.0,
     is_premultiplied: bool = False,
 ) -> tuple[ParticleDataset, Poses, CtfParameters]:
-    """At a signal-to-noise ratio of 1, with CTFs all astigmatic in one direction; what they really are comes last."""
+    """At a signal-to-noise ratio of 1, with CTFs all astigmatic in one direction; the true CTFs come last."""
     generator = torch.Generator().manual_seed(seed)
     poses = draw_poses(COUNT, "uniform", ANGPIX, generator)
     optics = Optics("one", ANGPIX, 300.0, 2.7, 0.1)
@@ -75,11 +75,11 @@ def particles(
     images = plane.images(clean * torch.exp(1j * coma_rad * direction))
     images = images / images.std()
     images = images + torch.randn(images.shape, generator=generator)
-    said = round_ctf(ctf)
+    recorded = round_ctf(ctf)
     if is_premultiplied:
-        images = plane.images(plane.transform(images) * evaluate_ctf(said, frequencies))
-        said = replace(said, is_premultiplied=torch.ones(COUNT))
-    return dataset_of(images, said), poses, ctf
+        images = plane.images(plane.transform(images) * evaluate_ctf(recorded, frequencies))
+        recorded = replace(recorded, is_premultiplied=torch.ones(COUNT))
+    return dataset_of(images, recorded), poses, ctf
 
 
 def dataset_of(images: Tensor, ctf: CtfParameters | None) -> ParticleDataset:
@@ -98,7 +98,7 @@ def measure(dataset: ParticleDataset, poses: Poses, volume: Volume) -> InPlaneSy
 
 
 @pytest.mark.parametrize("is_premultiplied", [False, True])
-def test_an_astigmatism_that_the_star_does_not_know_is_found(volume: Volume, is_premultiplied: bool) -> None:
+def test_an_astigmatism_missing_in_the_star_file_is_found(volume: Volume, is_premultiplied: bool) -> None:
     dataset, poses, _ = particles(volume, 0, astigmatism_angstrom=1500.0, is_premultiplied=is_premultiplied)
     found = measure(dataset, poses, volume)
     assert found.is_broken
@@ -114,7 +114,7 @@ def test_an_astigmatism_that_the_star_does_not_know_is_found(volume: Volume, is_
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_one_that_it_knows_is_not(volume: Volume, seed: int) -> None:
+def test_an_astigmatism_in_the_star_file_is_not(volume: Volume, seed: int) -> None:
     dataset, poses, ctf = particles(volume, seed, astigmatism_angstrom=1500.0)
     assert dataset.cache is not None
     found = measure(dataset_of(dataset.cache, ctf), poses, volume)
@@ -139,19 +139,19 @@ def test_particles_without_a_ctf_have_no_astigmatism(volume: Volume) -> None:
     assert found.count == COUNT
 
 
-def test_all_turned_alike_are_as_broken_as_before(volume: Volume) -> None:
-    """A quarter turn of images, poses and CTFs: the same figures, the direction turned along."""
+def test_the_result_does_not_depend_on_a_common_rotation(volume: Volume) -> None:
+    """A quarter turn of images, poses and CTFs leaves the result as it was, with the direction rotated along."""
     dataset, poses, _ = particles(volume, 0, astigmatism_angstrom=1500.0)
     assert dataset.cache is not None
     turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
     ctf = dataset.table.ctf
-    turned = replace(poses, rotations=act_on_rotations(turn, poses.rotations.float()),
+    rotated = replace(poses, rotations=act_on_rotations(turn, poses.rotations.float()),
                      shifts_angstrom=poses.shifts_angstrom.float() @ turn.T)  # fmt: skip
     before = measure(dataset, poses, volume)
-    after = measure(dataset_of(permute_pixels(dataset.cache, turn), ctf), turned, volume)
+    after = measure(dataset_of(permute_pixels(dataset.cache, turn), ctf), rotated, volume)
     assert after.divergence == pytest.approx(before.divergence, rel=1e-3)
     assert after.astigmatism_angle_deg is not None
     assert before.astigmatism_angle_deg is not None
     difference = (after.astigmatism_angle_deg - before.astigmatism_angle_deg) % 180
     assert difference == pytest.approx(90, abs=0.1)
-    torch.testing.assert_close(after.turned_divergences, before.turned_divergences, rtol=5e-2, atol=2e-3)
+    torch.testing.assert_close(after.rotated_divergences, before.rotated_divergences, rtol=5e-2, atol=2e-3)

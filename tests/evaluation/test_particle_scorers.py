@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu, norm, rankdata
 
-from cryoeq.evaluation.particle_scorers import area_under_curve, z_scores
+from cryoeq.evaluation.particle_scorers import roc_auc, z_scores
 
 SCORES = st.lists(st.sampled_from([-2.5, -1.0, 0.0, 0.125, 1.0, 3.0, 1e6]), min_size=2, max_size=40)
 
@@ -22,4 +22,4 @@ def test_the_area_is_that_of_the_rank_sum_test(scores: list[float], data: st.Dat
     n = data.draw(st.integers(1, len(scores) - 1))
     marked = torch.arange(len(scores)) < n
     expected = mannwhitneyu(scores[:n], scores[n:]).statistic / (n * (len(scores) - n))
-    np.testing.assert_allclose(area_under_curve(torch.tensor(scores), marked), expected, atol=1e-6)
+    np.testing.assert_allclose(roc_auc(torch.tensor(scores), marked), expected, atol=1e-6)

@@ -13,7 +13,7 @@ from cryoeq.cli.main import run
 from cryoeq.domain.events import Progress
 from cryoeq.io.star import read_star
 from cryoeq.io.text import read_json
-from cryoeq.pipelines.reconstruct import amortized
+from cryoeq.pipelines.reconstruct import amortized, reconstruct
 from cryoeq.training.autoencoder import loop
 
 pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
@@ -48,10 +48,10 @@ def test_a_stack_that_is_damaged_during_a_run(
     tmp_path: Path, command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     damage: Damage, said: str,
 ) -> None:  # fmt: skip
-    build, fit = amortized.build_dataset, amortized.fit
+    build, fit = reconstruct.build_dataset, amortized.fit
 
-    def streamed(*arguments: Any) -> object:
-        return replace(build(*arguments), cache=None)
+    def streamed(*arguments: Any, **options: Any) -> object:
+        return replace(build(*arguments, **options), cache=None)
 
     def damaged(*arguments: Any) -> Iterator[Progress]:
         for event in fit(*arguments):
@@ -59,7 +59,7 @@ def test_a_stack_that_is_damaged_during_a_run(
                 damage(tmp_path / "particles" / "particles.mrcs")
             yield event
 
-    monkeypatch.setattr(amortized, "build_dataset", streamed)
+    monkeypatch.setattr(reconstruct, "build_dataset", streamed)
     monkeypatch.setattr(amortized, "fit", damaged)
     assert run(command) == 3
     message = capsys.readouterr().err.strip().splitlines()[-1]

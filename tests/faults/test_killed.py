@@ -37,7 +37,8 @@ def told_fit(*arguments):
         yield event
 def told_save(path, state):
     save(path, state)
-    tell(path.stem)
+    if path.parent.name == "checkpoints":
+        tell(path.stem)
 amortized.fit, checkpoints.save_checkpoint = told_fit, told_save
 """
 LIMIT_S = 300.0

@@ -82,10 +82,17 @@ def test_one_of_two_processes(
 
 
 @pytest.mark.slow
-def test_torchrun_starts_a_job_anew(tmp_path: Path, tiny_particles: Path, tiny_training: tuple[str, ...]) -> None:
+def test_torchrun_restarts_a_job(tmp_path: Path, tiny_particles: Path, tiny_training: tuple[str, ...]) -> None:
     """A process is killed; torchrun ends the other and starts both again, which go on from the checkpoint."""
     folder = tmp_path / "run"
-    command = ["reconstruct", str(tiny_particles / "particles.star"), *tiny_training, "--set", "training.epochs=40", "-o"]
+    command = [
+        "reconstruct",
+        str(tiny_particles / "particles.star"),
+        *tiny_training,
+        "--set",
+        "training.epochs=40",
+        "-o",
+    ]
     torchrun = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1", "-m",
     ]  # fmt: skip

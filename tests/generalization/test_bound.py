@@ -1,9 +1,10 @@
-"""Laws of the generalization bound, and the classical bound that stands beside it."""
+"""Laws of the norm-based and of the held-out generalization bound."""
 
 import math
 
 import pytest
 import torch
+from benchmarks.bound import class_margins
 from scipy.stats import chi2
 from torch import Tensor
 
@@ -11,7 +12,6 @@ from cryoeq.equivariance.irrep_blocks import IrrepBlock
 from cryoeq.generalization.pac_bayes import (
     HeldOutBound,
     NormTerms,
-    class_margins,
     generalization_bound,
     noise_limit,
     norm_terms,
@@ -20,7 +20,7 @@ from cryoeq.generalization.pac_bayes import (
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
 from cryoeq.models.pose_head import rotation_from_rows
 
-HELD_OUT = HeldOutBound(count=400, risk=0.25, delta=0.05)
+HELD_OUT = HeldOutBound(count=400, error_rate=0.25, delta=0.05)
 
 
 def block(irrep: str, rows: list[list[float]], dim: int = 1, constituents: int = 1) -> IrrepBlock:
@@ -37,7 +37,8 @@ def test_two_layers_by_hand() -> None:
     terms = norm_terms(two_layers())
     first, last = terms.layers
     assert [layer.spectral_norm for layer in terms.layers] == pytest.approx([3.0, math.sqrt(5)])
-    # Copies that go out: 2 and 1 of the first layer, 1 of the last. Coefficients: max(2 x 2, 1 x 1 x 2) = 4, and 2.
+    # Multiplicities of the outputs: 2 and 1 of the first layer, 1 of the last.
+    # Coefficients: max(2 x 2, 1 x 1 x 2) = 4, and 2.
     log = math.log((2 + 1 + 1) / 0.5)
     assert first.noise == pytest.approx(math.sqrt(5 * 4 * log))
     assert last.noise == pytest.approx(math.sqrt(5 * 2 * log))
@@ -49,7 +50,7 @@ def test_two_layers_by_hand() -> None:
 
     margins = torch.tensor([-0.1, 0.1, 0.3, 0.3, 0.3, 0.3, 0.3, 0.6, 0.6, 0.6])  # below 0.3: one wrong, one small
     bound = generalization_bound(terms, margins, HELD_OUT, delta=0.01)
-    assert (bound.risk, bound.margin_risk) == (0.1, 0.2)
+    assert (bound.error_rate, bound.margin_error_rate) == (0.1, 0.2)
     assert bound.margin == 2 ** (-7 / 4)  # 0.297
     divergence = complexity / (2 * math.log(1 + 2 ** (-7 / 4) / 2) ** 2)
     assert bound.divergence == pytest.approx(divergence)
@@ -66,28 +67,28 @@ def small_terms() -> NormTerms:
 
 
 @pytest.mark.parametrize("wrong", [0, 3, 50, 100])
-def test_it_is_no_less_than_the_empirical_risk_and_shrinks_with_n(wrong: int) -> None:
+def test_it_is_no_less_than_the_training_error_rate_and_shrinks_with_n(wrong: int) -> None:
     margins = torch.cat([torch.full((wrong,), -0.1), torch.full((100 - wrong,), 0.4)])
     bounds = [generalization_bound(small_terms(), margins.repeat(k), HELD_OUT) for k in (1, 10, 100, 1000)]
-    assert all(bound.value > bound.margin_risk >= bound.risk == wrong / 100 for bound in bounds)
+    assert all(bound.value > bound.margin_error_rate >= bound.error_rate == wrong / 100 for bound in bounds)
     values = [bound.value for bound in bounds]
     assert values == sorted(values, reverse=True)
-    assert values[-1] < bounds[-1].risk + 0.1
-    twins = [HeldOutBound(count, 0.2, 0.05).value for count in (10, 100, 1000)]
-    assert twins == sorted(twins, reverse=True)
-    assert min(twins) > 0.2
+    assert values[-1] < bounds[-1].error_rate + 0.1
+    held_out = [HeldOutBound(count, 0.2, 0.05).value for count in (10, 100, 1000)]
+    assert held_out == sorted(held_out, reverse=True)
+    assert min(held_out) > 0.2
 
 
-def test_the_bound_says_something_from_the_stated_number_of_examples_on() -> None:
+def test_the_bound_is_not_vacuous_from_the_stated_number_of_examples_on() -> None:
     needed = generalization_bound(small_terms(), torch.full((100,), 0.4), HELD_OUT).examples_needed
-    counts = [round(share * needed) for share in (0.9, 2)]
+    counts = [round(factor * needed) for factor in (0.9, 2)]
     bounds = [generalization_bound(small_terms(), torch.full((count,), 0.4), HELD_OUT) for count in counts]
     assert [bound.is_vacuous for bound in bounds] == [True, False]
 
 
-def test_the_held_out_bound_fails_no_more_often_than_it_says() -> None:
-    drawn = torch.rand(4000, 200, generator=torch.Generator().manual_seed(0)) < 0.3
-    fails = [HeldOutBound(200, risk, 0.05).value < 0.3 for risk in drawn.float().mean(1).tolist()]
+def test_the_held_out_bound_fails_no_more_often_than_stated() -> None:
+    is_wrong = torch.rand(4000, 200, generator=torch.Generator().manual_seed(0)) < 0.3
+    fails = [HeldOutBound(200, error_rate, 0.05).value < 0.3 for error_rate in is_wrong.float().mean(1).tolist()]
     assert sum(fails) / len(fails) <= 0.05
 
 
@@ -125,8 +126,8 @@ def test_noise_within_its_limit_moves_the_output_less_than_stated() -> None:
         noises = [size * torch.randn(layer.shape, generator=generator, dtype=torch.float64) for layer in layers]
         noisy = [layer + noise for layer, noise in zip(layers, noises, strict=True)]
         moved = (run_net(noisy, inputs) - run_net(layers, inputs)).norm(dim=1)
-        grown = math.prod(1 + float(torch.linalg.matrix_norm(noise, 2)) for noise in noises)
-        assert (moved <= grown - 1).all()
+        growth = math.prod(1 + float(torch.linalg.matrix_norm(noise, 2)) for noise in noises)
+        assert (moved <= growth - 1).all()
 
 
 def run_net(layers: list[Tensor], inputs: Tensor) -> Tensor:

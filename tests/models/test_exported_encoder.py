@@ -6,22 +6,20 @@ import torch
 from cryoeq.equivariance import plane_group
 from cryoeq.models.export.exported_encoder import ExportedEncoder, export_encoder
 from cryoeq.models.pose_encoder import EncoderDesign, PoseEncoder, TrunkKind
-from cryoeq.models.pose_head import HeadKind
 
 
-def settled(
+def with_running_statistics(
     group: str,
     trunk: TrunkKind,
     generator: torch.Generator,
     *,
-    head: HeadKind = "rows",
     design: EncoderDesign | None = None,
 ) -> PoseEncoder:
     """In evaluation mode, with running statistics of random images and norms that do something."""
     torch.manual_seed(0)
     widths = (16, 32, 32, 128) if plane_group(group).is_grid_exact else (16, 32, 128)
     channels = (128,) if trunk == "dense" else widths
-    encoder = PoseEncoder(group, 16, 2, channels, trunk=trunk, head=head, design=design)
+    encoder = PoseEncoder(group, 16, 2, channels, trunk=trunk, design=design)
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
             if "activation" in name:
@@ -33,22 +31,22 @@ def settled(
 
 @pytest.mark.parametrize("trunk", ["conv", "dense", "mobilenet"])
 @pytest.mark.parametrize(
-    ("group", "head", "design"),
+    ("group", "design"),
     [
-        ("c1", "columns", EncoderDesign()),
-        ("c8", "rows", EncoderDesign()),
-        ("d4", "rows", EncoderDesign()),
-        ("d4", "rows", EncoderDesign("implicit")),
-        ("so2", "rows", EncoderDesign()),
-        ("so2", "rows", EncoderDesign(samples=16)),
+        ("c1", EncoderDesign()),
+        ("c8", EncoderDesign()),
+        ("d4", EncoderDesign()),
+        ("d4", EncoderDesign("implicit")),
+        ("so2", EncoderDesign()),
+        ("so2", EncoderDesign(samples=16)),
     ],
     ids=str,
 )
 @torch.no_grad()
 def test_an_exported_encoder_gives_the_same_numbers(
-    group: str, head: HeadKind, design: EncoderDesign, trunk: TrunkKind, generator: torch.Generator
+    group: str, design: EncoderDesign, trunk: TrunkKind, generator: torch.Generator
 ) -> None:
-    encoder = settled(group, trunk, generator, head=head, design=design)
+    encoder = with_running_statistics(group, trunk, generator, design=design)
     exported = export_encoder(encoder)
     images = torch.randn(8, 16, 16, generator=generator)
     features = encoder.features(images)
@@ -60,7 +58,7 @@ def test_an_exported_encoder_gives_the_same_numbers(
 
 
 def test_an_exported_encoder_holds_plain_tensors_only(generator: torch.Generator) -> None:
-    exported = export_encoder(settled("d4", "mobilenet", generator))
+    exported = export_encoder(with_running_statistics("d4", "mobilenet", generator))
     assert not list(exported.parameters())
     kinds = {type(module).__module__ for module in exported.modules()}
     assert not any("equivariance" in kind for kind in kinds)
@@ -82,6 +80,6 @@ def test_what_depends_on_the_particle_is_refused(group: str, design: EncoderDesi
 
 
 def test_a_wrong_box_is_refused(generator: torch.Generator) -> None:
-    exported: ExportedEncoder = export_encoder(settled("c1", "dense", generator))
+    exported: ExportedEncoder = export_encoder(with_running_statistics("c1", "dense", generator))
     with pytest.raises(ValueError, match="images of 17 px for an encoder of 16 px"):
         exported(torch.zeros(1, 17, 17))

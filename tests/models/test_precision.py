@@ -39,8 +39,8 @@ def test_the_error_of_bf16_is_bounded(group: str, trunk: TrunkKind, in_training:
 
     def errors(name: str) -> tuple[float, float]:
         rotations, gradient = found[name]
-        turn = rotation_angle_rad(rotations, exact).median()
-        return math.degrees(float(turn)), float((gradient - slope).norm() / slope.norm())
+        angle = rotation_angle_rad(rotations, exact).median()
+        return math.degrees(float(angle)), float((gradient - slope).norm() / slope.norm())
 
     single, half = errors("float32"), errors("bf16")
     assert single[0] < 1e-3

@@ -1,20 +1,25 @@
-"""An encoder in 8-bit integers: turned images give turned integers, exactly, and nearly the numbers of the original."""
+"""An encoder in 8-bit integers: exactly equivariant, and nearly the numbers of the original."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from cryoeq.equivariance import DepthwiseConv, SteerableConv, plane_group
-from cryoeq.equivariance.measure import transform_images
+from cryoeq.equivariance.actions import transform_images
 from cryoeq.equivariance.orbits import filters_of_orbit
 from cryoeq.models.export.exported_encoder import ExportedConv, export_encoder
-from cryoeq.models.export.quantized_encoder import Grid, QuantizedConv, integer_filters, quantize_encoder
+from cryoeq.models.export.quantized_encoder import (
+    QuantizationParameters,
+    QuantizedConv,
+    integer_filters,
+    quantize_encoder,
+)
 from cryoeq.models.pose_encoder import PoseEncoder, TrunkKind
 
 TRUNKS: tuple[TrunkKind, ...] = ("conv", "dense", "mobilenet")
 
 
-def settled(group: str, trunk: TrunkKind, images: torch.Tensor) -> PoseEncoder:
+def with_running_statistics(group: str, trunk: TrunkKind, images: torch.Tensor) -> PoseEncoder:
     """In evaluation mode, with running statistics of the images."""
     torch.manual_seed(0)
     encoder = PoseEncoder(group, 16, 2, (128,) if trunk == "dense" else (16, 32, 32, 128), trunk=trunk)
@@ -27,9 +32,9 @@ def settled(group: str, trunk: TrunkKind, images: torch.Tensor) -> PoseEncoder:
 @pytest.mark.parametrize("trunk", TRUNKS)
 @pytest.mark.parametrize("group", ["c4", "d1", "d4"])
 @torch.no_grad()
-def test_integers_turn_exactly_with_the_image(group: str, trunk: TrunkKind, generator: torch.Generator) -> None:
+def test_integers_rotate_exactly_with_the_image(group: str, trunk: TrunkKind, generator: torch.Generator) -> None:
     images = torch.randn(32, 16, 16, generator=generator)
-    encoder = settled(group, trunk, images)
+    encoder = with_running_statistics(group, trunk, images)
     levels, layers, *_ = quantize_encoder(encoder, images).network.children()
     order = encoder.group.dim("hidden")
     before = layers(levels(images)).unflatten(1, (order, -1))
@@ -46,14 +51,14 @@ def test_integers_turn_exactly_with_the_image(group: str, trunk: TrunkKind, gene
 @torch.no_grad()
 def test_numbers_are_nearly_those_of_the_encoder(group: str, trunk: TrunkKind, generator: torch.Generator) -> None:
     images = torch.randn(128, 16, 16, generator=generator)
-    encoder = settled(group, trunk, images)
+    encoder = with_running_statistics(group, trunk, images)
     whole = export_encoder(encoder).network(images)
     error = quantize_encoder(encoder, images).network(images) - whole
     assert error.norm() < 0.25 * (whole - whole.mean(0)).norm()
 
 
 @pytest.mark.parametrize("group", ["c1", "c4", "d1", "d2", "d4"])
-def test_the_filters_of_an_orbit_are_one_filter_turned(group: str) -> None:
+def test_the_filters_of_an_orbit_are_one_filter_rotated(group: str) -> None:
     g, order = plane_group(group), plane_group(group).dim("hidden")
     layers = (
         (SteerableConv(g, (2, "scalar"), (3, "hidden"), 5), 1),
@@ -64,9 +69,9 @@ def test_the_filters_of_an_orbit_are_one_filter_turned(group: str) -> None:
         filters = layer.filters().detach()
         made = filters_of_orbit(g, filters[: len(filters) // order], in_dim)
         torch.testing.assert_close(made, filters, atol=1e-6, rtol=0)
-        whole, steps = integer_filters(g, filters, in_dim)
+        whole, scales = integer_filters(g, filters, in_dim)
         assert whole.abs().max() == 63
-        assert ((whole * steps[:, None, None, None] - filters).abs() <= 0.51 * steps[:, None, None, None]).all()
+        assert ((whole * scales[:, None, None, None] - filters).abs() <= 0.51 * scales[:, None, None, None]).all()
 
 
 @pytest.mark.parametrize("largest", [False, True])
@@ -80,11 +85,11 @@ def test_integer_kernels_lose_no_bit(fields: int, is_whole: bool, *, largest: bo
         weights, maps = torch.full_like(weights, 63), torch.full_like(maps, 255)
     expected = F.conv2d(maps.double(), weights.double(), padding=0 if is_whole else 1, groups=fields or 1)
     conv = ExportedConv(weights.float(), torch.zeros(64), fields=fields, is_whole=is_whole)
-    after = Grid(float(expected.abs().max()) / 127, 128)
-    steps = torch.ones(64)
-    quantized = QuantizedConv(conv, weights, steps, (Grid(1.0, 0), after))
+    after = QuantizationParameters(float(expected.abs().max()) / 127, 128)
+    scales = torch.ones(64)
+    quantized = QuantizedConv(conv, weights, scales, before=QuantizationParameters(1.0, 0), after=after)
     found = quantized(maps.to(torch.uint8).contiguous(memory_format=torch.channels_last))
-    whole = (expected / after.step).round() + after.zero
+    whole = (expected / after.scale).round() + after.zero_point
     assert (found.double() - whole).abs().max() <= 1  # at a tie
     assert (found.double() != whole).double().mean() < 0.01
 

@@ -1,4 +1,4 @@
-"""First shifts, from images and a round template that nobody gave."""
+"""First offsets, from the images and their own round average."""
 
 import math
 
@@ -8,8 +8,7 @@ import torch
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.physics.shift import shift_phases
 from cryoeq.reconstruction.centring import centre_images
-from cryoeq.reconstruction.particle_transforms import ParticleTransforms
-from cryoeq.reconstruction.pose_likelihood import POWER_ORDERS, power_radii
+from cryoeq.reconstruction.particle_transforms import POWER_ORDERS, ParticleTransforms, power_radii
 
 N, SIGMA_PX = 16, 1.5
 
@@ -35,7 +34,7 @@ def test_blobs_without_noise_are_centred() -> None:
 
 
 @pytest.mark.parametrize("noise", [0.5, 1.0])
-def test_noisy_blobs_are_nearer_than_their_prior_and_the_spread_is_right(noise: float) -> None:
+def test_noisy_blobs_are_nearer_than_their_prior_and_the_sigma_is_right(noise: float) -> None:
     images, shifts = blobs(300, noise)
     found = centre_images(images, SIGMA_PX)
     error = rms(found.shifts_px - shifts)

@@ -1,4 +1,4 @@
-"""Images as a search sees them, against the transforms and transfer functions that they were made of."""
+"""CTF-multiplied transforms, against the images and transfer functions that they were made of."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from cryoeq.data.dataset import ParticleDataset
+from cryoeq.domain.events import Progress
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3_grid import so3_grid
 from cryoeq.physics.ctf import evaluate_ctf
 from cryoeq.physics.projection import extract_slices, prepare_slices
 from cryoeq.reconstruction.noise_model import shell_precision
-from cryoeq.reconstruction.particle_transforms import load_batches
-from cryoeq.reconstruction.pose_likelihood import POWER_ORDERS, power_hats
+from cryoeq.reconstruction.particle_transforms import POWER_ORDERS, load_transforms, power_hats
 
 Make = Callable[..., Any]
 
@@ -47,7 +47,7 @@ def test_premultiplied_images_are_the_same(make_known: Make, make_dataset: Make,
     images = observe(known.dataset)
     (batch,) = known.dataset.batches(10)
     plane = images.plane
-    # Beyond the plane nothing is looked at.
+    # What lies beyond the plane is not used.
     multiplied = plane.images(plane.transform(batch.images) * ctf_values(known.dataset, plane))
     ctf = replace(batch.ctf, is_premultiplied=torch.ones(6))
     found = observe(make_dataset(multiplied, ctf))
@@ -90,7 +90,7 @@ def test_fewer_coefficients_and_fewer_rows(make_known: Make, observe: Make) -> N
     rows = torch.tensor([5, 0, 3])
     some = images.rows(rows)
     assert len(some) == 3
-    for name in ("matched", "power"):
+    for name in ("ctf_multiplied", "ctf_squared", "ctf_features"):
         assert torch.equal(getattr(some, name), getattr(images, name)[rows])
     assert torch.equal(some.ctf_squared_harmonics, images.ctf_squared_harmonics[:, rows])
 
@@ -106,9 +106,10 @@ def test_batches_are_joined(make_known: Make, monkeypatch: pytest.MonkeyPatch, o
     known = make_known(10, sigma=0.5)
     whole = observe(known.dataset)
     monkeypatch.setattr("cryoeq.reconstruction.particle_transforms._BATCH", 4)
-    assert [done for done, _ in load_batches(known.dataset, torch.device("cpu"))] == [4, 8, 10]
+    events = list(load_transforms(known.dataset, torch.device("cpu")))
+    assert events == [Progress("reading", done, 10) for done in (4, 8, 10)]
     parts = observe(known.dataset)
-    for name in ("matched", "power", "power_harmonics"):
+    for name in ("ctf_multiplied", "ctf_squared", "ctf_squared_harmonics", "ctf_features"):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
 
 
@@ -117,10 +118,10 @@ def test_the_noise_is_what_the_map_leaves(make_known: Make, observe: Make, sigma
     known = make_known(400, sigma=sigma)
     images = observe(known.dataset)
     slices = extract_slices(prepare_slices(known.volume.values), so3_grid(1, 1), images.plane)
-    found = images.noise_variance(slices.abs().square().mean(0))
+    found = images.residual_noise_variance(slices.abs().square().mean(0))
     assert len(found) == 8
     assert (found[1:] / sigma**2 - 1).abs().max() < 0.15
-    nothing = images.noise_variance(torch.zeros(len(images.plane)))
+    nothing = images.residual_noise_variance(torch.zeros(len(images.plane)))
     torch.testing.assert_close(nothing, images.total_variance)
     assert (nothing > found)[1:].all()
 
@@ -128,7 +129,7 @@ def test_the_noise_is_what_the_map_leaves(make_known: Make, observe: Make, sigma
 def test_a_map_too_strong_leaves_some_noise(make_known: Make, observe: Make) -> None:
     images = observe(make_known(20, sigma=1.0).dataset)
     total = images.total_variance
-    found = images.noise_variance(torch.full((len(images.plane),), 1e6))
+    found = images.residual_noise_variance(torch.full((len(images.plane),), 1e6))
     assert (found >= 0.05 * total).all()
     assert (found >= 0.8 * total[1:].min()).all()
     assert (found[1:] < total[1:]).all()

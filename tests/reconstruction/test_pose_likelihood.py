@@ -16,15 +16,15 @@ from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
 from cryoeq.geometry.soft_mask import soft_sphere
 from cryoeq.physics.backprojection import WienerBackprojection
 from cryoeq.physics.projection import extract_slices, prepare_slices
-from cryoeq.reconstruction.particle_transforms import ParticleTransforms
-from cryoeq.reconstruction.pose_likelihood import (
+from cryoeq.reconstruction.particle_transforms import (
     POWER_ORDERS,
     LikelihoodTerms,
-    PoseGrid,
-    PoseLikelihood,
+    ParticleTransforms,
     power_hats,
     power_radii,
 )
+from cryoeq.reconstruction.pose_likelihood import PoseGrid, PoseLikelihood
+from cryoeq.reconstruction.reference import Reference
 
 Make = Callable[..., Any]
 
@@ -33,20 +33,20 @@ RADIUS = 6.0
 
 @dataclass(frozen=True)
 class Scene:
-    """Noisy, shifted images with astigmatic CTFs, a map, and its scores."""
+    """Noisy, shifted particles with astigmatic CTFs, a map, and the likelihood under it."""
 
-    images: ParticleTransforms
+    particles: ParticleTransforms
     volume: torch.Tensor
     shifts_px: torch.Tensor
-    scores: PoseLikelihood
-    matched: LikelihoodTerms
+    likelihood: PoseLikelihood
+    terms: LikelihoodTerms
 
     def log_likelihood(self, image: int, rotations: torch.Tensor) -> torch.Tensor:
         """The sum over the plane, written out."""
-        plane, precision = self.scores.harmonics.plane, self.scores.precision
+        plane, precision = self.likelihood.harmonics.plane, self.likelihood.precision
         slices = extract_slices(prepare_slices(self.volume), rotations, plane)
-        seen = self.images.centred(self.shifts_px)[image]
-        terms = (seen * slices.conj()).real - 0.5 * self.images.ctf_squared[image] * slices.abs().square()
+        centred = self.particles.centred(self.shifts_px)[image]
+        terms = (centred * slices.conj()).real - 0.5 * self.particles.ctf_squared[image] * slices.abs().square()
         return terms @ (plane.weights * precision)
 
 
@@ -62,11 +62,11 @@ def make_scene(make_known: Make, observe: Make) -> Callable[[float], Scene]:
         known = make_known(12, sigma=0.7)
         volume = known.volume.values * soft_sphere(16, 6.0, 2.0)
         harmonics = disk_harmonics(16, RADIUS, 7.5, torch.device("cpu"))
-        images = observe(known.dataset).within(RADIUS, 16)
-        precision = 2 * torch.exp(-slope * images.plane.radii / RADIUS)
-        scores = PoseLikelihood.build(volume, random_grid(1, 24), harmonics, precision)
-        matched = images.at_offsets(known.shifts_px[:, None], harmonics)
-        return Scene(images, volume, known.shifts_px, scores, matched)
+        particles = observe(known.dataset).within(RADIUS, 16)
+        precision = 2 * torch.exp(-slope * particles.plane.radii / RADIUS)
+        likelihood = PoseLikelihood.build(Reference.build(volume, precision), random_grid(1, 24), harmonics)
+        terms = particles.at_offsets(known.shifts_px[:, None], harmonics)
+        return Scene(particles, volume, known.shifts_px, likelihood, terms)
 
     return make
 
@@ -74,43 +74,43 @@ def make_scene(make_known: Make, observe: Make) -> Callable[[float], Scene]:
 def some_poses(scene: Scene, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Random in-plane angles and hypotheses, mirrored ones among them."""
     generator = torch.Generator().manual_seed(1)
-    grid = scene.scores.grid
+    grid = scene.likelihood.grid
     angle = torch.randint(len(grid.inplane_rad), (count,), generator=generator)
     return angle, torch.randint(2 * len(grid.views), (count,), generator=generator)
 
 
 @pytest.mark.parametrize("slope", [0.0, 2.0])
-def test_scores_are_log_likelihoods(make_scene: Callable[[float], Scene], slope: float) -> None:
+def test_all_poses_of_the_grid_get_their_log_likelihood(make_scene: Callable[[float], Scene], slope: float) -> None:
     """To a few percent of what they differ by from pose to pose."""
     scene = make_scene(slope)
-    scores = scene.scores.score(scene.matched)
-    grid = scene.scores.grid
-    assert scores.shape == (len(grid.inplane_rad), 2 * len(grid.views), len(scene.images))
+    values = scene.likelihood.log_likelihoods(scene.terms)
+    grid = scene.likelihood.grid
+    assert values.shape == (len(grid.inplane_rad), 2 * len(grid.views), len(scene.particles))
     angle, hypothesis = some_poses(scene, 100)
     rotations = grid.rotations(angle, hypothesis)
     assert (hypothesis >= len(grid.views)).any()
-    for image in range(len(scene.images)):
+    for image in range(len(scene.particles)):
         exact = scene.log_likelihood(image, rotations)
-        found = scores[angle, hypothesis, image]
+        found = values[angle, hypothesis, image]
         assert (found - exact).square().mean().sqrt() < 0.08 * exact.std()
 
 
 @pytest.mark.parametrize("slope", [0.0, 2.0, -2.0])
-def test_sums_are_those_of_images_turned_one_by_one(make_scene: Callable[[float], Scene], slope: float) -> None:
+def test_sums_are_those_of_images_rotated_one_by_one(make_scene: Callable[[float], Scene], slope: float) -> None:
     """Within the mask, and as far as the basis goes: the outermost shell is cut off by half."""
     scene = make_scene(slope)
-    grid, plane = scene.scores.grid, scene.scores.harmonics.plane
-    count = len(scene.images)
+    grid, plane = scene.likelihood.grid, scene.likelihood.harmonics.plane
+    count = len(scene.particles)
     angle, hypothesis = some_poses(scene, 20 * count)
     row = torch.arange(count).repeat_interleave(20)
     weights = torch.zeros(len(grid.inplane_rad), 2 * len(grid.views), count)
     given = torch.rand(len(row), generator=torch.Generator().manual_seed(2))
     weights.index_put_((angle, hypothesis, row), given, accumulate=True)
-    sums = WienerBackprojection(16, 2, scene.scores.insert(scene.scores.sum_images(weights, scene.matched), 32))
-    precision = scene.scores.precision * given[:, None]
+    sums = WienerBackprojection(16, 2, scene.likelihood.insert(scene.likelihood.sum_images(weights, scene.terms), 32))
+    precision = scene.likelihood.precision * given[:, None]
     direct = WienerBackprojection.empty(16).add(
-        scene.images.centred(scene.shifts_px)[row] * precision,
-        scene.images.ctf_squared[row] * precision,
+        scene.particles.centred(scene.shifts_px)[row] * precision,
+        scene.particles.ctf_squared[row] * precision,
         grid.rotations(angle, hypothesis),
         plane,
     )
@@ -120,41 +120,41 @@ def test_sums_are_those_of_images_turned_one_by_one(make_scene: Callable[[float]
     assert (ours - theirs).norm() < 0.15 * theirs.norm()
 
 
-def test_summing_is_the_adjoint_of_scoring(make_scene: Callable[[float], Scene]) -> None:
-    """Weighted scores are products of the weighted sums with the views' own coefficients and powers."""
+def test_summing_is_the_adjoint_of_the_cross_term(make_scene: Callable[[float], Scene]) -> None:
+    """Weighted log-likelihoods are products of the weighted sums with the views' own coefficients and powers."""
     scene = make_scene(1.0)
     generator = torch.Generator().manual_seed(3)
-    scores = scene.scores.score(scene.matched)
-    weights = torch.rand(scores.shape, generator=generator)
-    sums = scene.scores.sum_images(weights, scene.matched)
-    grid = replace(scene.scores.grid, inplane_rad=torch.tensor([0.0, math.pi]))
-    upright = replace(scene.scores, grid=grid)
+    values = scene.likelihood.log_likelihoods(scene.terms)
+    weights = torch.rand(values.shape, generator=generator)
+    sums = scene.likelihood.sum_images(weights, scene.terms)
+    grid = replace(scene.likelihood.grid, inplane_rad=torch.tensor([0.0, math.pi]))
+    upright = replace(scene.likelihood, grid=grid)
     count = len(grid.views)
-    # Each view with its own sum, unturned and unmirrored.
-    own = upright.score(sums)[0, :count].diagonal()
-    torch.testing.assert_close(own.sum(), (weights * scores).sum(), rtol=1e-3, atol=1e-2)
+    # Each view with its own sum, neither rotated nor mirrored.
+    own = upright.log_likelihoods(sums)[0, :count].diagonal()
+    torch.testing.assert_close(own.sum(), (weights * values).sum(), rtol=1e-3, atol=1e-2)
 
 
 def test_symmetry_inserts_every_copy(make_scene: Callable[[float], Scene]) -> None:
     scene = make_scene(0.0)
-    angle, hypothesis = some_poses(scene, len(scene.images))
-    grid = scene.scores.grid
-    weights = torch.zeros(len(grid.inplane_rad), 2 * len(grid.views), len(scene.images))
-    weights[angle, hypothesis, torch.arange(len(scene.images))] = 1.0
-    sums = scene.scores.sum_images(weights, scene.matched)
+    angle, hypothesis = some_poses(scene, len(scene.particles))
+    grid = scene.likelihood.grid
+    weights = torch.zeros(len(grid.inplane_rad), 2 * len(grid.views), len(scene.particles))
+    weights[angle, hypothesis, torch.arange(len(scene.particles))] = 1.0
+    sums = scene.likelihood.sum_images(weights, scene.terms)
     group = torch.stack([torch.eye(3), torch.diag(torch.tensor([-1.0, -1.0, 1.0]))])
-    once, twice = scene.scores.insert(sums, 32), scene.scores.insert(sums, 32, group)
+    once, twice = scene.likelihood.insert(sums, 32), scene.likelihood.insert(sums, 32, group)
     # A half turn about z takes coefficient k to -k in the planes of constant kz; the origin is sample 16.
-    turned = once[:, :, 1:, 1:].flip(2, 3)
-    torch.testing.assert_close(twice[:, :, 1:, 1:], once[:, :, 1:, 1:] + turned, atol=1e-3, rtol=1e-3)
+    rotated = once[:, :, 1:, 1:].flip(2, 3)
+    torch.testing.assert_close(twice[:, :, 1:, 1:], once[:, :, 1:, 1:] + rotated, atol=1e-3, rtol=1e-3)
 
 
 def test_scaling_images_scales_their_sums(make_scene: Callable[[float], Scene]) -> None:
     scene = make_scene(0.0)
     factor = torch.arange(1.0, 13.0)
-    scaled = scene.matched.scaled(factor)
-    torch.testing.assert_close(scaled.linear[:, 4], 5 * scene.matched.linear[:, 4])
-    torch.testing.assert_close(scaled.power[:, 4], 5 * scene.matched.power[:, 4])
+    scaled = scene.terms.scaled(factor)
+    torch.testing.assert_close(scaled.cross_term[:, 4], 5 * scene.terms.cross_term[:, 4])
+    torch.testing.assert_close(scaled.quadratic_term[:, 4], 5 * scene.terms.quadratic_term[:, 4])
 
 
 @pytest.mark.parametrize(("order", "covering_deg"), [(0, 50.0), (1, 27.0)])
@@ -188,7 +188,7 @@ def test_one_view_of_each_antipodal_pair(order: int) -> None:
     assert distance.argmin(1).unique().numel() == 2 * count
 
 
-def test_turns_and_mirrors_are_the_group_action() -> None:
+def test_in_plane_rotations_and_mirrors_are_the_group_action() -> None:
     """diag(g, det g) on the left of A: a mirror is a half turn about the x axis of the image."""
     grid = random_grid(1, 8)
     count = len(grid.views)
@@ -216,17 +216,17 @@ def test_hats_are_a_partition_of_unity() -> None:
 def test_sums_stay_in_their_shells_when_precision_jumps(make_scene: Callable[[float], Scene]) -> None:
     """A shell weighed 24 times its neighbour must not leak into it: the map would grow there without bound."""
     scene = make_scene(0.0)
-    plane, grid = scene.scores.harmonics.plane, scene.scores.grid
+    plane, grid = scene.likelihood.harmonics.plane, scene.likelihood.grid
     precision = torch.tensor([6.54, 2.99, 0.27, 1.12, 1.35, 1.09, 1.13]).reciprocal()[plane.shells]
-    scores = PoseLikelihood.build(scene.volume, grid, scene.scores.harmonics, precision)
-    matched = scene.images.at_offsets(scene.shifts_px[:, None], scores.harmonics)
-    angle, hypothesis = some_poses(scene, len(scene.images))
-    weights = torch.zeros(len(grid.inplane_rad), 2 * len(grid.views), len(scene.images))
-    weights[angle, hypothesis, torch.arange(len(scene.images))] = 1.0
-    sums = WienerBackprojection(16, 2, scores.insert(scores.sum_images(weights, matched), 32))
+    likelihood = PoseLikelihood.build(Reference.build(scene.volume, precision), grid, scene.likelihood.harmonics)
+    terms = scene.particles.at_offsets(scene.shifts_px[:, None], likelihood.harmonics)
+    angle, hypothesis = some_poses(scene, len(scene.particles))
+    weights = torch.zeros(len(grid.inplane_rad), 2 * len(grid.views), len(scene.particles))
+    weights[angle, hypothesis, torch.arange(len(scene.particles))] = 1.0
+    sums = WienerBackprojection(16, 2, likelihood.insert(likelihood.sum_images(weights, terms), 32))
     direct = WienerBackprojection.empty(16).add(
-        scene.images.centred(scene.shifts_px) * precision,
-        scene.images.ctf_squared * precision,
+        scene.particles.centred(scene.shifts_px) * precision,
+        scene.particles.ctf_squared * precision,
         grid.rotations(angle, hypothesis),
         plane,
     )

@@ -11,14 +11,14 @@ from cryoeq.runtime.compiling import compile_if_possible, find_compiler
 
 SAME_NUMBERS = """
 import torch
-from cryoeq.models.encoder import PoseEncoder
-from cryoeq.pipelines.compiling import compile_if_possible
+from cryoeq.models.pose_encoder import PoseEncoder
+from cryoeq.runtime.compiling import compile_if_possible
 torch.set_num_threads(1)
 found = []
-for is_wanted in (False, True):
+for is_requested in (False, True):
     torch.manual_seed(0)
     encoder = PoseEncoder("d4", 16, 2, (32,), trunk="dense")
-    list(compile_if_possible(encoder, is_wanted=is_wanted))
+    list(compile_if_possible(encoder, is_requested=is_requested))
     proposals = encoder(torch.randn(8, 16, 16))
     (proposals.rotations[..., 0, 0].sum() + proposals.shifts_px.square().sum()).backward()
     found.append((proposals.rotations, *(value.grad for value in encoder.parameters() if value.grad is not None)))
@@ -31,7 +31,7 @@ for eager, compiled in zip(*found, strict=True):
 
 def test_nothing_happens_unless_asked_for() -> None:
     layer = nn.Linear(2, 2)
-    assert list(compile_if_possible(layer, is_wanted=False)) == []
+    assert list(compile_if_possible(layer, is_requested=False)) == []
     assert layer._compiled_call_impl is None
 
 
@@ -40,8 +40,8 @@ def test_without_a_compiler_the_encoder_runs_as_it_is(monkeypatch: pytest.Monkey
     monkeypatch.delenv("CXX", raising=False)
     assert find_compiler() is None
     layer = nn.Linear(2, 2)
-    (note,) = compile_if_possible(layer, is_wanted=True)
-    assert "the encoder is not compiled" in note.text
+    (note,) = compile_if_possible(layer, is_requested=True)
+    assert "torch.compile skipped: no C++ compiler found" in note.text
     assert layer._compiled_call_impl is None
 
 
@@ -50,8 +50,8 @@ def test_parameters_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "find_compiler", lambda: "g++")
     layer = nn.Linear(2, 2)
     names = list(layer.state_dict())
-    (note,) = compile_if_possible(layer, is_wanted=True)
-    assert "is compiled" in note.text
+    (note,) = compile_if_possible(layer, is_requested=True)
+    assert "can take minutes" in note.text
     assert layer._compiled_call_impl is not None
     assert list(layer.state_dict()) == names
 

@@ -27,17 +27,17 @@ def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def as_process(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Sets what torchrun would tell."""
+    """Sets the environment of torchrun."""
 
-    def tell(rank: int, size: int, local_rank: int) -> None:
-        told = {
+    def set_environment(rank: int, size: int, local_rank: int) -> None:
+        environment = {
             "TORCHELASTIC_RUN_ID": "x", "RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": local_rank,
             "TORCHELASTIC_RESTART_COUNT": 2, "GROUP_WORLD_SIZE": 2,
         }  # fmt: skip
-        for name, value in told.items():
+        for name, value in environment.items():
             monkeypatch.setenv(name, str(value))
 
-    return tell
+    return set_environment
 
 
 def test_a_program_by_itself_is_one_process(monkeypatch: pytest.MonkeyPatch, as_process: Callable[..., None]) -> None:

@@ -12,12 +12,12 @@ A_LARGE_PRIME = 10007  # gudhi counts over a finite field; of this order no tors
 
 
 def surface(triangles: Tensor) -> SimplicialComplex:
-    return SimplicialComplex.of(int(triangles.max()) + 1, triangles)
+    return SimplicialComplex.from_simplices(int(triangles.max()) + 1, triangles)
 
 
 def graph(*edges: tuple[int, int]) -> SimplicialComplex:
     rows = torch.tensor(edges)
-    return SimplicialComplex.of(int(rows.max()) + 1, rows)
+    return SimplicialComplex.from_simplices(int(rows.max()) + 1, rows)
 
 
 def betti(complex_: SimplicialComplex, degree: int) -> int:
@@ -34,8 +34,8 @@ def relabelled(complex_: SimplicialComplex, generator: torch.Generator) -> Simpl
     names = torch.randperm(complex_.n_vertices, generator=generator)
     rows = [complex_.simplices[0]]
     for simplices in complex_.simplices[1:]:
-        turned = names[simplices].gather(1, torch.rand(simplices.shape, generator=generator).argsort(1))
-        rows.append(turned[torch.randperm(len(turned), generator=generator)])
+        renumbered = names[simplices].gather(1, torch.rand(simplices.shape, generator=generator).argsort(1))
+        rows.append(renumbered[torch.randperm(len(renumbered), generator=generator)])
     return SimplicialComplex(tuple(rows))
 
 
@@ -46,39 +46,39 @@ def relabelled(complex_: SimplicialComplex, generator: torch.Generator) -> Simpl
         ("disc", 0, 1), ("annulus", 0, 1), ("moebius band", 0, 0),
     ],
 )  # fmt: skip
-def test_sections_tell_closed_and_orientable_surfaces(
+def test_sections_distinguish_closed_and_orientable_surfaces(
     name: str, sections: int, inside: int, surfaces: dict[str, Tensor]
 ) -> None:
-    sheaf = LocalHomologySheaf.of(surface(surfaces[name]), 2)
+    sheaf = LocalHomologySheaf.from_complex(surface(surfaces[name]), 2)
     assert sheaf.sheaf.n_sections() == sections
     assert sheaf.interior.n_sections() == inside
 
 
 @pytest.mark.parametrize("name", ["sphere", "torus", "projective plane", "klein bottle"])
 def test_every_stalk_of_a_closed_surface_is_a_line(name: str, surfaces: dict[str, Tensor]) -> None:
-    sheaf = LocalHomologySheaf.of(surface(surfaces[name]), 2)
+    sheaf = LocalHomologySheaf.from_complex(surface(surfaces[name]), 2)
     assert (sheaf.vertices.dims == 1).all()
     assert (sheaf.edges.dims == 1).all()
 
 
 @pytest.mark.parametrize("name", ["disc", "annulus", "moebius band"])
-def test_stalks_vanish_at_the_rim_and_nowhere_else(name: str, surfaces: dict[str, Tensor]) -> None:
+def test_stalks_vanish_at_the_boundary_and_nowhere_else(name: str, surfaces: dict[str, Tensor]) -> None:
     complex_ = surface(surfaces[name])
-    sheaf = LocalHomologySheaf.of(complex_, 2)
+    sheaf = LocalHomologySheaf.from_complex(complex_, 2)
     triangles_at_edge = torch.bincount(complex_.faces(2, 1).flatten())
-    rim = torch.zeros(complex_.n_vertices, dtype=torch.bool)
-    rim[complex_.simplices[1][triangles_at_edge == 1].flatten()] = True
-    assert rim.any()
-    assert not rim.all()
-    assert torch.equal(sheaf.vertices.dims, (~rim).long())
+    is_boundary = torch.zeros(complex_.n_vertices, dtype=torch.bool)
+    is_boundary[complex_.simplices[1][triangles_at_edge == 1].flatten()] = True
+    assert is_boundary.any()
+    assert not is_boundary.all()
+    assert torch.equal(sheaf.vertices.dims, (~is_boundary).long())
 
 
 def test_stalks_of_a_path_a_star_and_a_point() -> None:
     path, star = graph((0, 1), (1, 2)), graph((0, 1), (0, 2), (0, 3))
-    assert LocalHomologySheaf.of(path, 1).vertices.dims.tolist() == [0, 1, 0]
-    assert LocalHomologySheaf.of(star, 1).vertices.dims.tolist() == [2, 0, 0, 0]
-    alone = SimplicialComplex.of(4, torch.tensor([[0, 1], [1, 2]]))
-    assert LocalHomologySheaf.of(alone, 1).vertices.dims.tolist() == [0, 1, 0, 0]
+    assert LocalHomologySheaf.from_complex(path, 1).vertices.dims.tolist() == [0, 1, 0]
+    assert LocalHomologySheaf.from_complex(star, 1).vertices.dims.tolist() == [2, 0, 0, 0]
+    alone = SimplicialComplex.from_simplices(4, torch.tensor([[0, 1], [1, 2]]))
+    assert LocalHomologySheaf.from_complex(alone, 1).vertices.dims.tolist() == [0, 1, 0, 0]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -86,15 +86,15 @@ def test_stalks_of_a_path_a_star_and_a_point() -> None:
 def test_sections_of_the_highest_degree_are_the_cycles_that_gudhi_counts(degree: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     tops = torch.stack([torch.randperm(7, generator=generator)[: degree + 1] for _ in range(12 * degree)])
-    complex_ = SimplicialComplex.of(7, tops)
+    complex_ = SimplicialComplex.from_simplices(7, tops)
     assert betti(complex_, degree) > 0
-    assert LocalHomologySheaf.of(complex_, degree).sheaf.n_sections() == betti(complex_, degree)
+    assert LocalHomologySheaf.from_complex(complex_, degree).sheaf.n_sections() == betti(complex_, degree)
 
 
 @pytest.mark.parametrize("degree", [1, 2])
 def test_stalks_are_the_shifted_homology_of_the_link_by_gudhi(degree: int, generator: torch.Generator) -> None:
     tops = torch.stack([torch.randperm(8, generator=generator)[: degree + 2] for _ in range(5 * degree)])
-    complex_ = SimplicialComplex.of(8, tops)
+    complex_ = SimplicialComplex.from_simplices(8, tops)
     dims = harmonic_stalks(complex_, 0, degree).dims
     assert dims.max() > 0
     for vertex in range(8):
@@ -108,13 +108,13 @@ def test_stalks_are_the_shifted_homology_of_the_link_by_gudhi(degree: int, gener
 
 
 @pytest.mark.parametrize(("name", "degree"), [("klein bottle", 2), ("annulus", 2), ("random", 2), ("pinched", 1)])
-def test_the_spectrum_knows_neither_names_nor_orientations(
+def test_the_spectrum_depends_on_neither_numbering_nor_orientations(
     name: str, degree: int, surfaces: dict[str, Tensor], generator: torch.Generator
 ) -> None:
     sparse, dense = (torch.stack([torch.randperm(9, generator=generator)[:3] for _ in range(n)]) for n in (7, 24))
     complex_ = surface({**surfaces, "pinched": sparse, "random": dense}[name])
-    spectrum = LocalHomologySheaf.of(complex_, degree).sheaf.spectrum()
-    again = LocalHomologySheaf.of(relabelled(complex_, generator), degree).sheaf.spectrum()
+    spectrum = LocalHomologySheaf.from_complex(complex_, degree).sheaf.spectrum()
+    again = LocalHomologySheaf.from_complex(relabelled(complex_, generator), degree).sheaf.spectrum()
     assert len(spectrum) > 0
     torch.testing.assert_close(again, spectrum, atol=1e-10, rtol=0)
 
@@ -124,16 +124,16 @@ def test_restricting_is_a_map_of_chain_complexes(generator: torch.Generator) -> 
     complex_ = relabelled(
         surface(torch.stack([torch.randperm(8, generator=generator)[:3] for _ in range(24)])), generator
     )
-    sheaf = LocalHomologySheaf.of(complex_, 2)
-    near = sheaf.vertices.members[complex_.simplices[1]]
-    shared = (sheaf.edges.members[:, None, :, None] == near[:, :, None]) & (near >= 0)[:, :, None]
+    sheaf = LocalHomologySheaf.from_complex(complex_, 2)
+    at_ends = sheaf.vertices.members[complex_.simplices[1]]
+    shared = (sheaf.edges.members[:, None, :, None] == at_ends[:, :, None]) & (at_ends >= 0)[:, :, None]
     cut = shared.double() @ sheaf.vertices.basis[complex_.simplices[1]]
     assert cut.abs().sum() > 0
     assert (complex_.relative_boundary(1, 2)[:, None] @ cut).abs().max() < 1e-12
 
 
 def test_the_matrix_and_the_map_are_one(surfaces: dict[str, Tensor], generator: torch.Generator) -> None:
-    sheaf = LocalHomologySheaf.of(surface(surfaces["annulus"]), 2).sheaf
+    sheaf = LocalHomologySheaf.from_complex(surface(surfaces["annulus"]), 2).sheaf
     x = torch.randn(*sheaf.mask.shape, 3, dtype=torch.float64, generator=generator) * sheaf.mask[..., None]
     by_map = sheaf.laplacian(x)[sheaf.mask]
     torch.testing.assert_close(torch.from_numpy(sheaf.laplacian_matrix() @ x[sheaf.mask].numpy()), by_map)

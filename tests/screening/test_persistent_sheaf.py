@@ -1,4 +1,4 @@
-"""The weighted sheaf: bars as gudhi finds them, gradients as differences tell, nothing changed by names or signs."""
+"""The weighted sheaf: bars equal gudhi's, gradients equal finite differences, numbering and signs do not matter."""
 
 from dataclasses import replace
 
@@ -33,22 +33,22 @@ def renamed(
     rows = [complex_.simplices[0]]
     for k, simplices in enumerate(complex_.simplices[1:], 1):
         order = torch.randperm(len(simplices), generator=generator)
-        turned = names[simplices].gather(1, torch.rand(simplices.shape, generator=generator).argsort(1))
-        rows.append(turned[order])
+        renumbered = names[simplices].gather(1, torch.rand(simplices.shape, generator=generator).argsort(1))
+        rows.append(renumbered[order])
         lengths = lengths[order] if k == 1 else lengths
     return SimplicialComplex(tuple(rows)), lengths
 
 
 def persistent(complex_: SimplicialComplex, lengths: Tensor, degree: int) -> PersistentSheaf:
-    return PersistentSheaf.of(complex_, degree, flag_weights(complex_, lengths), HORIZON)
+    return PersistentSheaf.from_complex(complex_, degree, flag_weights(complex_, lengths), HORIZON)
 
 
 @pytest.mark.parametrize("name", ["sphere", "torus", "projective plane", "klein bottle", "disc", "moebius band"])
 def test_without_differences_of_weight_it_is_the_sheaf_itself(name: str, surfaces: dict[str, Tensor]) -> None:
-    complex_ = SimplicialComplex.of(int(surfaces[name].max()) + 1, surfaces[name])
+    complex_ = SimplicialComplex.from_simplices(int(surfaces[name].max()) + 1, surfaces[name])
     weights = [torch.zeros(len(rows), dtype=torch.float64) for rows in complex_.simplices]
-    weighted = PersistentSheaf.of(complex_, 2, weights, 1.0).sheaf
-    plain = LocalHomologySheaf.of(complex_, 2).sheaf
+    weighted = PersistentSheaf.from_complex(complex_, 2, weights, 1.0).sheaf
+    plain = LocalHomologySheaf.from_complex(complex_, 2).sheaf
     assert torch.equal(weighted.vertex_dims, plain.vertex_dims)
     assert weighted.n_sections() == plain.n_sections()
     assert set(weighted.restrictions.abs().unique().tolist()) <= {0.0, 1.0}
@@ -58,7 +58,7 @@ def test_without_differences_of_weight_it_is_the_sheaf_itself(name: str, surface
 def test_bars_are_those_of_the_link_by_gudhi(degree: int) -> None:
     complex_, lengths = neighbourhood(1)
     weights = flag_weights(complex_, lengths)
-    bars = PersistentSheaf.of(complex_, degree, weights, HORIZON).vertices
+    bars = PersistentSheaf.from_complex(complex_, degree, weights, HORIZON).vertices
     assert bars.mask.any(1).sum() > 8
     for vertex in range(0, complex_.n_vertices, 3):
         link = gudhi.SimplexTree()
@@ -78,7 +78,7 @@ def test_bars_are_those_of_the_link_by_gudhi(degree: int) -> None:
 
 
 @pytest.mark.parametrize("degree", [1, 2])
-def test_neither_names_nor_orientations_matter(degree: int, generator: torch.Generator) -> None:
+def test_neither_numbering_nor_orientations_matter(degree: int, generator: torch.Generator) -> None:
     complex_, lengths = neighbourhood(2)
     spectrum = persistent(complex_, lengths, degree).sheaf.spectrum()
     again = persistent(*renamed(complex_, lengths, generator), degree).sheaf.spectrum()
@@ -110,7 +110,7 @@ def test_a_bar_fades_before_it_vanishes() -> None:
 
     Vertex 0 has the bars 0.2 to 0.9 and 0.3 to ``last``, the edge to its second neighbour that from 0.2 to ``last``.
     """
-    complex_ = SimplicialComplex.of(4, torch.tensor([[0, 1, 2], [0, 2, 3]]))
+    complex_ = SimplicialComplex.from_simplices(4, torch.tensor([[0, 1, 2], [0, 2, 3]]))
     second = complex_.simplices[1].tolist().index([0, 2])
 
     def at(last: float) -> CellularSheaf:
@@ -125,12 +125,12 @@ def test_a_bar_fades_before_it_vanishes() -> None:
 
 
 def test_weights_that_fall_or_reach_the_horizon_are_refused() -> None:
-    complex_ = SimplicialComplex.of(3, torch.tensor([[0, 1, 2]]))
+    complex_ = SimplicialComplex.from_simplices(3, torch.tensor([[0, 1, 2]]))
     weights = [torch.zeros(3), torch.ones(3), torch.full((1,), 0.5)]
     with pytest.raises(ValueError, match="2-simplex weighs less"):
-        PersistentSheaf.of(complex_, 1, weights, 2.0)
+        PersistentSheaf.from_complex(complex_, 1, weights, 2.0)
     with pytest.raises(ValueError, match="horizon"):
-        PersistentSheaf.of(complex_, 1, [*weights[:2], torch.ones(1)], 1.0)
+        PersistentSheaf.from_complex(complex_, 1, [*weights[:2], torch.ones(1)], 1.0)
 
 
 def flipped(sheaf: CellularSheaf, vertex_signs: Tensor, edge_signs: Tensor) -> CellularSheaf:

@@ -1,4 +1,4 @@
-"""Layers on stalks turn with every basis, follow the names of vertices, and stay finite where nothing is."""
+"""Sheaf layers commute with changes of basis and with permutations of vertices, and stay finite on empty input."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cryoeq.screening.local_homology_sheaf import CellularSheaf, LocalHomologySheaf
-from cryoeq.screening.sheaf_layers import SheafAttention, SheafConvolution, stalk_lengths
+from cryoeq.screening.sheaf_layers import SheafAttention, SheafConvolution, stalk_norms
 from cryoeq.screening.simplicial import SimplicialComplex
 
 LAYERS = [SheafConvolution, SheafAttention]
@@ -17,7 +17,7 @@ LAYERS = [SheafConvolution, SheafAttention]
 def sheaf() -> CellularSheaf:
     """Degree 1 on a graph with two junctions, an end, a triangle and a vertex apart: stalks of 0 to 3 dimensions."""
     edges = torch.tensor([[0, 1], [0, 2], [0, 3], [0, 4], [4, 5], [5, 6], [4, 6], [6, 1], [2, 7]])
-    return LocalHomologySheaf.of(SimplicialComplex.of(9, edges), 1).sheaf
+    return LocalHomologySheaf.from_complex(SimplicialComplex.from_simplices(9, edges), 1).sheaf
 
 
 def rotations(dims: Tensor, width: int, generator: torch.Generator) -> Tensor:
@@ -34,7 +34,7 @@ def features(sheaf: CellularSheaf, channels: int, generator: torch.Generator) ->
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_a_change_of_bases_turns_the_output_with_it(
+def test_a_change_of_bases_rotates_the_output_with_it(
     layer: type[nn.Module], sheaf: CellularSheaf, generator: torch.Generator
 ) -> None:
     torch.manual_seed(0)
@@ -43,14 +43,14 @@ def test_a_change_of_bases_turns_the_output_with_it(
     edge_width = sheaf.restrictions.shape[2]
     at_edges = rotations(torch.full((len(sheaf.edges),), edge_width), edge_width, generator)
     maps = at_edges[:, None] @ sheaf.restrictions @ at_vertices[sheaf.edges].mT
-    out, turned = net(sheaf, x), net(replace(sheaf, restrictions=maps), at_vertices @ x)
+    out, rotated = net(sheaf, x), net(replace(sheaf, restrictions=maps), at_vertices @ x)
     assert (out - x @ torch.ones(3, 4, dtype=torch.float64)).abs().max() > 0.1
-    torch.testing.assert_close(turned, at_vertices @ out)
-    torch.testing.assert_close(stalk_lengths(turned), stalk_lengths(out))
+    torch.testing.assert_close(rotated, at_vertices @ out)
+    torch.testing.assert_close(stalk_norms(rotated), stalk_norms(out))
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_names_of_vertices_and_directions_of_edges_do_not_matter(
+def test_the_numbering_of_vertices_and_directions_of_edges_do_not_matter(
     layer: type[nn.Module], sheaf: CellularSheaf, generator: torch.Generator
 ) -> None:
     torch.manual_seed(0)
@@ -67,13 +67,13 @@ def test_names_of_vertices_and_directions_of_edges_do_not_matter(
 def test_gradients_are_finite_also_without_edges_or_features(layer: type[nn.Module], sheaf: CellularSheaf) -> None:
     net = layer(3, 4).double()
     x = torch.zeros(*sheaf.mask.shape, 3, dtype=torch.float64)
-    stalk_lengths(net(sheaf, x)).sum().backward()
+    stalk_norms(net(sheaf, x)).sum().backward()
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in net.parameters())
 
 
 def test_a_section_of_equal_degrees_stays_under_diffusion(surfaces: dict[str, Tensor]) -> None:
     """On the octahedron, whose vertices have four edges each, the global section is a fixed point."""
-    sheaf = LocalHomologySheaf.of(SimplicialComplex.of(6, surfaces["sphere"]), 2).sheaf
+    sheaf = LocalHomologySheaf.from_complex(SimplicialComplex.from_simplices(6, surfaces["sphere"]), 2).sheaf
     values, vectors = torch.linalg.eigh(torch.from_numpy(sheaf.laplacian_matrix().toarray()))
     section = vectors[:, :1].view(6, 1, 1)
     assert values[0] < 1e-12 < values[1]

@@ -27,7 +27,7 @@ def matrix(complex_: SimplicialComplex, k: int) -> torch.Tensor:
 @pytest.mark.parametrize("k", [1, 2])
 def test_a_boundary_has_no_boundary_whatever_the_orientations(k: int, generator: torch.Generator) -> None:
     tetrahedra = torch.stack([torch.randperm(9, generator=generator)[:4] for _ in range(12)])
-    complex_ = scrambled(SimplicialComplex.of(9, tetrahedra), generator)
+    complex_ = scrambled(SimplicialComplex.from_simplices(9, tetrahedra), generator)
     upper = matrix(complex_, k + 1)
     assert upper.abs().sum() > 0
     assert (matrix(complex_, k) @ upper).abs().max() == 0
@@ -35,7 +35,7 @@ def test_a_boundary_has_no_boundary_whatever_the_orientations(k: int, generator:
 
 def test_a_relative_boundary_has_no_boundary_and_is_part_of_the_whole(generator: torch.Generator) -> None:
     tetrahedra = torch.stack([torch.randperm(9, generator=generator)[:4] for _ in range(12)])
-    complex_ = scrambled(SimplicialComplex.of(9, tetrahedra), generator)
+    complex_ = scrambled(SimplicialComplex.from_simplices(9, tetrahedra), generator)
     for centre_dim in (0, 1):
         inner = complex_.relative_boundary(centre_dim, 2) @ complex_.relative_boundary(centre_dim, 3)
         assert inner.abs().max() == 0
@@ -48,7 +48,9 @@ def test_a_relative_boundary_has_no_boundary_and_is_part_of_the_whole(generator:
 
 
 def test_a_star_holds_all_simplices_through_its_centre(generator: torch.Generator) -> None:
-    complex_ = scrambled(SimplicialComplex.of(7, torch.tensor([[0, 1, 2], [1, 2, 3], [2, 3, 4], [0, 5, 6]])), generator)
+    complex_ = scrambled(
+        SimplicialComplex.from_simplices(7, torch.tensor([[0, 1, 2], [1, 2, 3], [2, 3, 4], [0, 5, 6]])), generator
+    )
     star = complex_.star(0, 2)
     for vertex in range(7):
         found = {frozenset(complex_.simplices[2][i].tolist()) for i in star[vertex].tolist() if i >= 0}
@@ -74,4 +76,4 @@ def test_the_clique_complex_holds_all_cliques_and_nothing_else(generator: torch.
 
 def test_a_simplex_that_holds_a_vertex_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="one vertex twice"):
-        SimplicialComplex.of(3, torch.tensor([[0, 1, 1]]))
+        SimplicialComplex.from_simplices(3, torch.tensor([[0, 1, 1]]))

@@ -1,4 +1,4 @@
-"""Triangles between views: the sphere is filled once, circles are empty, gaps are those that chance explains."""
+"""Triangles between views: they fill the sphere once, circles are empty, gaps of random views are as wide as stated."""
 
 import math
 
@@ -17,7 +17,7 @@ def random_views(count: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("lowest", [-1.0, 0.2])
 def test_triangles_fill_the_sphere_once_and_their_circles_hold_no_landmark(lowest: float) -> None:
     views = random_views(400)
-    found = triangulate_views(views[views[:, 2] > lowest], widest_rad=0.3, spacing_rad=0.1)
+    found = triangulate_views(views[views[:, 2] > lowest], gap_rad=0.3, spacing_rad=0.1)
     is_inside = lowest < 0
     assert float(found.solid_angles.sum()) == pytest.approx(4 * math.pi if is_inside else 0, abs=1e-6)
     assert bool((found.solid_angles > 0).all()) == is_inside
@@ -31,8 +31,8 @@ def test_triangles_fill_the_sphere_once_and_their_circles_hold_no_landmark(lowes
 def test_views_on_a_great_circle_leave_two_half_spheres() -> None:
     angles = torch.linspace(0, 2 * math.pi, 41, dtype=torch.float64)[:-1]
     views = torch.stack([angles.cos(), angles.sin(), torch.zeros_like(angles)], 1)
-    found = triangulate_views(views, widest_rad=0.3, spacing_rad=0.1)
-    assert found.is_wide.all()
+    found = triangulate_views(views, gap_rad=0.3, spacing_rad=0.1)
+    assert found.is_gap.all()
     torch.testing.assert_close(found.radii_rad, torch.full_like(found.radii_rad, math.pi / 2), atol=1e-3, rtol=0)
 
 
@@ -47,7 +47,7 @@ def test_landmarks_are_apart_and_near_every_view() -> None:
 def test_repeated_views_give_one_landmark() -> None:
     assert len(choose_landmarks(torch.eye(3, dtype=torch.float64)[:1].repeat(9, 1), 0.0)) == 1
     with pytest.raises(ValueError, match="needs four"):
-        triangulate_views(torch.eye(3, dtype=torch.float64), widest_rad=0.3, spacing_rad=0.1)
+        triangulate_views(torch.eye(3, dtype=torch.float64), gap_rad=0.3, spacing_rad=0.1)
 
 
 def test_gaps_of_random_views_reach_the_chance_radius_no_more_often_than_stated() -> None:
@@ -55,7 +55,7 @@ def test_gaps_of_random_views_reach_the_chance_radius_no_more_often_than_stated(
     radius = chance_radius_rad(n)
     widest = torch.tensor(
         [
-            float(triangulate_views(random_views(n, seed), widest_rad=1, spacing_rad=0).radii_rad.max())
+            float(triangulate_views(random_views(n, seed), gap_rad=1, spacing_rad=0).radii_rad.max())
             for seed in range(sets)
         ]
     )

@@ -1,13 +1,13 @@
-"""Made junk: as many as asked for, noise with the image's own amplitudes, pairs at the variance of one."""
+"""Synthetic outliers: the requested fraction, noise with the image's own amplitudes, pairs at the variance of one."""
 
 import torch
 
 from cryoeq.geometry.fourier import fft_image
-from cryoeq.simulation.junk import KINDS, draw_kinds, overlap_pairs, scramble_phases
+from cryoeq.simulation.junk import KINDS, choose_outliers, overlap_pairs, scramble_phases
 
 
-def test_as_many_are_spoilt_as_asked_for_evenly_over_the_kinds(generator: torch.Generator) -> None:
-    kinds = draw_kinds(300, 0.4, generator)
+def test_the_requested_fraction_is_corrupted_evenly_over_the_kinds(generator: torch.Generator) -> None:
+    kinds = choose_outliers(300, 0.4, generator)
     counts = torch.bincount(kinds + 1, minlength=len(KINDS) + 1)
     assert counts.tolist() == [180, 40, 40, 40]
 

@@ -18,7 +18,7 @@ from cryoeq.training.autoencoder.state import TrainingState
 
 @dataclass(frozen=True)
 class Start:
-    """All that ``fit`` asks for."""
+    """Arguments of ``fit``."""
 
     state: TrainingState
     dataset: ParticleDataset

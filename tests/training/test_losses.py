@@ -1,4 +1,4 @@
-"""What the losses mean: pixels, turned images, distances between poses."""
+"""Loss functions against their definition: pixels, half-turned images, distances between poses."""
 
 import math
 from collections.abc import Callable
@@ -44,35 +44,35 @@ def test_the_data_term_of_unit_noise_is_one(generator: torch.Generator) -> None:
 
 def half_turned(images: Tensor) -> Tensor:
     """About pixel n // 2, pixel by pixel; row and column 0, whose mates lie outside, wrap to themselves."""
-    turned = torch.empty_like(images)
+    rotated = torch.empty_like(images)
     for y in range(N):
         for x in range(N):
-            turned[:, -y % N, -x % N] = images[:, y, x]
-    return turned
+            rotated[:, -y % N, -x % N] = images[:, y, x]
+    return rotated
 
 
 @pytest.mark.parametrize("group", ["c1", "d4"])
 def test_the_symmetric_loss_is_what_its_definition_says(
     make_known: Callable, start: Callable, generator: torch.Generator, group: str
 ) -> None:
-    """Minimum over image and half-turned image, each with its own poses and renderings, compared pixel by pixel."""
+    """Minimum over image and half-turned image, each with its own poses and predictions, compared pixel by pixel."""
     known = make_known(6)
     begin = start(known.dataset, {"encoder.group": group})
     state, plane = begin.state, begin.plane
     state.encoder.eval()
     for parameter in state.decoder.parameters():
         parameter.data = 3 * torch.randn(parameter.shape, generator=generator)
-    seen = observe(known.dataset, torch.arange(6), plane, 1.0)
-    both = propose(state.encoder, seen.coefficients, plane, is_symmetric=True)
-    found = data_term(predict(state.decoder, both, seen.transfer, plane), seen.coefficients, plane.weights)
+    batch = observe(known.dataset, torch.arange(6), plane, 1.0)
+    both = propose(state.encoder, batch.coefficients, plane, is_symmetric=True)
+    found = data_term(predict(state.decoder, both, batch.transfer, plane), batch.coefficients, plane.weights)
     assert found.shape == (6, 4)
 
-    image = ifft_image(plane.scatter(seen.coefficients))
+    image = ifft_image(plane.scatter(batch.coefficients))
     by_hand = []
     for stack in (image, half_turned(image)):
         own = state.encoder(stack)
-        rendered = ifft_image(plane.scatter(predict(state.decoder, own, seen.transfer, plane)))
-        by_hand.append((rendered - stack[:, None]).square().sum((-2, -1)) / plane.weights.sum())
+        predicted = ifft_image(plane.scatter(predict(state.decoder, own, batch.transfer, plane)))
+        by_hand.append((predicted - stack[:, None]).square().sum((-2, -1)) / plane.weights.sum())
     torch.testing.assert_close(found, torch.cat(by_hand, 1), rtol=1e-4, atol=1e-5)
     # A group that holds the half-turn gains nothing: both images lead to the same pose.
     assert torch.allclose(by_hand[0], by_hand[1], rtol=1e-3) == (group == "d4")
@@ -101,7 +101,7 @@ def test_the_pose_cost(generator: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize("wta_epsilon", [0.0, 0.1])
-def test_the_winner_takes_all_but_the_leak(wta_epsilon: float) -> None:
+def test_the_winner_takes_all_but_epsilon(wta_epsilon: float) -> None:
     losses = torch.tensor([[3.0, 1.0], [2.0, 5.0]], requires_grad=True)
     winner_takes_all(losses, wta_epsilon).backward()
     assert losses.grad is not None

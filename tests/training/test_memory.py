@@ -1,4 +1,4 @@
-"""A step for which memory does not suffice goes by portions, and teaches what it would have taught."""
+"""A step for which memory does not suffice goes by micro-batches, and has the same loss and gradients."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +16,7 @@ from cryoeq.pipelines.reconstruct import batch_size
 from cryoeq.pipelines.reconstruct.batch_size import choose_batch_size, find_batch_size
 from cryoeq.pipelines.reconstruct.build_autoencoder import build_settings
 from cryoeq.runtime.batching import MicroBatcher
-from cryoeq.training.autoencoder import step as tasks
+from cryoeq.training.autoencoder import step as step_module
 from cryoeq.training.autoencoder.loop import fit, fits_in_memory
 from cryoeq.training.autoencoder.step import autoencoding_loss, observe
 
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def little_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Not more than five images fit; the sizes that were tried."""
-    predict, tried = tasks.predict, []
+    """Not more than five images fit; the sizes that were requested."""
+    predict, tried = step_module.predict, []
 
     def limited(decoder: Any, proposals: Any, *rest: Any) -> torch.Tensor:
         tried.append(len(proposals))
@@ -34,48 +34,48 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return predict(decoder, proposals, *rest)
 
-    monkeypatch.setattr(tasks, "predict", limited)
+    monkeypatch.setattr(step_module, "predict", limited)
     return tried
 
 
-@pytest.mark.parametrize("encoder_learns", [False, True])
-def test_portions_teach_what_the_whole_teaches(
-    make_known: Callable, start: Callable, request: pytest.FixtureRequest, encoder_learns: bool
+@pytest.mark.parametrize("trains_encoder", [False, True])
+def test_micro_batches_have_the_gradients_of_the_batch(
+    make_known: Callable, start: Callable, request: pytest.FixtureRequest, trains_encoder: bool
 ) -> None:
     known = make_known(14)
     begin = start(known.dataset, {"encoder.group": "d4"})
-    seen = observe(known.dataset, torch.arange(14), begin.plane, begin.state.data_scale)
-    learnt = [*begin.state.encoder.parameters(), *begin.state.decoder.parameters()]
-    portions = MicroBatcher()
+    batch = observe(known.dataset, torch.arange(14), begin.plane, begin.state.data_scale)
+    parameters = [*begin.state.encoder.parameters(), *begin.state.decoder.parameters()]
+    micro_batcher = MicroBatcher()
 
-    def taught() -> tuple[Any, list[torch.Tensor | None]]:
-        outcome = autoencoding_loss(
-            begin.state, seen, begin.plane, begin.plane.within(5.0), wta_epsilon=0.1, is_symmetric=True, centred=False,
-            encoder_learns=encoder_learns, portions=portions,
+    def loss_and_gradients() -> tuple[Any, list[torch.Tensor | None]]:
+        result = autoencoding_loss(
+            begin.state, batch, begin.plane, begin.plane.within(5.0), wta_epsilon=0.1, is_symmetric=True, centred=False,
+            trains_encoder=trains_encoder, micro_batcher=micro_batcher,
         )  # fmt: skip
-        return outcome, list(torch.autograd.grad(outcome.loss, learnt, allow_unused=True))
+        return result, list(torch.autograd.grad(result.loss, parameters, allow_unused=True))
 
-    whole, expected = taught()
-    assert portions.most is None
+    whole, expected = loss_and_gradients()
+    assert micro_batcher.max_rows is None
     request.getfixturevalue("little_memory")
-    parts, found = taught()
-    assert portions.most == 4
-    torch.testing.assert_close(parts.loss, whole.loss)
-    torch.testing.assert_close(parts.error, whole.error)
-    torch.testing.assert_close(parts.residual_power, whole.residual_power)
-    assert torch.equal(parts.rotations, whole.rotations)
+    split, found = loss_and_gradients()
+    assert micro_batcher.max_rows == 4
+    torch.testing.assert_close(split.loss, whole.loss)
+    torch.testing.assert_close(split.error, whole.error)
+    torch.testing.assert_close(split.residual_power, whole.residual_power)
+    assert torch.equal(split.rotations, whole.rotations)
     assert sum(gradient is not None for gradient in found) == sum(gradient is not None for gradient in expected) > 0
     for ours, theirs in zip(found, expected, strict=True):
         if theirs is not None:
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5 * float(theirs.abs().max()) + 1e-9)
 
 
-def test_a_training_goes_on_and_says_so(make_known: Callable, start: Callable, little_memory: list[int]) -> None:
+def test_a_training_continues_and_reports_it(make_known: Callable, start: Callable, little_memory: list[int]) -> None:
     dataset = make_known(32).dataset
     begin = start(dataset, {"training.epochs": 1})
     events = list(fit(begin.state, dataset, begin.plane, begin.settings))
     assert [type(event) for event in events] == [Note, Progress, Progress]
-    assert "4 at a time" in events[0].text
+    assert "micro-batch reduced to 4 images" in events[0].text
     assert little_memory[:3] == [16, 8, 4]
     assert max(little_memory[3:]) == 4  # the next step does not try again
 
@@ -86,14 +86,14 @@ def test_an_image_that_does_not_fit_alone_is_an_error(
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(tasks, "predict", full)
+    monkeypatch.setattr(step_module, "predict", full)
     dataset = make_known(8).dataset
     begin = start(dataset)
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
         next(fit(begin.state, dataset, begin.plane, begin.settings))
 
 
-def test_a_trial_tells_what_fits_and_leaves_no_trace(
+def test_a_probe_shows_what_fits_and_changes_nothing(
     make_known: Callable, start: Callable, little_memory: list[int]
 ) -> None:
     dataset = make_known(8).dataset
@@ -129,15 +129,15 @@ def test_who_chooses_the_batch(make_known: Callable, start: Callable, monkeypatc
     dataset = make_known(80).dataset
     begin = start(dataset)
     paths = {"particles": Path("none.star"), "output": Path("none")}
-    told = load_config(ReconstructConfig, explicit=paths | {"training.batch_size": 12})
-    left = load_config(ReconstructConfig, explicit=paths | {"training.batch_size": "auto"})
+    given = load_config(ReconstructConfig, explicit=paths | {"training.batch_size": 12})
+    automatic = load_config(ReconstructConfig, explicit=paths | {"training.batch_size": "auto"})
     rest = (begin.state, dataset, begin.plane)
-    assert choose_batch_size(told, *rest, None) is None
-    assert choose_batch_size(left, *rest, None) == 64  # on a CPU
-    assert choose_batch_size(left, *rest, {"batch_size": 48}) == 48  # of the run that goes on
-    settings = build_settings(left, dataset, 48)
+    assert choose_batch_size(given, *rest, None) is None
+    assert choose_batch_size(automatic, *rest, None) == 64  # on a CPU
+    assert choose_batch_size(automatic, *rest, {"batch_size": 48}) == 48  # of the run that goes on
+    settings = build_settings(automatic, dataset, 48)
     assert (settings.batch_size, settings.synthetic_batch_size) == (48, 48)
-    assert build_settings(told, dataset, 48).batch_size == 12
+    assert build_settings(given, dataset, 48).batch_size == 12
     monkeypatch.setattr(batch_size, "world_size", lambda: 2)
     with pytest.raises(ConfigError, match="auto on 2 processes"):
-        choose_batch_size(left, *rest, None)
+        choose_batch_size(automatic, *rest, None)

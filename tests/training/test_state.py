@@ -23,12 +23,12 @@ def drawn(generator: torch.Generator) -> list[int]:
 
 
 def run(begin: Any, steps: int | None = None) -> list[dict[str, float]]:
-    figures = []
+    metrics = []
     for event in fit(begin.state, begin.dataset, begin.plane, begin.settings):
-        figures.append(dict(event.metrics))
-        if len(figures) == steps:
+        metrics.append(dict(event.metrics))
+        if len(metrics) == steps:
             break
-    return figures
+    return metrics
 
 
 def assert_equal(first: object, second: object) -> None:
@@ -107,13 +107,13 @@ def test_a_training_in_two_parts_is_the_training_in_one(
     assert total == len(expected) == 6
 
     first = start(dataset, settings)
-    figures = run(first, 4)
+    metrics = run(first, 4)
     save_checkpoint(tmp_path / "checkpoint.pt", first.state.to_checkpoint())
     second = start(dataset, settings | {"seed": 12})
     second.state.restore(load_checkpoint(tmp_path / "checkpoint.pt", CPU))
-    figures += run(second)
+    metrics += run(second)
 
-    assert_equal(figures, expected)
+    assert_equal(metrics, expected)
     assert_equal(second.state.to_checkpoint(), whole.state.to_checkpoint())
     assert len(second.state.history["loss"]) == 2
 

@@ -1,4 +1,4 @@
-"""The two tasks of a step: images as they are observed, renderings as physics makes them."""
+"""Losses of a step: autoencoding of observed images, and poses of projections as physics makes them."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,15 @@ from cryoeq.physics.image_formation import form_images
 from cryoeq.physics.projection import prepare_slices
 from cryoeq.training.autoencoder.loop import fit
 from cryoeq.training.autoencoder.state import TrainingState
-from cryoeq.training.autoencoder.step import choose, learn_images, learn_renderings, observe, predict, propose, render
+from cryoeq.training.autoencoder.step import (
+    autoencoding_loss,
+    observe,
+    predict,
+    propose,
+    select_head,
+    simulate_projections,
+    synthetic_pose_loss,
+)
 from cryoeq.training.losses import data_term
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,7 +37,7 @@ class Oracle(torch.nn.Module):
         self.rotations = torch.stack([flip @ rotations, rotations @ flip, rotations], 1)
         self.shifts_px = torch.stack([-shifts_px, shifts_px, shifts_px], 1)
 
-    def forward(self, images: Tensor, _condition: Tensor | None = None) -> PoseProposals:
+    def forward(self, images: Tensor, _ctf_features: Tensor | None = None) -> PoseProposals:
         return PoseProposals(self.rotations, self.shifts_px, images.new_zeros(len(images), 3))
 
 
@@ -45,84 +53,100 @@ def test_the_true_map_and_poses_explain_the_images(make_known: Callable, start: 
     begin = start(known.dataset)
     put_truth(begin.state, known.volume)
     begin.state.encoder = Oracle(known.poses.rotations, known.shifts_px)
-    seen = observe(known.dataset, torch.arange(20), begin.plane, 1.0)
-    torch.testing.assert_close(ifft_image(begin.plane.scatter(seen.coefficients)), known.dataset.cache)
-    outcome = learn_images(
-        begin.state, seen, begin.plane, begin.plane, leak=0.0, is_symmetric=False, centred=False, encoder_learns=False
+    batch = observe(known.dataset, torch.arange(20), begin.plane, 1.0)
+    torch.testing.assert_close(ifft_image(begin.plane.scatter(batch.coefficients)), known.dataset.cache)
+    result = autoencoding_loss(
+        begin.state,
+        batch,
+        begin.plane,
+        begin.plane,
+        wta_epsilon=0.0,
+        is_symmetric=False,
+        centred=False,
+        trains_encoder=False,
     )
-    assert outcome.error < 1e-10
-    assert float(outcome.residual_power.max()) < 1e-8
-    assert torch.equal(outcome.rotations, known.poses.rotations)
+    assert result.error < 1e-10
+    assert float(result.residual_power.max()) < 1e-8
+    assert torch.equal(result.rotations, known.poses.rotations)
     begin.state.encoder = Oracle(known.poses.rotations, known.shifts_px + 1.0)
-    off = learn_images(
-        begin.state, seen, begin.plane, begin.plane, leak=0.0, is_symmetric=False, centred=False, encoder_learns=False
+    off = autoencoding_loss(
+        begin.state,
+        batch,
+        begin.plane,
+        begin.plane,
+        wta_epsilon=0.0,
+        is_symmetric=False,
+        centred=False,
+        trains_encoder=False,
     )
     assert off.error > 0.1
 
 
-@pytest.mark.parametrize("encoder_learns", [False, True])
-def test_what_learns_from_images(make_known: Callable, start: Callable, encoder_learns: bool) -> None:
+@pytest.mark.parametrize("trains_encoder", [False, True])
+def test_which_networks_the_images_train(make_known: Callable, start: Callable, trains_encoder: bool) -> None:
     known = make_known(8)
     begin = start(known.dataset)
-    seen = observe(known.dataset, torch.arange(8), begin.plane, begin.state.data_scale)
-    outcome = learn_images(
-        begin.state, seen, begin.plane, begin.plane.within(4.0), leak=0.0, is_symmetric=False, centred=False,
-        encoder_learns=encoder_learns,
+    batch = observe(known.dataset, torch.arange(8), begin.plane, begin.state.data_scale)
+    result = autoencoding_loss(
+        begin.state, batch, begin.plane, begin.plane.within(4.0), wta_epsilon=0.0, is_symmetric=False, centred=False,
+        trains_encoder=trains_encoder,
     )  # fmt: skip
-    outcome.loss.backward()
-    assert any(parameter.grad is not None for parameter in begin.state.encoder.parameters()) == encoder_learns
+    result.loss.backward()
+    assert any(parameter.grad is not None for parameter in begin.state.encoder.parameters()) == trains_encoder
     assert all(parameter.grad is not None for parameter in begin.state.decoder.parameters())
-    assert float(outcome.loss.detach()) == pytest.approx(float(outcome.error), rel=1e-5)
+    assert float(result.loss.detach()) == pytest.approx(float(result.error), rel=1e-5)
     # Beyond the active radius nothing is predicted: the residual is the image.
     beyond = slice(len(begin.plane.within(4.0)), None)
     torch.testing.assert_close(
-        outcome.residual_power[beyond], seen.coefficients[:, beyond].abs().square().mean(0), rtol=1e-5, atol=1e-7
+        result.residual_power[beyond], batch.coefficients[:, beyond].abs().square().mean(0), rtol=1e-5, atol=1e-7
     )
 
 
-def test_renderings_are_what_physics_makes_of_the_map(make_known: Callable, start: Callable) -> None:
+def test_projections_are_what_physics_makes_of_the_map(make_known: Callable, start: Callable) -> None:
     known = make_known(10)
     begin = start(known.dataset)
     put_truth(begin.state, known.volume)
     begin.state.residual_power = torch.zeros_like(begin.state.residual_power)
-    rows = torch.tensor([3])  # all renderings get the CTF of this particle
-    seen = observe(known.dataset, rows, begin.plane, 1.0)
-    shown, rotations, shifts_px = render(begin.state, seen, begin.plane, begin.plane, count=50, shift_sigma_px=1.5)
-    images = shown.coefficients
-    assert seen.transfer is not None
-    assert seen.condition is not None
-    assert shown.condition is not None
-    torch.testing.assert_close(shown.condition, seen.condition.expand(50, -1), atol=0, rtol=0)
+    rows = torch.tensor([3])  # all projections get the CTF of this particle
+    batch = observe(known.dataset, rows, begin.plane, 1.0)
+    projections, rotations, shifts_px = simulate_projections(
+        begin.state, batch, begin.plane, begin.plane, count=50, shift_sigma_px=1.5
+    )
+    images = projections.coefficients
+    assert batch.transfer is not None
+    assert batch.ctf_features is not None
+    assert projections.ctf_features is not None
+    torch.testing.assert_close(projections.ctf_features, batch.ctf_features.expand(50, -1), atol=0, rtol=0)
     expected = form_images(
-        prepare_slices(known.volume.values), rotations, shifts_px, seen.transfer.expand(50, -1), begin.plane
+        prepare_slices(known.volume.values), rotations, shifts_px, batch.transfer.expand(50, -1), begin.plane
     )
     torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-5)
     assert float(shifts_px.std()) == pytest.approx(1.5, rel=0.2)
-    again, *_ = render(begin.state, seen, begin.plane, begin.plane, count=50, shift_sigma_px=1.5)
+    again, *_ = simulate_projections(begin.state, batch, begin.plane, begin.plane, count=50, shift_sigma_px=1.5)
     assert torch.equal(again.coefficients, images)
     begin.state.step += 1
-    other, *_ = render(begin.state, seen, begin.plane, begin.plane, count=50, shift_sigma_px=1.5)
+    other, *_ = simulate_projections(begin.state, batch, begin.plane, begin.plane, count=50, shift_sigma_px=1.5)
     assert not torch.allclose(other.coefficients, images)
 
 
-def test_renderings_carry_the_noise_of_the_residual(make_known: Callable, start: Callable) -> None:
+def test_projections_carry_the_noise_of_the_residual(make_known: Callable, start: Callable) -> None:
     begin = start(make_known(4).dataset)
     state, plane = begin.state, begin.plane
     put_truth(state, Volume(torch.zeros(16, 16, 16), 5.0))
     state.residual_power = torch.linspace(0.5, 4.0, len(state.residual_power))
-    seen = observe(begin.dataset, torch.arange(4), plane, 1.0)
-    shown, *_ = render(state, seen, plane, plane, count=4000, shift_sigma_px=0.0)
-    power = shown.coefficients.abs().square().mean(0)
+    batch = observe(begin.dataset, torch.arange(4), plane, 1.0)
+    projections, *_ = simulate_projections(state, batch, plane, plane, count=4000, shift_sigma_px=0.0)
+    power = projections.coefficients.abs().square().mean(0)
     torch.testing.assert_close(power, state.residual_power[plane.shells], rtol=0.1, atol=0.0)
 
 
-def test_true_poses_of_renderings_cost_nothing(make_known: Callable, start: Callable) -> None:
+def test_true_poses_of_projections_cost_nothing(make_known: Callable, start: Callable) -> None:
     begin = start(make_known(4).dataset)
     state, plane = begin.state, begin.plane
-    seen = observe(begin.dataset, torch.arange(4), plane, 1.0)
-    _, rotations, shifts_px = render(state, seen, plane, plane, count=12, shift_sigma_px=1.0)
+    batch = observe(begin.dataset, torch.arange(4), plane, 1.0)
+    _, rotations, shifts_px = simulate_projections(state, batch, plane, plane, count=12, shift_sigma_px=1.0)
     state.encoder = Oracle(rotations, shifts_px)
-    loss, error_rad = learn_renderings(state, seen, plane, plane, count=12, shift_sigma_px=1.0, leak=0.0)
+    loss, error_rad = synthetic_pose_loss(state, batch, plane, plane, count=12, shift_sigma_px=1.0, wta_epsilon=0.0)
     assert float(error_rad) == pytest.approx(0.0, abs=2e-5)
     assert float(loss) == pytest.approx(0.1 * torch.log(torch.tensor(3.0)).item(), abs=1e-5)  # the choice is open
 
@@ -132,8 +156,8 @@ def test_the_residual_tracks_the_noise(make_known: Callable, start: Callable) ->
     sigma = 2.0
     known = make_known(64, sigma=sigma)
     settings = {
-        "training.encoder_rate": 1e-12, "training.decoder_rate": 1e-12, "training.epochs": 60,
-        "training.first_shell": 7.0, "loss.rendered_weight": 0.0, "training.images_from": 0.0,
+        "training.encoder_learning_rate": 1e-12, "training.decoder_learning_rate": 1e-12, "training.epochs": 60,
+        "training.first_shell": 7.0, "loss.synthetic_weight": 0.0, "training.image_loss_start": 0.0,
     }  # fmt: skip
     begin = start(known.dataset, settings)
     state = begin.state
@@ -142,7 +166,7 @@ def test_the_residual_tracks_the_noise(make_known: Callable, start: Callable) ->
     class PerBatch(torch.nn.Module):
         """The oracle of the particles of the step that is being made."""
 
-        def forward(self, images: Tensor, _condition: Tensor | None = None) -> PoseProposals:
+        def forward(self, images: Tensor, _ctf_features: Tensor | None = None) -> PoseProposals:
             per_epoch = 64 // begin.settings.batch_size
             epoch, position = divmod(state.step, per_epoch)
             rows = state.epoch_order(epoch, 64)[position * 16 : (position + 1) * 16]
@@ -157,13 +181,13 @@ def test_the_residual_tracks_the_noise(make_known: Callable, start: Callable) ->
     assert 0.5 < expected < 1.0  # of images whose variance is 1: it is really noise that is measured
 
 
-def test_choosing_takes_one_head_of_each(generator: torch.Generator) -> None:
+def test_a_head_is_selected_for_each_image(generator: torch.Generator) -> None:
     proposals = PoseProposals(
         torch.randn(4, 3, 3, 3, generator=generator),
         torch.randn(4, 3, 2, generator=generator),
         torch.arange(12.0).view(4, 3),
     )
-    chosen = choose(proposals, torch.tensor([2, 0, 1, 2]))
+    chosen = select_head(proposals, torch.tensor([2, 0, 1, 2]))
     assert chosen.logits.tolist() == [[2.0], [3.0], [7.0], [11.0]]
     assert torch.equal(chosen.rotations[1, 0], proposals.rotations[1, 0])
     assert torch.equal(chosen.shifts_px[3, 0], proposals.shifts_px[3, 2])
@@ -171,9 +195,9 @@ def test_choosing_takes_one_head_of_each(generator: torch.Generator) -> None:
 
 def test_centred_particles_get_no_shift(make_known: Callable, start: Callable) -> None:
     begin = start(make_known(4).dataset)
-    seen = observe(begin.dataset, torch.arange(4), begin.plane, 1.0)
-    free = propose(begin.state.encoder, seen.coefficients, begin.plane)
-    centred = propose(begin.state.encoder, seen.coefficients, begin.plane, centred=True, is_symmetric=True)
+    batch = observe(begin.dataset, torch.arange(4), begin.plane, 1.0)
+    free = propose(begin.state.encoder, batch.coefficients, begin.plane)
+    centred = propose(begin.state.encoder, batch.coefficients, begin.plane, centred=True, is_symmetric=True)
     assert float(free.shifts_px.detach().abs().max()) > 0
     assert torch.equal(centred.shifts_px, torch.zeros_like(centred.shifts_px))
 
@@ -181,11 +205,11 @@ def test_centred_particles_get_no_shift(make_known: Callable, start: Callable) -
 def test_the_scale_makes_the_variance_one(make_known: Callable, start: Callable) -> None:
     known = make_known(32, sigma=3.0)
     begin = start(known.dataset)
-    seen = observe(known.dataset, torch.arange(32), begin.plane, begin.state.data_scale)
-    nothing = torch.zeros_like(seen.coefficients)[:, None]
-    power = data_term(nothing, seen.coefficients, begin.plane.weights).mean()
+    batch = observe(known.dataset, torch.arange(32), begin.plane, begin.state.data_scale)
+    nothing = torch.zeros_like(batch.coefficients)[:, None]
+    power = data_term(nothing, batch.coefficients, begin.plane.weights).mean()
     assert float(power) == pytest.approx(1.0, rel=1e-4)
-    by_shell = seen.coefficients.abs().square().mean(0)
+    by_shell = batch.coefficients.abs().square().mean(0)
     for shell in range(8):
         expected = by_shell[begin.plane.shells == shell].mean()
         torch.testing.assert_close(begin.state.residual_power[shell], expected, rtol=1e-4, atol=1e-6)
@@ -196,14 +220,14 @@ def test_predictions_follow_heads_and_images(make_known: Callable, start: Callab
     known = make_known(3)
     begin = start(known.dataset)
     put_truth(begin.state, known.volume)
-    seen = observe(known.dataset, torch.arange(3), begin.plane, 1.0)
+    batch = observe(known.dataset, torch.arange(3), begin.plane, 1.0)
     proposals = Oracle(known.poses.rotations, known.shifts_px)(torch.zeros(3, 16, 16))
-    assert seen.transfer is not None
-    together = predict(begin.state.decoder, proposals, seen.transfer, begin.plane)
+    assert batch.transfer is not None
+    together = predict(begin.state.decoder, proposals, batch.transfer, begin.plane)
     for image in range(3):
         for head in range(3):
             alone = form_images(
                 prepare_slices(known.volume.values), proposals.rotations[image, head][None],
-                proposals.shifts_px[image, head][None], seen.transfer[image][None], begin.plane,
+                proposals.shifts_px[image, head][None], batch.transfer[image][None], begin.plane,
             )  # fmt: skip
             torch.testing.assert_close(together[image, head], alone[0], rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""A training step never waits for a number: on a GPU all that was asked for would have to be done first."""
+"""A training step never reads a number: a GPU would have to finish its queue first."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -15,14 +15,14 @@ from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.runtime.batching import MicroBatcher
 from cryoeq.runtime.distributed import BatchShard
 from cryoeq.training.autoencoder import loop
-from cryoeq.training.autoencoder import step as tasks
+from cryoeq.training.autoencoder import step as step_module
 from cryoeq.training.autoencoder.loop import fit
 from cryoeq.training.autoencoder.state import TrainingState
 from cryoeq.training.autoencoder.step import observe, transform
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# Their results are numbers of Python, have as many rows as the numbers say, or are made of numbers of Python.
+# Their results are Python numbers, have a shape that depends on values, or are built from Python numbers.
 WAITING = (
     "_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique", "_unique2", "unique_dim", "bincount",
     "repeat_interleave", "lift_fresh", "equal", "histc",
@@ -30,7 +30,7 @@ WAITING = (
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses what a GPU would be waited for."""
+    """Refuses operations that wait for a GPU."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -41,7 +41,7 @@ class NoWaiting(TorchDispatchMode):
 
 
 class NoCopies(TorchDispatchMode):
-    """Refuses what goes from one device to another."""
+    """Refuses copies from one device to another."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
@@ -59,7 +59,7 @@ class NoCopies(TorchDispatchMode):
         lambda values: values.new_tensor([1.0, 2.0]),
         lambda values: bool(values.isfinite().all()),
     ],
-    ids=["a number", "a mask", "places", "a list", "a test"],
+    ids=["a number", "a mask", "indices", "a list", "a test"],
 )
 def test_what_is_refused(statement: Callable[[torch.Tensor], object]) -> None:
     with NoWaiting(), pytest.raises(AssertionError, match=r"in a training step|by a mask"):
@@ -73,11 +73,12 @@ SETTINGS = {
         "training.image_loss_start": 0.0,
     },
     "adaptive": {
-        "encoder.group": "so2", "encoder.design.trunk": "conv", "encoder.design.sampler": "adaptive", "encoder.head": "columns",
+        "encoder.group": "so2", "encoder.design.trunk": "conv", "encoder.design.sampler": "adaptive",
         "training.augment": True,
     },
     "learnt degree": {
-        "encoder.group": "d4", "encoder.design.trunk": "conv", "encoder.design.degree": "learnt", "training.image_loss_start": 0.0,
+        "encoder.group": "d4", "encoder.design.trunk": "conv", "encoder.design.degree": "learnt",
+        "training.image_loss_start": 0.0,
     },
 }  # fmt: skip
 
@@ -85,15 +86,15 @@ SETTINGS = {
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_a_step_waits_for_nothing(make_known: Callable, start: Callable, settings: dict[str, object]) -> None:
     begin = start(make_known(12).dataset, settings | {"training.synthetic_batch_size": 8})
-    is_lost = torch.zeros(())
+    found_nonfinite = torch.zeros(())
     for step in range(2):  # the first one fills caches
         begin.state.step = step
-        seen = observe(begin.dataset, torch.arange(12), begin.plane, begin.state.data_scale)
+        batch = observe(begin.dataset, torch.arange(12), begin.plane, begin.state.data_scale)
         if step == 0:
-            loop._step(begin.state, seen, begin.plane, begin.settings, is_lost, MicroBatcher())
+            loop._step(begin.state, batch, begin.plane, begin.settings, found_nonfinite, MicroBatcher())
             continue
         with NoWaiting():
-            loop._step(begin.state, seen, begin.plane, begin.settings, is_lost, MicroBatcher())
+            loop._step(begin.state, batch, begin.plane, begin.settings, found_nonfinite, MicroBatcher())
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
@@ -114,14 +115,14 @@ def test_a_step_asks_the_cpu_for_nothing(
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # there is none for it
     monkeypatch.setattr(state.optimizer, "step", lambda: None)
     monkeypatch.setattr(TrainingState, "step_generator", lambda *_: None)
-    monkeypatch.setattr(tasks, "random_rotations", lambda count, _: torch.randn(count, 3, 3, device=device))
+    monkeypatch.setattr(step_module, "random_rotations", lambda count, _: torch.randn(count, 3, 3, device=device))
     batch = known.dataset.batch(torch.arange(12)).to(device)
-    seen = transform(batch, plane, 5.0, state.data_scale, BatchShard.of(12))
-    is_lost = torch.zeros((), device=device)
+    batch = transform(batch, plane, 5.0, state.data_scale, BatchShard.local(12))
+    found_nonfinite = torch.zeros((), device=device)
     with NoCopies():
-        figures = loop._step(state, seen, plane, begin.settings, is_lost, MicroBatcher())
-    assert figures.device == device
-    assert figures.shape == (4,)
+        metrics = loop._step(state, batch, plane, begin.settings, found_nonfinite, MicroBatcher())
+    assert metrics.device == device
+    assert metrics.shape == (4,)
 
 
 def all_of(value: Any) -> Iterator[object]:
@@ -142,40 +143,40 @@ def assert_same_state(first: Any, second: Any) -> None:
             assert one == other or math.isnan(one)
 
 
-def test_figures_that_are_read_late_are_the_same(make_known: Callable, start: Callable) -> None:
+def test_metrics_that_are_read_late_are_the_same(make_known: Callable, start: Callable) -> None:
     dataset = make_known(40).dataset  # six steps
     each, late = start(dataset), start(dataset)
     expected = [event.metrics for event in fit(each.state, dataset, each.plane, each.settings)]
-    events = list(fit(late.state, dataset, late.plane, replace(late.settings, reading=4)))
+    events = list(fit(late.state, dataset, late.plane, replace(late.settings, log_every=4)))
     assert [event.done for event in events] == [4, 6]
     assert events[-1].metrics == expected[-1]
     assert_same_state(late.state, each.state)
 
 
-@pytest.mark.parametrize("reading", [1, 4])
-def test_what_is_left_of_a_loss_that_is_no_number(
-    make_known: Callable, start: Callable, monkeypatch: pytest.MonkeyPatch, reading: int
+@pytest.mark.parametrize("log_every", [1, 4])
+def test_the_state_after_a_loss_that_is_not_finite(
+    make_known: Callable, start: Callable, monkeypatch: pytest.MonkeyPatch, log_every: int
 ) -> None:
-    """All is as it was before that step, whatever was done before its loss was read; its particles are named."""
+    """The state is that before the step, whatever followed before its loss was read; its particles are named."""
     dataset = make_known(40).dataset
     good, bad = start(dataset), start(dataset)
     with closing(fit(good.state, dataset, good.plane, good.settings)) as events:
         while next(events).done < 4:
             pass
-    learn = loop.autoencoding_loss
+    original = loop.autoencoding_loss
     rows: list[list[int]] = []
 
-    def spoilt(state: Any, seen: Any, *arguments: Any, **options: Any) -> object:
-        rows.append(seen.indices.tolist())
-        outcome = learn(state, seen, *arguments, **options)
-        return replace(outcome, loss=outcome.loss * torch.inf) if state.step == 4 else outcome
+    def with_infinite_loss(state: Any, batch: Any, *arguments: Any, **options: Any) -> object:
+        rows.append(batch.indices.tolist())
+        result = original(state, batch, *arguments, **options)
+        return replace(result, loss=result.loss * torch.inf) if state.step == 4 else result
 
-    monkeypatch.setattr(loop, "autoencoding_loss", spoilt)
+    monkeypatch.setattr(loop, "autoencoding_loss", with_infinite_loss)
     with pytest.raises(DivergedError, match="training step 4: the loss is inf") as caught:
-        list(fit(bad.state, dataset, bad.plane, replace(bad.settings, reading=reading)))
+        list(fit(bad.state, dataset, bad.plane, replace(bad.settings, log_every=log_every)))
     assert caught.value.rows == tuple(rows[4])
-    assert len(rows) == (5 if reading == 1 else 6)
+    assert len(rows) == (5 if log_every == 1 else 6)
     for state in (bad.state, good.state):
         for group in state.optimizer.param_groups:
-            group["lr"] = 0.0  # each step sets it anew
+            group["lr"] = 0.0  # each step sets it
     assert_same_state(bad.state, good.state)

@@ -1,7 +1,7 @@
-"""A trained pose encoder as plain torch layers: filters expanded once, batch norms folded into them.
+"""Trained pose encoder as plain torch layers: filters expanded once, batch norms folded into them.
 
-What comes out holds tensors only, none of which is trained any more: it can be compiled, exported by torch, and
-quantized. Its numbers are those of the encoder in evaluation, up to rounding.
+The result holds constant tensors only: it can be compiled, exported by torch, and quantized. Its outputs are those of
+the encoder in evaluation, up to rounding.
 """
 
 import copy
@@ -30,25 +30,25 @@ from cryoeq.models.pose_head import HeadOutputs, PoseHead, PoseProposals
 
 
 class ExportedConv(nn.Module):
-    """A convolution with a bias, and ReLU behind it.
+    """A convolution with a bias, optionally followed by ReLU and a window.
 
     Args:
-        filters: expanded, batch norm included.
-        offsets: of each output channel.
-        stride: 1 or 2.
-        fields: number of fields, each filtered by itself; 0 where all mix.
-        is_whole: the filter is as large as the map.
-        is_rectified: ReLU follows.
-        is_windowed: maps are zero outside a disc.
+        filters: expanded filters, batch norm included.
+        bias: bias of each output channel.
+        stride: step of the filters in pixels, 1 or 2.
+        fields: number of fields of a depthwise convolution; 0 for one that mixes all fields.
+        is_whole: whether the filter is as large as the map.
+        is_rectified: whether ReLU follows.
+        is_windowed: whether maps are zero outside a disc.
     """
 
     filters: Tensor
-    offsets: Tensor
+    bias: Tensor
 
     def __init__(
         self,
         filters: Float[Tensor, "out in size size"],
-        offsets: Float[Tensor, " out"],
+        bias: Float[Tensor, " out"],
         *,
         stride: int = 1,
         fields: int = 0,
@@ -58,7 +58,7 @@ class ExportedConv(nn.Module):
     ) -> None:
         super().__init__()
         self.register_buffer("filters", filters.detach().contiguous(memory_format=torch.channels_last))
-        self.register_buffer("offsets", offsets.detach().clone())
+        self.register_buffer("bias", bias.detach().clone())
         self.stride, self.fields = stride, fields
         self.is_whole, self.is_rectified, self.is_windowed = is_whole, is_rectified, is_windowed
 
@@ -66,13 +66,15 @@ class ExportedConv(nn.Module):
         """The filtered maps, zero beyond their edges."""
         if self.is_whole:
             columns = self.filters.permute(0, 2, 3, 1).flatten(1)
-            filtered = F.linear(maps.permute(0, 2, 3, 1).flatten(1), columns, self.offsets)[:, :, None, None]
+            filtered = F.linear(maps.permute(0, 2, 3, 1).flatten(1), columns, self.bias)[:, :, None, None]
         elif self.fields:
-            filtered = depthwise(maps, self.filters, self.fields, self.stride, self.offsets)
+            filtered = depthwise(maps, self.filters, self.fields, self.stride, self.bias)
         else:
             padding = self.filters.shape[-1] // 2
-            filtered = F.conv2d(maps, self.filters, self.offsets, stride=self.stride, padding=padding)
-            filtered = filtered.contiguous(memory_format=torch.channels_last)  # of one channel torch cannot tell
+            filtered = F.conv2d(maps, self.filters, self.bias, stride=self.stride, padding=padding)
+            filtered = filtered.contiguous(
+                memory_format=torch.channels_last
+            )  # torch cannot infer the format from one channel
         activated = filtered.relu_() if self.is_rectified else filtered
         return activated * disc(activated.shape[-1], maps) if self.is_windowed else activated
 
@@ -81,28 +83,28 @@ class ExportedLinear(nn.Module):
     """A matrix and a bias.
 
     Args:
-        matrix: of the map.
-        offsets: of each output channel.
+        matrix: matrix of the linear map.
+        bias: bias of each output channel.
     """
 
     matrix: Tensor
-    offsets: Tensor
+    bias: Tensor
 
-    def __init__(self, matrix: Float[Tensor, "out in"], offsets: Float[Tensor, " out"]) -> None:
+    def __init__(self, matrix: Float[Tensor, "out in"], bias: Float[Tensor, " out"]) -> None:
         super().__init__()
         self.register_buffer("matrix", matrix.detach().clone())
-        self.register_buffer("offsets", offsets.detach().clone())
+        self.register_buffer("bias", bias.detach().clone())
 
     def forward(self, features: Float[Tensor, "batch in"]) -> Float[Tensor, "batch out"]:
         """All outputs of each image."""
-        return F.linear(features, self.matrix, self.offsets)
+        return F.linear(features, self.matrix, self.bias)
 
 
 class ExportedResidual(nn.Module):
-    """The input, and what some layers make of it.
+    """The input plus the output of some layers.
 
     Args:
-        layers: whose output is as large as their input.
+        layers: layers whose output has the shape of their input.
     """
 
     def __init__(self, layers: nn.Module) -> None:
@@ -110,15 +112,15 @@ class ExportedResidual(nn.Module):
         self.layers = layers
 
     def forward(self, maps: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch channels h w"]:
-        """Their sum."""
+        """The sum of input and output."""
         return maps + self.layers(maps)
 
 
 class ExportedPerceptron(nn.Module):
-    """A steerable perceptron whose batch norms are part of its linear maps.
+    """A steerable perceptron whose batch norms are folded into its linear maps.
 
     Args:
-        trunk: in evaluation mode.
+        trunk: trained perceptron in evaluation mode.
     """
 
     def __init__(self, trunk: SteerablePerceptron) -> None:
@@ -141,7 +143,7 @@ class ExportedPerceptron(nn.Module):
         return values.transpose(0, 1).flatten(1)[:, :, None, None]
 
     def as_convolutions(self) -> nn.Sequential:
-        """The same as whole matrices, the first one on pixels: several times the products, but no sums around them."""
+        """The same map as full matrices, the first one on pixels: several times the products, without extra sums."""
         size, pixels = self.lift.size_px, self.lift.pixels
         order, orbits = pixels.shape
         layers: list[nn.Module] = []
@@ -163,9 +165,9 @@ class ExportedEncoder(nn.Module):
     """Images to pose hypotheses, as ``PoseEncoder`` in evaluation.
 
     Args:
-        box_size_px: side of the images.
-        outputs: what the hypotheses are made of.
-        network: from images to these values.
+        box_size_px: side of the images in pixels.
+        outputs: layout of the network's output channels.
+        network: plain layers from images to the head's output channels.
     """
 
     def __init__(self, box_size_px: int, outputs: HeadOutputs, network: nn.Module) -> None:
@@ -173,9 +175,9 @@ class ExportedEncoder(nn.Module):
         self.box_size_px, self.outputs, self.network = box_size_px, outputs, network
 
     def forward(
-        self, images: Float[Tensor, "batch n n"], _condition: Float[Tensor, "batch 3"] | None = None
+        self, images: Float[Tensor, "batch n n"], _ctf_features: Float[Tensor, "batch 3"] | None = None
     ) -> PoseProposals:
-        """The hypotheses for each image; no exported encoder looks at a condition."""
+        """The hypotheses for each image; exported encoders do not depend on the CTF."""
         if images.shape[-1] != self.box_size_px:
             raise ValueError(f"images of {images.shape[-1]} px for an encoder of {self.box_size_px} px")
         return self.outputs.proposals(self.network(images).float())
@@ -183,13 +185,13 @@ class ExportedEncoder(nn.Module):
 
 @torch.no_grad()
 def export_encoder(encoder: PoseEncoder) -> ExportedEncoder:
-    """The encoder in evaluation as plain torch.
+    """The encoder in evaluation as plain torch layers.
 
     Args:
-        encoder: is not changed.
+        encoder: trained encoder; not changed.
 
     Raises:
-        ValueError: its filters or its samples depend on the particle.
+        ValueError: its filters or its samples of the group depend on the particle.
     """
     if encoder.is_conditioned or encoder.sampler is not None:
         what = "filters depend on the CTF" if encoder.is_conditioned else "samples of the group depend on the image"
@@ -216,11 +218,11 @@ def _plain(block: nn.Module) -> nn.Module:
     if activation.synthesis is None or activation.analysis is None:
         return _plain_conv(conv, scale, shift, is_windowed=activation.is_windowed)
     values = len(activation.synthesis)
-    rows, offsets = (part.repeat(values // len(scale)) for part in (scale, shift))
+    factors, bias = (by_field.repeat(values // len(scale)) for by_field in (scale, shift))
     is_whole = isinstance(conv, FullMapConv)
     return nn.Sequential(
         _plain_conv(conv),
-        ExportedConv((rows[:, None] * activation.synthesis)[..., None, None], offsets, is_rectified=True),
+        ExportedConv((factors[:, None] * activation.synthesis)[..., None, None], bias, is_rectified=True),
         ExportedConv(
             activation.analysis[..., None, None],
             activation.analysis.new_zeros(len(activation.analysis)),
@@ -236,22 +238,21 @@ def _plain_conv(
     *,
     is_windowed: bool = False,
 ) -> ExportedConv:
-    """A convolution, with the norm and ReLU behind it where they are given."""
+    """A convolution, with the batch norm and ReLU behind it where scale and shift are given."""
     filters, is_whole = conv.filters(), isinstance(conv, FullMapConv)
     fields = conv.fields if isinstance(conv, DepthwiseConv) else 0
-    offsets = _zeros(conv)
+    bias = _zeros(conv)
     if scale is not None and shift is not None:
         is_by_field = fields > 0 and filters.shape[1] > 1  # channels are (field, component) there
-        spread = [
-            part.repeat_interleave(len(filters) // len(scale))
-            if is_by_field
-            else part.repeat(len(filters) // len(scale))
-            for part in (scale, shift)
-        ]
-        filters, offsets = filters * spread[0][:, None, None, None], spread[1]
+        repeats = len(filters) // len(scale)
+        factors, bias = (
+            by_field.repeat_interleave(repeats) if is_by_field else by_field.repeat(repeats)
+            for by_field in (scale, shift)
+        )
+        filters = filters * factors[:, None, None, None]
     return ExportedConv(
         filters,
-        offsets,
+        bias,
         stride=conv.stride,
         fields=fields,
         is_whole=is_whole,
@@ -269,5 +270,5 @@ def _plain_head(head: PoseHead) -> ExportedLinear:
     maps = head.maps()
     matrix = torch.cat([conv.filters().flatten(1) for conv in maps])
     zeros = [matrix.new_zeros(conv.out_dim * conv.out_count) for conv in maps]
-    biases = [zero if (own := conv.offsets()) is None else own for conv, zero in zip(maps, zeros, strict=True)]
+    biases = [zero if (bias := conv.channel_bias()) is None else bias for conv, zero in zip(maps, zeros, strict=True)]
     return ExportedLinear(matrix, torch.cat(biases))

@@ -1,4 +1,4 @@
-"""What the trunk of an exported encoder sees of the images."""
+"""Input of an exported encoder's trunk: padded images and their low-passes, normalised."""
 
 import torch
 import torch.nn.functional as F
@@ -9,14 +9,14 @@ from cryoeq.models.pose_encoder import LowPassPyramid
 
 
 class ExportedLevels(nn.Module):
-    """Images without the row and column that make their side even, padded, with their low-passes, each normalised.
+    """Images cropped to an odd side, padded, with their low-passes, each normalised.
 
     Args:
-        pyramid: in evaluation mode.
-        size_px: side of the padded images.
+        pyramid: low-passes and norm of the encoder, in evaluation mode.
+        size_px: side of the padded images in pixels.
 
     Raises:
-        ValueError: the norm keeps no running statistics.
+        ValueError: the norm has no running statistics.
     """
 
     blurs: Tensor
@@ -35,16 +35,16 @@ class ExportedLevels(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch levels m m"]:
         """The levels, channels last."""
-        last = self.stacked(images).contiguous(memory_format=torch.channels_last)
-        return torch.addcmul(self.shift, last, self.scale)
+        levels = self.stacked(images).contiguous(memory_format=torch.channels_last)
+        return torch.addcmul(self.shift, levels, self.scale)
 
     def stacked(self, images: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch levels m m"]:
-        """The same, not normalised."""
+        """The levels, not normalised."""
         padded = self.padded(images)[:, None]
         return torch.cat([padded, self.blurs @ padded @ self.blurs], 1)
 
     def padded(self, images: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch m m"]:
-        """The images alone."""
+        """The padded images, without low-passes."""
         even = 1 - images.shape[-1] % 2
         odd = images[:, even:, even:]
         return F.pad(odd, ((self.size_px - odd.shape[-1]) // 2,) * 4)

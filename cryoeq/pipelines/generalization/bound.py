@@ -1,14 +1,16 @@
-"""How far an encoder can be trusted on images that it has not learnt from: a bound by its norms, and measurements.
+"""Generalization of the encoder of a hybrid run: held-out bound, PAC-Bayes bound, and error rates on particles.
 
-The encoder of a hybrid run learnt in its last course from renderings of one map, each with a pose that is known exactly
-and none shown twice. Others of the same kind measure what the bound is about. What such a bound cannot tell is whether
-the map is right, nor whether particles look like renderings: for that, held-out particles are posed too, and compared
-with the poses that the run gave them in the end.
+In its last training stage the encoder was trained on synthetic projections of one map, each with a known pose and none
+used twice. Other projections of the same distribution give the held-out (Hoeffding) bound and the generalization gap.
+No bound shows whether the map is right, nor whether particles are like its projections: for that, held-out particles
+are posed too, and compared with the final poses of the run.
 
-Where particles are shifted, an encoder looks at each at many trial shifts. The bound is about one look, at the trial
-nearest to the shift; whether the right look is preferred is not part of it, but it is of what held-out particles show.
+Where particles are shifted, the encoder evaluates each image at many offsets. The bounds are for one evaluation, at the
+offset nearest to the shift; the choice of the offset is not part of them, but it is part of the error rates on
+particles.
 """
 
+import math
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,67 +53,98 @@ _BATCH = 512
 
 
 @dataclass(frozen=True)
-class _Trial:
-    """An encoder, and when its poses are wrong."""
+class EncoderEvaluation:
+    """An encoder with its folded network, and the error above which a pose is wrong.
 
-    taught: PoseEstimator
+    Args:
+        estimator: trained encoder with its preprocessing.
+        net: folded network of the encoder.
+        terms: norms of its weights.
+        threshold_rad: rotation error above which a pose is wrong.
+    """
+
+    estimator: PoseEstimator
     net: FoldedNet
     terms: NormTerms
-    wrong_rad: float
+    threshold_rad: float
 
     @torch.no_grad()
-    def margins(self, rendering: SyntheticProjections) -> Float[Tensor, " count"]:
-        """By how much of its largest conceivable length the output may move before the pose is wrong."""
-        encoder, encoder_input = self.taught.encoder, self.taught.encoder_input
-        nearest = encoder_input.nearest_offsets(rendering.shifts_px)
-        images = encoder_input.shifted_images(rendering.ctf_multiplied, nearest[:, None])
+    def margins(self, projections: SyntheticProjections) -> Float[Tensor, " count"]:
+        """Smallest change of the output that makes a pose wrong, as a fraction of the largest possible output."""
+        encoder, encoder_input = self.estimator.encoder, self.estimator.encoder_input
+        nearest = encoder_input.nearest_offsets(projections.shifts_px)
+        images = encoder_input.shifted_images(projections.ctf_multiplied, nearest[:, None])
         vectors, logits = encoder_outputs(encoder, images)
-        found = rotation_from_rows(vectors)
-        angles = rotation_angle_rad(found, rendering.rotations[:, None].expand_as(found))
+        rotations = rotation_from_rows(vectors)
+        angles = rotation_angle_rad(rotations, projections.rotations[:, None].expand_as(rotations))
         lengths = encoder_inputs(encoder, self.net, images).norm(dim=1)
-        return pose_margins(vectors, logits, angles, self.wrong_rad) / (lengths * self.terms.spectral_norm)
+        return pose_margins(vectors, logits, angles, self.threshold_rad) / (lengths * self.terms.spectral_norm)
+
+
+@dataclass(frozen=True)
+class ParticleErrorRates:
+    """Fractions of particles whose pose by one forward pass differs from the final pose of the run.
+
+    Args:
+        held_out: bound on particles that were not posed before the final iteration and whose CTFs were not used in
+            training.
+        searched_count: number of the other particles.
+        searched_error_rate: fraction of the other particles.
+    """
+
+    held_out: HeldOutBound
+    searched_count: int
+    searched_error_rate: float
+
+    @property
+    def measured_gap(self) -> float:
+        """Error rate on held-out particles minus that on the others."""
+        return self.held_out.error_rate - self.searched_error_rate
 
 
 def bound_run(config: EvaluateConfig, folder: Path, device: torch.device) -> Generator[Event, None, dict[str, object]]:
-    """The bound of a run's encoder, its terms, and the gaps that are measured.
+    """Bound the error rate of a run's encoder on new images, and report the terms of the bound.
 
     Args:
-        config: the resolved settings.
-        folder: of a hybrid run.
-        device: where to compute.
+        config: resolved settings.
+        folder: folder of a hybrid run, or its ``encoder.pt``.
+        device: device of the computation.
 
     Returns:
-        All figures, for JSON.
+        The content of ``bound.json``.
 
     Raises:
-        CheckpointError: there is no encoder, or its lessons were not recorded.
+        CheckpointError: there is no encoder, or no record of its training.
         ConfigError: the bound does not cover this kind of encoder.
     """
-    taught, record = load_encoder(folder, device), _load_record(folder, device)
+    estimator, record = load_encoder(folder, device), _load_record(folder, device)
     try:
-        net = fold_encoder(taught.encoder)
+        net = fold_encoder(estimator.encoder)
     except ValueError as error:
         found = f"{folder} holds {error}"
-        expected = "the bound is derived for dense trunks of c1, c2, c4, d1, d2 and d4 with a head of rows"
+        expected = "the bound is derived for dense trunks of c1, c2, c4, d1, d2 and d4"
         raise ConfigError(
             found, expected, "Bound the encoder of a run with the default encoder.design.trunk"
         ) from error
     terms = norm_terms({layer.name: layer.blocks(net.group) for layer in net.layers})
-    trial = _Trial(taught, net, terms, config.wrong_deg * torch.pi / 180)
-    simulator = record.simulator(taught, _read_ctf(folder) if taught.has_ctf else None)
-    learnt = yield from _try_on(trial, record.training_projections(simulator), record.count, "training projections")
-    others = yield from _try_on(
-        trial, record.held_out_projections(simulator, config.renderings), config.renderings, "held-out projections"
+    evaluation = EncoderEvaluation(estimator, net, terms, config.error_threshold_deg * torch.pi / 180)
+    simulator = record.simulator(estimator, _read_ctf(folder) if estimator.has_ctf else None)
+    training = yield from evaluate_margins(
+        evaluation, record.training_projections(simulator), record.count, "training projections"
+    )
+    count = config.held_out_projections
+    others = yield from evaluate_margins(
+        evaluation, record.held_out_projections(simulator, count), count, "held-out projections"
     )
     held_out = HeldOutBound(len(others), int((others <= 0).sum()) / len(others), config.delta)
-    bound = generalization_bound(terms, learnt, held_out, delta=config.delta)
-    particles = yield from _try_on_particles(trial, record, folder, config)
-    yield from _tell(bound, particles, folder, config)
+    bound = generalization_bound(terms, training, held_out, delta=config.delta)
+    particles = yield from _evaluate_particles(evaluation, record, folder, config)
+    yield from _report(bound, particles, folder, config)
     results = _as_json(bound, particles, config)
     if config.output is not None:
         path = make_folder(config.output) / "bound.json"
         write_json(path, results)
-        yield Note(f"Bound and its terms: {path}")
+        yield Note(f"Bounds and their terms: {path}")
     return results
 
 
@@ -120,8 +153,8 @@ def _load_record(folder: Path, device: torch.device) -> TrainingRecord:
     record = TrainingRecord.from_checkpoint(load_checkpoint(path, device), device)
     if record is None or record.steps == 0:
         raise CheckpointError(
-            f"{path} does not tell what its encoder was trained on",
-            "the bound needs the training record of a hybrid run with hybrid.final_training_steps > 0",
+            f"{path} holds no record of the training of its encoder",
+            "the bound needs that of a hybrid run with hybrid.final_training_steps > 0",
             "Run the reconstruction again",
         )
     return record
@@ -137,130 +170,127 @@ def _run_of(folder: Path) -> RunFolder:
     return RunFolder(folder if folder.is_dir() else folder.parent)
 
 
-def _try_on(
-    trial: _Trial, renderings: Iterator[SyntheticProjections], total: int, stage: str
-) -> Generator[Event, None, Float[Tensor, " renderings"]]:
-    parts, done = [], 0
-    for rendering in renderings:
-        parts.append(trial.margins(rendering).cpu())
-        done += len(parts[-1])
-        yield Progress(stage, done, total)
-    return torch.cat(parts)
-
-
-@dataclass(frozen=True)
-class ParticleRisks:
-    """Shares of particles that one forward pass poses otherwise than the run did in the end.
+def evaluate_margins(
+    evaluation: EncoderEvaluation, batches: Iterator[SyntheticProjections], count: int, stage: str
+) -> Generator[Event, None, Float[Tensor, " projections"]]:
+    """Margins of an encoder on synthetic projections.
 
     Args:
-        held_out: those that the run never searched before its end, and whose CTFs no lesson has.
-        searched_count: the others.
-        searched_risk: their share.
+        evaluation: the encoder.
+        batches: the projections, batch by batch.
+        count: number of projections.
+        stage: name of the stage in progress events.
     """
-
-    held_out: HeldOutBound
-    searched_count: int
-    searched_risk: float
-
-    @property
-    def measured_gap(self) -> float:
-        """Of held-out particles and the others."""
-        return self.held_out.risk - self.searched_risk
+    margins, done = [], 0
+    for projections in batches:
+        margins.append(evaluation.margins(projections).cpu())
+        done += len(margins[-1])
+        yield Progress(stage, done, count)
+    return torch.cat(margins)
 
 
-def _try_on_particles(
-    trial: _Trial, record: TrainingRecord, folder: Path, config: EvaluateConfig
-) -> Generator[Event, None, ParticleRisks | None]:
-    """None where the run held none out, or the images are not there."""
+def _evaluate_particles(
+    evaluation: EncoderEvaluation, record: TrainingRecord, folder: Path, config: EvaluateConfig
+) -> Generator[Event, None, ParticleErrorRates | None]:
+    """Error rates on particles; None where the run held none out, or their images are missing."""
     run = _run_of(folder)
     try:
         final = star_poses(read_star(run.path("run_data.star"))).rotations
         is_held_out = torch.isin(torch.arange(len(final)), record.searched.cpu(), invert=True)
         if not is_held_out.any():
             return None
-        dataset = _open_particles(run, trial.taught, len(final))
-        parts = []
+        dataset = _open_particles(run, evaluation.estimator, len(final))
+        batches = []
         for batch in dataset.batches(_BATCH):
-            found = trial.taught.pose(batch.to(record.sigma.device))[0].rotations.cpu()
-            parts.append(rotation_angle_rad(found, final[batch.indices]) >= trial.wrong_rad)
+            rotations = evaluation.estimator.pose(batch.to(record.sigma.device))[0].rotations.cpu()
+            batches.append(rotation_angle_rad(rotations, final[batch.indices]) >= evaluation.threshold_rad)
             yield Progress("particles", int(batch.indices[-1]) + 1, len(dataset))
     except CryoEqError as error:
-        yield Note(f"Particles are not tried: their files are not where or what they were. {error}", "warning")
+        yield Note(f"Particle images not found or changed; particle statistics skipped. {error}", "warning")
         return None
-    is_wrong = torch.cat(parts)
-    held_out, searched = is_wrong[is_held_out].float(), is_wrong[~is_held_out].float()
-    twin = HeldOutBound(len(held_out), float(held_out.mean()), config.delta)
-    return ParticleRisks(twin, len(searched), float(searched.mean()))
+    is_wrong = torch.cat(batches)
+    rates = [float(is_wrong[rows].float().mean()) for rows in (is_held_out, ~is_held_out)]
+    held_out = HeldOutBound(int(is_held_out.sum()), rates[0], config.delta)
+    return ParticleErrorRates(held_out, int((~is_held_out).sum()), rates[1])
 
 
-def _open_particles(run: RunFolder, taught: PoseEstimator, count: int) -> ParticleDataset:
+def _open_particles(run: RunFolder, estimator: PoseEstimator, count: int) -> ParticleDataset:
     job = read_reconstruction_job(run, "Give the whole folder of the run")
     box = read_map(run.path("run_class001.mrc")).box_size_px
-    return open_particles(job, None, count=count, box_size_px=box, largest_px=taught.box_size_px)[1]
+    return open_particles(job, None, count=count, box_size_px=box, max_box_px=estimator.box_size_px)[1]
 
 
-def _tell(
-    bound: GeneralizationBound, particles: ParticleRisks | None, folder: Path, config: EvaluateConfig
+def _report(
+    bound: GeneralizationBound, particles: ParticleErrorRates | None, folder: Path, config: EvaluateConfig
 ) -> Iterator[Event]:
-    twin = bound.held_out
+    held_out = bound.held_out
     rows = {
-        "a pose is wrong": f"beyond {config.wrong_deg:g}°",
-        "its lessons": f"{bound.risk:.2%} of {bound.count:,} renderings wrong",
-        "held-out renderings": f"{twin.risk:.2%} of {twin.count:,} wrong; measured gap {bound.measured_gap:+.2%}",
-        "held-out bound": f"risk below {twin.value:.2%} (Hoeffding, confidence {1 - twin.delta:.0%})",
-        "norm-based bound": f"risk below {bound.value:.4g} (PAC-Bayes, confidence {1 - bound.delta:.0%})",
-        "  of which": f"{bound.margin_risk:.2%} have a margin of {bound.margin:.2g} or less; slack {bound.slack:.4g}",
-        "  complexity": f"{bound.terms.complexity:.3g}, divergence {bound.divergence:.3g} nats",
+        "Held-out bound (Hoeffding)": f"error rate below {held_out.value:.2%} (confidence {1 - held_out.delta:.0%})",
+        "Held-out projections": f"{held_out.error_rate:.2%} of {held_out.count:,} wrong",
+        "Training projections": f"{bound.error_rate:.2%} of {bound.count:,} wrong",
+        "Generalization gap": f"{bound.measured_gap:+.2%}",
+        "Error threshold": f"{config.error_threshold_deg:g}°",
     }
     if particles is not None:
-        held = particles.held_out
-        rows["held-out particles"] = (
-            f"{held.risk:.2%} of {held.count:,} posed otherwise than in the end; of the others "
-            f"{particles.searched_risk:.2%}; gap {particles.measured_gap:+.2%}, Hoeffding {held.value:.2%}"
+        on_particles = particles.held_out
+        rows["Held-out particles"] = (
+            f"{on_particles.error_rate:.2%} of {on_particles.count:,} differ from their final poses, bound "
+            f"{on_particles.value:.2%} (Hoeffding)"
         )
-    yield Report(f"The encoder of {folder} on images that it has not seen", rows)
-    yield Report("Terms of the norm-based bound", _term_rows(bound.terms))
+        rows["Other particles"] = (
+            f"{particles.searched_error_rate:.2%} of {particles.searched_count:,}; gap {particles.measured_gap:+.2%}"
+        )
+    yield Report(f"Encoder of {folder} on images that it was not trained on", rows)
+    yield Report("Norm-based bound (PAC-Bayes)", _norm_rows(bound))
     if bound.is_vacuous:
+        needed = bound.examples_needed
         yield Note(
-            "The norm-based bound is vacuous: a risk is never above 100 %, so any network satisfies it. It would say "
-            f"something from {bound.examples_needed:.2g} lessons on. Judge this encoder by the "
-            "held-out bound.",
+            "The norm-based bound is vacuous: an error rate is never above 100 %, so any network satisfies it. "
+            + ("" if math.isinf(needed) else f"It would need {needed:.2g} training projections. ")
+            + "Judge this encoder by the held-out bound.",
             "warning",
         )
-    yield Note("All this is about renderings of the run's map. Whether that map is right it cannot tell.")
+    yield Note("These bounds are for synthetic projections of the run's map; they do not show whether it is right.")
 
 
-def _term_rows(terms: NormTerms) -> dict[str, str]:
-    total = sum(layer.stable_rank for layer in terms.layers)
-    rows = {}
-    for layer in terms.layers:
+def _norm_rows(bound: GeneralizationBound) -> dict[str, str]:
+    rows = {
+        "Norm-based bound": f"error rate below {bound.value:.4g} (confidence {1 - bound.delta:.0%})",
+        "Margin": f"{bound.margin_error_rate:.2%} of the training projections have {bound.margin:.2g} or less",
+        "Slack": f"{bound.slack:.4g}",
+        "Divergence": f"{bound.divergence:.3g} nats (complexity {bound.terms.complexity:.3g})",
+    }
+    total = sum(layer.stable_rank for layer in bound.terms.layers)
+    for layer in bound.terms.layers:
         rows[layer.name] = (
             f"norm {layer.spectral_norm:.3g}, noise {layer.noise:.0f} s, stable rank {layer.stable_rank:.1f} "
-            f"({layer.stable_rank / total:.0%} of all)"
+            f"({layer.stable_rank / total:.0%} of the sum)"
         )
         for irrep in layer.irreps:
             rows[f"  {layer.name}, irrep {irrep.irrep}"] = (
-                f"{irrep.in_multiplicity} to {irrep.out_multiplicity} copies of dimension {irrep.dim}, "
-                f"{irrep.constituents} coefficient{'s' if irrep.constituents > 1 else ''} each; norm "
-                f"{irrep.spectral_norm:.2f} of the layer's, stable rank {irrep.stable_rank:.1f}"
+                f"dimension {irrep.dim}, multiplicity {irrep.in_multiplicity} to {irrep.out_multiplicity}, "
+                f"{irrep.constituents} coefficient{'s' if irrep.constituents > 1 else ''} each; relative norm "
+                f"{irrep.spectral_norm:.2f}, stable rank {irrep.stable_rank:.1f}"
             )
     return rows
 
 
-def _as_json(bound: GeneralizationBound, particles: ParticleRisks | None, config: EvaluateConfig) -> dict[str, object]:
-    twin = bound.held_out
-    figures: dict[str, object] = {
+def _as_json(
+    bound: GeneralizationBound, particles: ParticleErrorRates | None, config: EvaluateConfig
+) -> dict[str, object]:
+    held_out = bound.held_out
+    results: dict[str, object] = {
         "run": str(config.bound),
-        "wrong_deg": config.wrong_deg,
+        "error_threshold_deg": config.error_threshold_deg,
         "delta": config.delta,
-        "lessons": {"count": bound.count, "risk": bound.risk},
-        "held_out": asdict(twin) | {"slack": twin.slack, "value": twin.value},
+        "training": {"count": bound.count, "error_rate": bound.error_rate},
+        "held_out": asdict(held_out) | {"slack": held_out.slack, "value": held_out.value},
         "measured_gap": bound.measured_gap,
         "norm_based": {
             "value": bound.value,
             "is_vacuous": bound.is_vacuous,
             "margin": bound.margin,
-            "margin_risk": bound.margin_risk,
+            "margin_error_rate": bound.margin_error_rate,
             "slack": bound.slack,
             "divergence": bound.divergence,
             "complexity": bound.terms.complexity,
@@ -268,8 +298,8 @@ def _as_json(bound: GeneralizationBound, particles: ParticleRisks | None, config
         },
     }
     if particles is not None:
-        figures["particles"] = asdict(particles) | {
+        results["particles"] = asdict(particles) | {
             "held_out_bound": particles.held_out.value,
             "measured_gap": particles.measured_gap,
         }
-    return figures
+    return results

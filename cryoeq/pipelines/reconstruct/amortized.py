@@ -1,7 +1,7 @@
 """Amortized inference: a pose encoder and a decoder of the map, trained end to end."""
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ import torch
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.data.half_sets import split_half_sets
-from cryoeq.domain.events import Event, Note, Progress
+from cryoeq.domain.events import Event, Note
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import DivergedError, LostProcessError, ParticleFileError, Terminated
 from cryoeq.io.mrc import write_map
@@ -25,9 +25,10 @@ from cryoeq.pipelines.reconstruct.build_autoencoder import (
 )
 from cryoeq.pipelines.reconstruct.checkpoints import save_training_state
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
+from cryoeq.pipelines.reconstruct.plan import plan_amortized
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
 from cryoeq.runtime.compiling import compile_if_possible
-from cryoeq.runtime.device import threads
+from cryoeq.runtime.device import torch_threads
 from cryoeq.runtime.distributed import any_rank, is_main_process, world_size
 from cryoeq.runtime.random_streams import Stream, stream_generator
 from cryoeq.runtime.signals import deferred_signals
@@ -50,17 +51,18 @@ def infer_by_encoder(
 
     Args:
         config: settings of the run.
-        dataset: the particles, at the box where poses are inferred.
-        star: the particles as the input file has them.
-        run: where the decoder's map and the record of the training go.
-        device: where to compute.
-        checkpoint: state of a training to go on from; None starts a new one.
+        dataset: particles at the working box.
+        star: table of the input file.
+        run: run folder, for the decoder's map, plots and checkpoints.
+        device: compute device.
+        checkpoint: state of a training to continue; None starts a new one.
     """
+    yield plan_amortized()
     plane = build_plane(dataset, device)
     state = build_state(config, dataset, plane)
     state.batch_size = choose_batch_size(config, state, dataset, plane, checkpoint)
     training = build_settings(config, dataset, state.batch_size)
-    yield from compile_if_possible(state.encoder, is_wanted=config.encoder.compiled)
+    yield from compile_if_possible(state.encoder, is_requested=config.encoder.compiled)
     yield Note(
         f"Poses are inferred at {dataset.box_size_px} px, {dataset.pixel_size_angstrom:.3g} Angstrom, "
         f"with a {config.encoder.group} encoder of {config.encoder.heads} heads and a {config.decoder.kind} decoder, "
@@ -69,14 +71,14 @@ def infer_by_encoder(
     if checkpoint is not None:
         state.restore(checkpoint)
         yield Note(f"Resumed at step {state.step}.")
-    # Small boxes make small tensors, on which two threads wait for each other more than they compute.
-    with threads(1 if dataset.box_size_px <= _SINGLE_THREADED_PX else None):
+    # On the small tensors of small boxes two threads wait for each other more than they compute.
+    with torch_threads(1 if dataset.box_size_px <= _SINGLE_THREADED_PX else None):
         try:
             yield from _train(state, fit(state, dataset, plane, training), config, run)
         except DivergedError as error:
             if is_main_process():
                 write_star(run.path("diverged.star"), star.rows(error.rows))
-            yield Note("The particles of the step that failed are in diverged.star.", "warning")
+            yield Note("The particles of the diverged step are in diverged.star.", "warning")
             raise
     inferred = yield from infer_poses(
         state, dataset, plane, batch_size=4 * training.batch_size,
@@ -101,12 +103,12 @@ def infer_by_encoder(
 
 
 def _train(
-    state: TrainingState, events: Iterator[Progress | Note], config: ReconstructConfig, run: RunFolder
-) -> Iterator[Progress | Note]:
-    """Run the training, a checkpoint now and then, at the end, and when a signal stops it."""
+    state: TrainingState, training: Generator[Event, None, None], config: ReconstructConfig, run: RunFolder
+) -> Generator[Event, None, None]:
+    """Run the training, with a checkpoint periodically, at the end, and when a signal stops it."""
     saved_s = time.monotonic()
     try:
-        for event in _together(events):
+        for event in _stopping_together(training):
             yield event
             if time.monotonic() - saved_s > config.training.checkpoint_seconds:
                 _save(state, config, run)
@@ -118,17 +120,17 @@ def _train(
     _save(state, config, run)
 
 
-def _together(events: Iterator[Progress | Note]) -> Iterator[Progress | Note]:
-    """The steps, between which alone signals arrive; one to any process stops all of them after the same step."""
+def _stopping_together(training: Generator[Event, None, None]) -> Generator[Event, None, None]:
+    """Defer signals to the end of a step; a signal to one process stops all of them after the same step."""
     if world_size() == 1:
         while True:
             with deferred_signals():
-                event = next(events, None)
+                event = next(training, None)
             if event is None:
                 return
             yield event
     with deferred_signals() as is_waiting:
-        for event in events:
+        for event in training:
             yield event
             if any_rank(is_waiting()):
                 break
@@ -138,6 +140,6 @@ def _together(events: Iterator[Progress | Note]) -> Iterator[Progress | Note]:
 
 
 def _save(state: TrainingState, config: ReconstructConfig, run: RunFolder) -> None:
-    if not is_main_process() or not state.is_finite:  # the last good state stays; the next step will say what is wrong
+    if not is_main_process() or not state.is_finite:  # the last good state stays; the next step raises the error
         return
     save_training_state(run, config, state.to_checkpoint())

@@ -1,4 +1,4 @@
-"""How many images a step of the training takes, where that is left to the memory of the GPU."""
+"""Batch size of the training, by the memory of the GPU where the settings leave it open."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +14,8 @@ from cryoeq.runtime.distributed import world_size
 from cryoeq.training.autoencoder.loop import fits_in_memory
 from cryoeq.training.autoencoder.state import TrainingState
 
-_MOST = 4096
-_KEPT = 0.75  # of what has just fitted: steps differ, and other programs may want some
+_MAX_BATCH = 4096
+_MARGIN = 0.75  # of the largest batch that fits: steps differ, and other programs may want memory
 
 
 def choose_batch_size(
@@ -25,14 +25,14 @@ def choose_batch_size(
     plane: HalfPlane,
     checkpoint: dict[str, Any] | None,
 ) -> int | None:
-    """Images per step: what was chosen when the run began, or as many as fit; None where the settings say it.
+    """Images per step where the settings leave it open: that of the checkpoint, or the largest that fits; else None.
 
     Args:
-        config: the settings.
-        state: at the start; it is left as it is.
-        dataset: the particles.
-        plane: of their coefficients, on the device of the computation.
-        checkpoint: to go on from.
+        config: settings of the run.
+        state: state before the training; not changed.
+        dataset: particles at the working box.
+        plane: coefficients of the encoder's input, on the device of the computation.
+        checkpoint: state of a training to continue; None for a new one.
 
     Raises:
         ConfigError: several processes, of which one might have less memory.
@@ -43,7 +43,7 @@ def choose_batch_size(
         raise ConfigError(
             f"training.batch_size=auto on {world_size()} processes",
             "memory is probed by one process alone",
-            "Give a number; it is shared out among all",
+            "Give a number; the images of a step are shared by all processes",
         )
     if checkpoint is not None:
         return int(checkpoint["batch_size"])
@@ -56,20 +56,20 @@ def choose_batch_size(
         finally:
             torch.cuda.empty_cache()
 
-    return find_batch_size(fits, min(DEFAULT_BATCH, len(dataset)), min(_MOST, len(dataset)))
+    return find_batch_size(fits, min(DEFAULT_BATCH, len(dataset)), min(_MAX_BATCH, len(dataset)))
 
 
-def find_batch_size(fits: Callable[[int], bool], first: int, most: int) -> int:
-    """The first number, doubled as long as it fits; then less, so that it fits surely.
+def find_batch_size(fits: Callable[[int], bool], smallest: int, largest: int) -> int:
+    """The smallest batch, doubled as long as it fits, less a margin.
 
     Args:
-        fits: whether memory suffices for so many.
-        first: it is taken in any case.
-        most: that make sense.
+        fits: whether memory suffices for a number of images.
+        smallest: lower bound, returned even if it does not fit.
+        largest: upper bound of the batch size.
     """
-    found = first
-    while fits(found):
-        if 2 * found > most:
-            return found
-        found *= 2
-    return max(first, int(_KEPT * found / 2))
+    count = smallest
+    while fits(count):
+        if 2 * count > largest:
+            return count
+        count *= 2
+    return max(smallest, int(_MARGIN * count / 2))

@@ -1,4 +1,4 @@
-"""From settings to what the amortized mode trains: encoder, decoder, optimizer."""
+"""From settings to the objects of the amortized mode: encoder, decoder, optimizer, training settings."""
 
 import math
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Note
-from cryoeq.equivariance import degrees_of
+from cryoeq.equivariance import learnt_degrees
 from cryoeq.errors import ConfigError, ParticleFileError
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.models.implicit_decoder import ImplicitDecoder
@@ -27,14 +27,14 @@ _TEMPLATE_CHANNELS = 1024  # a fifth less error than 512 on held-out particles a
 
 
 def build_plane(dataset: ParticleDataset, device: torch.device) -> HalfPlane:
-    """The coefficients that the encoder sees: all below Nyquist."""
+    """Coefficients of the encoder's input: all below Nyquist."""
     return HalfPlane.up_to(dataset.box_size_px, dataset.box_size_px / 2 - 1, device)
 
 
 def build_decoder(
     config: ReconstructConfig, box_size_px: int, generator: torch.Generator
 ) -> VoxelDecoder | ImplicitDecoder:
-    """The model of the volume, at its random start."""
+    """Model of the map, with random initial values."""
     match config.decoder.kind:
         case "voxel":
             return VoxelDecoder(box_size_px, generator)
@@ -43,14 +43,14 @@ def build_decoder(
 
 
 def report_learnt_equivariance(encoder: torch.nn.Module) -> Iterator[Note]:
-    """What has become of the equivariance of each layer, where that was learnt."""
-    if found := [float(degree.divergence().detach()) for degree in degrees_of(encoder)]:
-        layers = ", ".join(f"{value:.3f}" for value in found)
-        yield Note(f"Learnt degree of equivariance, divergence from uniform layer by layer (0: equivariant): {layers}.")
+    """Report the learnt equivariance of each layer, where there is one."""
+    if divergences := [float(degree.divergence().detach()) for degree in learnt_degrees(encoder)]:
+        layers = ", ".join(f"{value:.3f}" for value in divergences)
+        yield Note(f"Learnt equivariance, divergence from uniform of each layer (0: equivariant): {layers}.")
 
 
 def build_encoder(config: ReconstructConfig, box_size_px: int) -> PoseEncoder:
-    """The network from images to poses, at its random start.
+    """Network from images to poses, with random initial weights.
 
     An encoder trained only on synthetic projections of a map (hybrid) is a wider network, whose filters start as slices
     of that map where its trunk is dense; low-pass filters would add nothing to those.
@@ -74,8 +74,8 @@ def build_encoder(config: ReconstructConfig, box_size_px: int) -> PoseEncoder:
             f"encoder.design.degree=learnt with encoder.design.kernel={design.kernel}, "
             f"encoder.design.trunk={design.trunk}",
             "only analytic kernels of a conv or dense trunk have a degree to learn",
-            "Leave encoder.design.degree out, or choose encoder.design.kernel=analytic and encoder.design.trunk=conv or "
-            "dense",
+            "Leave encoder.design.degree out, or choose encoder.design.kernel=analytic and encoder.design.trunk=conv "
+            "or dense",
         )
     try:
         return PoseEncoder(
@@ -95,7 +95,7 @@ def build_encoder(config: ReconstructConfig, box_size_px: int) -> PoseEncoder:
 
 
 def build_state(config: ReconstructConfig, dataset: ParticleDataset, plane: HalfPlane) -> TrainingState:
-    """Encoder, decoder and optimizer at their random start; scale and first residual from a sample of the images.
+    """Encoder, decoder and optimizer before the training; scale and initial residual from a sample of the images.
 
     Raises:
         ParticleFileError: the images are constant.
@@ -137,24 +137,24 @@ def build_state(config: ReconstructConfig, dataset: ParticleDataset, plane: Half
 def build_settings(
     config: ReconstructConfig, dataset: ParticleDataset, batch_size: int | None = None
 ) -> TrainingSettings:
-    """How to train, with all that was left open filled in.
+    """Settings of the training, defaults filled in.
 
     Args:
-        config: the settings.
-        dataset: the particles.
-        batch_size: images per step, where the settings leave it open; the renderings then keep their proportion.
+        config: settings of the run.
+        dataset: particles at the working box.
+        batch_size: images per step where the settings leave it open; the number of projections scales with it.
     """
-    training, rendered = config.training, config.training.synthetic_batch_size
+    training, synthetic_batch_size = config.training, config.training.synthetic_batch_size
     if training.batch_size == "auto":
         batch_size = min(batch_size or DEFAULT_BATCH, len(dataset))
-        rendered = max(1, rendered * batch_size // DEFAULT_BATCH)
+        synthetic_batch_size = max(1, synthetic_batch_size * batch_size // DEFAULT_BATCH)
     else:
         batch_size = min(training.batch_size, len(dataset))
     per_epoch = -(-len(dataset) // batch_size)
     epochs = training.epochs or -(-_DEFAULT_STEPS // per_epoch)
     return TrainingSettings(
         batch_size=batch_size,
-        synthetic_batch_size=rendered,
+        synthetic_batch_size=synthetic_batch_size,
         schedule=Schedule(
             epochs * per_epoch, training.first_shell, dataset.box_size_px / 2 - 1, marching=training.frequency_marching
         ),

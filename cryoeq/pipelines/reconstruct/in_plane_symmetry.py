@@ -1,4 +1,4 @@
-"""Test for residual astigmatism, coma or drift: do particles look alike in every direction of the detector?"""
+"""Test for residual astigmatism, coma or drift by the in-plane symmetry of the particles."""
 
 from collections.abc import Generator
 from dataclasses import replace
@@ -16,7 +16,7 @@ from cryoeq.reconstruction.known_poses import ReconstructedMaps
 from cryoeq.runtime.random_streams import Stream, stream_generator
 
 _CAUSES = {1: "coma (beam tilt)", 2: "astigmatism or drift", 3: "trefoil"}
-_SIGMAS = 3.0  # from which on an astigmatism is told as a number
+_MIN_SIGMAS = 3.0  # standard errors above which an astigmatism is reported as a number
 
 
 def check_in_plane_symmetry(
@@ -29,26 +29,26 @@ def check_in_plane_symmetry(
     seed: int,
     device: torch.device,
 ) -> Generator[Event, None, ReconstructionMetrics]:
-    """Say whether something breaks the symmetry, and draw the likelihood that was learnt.
+    """Report whether in-plane symmetry is broken, and draw the learnt likelihood.
 
     Args:
-        run: where the picture goes.
-        dataset: the particles, at their own box.
-        posed: their poses and half sets.
-        maps: maps made from them.
-        metrics: of the reconstruction so far; the resolution of its half maps is needed.
+        run: folder of the run, for ``in_plane_symmetry.png``.
+        dataset: images of the particles, at the box of the stack.
+        posed: poses and half sets of the particles.
+        maps: maps reconstructed from them.
+        metrics: metrics of the reconstruction so far; the resolution of its half maps is needed.
         seed: random seed of the run.
-        device: where to compute.
+        device: device of the computation.
 
     Returns:
         The metrics with those of in-plane symmetry.
     """
     resolution_angstrom = metrics.half_map_resolution_angstrom
     if maps.halves is None or posed.half_set is None or resolution_angstrom is None:
-        yield Note("In-plane symmetry is not tested: it needs half maps that agree.", "warning")
+        yield Note("In-plane symmetry not tested: there are no half maps that agree to some resolution.", "warning")
         return metrics
     yield Progress("in-plane symmetry", 0, 1)
-    found = measure_in_plane_symmetry(
+    measured = measure_in_plane_symmetry(
         dataset,
         posed.half_poses or posed.poses,
         posed.half_set,
@@ -58,29 +58,28 @@ def check_in_plane_symmetry(
         device=device,
     )
     yield Progress("in-plane symmetry", 1, 1)
-    plot_in_plane_symmetry(run.path("in_plane_symmetry.png"), found)
-    yield _tell(found)
+    plot_in_plane_symmetry(run.path("in_plane_symmetry.png"), measured)
+    yield _describe(measured)
     return replace(
         metrics,
-        in_plane_divergence=found.divergence,
-        in_plane_p_value=found.p_value,
-        missing_astigmatism_angstrom=found.astigmatism_angstrom,
+        in_plane_divergence=measured.divergence,
+        in_plane_p_value=measured.p_value,
+        missing_astigmatism_angstrom=measured.astigmatism_angstrom,
     )
 
 
-def _tell(found: InPlaneSymmetry) -> Note:
+def _describe(measured: InPlaneSymmetry) -> Note:
     compared = (
-        f"learnt divergence {found.divergence:.3f}, {float(found.turned_divergences.median()):.3f} where particles are "
-        f"turned at random (p = {found.p_value:.2f})"
+        f"divergence of the learnt likelihood {measured.divergence:.3f}, median of randomly rotated particles "
+        f"{float(measured.rotated_divergences.median()):.3f} (p = {measured.p_value:.2f})"
     )
-    if not found.is_broken:
-        return Note(f"In-plane symmetry: nothing breaks it; {compared}.")
-    order = int(found.strengths.argmax()) + 1
+    if not measured.is_broken:
+        return Note(f"In-plane symmetry holds: {compared}.")
+    order = int(measured.strengths.argmax()) + 1
     text = f"In-plane symmetry is broken, most at angular order {order} ({_CAUSES[order]}): {compared}."
-    size, sigma = found.astigmatism_angstrom, found.astigmatism_sigma_angstrom
-    if size is not None and sigma is not None and size > _SIGMAS * sigma:
+    size, sigma = measured.astigmatism_angstrom, measured.astigmatism_sigma_angstrom
+    if size is not None and sigma is not None and size > _MIN_SIGMAS * sigma:
         text += (
-            f" As an astigmatism that the CTF leaves out, it is U - V = {size:.0f} +- {sigma:.0f} Angstrom along "
-            f"{found.astigmatism_angle_deg:.0f} degrees."
+            f" Residual astigmatism: U - V = {size:.0f} ± {sigma:.0f} Å along {measured.astigmatism_angle_deg:.0f}°."
         )
     return Note(f"{text} Refine the CTF (astigmatism, beam tilt) and run again.", "warning")

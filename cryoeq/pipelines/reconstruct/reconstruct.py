@@ -34,7 +34,7 @@ from cryoeq.pipelines.reconstruct.supplied_maps import SuppliedMaps, compare_wit
 from cryoeq.pipelines.report import read_run
 from cryoeq.reconstruction.known_poses import ReconstructedMaps, filter_by_halves, reconstruct_from_poses
 from cryoeq.reconstruction.state import Checkpointer
-from cryoeq.runtime.device import choose_device, threads
+from cryoeq.runtime.device import choose_device, torch_threads
 from cryoeq.runtime.distributed import is_main_process, process_group
 from cryoeq.runtime.torchrun import torchrun_environment
 
@@ -65,7 +65,7 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[
 
     def work(run: RunFolder, checkpoints: Checkpoints) -> Generator[Event, None, ReconstructionMetrics]:
         job = _Job(config, stack, supplied, run, device)
-        with threads(config.threads):
+        with torch_threads(config.threads):
             return (yield from job.work(checkpoints.run, training_state))
 
     with process_group(device):

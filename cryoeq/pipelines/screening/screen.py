@@ -1,17 +1,21 @@
-"""``cryoeq screen``: which views are missing from a set of particles, and which particles are none."""
+"""``cryoeq screen``: gaps in the angular coverage of a set of particles, and scores that find junk particles."""
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from cryoeq.config.screen import ScreenConfig
 from cryoeq.domain.events import Event, Note, Report
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import HalfMaps
 from cryoeq.evaluation.particle_scorers import z_scores
+from cryoeq.evaluation.screened_particles import ScreenedParticles
+from cryoeq.io.euler import view_angles_deg
+from cryoeq.io.labels import SELECTION_Z_SCORE
 from cryoeq.io.mrc import read_map
 from cryoeq.io.particles import star_half_set, star_poses, write_particle_star
 from cryoeq.io.star import StarTable, read_star
@@ -20,27 +24,28 @@ from cryoeq.outputs.coverage_plot import plot_coverage
 from cryoeq.outputs.folder import make_folder
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.reconstruction_run import open_particles, read_reconstruction_job
-from cryoeq.pipelines.screening.score_particles import LARGEST_BOX_PX, ScorerKind, ScreenedParticles
+from cryoeq.pipelines.screening.score_particles import ScorerKind, build_scorer
 from cryoeq.runtime.random_streams import Stream, stream_generator
-from cryoeq.screening.view_coverage import ViewCoverage, measure_coverage
+from cryoeq.screening.view_coverage import AngularGap, ViewCoverage, measure_coverage
 
-SCORE_COLUMN = "rlnParticleSelectZScore"
-_MOST_HOLES = 5
+SCORE_COLUMN = SELECTION_Z_SCORE
+_MAX_REPORTED_GAPS = 5
+_MAX_BOX_PX = 64  # particles are compared in a smaller box where theirs is larger
 _CACHE_BYTES = 2**29
 
 
 def screen(config: ScreenConfig) -> Iterator[Event]:
-    """Find the holes among the views, and score the particles.
+    """Find gaps in angular coverage, and score the particles.
 
     Args:
         config: the resolved settings.
 
     Yields:
-        Progress, notes, and a report on the views and one on the particles.
+        Progress, notes, a report on angular coverage and one on the particles.
 
     Raises:
         OutputError: the folder holds no reconstruction, or a file cannot be written.
-        ParticleFileError: there are no poses, or the particles are not where or what they were.
+        ParticleFileError: there are no poses, or their images were moved or changed since.
         ConfigError: no such symmetry.
     """
     if config.run.is_file():
@@ -54,65 +59,79 @@ def screen(config: ScreenConfig) -> Iterator[Event]:
     poses = star_poses(star)
     symmetry = config.symmetry or (job["settings"]["search"]["symmetry"] if job else "C1")
     coverage = measure_coverage(
-        poses.rotations, symmetry=symmetry, widest_deg=config.hole_deg, are_opposites_one=config.mirrored
+        poses.rotations,
+        symmetry=symmetry,
+        threshold_deg=config.gap_threshold_deg,
+        are_opposites_one=config.mirrored,
     )
-    yield from _report_views(coverage, symmetry)
+    yield from _report_coverage(coverage, symmetry)
     plot_coverage(folder / "coverage.png", coverage)
-    figures: dict[str, object] = {"views": coverage_as_json(coverage, symmetry)}
+    results: dict[str, object] = {"views": coverage_as_json(coverage, symmetry)}
     written = "coverage.png, screening.json"
     scorer = config.scorer
     if scorer != "none" and job is not None:
-        figures["particles"] = yield from _score(config, scorer, job, star, poses, folder)
+        results["particles"] = yield from _score(config, scorer, job, star, poses, folder)
         written += ", screened.star"
-    write_json(folder / "screening.json", figures)
+    write_json(folder / "screening.json", results)
     yield Note(f"Written to {folder}: {written}")
 
 
 def coverage_as_json(coverage: ViewCoverage, symmetry: str) -> dict[str, object]:
-    """All figures of a coverage."""
+    """Angular coverage as ``screening.json`` holds it, angles in degrees."""
     dims = coverage.stalk_dims
     return {
         "symmetry": symmetry,
         "n_views": coverage.n_views,
         "mirrored_views_are_one": coverage.are_opposites_one,
-        "hole_radius_deg": math.degrees(coverage.widest_rad),
-        "chance_radius_deg": math.degrees(coverage.chance_rad),
+        "gap_threshold_deg": math.degrees(coverage.threshold_rad),
+        "chance_gap_deg": math.degrees(coverage.chance_rad),
         "is_covered": coverage.is_covered,
-        "holes": [
-            {"axis": hole.axis.tolist(), "radius_deg": math.degrees(hole.radius_rad), "share_of_sphere": hole.share}
-            for hole in coverage.holes
+        "gaps": [
+            {
+                "rot_deg": rot_deg,
+                "tilt_deg": tilt_deg,
+                "radius_deg": math.degrees(gap.radius_rad),
+                "fraction_of_sphere": gap.fraction,
+            }
+            for gap, (rot_deg, tilt_deg) in zip(coverage.gaps, _axes_deg(coverage.gaps), strict=True)
         ],
         "landmarks": len(dims),
-        "landmarks_at_rim": int((dims == 0).sum()),
+        "landmarks_at_boundary": int((dims == 0).sum()),
         "global_sections": coverage.n_sections,
         "regions": coverage.n_regions,
         "orientable_regions": coverage.n_orientable,
     }
 
 
-def _report_views(coverage: ViewCoverage, symmetry: str) -> Iterator[Event]:
+def _axes_deg(gaps: Sequence[AngularGap]) -> list[list[float]]:
+    """Rot and tilt of the axis of each gap."""
+    return view_angles_deg(torch.stack([gap.axis for gap in gaps])).tolist() if gaps else []
+
+
+def _report_coverage(coverage: ViewCoverage, symmetry: str) -> Iterator[Event]:
+    threshold_deg, chance_deg = math.degrees(coverage.threshold_rad), math.degrees(coverage.chance_rad)
     rows = {
         "Views": f"{coverage.n_views}" + (f" ({symmetry})" if symmetry.upper() != "C1" else ""),
-        "A hole is a gap of radius": f"{math.degrees(coverage.widest_rad):.1f}° or more",
-        "Sphere": "covered" if coverage.is_covered else _count(len(coverage.holes), "hole"),
+        "Angular gap threshold": f"radius {threshold_deg:.1f}°",
+        "Gaps in angular coverage": f"{len(coverage.gaps)}" if coverage.gaps else "none: the sphere is covered",
     }
-    for number, hole in enumerate(coverage.holes[:_MOST_HOLES], 1):
-        x, y, z = hole.axis.tolist()
-        rows[f"Hole {number}"] = (
-            f"radius {math.degrees(hole.radius_rad):.0f}° about ({x:.2f}, {y:.2f}, {z:.2f}), {hole.share:.1%} of the"
-            " sphere"
+    reported = coverage.gaps[:_MAX_REPORTED_GAPS]
+    for number, (gap, (rot_deg, tilt_deg)) in enumerate(zip(reported, _axes_deg(reported), strict=True), 1):
+        rows[f"Gap {number}"] = (
+            f"rot {rot_deg:.0f}°, tilt {tilt_deg:.0f}°, radius {math.degrees(gap.radius_rad):.1f}°,"
+            f" {gap.fraction:.1%} of the sphere"
         )
     regions = _count(coverage.n_regions, "region")
     rows["Hand"] = (
         f"consistent: {regions}, each with one hand"
         if coverage.is_orientable
-        else f"not consistent: {coverage.n_orientable} of {regions} can be given one hand throughout"
+        else f"not consistent: one hand holds throughout {coverage.n_orientable} of {regions}"
     )
-    yield Report("Views", rows)
-    if math.degrees(coverage.chance_rad) > math.degrees(coverage.widest_rad):
+    yield Report("Angular coverage", rows)
+    if chance_deg > threshold_deg:
         yield Note(
-            f"{coverage.n_views} views are few: chance alone leaves gaps of {math.degrees(coverage.chance_rad):.0f}°,"
-            " wider than what counts as a hole here.",
+            f"{coverage.n_views} views are few: uniformly random ones may leave gaps of radius {chance_deg:.1f}°,"
+            f" above the threshold of {threshold_deg:.1f}°.",
             "warning",
         )
 
@@ -123,34 +142,34 @@ def _count(number: int, noun: str) -> str:
 
 def _score(
     config: ScreenConfig,
-    scorer: ScorerKind,
+    kind: ScorerKind,
     job: dict[str, Any],
     star: StarTable,
     poses: Poses,
     folder: Path,
 ) -> Generator[Event, None, dict[str, object]]:
-    """Score all particles and write them down."""
+    """Score all particles and write ``screened.star``."""
     run, half_set = RunFolder(config.run), star_half_set(star)
     halves = [run.path(f"run_half{half}_class001_unfil.mrc") for half in (1, 2)]
     has_halves = half_set is not None and all(path.is_file() for path in halves)
     maps = HalfMaps(*map(read_map, halves)) if has_halves else read_map(run.path("run_class001.mrc"))
     box = maps.first.box_size_px if isinstance(maps, HalfMaps) else maps.box_size_px
     _, dataset = open_particles(
-        job, config.datadir, count=len(poses), box_size_px=box, largest_px=LARGEST_BOX_PX, cache_bytes=_CACHE_BYTES
+        job, config.datadir, count=len(poses), box_size_px=box, max_box_px=_MAX_BOX_PX, cache_bytes=_CACHE_BYTES
     )
-    particles = ScreenedParticles.of(dataset, poses, half_set, maps)
-    evidence = yield from particles.weigh()
+    particles = ScreenedParticles.from_maps(dataset, poses, half_set, maps)
+    features = yield from particles.measure_features()
     generator = stream_generator(config.seed, Stream.JUNK)
-    chosen = particles.make_scorer(scorer, evidence, generator)
-    z = z_scores(chosen.score(evidence))
+    scorer = build_scorer(kind, particles, features, generator)
+    z = z_scores(scorer.score(features))
     path = folder / "screened.star"
     write_particle_star(path, star, None, extra_columns={SCORE_COLUMN: np.char.mod("%.4f", z.double().numpy())})
-    area = particles.try_scorer(chosen, generator)
+    auc = particles.cross_validate(scorer, generator)
     yield Report(
-        f"{len(z)} particles scored by {scorer}",
+        f"{len(z)} particles scored by {kind}",
         {
-            "Junk made of them told from the others": f"{area:.3f} (area under the ROC curve, 0.5 by chance)",
-            "Column": f"{SCORE_COLUMN} of {path}: the highest look least like particles",
+            "Synthetic outliers detected (ROC AUC)": f"{auc:.3f} (0.5 by chance, 1 at best)",
+            "Column": f"{SCORE_COLUMN} of {path}, highest for junk particles",
         },
     )
-    return {"scorer": scorer, "column": SCORE_COLUMN, "made_junk_roc_auc": area}
+    return {"scorer": kind, "column": SCORE_COLUMN, "synthetic_outlier_roc_auc": auc}

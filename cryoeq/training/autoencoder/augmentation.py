@@ -1,7 +1,11 @@
-"""Images turned and mirrored by random elements of D4, their poses with them: how a plain encoder may learn the group.
+"""Data augmentation: images and their poses under random elements of D4, for an encoder without that symmetry.
 
-In Fourier space, (g.I)^(k) = I^(g^-1 k) is a permutation of coefficients: exact about the origin, pixel n // 2, also of
-even boxes, where turning the array would move the origin. CTFs turn with their images.
+In Fourier space an element g permutes coefficients::
+
+    (g.I)^(k) = I^(g^-1 k)
+
+This is exact about the origin, pixel n // 2, also of even boxes, where rotating the array would move the origin. CTFs
+are rotated with their images.
 """
 
 from dataclasses import replace
@@ -12,25 +16,25 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cryoeq.equivariance import plane_group
-from cryoeq.equivariance.measure import lift_to_rotation
+from cryoeq.equivariance.actions import lift_to_rotation
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.training.autoencoder.step import FourierBatch
 
 
 def augment(
-    seen: FourierBatch, plane: HalfPlane, generator: torch.Generator
+    batch: FourierBatch, plane: HalfPlane, generator: torch.Generator
 ) -> tuple[FourierBatch, Float[Tensor, "batch 3 3"]]:
-    """The images g.I, g drawn for each, and rho(g) = diag(g, det g), which takes the pose of I to that of g.I.
+    """The images g.I under random g, and rho(g) = diag(g, det g), which takes the pose of I to that of g.I.
 
     Args:
-        seen: the images.
-        plane: their coefficients.
-        generator: of the draw, on the plane's device.
+        batch: transforms of the images I.
+        plane: coefficients of the batch.
+        generator: random number generator on the plane's device.
     """
-    elements, lifted = _elements(plane.coords.device, seen.coefficients.real.dtype)
-    places, device = seen.share.places, plane.coords.device
-    drawn = torch.randint(len(elements), (seen.share.count,), generator=generator, device=device)[places]
-    return turn(seen, plane, elements[drawn]), lifted[drawn]
+    elements, lifted = _elements(plane.coords.device, batch.coefficients.real.dtype)
+    count, device = batch.shard.count, plane.coords.device
+    drawn = torch.randint(len(elements), (count,), generator=generator, device=device)[batch.shard.positions]
+    return rotate_and_mirror(batch, plane, elements[drawn]), lifted[drawn]
 
 
 @lru_cache
@@ -40,24 +44,24 @@ def _elements(device: torch.device, dtype: torch.dtype) -> tuple[Float[Tensor, "
     return group.to(device, dtype), torch.stack([lift_to_rotation(g) for g in group]).to(device, dtype)
 
 
-def turn(seen: FourierBatch, plane: HalfPlane, elements: Float[Tensor, "batch 2 2"]) -> FourierBatch:
+def rotate_and_mirror(batch: FourierBatch, plane: HalfPlane, elements: Float[Tensor, "batch 2 2"]) -> FourierBatch:
     """The images g.I.
 
     Args:
-        seen: the images.
-        plane: their coefficients.
+        batch: transforms of the images I.
+        plane: coefficients of the batch.
         elements: g of each image, mapping the pixel grid to itself.
     """
     index, is_mate = _sources(plane, elements)
-    values = seen.coefficients.gather(1, index)
-    transfer = None if seen.transfer is None else seen.transfer.gather(1, index)
-    return replace(seen, coefficients=torch.where(is_mate, values.conj(), values), transfer=transfer)
+    values = batch.coefficients.gather(1, index)
+    transfer = None if batch.transfer is None else batch.transfer.gather(1, index)
+    return replace(batch, coefficients=torch.where(is_mate, values.conj(), values), transfer=transfer)
 
 
 def _sources(
     plane: HalfPlane, elements: Float[Tensor, "batch 2 2"]
 ) -> tuple[Int[Tensor, "batch points"], Bool[Tensor, "batch points"]]:
-    """Which coefficient each of g.I is taken from, and whether it is the conjugate of the one that is kept."""
+    """Index of the coefficient of I that each coefficient of g.I equals, and whether it is stored as its conjugate."""
     n, centre = plane.box_size_px, plane.box_size_px // 2
     kx, ky = (plane.coords.to(elements) @ elements).round().long().unbind(-1)  # rows: (g^-1 k)^T = k^T g
     is_mate = (ky < 0) | ((ky == 0) & (kx < 0))

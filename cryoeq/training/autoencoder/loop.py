@@ -1,10 +1,10 @@
-"""The training of encoder and decoder on unposed images, as a generator of events.
+"""Training of the pose autoencoder on unposed images, as a generator of events.
 
-Two tasks share each step. Images: the encoder poses them, the decoder learns to reproduce them at the best hypothesis
-(and, where asked, the encoder learns from the same residual: the pure autoencoder of cryoAI). Synthetic projections:
-the current map is projected at random poses, with the CTFs and the noise of the data, and the encoder learns those poses, which it
-is told exactly. The second task is what keeps the first out of its local minima: the encoder must invert the whole map,
-so it cannot settle with half of the particles in the other hand.
+Each step has two losses. Autoencoding: the encoder poses the images, and the decoder learns to reproduce them at the
+best hypothesis (later the encoder too learns from that residual; alone, this is the pure autoencoder of cryoAI).
+Synthetic projections: the current map is projected at random poses, with CTFs and noise of the data, and the encoder
+learns these poses, which are known exactly. The second loss keeps the first out of its local optima: an encoder that
+must invert the whole map cannot settle with half of the particles in the other hand.
 
 Yao et al. 2023, ACE-EM: boosted ab initio cryo-EM 3D reconstruction with asymmetric complementary autoencoder (arXiv
 2302.06091). Levy et al. 2022, CryoAI (ECCV). de Ruijter and Cesa 2024 (arXiv 2406.01630) for the equivariant encoder.
@@ -21,8 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoeq.data.dataset import ParticleDataset
-from cryoeq.data.prefetch import read_ahead
-from cryoeq.domain.events import Note, Progress
+from cryoeq.data.prefetch import prefetch
+from cryoeq.domain.events import Event, Note, Progress
 from cryoeq.equivariance import equivariance_penalty
 from cryoeq.errors import DivergedError
 from cryoeq.geometry.fourier import HalfPlane
@@ -35,26 +35,26 @@ from cryoeq.training.autoencoder.schedule import Schedule
 from cryoeq.training.autoencoder.state import TrainingState
 from cryoeq.training.autoencoder.step import FourierBatch, autoencoding_loss, observe, synthetic_pose_loss, transform
 
-_MEMORY = 0.98  # of the running average of the residual's power
+_EMA_DECAY = 0.98  # of the running average of the residual's power, per step
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How to train.
+    """Settings of the autoencoder's training.
 
     Args:
-        batch_size: images per step.
-        synthetic_batch_size: renderings per step.
-        schedule: of radius and learning rate.
-        encoder_learning_rate: learning rate of the encoder.
-        decoder_learning_rate: learning rate of the decoder.
-        synthetic_weight: of the poses of renderings in the loss; 0 for the pure autoencoder.
-        image_loss_start: fraction of the training from which the encoder learns from the residuals of the images too.
-        wta_epsilon: weight of the hypotheses that are not the best.
-        is_symmetric: use the symmetric loss.
-        shift_sigma_px: spread of the shifts that renderings get; 0 where particles are known to be centred.
-        is_augmented: turn and mirror each image by a random element of D4, and its pose with it.
-        reading: figures are read after so many steps; None for what suits the device.
+        batch_size: number of images per step.
+        synthetic_batch_size: number of synthetic projections per step.
+        schedule: length of the training, and the course of radius and learning rates.
+        encoder_learning_rate: initial learning rate of the encoder.
+        decoder_learning_rate: initial learning rate of the decoder.
+        synthetic_weight: weight of the synthetic projections' loss; 0 for the pure autoencoder.
+        image_loss_start: fraction of the training after which gradients of the autoencoding loss reach the encoder.
+        wta_epsilon: weight of the mean over all hypotheses, beside the best one.
+        is_symmetric: whether the autoencoding loss is the symmetric one.
+        shift_sigma_px: standard deviation of the projections' shifts per axis; 0 for centred particles.
+        is_augmented: whether images and poses are rotated and mirrored by random elements of D4.
+        log_every: steps between two readings of the metrics; None for the device's default.
     """
 
     batch_size: int
@@ -68,75 +68,75 @@ class TrainingSettings:
     is_symmetric: bool
     shift_sigma_px: float
     is_augmented: bool = False
-    reading: int | None = None
+    log_every: int | None = None
 
 
 def fit(
     state: TrainingState, dataset: ParticleDataset, plane: HalfPlane, settings: TrainingSettings
-) -> Generator[Progress | Note, None, None]:
+) -> Generator[Event, None, None]:
     """Train from ``state.step`` to the end of the schedule; between events the state is consistent.
 
-    There is an event after each step on a CPU. A GPU is never waited for but at an event: batches are read ahead, and
-    figures stay where they are for some steps. After a step whose loss is not finite nothing is learnt any more, so the
-    last good state is still there when that is read.
+    There is an event after each step on a CPU. A GPU is waited for only at an event: batches are prefetched, and
+    metrics stay on the device for some steps. From the first non-finite loss on the parameters no longer change, so
+    the last good state is still there when that loss is read.
 
-    Where memory runs out while images are compared with the map, that goes by halves from then on, and a note says so.
-
-    The processes of a job share out each batch, and have the same state after each step.
+    Where memory runs out in the comparison with the map, micro-batches are halved from then on, and a note says so.
+    The processes of a job share each batch, and have the same state after each step.
 
     Args:
-        state: changed in place.
-        dataset: the particles, at the working box.
-        plane: the coefficients that the encoder sees, up to the last shell; on the device of the computation.
-        settings: how to train.
+        state: encoder, decoder and optimizer; changed in place.
+        dataset: particles at the working box.
+        plane: coefficients of the encoder's input, on the device of the computation.
+        settings: batch sizes, rates and weights of the losses.
 
     Raises:
-        DivergedError: the loss is no longer finite.
+        DivergedError: the loss is not finite.
     """
     device, total = plane.coords.device, settings.schedule.total_steps
-    every = settings.reading or logging_interval(device)
-    own = dataset.batches_of(rows[BatchShard.of(len(rows)).places] for rows in _rows(state, dataset, settings))
-    is_lost = torch.zeros((), dtype=torch.float32, device=device)  # as fused Adam wants it
-    unread, portions, told = list[Tensor](), MicroBatcher(), None
+    log_every = settings.log_every or logging_interval(device)
+    local_rows = (rows[BatchShard.local(len(rows)).positions] for rows in _rows(state, dataset, settings))
+    found_nonfinite = torch.zeros((), dtype=torch.float32, device=device)  # as fused Adam wants it
+    pending, micro_batcher, reported_size = list[Tensor](), MicroBatcher(), None
     state.encoder.train()
-    with closing(read_ahead(own, device)) as batches:
+    with closing(prefetch(dataset.batches_of(local_rows), device)) as batches:
         try:
-            for batch in batches:
-                place = state.step % steps_per_epoch(dataset, settings) * settings.batch_size
-                share = BatchShard.of(min(settings.batch_size, len(dataset) - place))
-                seen = transform(batch, plane, dataset.pixel_size_angstrom, state.data_scale, share)
-                unread.append(_step(state, seen, plane, settings, is_lost, portions))
+            for particles in batches:
+                first = state.step % steps_per_epoch(dataset, settings) * settings.batch_size
+                shard = BatchShard.local(min(settings.batch_size, len(dataset) - first))
+                batch = transform(particles, plane, dataset.pixel_size_angstrom, state.data_scale, shard)
+                pending.append(_step(state, batch, plane, settings, found_nonfinite, micro_batcher))
                 state.step += 1
-                if len(unread) == every or state.step == total:
-                    figures = _read(state, unread, dataset, settings)
-                    if portions.most != told:
-                        told = portions.most
-                        yield Note(f"Memory ran out: images are compared with the map {told} at a time from here on.")
-                    yield Progress("training", state.step, total, figures)
+                if len(pending) == log_every or state.step == total:
+                    metrics = _flush_metrics(state, pending, dataset, settings)
+                    if micro_batcher.max_rows != reported_size:
+                        reported_size = micro_batcher.max_rows
+                        yield Note(f"Out of memory: micro-batch reduced to {reported_size} images.")
+                    yield Progress("training", state.step, total, metrics)
         finally:  # where a batch cannot be read, steps before it still count
-            _read(state, unread, dataset, settings)
+            _flush_metrics(state, pending, dataset, settings)
 
 
 def fits_in_memory(
     state: TrainingState, dataset: ParticleDataset, plane: HalfPlane, settings: TrainingSettings
 ) -> bool:
-    """Whether memory suffices for a step at the end of the schedule, where steps are largest; a copy takes it.
+    """Whether memory suffices for a step at the end of the schedule, where steps are largest; tried on a copy.
 
     Args:
-        state: left as it is.
-        dataset: the particles.
-        plane: of their coefficients.
-        settings: how to train.
+        state: state before the training; not changed.
+        dataset: particles at the working box.
+        plane: coefficients of the encoder's input, on the device of the computation.
+        settings: settings with the batch size in question.
     """
-    tried, portions = copy.deepcopy(state), MicroBatcher()
-    tried.step = settings.schedule.total_steps - 1
+    probe, micro_batcher = copy.deepcopy(state), MicroBatcher()
+    probe.step = settings.schedule.total_steps - 1
     rows = torch.arange(settings.batch_size) % len(dataset)
+    found_nonfinite = torch.zeros((), dtype=torch.float32, device=plane.coords.device)
     try:
-        seen = observe(dataset, rows, plane, state.data_scale)
-        _step(tried, seen, plane, settings, torch.zeros((), dtype=torch.float32, device=plane.coords.device), portions)
+        batch = observe(dataset, rows, plane, state.data_scale)
+        _step(probe, batch, plane, settings, found_nonfinite, micro_batcher)
     except torch.OutOfMemoryError:
         return False
-    return portions.most is None
+    return micro_batcher.max_rows is None
 
 
 def steps_per_epoch(dataset: ParticleDataset, settings: TrainingSettings) -> int:
@@ -147,80 +147,81 @@ def steps_per_epoch(dataset: ParticleDataset, settings: TrainingSettings) -> int
 def _rows(
     state: TrainingState, dataset: ParticleDataset, settings: TrainingSettings
 ) -> Iterator[Int[Tensor, " batch"]]:
-    """The particles of each step, from the present one on."""
+    """Particles of each step, from the current one to the last."""
     epoch, position = divmod(state.step, steps_per_epoch(dataset, settings))
-    left = settings.schedule.total_steps - state.step
-    while left > 0:
-        order = dataset.near_on_disk(state.epoch_order(epoch, len(dataset)))
-        batches = order.split(settings.batch_size)[position:][:left]
+    steps_left = settings.schedule.total_steps - state.step
+    while steps_left > 0:
+        order = dataset.locality_order(state.epoch_order(epoch, len(dataset)))
+        batches = order.split(settings.batch_size)[position:][:steps_left]
         yield from batches
-        epoch, position, left = epoch + 1, 0, left - len(batches)
+        epoch, position, steps_left = epoch + 1, 0, steps_left - len(batches)
 
 
 def _step(
     state: TrainingState,
-    seen: FourierBatch,
+    batch: FourierBatch,
     plane: HalfPlane,
     settings: TrainingSettings,
-    is_lost: Float[Tensor, ""],
-    portions: MicroBatcher,
-) -> Float[Tensor, " figures"]:
-    """One step, without a look at any of its numbers.
+    found_nonfinite: Float[Tensor, ""],
+    micro_batcher: MicroBatcher,
+) -> Float[Tensor, " metrics"]:
+    """One optimizer step, which reads no number from the device.
 
     Args:
-        state: changed in place, but by a step that is lost.
-        seen: this process's share of the batch.
-        plane: of the images.
-        settings: how to train.
-        is_lost: 1 from the first loss on that is not finite, else 0; changed in place.
-        portions: images that are compared with the map at a time; changed where memory runs out.
+        state: encoder, decoder and optimizer; changed in place, but not after a non-finite loss.
+        batch: this process's shard of the images.
+        plane: coefficients of the batch.
+        settings: batch sizes, rates and weights of the losses.
+        found_nonfinite: 1 from the first non-finite loss on, else 0; changed in place.
+        micro_batcher: size of the comparison's micro-batches; changed where memory runs out.
 
     Returns:
-        The loss of all that is learnt, then the figures of ``_read``, angles in radians.
+        The whole loss, then the metrics of ``_flush_metrics``, angles in radians.
     """
-    schedule, share = settings.schedule, seen.share
+    schedule, shard = settings.schedule, batch.shard
     active = plane.within(schedule.radius(state.step))
     for group, rate in zip(
         state.optimizer.param_groups, (settings.encoder_learning_rate, settings.decoder_learning_rate), strict=True
     ):
         group["lr"] = rate * schedule.rate(state.step)
-    statistics = [(kept, kept.clone()) for kept in state.running_statistics]
-    turns, rows = torch.eye(3, device=plane.coords.device), share.gather(seen.indices)
+    statistics = [(values, values.clone()) for values in state.running_statistics]
+    augmentation, rows = torch.eye(3, device=plane.coords.device), shard.gather(batch.indices)
     if settings.is_augmented:
-        seen, turns = augment(seen, plane, state.step_generator(Stream.AUGMENTATION))
-    outcome = autoencoding_loss(
-        state, seen, plane, active, wta_epsilon=settings.wta_epsilon, is_symmetric=settings.is_symmetric,
+        batch, augmentation = augment(batch, plane, state.step_generator(Stream.AUGMENTATION))
+    result = autoencoding_loss(
+        state, batch, plane, active, wta_epsilon=settings.wta_epsilon, is_symmetric=settings.is_symmetric,
         centred=settings.shift_sigma_px == 0,
-        encoder_learns=state.step >= settings.image_loss_start * schedule.total_steps, portions=portions,
+        trains_encoder=state.step >= settings.image_loss_start * schedule.total_steps, micro_batcher=micro_batcher,
     )  # fmt: skip
-    loss, figures = share.weight * outcome.loss, [share.mean(outcome.error)]
+    loss, metrics = shard.weight * result.loss, [shard.mean(result.error)]
     if settings.synthetic_weight > 0:
-        posed, error_rad = synthetic_pose_loss(
-            state, seen, plane, active, wta_epsilon=settings.wta_epsilon,
+        pose_loss, error_rad = synthetic_pose_loss(
+            state, batch, plane, active, wta_epsilon=settings.wta_epsilon,
             count=settings.synthetic_batch_size, shift_sigma_px=settings.shift_sigma_px,
         )  # fmt: skip
-        loss = loss + BatchShard.of(settings.synthetic_batch_size).weight * settings.synthetic_weight * posed
-        figures.append(error_rad)
-    loss = loss + share.weight * equivariance_penalty(state.encoder).to(loss)
+        loss = loss + BatchShard.local(settings.synthetic_batch_size).weight * settings.synthetic_weight * pose_loss
+        metrics.append(error_rad)
+    loss = loss + shard.weight * equivariance_penalty(state.encoder).to(loss)
     whole = all_reduce(loss.detach())
-    is_lost.copy_(torch.where(whole.isfinite(), is_lost, 1.0))
-    _descend(state, loss, is_lost)
-    for kept, before in statistics:
-        kept.copy_(torch.where(is_lost > 0, before, kept))
-    figures.insert(1, _update_poses(state, rows, share.gather(turns.mT @ outcome.rotations), is_lost))
-    spectrum = share.mean(outcome.residual_power)
+    found_nonfinite.copy_(torch.where(whole.isfinite(), found_nonfinite, 1.0))
+    _descend(state, loss, found_nonfinite)
+    for values, before in statistics:
+        values.copy_(torch.where(found_nonfinite > 0, before, values))
+    rotations = shard.gather(augmentation.mT @ result.rotations)
+    metrics.insert(1, _update_poses(state, rows, rotations, found_nonfinite))
+    spectrum = shard.mean(result.residual_power)
     power = torch.zeros_like(state.residual_power).index_add(0, plane.shells, spectrum) / plane.shell_counts
-    blended = _MEMORY * state.residual_power + (1 - _MEMORY) * power
-    state.residual_power = torch.where(is_lost > 0, state.residual_power, blended)
-    return torch.stack([whole, *figures])
+    average = _EMA_DECAY * state.residual_power + (1 - _EMA_DECAY) * power
+    state.residual_power = torch.where(found_nonfinite > 0, state.residual_power, average)
+    return torch.stack([whole, *metrics])
 
 
-def _descend(state: TrainingState, loss: Float[Tensor, ""], is_lost: Float[Tensor, ""]) -> None:
-    """One step of the optimizer by the gradients of all processes, whose losses are shares of one."""
+def _descend(state: TrainingState, loss: Float[Tensor, ""], found_nonfinite: Float[Tensor, ""]) -> None:
+    """One step of the optimizer along the sum of the gradients of all processes, whose losses add up to one."""
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     all_reduce_gradients([parameter for group in state.optimizer.param_groups for parameter in group["params"]])
-    state.optimizer.found_inf = is_lost  # type: ignore[attr-defined]  # where it is 1, fused Adam changes nothing
+    state.optimizer.found_inf = found_nonfinite  # type: ignore[attr-defined]  # where it is 1, fused Adam changes nothing
     state.optimizer.step()
 
 
@@ -228,42 +229,42 @@ def _update_poses(
     state: TrainingState,
     indices: Int[Tensor, " batch"],
     rotations: Float[Tensor, "batch 3 3"],
-    is_lost: Float[Tensor, ""],
+    found_nonfinite: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Remember the rotations of the batch; their mean turn since the last visit in radians, NaN at the first."""
+    """Store the rotations of the batch; their mean change since the last epoch in radians, NaN in the first."""
     before = state.rotations[indices]
-    state.rotations[indices] = torch.where(is_lost > 0, before, rotations)
-    is_main_process = (before == torch.eye(3, device=before.device)).all(-1).all(-1).any()
-    return torch.where(is_main_process, math.nan, rotation_angle_rad(before, rotations).mean())
+    state.rotations[indices] = torch.where(found_nonfinite > 0, before, rotations)
+    is_first_epoch = (before == torch.eye(3, device=before.device)).all(-1).all(-1).any()
+    return torch.where(is_first_epoch, math.nan, rotation_angle_rad(before, rotations).mean())
 
 
-def _read(
-    state: TrainingState, unread: list[Tensor], dataset: ParticleDataset, settings: TrainingSettings
+def _flush_metrics(
+    state: TrainingState, pending: list[Tensor], dataset: ParticleDataset, settings: TrainingSettings
 ) -> dict[str, float]:
-    """Wait for the device, and keep the figures of the steps since it was last waited for; those of the last step."""
-    steps = torch.stack(unread).tolist() if unread else []
-    first, figures = state.step - len(steps), dict[str, float]()
-    unread.clear()
+    """Wait for the device, and record the metrics of the pending steps; those of the last step."""
+    steps = torch.stack(pending).tolist() if pending else []
+    first, metrics = state.step - len(steps), dict[str, float]()
+    pending.clear()
     for step, (whole, error, change_rad, *errors_rad) in enumerate(steps, first):
         if not math.isfinite(whole):
             state.step = step
             raise DivergedError(
                 f"training step {step}: the loss is {whole}",
-                "a finite number is needed to go on",
+                "a finite loss is needed to continue",
                 "Lower training.encoder_learning_rate and training.decoder_learning_rate with --set, or try another "
                 "--seed",
                 rows=tuple(next(_rows(state, dataset, settings)).tolist()),
             )
-        figures = {"loss": error, "pose_change_deg": math.degrees(change_rad)}
+        metrics = {"loss": error, "pose_change_deg": math.degrees(change_rad)}
         if errors_rad:
-            figures["synthetic_error_deg"] = math.degrees(errors_rad[0])
-        _record(state, figures, step % steps_per_epoch(dataset, settings))
-    return figures
+            metrics["synthetic_error_deg"] = math.degrees(errors_rad[0])
+        _record(state, metrics, step % steps_per_epoch(dataset, settings))
+    return metrics
 
 
-def _record(state: TrainingState, figures: dict[str, float], position: int) -> None:
-    """Keep the mean of each figure over the epoch so far."""
-    for name, value in figures.items():
+def _record(state: TrainingState, metrics: dict[str, float], position: int) -> None:
+    """Update the mean of each metric over the epoch so far."""
+    for name, value in metrics.items():
         values = state.history.setdefault(name, [])
         if position == 0:
             values.append(value)

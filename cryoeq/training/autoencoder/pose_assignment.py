@@ -1,4 +1,4 @@
-"""Final poses: one forward pass of the trained encoder over all particles."""
+"""Amortized inference over the stack: one forward pass of the trained encoder for each particle."""
 
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ class InferredPoses:
     """Poses of all particles.
 
     Args:
-        poses: the best hypothesis of each particle.
-        confidence: posterior probability of that hypothesis among those proposed (rlnMaxValueProbDistribution).
+        poses: best hypothesis of each particle.
+        confidence: posterior probability of the best hypothesis among those proposed (rlnMaxValueProbDistribution).
         explained: fraction of the images' variance, inside the last shell, that the model reproduces.
     """
 
@@ -34,12 +34,12 @@ class InferredPoses:
 
 
 @dataclass(frozen=True)
-class _Part(ParticleRows):
+class _BatchPoses(ParticleRows):
     """Poses of one batch, on the CPU.
 
     Args:
         poses: best hypothesis of each image.
-        confidence: its posterior probability among those proposed.
+        confidence: posterior probability of the best hypothesis among those proposed.
     """
 
     poses: PoseSet
@@ -58,41 +58,41 @@ def infer_poses(
     """Pose every particle, in the order of the dataset; the processes of a job share them.
 
     Args:
-        state: after training.
-        dataset: the particles, at least one, at the working box.
+        state: trained encoder and decoder.
+        dataset: particles at the working box; at least one.
         plane: coefficients of the encoder's input.
-        batch_size: images at a time.
-        is_symmetric: propose for the half-turned images too, as the symmetric loss does.
-        centred: whether all shifts are known to be 0.
+        batch_size: number of images in a forward pass.
+        is_symmetric: add hypotheses from the half-turned images, as the symmetric loss does.
+        centred: particles are known to be centred: all shifts are 0.
     """
     state.encoder.eval()
-    parts, sums, done = [], [], 0
+    batches, sums, done = [], [], 0
     local_rows = shard(torch.arange(len(dataset)))
     for rows in local_rows.split(batch_size):
         batch = observe(dataset, rows, plane, state.data_scale)
-        part, residual, power = _infer_batch(state, batch, plane, is_symmetric=is_symmetric, centred=centred)
-        parts.append(part)
+        poses, residual, power = _infer_batch(state, batch, plane, is_symmetric=is_symmetric, centred=centred)
+        batches.append(poses)
         sums.append([residual, power])
         done += len(rows)
         yield Progress("encoder inference", done, len(local_rows))
-    found = all_gather(_Part.cat(parts), local_rows, len(dataset))
+    whole = all_gather(_BatchPoses.cat(batches), local_rows, len(dataset))
     residual, power = all_reduce(torch.tensor(sums, dtype=torch.float64).sum(0)).tolist()
-    return InferredPoses(found.poses.to_angstrom(dataset.pixel_size_angstrom), found.confidence, 1 - residual / power)
+    return InferredPoses(whole.poses.to_angstrom(dataset.pixel_size_angstrom), whole.confidence, 1 - residual / power)
 
 
 @torch.no_grad()
 def _infer_batch(
     state: TrainingState, batch: FourierBatch, plane: HalfPlane, *, is_symmetric: bool, centred: bool
-) -> tuple[_Part, float, float]:
-    """Poses of a batch; sums over its images of the residual's mean power and of the images' own."""
+) -> tuple[_BatchPoses, float, float]:
+    """Poses of a batch; sums over its images of the residual's mean power, and of the image's mean power."""
     proposals = propose(
-        state.encoder, batch.coefficients, plane, batch.condition, is_symmetric=is_symmetric, centred=centred
+        state.encoder, batch.coefficients, plane, batch.ctf_features, is_symmetric=is_symmetric, centred=centred
     )
     errors = data_term(predict(state.decoder, proposals, batch.transfer, plane), batch.coefficients, plane.weights)
     residuals = errors.min(1).values
-    # Gaussian noise of the residual's own variance: log-likelihood -|r|^2 / (2 v) summed over the coefficients.
+    # Gaussian noise of the residual's variance v: log-likelihood -|r|^2 / (2 v) summed over the coefficients.
     posterior = torch.softmax(-errors * float(plane.weights.sum()) / (2 * residuals[:, None]), 1)
     best = select_head(proposals, errors.argmin(1))
     power = float((batch.coefficients.abs().square() @ plane.weights / plane.weights.sum()).sum())
     poses = PoseSet(best.rotations[:, 0].cpu(), best.shifts_px[:, 0].cpu(), plane.box_size_px)
-    return _Part(poses, posterior.max(1).values.cpu()), float(residuals.sum()), power
+    return _BatchPoses(poses, posterior.max(1).values.cpu()), float(residuals.sum()), power

@@ -1,4 +1,4 @@
-"""How radius and learning rate change in the course of a training."""
+"""Frequency marching and learning rates over a training."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,9 @@ class Schedule:
     """Frequency marching and the decay of the learning rate.
 
     Args:
-        total_steps: length of the training.
+        total_steps: number of optimizer steps of the training.
         first_shell: radius at the start, in cycles per box.
-        last_shell: radius at the end.
+        last_shell: radius at the end, in cycles per box.
         marching: fraction of the training after which the last shell is reached.
         constant: fraction of the training with a constant learning rate; from there it falls linearly.
         final_rate: last learning rate as a fraction of the first.

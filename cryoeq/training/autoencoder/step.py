@@ -1,4 +1,4 @@
-"""The two tasks of a training step: reproduce the images, and pose renderings of the current map."""
+"""Losses of a training step: autoencoding of the images, and poses of synthetic projections of the current map."""
 
 from dataclasses import dataclass, replace
 
@@ -7,6 +7,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryoeq.data.dataset import ParticleDataset
+from cryoeq.domain.particle_rows import ParticleRows
 from cryoeq.domain.particles import ParticleBatch
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
@@ -25,46 +26,41 @@ from cryoeq.training.losses import (
     winner_takes_all,
 )
 
-_CHOICE_WEIGHT = 0.1
+_CLASSIFICATION_WEIGHT = 0.1
 
 
 @dataclass(frozen=True)
-class FourierBatch:
+class FourierBatch(ParticleRows):
     """A batch of images in Fourier space.
 
     Args:
-        indices: rows of the particles; of renderings, places in the batch of those that lent their CTF.
-        coefficients: scaled to unit variance.
-        transfer: CTF per coefficient, None without.
-        share: the part of a batch that they are.
-        condition: what a conditioned encoder is told of each CTF, None without.
+        indices: rows of the particles; of synthetic projections, positions in the batch of the particles whose CTF
+            they have.
+        coefficients: transforms of the images, scaled to unit variance.
+        transfer: CTF at each coefficient; None without a CTF.
+        shard: position of these images in a batch that processes share.
+        ctf_features: conditioning vectors of the CTFs; None without a CTF.
     """
 
     indices: Int[Tensor, " batch"]
     coefficients: Complex[Tensor, "batch points"]
     transfer: Float[Tensor, "batch points"] | None
-    share: BatchShard
-    condition: Float[Tensor, "batch 3"] | None = None
+    shard: BatchShard
+    ctf_features: Float[Tensor, "batch 3"] | None = None
 
-    def rows(self, rows: slice) -> "FourierBatch":
-        """Some of them."""
-        transfer = None if self.transfer is None else self.transfer[rows]
-        condition = None if self.condition is None else self.condition[rows]
-        return FourierBatch(self.indices[rows], self.coefficients[rows], transfer, self.share, condition)
-
-    def transfer_within(self, plane: HalfPlane) -> Float[Tensor, "batch part"] | None:
-        """The CTF of the leading coefficients."""
+    def transfer_within(self, plane: HalfPlane) -> Float[Tensor, "batch active"] | None:
+        """CTF at the leading coefficients, those of a smaller radius."""
         return None if self.transfer is None else self.transfer[:, : len(plane)]
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a batch of images taught.
+    """Autoencoding loss of a batch, and what was measured on the way.
 
     Args:
-        loss: to differentiate.
+        loss: scalar to differentiate.
         error: mean squared residual of the best hypotheses.
-        rotations: those of the best hypotheses.
+        rotations: rotations of the best hypotheses.
         residual_power: |observed - predicted|^2 of each coefficient, averaged over the batch.
     """
 
@@ -74,12 +70,12 @@ class StepResult:
     residual_power: Float[Tensor, " points"]
 
     def scaled(self, weight: float) -> "StepResult":
-        """As a share of what more images taught; nothing is left to differentiate."""
+        """The contribution of a micro-batch to the means of its batch, detached."""
         loss = self.loss.detach() * weight
         return StepResult(loss, self.error * weight, self.rotations, self.residual_power * weight)
 
-    def joined(self, other: "StepResult") -> "StepResult":
-        """Of these images and of others, both scaled."""
+    def plus(self, other: "StepResult") -> "StepResult":
+        """The result of two micro-batches, both scaled."""
         return StepResult(
             self.loss + other.loss,
             self.error + other.error,
@@ -93,46 +89,46 @@ def observe(
     rows: Int[Tensor, " rows"],
     plane: HalfPlane,
     scale: float,
-    share: BatchShard | None = None,
+    shard: BatchShard | None = None,
 ) -> FourierBatch:
     """Read some particles and transform them, on the plane's device.
 
     Args:
-        dataset: the particles.
-        rows: of the batch.
-        plane: which coefficients.
-        scale: factor on the images.
-        share: the part of the batch that is wanted; None for all of it.
+        dataset: particles at the working box.
+        rows: particles of the whole batch.
+        plane: coefficients to keep.
+        scale: factor that gives the images unit variance.
+        shard: images of the batch that are read; None for all.
     """
-    share = share or BatchShard(slice(None), len(rows), 1.0)
-    batch = dataset.batch(rows[share.places]).to(plane.coords.device)
-    return transform(batch, plane, dataset.pixel_size_angstrom, scale, share)
+    shard = shard or BatchShard(slice(None), len(rows), 1.0)
+    batch = dataset.batch(rows[shard.positions]).to(plane.coords.device)
+    return transform(batch, plane, dataset.pixel_size_angstrom, scale, shard)
 
 
 def transform(
-    batch: ParticleBatch, plane: HalfPlane, pixel_size_angstrom: float, scale: float, share: BatchShard
+    batch: ParticleBatch, plane: HalfPlane, pixel_size_angstrom: float, scale: float, shard: BatchShard
 ) -> FourierBatch:
-    """Particles that were read already.
+    """Fourier transforms and CTFs of particles in memory.
 
     Args:
-        batch: on the plane's device.
-        plane: which coefficients.
-        pixel_size_angstrom: of the images.
-        scale: factor on the images.
-        share: the part of a batch that they are.
+        batch: particles on the plane's device.
+        plane: coefficients to keep.
+        pixel_size_angstrom: pixel size of the images.
+        scale: factor that gives the images unit variance.
+        shard: position of the particles in a batch that processes share.
     """
     coefficients = plane.transform(batch.images) * scale
     if batch.ctf is None:
-        return FourierBatch(batch.indices, coefficients, None, share)
+        return FourierBatch(batch.indices, coefficients, None, shard)
     transfer = image_transfer(batch.ctf, plane.frequencies_per_angstrom(pixel_size_angstrom))
-    return FourierBatch(batch.indices, coefficients, transfer, share, ctf_features(batch.ctf))
+    return FourierBatch(batch.indices, coefficients, transfer, shard, ctf_features(batch.ctf))
 
 
 def propose(
     encoder: torch.nn.Module,
     coefficients: Complex[Tensor, "batch points"],
     plane: HalfPlane,
-    condition: Float[Tensor, "batch 3"] | None = None,
+    ctf_features: Float[Tensor, "batch 3"] | None = None,
     *,
     is_symmetric: bool = False,
     centred: bool = False,
@@ -140,20 +136,20 @@ def propose(
     """The encoder's hypotheses for images given by their coefficients.
 
     Args:
-        encoder: the pose encoder.
-        coefficients: of the images.
-        plane: which.
-        condition: of their CTFs.
-        is_symmetric: propose for the half-turned images too.
+        encoder: pose encoder for images of the plane's box.
+        coefficients: transforms of the images.
+        plane: spatial frequencies of the coefficients.
+        ctf_features: conditioning vectors of the CTFs; None without a CTF.
+        is_symmetric: add hypotheses from the half-turned images.
         centred: particles are known to be centred: all shifts are 0.
     """
     images = plane.images(coefficients)
-    proposals: PoseProposals = encoder(images, condition)
+    proposals: PoseProposals = encoder(images, ctf_features)
     if centred:
         proposals = replace(proposals, shifts_px=torch.zeros_like(proposals.shifts_px))
     if is_symmetric:
-        turned = propose(encoder, coefficients.conj(), plane, condition, centred=centred)
-        proposals = add_half_turn_hypotheses(proposals, turned)
+        half_turned = propose(encoder, coefficients.conj(), plane, ctf_features, centred=centred)
+        proposals = add_half_turn_hypotheses(proposals, half_turned)
     return proposals
 
 
@@ -163,7 +159,7 @@ def predict(
     transfer: Float[Tensor, "batch points"] | None,
     plane: HalfPlane,
 ) -> Complex[Tensor, "batch heads points"]:
-    """What each hypothesis would look like."""
+    """The image that each hypothesis predicts: slice of the map, shifted, times the CTF."""
     shape = proposals.shifts_px.shape[:2]
     slices = decoder(proposals.rotations.flatten(0, 1), plane)
     repeated = None if transfer is None else transfer.repeat_interleave(shape[1], 0)
@@ -173,54 +169,69 @@ def predict(
 def select_head(proposals: PoseProposals, head: Int[Tensor, " batch"]) -> PoseProposals:
     """One hypothesis per image."""
     rows = torch.arange(len(head), device=head.device)
-    return PoseProposals(
-        *(part[rows, head][:, None] for part in (proposals.rotations, proposals.shifts_px, proposals.logits))
-    )
+    return proposals.each(lambda values: values[rows, head][:, None])
 
 
 def autoencoding_loss(
     state: TrainingState,
-    seen: FourierBatch,
+    batch: FourierBatch,
     plane: HalfPlane,
     active: HalfPlane,
     *,
     wta_epsilon: float,
     is_symmetric: bool,
     centred: bool,
-    encoder_learns: bool,
-    portions: MicroBatcher | None = None,
+    trains_encoder: bool,
+    micro_batcher: MicroBatcher | None = None,
 ) -> StepResult:
-    """Pose the images, and compare them with what the decoder makes of the best hypothesis.
+    """Residual of the images from what the decoder predicts at the encoder's hypotheses.
 
-    Norms of the encoder see all images at once; the comparison, which takes most of the memory, goes by portions.
+    Batch norms of the encoder see all images at once; the comparison, which takes most of the memory, goes by
+    micro-batches.
+
+    Args:
+        state: encoder and decoder.
+        batch: transforms of the images.
+        plane: coefficients of the batch.
+        active: leading coefficients that are compared, up to the radius of the step.
+        wta_epsilon: weight of the mean over all hypotheses, beside the best one.
+        is_symmetric: add hypotheses from the half-turned images.
+        centred: particles are known to be centred: all shifts are 0.
+        trains_encoder: whether gradients reach the encoder; else only the decoder gets them.
+        micro_batcher: size of the micro-batches; None for one that starts with the whole batch.
     """
-    with torch.set_grad_enabled(encoder_learns):
+    with torch.set_grad_enabled(trains_encoder):
         proposals = propose(
-            state.encoder, seen.coefficients, plane, seen.condition, is_symmetric=is_symmetric, centred=centred
+            state.encoder, batch.coefficients, plane, batch.ctf_features, is_symmetric=is_symmetric, centred=centred
         )
-    every = (*state.decoder.parameters(), proposals.rotations, proposals.shifts_px)
-    learnt = [values for values in every if values.requires_grad]
+    candidates = (*state.decoder.parameters(), proposals.rotations, proposals.shifts_px)
+    differentiated = [values for values in candidates if values.requires_grad]
 
-    def compare(part: range) -> tuple[StepResult, tuple[Tensor | None, ...]]:
-        rows, weight = slice(part.start, part.stop), len(part) / len(proposals)
-        outcome = _compare(
-            state.decoder, proposals.rows(rows), seen.rows(rows), active, wta_epsilon if encoder_learns else None
+    def compare(positions: range) -> tuple[StepResult, tuple[Tensor | None, ...]]:
+        rows, weight = slice(positions.start, positions.stop), len(positions) / len(proposals)
+        result = _compare(
+            state.decoder,
+            proposals.each(lambda values: values[rows]),
+            batch.each(lambda values: values[rows]),
+            active,
+            wta_epsilon if trains_encoder else None,
         )
-        gradients = torch.autograd.grad(outcome.loss * weight, learnt, allow_unused=True)
-        return outcome.scaled(weight), gradients
+        gradients = torch.autograd.grad(result.loss * weight, differentiated, allow_unused=True)
+        return result.scaled(weight), gradients
 
-    parts = list((portions or MicroBatcher()).results(compare, range(len(proposals))))
-    outcome, *others = [part for part, _ in parts]
+    micro_batches = list((micro_batcher or MicroBatcher()).results(compare, range(len(proposals))))
+    whole, *others = [result for result, _ in micro_batches]
     for other in others:
-        outcome = outcome.joined(other)
-    return replace(outcome, loss=_with_gradients(outcome.loss, learnt, [gradients for _, gradients in parts]))
+        whole = whole.plus(other)
+    gradients = [of_micro_batch for _, of_micro_batch in micro_batches]
+    return replace(whole, loss=_with_gradients(whole.loss, differentiated, gradients))
 
 
 def _compare(
-    decoder: VolumeDecoder, proposals: PoseProposals, seen: FourierBatch, active: HalfPlane, wta_epsilon: float | None
+    decoder: VolumeDecoder, proposals: PoseProposals, batch: FourierBatch, active: HalfPlane, wta_epsilon: float | None
 ) -> StepResult:
     """Residual of images from the predictions of their hypotheses; without an epsilon only the best one has a loss."""
-    observed, transfer = seen.coefficients[:, : len(active)], seen.transfer_within(active)
+    observed, transfer = batch.coefficients[:, : len(active)], batch.transfer_within(active)
     with torch.set_grad_enabled(wta_epsilon is not None):
         predicted = predict(decoder, proposals, transfer, active)
         errors = data_term(predicted, observed, active.weights)
@@ -232,7 +243,7 @@ def _compare(
     else:
         predicted = predict(decoder, best, transfer, active)
         loss = data_term(predicted, observed, active.weights).mean()
-    residual = seen.coefficients.detach().clone()
+    residual = batch.coefficients.detach().clone()
     residual[:, : len(active)] -= predicted[:, 0].detach()
     power = (residual.real.square() + residual.imag.square()).mean(0)
     return StepResult(loss, errors.detach().min(1).values.mean(), best.rotations[:, 0].detach(), power)
@@ -241,49 +252,57 @@ def _compare(
 def _with_gradients(
     loss: Float[Tensor, ""], values: list[Tensor], gradients: list[tuple[Tensor | None, ...]]
 ) -> Float[Tensor, ""]:
-    """A loss whose gradients are known already, as the sums of those of its parts."""
-    for value, parts in zip(values, zip(*gradients, strict=True), strict=True):
-        known = [part for part in parts if part is not None]
+    """A loss with given gradients, the sums of those of its micro-batches."""
+    for value, of_micro_batches in zip(values, zip(*gradients, strict=True), strict=True):
+        known = [gradient for gradient in of_micro_batches if gradient is not None]
         if known:
             loss = loss + ((value - value.detach()) * sum(known[1:], known[0])).sum()
     return loss
 
 
 @torch.no_grad()
-def render(
+def simulate_projections(
     state: TrainingState,
-    seen: FourierBatch,
+    batch: FourierBatch,
     plane: HalfPlane,
     active: HalfPlane,
     *,
     count: int,
     shift_sigma_px: float,
 ) -> tuple[FourierBatch, Float[Tensor, "count 3 3"], Float[Tensor, "count 2"]]:
-    """The current map at random poses, with CTFs of the batch and noise of the residual's spectrum.
+    """Synthetic projections: the current map at random poses, with CTFs of the batch and noise like the residual.
 
-    Every process draws all of them, and makes those of its share.
+    Every process draws the random numbers of all projections, and computes those of its shard.
+
+    Args:
+        state: decoder and spectrum of the residual.
+        batch: particles whose CTFs are used.
+        plane: coefficients of the projections.
+        active: leading coefficients that hold signal; beyond them there is noise alone.
+        count: number of projections, over all processes.
+        shift_sigma_px: standard deviation of the shifts per axis.
 
     Returns:
-        The renderings, rotations, shifts in pixels.
+        The projections, their rotations, and their shifts in pixels.
     """
-    generator, device, part = state.step_generator(), plane.coords.device, BatchShard.of(count)
-    rotations = random_rotations(count, generator)[part.places]
-    shifts = torch.randn(count, 2, generator=generator, device=device)[part.places] * shift_sigma_px
-    rows = torch.randint(seen.share.count, (count,), generator=generator, device=device)[part.places]
-    noise = torch.randn(2, count, len(plane), generator=generator, device=device)[:, part.places]
-    transfer = seen.transfer_within(active)
-    lent = None if transfer is None else seen.share.gather(transfer)[rows]
-    clean = apply_optics(state.decoder(rotations, active), shifts, lent, active)
+    generator, device, shard = state.step_generator(), plane.coords.device, BatchShard.local(count)
+    rotations = random_rotations(count, generator)[shard.positions]
+    shifts = torch.randn(count, 2, generator=generator, device=device)[shard.positions] * shift_sigma_px
+    donors = torch.randint(batch.shard.count, (count,), generator=generator, device=device)[shard.positions]
+    noise = torch.randn(2, count, len(plane), generator=generator, device=device)[:, shard.positions]
+    transfer = batch.transfer_within(active)
+    donated = None if transfer is None else batch.shard.gather(transfer)[donors]
+    clean = apply_optics(state.decoder(rotations, active), shifts, donated, active)
     amplitude = (state.residual_power[plane.shells] / 2).sqrt()
     images = torch.complex(noise[0], noise[1]) * amplitude
     images[:, : len(active)] += clean
-    condition = None if seen.condition is None else seen.share.gather(seen.condition)[rows]
-    return FourierBatch(rows, images, None, part, condition), rotations, shifts
+    features = None if batch.ctf_features is None else batch.shard.gather(batch.ctf_features)[donors]
+    return FourierBatch(donors, images, None, shard, features), rotations, shifts
 
 
 def synthetic_pose_loss(
     state: TrainingState,
-    seen: FourierBatch,
+    batch: FourierBatch,
     plane: HalfPlane,
     active: HalfPlane,
     *,
@@ -291,14 +310,26 @@ def synthetic_pose_loss(
     shift_sigma_px: float,
     wta_epsilon: float,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Pose renderings whose poses are known exactly.
+    """Error of the encoder's hypotheses for synthetic projections, whose poses are known exactly.
+
+    Args:
+        state: encoder, decoder and spectrum of the residual.
+        batch: particles whose CTFs are used.
+        plane: coefficients of the projections.
+        active: leading coefficients that hold signal.
+        count: number of projections, over all processes.
+        shift_sigma_px: standard deviation of the shifts per axis.
+        wta_epsilon: weight of the mean over all hypotheses, beside the best one.
 
     Returns:
-        The loss over this process's share of them, and the median rotation error of the best hypotheses in radians.
+        The loss over this process's shard, and the median rotation error of the best hypotheses in radians.
     """
-    shown, rotations, shifts = render(state, seen, plane, active, count=count, shift_sigma_px=shift_sigma_px)
-    proposals = propose(state.encoder, shown.coefficients, plane, shown.condition)
+    projections, rotations, shifts = simulate_projections(
+        state, batch, plane, active, count=count, shift_sigma_px=shift_sigma_px
+    )
+    proposals = propose(state.encoder, projections.coefficients, plane, projections.ctf_features)
     costs = pose_cost(proposals, rotations, shifts, shift_sigma_px)
-    loss = winner_takes_all(costs, wta_epsilon) + _CHOICE_WEIGHT * head_classification_loss(proposals.logits, costs)
+    classification = head_classification_loss(proposals.logits, costs)
+    loss = winner_takes_all(costs, wta_epsilon) + _CLASSIFICATION_WEIGHT * classification
     best = select_head(proposals, costs.argmin(1)).rotations[:, 0].detach()
-    return loss, shown.share.gather(rotation_angle_rad(best, rotations)).median()
+    return loss, projections.shard.gather(rotation_angle_rad(best, rotations)).median()

@@ -22,7 +22,7 @@ from cryoeq.physics.projection import extract_slices
 from cryoeq.reconstruction.local_refinement import RefinedPoses, refine_poses
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.reference import Reference
-from cryoeq.runtime.distributed import all_gather_rows, shard
+from cryoeq.runtime.distributed import all_gather, shard
 from cryoeq.training.synthetic.encoder_input import SAME_POSE_RAD, EncoderInput, propose_poses
 
 _BATCH = 512
@@ -35,9 +35,9 @@ class RankedPoses(ParticleRows):
     """The most likely of some pose candidates of each image.
 
     Args:
-        refined: that pose, refined.
-        confidence: its probability among the candidates; those that are the same pose count together.
-        fit: its log-likelihood, in standard deviations from that of a right pose.
+        refined: most likely candidate, refined.
+        confidence: probability of that pose among the candidates; those that are the same pose count together.
+        fit: log-likelihood of that pose, in standard deviations from that of a right pose.
     """
 
     refined: RefinedPoses
@@ -65,20 +65,19 @@ def propose_poses_for_all(
     """One forward pass over all particles, which the processes of a job share.
 
     Args:
-        encoder: in evaluation mode.
-        particles: at their own box, up to any radius that holds the encoder's.
+        encoder: pose encoder in evaluation mode.
+        particles: transforms at their own box, up to any radius that holds the encoder's.
         encoder_input: preprocessing of the encoder.
     """
     local_rows = shard(torch.arange(len(particles), device=particles.device))
     images, features = particles.ctf_multiplied[:, : len(encoder_input.plane)], particles.ctf_features
-    found = PoseProposals.join(
+    proposals = PoseProposals.cat(
         [
             propose_poses(encoder, images[rows], encoder_input, None if features is None else features[rows])
             for rows in local_rows.split(_BATCH)
         ]
     )
-    columns = (found.rotations, found.shifts_px, found.logits)
-    return PoseProposals(*all_gather_rows(columns, local_rows, len(particles)))
+    return all_gather(proposals, local_rows, len(particles))
 
 
 def rank_candidates(
@@ -87,22 +86,22 @@ def rank_candidates(
     """Refine the best candidates of each image against a map; keep the most likely.
 
     Args:
-        particles: those with candidates, up to the radius that decides.
-        reference: the map.
+        particles: particles with candidates, up to the radius of the comparison.
+        reference: map prepared for comparison, with the noise of the particles.
         candidates: several poses for each particle.
         shift_sigma_px: standard deviation of the normal prior of offsets, per axis; 0 for centred particles.
     """
     best_candidates = _most_likely(particles, reference, candidates)
-    count, each = best_candidates.shifts_px.shape[:2]
-    columns = [best_candidates.each(lambda values, k=k: values[:, k]) for k in range(each)]  # type: ignore[misc]
+    count, n_kept = best_candidates.shifts_px.shape[:2]
+    columns = [best_candidates.each(lambda values, k=k: values[:, k]) for k in range(n_kept)]  # type: ignore[misc]
     refined = RefinedPoses.cat(
         [refine_poses(particles, reference, column, shift_sigma_px=shift_sigma_px) for column in columns]
     )
-    likelihood = refined.log_likelihood.view(each, count)
+    likelihood = refined.log_likelihood.view(n_kept, count)
     best = likelihood.argmax(0) * count + torch.arange(count, device=likelihood.device)
     chosen = refined.rows(best)
-    rotations = chosen.poses.rotations.expand(each, -1, -1, -1)
-    angles = rotation_angle_rad(refined.poses.rotations.view(each, count, 3, 3), rotations)
+    rotations = chosen.poses.rotations.expand(n_kept, -1, -1, -1)
+    angles = rotation_angle_rad(refined.poses.rotations.view(n_kept, count, 3, 3), rotations)
     # One candidate of each pose: several that refined to the same are not several witnesses.
     others = likelihood.masked_fill(angles < SAME_POSE_RAD, -math.inf).amax(0)
     confidence = torch.sigmoid(chosen.log_likelihood - others)

@@ -33,10 +33,10 @@ class EncoderInput:
 
     Args:
         plane: the coefficients, in the small box of the encoder.
-        weights: factor of each coefficient.
+        weights: factor of each coefficient, a Wiener weight over the standard deviation.
         shift_scale: pixels of the particles' box per pixel of the encoder's.
         offsets_px: offsets at which the encoder gets each particle, in pixels of the particles' box.
-        is_centred: whether all shifts are 0.
+        is_centred: whether particles are known to be centred, all shifts 0.
     """
 
     plane: HalfPlane
@@ -53,7 +53,7 @@ class EncoderInput:
 
         Args:
             particles: CTF-multiplied transforms, at the map's box.
-            volume: the map.
+            volume: map from which signal and noise are estimated.
             radius: largest spatial frequency, in cycles per box.
             shift_sigma_px: standard deviation of the shifts per axis; 0 for centred particles.
         """
@@ -80,8 +80,8 @@ class EncoderInput:
         """Images of each particle at some offsets, one for each pair.
 
         Args:
-            ctf_multiplied: as for ``images``.
-            offsets: indices of the offsets.
+            ctf_multiplied: coefficients of particles times their CTF, up to the encoder's radius.
+            offsets: indices into ``offsets_px`` for each particle.
         """
         moves = self.offsets_px[offsets.flatten()] / self.shift_scale
         phases = shift_phases(-moves, self.plane.coords, self.plane.box_size_px)
@@ -113,23 +113,23 @@ def propose_poses(
     """The encoder's most probable hypotheses over all offsets, shifts in pixels of the particles' box.
 
     Args:
-        encoder: the pose encoder.
+        encoder: pose encoder for images of ``encoder_input``.
         ctf_multiplied: coefficients of particles times their CTF, up to the encoder's radius.
         encoder_input: preprocessing of the encoder.
         ctf_features: conditioning vectors of the CTFs; None without a CTF.
         kept: hypotheses per particle, at most; their logits are logarithms of probabilities among all.
     """
     offsets = torch.arange(len(encoder_input.offsets_px), device=ctf_multiplied.device)
-    parts = []
+    batches = []
     size = max(1, _MAX_PIXELS // (encoder_input.plane.box_size_px**2 * len(offsets)))
     for rows in torch.arange(len(ctf_multiplied), device=ctf_multiplied.device).split(size):
         features = None if ctf_features is None else ctf_features[rows]
         pairs = offsets.expand(len(rows), -1)
-        found = propose_at_offsets(encoder, ctf_multiplied[rows], encoder_input, pairs, features)
-        logits, chosen = found.logits.log_softmax(1).topk(min(kept, found.logits.shape[1]))
+        proposals = propose_at_offsets(encoder, ctf_multiplied[rows], encoder_input, pairs, features)
+        logits, chosen = proposals.logits.log_softmax(1).topk(min(kept, proposals.logits.shape[1]))
         row = torch.arange(len(rows), device=chosen.device)[:, None]
-        parts.append(PoseProposals(found.rotations[row, chosen], found.shifts_px[row, chosen], logits))
-    return PoseProposals.join(parts)
+        batches.append(PoseProposals(proposals.rotations[row, chosen], proposals.shifts_px[row, chosen], logits))
+    return PoseProposals.cat(batches)
 
 
 def propose_at_offsets(
@@ -142,19 +142,21 @@ def propose_at_offsets(
     """All hypotheses at some offsets of each particle, those of one offset after those of another.
 
     Args:
-        encoder: the pose encoder.
+        encoder: pose encoder for images of ``encoder_input``.
         ctf_multiplied: coefficients of particles times their CTF, up to the encoder's radius.
         encoder_input: preprocessing of the encoder.
-        offsets: indices of the offsets.
+        offsets: indices into ``offsets_px`` for each particle.
         ctf_features: conditioning vectors of the CTFs; None without a CTF.
     """
     batch, count = offsets.shape
     features = None if ctf_features is None else ctf_features.repeat_interleave(count, 0)
-    found: PoseProposals = encoder(encoder_input.shifted_images(ctf_multiplied, offsets), features)
+    proposals: PoseProposals = encoder(encoder_input.shifted_images(ctf_multiplied, offsets), features)
     scale = 0.0 if encoder_input.is_centred else encoder_input.shift_scale
-    shifts = found.shifts_px * scale + encoder_input.offsets_px[offsets.flatten()][:, None]
+    shifts = proposals.shifts_px * scale + encoder_input.offsets_px[offsets.flatten()][:, None]
     return PoseProposals(
-        found.rotations.reshape(batch, -1, 3, 3), shifts.reshape(batch, -1, 2), found.logits.reshape(batch, -1)
+        proposals.rotations.reshape(batch, -1, 3, 3),
+        shifts.reshape(batch, -1, 2),
+        proposals.logits.reshape(batch, -1),
     )
 
 
@@ -169,9 +171,9 @@ def offset_lattice(spacing_px: float, reach_px: float, device: torch.device) -> 
     """A square lattice over a disk, the origin among its points.
 
     Args:
-        spacing_px: distance of neighbours.
-        reach_px: radius of the disk.
-        device: where the offsets are wanted.
+        spacing_px: distance of neighbouring offsets in pixels.
+        reach_px: radius of the disk in pixels.
+        device: device of the result.
     """
     steps = torch.arange(-int(reach_px / spacing_px), int(reach_px / spacing_px) + 1, device=device) * spacing_px
     lattice = torch.cartesian_prod(steps, steps)

@@ -45,7 +45,7 @@ class EncoderTrainingSettings:
     """Settings of an encoder's training.
 
     Args:
-        steps: optimizer steps.
+        steps: number of optimizer steps.
         batch_size: images per step; half as many projections where each is used at two offsets.
         learning_rate: highest learning rate; it falls to 0 as a cosine.
         concentration: inverse temperature of the mixture components, for the squared chordal distance of rotations.
@@ -73,11 +73,11 @@ def train_encoder(
     There is an event after each step on a CPU. A GPU is waited for only at an event, where metrics are read.
 
     Args:
-        encoder: changed in place.
-        simulator: of the training projections.
-        settings: of the training.
+        encoder: pose encoder, trained in place.
+        simulator: source of the training projections.
+        settings: length of the training, rates and noise.
         seed: random seed of the run.
-        stage: which decides the random numbers.
+        stage: training stage; each has random numbers of its own.
 
     Raises:
         DivergedError: the loss is no longer finite.
@@ -112,20 +112,20 @@ def _training_loss(
     generator: torch.Generator,
     noise_scale: float,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " metrics"]]:
-    """The loss over this process's share of new projections; the whole loss, and the median error in radians."""
+    """The loss over this process's shard of new projections; the whole loss, and the median error in radians."""
     encoder_input = simulator.encoder_input
     count = settings.batch_size // encoder_input.offsets_per_projection
     projections = simulator.simulate(count, generator, noise_scale=noise_scale)
-    share, offsets = BatchShard.of(count), choose_offsets(encoder_input, projections.shifts_px, generator)
-    batch = projections.each(lambda values: values[share.places])
+    shard, offsets = BatchShard.local(count), choose_offsets(encoder_input, projections.shifts_px, generator)
+    batch = projections.each(lambda values: values[shard.positions])
     proposals = propose_at_offsets(
-        encoder, batch.ctf_multiplied, encoder_input, offsets[share.places], batch.ctf_features
+        encoder, batch.ctf_multiplied, encoder_input, offsets[shard.positions], batch.ctf_features
     )
     costs = pose_cost(proposals, batch.rotations, batch.shifts_px, simulator.shift_sigma_px)
     pose_loss = mixture_loss(proposals.logits, costs, settings.concentration) + _WTA_EPSILON * costs.mean()
-    loss = share.weight * (pose_loss + equivariance_penalty(encoder).to(pose_loss))
+    loss = shard.weight * (pose_loss + equivariance_penalty(encoder).to(pose_loss))
     errors_rad = rotation_angle_rad(best_hypotheses(proposals)[0].detach(), batch.rotations)
-    return loss, torch.stack([all_reduce(loss.detach()), share.gather(errors_rad).median()])
+    return loss, torch.stack([all_reduce(loss.detach()), shard.gather(errors_rad).median()])
 
 
 def _flush_metrics(pending: list[Tensor], done: int) -> float:
@@ -136,7 +136,7 @@ def _flush_metrics(pending: list[Tensor], done: int) -> float:
         if not math.isfinite(whole):
             raise DivergedError(
                 f"step {step} of the encoder's training: the loss is {whole}",
-                "a finite number is needed to go on",
+                "a finite loss is needed to continue",
                 "Lower hybrid.learning_rate with --set, or try another --seed",
             )
     return float(steps[-1][1])

@@ -31,15 +31,15 @@ ENCODER_FILE = "encoder.pt"
 
 
 class _InBfloat16(nn.Module):
-    """A network of 16-bit numbers between numbers of single precision."""
+    """A network in bf16 with inputs and outputs in float32."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, images: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch out"]:
-        found: Tensor = self.network(images.to(torch.bfloat16))
-        return found.float()
+        outputs: Tensor = self.network(images.to(torch.bfloat16))
+        return outputs.float()
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class PoseEstimator:
     """Particles to poses by one forward pass.
 
     Args:
-        encoder: in evaluation mode.
-        encoder_input: its preprocessing.
+        encoder: trained pose encoder in evaluation mode.
+        encoder_input: preprocessing of particles for the encoder.
         radius: largest spatial frequency of its input, in cycles per box.
-        box_size_px: box of the particles that it was trained for.
-        pixel_size_angstrom: their pixel size.
-        has_ctf: whether they have a CTF.
-        exported: network that runs in the encoder's place; None for itself.
+        box_size_px: box of the particles of the training.
+        pixel_size_angstrom: pixel size of the particles of the training.
+        has_ctf: whether the particles of the training have a CTF.
+        exported: network that runs in the encoder's place; None for the encoder itself.
     """
 
     encoder: PoseEncoder
@@ -66,7 +66,7 @@ class PoseEstimator:
 
     @torch.no_grad()
     def propose(self, batch: ParticleBatch) -> PoseProposals:
-        """Hypotheses for particles of the box and pixel size that it was trained for, shifts in their pixels."""
+        """Hypotheses for particles of the training's box and pixel size, shifts in their pixels."""
         ctf_multiplied, features = self.transform(batch)
         return propose_poses(self.exported or self.encoder, ctf_multiplied, self.encoder_input, features)
 
@@ -76,10 +76,10 @@ class PoseEstimator:
 
         Args:
             precision: "fp32"; "bf16" pays on processors and devices that multiply it, "int8" on CPUs.
-            sample: some hundred particles such as will come, for the ranges of 8 bits.
+            sample: some hundred typical particles, for the ranges of 8 bits.
 
         Raises:
-            ValueError: this encoder cannot be had in that precision; see ``export_encoder`` and ``quantize_encoder``.
+            ValueError: this encoder cannot run in that precision; see ``export_encoder`` and ``quantize_encoder``.
         """
         if precision == "int8":
             ctf_multiplied, _ = self.transform(sample)
@@ -119,7 +119,7 @@ class PoseEstimator:
         return poses.to_angstrom(self.pixel_size_angstrom), probability
 
     def to_state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Tensors and plain values for ``encoder.pt``."""
         encoder = self.encoder
         return {
             "encoder": encoder.state_dict(),
@@ -135,15 +135,16 @@ class PoseEstimator:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], device: torch.device) -> "PoseEstimator":
-        """What ``to_state`` gave, on a device.
+        """The estimator of a state that ``to_state`` gave, on a device.
 
         Raises:
             KeyError: something is missing.
             RuntimeError: the weights do not fit the architecture.
+            ValueError: the encoder is of a design that this version does not have.
         """
         radius, box = state["radius"], state["box_size_px"]
         small = encoder_box_px(radius)
-        encoder = PoseEncoder(box_size_px=small, **state["architecture"])
+        encoder = PoseEncoder(box_size_px=small, **_current_architecture(state["architecture"]))
         encoder.load_state_dict(state["encoder"])
         offsets = state["offsets_px"] if "offsets_px" in state else state["trials_px"]  # the latter in version 0.1
         plane, weights = HalfPlane.up_to(small, radius, device), state["weights"].to(device)
@@ -156,3 +157,11 @@ class PoseEstimator:
             state["pixel_size_angstrom"],
             state["has_ctf"],
         )
+
+
+def _current_architecture(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of ``PoseEncoder``, from a file of this version or of version 0.1, whose heads were of two kinds."""
+    head = architecture.get("head", "rows")
+    if head != "rows":
+        raise ValueError(f"encoder.head={head} of version 0.1 is gone")
+    return {key: value for key, value in architecture.items() if key != "head"}

@@ -77,7 +77,7 @@ class ProjectionSimulator:
 
         Args:
             particles: CTF-multiplied transforms of the particles.
-            volume: the map.
+            volume: map to project.
             encoder_input: preprocessing of the encoder.
             shift_sigma_px: standard deviation of the shifts.
         """
@@ -98,7 +98,7 @@ class ProjectionSimulator:
         """Noise-free images of random poses with the mean CTF, preprocessed: template filters of an encoder.
 
         Args:
-            count: number of images.
+            count: number of images, one random pose each.
             generator: random number generator of the poses.
         """
         rotations = random_rotations(count, generator, self.padded.device)
@@ -134,8 +134,8 @@ def choose_offsets(
 
     Args:
         encoder_input: preprocessing of the encoder.
-        shifts_px: shifts of the projections.
-        generator: random number generator.
+        shifts_px: shifts of the projections in pixels of the particles' box.
+        generator: random number generator of the other offset.
     """
     nearest, others = encoder_input.nearest_offsets(shifts_px), encoder_input.offsets_per_projection - 1
     count = max(1, len(encoder_input.offsets_px) - 1)

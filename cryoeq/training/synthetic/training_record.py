@@ -22,13 +22,13 @@ class TrainingRecord:
     """A training stage on projections of one map, all with the noise of the particles, none used twice.
 
     Args:
-        volume: the map.
+        volume: map of the projections.
         sigma: standard deviation of the noise per coefficient.
         searched: particles whose CTFs were used, in the order in which they are drawn.
         shift_sigma_px: standard deviation of the shifts.
         seed: random seed of the run.
-        stage: number of the stage.
-        steps: optimizer steps.
+        stage: number of the training stage.
+        steps: number of optimizer steps.
         batch_size: projections per step; where particles are shifted each was used at its nearest offset and another.
     """
 
@@ -50,8 +50,8 @@ class TrainingRecord:
         """Simulates the projections of the stage.
 
         Args:
-            estimator: the trained encoder.
-            ctf: of all particles; None where they have none.
+            estimator: trained encoder with its preprocessing.
+            ctf: CTF parameters of all particles; None without a CTF.
         """
         plane = HalfPlane.up_to(estimator.box_size_px, estimator.radius, self.volume.device)
         squared = torch.ones(len(self.searched), len(plane), device=self.volume.device)
@@ -64,7 +64,7 @@ class TrainingRecord:
         return ProjectionSimulator(padded, plane, squared, self.sigma, encoder_input, self.shift_sigma_px, features)
 
     def training_projections(self, simulator: ProjectionSimulator) -> Iterator[SyntheticProjections]:
-        """Those of the stage, batch by batch."""
+        """The projections of the stage, batch by batch."""
         generator = stream_generator(self.seed, Stream.SYNTHETIC_PROJECTIONS, self.stage)
         for _ in range(self.steps):
             projections = simulator.simulate(self.batch_size, generator)
@@ -75,7 +75,7 @@ class TrainingRecord:
         """Others of the same distribution, on which no stage of the run was trained.
 
         Args:
-            simulator: of the stage's projections.
+            simulator: source of the stage's projections.
             count: number of projections in all.
         """
         generator = stream_generator(self.seed, Stream.SYNTHETIC_PROJECTIONS, self.stage + 1)
@@ -83,8 +83,9 @@ class TrainingRecord:
         return (simulator.simulate(size, generator) for size in sizes if size > 0)
 
     def to_state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {key: value.cpu() if isinstance(value, Tensor) else value for key, value in asdict(self).items()}
+        """Tensors and plain values for a checkpoint."""
+        state = {key: value.cpu() if isinstance(value, Tensor) else value for key, value in asdict(self).items()}
+        return state | {"stage": int(self.stage)}  # a checkpoint holds plain numbers, no enumerations
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Mapping[str, Any], device: torch.device) -> "TrainingRecord | None":

@@ -2,10 +2,9 @@
 
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import mrcfile
 import numpy as np
@@ -17,6 +16,7 @@ from cryoeq.cli.main import run
 from cryoeq.config.loading import load_config
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.domain.atoms import Atoms
+from cryoeq.domain.events import Note, result_of
 from cryoeq.errors import DivergedError
 from cryoeq.evaluation.poses import compare_poses
 from cryoeq.io.mrc import read_map
@@ -24,15 +24,17 @@ from cryoeq.io.particles import read_particles
 from cryoeq.io.star import read_star
 from cryoeq.io.text import read_json
 from cryoeq.maps.alignment import mirror_map
-from cryoeq.pipelines.reconstruct.build import build_dataset, build_refinement_settings, build_stack
-from cryoeq.pipelines.reconstruct.search import read_images
+from cryoeq.pipelines.reconstruct.build import build_ab_initio_settings, build_dataset, build_stack
 from cryoeq.reconstruction.ab_initio import reconstruct_ab_initio
 from cryoeq.reconstruction.acceptance import require_reproducible
 from cryoeq.reconstruction.half_set_refinement import begin_refinement
 from cryoeq.reconstruction.initial_model import InitialModel
-from cryoeq.reconstruction.state import RefinementState
+from cryoeq.reconstruction.particle_transforms import ParticleTransforms, load_transforms
+from cryoeq.reconstruction.settings import AbInitioSettings
+from cryoeq.reconstruction.state import RefinementState, Step
 from cryoeq.simulation.density import sample_atoms
 from phantoms import chiral_phantom, gaussian_blobs
+from pipeline_events import events_and_result
 
 pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 
@@ -42,17 +44,13 @@ FILES = {
     "run_data.star", "run_fsc.png",
     "run_fsc.star", "run_fsc.xml", "slices.png",
 }  # fmt: skip
+STAGES = (
+    "reading: 100% 300/300", "initial model: 100% 40/40", "consensus refinement: 100% 300/300",
+    "global re-alignment: 100% 1/1", "half-set refinement: 100% 300/300", "local refinement: 100% 2/2",
+    "final iteration: 100% 300/300",
+)  # fmt: skip
 POSES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst")
 INFERRED = (*POSES, "rlnRandomSubset", "rlnMaxValueProbDistribution", "rlnParticleFigureOfMerit")
-
-
-def at_the_end(steps: Iterator[Any]) -> Any:
-    """What a generator returns."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
 
 
 def median_error_deg(star: Path, truth: Path) -> float:
@@ -84,7 +82,7 @@ def test_what_is_left(searched_run: Path, searched_particles: Path) -> None:
     assert sorted(after.particles["rlnRandomSubset"].tolist()) == ["1"] * 150 + ["2"] * 150
 
 
-def test_how_sure_it_is(searched_run: Path) -> None:
+def test_confidence_and_figure_of_merit(searched_run: Path) -> None:
     star = read_star(searched_run / "run_data.star")
     confidence, merit = (star.floats(name) for name in INFERRED[-2:])
     for values in (confidence, merit):
@@ -106,7 +104,7 @@ def test_the_record(searched_run: Path) -> None:
     assert set(job["results"]) >= {"log_evidence", "median_rotation_sigma_deg", "half_map_resolution_angstrom"}
     assert job["results"]["half_map_resolution_angstrom"] < 30
     log = (searched_run / "run.log").read_text()
-    for said in ("300 particles of 20 px", "searching: 100% 40/40", "refining the halves: 100% 300/300", "The hand"):
+    for said in ("300 particles of 20 px", *STAGES, "The hand"):
         assert said in log
 
 
@@ -134,7 +132,7 @@ def two_copies(radius_angstrom: float) -> Atoms:
     return gaussian_blobs(positions, part.weights.repeat(2), radius_angstrom / 8)
 
 
-def test_a_symmetry_that_is_asked_for(
+def test_a_symmetry_is_imposed(
     tmp_path: Path, simulate_atoms: Callable[..., Path], search_options: tuple[str, ...]
 ) -> None:
     particles = simulate_atoms(two_copies(22.0))
@@ -162,76 +160,88 @@ def test_noise_gives_no_map(
         stack.data[:] = np.random.default_rng(3).standard_normal(stack.data.shape)
     command = ["reconstruct", str(noisy / "particles.star"), "-o", str(tmp_path / "run"), *search_options]
     assert run(command) == 4
-    assert "the search found no structure" in capsys.readouterr().err
+    assert "no structure was found" in capsys.readouterr().err
     assert not list((tmp_path / "run").glob("*.mrc"))
     assert read_json(tmp_path / "run" / "job.json")["status"] == "failed"
 
 
-@pytest.mark.parametrize(("mixed", "attempts"), [((True, False), 2), ((False, False), 1), ((True, True), 2)])
-def test_a_map_of_both_hands_is_sought_again(
-    monkeypatch: pytest.MonkeyPatch, searched_particles: Path, mixed: tuple[bool, bool], attempts: int
+@pytest.fixture
+def opened(searched_particles: Path) -> Callable[..., tuple[ParticleTransforms, AbInitioSettings]]:
+    """The particles of a search with some settings, keys dotted."""
+
+    def read(**explicit: object) -> tuple[ParticleTransforms, AbInitioSettings]:
+        changes = {name.replace("__", "."): value for name, value in explicit.items()}
+        given = {"particles": searched_particles / "particles.star", "output": Path("none")} | changes
+        config = load_config(ReconstructConfig, explicit=given)
+        dataset = build_dataset(config, build_stack(config, with_poses=False), None)
+        particles = result_of(load_transforms(dataset, torch.device("cpu")))
+        return particles, build_ab_initio_settings(config, dataset)
+
+    return read
+
+
+def beginning(volume: torch.Tensor, particles: ParticleTransforms, settings: AbInitioSettings) -> RefinementState:
+    """Both half sets at a map."""
+    model = InitialModel(volume, torch.zeros(len(particles), 2), 0.0)
+    return begin_refinement(model, particles, torch.arange(len(particles)) % 2 + 1, settings.refinement, 9)
+
+
+@pytest.mark.parametrize(("mixed", "starts"), [((True, False), 2), ((False, False), 1), ((True, True), 2)])
+def test_mixed_handedness_restarts_the_search(
+    monkeypatch: pytest.MonkeyPatch,
+    opened: Callable[..., tuple[ParticleTransforms, AbInitioSettings]],
+    mixed: tuple[bool, bool],
+    starts: int,
 ) -> None:
-    explicit = {
-        "particles": searched_particles / "particles.star", "output": Path("none"), "input.shift_sigma_angstrom": 0.0,
-    }  # fmt: skip
-    config = load_config(ReconstructConfig, explicit=explicit)
-    dataset = build_dataset(config, build_stack(config, with_poses=False), None)
-    images = at_the_end(read_images(dataset, torch.device("cpu")))
+    particles, settings = opened(input__shift_sigma_angstrom=0.0)
     chiral = sample_atoms(chiral_phantom(36.0), 20, 5.0).values
-    seen: list[int] = []
+    restarts: list[int] = []
 
-    def start(*_: object, attempt: int, **__: object) -> Iterator[Any]:
-        seen.append(attempt)
-        volume = chiral + mirror_map(chiral) if mixed[attempt] else chiral
-        basin = InitialModel(volume, torch.zeros(len(dataset), 2), 0.0)
+    def start(*_: object, restart: int, **__: object) -> Step:
+        restarts.append(restart)
         yield from ()
-        return begin_refinement(basin, images, half_set, build_refinement_settings(config, dataset), 9)
+        return beginning(chiral + mirror_map(chiral) if mixed[restart] else chiral, particles, settings)
 
-    def stay(state: RefinementState, *_: object, **__: object) -> Iterator[Any]:
+    def stay(state: RefinementState, *_: object, **__: object) -> Step:
         yield from ()
         return state
 
-    half_set = torch.arange(len(dataset)) % 2 + 1
-    monkeypatch.setattr("cryoeq.pipelines.reconstruct.search.run_multi_start", start)
-    monkeypatch.setattr("cryoeq.pipelines.reconstruct.search.settle", stay)
-    at_the_end(reconstruct_ab_initio(config, dataset, images, half_set))
-    assert seen == list(range(attempts))
+    monkeypatch.setattr("cryoeq.reconstruction.ab_initio.run_multi_start", start)
+    monkeypatch.setattr("cryoeq.reconstruction.ab_initio.refine_consensus", stay)
+    steps = reconstruct_ab_initio(particles, torch.arange(len(particles)) % 2 + 1, settings)
+    events, _ = events_and_result(steps)
+    assert restarts == list(range(starts))
+    assert ["Mixed handedness" in event.text for event in events if isinstance(event, Note)] == [True] * (starts - 1)
 
 
 @pytest.mark.parametrize("is_same", [True, False])
-def test_a_doubted_map_must_be_found_again(
-    monkeypatch: pytest.MonkeyPatch, searched_particles: Path, is_same: bool
+def test_a_doubted_map_must_be_reproduced(
+    monkeypatch: pytest.MonkeyPatch,
+    opened: Callable[..., tuple[ParticleTransforms, AbInitioSettings]],
+    is_same: bool,
 ) -> None:
-    explicit = {"particles": searched_particles / "particles.star", "output": Path("none")}
-    config = load_config(ReconstructConfig, explicit=explicit)
-    dataset = build_dataset(config, build_stack(config, with_poses=False), None)
-    images = at_the_end(read_images(dataset, torch.device("cpu")))
-    settings = build_refinement_settings(config, dataset)
+    particles, settings = opened()
     chiral = sample_atoms(chiral_phantom(36.0), 20, 5.0).values
     other = mirror_map(chiral) if is_same else sample_atoms(two_copies(22.0), 20, 5.0).values
 
     def state_of(volume: torch.Tensor, agreed: int) -> RefinementState:
-        basin = InitialModel(volume, torch.zeros(len(dataset), 2), 0.0)
-        state = begin_refinement(basin, images, torch.arange(len(dataset)) % 2 + 1, settings, 9)
-        return replace(state, fsc=(torch.arange(11) <= agreed).float())
+        return replace(beginning(volume, particles, settings), fsc=(torch.arange(11) <= agreed).float())
 
-    def give(*_: object, **__: object) -> Iterator[Any]:
+    def another_start(*_: object) -> Step:
         yield from ()
         return state_of(other, 0)
 
-    monkeypatch.setattr("cryoeq.reconstruction.multi_start._start", give)
-    monkeypatch.setattr("cryoeq.reconstruction.multi_start.begin_refinement", lambda *_: state_of(other, 0))
-    monkeypatch.setattr("cryoeq.reconstruction.multi_start.settle", give)
-    found = state_of(chiral, 0)
-    assert list(require_reproducible(config, dataset, images, found, state_of(chiral, 10))) == []
-    doubted = require_reproducible(config, dataset, images, found, state_of(chiral, 6))
+    monkeypatch.setattr("cryoeq.reconstruction.multi_start._start", another_start)
+    consensus = state_of(chiral, 0)
+    assert list(require_reproducible(particles, consensus, state_of(chiral, 10), settings)) == []
+    doubted = require_reproducible(particles, consensus, state_of(chiral, 6), settings)
     if is_same:
-        assert ["another random start ended in the same map" in note.text for note in doubted] == [True]
+        assert ["another random start converged to the same map" in note.text for note in doubted] == [True]
     else:
-        with pytest.raises(DivergedError, match="ended in another map"):
+        with pytest.raises(DivergedError, match="another random start converged to a different map"):
             list(doubted)
     with pytest.raises(DivergedError, match="agree to shell 3 only"):
-        list(require_reproducible(config, dataset, images, found, state_of(chiral, 3)))
+        list(require_reproducible(particles, consensus, state_of(chiral, 3), settings))
 
 
 def test_both_hands_on_request(tmp_path: Path, searched_particles: Path) -> None:

@@ -31,9 +31,9 @@ def test_every_particle_gets_a_score_and_keeps_its_columns(known_run: Path, tmp_
     assert len(scores) == 48
     assert np.isfinite(scores).all()
     assert len(np.unique(scores)) > 10
-    figures = read_json(tmp_path / "screening.json")
-    assert figures["particles"]["scorer"] == scorer
-    assert figures["particles"]["made_junk_roc_auc"] > 0.6
+    results = read_json(tmp_path / "screening.json")
+    assert results["particles"]["scorer"] == scorer
+    assert results["particles"]["synthetic_outlier_roc_auc"] > 0.6
     assert (tmp_path / "coverage.png").stat().st_size > 10_000
 
 
@@ -41,15 +41,24 @@ def test_a_star_file_is_enough_for_the_views(
     tiny_particles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["screen", str(tiny_particles / "truth.star"), "-o", str(tmp_path)]
-    assert run([*given, "--hole-deg", "20"]) == 0
-    said = capsys.readouterr()
+    assert run([*given, "--gap-threshold", "20"]) == 0
+    printed = capsys.readouterr()
     views = read_json(tmp_path / "screening.json")["views"]
     assert views["n_views"] == 48
-    assert views["hole_radius_deg"] == pytest.approx(20)
+    assert views["gap_threshold_deg"] == pytest.approx(20)
     assert not views["is_covered"]
-    assert "48 views are few" in said.err
-    assert "Hole 1" in said.out
+    assert all(gap["radius_deg"] > 20 for gap in views["gaps"])
+    assert "48 views are few" in printed.err
+    assert "Gap 1 " in printed.out
     assert not (tmp_path / "screened.star").exists()
+
+
+def test_the_option_of_version_0_1_is_read_with_a_note(
+    tiny_particles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["screen", str(tiny_particles / "truth.star"), "-o", str(tmp_path), "--hole-deg", "20"]) == 0
+    assert "--hole-deg is now called --gap-threshold" in capsys.readouterr().err
+    assert read_json(tmp_path / "screening.json")["views"]["gap_threshold_deg"] == pytest.approx(20)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

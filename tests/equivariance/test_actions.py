@@ -1,21 +1,15 @@
-"""The measure of equivariance is itself measured: turned images and poses agree with plain array operations."""
+"""Actions on images and poses agree with plain array operations; so does the equivariance error of the tests."""
 
 import math
 
 import pytest
 import torch
+from group_actions import act_on_shifts, act_trivially, equivariance_error
 from torch import Tensor
 
-from cryoeq.equivariance.measure import (
-    act_on_rotations,
-    act_on_shifts,
-    act_trivially,
-    equivariance_error,
-    lift_to_rotation,
-    transform_images,
-)
+from cryoeq.equivariance.actions import act_on_rotations, lift_to_rotation, transform_images
 
-TURN = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
+QUARTER = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
 MIRROR = torch.diag(torch.tensor([-1.0, 1.0], dtype=torch.float64))
 
 
@@ -37,34 +31,34 @@ def blob(n: int, x: float, y: float) -> Tensor:
     return torch.exp(-((axis - x) ** 2 + (axis[:, None] - y) ** 2) / 8)[None]
 
 
-def test_turning_by_x_to_y_is_rot90_clockwise_on_screen(generator: torch.Generator) -> None:
-    """y points down the rows, so g = (x to y, y to -x) turns the array from its columns to its rows: k = -1."""
+def test_rotating_x_to_y_is_rot90_clockwise_on_screen(generator: torch.Generator) -> None:
+    """y points down the rows, so g = (x to y, y to -x) rotates the array from its columns to its rows: k = -1."""
     images = torch.randn(2, 7, 7, generator=generator)
-    torch.testing.assert_close(transform_images(images, TURN), torch.rot90(images, -1, (-2, -1)), atol=0, rtol=0)
+    torch.testing.assert_close(transform_images(images, QUARTER), torch.rot90(images, -1, (-2, -1)), atol=0, rtol=0)
     torch.testing.assert_close(transform_images(images, MIRROR), images.flip(-1), atol=0, rtol=0)
-    both = transform_images(images, TURN @ MIRROR)
+    both = transform_images(images, QUARTER @ MIRROR)
     torch.testing.assert_close(both, torch.rot90(images.flip(-1), -1, (-2, -1)), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("n", [24, 25])
-@pytest.mark.parametrize("g", [TURN, MIRROR, TURN @ MIRROR, rotation(30), rotation(-75) @ MIRROR])
+@pytest.mark.parametrize("g", [QUARTER, MIRROR, QUARTER @ MIRROR, rotation(30), rotation(-75) @ MIRROR])
 def test_what_is_at_x_moves_to_gx(n: int, g: Tensor) -> None:
     moved = centroid(transform_images(blob(n, 3.0, -1.5), g))
     torch.testing.assert_close(moved[0], g @ torch.tensor([3.0, -1.5], dtype=torch.float64), atol=0.01, rtol=0)
 
 
-def test_even_boxes_turn_about_the_origin_and_keep_their_first_row_and_column(generator: torch.Generator) -> None:
+def test_even_boxes_rotate_about_the_origin_and_keep_their_first_row_and_column(generator: torch.Generator) -> None:
     images = torch.randn(1, 8, 8, generator=generator)
-    turned = transform_images(images, TURN)
-    assert turned[0, 4, 4] == images[0, 4, 4]
-    torch.testing.assert_close(turned[:, 0], images[:, 0], atol=0, rtol=0)
-    torch.testing.assert_close(turned[:, :, 0], images[:, :, 0], atol=0, rtol=0)
+    rotated = transform_images(images, QUARTER)
+    assert rotated[0, 4, 4] == images[0, 4, 4]
+    torch.testing.assert_close(rotated[:, 0], images[:, 0], atol=0, rtol=0)
+    torch.testing.assert_close(rotated[:, :, 0], images[:, :, 0], atol=0, rtol=0)
 
 
 def test_a_mirror_is_a_half_turn_in_space() -> None:
     lifted = lift_to_rotation(MIRROR)
     torch.testing.assert_close(lifted, torch.diag(torch.tensor([-1.0, 1.0, -1.0], dtype=torch.float64)), atol=0, rtol=0)
-    assert torch.linalg.det(lift_to_rotation(TURN @ MIRROR)) == pytest.approx(1)
+    assert torch.linalg.det(lift_to_rotation(QUARTER @ MIRROR)) == pytest.approx(1)
 
 
 def test_actions_are_homomorphisms(generator: torch.Generator) -> None:
@@ -77,9 +71,9 @@ def test_actions_are_homomorphisms(generator: torch.Generator) -> None:
 
 def test_the_centroid_is_found_equivariant_and_its_x_is_not_invariant() -> None:
     images = blob(25, 2.0, 1.0)
-    elements = torch.stack([TURN, MIRROR])
+    elements = torch.stack([QUARTER, MIRROR])
     assert equivariance_error(centroid, act_on_shifts, images, elements) < 1e-9
-    # x = 2 becomes -1 under the turn and -2 under the mirror.
+    # x = 2 becomes -1 under the quarter rotation and -2 under the mirror.
     assert equivariance_error(lambda images: centroid(images)[:, :1], act_trivially, images, elements) == pytest.approx(
         4, abs=1e-3
     )
