@@ -57,7 +57,8 @@ def load_config(
     """
     sources = []
     if record is not None:
-        sources.append(_Source(str(record), recorded_settings(record) or {}))
+        recorded = with_current_keys(kind, recorded_settings(record) or {}, str(record))  # without notes: none typed it
+        sources.append(_Source(str(record), recorded))
     if file is not None:
         sources.append(_Source(str(file), _read_yaml(file)))
     sources.extend(_Source("--set", _parse_override(override)) for override in overrides)
@@ -124,7 +125,9 @@ def _with_current_keys(kind: type[FrozenConfig], source: _Source, notes: list[st
         if _holds(settings, old.split(".")) and not isinstance(value := _value(settings, old), dict):
             settings = _merge(_nest({new: value}), _without(settings, old))
             if notes is not None:
-                notes.append(f"{source.name}: {old} is now called {new}; the old name is read for one more version.")
+                said, now = (kind.option_of(old), kind.option_of(new)) if source.are_options else (old, new)
+                origin = "" if source.are_options else f"{source.name}: "
+                notes.append(f"{origin}{said} is now called {now}; the old name is read for one more version.")
     for old, gone in kind.removed.items():
         if _holds(settings, old.split(".")) and not isinstance(value := _value(settings, old), dict):
             if value != gone.neutral:

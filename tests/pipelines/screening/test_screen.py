@@ -57,7 +57,7 @@ def test_the_option_of_version_0_1_is_read_with_a_note(
     tiny_particles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["screen", str(tiny_particles / "truth.star"), "-o", str(tmp_path), "--hole-deg", "20"]) == 0
-    assert "gap_threshold_deg" in capsys.readouterr().err
+    assert "--hole-deg is now called --gap-threshold" in capsys.readouterr().err
     assert read_json(tmp_path / "screening.json")["views"]["gap_threshold_deg"] == pytest.approx(20)
 
 
