@@ -38,6 +38,9 @@ Shells. Shell of a coefficient: ROUND(|k|). Resolution of shell i: n * pixel siz
     evaluation/test_resolution.test_resolution_is_the_last_shell_before_the_first_drop]
 SNR. Variance of the CTF-modulated, shifted signal over the whole box and stack, divided by the variance of the noise.
     [simulation/test_particles.test_scale_gives_the_signal_the_asked_variance]
-Units. Angstrom, radians and matrices everywhere; degrees, Euler angles and shifts in pixels exist in file formats and
-    reports only. [conventions/test_star.test_angles_of_random_rotations_agree_with_scipy]
+Units. Angstrom, radians and matrices; degrees and Euler angles exist in file formats and reports only. Fourier-space
+    code counts shifts in pixels of the plane's box, since a phase ramp needs cycles per box: PoseSet holds them, and
+    PoseSet.from_angstrom and PoseSet.to_angstrom alone convert.
+    [conventions/test_star.test_angles_of_random_rotations_agree_with_scipy,
+    domain/test_pose.test_pose_sets_alone_convert_shifts]
 """

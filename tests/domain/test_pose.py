@@ -97,5 +97,4 @@ def test_pose_sets_alone_convert_shifts() -> None:
         if (found := list(shift_conversions(path.read_text(encoding="utf-8"))))
     }
     assert len(conversions.pop("domain/pose.py")) == 2
-    conversions.pop("evaluation/particle_features.py", None)  # knows shifts without rotations
     assert {path for path in conversions if not path.startswith("io/")} == set(), conversions
