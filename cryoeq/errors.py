@@ -1,7 +1,7 @@
 """Every error that a user can act on: what was found and where, what was expected, what to do.
 
 Exit codes: 0 done, 1 our bug, 2 wrong use or config, 3 bad data file, 4 numerical failure, no memory or a lost process,
-130/143 stopped by a signal.
+130/143 stopped by a signal, 141 output closed.
 """
 
 from typing import ClassVar
@@ -19,8 +19,15 @@ class CryoEqError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, found: str, expected: str = "", advice: str = "") -> None:
-        parts = (part.strip().rstrip(".") for part in (found, expected, advice))
-        super().__init__(" ".join(f"{part}." for part in parts if part))
+        parts = [found.strip(), *(_capitalised(part.strip()) for part in (expected, advice))]
+        super().__init__(" ".join(part if part.endswith("?") else f"{part.rstrip('.')}." for part in parts if part))
+
+
+def _capitalised(sentence: str) -> str:
+    """A sentence with its first letter in capitals, unless it begins with a name, an option or a path."""
+    first = sentence.partition(" ")[0].removesuffix(",")
+    is_word = first.isalpha() and first.islower() and first != "cryoeq"
+    return sentence[:1].upper() + sentence[1:] if is_word else sentence
 
 
 class ConfigError(CryoEqError):
@@ -89,3 +96,9 @@ class Terminated(BaseException):
     """
 
     exit_code: ClassVar[int] = 143
+
+
+class OutputClosed(Terminated):
+    """Nobody reads the output any longer, as after ``cryoeq ... | head``: what SIGPIPE does to other programs."""
+
+    exit_code: ClassVar[int] = 141

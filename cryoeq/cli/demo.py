@@ -5,16 +5,30 @@ from typing import Annotated
 
 import typer
 
+from cryoeq.cli.options import EXPERT, OUTPUT, Device, Seed
+
 
 def demo(
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder for all that the demo makes [cryoeq_demo].")
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="Run folder; one that holds a run is refused [cryoeq_demo].", rich_help_panel=OUTPUT
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the particles and of the training.")] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer particles and steps, for CI.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda:N.")] = "auto",
+    device: Device = None,
+    seed: Seed = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer particles and iterations, for CI.", rich_help_panel=EXPERT)
+    ] = False,
 ) -> None:
-    """Simulate particles of a packed model, reconstruct it without their poses, and compare with the truth."""
+    """Simulate particles, find their poses, compare with the truth.
+
+    The molecule is RNA polymerase II. Under 5 minutes on two cores. Exit code 4 unless the structure was found.
+
+    Examples:
+      cryoeq demo
+      cryoeq demo -o demo --seed 1
+    """
     from cryoeq.cli.drawing import draw
     from cryoeq.config.demo import DemoConfig
     from cryoeq.config.loading import load_config

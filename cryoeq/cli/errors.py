@@ -1,9 +1,13 @@
 """Which message and which exit code an error becomes."""
 
+import io
+import shutil
 import sys
 import tempfile
+import textwrap
 import traceback
 from pathlib import Path
+from typing import Any
 
 import cryoeq
 from cryoeq.errors import CryoEqError, LostProcessError, Terminated
@@ -32,12 +36,32 @@ def explain(error: BaseException, *, debug: bool = False) -> tuple[str, int]:
     Returns:
         The message (without a final newline) and the exit code.
     """
+    if hasattr(error, "format_message"):
+        return _wrong_use(error)
     cause = error.__cause__ if isinstance(error, CrashError) and error.__cause__ is not None else error
     message, code = _message(cause, error.folder if isinstance(error, CrashError) else None)
     trace = "".join(traceback.format_exception(cause)) if debug else ""
     me = torchrun_environment()
     who = f"cryoeq, process {me.rank + 1} of {me.size}" if me.size > 1 else "cryoeq"
     return f"{trace}{who}: {message}", code
+
+
+def print_message(message: str) -> None:
+    """Print to standard error; on a terminal the lines are wrapped between words."""
+    if sys.stderr.isatty():
+        above, newline, last = message.rpartition("\n")  # above it, a traceback or the usage
+        width = shutil.get_terminal_size().columns
+        message = above + newline + textwrap.fill(last, width, break_long_words=False, break_on_hyphens=False)
+    print(message, file=sys.stderr)  # noqa: T201 - this is the command line
+
+
+def _wrong_use(error: Any) -> tuple[str, int]:
+    """Typer's own message, which begins with the usage of the command."""
+    if hasattr(error, "message"):
+        error.message = error.message.replace("Value error, ", "")  # of pydantic, on its choices
+    shown = io.StringIO()
+    error.show(file=shown)
+    return shown.getvalue().rstrip("\n"), error.exit_code
 
 
 def _message(cause: BaseException, folder: Path | None) -> tuple[str, int]:

@@ -6,37 +6,68 @@ from typing import Annotated
 
 import typer
 
+from cryoeq.cli.options import ANALYSIS, IMAGING, INPUT, OUTPUT, Device, JsonFile, Seed
+
 
 def evaluate(
-    predicted: Annotated[Path | None, typer.Argument(metavar="PRED.star", help="Poses to judge.")] = None,
+    predicted: Annotated[
+        Path | None, typer.Argument(metavar="PRED.star", help="Poses to judge.", rich_help_panel=INPUT)
+    ] = None,
     truth: Annotated[
-        Path | None, typer.Argument(metavar="TRUTH.star", help="True poses of the same images, in any order.")
+        Path | None,
+        typer.Argument(
+            metavar="TRUTH.star", help="True poses of the same images, in any order.", rich_help_panel=INPUT
+        ),
     ] = None,
     *,
     bound: Annotated[
         Path | None,
         typer.Option(
-            metavar="RUN", help="Bound the error of a hybrid run's encoder on new images; needs no star file."
+            metavar="RUN",
+            help="Bound the error of a hybrid run's encoder on new images; star files are not needed.",
+            rich_help_panel=INPUT,
         ),
     ] = None,
+    angpix: Annotated[
+        float | None, typer.Option(help="Pixel size in Å [that of the star files].", rich_help_panel=IMAGING)
+    ] = None,
+    sym: Annotated[
+        str | None, typer.Option(help="Point group of the particle: Cn, Dn, T, O, I [C1].", rich_help_panel=ANALYSIS)
+    ] = None,
     error_threshold: Annotated[
-        float | None, typer.Option(help="With --bound: rotation error in degrees above which a pose is wrong [30].")
+        float | None,
+        typer.Option(
+            help="With --bound: rotation error in degrees above which a pose is wrong [30].", rich_help_panel=ANALYSIS
+        ),
     ] = None,
     wrong_beyond: Annotated[
         float | None, typer.Option(hidden=True, help="Name of --error-threshold in version 0.1.")
     ] = None,
-    sym: Annotated[str | None, typer.Option(help="Point group of the particle: C4, D2, T, O, I [C1].")] = None,
-    angpix: Annotated[float | None, typer.Option(help="Pixel size in Angstrom [that of the star files].")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
-    plot_file: Annotated[Path | None, typer.Option("--plot", help="Write the histogram of errors to this PNG.")] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Folder for pose_errors.json, pose_errors.png, bound.json [none]."),
+        typer.Option(
+            "-o",
+            "--output",
+            help="Folder for pose_errors.json, pose_errors.png, bound.json; files of an earlier call are replaced "
+            "[none].",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the random halves and of the search [0].")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N [auto].")] = None,
+    json_file: JsonFile = None,
+    plot_file: Annotated[
+        Path | None, typer.Option("--plot", help="PNG file for the histogram of errors [none].", rich_help_panel=OUTPUT)
+    ] = None,
+    device: Device = None,
+    seed: Seed = None,
 ) -> None:
-    """Compare poses with a truth, up to the rotation, hand and shift that images cannot tell; or bound an encoder."""
+    """Compare poses with true ones; bound the error of an encoder.
+
+    Errors are free of what images cannot tell: the frame, the hand and the origin of the map.
+
+    Examples:
+      cryoeq evaluate map/run_data.star particles/truth.star
+      cryoeq evaluate --bound map -o map/bound
+    """
     from cryoeq.cli.drawing import draw
     from cryoeq.config.evaluate import EvaluateConfig
     from cryoeq.config.loading import load_config

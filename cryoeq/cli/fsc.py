@@ -5,70 +5,139 @@ from typing import Annotated
 
 import typer
 
+from cryoeq.cli.options import ANALYSIS, IMAGING, INPUT, MASK, OUTPUT, SHARPENING, Device, JsonFile, Seed
+
 
 def fsc(
-    first: Annotated[Path, typer.Argument(metavar="A.mrc", help="A map, for example half map 1.")],
+    first: Annotated[
+        Path, typer.Argument(metavar="A.mrc", help="A map, for example half map 1.", rich_help_panel=INPUT)
+    ],
     second: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[B.mrc]", help="The other half map [guessed: half1, half2; _A, _B], a truth, or an atomic model."
+            metavar="B.mrc",
+            help="The other half map, a true map, or an atomic model [the other half map, by its name: half1, half2; "
+            "_A, _B].",
+            rich_help_panel=INPUT,
         ),
     ] = None,
     *,
-    mask: Annotated[
-        Path | None, typer.Option(metavar="auto|sphere|none|MAP", help="Mask [auto for half maps, else none].")
-    ] = None,
-    mask_lowpass: Annotated[
-        float | None, typer.Option(help="auto: filter to this resolution in Angstrom first [15].")
-    ] = None,
-    mask_threshold: Annotated[
-        float | None, typer.Option(help="auto: density of the particle in the filtered map [Otsu's].")
-    ] = None,
-    mask_extend: Annotated[
-        float | None, typer.Option(help="auto: extend by so many Angstrom [the unmasked resolution, 6 at least].")
-    ] = None,
-    mask_edge: Annotated[
-        float | None, typer.Option(help="Soft edge in Angstrom [1.5 x the unmasked resolution, 8 at least].")
-    ] = None,
-    mask_diameter: Annotated[float | None, typer.Option(help="sphere: diameter in Angstrom [that of the box].")] = None,
-    postprocess: Annotated[
-        bool | None,
-        typer.Option("--postprocess/--no-postprocess", help="Sharpen their average into -o [if half maps]."),
-    ] = None,
-    bfac: Annotated[float | None, typer.Option(help="B-factor in Angstrom^2, e.g. -100; 0 for none [fitted].")] = None,
-    autob_lowres: Annotated[float | None, typer.Option(help="Fit it from this resolution in Angstrom on [10].")] = None,
-    autob_highres: Annotated[float | None, typer.Option(help="Fit it up to this resolution [all shells].")] = None,
-    skip_fsc_weighting: Annotated[
-        bool, typer.Option("--skip-fsc-weighting", help="Do not multiply by sqrt(2 FSC / (1 + FSC)).")
-    ] = False,
-    low_pass: Annotated[
-        float | None, typer.Option(help="Low-pass filter in Angstrom; negative: final resolution [none].")
-    ] = None,
-    mtf: Annotated[Path | None, typer.Option(help="Star file of the detector's MTF, to divide by.")] = None,
-    mtf_angpix: Annotated[float | None, typer.Option(help="Pixel size of the micrographs [that of the maps].")] = None,
-    align: Annotated[
-        bool, typer.Option("--align", help="First bring A onto B: rotation, shift and hand. Not for half maps.")
-    ] = False,
-    directional: Annotated[
-        bool, typer.Option("--directional", help="Resolution by direction: cFAR, sphericity, 3DFSC.")
-    ] = False,
-    local_resolution: Annotated[
-        bool, typer.Option("--local-resolution", help="Resolution at each voxel, and the map filtered to it; needs -o.")
-    ] = False,
-    angpix: Annotated[float | None, typer.Option(help="Pixel size in Angstrom [that of the headers].")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder for maps, curves and pictures [none].")
+    angpix: Annotated[
+        float | None, typer.Option(help="Pixel size in Å [that of the headers].", rich_help_panel=IMAGING)
     ] = None,
     model_bfac: Annotated[
-        float | None, typer.Option(help="B-factor of all atoms of a model, Angstrom^2 [those of its file].")
+        float | None,
+        typer.Option(help="B-factor in Å² of all atoms of a model [those of its file].", rich_help_panel=IMAGING),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the random phases that measure what a mask adds [0].")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N [auto].")] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="[auto|sphere|none|MAP]", help="Mask [auto for half maps, else none].", rich_help_panel=MASK
+        ),
+    ] = None,
+    mask_lowpass: Annotated[
+        float | None,
+        typer.Option(help="auto: low-pass filter before the threshold, in Å [15].", rich_help_panel=MASK),
+    ] = None,
+    mask_threshold: Annotated[
+        float | None,
+        typer.Option(help="auto: threshold of the filtered map [Otsu's].", rich_help_panel=MASK),
+    ] = None,
+    mask_extend: Annotated[
+        float | None,
+        typer.Option(help="auto: extension in Å [the unmasked resolution, 6 at least].", rich_help_panel=MASK),
+    ] = None,
+    mask_edge: Annotated[
+        float | None,
+        typer.Option(help="Soft edge in Å [1.5 times the unmasked resolution, 8 at least].", rich_help_panel=MASK),
+    ] = None,
+    mask_diameter: Annotated[
+        float | None, typer.Option(help="sphere: diameter in Å [that of the box].", rich_help_panel=MASK)
+    ] = None,
+    postprocess: Annotated[
+        bool | None,
+        typer.Option(
+            "--postprocess/--no-postprocess",
+            help="Sharpen the average of the half maps into -o [if half maps].",
+            rich_help_panel=SHARPENING,
+        ),
+    ] = None,
+    bfac: Annotated[
+        float | None,
+        typer.Option(help="B-factor in Å², for example -100; 0 for none [fitted].", rich_help_panel=SHARPENING),
+    ] = None,
+    autob_lowres: Annotated[
+        float | None,
+        typer.Option(help="Lowest resolution of its fit, in Å [10].", rich_help_panel=SHARPENING),
+    ] = None,
+    autob_highres: Annotated[
+        float | None,
+        typer.Option(help="Highest resolution of its fit, in Å [Nyquist].", rich_help_panel=SHARPENING),
+    ] = None,
+    skip_fsc_weighting: Annotated[
+        bool,
+        typer.Option(
+            "--skip-fsc-weighting",
+            help="Leave out the weights sqrt(2 FSC / (1 + FSC)).",
+            rich_help_panel=SHARPENING,
+        ),
+    ] = False,
+    low_pass: Annotated[
+        float | None,
+        typer.Option(help="Low-pass filter in Å; negative: the final resolution [none].", rich_help_panel=SHARPENING),
+    ] = None,
+    mtf: Annotated[
+        Path | None,
+        typer.Option(help="Star file of the detector's MTF, to divide by [none].", rich_help_panel=SHARPENING),
+    ] = None,
+    mtf_angpix: Annotated[
+        float | None,
+        typer.Option(help="Pixel size of the micrographs in Å [that of the maps].", rich_help_panel=SHARPENING),
+    ] = None,
+    align: Annotated[
+        bool,
+        typer.Option(
+            "--align",
+            help="Bring A onto B first: rotation, shift and hand; not for half maps.",
+            rich_help_panel=ANALYSIS,
+        ),
+    ] = False,
+    directional: Annotated[
+        bool,
+        typer.Option(
+            "--directional", help="Resolution by direction: cFAR, sphericity, 3DFSC.", rich_help_panel=ANALYSIS
+        ),
+    ] = False,
+    local_resolution: Annotated[
+        bool,
+        typer.Option(
+            "--local-resolution",
+            help="Resolution at each voxel, and the map filtered to it; needs -o.",
+            rich_help_panel=ANALYSIS,
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Folder for maps, curves and pictures; files of an earlier call are replaced [none].",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    json_file: JsonFile = None,
+    device: Device = None,
+    seed: Seed = None,
 ) -> None:
-    """Compare two maps by Fourier shell correlation, and post-process half maps as RELION does.
+    """Measure the resolution of maps; post-process half maps.
 
-    Resolution at 0.143 (half maps) and 0.5 (against a truth). Example: cryoeq fsc run_half1_class001_unfil.mrc -o fsc
+    Fourier shell correlation of two maps. Resolution at FSC 0.143 for half maps, at 0.5 against a true map or a model.
+    Files of half maps are those of relion_postprocess.
+
+    Examples:
+      cryoeq fsc run_half1_class001_unfil.mrc -o postprocess
+      cryoeq fsc run_class001.mrc truth.mrc --align
+      cryoeq fsc run_class001.mrc model.cif --mask auto
     """
     from cryoeq.cli.drawing import draw
     from cryoeq.config.fsc import FscConfig

@@ -5,33 +5,64 @@ from typing import Annotated
 
 import typer
 
+from cryoeq.cli.options import COMPUTE, IMAGING, INPUT, OUTPUT, Datadir, Device, InvertData, contrast_of
+from cryoeq.config.choices import InferencePrecision
+
 
 def infer(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a hybrid reconstruction, or its encoder.pt.")],
-    particles: Annotated[Path, typer.Argument(metavar="NEW.star", help="Particles to pose, or a .mrcs stack.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="Folder of a hybrid reconstruction, or its encoder.pt.", rich_help_panel=INPUT
+        ),
+    ],
+    particles: Annotated[
+        Path,
+        typer.Argument(
+            metavar="NEW.star", help="Particles to pose: .star, .cs, or .mrcs with --angpix.", rich_help_panel=INPUT
+        ),
+    ],
     *,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Star file for the poses [poses.star].")] = None,
+    datadir: Datadir = None,
     angpix: Annotated[
-        float | None, typer.Option(help="Pixel size in Angstrom; fills in or overrides the file's.")
+        float | None, typer.Option(help="Pixel size in Å; overrides that of the file.", rich_help_panel=IMAGING)
     ] = None,
-    datadir: Annotated[Path | None, typer.Option(help="Folder that image names are relative to.")] = None,
-    invert_data: Annotated[
-        bool | None, typer.Option("--invert-data/--uninvert-data", help="Contrast [decided from the images].")
+    invert_data: InvertData = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Star file for the poses; that of an earlier call is replaced [poses.star].",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option("-b", "--batch-size", help="Particles at a time [1024].")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or int8 (CPU) [fp32].")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N [auto].")] = None,
+    device: Device = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("-b", "--batch-size", help="Particles in memory at a time [1024].", rich_help_panel=COMPUTE),
+    ] = None,
+    precision: Annotated[
+        InferencePrecision | None,
+        typer.Option(help="Number format; int8 is for CPUs [fp32].", rich_help_panel=COMPUTE),
+    ] = None,
 ) -> None:
-    """Pose new particles by the encoder of a run: one forward pass each, nothing is refined."""
+    """Pose new particles by the encoder of a hybrid run.
+
+    One forward pass for each particle; nothing is refined.
+
+    Examples:
+      cryoeq infer map new_particles.star -o poses.star
+      cryoeq infer map/encoder.pt new_particles.mrcs --angpix 3.2
+    """
     from cryoeq.cli.drawing import draw
     from cryoeq.config.infer import InferConfig
     from cryoeq.config.loading import load_config
     from cryoeq.pipelines import infer as pipeline
 
-    contrast = None if invert_data is None else "invert" if invert_data else "keep"
     explicit = {
         "run": run, "particles": particles, "output": output, "angpix": angpix, "datadir": datadir,
-        "contrast": contrast, "batch_size": batch_size, "device": device,
+        "contrast": contrast_of(invert_data), "batch_size": batch_size, "device": device,
         "precision": precision,
     }  # fmt: skip
     draw(pipeline.infer(load_config(InferConfig, explicit=explicit)))

@@ -1,31 +1,51 @@
-"""``cryoeq lattice reduce``."""
+"""``cryoeq lattice reduce``; ``find`` is in a module of its own."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-REDUCERS = "lagrange-gauss (2D), niggli (3D), lll, or neural (2D, 3D)"
+from cryoeq.cli.options import ANALYSIS, INPUT, JsonFile
+from cryoeq.config.choices import Reducer
 
 
 def reduce(
     *,
     cell: Annotated[
-        str | None, typer.Option(help="'a b gamma' or 'a b c alpha beta gamma', Angstrom and degrees.")
+        str | None,
+        typer.Option(
+            metavar="CELL",
+            help="Unit cell, 'a b gamma' or 'a b c alpha beta gamma', in Å and degrees.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
-    basis: Annotated[Path | None, typer.Option(help="Text file with one basis vector per line, 2 to n.")] = None,
-    reducer: Annotated[
-        str | None, typer.Option(help=f"{REDUCERS} [lagrange-gauss in 2D, niggli in 3D, else lll].")
+    basis: Annotated[
+        Path | None, typer.Option(help="Text file with one basis vector a line, 2 to n.", rich_help_panel=INPUT)
     ] = None,
     tiles: Annotated[
         str | None,
         typer.Option(
-            metavar="ROWS,COLUMNS", help="The file holds the bases of a grid, row by row: reduce them jointly."
+            metavar="ROWS,COLUMNS",
+            help="Grid whose bases --basis holds, row by row, to be reduced jointly.",
+            rich_help_panel=INPUT,
         ),
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    reducer: Annotated[
+        Reducer | None,
+        typer.Option(
+            help="Algorithm: lagrange-gauss for 2D, niggli for 3D, lll for any dimension, neural for 2D and 3D "
+            "[lagrange-gauss, niggli, beyond 3D lll].",
+            rich_help_panel=ANALYSIS,
+        ),
+    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
-    """Find a short basis of a lattice that is given by its cell or by its basis vectors."""
+    """Reduce a lattice, given by its cell or by basis vectors.
+
+    Examples:
+      cryoeq lattice reduce --cell "100 60 17"
+      cryoeq lattice reduce --cell "60 70 80 75 80 85" --reducer niggli
+    """
     from cryoeq.cli.drawing import draw
     from cryoeq.config.lattice import ReduceConfig
     from cryoeq.config.loading import load_config

@@ -5,24 +5,56 @@ from typing import Annotated
 
 import typer
 
+from cryoeq.cli.options import IMAGING, INPUT, OUTPUT, SEARCH, Seed
+from cryoeq.config.choices import PlaneReducer
+
 
 def find(
-    micrograph: Annotated[Path, typer.Argument(help="MRC file of one image of a 2D crystal.")],
+    micrograph: Annotated[
+        Path,
+        typer.Argument(metavar="MICROGRAPH", help="MRC file of one image of a 2D crystal.", rich_help_panel=INPUT),
+    ],
     *,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write [cryoeq_lattice].")] = None,
-    angpix: Annotated[float | None, typer.Option(help="Pixel size in Angstrom [that of the header].")] = None,
-    min_cell: Annotated[float | None, typer.Option(help="Shortest cell vector, Angstrom [20].")] = None,
-    max_cell: Annotated[float | None, typer.Option(help="Longest cell vector, Angstrom [400].")] = None,
-    finest: Annotated[
-        float | None, typer.Option(help="Use no spots beyond this resolution, Angstrom [Nyquist].")
+    angpix: Annotated[
+        float | None, typer.Option(help="Pixel size in Å [that of the header].", rich_help_panel=IMAGING)
     ] = None,
-    reducer: Annotated[str | None, typer.Option(help="lagrange-gauss, lll or neural [lagrange-gauss].")] = None,
+    min_cell: Annotated[
+        float | None, typer.Option(help="Shortest cell vector in Å [20].", rich_help_panel=SEARCH)
+    ] = None,
+    max_cell: Annotated[
+        float | None, typer.Option(help="Longest cell vector in Å [400].", rich_help_panel=SEARCH)
+    ] = None,
+    finest: Annotated[
+        float | None,
+        typer.Option(help="Resolution in Å beyond which spots are not used [Nyquist].", rich_help_panel=SEARCH),
+    ] = None,
+    reducer: Annotated[
+        PlaneReducer | None,
+        typer.Option(help="Algorithm that reduces the lattice [lagrange-gauss].", rich_help_panel=SEARCH),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Folder; files of an earlier call are replaced [cryoeq_lattice].",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     subtract: Annotated[
-        bool, typer.Option("--subtract", help="Also write the image with the lattice taken out.")
+        bool,
+        typer.Option("--subtract", help="Write the image with the lattice taken out too.", rich_help_panel=OUTPUT),
     ] = False,
-    seed: Annotated[int | None, typer.Option(help="Of the noise that replaces the spots [0].")] = None,
+    seed: Seed = None,
 ) -> None:
-    """Find the unit cell of a 2D crystal in the power spectrum of a micrograph, and index its spots."""
+    """Find the unit cell of a 2D crystal in a micrograph.
+
+    Indexes the spots of its power spectrum.
+
+    Examples:
+      cryoeq lattice find crystal.mrc -o cell
+      cryoeq lattice find crystal.mrc --angpix 1.2 --max-cell 200 --subtract
+    """
     from cryoeq.cli.drawing import draw
     from cryoeq.config.lattice import FindConfig
     from cryoeq.config.loading import load_config

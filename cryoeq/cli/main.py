@@ -12,9 +12,10 @@ import typer
 import cryoeq
 from cryoeq.cli.demo import demo
 from cryoeq.cli.doctor import doctor
-from cryoeq.cli.errors import explain
+from cryoeq.cli.errors import explain, print_message
 from cryoeq.cli.evaluate import evaluate
 from cryoeq.cli.fsc import fsc
+from cryoeq.cli.help_page import Command, Group
 from cryoeq.cli.infer import infer
 from cryoeq.cli.lattice import reduce
 from cryoeq.cli.lattice_find import find
@@ -23,15 +24,16 @@ from cryoeq.cli.reconstruct import reconstruct
 from cryoeq.cli.relion_job import run_for_relion
 from cryoeq.cli.report import report
 from cryoeq.cli.screen import screen
+from cryoeq.cli.settings import settings
 from cryoeq.cli.simulate import simulate
-from cryoeq.errors import ConfigError, Terminated
+from cryoeq.errors import ConfigError, OutputClosed, Terminated
 from cryoeq.runtime.torchrun import torchrun_environment
 
-# Without rich's help pages and shell completion the program starts in a tenth of a second.
+# Without rich's help pages the program starts in a tenth of a second.
 app = typer.Typer(
     name="cryoeq",
+    cls=Group,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -42,23 +44,41 @@ _ALIASES = {
     "--Apix": "--angpix", "--random-seed": "--seed", "--continue": "--resume", "--num-epochs": "--epochs",
     "--j": "--threads", "--num-workers": "--threads", "--auto-mask": "--mask=auto", "--adhoc-bfac": "--bfac",
     "--max-threads": "--threads", "--in-mask": "--mask", "--in-3dref": "--reference", "--symmetry": "--sym",
+    "--pixel-size": "--angpix", "--pixelsize": "--angpix",
     "--data-folder": "--datadir", "--particles-dir": "--datadir",
 }  # fmt: skip
+# Options that reconstruct had in version 0.1, for its amortized mode.
+_NOW_SETTINGS = {
+    "--group": "encoder.group", "--heads": "encoder.heads", "--decoder": "decoder.kind",
+    "--symmetric-loss": "loss.symmetric", "-n": "training.epochs", "--epochs": "training.epochs",
+    "-b": "training.batch_size", "--batch-size": "training.batch_size",
+}  # fmt: skip
 
-lattice = typer.Typer(no_args_is_help=True, help="Unit cells of 2D crystals: find them in micrographs, reduce them.")
-lattice.command("find")(find)
-lattice.command("reduce")(reduce)
-app.command("simulate")(simulate)
-app.command("reconstruct")(reconstruct)
-app.command("infer")(infer)
-app.command("evaluate")(evaluate)
-app.command("fsc")(fsc)
-app.command("orientations")(orientations)
-app.command("screen")(screen)
-app.add_typer(lattice, name="lattice")
-app.command("report")(report)
-app.command("demo")(demo)
-app.command("doctor")(doctor)
+_RECONSTRUCTION, _VALIDATION, _CRYSTALS, _HELP = "Reconstruction", "Validation", "2D crystals", "Getting started"
+lattice = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    help="""Find and reduce unit cells of 2D crystals.
+
+Examples:
+  cryoeq lattice find crystal.mrc -o cell
+  cryoeq lattice reduce --cell "100 60 17"
+""",
+)
+lattice.command("find", cls=Command)(find)
+lattice.command("reduce", cls=Command)(reduce)
+app.command("demo", cls=Command, rich_help_panel=_HELP)(demo)
+app.command("doctor", cls=Command, rich_help_panel=_HELP)(doctor)
+app.command("settings", cls=Command, rich_help_panel=_HELP)(settings)
+app.command("simulate", cls=Command, rich_help_panel=_RECONSTRUCTION)(simulate)
+app.command("reconstruct", cls=Command, rich_help_panel=_RECONSTRUCTION)(reconstruct)
+app.command("infer", cls=Command, rich_help_panel=_RECONSTRUCTION)(infer)
+app.command("report", cls=Command, rich_help_panel=_RECONSTRUCTION)(report)
+app.command("fsc", cls=Command, rich_help_panel=_VALIDATION)(fsc)
+app.command("orientations", cls=Command, rich_help_panel=_VALIDATION)(orientations)
+app.command("screen", cls=Command, rich_help_panel=_VALIDATION)(screen)
+app.command("evaluate", cls=Command, rich_help_panel=_VALIDATION)(evaluate)
+app.add_typer(lattice, name="lattice", rich_help_panel=_CRYSTALS)
 
 
 def _show_version(asked: bool) -> bool:
@@ -71,11 +91,19 @@ def _show_version(asked: bool) -> bool:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="With an error, show where in the code it arose.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """From a stack of cryo-EM particle images to a 3D map, without known poses."""
+    """Reconstruct 3D maps from cryo-EM particle images, poses unknown.
+
+    `cryoeq COMMAND --help` shows the options and examples of a command.
+
+    Examples:
+      cryoeq demo
+      cryoeq reconstruct particles.star -o map
+      cryoeq fsc map/run_half1_class001_unfil.mrc -o map/postprocess
+    """
     del version, debug
 
 
@@ -98,7 +126,7 @@ def run(arguments: Sequence[str]) -> int:
 
     Returns:
         The exit code: 0 done, 1 our bug, 2 wrong use, 3 bad data, 4 numerical failure, no memory or a lost
-        process, 130/143 stopped.
+        process, 130/143 stopped, 141 output closed.
     """
     arguments = normalise(arguments)
     return run_for_relion(arguments, lambda: _run(arguments))
@@ -107,27 +135,47 @@ def run(arguments: Sequence[str]) -> int:
 def _run(arguments: list[str]) -> int:
     try:
         _refuse_company(arguments)
-        app(arguments, prog_name="cryoeq")
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 0
+        _refuse_old_options(arguments)
+        code = app(arguments, prog_name="cryoeq", standalone_mode=False) or 0
         if code != 130:
             return code
         message, code = explain(KeyboardInterrupt())  # typer swallowed it
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    except OutputClosed as end:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered has nowhere to go
+        return end.exit_code
     except (Exception, KeyboardInterrupt, Terminated) as error:  # noqa: BLE001 - the outermost frame of the program
         message, code = explain(error, debug="--debug" in arguments)
-    print(message, file=sys.stderr)  # noqa: T201 - this is the command line
+    print_message(message)
     return code
+
+
+def _command(arguments: list[str]) -> str:
+    return next((argument for argument in arguments if not argument.startswith("-")), "")
 
 
 def _refuse_company(arguments: list[str]) -> None:
     """Several processes that do the same would write over each other."""
-    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    command = _command(arguments)
     if torchrun_environment().size > 1 and command != "reconstruct":
         raise ConfigError(
             f"{torchrun_environment().size} processes for one cryoeq {command}",
             "only cryoeq reconstruct shares its work out",
             "Run this command without torchrun",
         )
+
+
+def _refuse_old_options(arguments: list[str]) -> None:
+    if _command(arguments) != "reconstruct":
+        return
+    for argument in arguments[: arguments.index("--") if "--" in arguments else None]:
+        option, _, value = argument.partition("=")
+        if key := _NOW_SETTINGS.get(option):
+            value = value or ("true" if option == "--symmetric-loss" else "VALUE")
+            raise ConfigError(
+                f"{option} is now a setting, for --pose-inference amortized", "", f"Use --set {key}={value}"
+            )
 
 
 def normalise(arguments: Sequence[str]) -> list[str]:

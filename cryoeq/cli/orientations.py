@@ -5,19 +5,39 @@ from typing import Annotated
 
 import typer
 
+from cryoeq.cli.options import ANALYSIS, INPUT, OUTPUT, JsonFile, Seed
+
 
 def orientations(
-    particles: Annotated[Path, typer.Argument(metavar="STAR", help="Particles with poses, RELION 3.0 or later.")],
+    particles: Annotated[
+        Path,
+        typer.Argument(metavar="STAR", help="Particles with poses, RELION 3.0 or later.", rich_help_panel=INPUT),
+    ],
     *,
-    sym: Annotated[str | None, typer.Option(help="Point group of the particle: C4, D2, T, O, I [C1].")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    sym: Annotated[
+        str | None, typer.Option(help="Point group of the particle: Cn, Dn, T, O, I [C1].", rich_help_panel=ANALYSIS)
+    ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Folder for orientations.json, pictures and orientations.bild [none]."),
+        typer.Option(
+            "-o",
+            "--output",
+            help="Folder for orientations.json, pictures and orientations.bild; files of an earlier call are replaced "
+            "[none].",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the choice of 10,000 views for SCF* [0].")] = None,
+    json_file: JsonFile = None,
+    seed: Seed = None,
 ) -> None:
-    """Tell how evenly particles are oriented: efficiency E_od, Fourier sampling SCF*, in-plane angles."""
+    """Measure how evenly particles are oriented.
+
+    Efficiency E_od, Fourier sampling SCF*, in-plane angles.
+
+    Examples:
+      cryoeq orientations map/run_data.star -o map/orientations
+      cryoeq orientations run_data.star --sym D7 --json orientations.json
+    """
     from cryoeq.cli.drawing import draw
     from cryoeq.config.loading import load_config
     from cryoeq.config.orientations import OrientationsConfig

@@ -5,14 +5,37 @@ from typing import Annotated
 
 import typer
 
+from cryoeq.cli.options import INPUT, OUTPUT
+
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a reconstruction, finished or not.")],
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="Folder of a reconstruction, finished or not.", rich_help_panel=INPUT),
+    ],
     *,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="HTML file [RUN/report.html].")] = None,
-    datadir: Annotated[Path | None, typer.Option(help="Folder where the stacks lie now, if they were moved.")] = None,
+    datadir: Annotated[
+        Path | None,
+        typer.Option(help="Folder where the stacks are now, if they were moved.", rich_help_panel=INPUT),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="HTML file; that of an earlier call is replaced [RUN/report.html].",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
 ) -> None:
-    """Write report.html: verdict, map, resolution, orientations, particles, settings, in one file without network."""
+    """Write the report of a run as one offline page.
+
+    Every reconstruction ends with one; this writes it again.
+
+    Examples:
+      cryoeq report map
+      cryoeq report map --datadir /data/particles -o report.html
+    """
     from cryoeq.cli.drawing import draw
     from cryoeq.config.loading import load_config
     from cryoeq.config.report import ReportConfig

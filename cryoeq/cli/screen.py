@@ -6,28 +6,62 @@ from typing import Annotated
 
 import typer
 
+from cryoeq.cli.options import ANALYSIS, INPUT, OUTPUT, Datadir, Seed
+from cryoeq.config.choices import Scorer
+
 
 def screen(
     run: Annotated[
         Path,
-        typer.Argument(metavar="RUN", help="Folder of a reconstruction; or a star file with poses, for views alone."),
+        typer.Argument(
+            metavar="RUN",
+            help="Folder of a reconstruction; or a star file with poses, for views alone.",
+            rich_help_panel=INPUT,
+        ),
     ],
     *,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for all files [RUN/screening].")] = None,
-    scorer: Annotated[str | None, typer.Option(help="Particle scores: error, knn, graph, sheaf, none [knn].")] = None,
-    sym: Annotated[str | None, typer.Option(help="Point group of the particle [that of the run].")] = None,
+    datadir: Datadir = None,
+    scorer: Annotated[
+        Scorer | None,
+        typer.Option(
+            help="Particle scores: reconstruction error, nearest neighbours, a network on the graph of views or on its "
+            "sheaf [knn].",
+            rich_help_panel=ANALYSIS,
+        ),
+    ] = None,
+    sym: Annotated[
+        str | None,
+        typer.Option(help="Point group of the particle: Cn, Dn, T, O, I [that of the run].", rich_help_panel=ANALYSIS),
+    ] = None,
     gap_threshold: Annotated[
         float | None,
-        typer.Option(help="Radius in degrees of a gap in angular coverage [15; larger for few particles]."),
+        typer.Option(
+            help="Radius in degrees of a gap in angular coverage [15; larger for few particles].",
+            rich_help_panel=ANALYSIS,
+        ),
     ] = None,
     hole_deg: Annotated[float | None, typer.Option(hidden=True, help="Name of --gap-threshold in version 0.1.")] = None,
     mirrored: Annotated[
-        bool | None, typer.Option("--mirrored", help="Take a view and its mirror image for one.")
+        bool | None,
+        typer.Option("--mirrored", help="Count a view and its mirror image as one.", rich_help_panel=ANALYSIS),
     ] = None,
-    datadir: Annotated[Path | None, typer.Option(help="Folder that image names are relative to.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Random seed of synthetic outliers [0].")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Folder; files of an earlier call are replaced [RUN/screening].",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    seed: Seed = None,
 ) -> None:
-    """Find missing views and junk particles."""
+    """Find missing views and junk particles.
+
+    Examples:
+      cryoeq screen map
+      cryoeq screen run_data.star --sym C4 -o screening
+    """
     from cryoeq.cli.drawing import draw
     from cryoeq.config.loading import load_config
     from cryoeq.config.screen import ScreenConfig

@@ -5,56 +5,126 @@ from typing import Annotated
 
 import typer
 
+from cryoeq.cli.options import CRYSTAL, IMAGING, INPUT, OUTPUT, SPECIMEN, ConfigFile, Device, Seed, Settings
+from cryoeq.config.choices import Noise, Views
+
 
 def simulate(
-    model: Annotated[Path, typer.Argument(help="PDB or mmCIF (also .gz), or an MRC map.")],
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL", help="PDB or mmCIF (also .gz), or an MRC map.", rich_help_panel=INPUT),
+    ],
     *,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write [cryoeq_simulated].")] = None,
+    assembly: Annotated[
+        str | None, typer.Option(help="Biological assembly to build, for example 1 [none].", rich_help_panel=INPUT)
+    ] = None,
+    sym: Annotated[
+        str | None,
+        typer.Option(
+            help="Point group that the density is averaged over: Cn, Dn, T, O, I [C1].", rich_help_panel=SPECIMEN
+        ),
+    ] = None,
     count: Annotated[
-        int | None, typer.Option("-n", "--count", help="Number of particles [1000], or of micrographs [1].")
+        int | None,
+        typer.Option(
+            "-n", "--count", help="Number of particles [1000], or of micrographs [1].", rich_help_panel=SPECIMEN
+        ),
     ] = None,
-    box: Annotated[int | None, typer.Option(help="Box in px, even [64; of a map, its own].")] = None,
+    views: Annotated[
+        Views | None,
+        typer.Option(help="Distribution of views; preferred: 70 % about +z [uniform].", rich_help_panel=SPECIMEN),
+    ] = None,
+    shift_sigma: Annotated[
+        float | None,
+        typer.Option(help="Standard deviation of the offsets per axis, in Å [0].", rich_help_panel=SPECIMEN),
+    ] = None,
+    crystal: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option(
+            metavar="A B GAMMA",
+            help="Cell of a 2D crystal of the model in Å, Å and degrees: simulate its micrographs [none].",
+            rich_help_panel=CRYSTAL,
+        ),
+    ] = None,
+    tilt: Annotated[
+        float | None, typer.Option(help="Tilt of the crystal in degrees [0].", rich_help_panel=CRYSTAL)
+    ] = None,
+    tilt_axis: Annotated[
+        float | None, typer.Option(help="Tilt axis in the image, degrees from x [0].", rich_help_panel=CRYSTAL)
+    ] = None,
+    disorder: Annotated[
+        float | None,
+        typer.Option(help="Standard deviation of each cell's place per axis, in Å [0].", rich_help_panel=CRYSTAL),
+    ] = None,
+    micrograph: Annotated[
+        int | None, typer.Option(help="Side of the micrographs in px [1024].", rich_help_panel=CRYSTAL)
+    ] = None,
+    box: Annotated[
+        int | None, typer.Option(help="Box in px, even [64; that of a map].", rich_help_panel=IMAGING)
+    ] = None,
     angpix: Annotated[
-        float | None, typer.Option(help="Pixel size in Angstrom [the molecule fills 0.8 of the box].")
+        float | None, typer.Option(help="Pixel size in Å [the molecule fills 0.8 of the box].", rich_help_panel=IMAGING)
     ] = None,
-    assembly: Annotated[str | None, typer.Option(help="Build this biological assembly, for example 1.")] = None,
     snr: Annotated[
         float | None,
         typer.Option(
-            help="Variance of the CTF-modulated, shifted signal over the whole box and stack, divided by that of the "
-            "noise, which is 1. inf: no noise [0.1]."
+            help="Variance of signal (CTF-modulated, shifted, whole box) over that of noise, which is 1; inf: no noise "
+            "[0.1].",
+            rich_help_panel=IMAGING,
         ),
     ] = None,
-    shift_sigma: Annotated[float | None, typer.Option(help="Spread of the shifts per axis, Angstrom [0].")] = None,
-    defocus_min: Annotated[float | None, typer.Option(help="Smallest defocus in um, positive under focus [1].")] = None,
-    defocus_max: Annotated[float | None, typer.Option(help="Largest defocus in um [2.5].")] = None,
-    astigmatism: Annotated[float | None, typer.Option(help="Spread of defocus U - V, Angstrom [0].")] = None,
+    noise: Annotated[
+        Noise | None,
+        typer.Option(
+            help="Spectrum of the noise; coloured: stronger at low frequency [white].", rich_help_panel=IMAGING
+        ),
+    ] = None,
+    defocus_min: Annotated[
+        float | None,
+        typer.Option(help="Smallest defocus in µm, positive under focus [1].", rich_help_panel=IMAGING),
+    ] = None,
+    defocus_max: Annotated[
+        float | None, typer.Option(help="Largest defocus in µm [2.5].", rich_help_panel=IMAGING)
+    ] = None,
+    astigmatism: Annotated[
+        float | None,
+        typer.Option(help="Standard deviation of defocus U - V, in Å [0].", rich_help_panel=IMAGING),
+    ] = None,
     astigmatism_angle: Annotated[
-        float | None, typer.Option(help="Direction of defocus U in all particles, degrees from x [random].")
+        float | None,
+        typer.Option(help="Direction of defocus U, degrees from x [random].", rich_help_panel=IMAGING),
     ] = None,
-    kv: Annotated[float | None, typer.Option(help="Acceleration voltage in kV [300].")] = None,
-    cs: Annotated[float | None, typer.Option(help="Spherical aberration in mm [2.7].")] = None,
-    amplitude_contrast: Annotated[float | None, typer.Option(help="Q0, 0 to 1 [0.1].")] = None,
-    no_ctf: Annotated[bool, typer.Option("--no-ctf", help="Plain projections.")] = False,
-    views: Annotated[str | None, typer.Option(help="uniform, or preferred: 70 % gather about +z [uniform].")] = None,
-    sym: Annotated[
-        str | None, typer.Option(help="Average the density over a point group: C4, D2, T, O, I [C1].")
+    kv: Annotated[float | None, typer.Option(help="Acceleration voltage in kV [300].", rich_help_panel=IMAGING)] = None,
+    cs: Annotated[float | None, typer.Option(help="Spherical aberration in mm [2.7].", rich_help_panel=IMAGING)] = None,
+    amplitude_contrast: Annotated[
+        float | None, typer.Option(help="Amplitude contrast, 0 to 1 [0.1].", rich_help_panel=IMAGING)
     ] = None,
-    noise: Annotated[str | None, typer.Option(help="white, or coloured: stronger at low frequency [white].")] = None,
-    crystal: Annotated[
-        tuple[float, float, float] | None,
-        typer.Option(metavar="A B GAMMA", help="Micrographs of a 2D crystal of the model: cell in Angstrom, degrees."),
+    no_ctf: Annotated[
+        bool, typer.Option("--no-ctf", help="Plain projections, without a CTF.", rich_help_panel=IMAGING)
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Run folder; one that holds a run is refused [cryoeq_simulated].",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
-    tilt: Annotated[float | None, typer.Option(help="Tilt of the crystal, degrees [0].")] = None,
-    tilt_axis: Annotated[float | None, typer.Option(help="Tilt axis in the image, degrees from x [0].")] = None,
-    disorder: Annotated[float | None, typer.Option(help="Spread of each cell's place per axis, Angstrom [0].")] = None,
-    micrograph: Annotated[int | None, typer.Option(help="Side of the micrographs of a crystal, px [1024].")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of all that is random [0].")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file of settings, for example that of another run.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value of a setting.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda:N [auto].")] = None,
+    device: Device = None,
+    seed: Seed = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
 ) -> None:
-    """Simulate particles of a molecule (particles.star without poses, truth.star with them), or of its 2D crystals."""
+    """Simulate particles of a molecule, or its 2D crystals.
+
+    Writes particles.star without poses, and truth.star with them.
+
+    Examples:
+      cryoeq simulate model.pdb -o particles --box 64 -n 2000
+      cryoeq simulate map.mrc -n 500 --snr 0.05 --shift-sigma 10
+      cryoeq simulate model.pdb --crystal 90 110 90 --tilt 30
+    """
     from cryoeq.cli.drawing import draw
     from cryoeq.config.loading import load_config
     from cryoeq.config.simulate import SimulateConfig
@@ -62,8 +132,8 @@ def simulate(
     from cryoeq.pipelines.simulate import simulate as pipeline
 
     explicit = {
-        "model": model, "output": output or free_folder("cryoeq_simulated"), "count": count or (1 if crystal else None),
-        "box_size_px": box,
+        "model": model, "output": output or free_folder("cryoeq_simulated"), "box_size_px": box,
+        "count": 1 if crystal and count is None else count,
         "pixel_size_angstrom": angpix, "assembly": assembly, "snr": snr, "shift_sigma_angstrom": shift_sigma,
         "defocus_min_um": defocus_min, "defocus_max_um": defocus_max, "astigmatism_angstrom": astigmatism,
         "astigmatism_angle_deg": astigmatism_angle,

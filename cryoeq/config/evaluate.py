@@ -7,12 +7,19 @@ from typing import ClassVar
 from pydantic import Field
 
 from cryoeq.config.frozen import FrozenConfig
+from cryoeq.config.symmetry import PointGroup
 
 
 class EvaluateConfig(FrozenConfig):
     """Poses to compare, or encoder to bound, and output files."""
 
     renamed: ClassVar[Mapping[str, str]] = {"wrong_deg": "error_threshold_deg"}  # of version 0.1
+
+    options: ClassVar[Mapping[str, str]] = {
+        "predicted": "PRED.star", "truth": "TRUTH.star", "error_threshold_deg": "--error-threshold",
+        "symmetry": "--sym",
+        "pixel_size_angstrom": "--angpix", "json_file": "--json", "plot_file": "--plot", "output": "-o/--output",
+    }  # fmt: skip
 
     predicted: Path | None = Field(default=None, description="star file with the poses to judge")
     truth: Path | None = Field(default=None, description="star file with the true poses")
@@ -24,7 +31,7 @@ class EvaluateConfig(FrozenConfig):
         default=10_000, ge=100, description="number of held-out synthetic projections that the encoder is evaluated on"
     )
     delta: float = Field(default=0.05, gt=0, lt=1, description="probability that a bound fails")
-    symmetry: str = Field(default="C1", description="point group of the particle, in the frame of the truth")
+    symmetry: PointGroup = Field(default="C1", description="point group of the particle, in the frame of the truth")
     pixel_size_angstrom: float | None = Field(
         default=None, gt=0, description="pixel size of the images; overrides the star files"
     )

@@ -22,9 +22,18 @@ class FrozenConfig(BaseModel):
     """Settings that cannot change once they are made.
 
     Unknown keys are errors, defaults are checked like given values, and no number may be NaN or infinite.
-    ``renamed`` maps dotted keys of the version before to today's; ``removed`` holds those without a successor.
+    ``options`` maps dotted keys to the options of the command line where these are named otherwise; ``usage`` is a
+    command with what has no default. ``renamed`` maps dotted keys of the version before to today's; ``removed`` holds
+    those without a successor.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    options: ClassVar[Mapping[str, str]] = {}
+    usage: ClassVar[str] = ""
     renamed: ClassVar[Mapping[str, str]] = {}
     removed: ClassVar[Mapping[str, Removed]] = {}
+
+    @classmethod
+    def option_of(cls, key: str) -> str:
+        """The option of the command line that sets this dotted key."""
+        return cls.options.get(key, f"--{key.rpartition('.')[2].replace('_', '-')}")

@@ -1,28 +1,33 @@
 """Settings of ``cryoeq infer``."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from cryoeq.config.choices import InferencePrecision
 from cryoeq.config.frozen import FrozenConfig
 
 
 class InferConfig(FrozenConfig):
     """Which particles an encoder poses, and where the poses go."""
 
+    options: ClassVar[Mapping[str, str]] = {
+        "run": "RUN", "particles": "NEW.star", "output": "-o/--output", "contrast": "--invert-data/--uninvert-data",
+        "batch_size": "-b/--batch-size",
+    }  # fmt: skip
+
     run: Path = Field(description="folder of a hybrid reconstruction, or its encoder.pt")
     particles: Path = Field(description="star file or stack of the particles")
     output: Path = Field(default=Path("poses.star"), description="star file for the poses")
-    angpix: float | None = Field(
-        default=None, gt=0, description="pixel size in Angstrom; fills in or overrides the file"
-    )
+    angpix: float | None = Field(default=None, gt=0, description="pixel size in Å; fills in or overrides the file")
     datadir: Path | None = Field(default=None, description="folder that image names are relative to")
     contrast: Literal["auto", "keep", "invert"] = Field(
         default="auto", description="protein must be bright: decide from the images, keep them, or invert them"
     )
     batch_size: int = Field(default=1024, ge=1, description="particles in memory at a time")
-    device: str = Field(default="auto", description="auto, cpu or cuda:N")
-    precision: Literal["fp32", "bf16", "int8"] = Field(
+    device: str = Field(default="auto", description="device: auto, cpu or cuda:N")
+    precision: InferencePrecision = Field(
         default="fp32", description="numbers that the encoder computes with; int8: CPU, groups of quarter turns"
     )

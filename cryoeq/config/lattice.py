@@ -1,20 +1,22 @@
 """Settings of ``cryoeq lattice``."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
+from cryoeq.config.choices import PlaneReducer, Reducer
 from cryoeq.config.frozen import FrozenConfig
-
-Reducer = Literal["lagrange-gauss", "lll", "niggli", "neural"]
 
 
 class ReduceConfig(FrozenConfig):
     """Settings of ``cryoeq lattice reduce``: a lattice or a grid of lattices, and the reducer."""
 
+    options: ClassVar[Mapping[str, str]] = {"json_file": "--json"}
+
     cell: tuple[float, ...] | None = Field(
-        default=None, description="a b gamma, or a b c alpha beta gamma; Angstrom and degrees"
+        default=None, description="a b gamma, or a b c alpha beta gamma; Å and degrees"
     )
     basis: Path | None = Field(default=None, description="text file with one basis vector per line")
     reducer: Reducer | None = Field(
@@ -31,7 +33,7 @@ class ReduceConfig(FrozenConfig):
     @model_validator(mode="after")
     def _one_lattice(self) -> "ReduceConfig":
         if (self.cell is None) == (self.basis is None):
-            raise ValueError("give the lattice either as --cell or as --basis")
+            raise ValueError("Give the lattice either as --cell or as --basis")
         if self.cell is not None and len(self.cell) not in {3, 6}:
             raise ValueError(
                 f"--cell has {len(self.cell)} numbers; give 'a b gamma' or 'a b c alpha beta gamma' in quotes"
@@ -44,6 +46,11 @@ class ReduceConfig(FrozenConfig):
 class FindConfig(FrozenConfig):
     """Settings of ``cryoeq lattice find``: the micrograph, limits of the search, and output."""
 
+    options: ClassVar[Mapping[str, str]] = {
+        "micrograph": "MICROGRAPH", "output": "-o/--output", "pixel_size_angstrom": "--angpix",
+        "smallest_cell_angstrom": "--min-cell", "largest_cell_angstrom": "--max-cell", "finest_angstrom": "--finest",
+    }  # fmt: skip
+
     micrograph: Path = Field(description="MRC file of one image")
     output: Path = Field(description="folder for all files")
     pixel_size_angstrom: float | None = Field(default=None, gt=0, description="pixel size; None for the header's")
@@ -52,7 +59,7 @@ class FindConfig(FrozenConfig):
     finest_angstrom: float | None = Field(
         default=None, gt=0, description="high-resolution limit of the spots; None for Nyquist"
     )
-    reducer: Reducer = Field(default="lagrange-gauss", description="lagrange-gauss, lll or neural")
+    reducer: PlaneReducer = Field(default="lagrange-gauss", description="algorithm of the reduction")
     subtract: bool = Field(default=False, description="also write the image with the lattice subtracted")
     seed: int = Field(default=0, ge=0, lt=2**63, description="random seed of the amplitudes that replace the spots")
 
@@ -60,6 +67,4 @@ class FindConfig(FrozenConfig):
     def _ranges_are_in_order(self) -> "FindConfig":
         if self.smallest_cell_angstrom >= self.largest_cell_angstrom:
             raise ValueError("--min-cell must be below --max-cell")
-        if self.reducer == "niggli":
-            raise ValueError("niggli reduces 3D lattices, a micrograph has a 2D one: use lagrange-gauss, lll or neural")
         return self

@@ -2,8 +2,9 @@
 
 import difflib
 import importlib.resources
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -25,11 +26,13 @@ class _Source:
 
     name: str
     settings: Settings
+    are_options: bool = False
 
 
 def load_config(
     kind: type[C],
     *,
+    record: Path | None = None,
     file: Path | None = None,
     overrides: Sequence[str] = (),
     explicit: Mapping[str, object] | None = None,
@@ -39,6 +42,7 @@ def load_config(
 
     Args:
         kind: the configuration's class.
+        record: ``job.json`` of a run that is resumed; ignored where it is none.
         file: YAML file (``--config``).
         overrides: ``key=value`` (``--set``), the key dotted, the value in YAML; win over the file.
         explicit: options that the user gave on the command line, keys dotted or nested; None means not given. They win
@@ -52,11 +56,13 @@ def load_config(
         ConfigError: an unknown key, a value out of range, a missing one, or a file that cannot be read.
     """
     sources = []
+    if record is not None:
+        sources.append(_Source(str(record), recorded_settings(record) or {}))
     if file is not None:
         sources.append(_Source(str(file), _read_yaml(file)))
     sources.extend(_Source("--set", _parse_override(override)) for override in overrides)
-    sources.append(_Source("the command line", _given(explicit or {})))
-    sources = [_Source(source.name, _with_current_keys(kind, source, notes)) for source in sources]
+    sources.append(_Source("the command line", _given(explicit or {}), are_options=True))
+    sources = [replace(source, settings=_with_current_keys(kind, source, notes)) for source in sources]
     merged: Settings = {}
     for source in sources:
         merged = _merge(merged, source.settings)
@@ -64,6 +70,15 @@ def load_config(
         return kind.model_validate(merged)
     except ValidationError as error:
         raise _explain(error.errors()[0], kind, merged, sources) from error
+
+
+def recorded_settings(record: Path) -> Settings | None:
+    """The settings in the ``job.json`` of a run; None where it is missing or of another program."""
+    try:
+        settings = json.loads(record.read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return settings if isinstance(settings, dict) else None
 
 
 def packaged_file(name: str) -> Path:
@@ -193,18 +208,33 @@ def _merge(lower: Mapping[str, object], upper: Mapping[str, object]) -> Settings
     return merged
 
 
-def _explain(first: ErrorDetails, kind: type[BaseModel], merged: Settings, sources: Sequence[_Source]) -> ConfigError:
+def _explain(
+    first: ErrorDetails, kind: type[FrozenConfig], merged: Settings, sources: Sequence[_Source]
+) -> ConfigError:
     """The first thing that is wrong, in the user's words."""
     location = _location(first["loc"], merged)
     path = ".".join(location) or kind.__name__
-    origin = next((source.name for source in reversed(sources) if _holds(source.settings, location)), "the settings")
-    if first["type"] == "extra_forbidden":
-        return ConfigError(f"{origin}: {path} is not a setting", *_closest(path, kind))
+    origin = next((source for source in reversed(sources) if _holds(source.settings, location)), None)
     if first["type"] == "missing":
-        return ConfigError(f"{path} is not set", "it has no default", f"Give it as an option or with --set {path}=...")
+        return ConfigError(f"No {path} given", "", f"Usage: {kind.usage}" if kind.usage else f"Add --set {path}=...")
     if not location:
         return ConfigError(_expectation(first), "", "")
-    return ConfigError(f"{origin}: {path} is {first['input']!r}", _expectation(first), "")
+    name = origin.name if origin else "the settings"
+    if first["type"] == "extra_forbidden":
+        return ConfigError(f"{name}: {path} is not a setting", *_closest(path, kind))
+    if origin is not None and origin.are_options:
+        return ConfigError(f"{_as_typed(kind, path)} is {_shown(first['input'])}", _expectation(first), "")
+    return ConfigError(f"{name}: {path} is {first['input']!r}", _expectation(first), "")
+
+
+def _as_typed(kind: type[FrozenConfig], path: str) -> str:
+    """The option behind a setting, or behind the tuple that one of its values belongs to."""
+    whole = path.rpartition(".")[0] if path.rpartition(".")[2].isdecimal() else path
+    return kind.option_of(whole)
+
+
+def _shown(value: object) -> str:
+    return str(value) if isinstance(value, Path) else repr(value)
 
 
 def _location(parts: Sequence[int | str], merged: Settings) -> tuple[str, ...]:
@@ -220,8 +250,7 @@ def _location(parts: Sequence[int | str], merged: Settings) -> tuple[str, ...]:
 
 
 def _expectation(details: ErrorDetails) -> str:
-    message = details["msg"].removeprefix("Value error, ")
-    return message[:1].lower() + message[1:]
+    return details["msg"].removeprefix("Value error, ")
 
 
 def _holds(settings: Settings, location: Sequence[str]) -> bool:
@@ -236,16 +265,17 @@ def _holds(settings: Settings, location: Sequence[str]) -> bool:
     return bool(location)
 
 
-def _closest(path: str, kind: type[BaseModel]) -> tuple[str, str]:
-    """What keys there are at this level, and which one was probably meant."""
+def _closest(path: str, kind: type[FrozenConfig]) -> tuple[str, str]:
+    """What keys there are at this level, which one was probably meant, and where all are listed."""
     keys = list(_dotted_keys(kind))
     leaf = path.rpartition(".")[2]
     same_leaf = [key for key in keys if key.rpartition(".")[2] == leaf]
     close = same_leaf or difflib.get_close_matches(path, keys, n=1) or _close_leaves(leaf, keys)
     section = path.rpartition(".")[0]
     siblings = [key for key in keys if key.rpartition(".")[0] == section]
-    expected = f"{section or 'the top level'} knows {', '.join(siblings)}" if siblings else ""
-    return expected, f"Did you mean {close[0]}?" if close else ""
+    expected = f"Settings {f'of {section}' if section else 'without a section'}: {', '.join(siblings)}"
+    listing = f"`cryoeq settings{f' {section}' if section and siblings else ''}` lists them"
+    return expected if siblings else "", f"Did you mean {close[0]}? {listing}" if close else listing
 
 
 def _close_leaves(leaf: str, keys: Sequence[str]) -> list[str]:

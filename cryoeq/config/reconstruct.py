@@ -6,8 +6,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
+from cryoeq.config.choices import PoseInference
 from cryoeq.config.frozen import FrozenConfig, Removed
 from cryoeq.config.older_keys import REMOVED, RENAMED
+from cryoeq.config.symmetry import PointGroup
 
 Group = Literal["c1", "c2", "c4", "c8", "c16", "d1", "d2", "d4", "d8", "so2", "o2"]
 
@@ -15,24 +17,25 @@ Group = Literal["c1", "c2", "c4", "c8", "c16", "d1", "d2", "d4", "d8", "so2", "o
 class InputConfig(FrozenConfig):
     """How to read the particles."""
 
-    angpix: float | None = Field(
-        default=None, gt=0, description="pixel size in Angstrom; fills in or overrides the file"
-    )
+    angpix: float | None = Field(default=None, gt=0, description="pixel size in Å; fills in or overrides the file")
     datadir: Path | None = Field(default=None, description="folder that image names are relative to")
     with_ctf: bool = Field(default=True, description="use the CTF of the star file")
     contrast: Literal["auto", "keep", "invert"] = Field(
         default="auto", description="protein must be bright: decide from the images, keep them, or invert them"
     )
     shift_sigma_angstrom: float | None = Field(
-        default=None, ge=0, description="expected spread of the shifts per axis; None for 5 % of the box, 0 for centred"
+        default=None,
+        ge=0,
+        description="standard deviation of the offsets per axis, in Å; None for 5 % of the box, 0 for centred",
     )
     scratch_dir: Path | None = Field(default=None, description="folder on a local disk for images beyond 1 GiB")
-    mask: Path | None = Field(default=None, description="for the FSC of the half maps, with known poses")
+    mask: Path | None = Field(default=None, description="mask for the FSC of the half maps, with known poses")
     reference: Path | None = Field(default=None, description="map that the result is compared with")
     working_box_px: int | None = Field(
         default=None,
         ge=16,
-        description="even box to Fourier-crop to while poses are inferred; None for at most 64, or 32 (amortized)",
+        description="even box in px to which images are Fourier-cropped while poses are inferred; None for 64 at most, "
+        "or 32 (amortized)",
     )
 
 
@@ -93,7 +96,7 @@ class SearchConfig(FrozenConfig):
     offset_samples: int = Field(
         default=4, ge=1, le=37, description="offsets sampled for each particle at low resolution"
     )
-    symmetry: str = Field(default="C1", description="point group to impose: Cn, Dn, T, O, I")
+    symmetry: PointGroup = Field(default="C1", description="point group to impose: Cn, Dn, T, O, I")
 
 
 class EncoderDesignConfig(FrozenConfig):
@@ -220,23 +223,29 @@ class TrainingConfig(FrozenConfig):
 class ReconstructConfig(FrozenConfig):
     """From a particle stack to a map."""
 
+    options: ClassVar[Mapping[str, str]] = {
+        "particles": "PARTICLES", "output": "-o/--output", "threads": "-j/--threads",
+        "input.with_ctf": "--no-ctf", "input.contrast": "--invert-data/--uninvert-data",
+        "input.shift_sigma_angstrom": "--shift-sigma", "input.working_box_px": "-D/--box", "search.symmetry": "--sym",
+    }  # fmt: skip
+    usage: ClassVar[str] = "cryoeq reconstruct PARTICLES.star -o map"
     renamed: ClassVar[Mapping[str, str]] = RENAMED
     removed: ClassVar[Mapping[str, Removed]] = REMOVED
 
     particles: Path = Field(description="RELION star file, or a bare stack with angpix")
     output: Path = Field(description="run folder")
-    pose_inference: Literal["search", "hybrid", "amortized", "known"] = Field(
+    pose_inference: PoseInference = Field(
         default="search",
-        description="search for the poses, search and let an encoder take over, let an encoder infer them, or take "
-        "those of the star file",
+        description="where poses come from: a search, a search that trains an encoder too, an encoder trained with the "
+        "map, or the star file",
     )
     both_hands: bool = Field(default=False, description="write the mirror image of the map and its poses too")
     in_plane_symmetry: bool = Field(
         default=False, description="test whether particles look alike in every direction of the detector"
     )
-    seed: int = Field(default=0, ge=0, lt=2**63, description="of all that is random")
-    device: str = Field(default="auto", description="auto, cpu or cuda:N")
-    threads: int | None = Field(default=None, ge=1, description="of the CPU; None for all")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="random seed")
+    device: str = Field(default="auto", description="device: auto, cpu or cuda:N")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; None for all cores")
     input: InputConfig = InputConfig()
     search: SearchConfig = SearchConfig()
     hybrid: HybridConfig = HybridConfig()

@@ -2,28 +2,33 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 
+from cryoeq.config.choices import Scorer
 from cryoeq.config.frozen import FrozenConfig
+from cryoeq.config.symmetry import PointGroup
 
 
 class ScreenConfig(FrozenConfig):
     """Particles to screen, and how."""
 
     renamed: ClassVar[Mapping[str, str]] = {"hole_deg": "gap_threshold_deg"}  # of version 0.1
+    options: ClassVar[Mapping[str, str]] = {
+        "run": "RUN", "output": "-o/--output", "symmetry": "--sym", "gap_threshold_deg": "--gap-threshold",
+    }  # fmt: skip
 
     run: Path = Field(
         description="folder of a reconstruction; or a star file with orientations, for angular coverage alone"
     )
     output: Path | None = Field(default=None, description="folder for all files; by default screening/ in the run")
-    scorer: Literal["error", "knn", "graph", "sheaf", "none"] = Field(
+    scorer: Scorer = Field(
         default="knn",
         description="score of the particles: reconstruction error, nearest neighbours, a network on the graph of views,"
         " the same network on its sheaf",
     )
-    symmetry: str | None = Field(default=None, description="point group; that of the run if not given")
+    symmetry: PointGroup | None = Field(default=None, description="point group; that of the run if not given")
     gap_threshold_deg: float | None = Field(
         default=None,
         gt=0,

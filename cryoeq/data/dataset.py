@@ -1,4 +1,4 @@
-"""Particles as the model sees them, in batches."""
+"""Batches of preprocessed particle images, from memory, a scratch disk or the files."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from cryoeq.io.scratch import keep_on_scratch
 
 _SAMPLE_SIZE = 512
 _CHUNK = 256
-# Where pixels stream from the disk: so many neighbours are visited soon after each other, with those of other places.
-_NEIGHBOURS, _PLACES = 64, 64
-_READ_BYTES = 2**28  # of pixels that are read at once
+# Images read from the files: runs of 64 neighbours, of which 64 runs at a time are mixed.
+_RUN_LENGTH, _MIXED_RUNS = 64, 64
+_READ_BYTES = 2**28  # pixels read at once
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class ParticleDataset:
     """A particle stack with its preprocessing decided.
 
     Args:
-        table: the particles as stored, with the box and pixel size of the files.
+        table: particles as stored, with the box and pixel size of the files.
         box_size_px: side of the images in the batches.
-        pixel_size_angstrom: of the images in the batches.
-        notes: what was found and decided, one sentence each, to be shown to the user.
-        images: the stored pixels.
-        preprocessing: what is done to them.
-        cache: all images preprocessed, in memory or on the scratch disk; None where neither has room.
-        is_large: they do not fit into memory.
+        pixel_size_angstrom: pixel size of the images in the batches.
+        notes: findings and decisions for the user, one sentence each.
+        images: stored pixels, read on demand.
+        preprocessing: Fourier crop, scale and sign that are applied to each stored image.
+        cache: preprocessed images, in memory or on the scratch disk; None where images are read from their files.
+        is_large: True where the preprocessed images exceed ``cache_bytes``, so that ``locality_order`` reorders rows.
     """
 
     table: ParticleTable
@@ -59,12 +59,12 @@ class ParticleDataset:
         """Decide contrast and scale from up to 512 images, and read the whole stack into memory where it is small.
 
         Args:
-            stack: the particles.
-            working_box_px: even box to Fourier-crop to, at least 16; None keeps that of the images.
-            sign: 1 or -1, what to multiply by so that protein is bright; None decides from the images.
-            cache_bytes: largest size of the preprocessed stack, in bytes of memory, that is kept there; 0 streams
-                from the disk.
-            scratch: folder on a local disk that keeps it instead, where it is larger.
+            stack: particle stack, as opened by ``read_particles``.
+            working_box_px: even box to Fourier-crop to, at least 16; None keeps the box of the images.
+            sign: contrast, 1 or -1, by which images are multiplied so that protein is bright; None decides from the
+                images.
+            cache_bytes: largest preprocessed stack, in bytes, that is kept in memory; 0 reads from the files each time.
+            scratch: folder on a local disk that keeps a larger preprocessed stack; None for none.
 
         Raises:
             ConfigError: the working box is odd, tiny, or larger than the images.
@@ -74,18 +74,18 @@ class ParticleDataset:
         table = stack.table
         box = _checked_box(working_box_px, table.box_size_px)
         fits = len(table) * box * box * 4 <= cache_bytes
-        every = torch.arange(len(table))
+        all_rows = torch.arange(len(table))
         sample_rows = (
             torch.linspace(0, len(table) - 1, min(_SAMPLE_SIZE, len(table)), dtype=torch.float64).round().long()
         )
-        cropped = _read_cropped(stack.images, every if fits else sample_rows, box)
+        cropped = _read_cropped(stack.images, all_rows if fits else sample_rows, box)
         sample = cropped[sample_rows] if fits else cropped
         scale = decide_scale(sample, is_premultiplied=any(group.is_ctf_premultiplied for group in table.optics))
         if sign is None:
             contrast = decide_contrast(sample)
-            sign, said = contrast.sign, contrast.reason
+            sign, contrast_note = contrast.sign, contrast.reason
         else:
-            said = f"Contrast: as told, the images are {'kept' if sign == 1 else 'multiplied by -1'}."
+            contrast_note = f"Contrast: as given, the images are {'kept' if sign == 1 else 'multiplied by -1'}."
         preprocessing = Preprocessing(box, scale.value, sign)
         cache = None
         if fits:
@@ -93,11 +93,18 @@ class ParticleDataset:
             for chunk in torch.split(cache, _CHUNK):
                 chunk.copy_(preprocessing.apply(chunk))
         elif scratch is not None:
-            chunks = (preprocessing.apply(stack.images.read(rows)) for rows in torch.split(every, _CHUNK))
+            chunks = (preprocessing.apply(stack.images.read(rows)) for rows in torch.split(all_rows, _CHUNK))
             cache = keep_on_scratch(scratch, (len(table), box, box), chunks)
         pixel_size = table.pixel_size_angstrom * table.box_size_px / box
         return cls(
-            table, box, pixel_size, (*stack.notes, said, scale.reason), stack.images, preprocessing, cache, not fits
+            table,
+            box,
+            pixel_size,
+            (*stack.notes, contrast_note, scale.reason),
+            stack.images,
+            preprocessing,
+            cache,
+            not fits,
         )
 
     def __len__(self) -> int:
@@ -107,27 +114,27 @@ class ParticleDataset:
         """These particles, on the CPU.
 
         Args:
-            rows: of the table, in any order.
+            rows: rows of the particle table, in any order.
         """
         images = self.preprocessing.apply(self.images.read(rows)) if self.cache is None else self.cache[rows]
         return ParticleBatch(rows, images, None if self.table.ctf is None else self.table.ctf[rows])
 
-    def batches_of(self, parts: Iterable[Int[Tensor, " rows"]]) -> Iterator[ParticleBatch]:
+    def batches_of(self, row_batches: Iterable[Int[Tensor, " rows"]]) -> Iterator[ParticleBatch]:
         """These particles, batch by batch, each as ``batch`` has it.
 
         Where pixels stream from the disk, those of several batches are read at once, in the order of the files.
 
         Args:
-            parts: rows of the table for each batch, in any order.
+            row_batches: rows of the particle table for each batch, in any order.
         """
         if self.cache is not None:
-            yield from map(self.batch, parts)
+            yield from map(self.batch, row_batches)
             return
-        at_once = min(_NEIGHBOURS * _PLACES, _READ_BYTES // (4 * self.table.box_size_px**2), len(self))
+        at_once = min(_RUN_LENGTH * _MIXED_RUNS, _READ_BYTES // (4 * self.table.box_size_px**2), len(self))
         block, count = list[Tensor](), 0
-        for part in parts:
-            block.append(part)
-            count += len(part)
+        for rows in row_batches:
+            block.append(rows)
+            count += len(rows)
             if count >= at_once:
                 yield from self._read(block)
                 block, count = [], 0
@@ -137,39 +144,41 @@ class ParticleDataset:
     def _read(self, block: list[Tensor]) -> Iterator[ParticleBatch]:
         rows = torch.cat(block)
         images = torch.empty(len(rows), self.box_size_px, self.box_size_px)
-        for places in self._places_on_disk(rows).argsort().split(_CHUNK):
-            images[places] = self.preprocessing.apply(self.images.read(rows[places]))
-        for part, own in zip(block, images.split([len(part) for part in block]), strict=True):
-            yield ParticleBatch(part, own, None if self.table.ctf is None else self.table.ctf[part])
+        for chunk in self._order_on_disk(rows).argsort().split(_CHUNK):
+            images[chunk] = self.preprocessing.apply(self.images.read(rows[chunk]))
+        sizes = [len(batch_rows) for batch_rows in block]
+        for batch_rows, batch_images in zip(block, images.split(sizes), strict=True):
+            ctf = None if self.table.ctf is None else self.table.ctf[batch_rows]
+            yield ParticleBatch(batch_rows, batch_images, ctf)
 
-    def _places_on_disk(self, rows: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
-        """Numbers that rise from image to image of a stack, and from stack to stack."""
+    def _order_on_disk(self, rows: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
+        """Numbers that increase from image to image of a stack, and from stack to stack."""
         table = self.table
         return table.stack_index[rows] * (int(table.slice_index.max()) + 1) + table.slice_index[rows]
 
-    def near_on_disk(self, order: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
-        """The same rows in an order that reads neighbours soon after each other, where the stack is large.
+    def locality_order(self, order: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
+        """Shuffled rows in an order that keeps neighbours in the files close, where the stack is large.
 
-        Runs of neighbours in their stacks come in the order of their first particle here. Those of 64 runs at a time
-        stay mixed as they are.
+        Runs of neighbours come in the order of their first particle in the shuffle; the particles of 64 runs at a time
+        stay shuffled.
 
         Args:
-            order: rows of the table, shuffled.
+            order: shuffled rows of the particle table.
         """
         if not self.is_large:
             return order
-        on_disk = self._places_on_disk(torch.arange(len(self))).argsort()
-        run = torch.empty_like(on_disk).scatter_(0, on_disk, torch.arange(len(on_disk)) // _NEIGHBOURS)[order]
+        on_disk = self._order_on_disk(torch.arange(len(self))).argsort()
+        run = torch.empty_like(on_disk).scatter_(0, on_disk, torch.arange(len(on_disk)) // _RUN_LENGTH)[order]
         first = torch.full((int(run.max()) + 1,), len(order)).scatter_reduce(0, run, torch.arange(len(order)), "amin")
-        turn = first.argsort().argsort()
-        return order[(turn[run] // _PLACES).argsort(stable=True)]
+        rank = first.argsort().argsort()
+        return order[(rank[run] // _MIXED_RUNS).argsort(stable=True)]
 
     def batches(self, batch_size: int, order: Int[Tensor, " rows"] | None = None) -> Iterator[ParticleBatch]:
         """All particles once, or those of ``order``; the last batch may be smaller.
 
         Args:
             batch_size: particles per batch.
-            order: rows of the table; None takes them in the order of the file.
+            order: rows of the particle table; None for all, in the order of the file.
         """
         rows = torch.arange(len(self)) if order is None else order
         for chunk in torch.split(rows, batch_size):
@@ -185,7 +194,7 @@ def _checked_box(working_box_px: int | None, stored_px: int) -> int:
 
 
 def _read_cropped(images: LazyImages, rows: Int[Tensor, " rows"], box: int) -> Float[Tensor, "rows m m"]:
-    """Read in chunks, so that large boxes never lie in memory all at once before the crop."""
+    """Cropped images, read in chunks: all stored images at once might not fit into memory."""
     cropped = torch.empty(len(rows), box, box)
     for here, chunk in zip(torch.split(cropped, _CHUNK), torch.split(rows, _CHUNK), strict=True):
         here.copy_(crop(images.read(chunk), box))

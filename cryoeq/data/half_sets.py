@@ -1,4 +1,4 @@
-"""Two halves of the particles, for maps that share no noise."""
+"""Random half sets of particles, for half maps with independent noise."""
 
 import torch
 from jaxtyping import Int

@@ -1,4 +1,4 @@
-"""Batches of particles read while those before them are in use, and copied to a GPU meanwhile."""
+"""Prefetch of batches: read by a thread, and copied to a GPU, while earlier batches are in use."""
 
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -11,16 +11,16 @@ from cryoeq.domain.particles import ParticleBatch
 _AHEAD = 2  # one being copied, one being read
 
 
-def read_ahead(batches: Iterator[ParticleBatch], device: torch.device) -> Generator[ParticleBatch, None, None]:
-    """The same batches in their order, on a device.
+def prefetch(batches: Iterator[ParticleBatch], device: torch.device) -> Generator[ParticleBatch, None, None]:
+    """Batches in their order, on a device.
 
     A thread reads them. For a GPU it also puts them into pinned memory, from where they are copied on a stream of
-    their own: neither the GPU nor who works with it waits. What goes wrong while a batch is read is raised where that
-    batch would have come. The thread ends with the iteration.
+    their own: neither the GPU nor the caller waits. An error while a batch is read is raised where that batch is
+    due. The thread ends with the iteration.
 
     Args:
-        batches: on the CPU; used by the thread alone.
-        device: where they are wanted.
+        batches: batches on the CPU; used by the thread alone.
+        device: device of the batches that are yielded.
     """
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -32,7 +32,7 @@ def read_ahead(batches: Iterator[ParticleBatch], device: torch.device) -> Genera
             pinned = batch.each(lambda values: values.pin_memory())
             return pinned.each(lambda values: values.to(device, non_blocking=True)), stream.record_event()
 
-    with ThreadPoolExecutor(1, "read_ahead") as reader:
+    with ThreadPoolExecutor(1, "prefetch") as reader:
         try:
             coming = deque(reader.submit(fetch) for _ in range(_AHEAD))
             while True:

@@ -1,4 +1,4 @@
-"""From stored images to those of the model: resampled, protein bright, background of mean 0 and deviation 1."""
+"""Preprocessing of particle images: Fourier crop, contrast, normalisation of the background to mean 0, sigma 1."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from cryoeq.geometry.fourier import fourier_crop_images
 
 _BACKGROUND_RADIUS = 0.75  # of half the box: RELION's default, outside of which there is no particle
 _SURE = 1e-3  # probability of the t test below which the contrast counts as decided
-_VARIED = 0.2  # relative spread of the images' own backgrounds above which each is scaled by its own
+_VARIED = 0.2  # relative variation of the images' backgrounds above which each is scaled by its own
 _NOISE_FREE = 0.2  # background over whole image; a stack with noise that stays below it would have an SNR above 20
 
 CONTRAST_SIGNS: Mapping[str, int | None] = {"auto": None, "keep": 1, "invert": -1}
@@ -24,8 +24,8 @@ class ContrastDecision:
     """Whether the protein is bright in the stored images.
 
     Args:
-        sign: factor that makes it bright, 1 or -1.
-        reason: one sentence for the user.
+        sign: factor that makes protein bright, 1 or -1.
+        reason: reason of the decision, one sentence for the user.
     """
 
     sign: int
@@ -34,11 +34,12 @@ class ContrastDecision:
 
 @dataclass(frozen=True)
 class BackgroundScale:
-    """By what the images are divided.
+    """Divisor of the images.
 
     Args:
-        value: one standard deviation for all; None divides each image by that of its own background.
-        reason: one sentence for the user.
+        value: standard deviation by which all images are divided; None divides each image by that of its own
+            background.
+        reason: reason of the choice, one sentence for the user.
     """
 
     value: float | None
@@ -47,12 +48,12 @@ class BackgroundScale:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to each image: a Fourier crop, the background's mean subtracted, a scale, a sign.
+    """Preprocessing of each image: a Fourier crop, the background's mean subtracted, a scale, a sign.
 
     Args:
         working_box_px: side of the images after the crop.
-        scale: as of ``BackgroundScale.value``.
-        sign: 1 or -1.
+        scale: standard deviation by which all images are divided; None for that of each image's background.
+        sign: factor that makes protein bright, 1 or -1.
     """
 
     working_box_px: int
@@ -60,12 +61,12 @@ class Preprocessing:
     sign: int
 
     def apply(self, images: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch m m"]:
-        """The images of the model."""
+        """Preprocessed images."""
         return self.sign * normalise_background(crop(images, self.working_box_px), self.scale)
 
 
 def crop(images: Float[Tensor, "batch n n"], working_box_px: int) -> Float[Tensor, "batch m m"]:
-    """Images resampled to the working box; untouched where it is theirs."""
+    """Images resampled to the working box; unchanged where they have it."""
     return images if images.shape[-1] == working_box_px else fourier_crop_images(images, working_box_px)
 
 
@@ -86,10 +87,10 @@ def decide_contrast(images: Float[Tensor, "batch n n"]) -> ContrastDecision:
     The centre of an image is its mean under a Gaussian of an eighth of the box, which is the low pass and the average
     at once. Each image votes with its centre minus its background mean; a t test over the images says whether they
     agree. Particles may be of any size and somewhat off centre; at SNR 0.1 a few dozen images are enough. A transfer
-    function leaves the sign as it is, since it is positive from zero frequency to the first zero under focus.
+    function does not change the sign, since it is positive from zero frequency to the first zero under focus.
 
     Args:
-        images: at least 3, evenly drawn from the stack; 500 are plenty.
+        images: 3 images at least, drawn evenly from the stack; 500 are plenty.
     """
     radius2 = _squared_radius(images.shape[-1], images.device)
     weights = torch.exp(-radius2 / (2 * 0.25**2))
@@ -107,7 +108,7 @@ def decide_contrast(images: Float[Tensor, "batch n n"]) -> ContrastDecision:
 
 
 def decide_scale(images: Float[Tensor, "batch n n"], *, is_premultiplied: bool = False) -> BackgroundScale:
-    """One scale for the stack, or each image its own.
+    """One scale for the stack, or one for each image.
 
     The standard deviation of one image's few background pixels is itself uncertain (3 % at 32 px), and the particle's
     own tails are part of it: dividing each image by its own would add jitter to amplitudes that extraction has
@@ -116,23 +117,23 @@ def decide_scale(images: Float[Tensor, "batch n n"], *, is_premultiplied: bool =
     contains. Without noise the background is constant, or mere ripples, and the whole images set the scale.
 
     Args:
-        images: a sample of the stack, cropped to the working box.
-        is_premultiplied: the images were multiplied by their CTF.
+        images: sample of the stack, cropped to the working box.
+        is_premultiplied: whether the images were multiplied by their CTF.
     """
-    own = images[:, background_mask(images.shape[-1], images.device)].std(1)
-    middle = own.median()
+    sigmas = images[:, background_mask(images.shape[-1], images.device)].std(1)
+    middle = sigmas.median()
     whole = (images - images.mean((1, 2), keepdim=True)).square().mean().sqrt()
     if middle < _NOISE_FREE * whole:
         value = float(whole)
         return BackgroundScale(
             value, f"Scale: the images look noise-free; all are divided by their common deviation {value:.4g}."
         )
-    spread = float(1.4826 * (own - middle).abs().median() / middle)
-    if spread > _VARIED and not is_premultiplied:
+    variation = float(1.4826 * (sigmas - middle).abs().median() / middle)
+    if variation > _VARIED and not is_premultiplied:
         return BackgroundScale(
-            None, f"Scale: backgrounds differ by {spread:.0%}; each image is divided by its own deviation."
+            None, f"Scale: backgrounds differ by {variation:.0%}; each image is divided by its own deviation."
         )
-    value = float(own.square().mean().sqrt())
+    value = float(sigmas.square().mean().sqrt())
     if value == 0:
         return BackgroundScale(1.0, "Scale: the images are constant; they are left as they are.")
     return BackgroundScale(value, f"Scale: all images are divided by their common background deviation {value:.4g}.")
@@ -142,13 +143,13 @@ def normalise_background(images: Float[Tensor, "batch n n"], scale: float | None
     """Images whose background, outside the circle of 0.75 of half the box, has mean 0 and standard deviation 1.
 
     Args:
-        images: at the working box.
-        scale: the standard deviation to divide all by; None takes each image's own, and leaves a constant background
-            unscaled.
+        images: images at the working box.
+        scale: standard deviation by which all images are divided; None takes that of each image's background, and
+            leaves a constant background unscaled.
     """
     background = images[:, background_mask(images.shape[-1], images.device)]
     centred = images - background.mean(1)[:, None, None]
     if scale is not None:
         return centred / scale
-    own = background.std(1)
-    return centred / torch.where(own > 0, own, torch.ones_like(own))[:, None, None]
+    sigmas = background.std(1)
+    return centred / torch.where(sigmas > 0, sigmas, torch.ones_like(sigmas))[:, None, None]

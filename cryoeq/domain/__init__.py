@@ -1,4 +1,4 @@
-"""The nouns of cryoeq, and THE CONVENTIONS PAGE. Each paragraph names the tests, under ``tests/``, that pin it.
+"""Data types of cryoeq, and THE CONVENTIONS PAGE. Each paragraph names the tests, under ``tests/``, that pin it.
 
 Axes. Arrays are C order: images (y, x), maps (z, y, x); x is the fast axis, row 0 of a file is y = 0.
     Vectors are (x, y) and (x, y, z). [conventions/test_page.test_axes_and_centre]
@@ -13,7 +13,7 @@ Rotation. Poses.rotations is RELION's matrix A (Euler_angles2matrix): it takes v
     conventions/test_relion_chain.test_projections_of_relion_image_by_image,
     conventions/test_page.test_a_slice_is_the_transform_of_the_sum_along_z]
 Group action. For g in O(2), the image g.I of pose A is the image of pose rho(g) A of the same volume,
-    rho(g) = diag(g, det g); shifts turn with g: t -> g t. A mirrored image is a half turn about an in-plane axis, not
+    rho(g) = diag(g, det g); shifts rotate with g: t -> g t. A mirrored image is a half turn about an in-plane axis, not
     the other hand. [conventions/test_page.test_group_action]
 Shift. Poses.shifts_angstrom is (rlnOriginXAngst, rlnOriginYAngst): shifting the observed image by it centres the
     particle. A predicted image is multiplied by exp(+2 pi i k.o / n), o in pixels, which moves the particle to -o.
@@ -38,9 +38,12 @@ Shells. Shell of a coefficient: ROUND(|k|). Resolution of shell i: n * pixel siz
     evaluation/test_resolution.test_resolution_is_the_last_shell_before_the_first_drop]
 SNR. Variance of the CTF-modulated, shifted signal over the whole box and stack, divided by the variance of the noise.
     [simulation/test_particles.test_scale_gives_the_signal_the_asked_variance]
-Units. Angstrom, radians and matrices; degrees and Euler angles exist in file formats and reports only. Fourier-space
-    code counts shifts in pixels of the plane's box, since a phase ramp needs cycles per box: PoseSet holds them, and
-    PoseSet.from_angstrom and PoseSet.to_angstrom alone convert.
+Units. Angstrom, radians and rotation matrices; degrees and Euler angles exist in file formats and reports only.
+    Inside Fourier-space code offsets are in pixels of the plane's box, because shift_phases needs cycles per box;
+    Poses, files and reports are in Angstrom; PoseSet.to_angstrom and PoseSet.from_angstrom are the only conversion.
+    PoseSet.in_box counts them in the pixels of another box of the same side. Formats that count in pixels themselves
+    (RELION 3.0, cryoSPARC) are read to Angstrom and written from it by io.
     [conventions/test_star.test_angles_of_random_rotations_agree_with_scipy,
-    domain/test_pose.test_pose_sets_alone_convert_shifts]
+    domain/test_pose.test_pixels_are_angstrom_over_the_pixel_size,
+    domain/test_pose.test_a_shift_is_the_same_length_in_every_box, domain/test_pose.test_pose_sets_alone_convert_shifts]
 """

@@ -1,4 +1,4 @@
-"""Atomic models, as far as a projection needs them."""
+"""Atoms of a molecule as Gaussian scatterers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,10 @@ class Atoms:
     """A cloud of isotropic Gaussian scatterers.
 
     Args:
-        positions_angstrom: centres (x, y, z).
-        weights: integral of each scatterer, its atomic number times its occupancy.
-        bfactors_angstrom2: width of each: its transform is weight * exp(-B s^2 / 4), so that B = 8 pi^2 sigma^2 for a
-            Gaussian of standard deviation sigma.
+        positions_angstrom: centres (x, y, z) of the atoms.
+        weights: integral of each scatterer: its atomic number times its occupancy.
+        bfactors_angstrom2: B-factor of each scatterer: its transform is weight * exp(-B s^2 / 4), so that B = 8 pi^2
+            sigma^2 for a Gaussian of standard deviation sigma.
     """
 
     positions_angstrom: Float[Tensor, "atoms 3"]
@@ -40,7 +40,7 @@ class Atoms:
         return Atoms(positions, self.weights, self.bfactors_angstrom2)
 
     def rotated(self, rotation: Float[Tensor, "3 3"]) -> "Atoms":
-        """The same atoms turned about the origin: r -> rotation r. An improper matrix mirrors them."""
+        """The same atoms rotated about the origin: r -> rotation r. An improper matrix mirrors them."""
         return Atoms(self.positions_angstrom @ rotation.T, self.weights, self.bfactors_angstrom2)
 
     @property

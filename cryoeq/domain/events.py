@@ -1,4 +1,4 @@
-"""What a pipeline says while it works; the command line draws it, tests read it."""
+"""Events of a pipeline: notes, plan, progress, reports. The command line draws them, tests read them."""
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
@@ -16,15 +16,26 @@ class Note:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """The stages of a run, in the order in which they are expected; some may be repeated, or skipped.
+
+    Args:
+        stages: their names, as ``Progress`` has them; a name may occur more than once.
+    """
+
+    stages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Progress:
-    """How far a stage has come.
+    """Progress of a stage.
 
     Args:
         stage: its name, for example "training".
-        done: units finished.
-        total: units in all.
-        metrics: numbers of interest, for example {"loss": 0.93}.
-        iteration: number of this iteration of the stage, from 1, and how many there are; None without iterations.
+        done: units finished, of this iteration where there are iterations.
+        total: units in all, of this iteration where there are iterations.
+        metrics: numbers of interest, for example {"loss": 0.93}; infinite or NaN where there is no value.
+        iteration: number of this iteration of the stage, from 1, and their count; None without iterations.
     """
 
     stage: str
@@ -36,22 +47,22 @@ class Progress:
 
 @dataclass(frozen=True)
 class Report:
-    """A table of results, for a reader.
+    """A table of results for the user.
 
     Args:
-        title: what the numbers are of.
-        rows: label and value, in the order to show.
+        title: subject of the table.
+        rows: values by label, in the order of the table.
     """
 
     title: str
     rows: Mapping[str, str]
 
 
-Event = Note | Progress | Report
+Event = Note | Plan | Progress | Report
 
 
 def result_of(steps: Generator[Event, None, Result]) -> Result:
-    """Run steps to their end without showing their events; what they return."""
+    """Run steps to their end without showing their events; their result."""
     while True:
         try:
             next(steps)

@@ -1,4 +1,4 @@
-"""Detectors."""
+"""Modulation transfer function (MTF) of a detector."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,9 @@ class MtfCurve:
     """Modulation transfer function of a detector.
 
     Args:
-        frequencies_per_px: ascending, in cycles per pixel of the micrographs, 0.5 at their Nyquist.
-        values: what the detector leaves of a wave of that frequency, above 0.
+        frequencies_per_px: spatial frequencies in ascending order, in cycles per pixel of the micrographs, 0.5 at
+            Nyquist.
+        values: fraction of a wave's amplitude that the detector transmits at each frequency, above 0.
     """
 
     frequencies_per_px: Float[Tensor, " points"]

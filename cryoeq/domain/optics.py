@@ -1,4 +1,4 @@
-"""What the microscope did to the particles."""
+"""Optics groups, and the CTF parameters of particles."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -10,15 +10,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Optics:
-    """One optics group: what all its particles share.
+    """One optics group: parameters that its particles share.
 
     Args:
-        name: rlnOpticsGroupName.
-        pixel_size_angstrom: of the particle images.
+        name: name of the group (rlnOpticsGroupName).
+        pixel_size_angstrom: pixel size of the particle images.
         voltage_kv: acceleration voltage.
-        spherical_aberration_mm: Cs.
-        amplitude_contrast: Q0, between 0 and 1.
-        is_ctf_premultiplied: the images were already multiplied by their CTF (rlnCtfDataAreCtfPremultiplied).
+        spherical_aberration_mm: spherical aberration Cs.
+        amplitude_contrast: amplitude contrast Q0, between 0 and 1.
+        is_ctf_premultiplied: whether the images were multiplied by their CTF (rlnCtfDataAreCtfPremultiplied).
     """
 
     name: str
@@ -31,19 +31,20 @@ class Optics:
 
 @dataclass(frozen=True)
 class CtfParameters:
-    """All that the contrast transfer function of each particle depends on, one value per particle.
+    """Parameters of the contrast transfer function, one value per particle.
 
     Args:
-        defocus_u_angstrom: larger defocus, positive is underfocus.
+        defocus_u_angstrom: larger defocus, positive under focus.
         defocus_v_angstrom: smaller defocus.
-        defocus_angle_rad: from the x axis to the direction of defocus_u.
-        phase_shift_rad: of a phase plate, 0 without one.
-        bfactor_angstrom2: envelope exp(-B s^2 / 4), 0 without one.
+        defocus_angle_rad: angle from the x axis to the direction of defocus_u.
+        phase_shift_rad: phase shift of a phase plate, 0 without one.
+        bfactor_angstrom2: B-factor of the envelope exp(-B s^2 / 4), 0 without one.
         scale: factor on the whole function, 1 by default.
         voltage_kv: acceleration voltage.
-        spherical_aberration_mm: Cs.
-        amplitude_contrast: Q0.
-        is_premultiplied: the image was already multiplied by this CTF, so the forward model needs its square.
+        spherical_aberration_mm: spherical aberration Cs.
+        amplitude_contrast: amplitude contrast Q0, between 0 and 1.
+        is_premultiplied: 1 where the image was multiplied by this CTF, so that the forward model needs its square; else
+            0.
     """
 
     defocus_u_angstrom: Float[Tensor, " batch"]

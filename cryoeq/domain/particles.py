@@ -1,4 +1,4 @@
-"""Particle stacks: what is known of them without their pixels, and batches of them with."""
+"""Particle tables without pixels, and batches of particles with them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ class ParticleTable:
     """One row per particle, in the order of the input file; no pixels.
 
     Args:
-        stack_paths: the distinct image files.
-        stack_index: which of them holds each particle.
-        slice_index: which image of that file, counted from 0.
+        stack_paths: distinct image files.
+        stack_index: index into ``stack_paths`` of each particle's image.
+        slice_index: index of each particle's image in its file, from 0.
         box_size_px: side of the square images.
-        pixel_size_angstrom: of the images.
-        optics: the optics groups.
-        optics_index: which of them each particle belongs to, counted from 0.
-        ctf: None without a CTF (``--no-ctf``, or a stack that has none).
-        poses: None unless they were asked for: inference never sees them.
-        half_set: 1 or 2 (rlnRandomSubset); None unless asked for.
+        pixel_size_angstrom: pixel size of the images.
+        optics: optics groups.
+        optics_index: index into ``optics`` of each particle's group.
+        ctf: CTF parameters of the particles; None without a CTF (``--no-ctf``, or a stack that has none).
+        poses: poses of the file; None unless they were requested: inference never sees them.
+        half_set: half set of each particle, 1 or 2 (rlnRandomSubset); None unless requested.
     """
 
     stack_paths: tuple[Path, ...]

@@ -14,7 +14,7 @@ class Poses:
     """Orientation and in-plane shift of each particle, in RELION's sense.
 
     Args:
-        rotations: RELION's matrix A, which takes volume coordinates (x, y, z) to image coordinates: r_image = A
+        rotations: RELION's matrices A, which take volume coordinates (x, y, z) to image coordinates: r_image = A
             r_volume.
         shifts_angstrom: (x, y) of rlnOriginXAngst, rlnOriginYAngst: shifting the image by them centres the particle.
     """
@@ -42,11 +42,11 @@ class Poses:
 class PoseSet(ParticleRows):
     """Poses as Fourier-space code needs them: a shift is a phase ramp, counted in pixels of the plane's box.
 
-    ``to_angstrom`` and ``from_angstrom`` are the only places where pixels become Angstrom and back.
+    ``to_angstrom`` and ``from_angstrom`` are the only conversion between pixels and Angstrom.
 
     Args:
         rotations: RELION's matrices A.
-        shifts_px: as ``Poses.shifts_angstrom``, in pixels of the box.
+        shifts_px: (x, y) in pixels of the box: shifting the image by them centres the particle.
         box_size_px: side of the box.
     """
 
@@ -65,7 +65,7 @@ class PoseSet(ParticleRows):
         """Poses of files, in pixels.
 
         Args:
-            poses: shifts in Angstrom.
+            poses: poses of a file, with shifts in Angstrom.
             pixel_size_angstrom: side of a pixel of the box.
             box_size_px: side of the box.
         """

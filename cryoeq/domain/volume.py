@@ -1,4 +1,4 @@
-"""Maps."""
+"""3D density maps and half maps."""
 
 import math
 from dataclasses import dataclass

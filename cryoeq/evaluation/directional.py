@@ -1,7 +1,7 @@
-"""Resolution by direction: Fourier shell correlation inside cones, and how unequal it is.
+"""Resolution by direction: Fourier shell correlation inside cones, and its anisotropy.
 
-A direction is one of Fourier space: views along z say nothing of the detail along z, so they leave a low correlation in
-the cone about z. Conical correlation and sphericity: Tan et al. 2017, Nat. Methods 14, 793-796 (3DFSC). cFAR, the
+Directions are those of Fourier space: views along z hold no detail along z, so they leave a low correlation in the cone
+about z. Conical correlation and sphericity: Tan et al. 2017, Nat. Methods 14, 793-796 (3DFSC). cFAR, the
 smallest area under a conical curve divided by the largest: cryoSPARC's "conical FSC area ratio".
 """
 
@@ -27,7 +27,7 @@ SPHERICITY_THRESHOLD: Final = 0.5
 AXES_ORDER: Final = 4
 """Cones have their axes at the centres of these HEALPix pixels: 3072, 3.7 degrees apart, 1536 of them distinct."""
 _BIN_ORDER = 5  # coefficients of one shell within a pixel of 1.8 degrees are summed before the cones are
-_FEWEST_COEFFICIENTS = 16  # in fewer, one weak coefficient can bring a curve below 0.143: reached at shell 6 or 7
+_MIN_COEFFICIENTS = 16  # in fewer, one weak coefficient can bring a curve below 0.143: reached at shell 6 or 7
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class DirectionalFsc:
 
     Args:
         box_size_px: side of the maps.
-        pixel_size_angstrom: of the maps.
+        pixel_size_angstrom: pixel size of the maps.
         curves: for each pixel of ``AXES_ORDER``, correlation per shell inside the double cone about its centre.
         overall: correlation per shell over all directions.
     """
@@ -53,7 +53,7 @@ class DirectionalFsc:
 
     @cached_property
     def resolutions_angstrom(self) -> Float[Tensor, " axes"]:
-        """Of each curve: the last shell before it first drops below 0.143; infinite if shell 1 is below."""
+        """Resolution of each curve: its last shell before it first drops below 0.143; infinite if shell 1 is below."""
         n, pixel = self.box_size_px, self.pixel_size_angstrom
         values = [resolution_angstrom(curve, HALF_MAP_THRESHOLD, n, pixel) for curve in self.curves]
         return torch.tensor(values, dtype=torch.float64)
@@ -71,19 +71,29 @@ class DirectionalFsc:
         return float(self.areas.min()) / largest if largest > 0 else 0.0
 
     @cached_property
-    def worst_axis(self) -> Float[Tensor, " 3"]:
-        """The middle of the directions whose area is within a tenth of the range above the smallest; z >= 0.
+    def best_axis(self) -> Float[Tensor, " 3"]:
+        """Of the directions with the best resolution, that with the largest area under its curve; z >= 0."""
+        is_best = self.resolutions_angstrom == self.resolutions_angstrom.min()
+        axis = self.axes[torch.where(is_best, self.areas, -1.0).argmax()]
+        return axis if float(axis[2]) >= 0 else -axis
 
-        Their principal axis: a missing cone is wide, and which of its directions has the least area is chance.
+    @cached_property
+    def worst_axis(self) -> Float[Tensor, " 3"]:
+        """Of the directions with the worst resolution, that nearest to the middle of the smallest areas; z >= 0.
+
+        The middle is the principal axis of the directions whose area is within a tenth of the range above the smallest:
+        a missing cone is wide, and noise decides which of its directions has the smallest area.
         """
         low, high = self.areas.min(), self.areas.max()
-        worst = self.axes[self.areas <= low + 0.1 * (high - low)]
-        axis = torch.linalg.eigh(worst.T @ worst).eigenvectors[:, -1]
+        smallest = self.axes[self.areas <= low + 0.1 * (high - low)]
+        middle = torch.linalg.eigh(smallest.T @ smallest).eigenvectors[:, -1]
+        worst = self.axes[self.resolutions_angstrom == self.resolutions_angstrom.max()]
+        axis = worst[(worst @ middle).abs().argmax()]
         return axis if float(axis[2]) >= 0 else -axis
 
     @cached_property
     def sphericity(self) -> float:
-        """Of the surface in Fourier space where the conical curves first drop below 0.5: 1 for a sphere.
+        """Sphericity of the surface in Fourier space where the conical curves first drop below 0.5: 1 for a sphere.
 
         (36 pi V^2)^(1/3) / A, V and A the surface's volume and area, relative to that of equal radii. 0 where some
         curve has no shell above 0.5.
@@ -101,8 +111,8 @@ def directional_fsc(first: Volume, second: Volume, mask: Volume | None = None) -
 
     Args:
         first: a map.
-        second: another in the same frame.
-        mask: multiplied onto both; it smears detail into directions that have none, the tighter the more.
+        second: another map in the same frame.
+        mask: mask of both maps; a tight one smears detail into directions that have none.
 
     Raises:
         MapFileError: boxes or pixel sizes that differ.
@@ -114,15 +124,14 @@ def directional_fsc(first: Volume, second: Volume, mask: Volume | None = None) -
     cones = _cone_members().to(sums.device, torch.float32)
     # Float32 suffices for the sums of one cone, and halves the time; the powers of one shell do not differ by much.
     in_cones = torch.einsum("ap,ips->ias", cones, _unit_scale(sums).float()).double()
-    curves = torch.where(in_cones[3] >= _FEWEST_COEFFICIENTS, _correlation(in_cones[:3]), overall)
+    curves = torch.where(in_cones[3] >= _MIN_COEFFICIENTS, _correlation(in_cones[:3]), overall)
     return DirectionalFsc(first.box_size_px, first.pixel_size_angstrom, curves[mirrored].cpu(), overall.cpu())
 
 
 def fsc_volume(directional: DirectionalFsc) -> Volume:
-    """The 3DFSC: at each point of Fourier space, zero frequency at voxel n // 2, the correlation of its cone and shell.
+    """The 3DFSC: correlation of cone and shell at each point of Fourier space; 0 beyond Nyquist.
 
-    Args:
-        directional: what to paint; beyond Nyquist the map is 0.
+    The zero frequency is at voxel n // 2.
     """
     n, table = directional.box_size_px, directional.curves.float()
     k = torch.arange(n) - n // 2
@@ -153,15 +162,15 @@ def _sums_by_direction(
         z, y, x = torch.meshgrid(k[start:stop], k, k[: n // 2 + 1].abs(), indexing="ij")
         pixels = pixel_of_directions(torch.stack([x, y, z], -1), _BIN_ORDER)
         radii = squared_radii(n, start, stop, first.device).double().sqrt()
-        places = (pixels * (n_shells + 1) + (radii + 0.5).long().clamp(max=n_shells)).flatten()
+        indices = (pixels * (n_shells + 1) + (radii + 0.5).long().clamp(max=n_shells)).flatten()
         products = ((one * other.conj()).real, one.abs().square(), other.abs().square(), torch.ones_like(x))
         for row, product in zip(sums, products, strict=True):
-            row.index_add_(0, places, product.flatten().double())
+            row.index_add_(0, indices, product.flatten().double())
     return sums.view(4, n_pixels, n_shells + 1)[..., :n_shells]
 
 
 def _unit_scale(sums: Float[Tensor, "4 pixels shells"]) -> Float[Tensor, "4 pixels shells"]:
-    """The same, the products divided by each shell's mean power, so that single precision is enough."""
+    """Sums with products divided by each shell's mean power, so that single precision is enough."""
     scale = (sums[1:3].mean(0).sum(0) / sums[3].sum(0)).clamp(min=torch.finfo(sums.dtype).tiny)
     return torch.cat([sums[:3] / scale, sums[3:]])
 
@@ -174,11 +183,11 @@ def _correlation(sums: Float[Tensor, "3 *shape"]) -> Float[Tensor, "*shape"]:
 
 @cache
 def _distinct_axes() -> tuple[Int[Tensor, " distinct"], Int[Tensor, " axes"]]:
-    """One axis of each opposite pair, and for each axis its place among those."""
+    """One axis of each opposite pair, and for each axis its index among those."""
     opposite = opposite_pixels(AXES_ORDER)
     representative = torch.minimum(torch.arange(len(opposite)), opposite)
-    half, places = representative.unique(return_inverse=True)
-    return half, places
+    half, indices = representative.unique(return_inverse=True)
+    return half, indices
 
 
 @cache
@@ -190,7 +199,7 @@ def _cone_members() -> Bool[Tensor, "distinct bins"]:
 
 
 def _roundness(radii: Float[Tensor, " axes"]) -> float:
-    """(36 pi V^2)^(1/3) / A of the polyhedron whose corners lie at these distances along the axes."""
+    """(36 pi V^2)^(1/3) / A of the polyhedron with corners at these distances along the axes."""
     unit = pixel_centres(AXES_ORDER).numpy()
     corners = (unit * radii.numpy()[:, None])[_triangles()]
     volume = np.abs(np.linalg.det(corners)).sum() / 6

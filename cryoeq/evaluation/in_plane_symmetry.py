@@ -190,14 +190,12 @@ class _Pairs:
         return replace(self, amplitude=scale[plane.shells]), precision
 
     def _predict(self, rows: Int[Tensor, " batch"]) -> Complex[Tensor, "batch points"]:
-        device, poses = self.plane.coords.device, self.poses[rows]
-        rotations, shifts = poses.rotations.float().to(device), poses.shifts_angstrom.float().to(device)
-        pixel, box = self.dataset.pixel_size_angstrom, self.plane.box_size_px
-        shifts_px = PoseSet.from_angstrom(Poses(rotations, shifts), pixel, box).shifts_px
+        device, pixel, n = self.plane.coords.device, self.dataset.pixel_size_angstrom, self.plane.box_size_px
+        poses = PoseSet.from_angstrom(self.poses[rows], pixel, n).each(lambda values: values.float().to(device))
         is_first_half = (self.half_set[rows] == 1).to(device)
-        slices = [extract_slices(volume, rotations, self.plane) for volume in self.padded]
+        slices = [extract_slices(volume, poses.rotations, self.plane) for volume in self.padded]
         own = torch.where(is_first_half[:, None], slices[0], slices[1]) * self.amplitude
-        return apply_optics(own, shifts_px, None, self.plane)
+        return apply_optics(own, poses.shifts_px, None, self.plane)
 
     def _transfers(self, batch: ParticleBatch) -> tuple[Tensor | None, Tensor | None]:
         if batch.ctf is None:

@@ -1,4 +1,4 @@
-"""Two maps that are no independent halves, as far as their FSC can tell."""
+"""Check of half maps for independence, as far as their FSC can show it."""
 
 import torch
 from jaxtyping import Float
@@ -9,8 +9,8 @@ from cryoeq.evaluation.resolution import FscCurves
 
 _SAME = 0.9999
 # Where there is only noise, one half and the average of both correlate by sqrt(1/2).
-_LEAST_WITH_AVERAGE = 0.6
-_TELLING = 0.85
+_MIN_WITH_AVERAGE = 0.6
+_MAX_WITH_AVERAGE = 0.85
 _TOLERANCE = 0.1
 
 
@@ -24,10 +24,10 @@ def require_independent(curves: FscCurves) -> None:
 
     The average Y of two halves holds half of the noise of either half X. The noise of the other half does not correlate
     with X, so in every shell the cross power of X and Y is the power of Y (or half of it, if Y is the sum), while their
-    FSC does not fall below sqrt(1/2). A full map that was filtered or sharpened since cannot be told in this way.
+    FSC does not fall below sqrt(1/2). A full map that is filtered or sharpened escapes this check.
 
     Args:
-        curves: the unmasked curve and its spectra.
+        curves: unmasked curve with its spectra.
 
     Raises:
         MapFileError: the maps are not independent.
@@ -39,7 +39,7 @@ def require_independent(curves: FscCurves) -> None:
             "Expected two maps from independent halves of the particles",
             "Check which files were given",
         )
-    if curves.spectra is None or not _LEAST_WITH_AVERAGE < float(fsc.min()) < _TELLING:
+    if curves.spectra is None or not _MIN_WITH_AVERAGE < float(fsc.min()) < _MAX_WITH_AVERAGE:
         return
     powers = (curves.spectra.power_first, curves.spectra.power_second)
     for number, power in zip(("second", "first"), reversed(powers), strict=True):
@@ -48,7 +48,7 @@ def require_independent(curves: FscCurves) -> None:
                 f"the {number} map is the average or sum of both halves, the other is one of them: the FSC falls to "
                 f"{float(fsc.min()):.2f} and no further, and their cross power is the power of the {number} map",
                 "Expected two maps from independent halves of the particles",
-                "Give the other half map in its place",
+                "Give the other half map instead",
             )
 
 

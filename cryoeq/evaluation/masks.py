@@ -1,7 +1,7 @@
-"""Masks: found in a map, spheres, and what is wrong with one that was given.
+"""Masks: automatic ones, spheres, and checks of given ones.
 
-The automatic mask is found on a coarse grid: the low-passed map holds nothing finer, and a distance to the particle
-that is known every few Angstrom is known everywhere.
+The automatic mask is made on a coarse grid: the low-passed map holds nothing finer, and distances to the particle vary
+slowly enough to be interpolated.
 """
 
 import math
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import MapFileError
-from cryoeq.geometry.map_filter import low_pass_gains, raised_cosine
+from cryoeq.geometry.map_filter import low_pass_gains
 from cryoeq.geometry.shells import slabs, squared_radii
+from cryoeq.geometry.soft_mask import falling_cosine
 
 _POINTS_PER_RESOLUTION = 4
 _HISTOGRAM_BINS = 256
@@ -25,13 +26,13 @@ _HISTOGRAM_BINS = 256
 
 @dataclass(frozen=True)
 class ParticleRegion:
-    """Where the particle is: the largest connected dense region of a low-passed map.
+    """Region of the particle: the largest connected dense region of a low-passed map.
 
     Args:
-        distances_angstrom: from each point of a grid over the box to that region, 0 inside.
-        threshold: density that tells particle from solvent.
+        distances_angstrom: distance of each point of a grid over the box from that region, 0 inside.
+        threshold: density that separates particle and solvent.
         box_size_px: side of the map.
-        pixel_size_angstrom: of the map.
+        pixel_size_angstrom: pixel size of the map.
     """
 
     distances_angstrom: Float[Tensor, "m m m"]
@@ -40,36 +41,36 @@ class ParticleRegion:
     pixel_size_angstrom: float
 
     def mask(self, extension_angstrom: float, edge_angstrom: float) -> Volume:
-        """1 up to a distance from the region, then a raised cosine down to 0.
+        """Mask that is 1 up to a distance from the region, then a raised cosine down to 0.
 
         Args:
-            extension_angstrom: how far the mask extends beyond the region at full height.
-            edge_angstrom: width of its edge.
+            extension_angstrom: distance from the region up to which the mask is 1.
+            edge_angstrom: width of the soft edge.
         """
-        left, right, share = _neighbours(self.box_size_px, len(self.distances_angstrom), self.distances_angstrom)
+        left, right, fraction = _neighbours(self.box_size_px, len(self.distances_angstrom), self.distances_angstrom)
         coarse = self.distances_angstrom
-        in_rows = torch.lerp(coarse[..., left], coarse[..., right], share)
-        in_planes = torch.lerp(in_rows[:, left], in_rows[:, right], share[:, None])
+        in_rows = torch.lerp(coarse[..., left], coarse[..., right], fraction)
+        in_planes = torch.lerp(in_rows[:, left], in_rows[:, right], fraction[:, None])
 
         def distances(start: int, stop: int) -> Float[Tensor, "planes n n"]:
             planes = slice(start, stop)
-            return torch.lerp(in_planes[left[planes]], in_planes[right[planes]], share[planes, None, None])
+            return torch.lerp(in_planes[left[planes]], in_planes[right[planes]], fraction[planes, None, None])
 
         values = _soft_edged(distances, self.box_size_px, extension_angstrom, edge_angstrom, coarse.device)
         return Volume(values, self.pixel_size_angstrom)
 
 
 def find_particle(full: Volume, low_pass_angstrom: float = 15.0, threshold: float | None = None) -> ParticleRegion:
-    """Look for the particle in a map.
+    """Find the particle in a map.
 
     Args:
-        full: the average of two half maps, protein bright.
+        full: average of two half maps, protein bright.
         low_pass_angstrom: resolution to which the map is filtered first.
-        threshold: density from which on a voxel of the filtered map belongs to the particle; None for Otsu's: the one
-            that splits the histogram into the two classes with the least variance within each.
+        threshold: density above which a voxel of the filtered map belongs to the particle; None for Otsu's threshold,
+            which splits the histogram into the two classes with the least variance within each.
 
     Raises:
-        MapFileError: nothing is as dense as the threshold.
+        MapFileError: no voxel is as dense as the threshold.
     """
     from scipy.ndimage import distance_transform_edt, label
 
@@ -80,7 +81,7 @@ def find_particle(full: Volume, low_pass_angstrom: float = 15.0, threshold: floa
     if not count:
         raise MapFileError(
             f"no voxel is above the mask threshold {threshold:.4g}: the largest density at "
-            f"{low_pass_angstrom:g} Angstrom is {float(densities.max()):.4g}",
+            f"{low_pass_angstrom:g} Å is {float(densities.max()):.4g}",
             "",
             "Give a lower --mask-threshold",
         )
@@ -94,16 +95,16 @@ def find_particle(full: Volume, low_pass_angstrom: float = 15.0, threshold: floa
 def spherical_mask(
     box_size_px: int, pixel_size_angstrom: float, edge_angstrom: float, diameter_angstrom: float | None = None
 ) -> Volume:
-    """A ball about the centre with a soft edge outside its diameter.
+    """Ball about the centre of the box, with a soft edge outside its diameter.
 
     Args:
         box_size_px: side of the map.
-        pixel_size_angstrom: of the map.
+        pixel_size_angstrom: pixel size of the map.
         edge_angstrom: width of the edge.
-        diameter_angstrom: where the edge begins; None for the largest that leaves a voxel of the box free.
+        diameter_angstrom: diameter at which the edge begins; None for the largest that leaves a voxel of the box free.
     """
-    room = (box_size_px // 2 - 1) * pixel_size_angstrom - edge_angstrom
-    radius = room if diameter_angstrom is None else diameter_angstrom / 2
+    max_radius = (box_size_px // 2 - 1) * pixel_size_angstrom - edge_angstrom
+    radius = max_radius if diameter_angstrom is None else diameter_angstrom / 2
     squares = ((torch.arange(box_size_px) - box_size_px // 2) * pixel_size_angstrom).square()
 
     def distances(start: int, stop: int) -> Float[Tensor, "planes n n"]:
@@ -113,13 +114,13 @@ def spherical_mask(
 
 
 def largest_at_the_box_edge(mask: Volume) -> float:
-    """The largest value on the six faces of the box."""
+    """Largest value on the six faces of the box."""
     faces = (mask.values.select(axis, side) for axis in range(3) for side in (0, -1))
     return max(float(face.max()) for face in faces)
 
 
 def steepest_step(mask: Volume) -> float:
-    """The largest change from one voxel to the next along an axis: 0.26 for a soft edge of 6 voxels, 1 for none."""
+    """Largest change from one voxel to the next along an axis: 0.26 for a soft edge of 6 voxels, 1 for none."""
     lowest_and_highest = (mask.values.diff(dim=axis).aminmax() for axis in range(3))
     return max(max(-float(low), float(high)) for low, high in lowest_and_highest)
 
@@ -131,15 +132,15 @@ def _soft_edged(
     edge: float,
     device: torch.device,
 ) -> Float[Tensor, "n n n"]:
-    """1 up to a distance, then a raised cosine over the edge; plane by plane, to keep the work space small."""
+    """Mask that is 1 up to a distance, then a raised cosine over the edge; made by slabs, which limits memory."""
     values = torch.empty(n, n, n, device=device)
     for start, stop in slabs(n):
-        values[start:stop] = raised_cosine((distances(start, stop) - full_to) / edge)
+        values[start:stop] = falling_cosine((distances(start, stop) - full_to) / edge)
     return values
 
 
 def _low_pass(full: Volume, resolution_angstrom: float) -> tuple[Float[Tensor, "m m m"], float]:
-    """The map filtered, on a grid just fine enough, and the spacing of the grid in Angstrom; voxel 0 stays voxel 0."""
+    """Low-passed map on a grid just fine enough, and the spacing of the grid in Å; voxel 0 stays voxel 0."""
     n, side = full.box_size_px, full.box_size_px * full.pixel_size_angstrom
     m = min(n, 2 * math.ceil(side * _POINTS_PER_RESOLUTION / resolution_angstrom / 2))
     low, high = (m + 1) // 2, n - m // 2
@@ -152,7 +153,7 @@ def _low_pass(full: Volume, resolution_angstrom: float) -> tuple[Float[Tensor, "
 
 
 def _otsu(densities: NDArray[np.float32]) -> float:
-    """The threshold with the largest variance between two classes. Otsu 1979, IEEE Trans. SMC 9, 62-66."""
+    """Threshold with the largest variance between two classes. Otsu 1979, IEEE Trans. SMC 9, 62-66."""
     counts, edges = np.histogram(densities, _HISTOGRAM_BINS)
     centres = (edges[1:] + edges[:-1]) / 2
     below, moment = counts.cumsum(), (counts * centres).cumsum()
@@ -163,7 +164,7 @@ def _otsu(densities: NDArray[np.float32]) -> float:
 def _neighbours(
     n: int, m: int, like: Float[Tensor, "m m m"]
 ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, " n"]]:
-    """For each of n points the two of m over the same length that it lies between, and how far towards the second."""
-    places = torch.arange(n, dtype=torch.float64, device=like.device) * m / n
-    left = places.long()
-    return left, (left + 1).clamp(max=m - 1), (places - left).to(like.dtype)
+    """Interpolation from m points to n over the same length: left and right neighbours, fraction of the right."""
+    positions = torch.arange(n, dtype=torch.float64, device=like.device) * m / n
+    left = positions.long()
+    return left, (left + 1).clamp(max=m - 1), (positions - left).to(like.dtype)

@@ -1,6 +1,6 @@
-"""How evenly a set of particles is oriented, from their poses alone.
+"""Evenness of an orientation distribution, from the poses alone.
 
-Each view adds to the central plane of Fourier space that it looks onto. Sampling compensation factor: Baldwin and
+Each view samples one central plane of Fourier space. Sampling compensation factor: Baldwin and
 Lyumkis 2020, Prog. Biophys. Mol. Biol. 150, 160-183; SCF* and its numbers: 2021, ibid. 160, 53-65, as in their program
 SamplingGui. Efficiency: Naydenova and Russo 2017, Nat. Commun. 8, 629. Rayleigh's test: Wilkie 1983, Appl. Stat. 32.
 """
@@ -20,9 +20,9 @@ from cryoeq.geometry.pointgroup import symmetry_rotations
 UNEVEN_SCF: Final = 0.81
 """Side views, even about one axis, reach all of Fourier space and have 8 / pi^2 = 0.811."""
 VIEWS_ORDER: Final = 4
-MOST_VIEWS: Final = 10_000
+MAX_VIEWS: Final = 10_000
 _SAMPLING_ORDER = 5
-_LARGEST_RADIUS, _SMALLEST_RADIUS = 50.0, 5.0
+_MAX_RADIUS, _MIN_RADIUS = 50.0, 5.0
 _SAMPLES_PER_COEFFICIENT = 100
 _CHUNK_VIEWS = 2000
 _PLANE_WIDTHS = 100.0
@@ -31,22 +31,22 @@ _HALVINGS = 30
 
 @dataclass(frozen=True)
 class OrientationSummary:
-    """How a set of particles is oriented.
+    """Orientation distribution of a set of particles.
 
     Args:
-        n_particles: how many.
-        symmetry: the point group by which their views were multiplied.
-        view_counts: particles per HEALPix pixel of ``VIEWS_ORDER`` about the view direction, after symmetry, divided by
-            the order of the group.
-        sampling: how often Fourier space is met per pixel of order 5, relative to an even distribution.
-        fourier_radius: at which, in shells; fewer views than 10,000 are judged at a smaller one.
-        scf: sampling compensation factor over what is sampled: 1 for an even distribution.
-        scf_star: the same with what is not sampled counted.
-        unsampled_share: of Fourier space at that radius.
-        efficiency: E_od, 1 for an even distribution.
-        in_plane_rad: the in-plane angle psi of each particle.
-        in_plane_length: length of the mean of exp(i psi), 0 for an even distribution, 1 for a single angle.
-        in_plane_p_value: probability of such a length or a greater one, were psi even (Rayleigh's test).
+        n_particles: number of particles.
+        symmetry: point group whose copies of each view count too.
+        view_counts: particles per HEALPix pixel of ``VIEWS_ORDER`` about the viewing direction, after symmetry, divided
+            by the order of the group.
+        sampling: views that sample each direction of Fourier space (pixels of order 5); 1 for a uniform distribution.
+        fourier_radius: radius of that sampling, in shells; smaller for fewer than 10,000 views.
+        scf: sampling compensation factor over the sampled directions; 1 for a uniform distribution.
+        scf_star: the same factor with unsampled directions counted.
+        unsampled_share: fraction of the directions that no view samples.
+        efficiency: E_od; 1 for a uniform distribution.
+        in_plane_rad: in-plane angle psi of each particle.
+        in_plane_length: length of the mean of exp(i psi); 0 for a uniform distribution, 1 for a single angle.
+        in_plane_p_value: probability of this length or a greater one for uniform psi (Rayleigh's test).
     """
 
     n_particles: int
@@ -75,13 +75,13 @@ def summarise_orientations(
     symmetry: str = "C1",
     generator: torch.Generator,
 ) -> OrientationSummary:
-    """All figures of one set of particles.
+    """Metrics of the orientation distribution of one set of particles.
 
     Args:
         rotations: RELION's matrices A.
-        in_plane_rad: psi of each.
-        symmetry: point group of the particle, whose copies of a view count like it.
-        generator: draws 10,000 views where there are more.
+        in_plane_rad: in-plane angle psi of each particle.
+        symmetry: point group of the particle, whose copies of each view count too.
+        generator: random number generator that samples 10,000 views where there are more.
 
     Raises:
         ParticleFileError: no particles.
@@ -114,70 +114,69 @@ def summarise_orientations(
 def fourier_samples(
     views: Float[Tensor, "views 3"], generator: torch.Generator
 ) -> tuple[float, Float[Tensor, " directions"]]:
-    """How many of at most 10,000 views meet each coefficient of one shell of Fourier space.
+    """Number of views, 10,000 at most, that sample each coefficient of one shell of Fourier space.
 
-    A view meets a coefficient within half a shell of its central plane. At radius 50 an even set of 10,000 views meets
-    each 100 times on average. The radius shrinks with fewer views to keep that number, so that chance does not pass for
-    unevenness; below 1,000 views it stays at 5, and chance tells.
+    A view samples the coefficients within half a shell of its central plane. At radius 50 a uniform set of 10,000 views
+    samples each 100 times on average. With fewer views the radius shrinks to keep that number, so that a
+    random set does not look uneven; below 1,000 views it stays at 5, and random sets look somewhat uneven.
 
     Args:
         views: unit vectors.
-        generator: draws the views.
+        generator: random number generator that samples the views.
 
     Returns:
         The radius in shells, and the count at the centre of each HEALPix pixel of order 5.
     """
-    if len(views) > MOST_VIEWS:
-        chosen = torch.randperm(len(views), generator=generator, device=generator.device)[:MOST_VIEWS]
+    if len(views) > MAX_VIEWS:
+        chosen = torch.randperm(len(views), generator=generator, device=generator.device)[:MAX_VIEWS]
         views = views[chosen.to(views.device)]
-    radius = min(max(len(views) / (2 * _SAMPLES_PER_COEFFICIENT), _SMALLEST_RADIUS), _LARGEST_RADIUS)
+    radius = min(max(len(views) / (2 * _SAMPLES_PER_COEFFICIENT), _MIN_RADIUS), _MAX_RADIUS)
     directions = pixel_centres(_SAMPLING_ORDER)
     opposite = opposite_pixels(_SAMPLING_ORDER)
-    half, places = torch.minimum(torch.arange(len(opposite)), opposite).unique(return_inverse=True)
+    half, indices = torch.minimum(torch.arange(len(opposite)), opposite).unique(return_inverse=True)
     views = views.float()
     distinct = directions[half].to(views)
-    meets = torch.zeros(len(distinct), dtype=torch.float64, device=views.device)
+    counts = torch.zeros(len(distinct), dtype=torch.float64, device=views.device)
     for chunk in views.split(_CHUNK_VIEWS):
-        meets += ((distinct @ chunk.T).abs() * radius < 0.5).sum(1)
-    return radius, meets[places.to(meets.device)]
+        counts += ((distinct @ chunk.T).abs() * radius < 0.5).sum(1)
+    return radius, counts[indices.to(counts.device)]
 
 
 def sampling_compensation(samples: Float[Tensor, " directions"]) -> tuple[float, float]:
-    """SCF and SCF* of the numbers of views that meet each coefficient of a shell.
+    """SCF and SCF* of the number of views that sample each coefficient of a shell, S.
 
-    SCF = 1 / (<S> <1/S>), the second mean over S > 0 only. SCF* = SCF / (1 + q / (1 - q) <S> SCF / 2), q the share of
-    zeros and <S> = 100, as 10,000 views have it at radius 50.
+    The second mean is over S > 0 only, q the fraction of zeros, and <S> = 100 in SCF*, as for 10,000 views at radius
+    50::
 
-    Args:
-        samples: S.
+        SCF = 1 / (<S> <1/S>),        SCF* = SCF / (1 + q / (1 - q) <S> SCF / 2)
     """
-    is_met = samples > 0
-    scf = float(1 / (samples[is_met].reciprocal().mean() * samples.mean()))
-    zeros = 1 - float(is_met.double().mean())
+    is_sampled = samples > 0
+    scf = float(1 / (samples[is_sampled].reciprocal().mean() * samples.mean()))
+    zeros = 1 - float(is_sampled.double().mean())
     return scf, scf / (1 + zeros / (1 - zeros) * _SAMPLES_PER_COEFFICIENT * scf / 2)
 
 
 def orientation_efficiency(view_counts: Float[Tensor, " pixels"]) -> float:
-    """E_od = 1 - 2 sigma / mean of the resolution over all directions, not below 0.
+    """Efficiency of the orientation distribution: 1 - 2 sigma / mean of the resolution over directions, at least 0.
 
     The point spread function is the sum over views of the back projection of a Gaussian spot; the resolution in a
     direction is its full width at half maximum there. A spot reaches 100 of its widths along the view.
 
     Args:
-        view_counts: views per HEALPix pixel.
+        view_counts: views per HEALPix pixel, in ring order.
     """
     order = round(math.log(len(view_counts) / 12, 4))
     weights = (view_counts / view_counts.sum()).double()
-    # Opposite views are one, and opposite directions have one resolution: half of either is enough.
+    # Opposite views are equivalent, and opposite directions have the same resolution: half of either is enough.
     opposite = opposite_pixels(order)
     half = (torch.arange(len(opposite)) < opposite).nonzero().squeeze(1)
     weights = (weights + weights[opposite.to(weights.device)])[half.to(weights.device)]
     views = pixel_centres(order)[half].to(weights)
-    seen = weights > 0
+    has_views = weights > 0
     directions = views[:: max(1, len(views) // 512)]
-    along = (directions @ views[seen].T).square()
+    along = (directions @ views[has_views].T).square()
     decay = 1 - along + along / _PLANE_WIDTHS**2
-    widths = _half_maximum(decay, weights[seen])
+    widths = _half_maximum(decay, weights[has_views])
     return max(0.0, float(1 - 2 * widths.std() / widths.mean()))
 
 
@@ -194,8 +193,8 @@ def coarser_counts(view_counts: Float[Tensor, " pixels"], healpix_order: int) ->
     """Particles per pixel of a coarser HEALPix grid.
 
     Args:
-        view_counts: per pixel.
-        healpix_order: of the coarser grid.
+        view_counts: views per HEALPix pixel, in ring order.
+        healpix_order: order of the coarser grid.
     """
     order = round(math.log(len(view_counts) / 12, 4))
     parents = pixel_of_directions(pixel_centres(order), healpix_order)
@@ -206,7 +205,7 @@ def coarser_counts(view_counts: Float[Tensor, " pixels"], healpix_order: int) ->
 def _half_maximum(
     decay: Float[Tensor, "directions views"], weights: Float[Tensor, " views"]
 ) -> Float[Tensor, " directions"]:
-    """Radius r at which sum(weights exp(-decay r^2)) falls to a half, by bisection; in widths of the Gaussian spot."""
+    """Radius r at which sum(weights exp(-decay r^2)) falls to a half, by bisection, in widths of the Gaussian spot."""
     low = torch.zeros(len(decay), dtype=decay.dtype, device=decay.device)
     high = torch.full_like(low, _PLANE_WIDTHS)
     for _ in range(_HALVINGS):

@@ -14,7 +14,7 @@ from cryoeq.geometry.fourier import HalfPlane, crop_centred, fft_map, ifft_map
 from cryoeq.geometry.so3_grid import so3_grid
 from cryoeq.physics.ctf import image_transfer
 from cryoeq.physics.image_formation import undo_optics
-from cryoeq.physics.noise import noise_variance
+from cryoeq.physics.noise import background_noise_variance
 from cryoeq.physics.projection import extract_slices, prepare_slices
 
 _GRID_ORDER, _IN_PLANE = 2, 12
@@ -108,7 +108,7 @@ class ReferenceProjections:
         n = sample.shape[-1]
         radius = min(max(side_angstrom / limit_angstrom, _MIN_SHELL), n / 2 - 1e-3)
         plane = HalfPlane.up_to(n, radius, sample.device)
-        variance = noise_variance(sample, _PARTICLE_RADIUS * n / 2)
+        variance = background_noise_variance(sample, _PARTICLE_RADIUS * n / 2)
         precision = torch.where(plane.radii > 0, plane.weights / variance[plane.shells.clamp(max=n // 2)], 0.0)
         padded = tuple(prepare_slices(ifft_map(crop_centred(fft_map(volume.values.float()), n, 3))) for volume in maps)
         grid = so3_grid(_GRID_ORDER, _IN_PLANE, device=sample.device)

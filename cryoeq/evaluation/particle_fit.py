@@ -48,10 +48,10 @@ def fit_particles(
     """
     n, pixel = dataset.box_size_px, dataset.pixel_size_angstrom
     plane = HalfPlane.up_to(n, min(n / 2 - 1e-3, n * pixel / resolution_angstrom))
-    batch, own = dataset.batch(rows), poses[rows]
+    batch, local = dataset.batch(rows), PoseSet.from_angstrom(poses[rows], pixel, n)
     transfer = None if batch.ctf is None else image_transfer(batch.ctf, plane.frequencies_per_angstrom(pixel))
     padded = prepare_slices(ifft_map(crop_centred(fft_map(volume.values.float()), n, 3)))
-    predicted = form_images(padded, own.rotations, PoseSet.from_angstrom(own, pixel, n).shifts_px, transfer, plane)
+    predicted = form_images(padded, local.rotations, local.shifts_px, transfer, plane)
     observed = plane.transform(batch.images)
     weights = torch.where((plane.coords == 0).all(-1), 0.0, plane.weights)
     cross = (weights * (observed * predicted.conj()).real).sum(1)

@@ -1,12 +1,15 @@
-"""Errors of predicted poses against a truth, after the gauge that images cannot fix was removed.
+"""Errors of predicted poses against a truth, up to the gauge that images cannot determine.
 
-A map may be turned, mirrored and moved without any change in its projections. So poses are compared up to one rotation
-Q, one hand and one shift d: A_truth ~ A' Q S with A' = A_predicted or J A_predicted J, J = diag(1, 1, -1), and S in the
-symmetry group of the particle. With M = A'^T A_truth the residual of an image is the angle between Q S and M, hence the
-best Q is a robust mean of the M S^T over SO(3).
+A map may be rotated, mirrored and shifted without any change in its projections. So poses are compared up to one
+rotation Q, one hand and one shift d, with S in the symmetry group of the particle and J = diag(1, 1, -1)::
 
-Each half of the images is scored with the gauge that was fitted on the other half: no image has a say in its own
-yardstick.
+    A_truth ~ A' Q S,        A' = A_predicted or J A_predicted J
+
+With M = A'^T A_truth the residual of an image is the angle between Q S and M, hence the best Q is a robust mean of the
+M S^T over SO(3).
+
+Each half of the images is scored with the gauge fitted on the other half, so that no image is scored with a gauge that
+it took part in.
 """
 
 import math
@@ -27,19 +30,19 @@ _ANCHORS = 200
 _SCORED_PRODUCTS = 2**22
 _ITERATIONS = 30
 _CUTOFF_RAD = math.radians(45.0)
-_ROUNDING = 1e-3  # radians or Angstrom: residuals below it are rounding, and must not decide who counts
+_ROUNDING = 1e-3  # radians or Å: residuals below it are rounding, and must not decide on weights
 
 
 @dataclass(frozen=True)
 class PoseGauge:
-    """What turns the predicted frame into the true one.
+    """Transformation of the predicted frame into the true one.
 
     Args:
         rotation: Q of A_truth ~ A' Q.
-        is_mirrored: the prediction has the other hand, A' = J A J.
-        shift_angstrom: d, where offsets obey o_predicted - o_truth = (A' d)_xy; it lies in the frame of A'.
-        cost: mean of min(1, residual / 45 degrees squared) over the images of the fit: 0 perfect, 0.97 by chance.
-        other_hand_cost: the same for the best rotation with the other hand.
+        is_mirrored: whether the prediction has the other hand, A' = J A J.
+        shift_angstrom: shift d in the frame of A', where offsets obey o_predicted - o_truth = (A' d)_xy.
+        cost: mean of min(1, (residual / 45 degrees)^2) over the images of the fit: 0 perfect, 0.97 by chance.
+        other_hand_cost: cost of the best rotation with the other hand.
     """
 
     rotation: Float[Tensor, "3 3"]
@@ -54,11 +57,12 @@ class PoseErrors:
     """Errors of each image, in the order of the rows, and the gauge of each half.
 
     Args:
-        rotation_rad: angle of the rotation that remains, between 0 and pi.
-        view_direction_rad: angle between the view directions, between 0 and pi.
-        in_plane_rad: turn about the beam that remains once the view directions agree by the shortest way, 0 to pi.
+        rotation_rad: angle between the rotations, 0 to pi.
+        view_direction_rad: angle between the viewing directions, 0 to pi.
+        in_plane_rad: rotation about the beam that remains after the shortest alignment of the viewing directions, 0 to
+            pi.
         shift_angstrom: length of the difference of in-plane offsets.
-        gauges: fitted on the first and on the second random half; each scored the other half.
+        gauges: gauges fitted on the first and on the second random half; each scored the other half.
     """
 
     rotation_rad: Float[Tensor, " batch"]
@@ -82,10 +86,10 @@ def compare_poses(
     """Errors of predicted poses, row by row, each half scored with the gauge of the other.
 
     Args:
-        predicted: poses to judge.
+        predicted: predicted poses.
         truth: true poses of the same images, in the same order.
         symmetry: point group of the particle in the frame of the truth, for example ``C4``.
-        generator: draws the halves and the anchors of the search; seed 0 without one.
+        generator: random number generator of the halves and of the search; seed 0 without one.
 
     Raises:
         ParticleFileError: different numbers of poses, or fewer than 8.
@@ -106,12 +110,12 @@ def compare_poses(
     device = truth.rotations.device
     generator = generator or torch.Generator().manual_seed(0)
     group = symmetry_rotations(symmetry).to(device)
-    ours, theirs = _as_double(predicted), _as_double(truth)
+    found, true = _as_double(predicted), _as_double(truth)
     order = torch.randperm(n, generator=generator, device=generator.device).to(device)
     halves = order[: n // 2], order[n // 2 :]
-    gauges = [fit_gauge(ours[half], theirs[half], group, generator) for half in halves]
+    gauges = [fit_gauge(found[half], true[half], group, generator) for half in halves]
     scored = [
-        _score(ours[half], theirs[half], group, gauge) for half, gauge in zip(halves, reversed(gauges), strict=True)
+        _score(found[half], true[half], group, gauge) for half, gauge in zip(halves, reversed(gauges), strict=True)
     ]
     in_order_of_halves = torch.cat(scored, dim=1)
     columns = torch.empty_like(in_order_of_halves)
@@ -121,46 +125,46 @@ def compare_poses(
 
 
 def summarise_errors(errors: PoseErrors, pixel_size_angstrom: float) -> dict[str, dict[str, float]]:
-    """The figures of a report, in its units: degrees, pixels and Angstrom.
+    """Metrics of a report, in degrees, pixels and Å.
 
     Args:
-        errors: of all images.
-        pixel_size_angstrom: of the images.
+        errors: errors of all images.
+        pixel_size_angstrom: pixel size of the images.
 
     Returns:
-        Of each kind of error the median, mean and 90th percentile, of angles also the share below 5, 10, 30 degrees.
+        Median, mean and 90th percentile of each kind of error; for angles also the fraction below 5, 10, 30 degrees.
     """
     angles = {
         "rotation_deg": errors.rotation_rad,
         "view_direction_deg": errors.view_direction_rad,
         "in_plane_deg": errors.in_plane_rad,
     }
-    summary = {name: _spread(values.rad2deg(), thresholds=(5, 10, 30)) for name, values in angles.items()}
-    summary["shift_px"] = _spread(errors.shift_angstrom / pixel_size_angstrom)
-    summary["shift_angstrom"] = _spread(errors.shift_angstrom)
+    summary = {name: _statistics(values.rad2deg(), thresholds=(5, 10, 30)) for name, values in angles.items()}
+    summary["shift_px"] = _statistics(errors.shift_angstrom / pixel_size_angstrom)
+    summary["shift_angstrom"] = _statistics(errors.shift_angstrom)
     return summary
 
 
-def _spread(values: Float[Tensor, " batch"], thresholds: tuple[int, ...] = ()) -> dict[str, float]:
+def _statistics(values: Float[Tensor, " batch"], thresholds: tuple[int, ...] = ()) -> dict[str, float]:
     ordered = values.sort().values
-    figures = {
+    statistics = {
         "median": float(ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2,
         "mean": float(ordered.mean()),
         "percentile_90": float(ordered[round(0.9 * (len(ordered) - 1))]),
     }
-    return figures | {f"share_below_{limit}": float((ordered < limit).double().mean()) for limit in thresholds}
+    return statistics | {f"share_below_{limit}": float((ordered < limit).double().mean()) for limit in thresholds}
 
 
 def fit_gauge(
     predicted: Poses, truth: Poses, group: Float[Tensor, "order 3 3"], generator: torch.Generator
 ) -> PoseGauge:
-    """The rotation, hand and shift between two frames, robust against a majority of wrong poses in no single place.
+    """Rotation, hand and shift between two frames; robust to a majority of wrong poses, if these are scattered.
 
     Args:
-        predicted: poses in float64.
+        predicted: predicted poses in float64.
         truth: true poses in float64.
         group: rotations of the symmetry group.
-        generator: draws the anchors.
+        generator: random number generator of the anchors.
     """
     fits = []
     for is_mirrored in (False, True):
@@ -182,7 +186,7 @@ def _as_double(poses: Poses) -> Poses:
 
 
 def _in_hand(rotations: Float[Tensor, "batch 3 3"], is_mirrored: bool) -> Float[Tensor, "batch 3 3"]:
-    """J A J for the other hand: signs change where exactly one index is z."""
+    """Rotations in the chosen hand: A, or J A J, whose signs differ where exactly one index is z."""
     if not is_mirrored:
         return rotations
     hand = rotations.new_tensor([1.0, 1.0, -1.0])
@@ -194,12 +198,12 @@ def _robust_rotation(
 ) -> Float[Tensor, "3 3"]:
     """Mode of the relative rotations modulo the group: the best of many anchors, then a reweighted chordal mean.
 
-    The plain chordal mean is lost where two clouds of poses lie half a turn apart (its singular values meet); the
-    anchors choose one cloud first, and the bounded weights never let the other one pull.
+    The plain chordal mean fails where two clusters of poses lie 180 degrees apart (its singular values meet); the
+    anchors choose one cluster first, and the bounded weights exclude the other one.
     """
-    anchors = relative[_draw(len(relative), _ANCHORS, generator, relative.device)]
+    anchors = relative[_sample(len(relative), _ANCHORS, generator, relative.device)]
     budget = max(200, _SCORED_PRODUCTS // (_ANCHORS * len(group)))
-    sample = relative[_draw(len(relative), budget, generator, relative.device)]
+    sample = relative[_sample(len(relative), budget, generator, relative.device)]
     copies = (anchors[:, None] @ group).flatten(-2)
     traces = torch.einsum("aki,bi->abk", copies, sample.flatten(-2)).amax(-1)
     costs = ((3 - traces) / (2 * (1 - math.cos(_CUTOFF_RAD)))).clamp(max=1.0).mean(1)
@@ -213,21 +217,21 @@ def _robust_rotation(
     return rotation
 
 
-def _draw(n: int, count: int, generator: torch.Generator, device: torch.device) -> Int[Tensor, " rows"]:
+def _sample(n: int, count: int, generator: torch.Generator, device: torch.device) -> Int[Tensor, " rows"]:
     return torch.randperm(n, generator=generator, device=generator.device)[:count].to(device)
 
 
 def _residuals(
     relative: Float[Tensor, "batch 3 3"], rotation: Float[Tensor, "3 3"], group: Float[Tensor, "order 3 3"]
 ) -> tuple[Float[Tensor, " batch"], Int[Tensor, " batch"]]:
-    """Angle between Q S and each relative rotation for the best S, and which S that is."""
+    """Angle between Q S and each relative rotation for the best S, and the index of that S."""
     copies = rotation @ group
     best = (relative.flatten(-2) @ copies.flatten(-2).mT).argmax(-1)
     return rotation_angle_rad(copies[best], relative), best
 
 
 def _cutoff(residuals: Float[Tensor, " batch"]) -> float:
-    """Residual beyond which an image has no weight: three medians, at most 45 degrees lest strangers vote."""
+    """Residual beyond which an image has no weight: three medians, at most 45 degrees to exclude wrong poses."""
     return min(max(3 * float(residuals.median()), _ROUNDING), _CUTOFF_RAD)
 
 
@@ -243,11 +247,11 @@ def _bounded_cost(residuals: Float[Tensor, " batch"]) -> float:
 def _robust_shift(
     aligned: Float[Tensor, "batch 3 3"], difference_angstrom: Float[Tensor, "batch 2"], weights: Float[Tensor, " batch"]
 ) -> Float[Tensor, " 3"]:
-    """The shift d that best explains o_predicted - o_truth = (A' d)_xy, by reweighted least squares.
+    """Shift d that best explains o_predicted - o_truth = (A' d)_xy, by reweighted least squares.
 
     A point r of the true map lies at A' (Q r + d) for the predicted pose and at A_truth r for the true one, and an
     offset o moves the particle to -o: the image stays the same when the predicted offset grows by (A' d)_xy.
-    A direction that no view shows (all views along one axis) stays 0: the pseudo-inverse.
+    Along a direction that no view shows (all views along one axis) it is 0, by the pseudo-inverse.
     """
     rows = aligned[:, :2]
     shift = rows.new_zeros(3)
@@ -272,7 +276,7 @@ def _score(
     residuals, copy = _residuals(in_hand.mT @ truth.rotations, gauge.rotation, group)
     aligned = in_hand @ gauge.rotation @ group[copy]
     views = aligned[:, 2], truth.rotations[:, 2]
-    # atan2 keeps its digits at small and at near-straight angles, where the arc cosine loses them.
+    # atan2 is accurate at angles near 0 and pi, where the arc cosine is not.
     view = torch.atan2(torch.linalg.cross(*views).norm(dim=-1), (views[0] * views[1]).sum(-1))
     left = truth.rotations @ aligned.mT
     in_plane = torch.atan2(left[:, 1, 0] - left[:, 0, 1], left[:, 0, 0] + left[:, 1, 1]).abs()

@@ -1,8 +1,8 @@
-"""Fourier shell correlation and the resolution read off it, as RELION counts and corrects them.
+"""Fourier shell correlation and resolution, with RELION's shells and correction.
 
 Shells are ROUND(|k|) over the stored half transform (x >= 0), each stored coefficient counted once. The masked curve is
-corrected for the correlation that the mask itself adds: phases are randomised beyond a shell, and what still correlates
-is the mask's doing. Corrected curve: Chen et al. 2013, Ultramicroscopy 135, 24-35.
+corrected for the correlation of the mask itself, which is measured after phases are randomised beyond a shell: Chen et
+al. 2013, Ultramicroscopy 135, 24-35.
 """
 
 import math
@@ -21,8 +21,7 @@ from cryoeq.geometry.shells import ShellSpectra, fourier_shell_correlation, shel
 HALF_MAP_THRESHOLD: Final = 0.143
 TRUTH_THRESHOLD: Final = 0.5
 _RANDOMISE_BELOW = 0.8
-# RELION's number for the share of the box that a sphere fills.
-_SPHERE_IN_BOX = 0.476
+_SPHERE_IN_BOX = 0.476  # RELION's value for the fraction of the box in a sphere
 
 
 @dataclass(frozen=True)
@@ -31,14 +30,14 @@ class FscCurves:
 
     Args:
         box_size_px: side of the maps.
-        pixel_size_angstrom: of the maps.
-        unmasked: of the maps as they are.
-        masked: of the maps times the mask; None without a mask.
-        randomised: of the masked maps after their phases were randomised from ``randomised_from_shell`` on.
-        corrected: masked, less what the mask adds; None without a mask, or where no phases could be randomised.
+        pixel_size_angstrom: pixel size of the maps.
+        unmasked: correlation without a mask.
+        masked: correlation under the mask; None without a mask.
+        randomised: correlation under the mask after phases are randomised from ``randomised_from_shell`` on.
+        corrected: masked correlation, corrected for the mask; None without a mask, or without randomised phases.
         randomised_from_shell: first shell with an unmasked correlation below 0.8; None where there is none.
-        solvent_fraction: how many times larger the sphere that fits the box is than the mask; None without a mask.
-        spectra: the sums behind the unmasked curve.
+        solvent_fraction: volume of the sphere inscribed in the box over that of the mask; None without a mask.
+        spectra: sums of the unmasked curve.
     """
 
     box_size_px: int
@@ -53,9 +52,9 @@ class FscCurves:
 
     @property
     def final(self) -> Float[Tensor, " shells"]:
-        """The curve that counts: the corrected one, but the unmasked one where that goes further.
+        """The corrected curve, but the unmasked one where its resolution is better.
 
-        A mask that makes the resolution worse does not fit; RELION then leaves it out, too.
+        A mask that makes the resolution worse does not fit; RELION leaves it out, too.
         """
         corrected = self.masked if self.corrected is None else self.corrected
         if corrected is None or _last_shell(self.unmasked) > _last_shell(corrected):
@@ -69,7 +68,7 @@ class FscCurves:
 
     @property
     def particle_fraction(self) -> Float[Tensor, " shells"] | None:
-        """Unmasked curve corrected for the solvent in the box: f F / (1 + (f - 1) F), f the solvent fraction.
+        """Unmasked curve F corrected for the solvent in the box: f F / (1 + (f - 1) F), f the solvent fraction.
 
         RELION's ``rlnFourierShellCorrelationParticleMaskFraction``, after cisTEM: Grant et al. 2018, eLife 7, e35383.
         """
@@ -78,10 +77,10 @@ class FscCurves:
         return self.solvent_fraction * self.unmasked / (1 + (self.solvent_fraction - 1) * self.unmasked)
 
     def resolutions_angstrom(self, threshold: float) -> dict[str, float | None]:
-        """Resolution of the unmasked, masked and corrected curves; None for a curve that is missing.
+        """Resolution of the unmasked, masked and corrected curves; None for a missing curve.
 
         Args:
-            threshold: correlation, 0.143 between half maps, 0.5 against a truth.
+            threshold: correlation: 0.143 between half maps, 0.5 between whole maps.
         """
         curves = {"unmasked": self.unmasked, "masked": self.masked, "corrected": self.corrected}
         return {
@@ -98,10 +97,10 @@ def resolution_angstrom(
     """Resolution of the last shell before the curve first drops below the threshold; infinite if shell 1 is below it.
 
     Args:
-        fsc: one value per shell from 0; shell 0, the mean density, is not looked at.
-        threshold: 0.143 between half maps, 0.5 against a truth.
+        fsc: correlation per shell; shell 0, the mean density, is ignored.
+        threshold: correlation: 0.143 between half maps, 0.5 between whole maps.
         box_size_px: side of the maps.
-        pixel_size_angstrom: of the maps.
+        pixel_size_angstrom: pixel size of the maps.
     """
     last = _last_shell(fsc, threshold)
     return box_size_px * pixel_size_angstrom / last if last else math.inf
@@ -114,9 +113,9 @@ def compare_maps(
 
     Args:
         first: a map.
-        second: another in the same frame.
-        mask: values between 0 and 1; a soft edge of 6 pixels or more keeps the correction small.
-        generator: draws the random phases, needed with a mask.
+        second: another map in the same frame.
+        mask: mask with values between 0 and 1; a soft edge of 6 pixels or more keeps the correction small.
+        generator: random number generator of the phases, needed with a mask.
 
     Raises:
         MapFileError: boxes or pixel sizes that differ, or a mask that does not fit.
@@ -130,14 +129,14 @@ def compare_maps(
 def add_mask(
     curves: FscCurves, first: Volume, second: Volume, mask: Volume, generator: torch.Generator | None
 ) -> FscCurves:
-    """The curves of two maps with those under a mask.
+    """The curves of two maps, with those under a mask.
 
     Args:
-        curves: the unmasked ones of these maps.
+        curves: unmasked curve of these maps.
         first: a map.
-        second: another in the same frame.
-        mask: values between 0 and 1.
-        generator: draws the random phases; without one nothing is corrected.
+        second: another map in the same frame.
+        mask: mask with values between 0 and 1.
+        generator: random number generator of the phases; None for no correction.
 
     Raises:
         MapFileError: a mask that does not fit.
@@ -161,29 +160,29 @@ def add_mask(
 def corrected_correlation(
     masked: Float[Tensor, " shells"], randomised: Float[Tensor, " shells"], from_shell: int
 ) -> Float[Tensor, " shells"]:
-    """The masked curve less what the mask adds: (masked - randomised) / (1 - randomised) from ``from_shell`` + 2 on.
+    """Masked curve, corrected for the mask from ``from_shell`` + 2 on: (masked - randomised) / (1 - randomised).
 
-    Two shells are left out because the mask smears signal that was not randomised into them.
+    Two shells are left out because the mask smears signal that is not randomised into them.
 
     Args:
         masked: correlation of the masked maps.
-        randomised: the same after phase randomisation.
+        randomised: correlation of the masked maps after phase randomisation.
         from_shell: first randomised shell.
     """
     shells = torch.arange(len(masked), device=masked.device)
-    room = (1 - randomised).clamp(min=torch.finfo(masked.dtype).eps)
-    return torch.where(shells >= from_shell + 2, (masked - randomised) / room, masked)
+    remainder = (1 - randomised).clamp(min=torch.finfo(masked.dtype).eps)
+    return torch.where(shells >= from_shell + 2, (masked - randomised) / remainder, masked)
 
 
 def randomise_phases(
     values: Float[Tensor, "n n n"], from_shell: int, generator: torch.Generator
 ) -> Float[Tensor, "n n n"]:
-    """The map with random phases at |k| >= ``from_shell`` (the true radius, not the rounded one), amplitudes kept.
+    """Map with random phases at |k| >= ``from_shell`` (the true radius, not the rounded one), amplitudes kept.
 
     Args:
-        values: densities.
+        values: the map.
         from_shell: first shell to randomise, in cycles per box.
-        generator: draws the phases, uniform over the circle.
+        generator: random number generator of the phases, uniform over the circle.
     """
     return filter_map(values, _random_phases(from_shell, generator))
 
@@ -217,8 +216,8 @@ def require_mask(mask: Volume, volume: Volume) -> None:
 
 def _random_phases(from_shell: int, generator: torch.Generator) -> Change:
     def change(rows: Complex[Tensor, "n rows half"], squared: Int[Tensor, "n rows half"]) -> Tensor:
-        turns = torch.rand(rows.shape, generator=generator, device=generator.device).to(rows.real)
-        angles = turns.mul_(2 * math.pi).mul_(squared >= from_shell**2)
+        uniform = torch.rand(rows.shape, generator=generator, device=generator.device).to(rows.real)
+        angles = uniform.mul_(2 * math.pi).mul_(squared >= from_shell**2)
         return rows * torch.polar(angles.new_ones(()), angles)
 
     return change
@@ -236,18 +235,18 @@ def _last_shell(fsc: Float[Tensor, " shells"], threshold: float = HALF_MAP_THRES
 
 
 def crossing_shells(curves: Float[Tensor, "curves shells"], threshold: float) -> Float[Tensor, " curves"]:
-    """Where each curve first drops below a threshold, interpolated linearly between shells.
+    """Shell at which each curve first drops below a threshold, interpolated linearly.
 
     Args:
-        curves: one value per shell from 0; shell 0, the mean density, is not looked at.
+        curves: correlation per shell; shell 0, the mean density, is ignored.
         threshold: correlation.
 
     Returns:
-        In shells; 0 where shell 1 is below already, the last shell where none is.
+        The crossing in shells; 0 where shell 1 is below, the last shell where none is.
     """
     is_below, last = curves[:, 1:] < threshold, curves.shape[1] - 1
     below = torch.where(is_below.any(1), is_below.int().argmax(1) + 1, last)
     after, before = (curves.gather(1, shell[:, None]).squeeze(1) for shell in (below, below - 1))
-    part = ((before - threshold) / (before - after).clamp(min=1e-9)).clamp(0, 1)
-    crossing = torch.where(below > 1, below - 1 + part, 0.0)
+    fraction = ((before - threshold) / (before - after).clamp(min=1e-9)).clamp(0, 1)
+    crossing = torch.where(below > 1, below - 1 + fraction, 0.0)
     return torch.where(is_below.any(1), crossing, float(last))

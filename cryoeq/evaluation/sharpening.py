@@ -18,23 +18,23 @@ from cryoeq.geometry.map_filter import filter_radially, low_pass_gains
 from cryoeq.geometry.shells import amplitudes_by_radius, fold_into_shells, radius_of, transform_planes
 
 LOG_OF_NOTHING = -99.0
-"""What RELION writes for the logarithm of an amplitude of zero."""
-_LEAST_POINTS = 3
-_LEAST_FSC = 1e-4
+"""RELION's value for the logarithm of an amplitude of zero."""
+_MIN_POINTS = 3
+_MIN_FSC = 1e-4
 
 
 @dataclass(frozen=True)
 class Sharpening:
-    """How to sharpen.
+    """Settings of the sharpening.
 
     Args:
-        bfactor_angstrom2: negative sharpens, 0 leaves the map alone; None fits it.
+        bfactor_angstrom2: B-factor, negative to sharpen, 0 for none; None fits it.
         fit_from_angstrom: lowest resolution of the fit.
-        fit_to_angstrom: highest resolution of the fit; 0 for all shells that the weighting leaves.
-        with_fsc_weighting: multiply by sqrt(2 FSC / (1 + FSC)).
+        fit_to_angstrom: highest resolution of the fit; 0 for all shells with a positive weight.
+        with_fsc_weighting: whether to multiply by sqrt(2 FSC / (1 + FSC)).
         low_pass_angstrom: resolution of a low-pass filter; None for none.
-        mtf: of the detector, to divide by.
-        mtf_pixel_size_angstrom: of the micrographs that it belongs to; None for that of the map.
+        mtf: MTF of the detector, to divide by.
+        mtf_pixel_size_angstrom: pixel size of the micrographs; None for that of the map.
     """
 
     bfactor_angstrom2: float | None = None
@@ -52,9 +52,9 @@ class GuinierFit:
 
     Args:
         slope_angstrom2: a quarter of the B-factor.
-        intercept: at infinite resolution length.
+        intercept: ln(amplitude) at 1 / resolution^2 = 0.
         correlation: square of the correlation coefficient, as RELION reports it.
-        n_points: shells that it goes through.
+        n_points: number of shells.
     """
 
     slope_angstrom2: float
@@ -68,13 +68,13 @@ class GuinierPlot:
     """ln of the mean amplitude of each shell up to Nyquist, after each step.
 
     Args:
-        inverse_square_resolution: 1 / Angstrom^2 of each shell.
-        original: of the average of the half maps.
-        mtf_corrected: after division by the MTF; None without one.
-        weighted: after weighting by the FSC; None without.
-        sharpened: after the B-factor; None without one.
-        fit: the line whose slope gave the B-factor; None where none was fitted.
-        bfactor_angstrom2: what was applied; 0 for none.
+        inverse_square_resolution: 1 / resolution^2 of each shell, in 1/Å^2.
+        original: amplitudes of the average of the half maps.
+        mtf_corrected: amplitudes after division by the MTF; None without one.
+        weighted: amplitudes after weighting by the FSC; None without weighting.
+        sharpened: amplitudes after the B-factor; None without one.
+        fit: line whose slope gave the B-factor; None where none was fitted.
+        bfactor_angstrom2: B-factor that was applied; 0 for none.
     """
 
     inverse_square_resolution: Float[Tensor, " shells"]
@@ -90,12 +90,12 @@ def sharpen(full: Volume, fsc: Float[Tensor, " shells"], settings: Sharpening) -
     """Post-process a map.
 
     Args:
-        full: the average of the half maps.
-        fsc: between the half maps, of each shell.
-        settings: what to do.
+        full: average of the half maps.
+        fsc: correlation of the half maps per shell.
+        settings: settings of the sharpening.
 
     Returns:
-        The map, and how its amplitudes changed on the way.
+        The map, and its amplitudes after each step.
     """
     n, pixel_size = full.box_size_px, full.pixel_size_angstrom
     sums, counts = amplitudes_by_radius(transform_planes(full.values))
@@ -130,9 +130,9 @@ def sharpen(full: Volume, fsc: Float[Tensor, " shells"], settings: Sharpening) -
 
 
 def fsc_weights(fsc: Float[Tensor, " shells"]) -> Float[Tensor, " shells_and_corners"]:
-    """sqrt(2 FSC / (1 + FSC)) of each shell, 0 from the first drop to nothing on and in the corners beyond Nyquist."""
-    positive = (fsc >= _LEAST_FSC).long().cumprod(0).bool()
-    weights = torch.where(positive, (2 * fsc / (1 + fsc).clamp(min=_LEAST_FSC)).clamp(min=0).sqrt(), 0.0)
+    """sqrt(2 FSC / (1 + FSC)) of each shell; 0 from the first shell without correlation on, and beyond Nyquist."""
+    positive = (fsc >= _MIN_FSC).long().cumprod(0).bool()
+    weights = torch.where(positive, (2 * fsc / (1 + fsc).clamp(min=_MIN_FSC)).clamp(min=0).sqrt(), 0.0)
     return torch.cat([weights, weights.new_zeros(1)])
 
 
@@ -142,14 +142,14 @@ def fit_guinier(
     """Least squares line through the shells between the two resolutions; None where there are fewer than three.
 
     Args:
-        inverse_square_resolution: 1 / Angstrom^2.
-        log_amplitudes: of each shell; those of nothing are left out.
-        settings: which resolutions to fit.
+        inverse_square_resolution: 1 / resolution^2 of each shell, in 1/Å^2.
+        log_amplitudes: ln(amplitude) of each shell; shells of zero amplitude are left out.
+        settings: settings of the sharpening, with the limits of the fit.
     """
     highest = math.inf if settings.fit_to_angstrom <= 0 else settings.fit_to_angstrom**-2
     x, y = inverse_square_resolution, log_amplitudes
     used = (x >= settings.fit_from_angstrom**-2 * (1 - 1e-9)) & (x <= highest * (1 + 1e-9)) & (y > LOG_OF_NOTHING)
-    if (count := int(used.sum())) < _LEAST_POINTS:
+    if (count := int(used.sum())) < _MIN_POINTS:
         return None
     x, y = x[used] - x[used].mean(), y[used] - y[used].mean()
     slope = float((x * y).sum() / x.square().sum())
@@ -165,7 +165,7 @@ def _mtf_gains(
     per_px = frequencies * (settings.mtf_pixel_size_angstrom or pixel_size_angstrom)
     knots, values = mtf.frequencies_per_px.to(frequencies), mtf.values.to(frequencies)
     right = torch.searchsorted(knots, per_px).clamp(1, len(knots) - 1)
-    share = ((per_px - knots[right - 1]) / (knots[right] - knots[right - 1])).clamp(0, 1)
+    fraction = ((per_px - knots[right - 1]) / (knots[right] - knots[right - 1])).clamp(0, 1)
     return torch.where(
-        frequencies < 1 / (2 * pixel_size_angstrom), 1 / torch.lerp(values[right - 1], values[right], share), 1.0
+        frequencies < 1 / (2 * pixel_size_angstrom), 1 / torch.lerp(values[right - 1], values[right], fraction), 1.0
     )

@@ -1,4 +1,4 @@
-"""Whether a run found a structure, as far as the run itself can tell, in plain words and with its reasons."""
+"""Verdict on a run: whether it found a structure, as far as the run itself can show, with the reasons."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,27 +12,27 @@ from cryoeq.maps.symmetry import MIXED_HANDS_WARNING
 Level = Literal["found", "doubtful", "not found", "unfinished"]
 Weight = Literal["for", "against", "remark"]
 
-_LEAST_SHELL = 5  # below, a round blob of the right size agrees with any molecule
-_LEAST_PROBABILITY = 0.5
-_MOST_UNSURE = 0.5  # share of the particles
+_MIN_SHELL = 5  # below, a round blob of the right size agrees with any molecule
+_MIN_PROBABILITY = 0.5
+_MAX_UNSURE = 0.5  # fraction of the particles
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a run folder says of its run.
+    """Facts on a run, from its folder.
 
     Args:
-        status: of ``job.json``.
-        error: why it failed; None where it did not, or where that is not recorded.
-        pose_inference: how poses were come by.
-        starts: least number of random starts, two of which had to agree where there is more than one.
-        side_angstrom: of the box.
-        resolution_angstrom: to which the half maps agree; infinite where they do at no shell, None without half maps.
-        shared_angstrom: up to which the half maps shared their first map; None where they shared nothing or their
-            poses.
-        probabilities: of the most probable pose of each particle; None where the run does not tell.
-        warnings: of the run.
-        scf_star: how evenly the views fill Fourier space; None without poses.
+        status: status in ``job.json``.
+        error: reason of a failure; None without a failure, or where it is not recorded.
+        pose_inference: source of the poses: search, hybrid, amortized or known.
+        starts: minimal number of random starts; where there is more than one, two had to agree.
+        side_angstrom: side of the box.
+        resolution_angstrom: resolution of the half maps; infinite where they agree at no shell, None without half maps.
+        shared_angstrom: resolution up to which both half sets shared a reference; None where they shared none, or
+            shared their poses.
+        probabilities: probability of the most probable pose of each particle; None where it is not recorded.
+        warnings: warnings of the run.
+        scf_star: sampling compensation factor SCF* of the views; None without poses.
     """
 
     status: str
@@ -49,7 +49,7 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class Reason:
-    """One thing that speaks for the map, against it, or neither."""
+    """One reason for the map, against it, or neither."""
 
     weight: Weight
     text: str
@@ -57,12 +57,12 @@ class Reason:
 
 @dataclass(frozen=True)
 class RunVerdict:
-    """The answer.
+    """Verdict with its reasons.
 
     Args:
-        level: found; doubtful, a map came out that the run itself casts doubt on; not found; or unfinished.
-        sentence: the answer in one sentence.
-        reasons: what it rests on.
+        level: found; doubtful, where the run itself casts doubt on its map; not found; or unfinished.
+        sentence: the verdict in one sentence.
+        reasons: reasons for and against, and remarks.
     """
 
     level: Level
@@ -71,11 +71,7 @@ class RunVerdict:
 
 
 def judge_run(facts: RunFacts) -> RunVerdict:
-    """The verdict on a run; any reason against it makes the map doubtful.
-
-    Args:
-        facts: what the run folder says.
-    """
+    """Verdict on a run; any reason against the map makes it doubtful."""
     if facts.status != "done":
         return _without_map(facts)
     reasons = (*_on_half_maps(facts), *_on_views(facts), *_on_poses(facts))
@@ -104,29 +100,29 @@ def _is_known(facts: RunFacts) -> bool:
 
 
 def _on_half_maps(facts: RunFacts) -> Iterator[Reason]:
-    """What the correlation of the half maps is worth."""
+    """Weight of the half maps' agreement."""
     resolution, shared = facts.resolution_angstrom, facts.shared_angstrom
     if resolution is None:
-        yield Reason("against", "There are no half maps, so nothing says how far the map can be trusted.")
+        yield Reason("against", "There are no half maps, so the resolution of the map is unknown.")
         return
-    criterion = f"(FSC {HALF_MAP_THRESHOLD}, no mask)"
-    if not math.isfinite(resolution) or facts.side_angstrom / resolution < _LEAST_SHELL:
+    criterion = f"(FSC {HALF_MAP_THRESHOLD}, unmasked)"
+    if not math.isfinite(resolution) or facts.side_angstrom / resolution < _MIN_SHELL:
         limit = "at no resolution" if math.isinf(resolution) else f"to {resolution:.0f} Å only"
-        yield Reason("against", f"The half maps agree {limit} {criterion}: any blob of the right size would.")
+        yield Reason("against", f"The half maps agree {limit} {criterion}, as any blob of the right size would.")
     elif facts.pose_inference == "amortized":
         yield Reason(
             "against",
-            f"The half maps agree to {resolution:.1f} Å {criterion}, but one encoder that saw all particles posed both "
-            "halves: their agreement flatters and cannot confirm the map. A search can.",
+            f"The half maps agree to {resolution:.1f} Å {criterion}, but one encoder, trained on all particles, posed "
+            "both half sets: the FSC is over-optimistic, not gold-standard. A search gives independent half sets.",
         )
     elif shared is not None and resolution > 0.99 * shared:
         yield Reason(
             "against",
-            f"The half maps agree to {resolution:.1f} Å {criterion}. Up to {shared:.0f} Å they shared their first map, "
-            "so that this proves nothing.",
+            f"The half maps agree to {resolution:.1f} Å {criterion}, but are independent (gold-standard) only beyond "
+            f"{shared:.0f} Å, up to which both half sets shared a reference.",
         )
     else:
-        beyond = f", beyond the {shared:.0f} Å up to which they shared their first map" if shared else ""
+        beyond = f", beyond the {shared:.0f} Å up to which both half sets shared a reference" if shared else ""
         yield Reason("for", f"The half maps agree to {resolution:.1f} Å {criterion}{beyond}.")
 
 
@@ -134,13 +130,13 @@ def _on_views(facts: RunFacts) -> Iterator[Reason]:
     if facts.scf_star is not None and facts.scf_star < UNEVEN_SCF:
         yield Reason(
             "remark",
-            f"The views are uneven: SCF* is {facts.scf_star:.2f}, where side views alone have {UNEVEN_SCF}. Detail may "
-            "be missing in some directions; cryoeq fsc --directional shows them.",
+            f"The views are uneven: SCF* is {facts.scf_star:.2f}, below the {UNEVEN_SCF} of side views alone. Detail "
+            "may be missing in some directions; see cryoeq screen and cryoeq fsc --directional.",
         )
 
 
 def _on_poses(facts: RunFacts) -> Iterator[Reason]:
-    """What the run says of its poses, and what it cannot know."""
+    """Certainty of the poses, and what no run can know."""
     if _is_known(facts):
         yield Reason("remark", "The poses were taken from the star file; they were not checked.")
         return
@@ -154,20 +150,22 @@ def _on_poses(facts: RunFacts) -> Iterator[Reason]:
             "The map has a mirror plane or an inversion centre: it may be a mixture of the molecule and its mirror "
             "image. Run again with another seed and compare.",
         )
-    yield Reason("remark", "The hand cannot be told from projections: the mirror image of the map is as likely.")
+    yield Reason("remark", "The hand cannot be determined from projections: the mirror image of the map is as likely.")
 
 
 def _on_starts(starts: int) -> Reason:
     if starts > 1:
-        return Reason("for", "Two random starts ended in the same map; without that the run would have stopped.")
-    return Reason("against", "There was one random start only: nothing shows that another one finds the same map.")
+        return Reason(
+            "for", "Reproduced: two random starts converged to the same map; otherwise the run would have stopped."
+        )
+    return Reason("against", "There was one random start only: no random restart shows that the map is reproducible.")
 
 
 def _on_probabilities(ordered: Sequence[float]) -> Reason:
-    """Judge the probabilities of the poses, lowest first."""
-    unsure = sum(value < _LEAST_PROBABILITY for value in ordered) / len(ordered)
+    """Weight of the poses' probabilities, lowest first."""
+    unsure = sum(value < _MIN_PROBABILITY for value in ordered) / len(ordered)
     text = (
         f"The most probable pose has a probability of {ordered[len(ordered) // 2]:.2f} for the median particle, and "
-        f"below {_LEAST_PROBABILITY:g} for {unsure:.0%} of them."
+        f"below {_MIN_PROBABILITY:g} for {unsure:.0%} of them."
     )
-    return Reason("against" if unsure > _MOST_UNSURE else "for", text)
+    return Reason("against" if unsure > _MAX_UNSURE else "for", text)

@@ -1,8 +1,8 @@
-"""A basis of images that turns with them: Fourier modes in the angle times radial functions, confined in both spaces.
+"""A steerable basis of images: Fourier modes in the angle times radial functions, confined in both spaces.
 
 An image whose content lies within a disk and below a frequency has few degrees of freedom. For each angular order m,
 the singular vectors of the Hankel transform between the disk and the band span them; those with small singular values
-do not fit in both and are left out. Turning the image by phi multiplies the coefficients of order m by exp(-i m phi),
+do not fit in both and are left out. Rotating the image by phi multiplies the coefficients of order m by exp(-i m phi),
 so correlations over all in-plane angles are Fourier series, and a mirrored image has the conjugates, with sign (-1)^m.
 
 Slepian 1964, Prolate spheroidal wave functions IV, Bell Syst. Tech. J. 43, 3009-3057. In cryo-EM: Zhao, Shkolnisky and
@@ -26,7 +26,7 @@ from cryoeq.geometry.fourier import HalfPlane
 # The least share of a radial function's energy that must lie in the disk, as an amplitude. Projections of 6MSM keep all
 # but 1.5e-4 of their energy up to radius 15, and no threshold between 0.1 and 0.7 does better; up to radius 5, where
 # the edge of the band is a larger part, they come back with an error of 4 to 7 % in amplitude.
-_LEAST_SINGULAR_VALUE = 0.7
+_MIN_SINGULAR_VALUE = 0.7
 _EDGE = 0.5  # how far the band reaches beyond the outermost coefficient, in cycles per box
 
 
@@ -35,7 +35,7 @@ class DiskHarmonics:
     """An orthonormal basis, to the accuracy of sums over a grid of pixels, of real images in Fourier space.
 
     Args:
-        plane: the coefficients of the images.
+        plane: coefficients of the images.
         orders: m >= 0 of each angular mode, the even ones first; those of -m follow from the images being real.
         basis: radial function times exp(i m theta), 0 where an order has fewer radial functions.
         even_weights: takes real parts of images to coefficients of even order.
@@ -53,8 +53,8 @@ class DiskHarmonics:
         """The basis for images whose content lies within a disk.
 
         Args:
-            plane: the coefficients; the band ends half a cycle beyond the last of them.
-            support_radius_px: of the disk in real space, in pixels of the plane's box.
+            plane: coefficients of the images; the band ends half a cycle beyond the last of them.
+            support_radius_px: radius of the disk in real space, in pixels of the plane's box.
         """
         functions = _radial_functions(plane, support_radius_px)
         orders = [*range(0, len(functions), 2), *range(1, len(functions), 2)]
@@ -79,7 +79,7 @@ class DiskHarmonics:
 
     @property
     def n_even(self) -> int:
-        """How many orders are even."""
+        """Number of even orders."""
         return (len(self.orders) + 1) // 2
 
     def analyse(self, images: Complex[Tensor, "batch points"]) -> Float[Tensor, "orders batch radial 2"]:
@@ -102,7 +102,7 @@ class DiskHarmonics:
 
 @lru_cache(maxsize=32)
 def disk_harmonics(box_size_px: int, radius: float, support_radius_px: float, device: torch.device) -> DiskHarmonics:
-    """The basis for all coefficients up to a radius, kept for the next time it is asked for."""
+    """The basis for all coefficients up to a radius, cached."""
     return DiskHarmonics.build(HalfPlane.up_to(box_size_px, radius, device), support_radius_px)
 
 
@@ -114,23 +114,23 @@ def _as_real_columns(weights: Complex[Tensor, "orders points radial"]) -> Float[
 def _radial_functions(plane: HalfPlane, support_radius_px: float) -> list[np.ndarray]:
     """Radial functions at the radii of the plane, one array (points, functions) for each order from 0 on."""
     n = plane.box_size_px
-    radii, places = np.unique(plane.radii.double().cpu().numpy(), return_inverse=True)
+    radii, index = np.unique(plane.radii.double().cpu().numpy(), return_inverse=True)
     band = float(radii.max()) + _EDGE
     k, k_weights = _quadrature(band, int(1.3 * band) + 12)
     r, r_weights = _quadrature(support_radius_px, int(3.2 * band * support_radius_px / n) + 12)
-    turns = 2 * math.pi / n
+    angular = 2 * math.pi / n
     functions: list[np.ndarray] = []
     while True:
         m = len(functions)
         r_scale = np.sqrt(r * r_weights)[:, None]
-        hankel = turns * jv(m, turns * r[:, None] * k) * r_scale * np.sqrt(k * k_weights)
+        hankel = angular * jv(m, angular * r[:, None] * k) * r_scale * np.sqrt(k * k_weights)
         left, singular, _ = np.linalg.svd(hankel, full_matrices=False)
-        count = int((singular > _LEAST_SINGULAR_VALUE).sum())
+        count = int((singular > _MIN_SINGULAR_VALUE).sum())
         if count == 0:
             return functions
         # Right singular vectors, evaluated wherever they are needed through the left ones.
-        at_radii = turns * (jv(m, turns * r[:, None] * radii) * r_scale).T @ left[:, :count] / singular[:count]
-        functions.append(at_radii[places] / math.sqrt(2 * math.pi))
+        at_radii = angular * (jv(m, angular * r[:, None] * radii) * r_scale).T @ left[:, :count] / singular[:count]
+        functions.append(at_radii[index] / math.sqrt(2 * math.pi))
 
 
 def _quadrature(end: float, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Centred Fourier transforms of images and maps, decided once for everybody.
+"""Centred Fourier transforms of images and maps, by one convention.
 
 The origin of an n-pixel axis is at index n // 2, in real and in Fourier space. Images use the orthonormal transform,
 so white noise of variance v per pixel has variance v per coefficient. Maps use the transform whose central slices are
@@ -21,7 +21,7 @@ _IMAGE = (-2, -1)
 _MAP = (-3, -2, -1)
 # From this many pixels on, FFTW's inverse real transform takes 1 / 1.3 to 1 / 4 of torch's time on CPU. Below, and for
 # all other transforms that cryoeq makes, torch is as fast or faster (README, "Decisions").
-_FFTW_LEAST_PIXELS = 2**18
+_FFTW_MIN_PIXELS = 2**18
 
 
 def fft_image(images: Float[Tensor, "*batch n n"]) -> Complex[Tensor, "*batch n n"]:
@@ -67,7 +67,7 @@ def pad_centred(array: Tensor, size: int, n_dims: int) -> Tensor:
 def fourier_crop_images(images: Float[Tensor, "*batch n n"], size: int) -> Float[Tensor, "*batch m m"]:
     """Images resampled to a smaller box by cropping their transforms; grey values are kept.
 
-    At even size the Nyquist frequencies of either sign share one place in the new transform: it gets their mean.
+    At even size the Nyquist frequencies of either sign share one coefficient of the new transform: it gets their mean.
     """
     n = images.shape[-1]
     if size == n:
@@ -90,7 +90,7 @@ def fourier_crop_images(images: Float[Tensor, "*batch n n"], size: int) -> Float
 
 
 def _origin_phases(k: Int[Tensor, " points"], n: int) -> Complex[Tensor, " points"]:
-    """What multiplies a transform when the origin moves from pixel 0 to pixel n // 2; computed in float64."""
+    """Phases that move the origin of a transform from pixel 0 to pixel n // 2; computed in float64."""
     return torch.exp((k * (n // 2) % n).double() * (2j * math.pi / n))
 
 
@@ -98,7 +98,7 @@ def _invert_real(spectrum: Complex[Tensor, "*batch n half"], n: int) -> Float[Te
     """Orthonormal inverse of ``torch.fft.rfft2(..., norm="ortho")``, through FFTW where that is faster."""
     pixels = spectrum.numel() // (n // 2 + 1) * n
     is_single_cpu = spectrum.device.type == "cpu" and spectrum.dtype == torch.complex64
-    if pixels < _FFTW_LEAST_PIXELS or not is_single_cpu or (spectrum.requires_grad and torch.is_grad_enabled()):
+    if pixels < _FFTW_MIN_PIXELS or not is_single_cpu or (spectrum.requires_grad and torch.is_grad_enabled()):
         return torch.fft.irfft2(spectrum, s=(n, n), norm="ortho")
     import pyfftw  # here, because it takes half a second
 
@@ -160,7 +160,7 @@ class HalfPlane:
 
     @cached_property
     def shell_counts(self) -> Int[Tensor, " shells"]:
-        """How many coefficients each shell has."""
+        """Number of coefficients in each shell."""
         return self.shells.bincount()
 
     @cached_property
@@ -179,7 +179,7 @@ class HalfPlane:
 
     def transform(self, images: Float[Tensor, "*batch n n"]) -> Complex[Tensor, "*batch points"]:
         """These coefficients of the centred orthonormal transforms of real images: ``gather(fft_image(images))``."""
-        index, is_mate, phases = self._half_transform_places
+        index, is_mate, phases = self._half_transform_index
         spectrum = torch.fft.rfft2(images, norm="ortho").flatten(-2)
         values = spectrum.index_select(-1, index)
         return torch.where(is_mate, values.conj(), values) * phases.to(values.dtype)
@@ -187,7 +187,7 @@ class HalfPlane:
     def images(self, values: Complex[Tensor, "*batch points"]) -> Float[Tensor, "*batch n n"]:
         """Real images that have these coefficients and zeros elsewhere: ``ifft_image(scatter(values))``."""
         n = self.box_size_px
-        index, is_mate, phases = self._half_transform_places
+        index, is_mate, phases = self._half_transform_index
         paired, mates = self._pairs
         moved = values * phases.conj().to(values.dtype)
         moved = torch.where(is_mate, moved.conj(), moved)
@@ -204,10 +204,10 @@ class HalfPlane:
         return paired, (n - self.coords[paired, 1]) * (n // 2 + 1)
 
     @cached_property
-    def _half_transform_places(
+    def _half_transform_index(
         self,
     ) -> tuple[Int[Tensor, " points"], Bool[Tensor, " points"], Complex[Tensor, " points"]]:
-        """Where rfft2 keeps each coefficient, whether it keeps its mate instead, and the phase that centres it."""
+        """Index of each coefficient in rfft2's output, whether that is its mate's, and the phase that centres it."""
         n = self.box_size_px
         kx, ky = self.coords.unbind(1)
         is_mate = kx < 0

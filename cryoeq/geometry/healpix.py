@@ -1,4 +1,4 @@
-"""Equal-area pixels of the sphere: their centres, and which of them a direction falls into.
+"""HEALPix: equal-area pixels of the sphere, their centres, and the pixel of a direction.
 
 HEALPix in its ring order, 12 * 4^order pixels. Gorski et al. 2005, Astrophys. J. 622, 759-771. Written out because
 healpy, which the tests compare with, takes two seconds to import.
@@ -28,7 +28,7 @@ def opposite_pixels(healpix_order: int) -> Int[Tensor, " pixels"]:
 
 
 def pixel_of_directions(vectors: Float[Tensor, "*batch 3"], healpix_order: int) -> Int[Tensor, "*batch"]:
-    """Which pixel each direction falls into.
+    """Pixel of each direction.
 
     Args:
         vectors: (x, y, z), of any length; the zero vector counts as +z.
@@ -52,8 +52,8 @@ def _in_belt(
     along, across = n_side * (0.5 + quarter_turns), n_side * 0.75 * height
     descending, ascending = (along - across).floor().long(), (along + across).floor().long()
     ring = n_side + 1 + descending - ascending
-    place = (ascending + descending - n_side + 2 - ring % 2) // 2 % (4 * n_side)
-    return 2 * n_side * (n_side - 1) + (ring - 1) * 4 * n_side + place
+    index_in_ring = (ascending + descending - n_side + 2 - ring % 2) // 2 % (4 * n_side)
+    return 2 * n_side * (n_side - 1) + (ring - 1) * 4 * n_side + index_in_ring
 
 
 def _in_cap(
@@ -65,7 +65,7 @@ def _in_cap(
     from_pole = n_side * (3 * (1 - height.abs())).sqrt()
     up, down = (within * from_pole).floor().long(), ((1 - within) * from_pole).floor().long()
     ring = up + down + 1
-    place = (quarter_turns * ring).floor().long() % (4 * ring)
-    north = 2 * ring * (ring - 1) + place
-    south = 12 * n_side**2 - 2 * ring * (ring + 1) + place
+    index_in_ring = (quarter_turns * ring).floor().long() % (4 * ring)
+    north = 2 * ring * (ring - 1) + index_in_ring
+    south = 12 * n_side**2 - 2 * ring * (ring + 1) + index_in_ring
     return torch.where(height > 0, north, south)

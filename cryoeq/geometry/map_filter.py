@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cryoeq.geometry.fourier import fft_map, ifft_map
 from cryoeq.geometry.shells import radius_of, slabs, squared_radii, transform_planes
+from cryoeq.geometry.soft_mask import falling_cosine
 
 Change = Callable[[Complex[Tensor, "n rows half"], Int[Tensor, "n rows half"]], Complex[Tensor, "n rows half"]]
 
@@ -16,8 +17,9 @@ def filter_map(values: Float[Tensor, "n n n"], change: Change) -> Float[Tensor, 
     """The map whose half transform (``torch.fft.rfftn``) was changed.
 
     Args:
-        values: densities.
-        change: given rows of the half transform and the squared radii |k|^2 of its coefficients, returns the new rows.
+        values: densities (z, y, x).
+        change: change of the transform: given rows of it and the squared radii |k|^2 of its coefficients, returns new
+            rows.
     """
     n = len(values)
     planes = _changed_planes(values, change)
@@ -33,9 +35,9 @@ def filter_and_mask(
     """``transform_planes`` of the map that was filtered and then masked, without that map itself.
 
     Args:
-        values: densities.
-        change: as of ``filter_map``.
-        mask: of the same box.
+        values: densities (z, y, x).
+        change: change of the transform, as for ``filter_map``.
+        mask: mask in the box of the map.
     """
     n = len(values)
     planes = _changed_planes(values, change)
@@ -49,7 +51,7 @@ def filter_radially(values: Float[Tensor, "n n n"], gains: Float[Tensor, " radii
     """The map with every Fourier coefficient multiplied by a factor that depends on |k| only.
 
     Args:
-        values: densities.
+        values: densities (z, y, x).
         gains: factor of each squared radius |k|^2, from 0 to 3 (n // 2)^2.
     """
     gains, n = gains.to(values.dtype), len(values)
@@ -66,17 +68,12 @@ def low_pass_gains(n: int, shell: int, edge_shells: int = 2, device: torch.devic
 
     Args:
         n: side of the map.
-        shell: where the factor is 1/2, in cycles per box.
-        edge_shells: width of the edge, centred on the shell: RELION's default.
-        device: of the result.
+        shell: shell at which the factor is 1/2, in cycles per box.
+        edge_shells: width of the edge, centred on the shell; RELION's default is 2.
+        device: device of the factors.
     """
     radii = radius_of(torch.arange(3 * (n // 2) ** 2 + 1, device=device))
-    return raised_cosine((radii - max(shell - edge_shells / 2, 0.0)) / edge_shells)
-
-
-def raised_cosine(depth: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """Falls from 1 at depth 0 and below to 0 at depth 1 and above, as a half period of a cosine."""
-    return depth.clamp(0, 1).mul_(torch.pi).cos_().add_(1).div_(2)
+    return falling_cosine((radii - max(shell - edge_shells / 2, 0.0)) / edge_shells)
 
 
 def _changed_planes(values: Float[Tensor, "n n n"], change: Change) -> Complex[Tensor, "n n half"]:

@@ -12,7 +12,7 @@ from cryoeq.geometry.so3 import rotation_from_vector
 
 _GOLDEN = (1 + math.sqrt(5)) / 2
 
-# (order, axis x, y, z) of two generating rotations. RELION names I2 when it is asked for I.
+# (order, axis x, y, z) of two generating rotations. RELION's I is I2.
 _POLYHEDRAL: dict[str, tuple[tuple[int, float, float, float], ...]] = {
     "T": ((3, 0.0, 0.0, 1.0), (2, 0.0, math.sqrt(2), 1.0)),
     "O": ((4, 0.0, 0.0, 1.0), (3, 1.0, 1.0, 1.0)),

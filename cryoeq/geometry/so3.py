@@ -63,7 +63,7 @@ def nearest_rotation(matrices: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*b
     """The rotation closest to each matrix in the Frobenius norm (special orthogonal Procrustes).
 
     The derivative is that of the optimum, which exists where singular values coincide and the decomposition has none:
-    R^T M stays symmetric, which says how far R turns when M changes.
+    R^T M stays symmetric, which gives the rotation of R when M changes.
     """
     left, _, right = torch.linalg.svd(matrices.detach())
     last = torch.linalg.det(left @ right)[..., None, None] * left[..., 2:]
@@ -73,8 +73,8 @@ def nearest_rotation(matrices: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*b
     symmetric = (stretch + stretch.mT).detach() / 2
     trace = symmetric.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     stiffness = trace * torch.eye(3, dtype=matrices.dtype, device=matrices.device) - symmetric
-    turn = torch.linalg.pinv(stiffness, hermitian=True) @ twist[..., None]
-    return rotations @ rotation_from_vector((turn - turn.detach()).squeeze(-1))
+    vector = torch.linalg.pinv(stiffness, hermitian=True) @ twist[..., None]
+    return rotations @ rotation_from_vector((vector - vector.detach()).squeeze(-1))
 
 
 def _cross_matrix(vectors: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:

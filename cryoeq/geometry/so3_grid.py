@@ -24,14 +24,14 @@ def view_directions(healpix_order: int) -> Float[Tensor, "views 2"]:
     from_pole = torch.minimum(ring, 4 * n_side - ring).clamp(max=n_side)
     counts = 4 * from_pole
     ring, from_pole = ring.repeat_interleave(counts).double(), from_pole.repeat_interleave(counts).double()
-    place = torch.cat([torch.arange(int(count)) for count in counts]).double()
+    index_in_ring = torch.cat([torch.arange(int(count)) for count in counts]).double()
     # Equations 4, 5, 8 and 9: rings in the polar caps, whose pixels lie half a step off the meridian, and between
     # them, where every other ring does.
     is_cap = from_pole < n_side
     cap = (1 - from_pole.square() / (3 * n_side**2)) * torch.sign(2 * n_side - ring)
     height = torch.where(is_cap, cap, 4 / 3 - 2 * ring / (3 * n_side))
     offset = torch.where(is_cap | ((ring - n_side) % 2 == 0), 0.5, 0.0)
-    azimuth = (place + offset) * (math.pi / 2) / from_pole
+    azimuth = (index_in_ring + offset) * (math.pi / 2) / from_pole
     return torch.stack([azimuth, torch.arccos(height)], dim=1)
 
 
@@ -46,9 +46,9 @@ def so3_grid(
 
     Args:
         healpix_order: 12 * 4^order view directions, about 58.6 / 2^order degrees apart.
-        n_inplane: in-plane angles per view; None for 6 * 2^order, as RELION has it.
-        dtype: of the matrices; None for torch's default.
-        device: of the matrices.
+        n_inplane: in-plane angles per view; None for 6 * 2^order, RELION's number.
+        dtype: type of the matrices; None for torch's default.
+        device: device of the matrices.
     """
     count = 6 * 2**healpix_order if n_inplane is None else n_inplane
     inplane = torch.arange(count, dtype=torch.float64) * (2 * math.pi / count)

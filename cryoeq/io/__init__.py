@@ -1,1 +1,1 @@
-"""The only place that knows file formats."""
+"""File formats: MRC, STAR, cryoSPARC tables, atomic models, checkpoints. No other package knows them."""

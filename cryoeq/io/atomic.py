@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writing of files: a reader sees the old file or the new one."""
 
 import errno
 import os
@@ -19,8 +19,8 @@ _ADVICE = {
     errno.EACCES: ("permission denied", "Make the folder writable or choose another one with -o"),
     errno.EPERM: ("permission denied", "Make the folder writable or choose another one with -o"),
     errno.EROFS: ("the file system is read-only", "Choose another folder with -o"),
-    errno.ENOENT: ("its folder does not exist", "Create the folder or choose another place"),
-    errno.ENOTDIR: ("a part of its path is a file, not a folder", "Choose another place"),
+    errno.ENOENT: ("its folder does not exist", "Create the folder or choose another one"),
+    errno.ENOTDIR: ("a part of its path is a file, not a folder", "Choose another path"),
     errno.EISDIR: ("a folder of that name exists", "Choose another name"),
 }
 
@@ -39,7 +39,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         The name to write to, with the suffix of ``path``.
 
     Raises:
-        OutputError: the disk is full or the place cannot be written.
+        OutputError: the disk is full or the path cannot be written.
     """
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:

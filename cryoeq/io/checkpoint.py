@@ -18,7 +18,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         state: tensors, numbers, strings and containers of them: what ``torch.load`` admits with ``weights_only=True``.
 
     Raises:
-        OutputError: the disk is full or the place cannot be written.
+        OutputError: the disk is full or the path cannot be written.
     """
     # torch.save into a file hides a full disk behind a RuntimeError of its C++ writer; a buffer keeps the OSError.
     buffer = io.BytesIO()
@@ -31,8 +31,8 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     """Read a checkpoint without executing code from it.
 
     Args:
-        path: what ``save_checkpoint`` wrote.
-        device: where its tensors go.
+        path: file of ``save_checkpoint``.
+        device: device of the tensors.
 
     Raises:
         CheckpointError: the file is missing, damaged or not a checkpoint of cryoeq.

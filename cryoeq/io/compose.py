@@ -1,4 +1,4 @@
-"""A new particle star from what is known of the particles: the way back of ``read_optics`` and ``read_ctf``."""
+"""New star files of simulated particles: the inverse of ``read_optics`` and ``read_ctf``."""
 
 import math
 
@@ -12,11 +12,11 @@ def compose_star(stack_name: str, count: int, box_size_px: int, optics: Optics, 
     """RELION 3.1 table of all images of one stack and one optics group, without poses.
 
     Args:
-        stack_name: of the ``.mrcs`` file, as the star shall name it.
-        count: images in it.
-        box_size_px: their side.
-        optics: of them all.
-        ctf: one value per image; None leaves the defocus columns out.
+        stack_name: name of the ``.mrcs`` file in the star file.
+        count: number of images in the stack.
+        box_size_px: side of the images.
+        optics: the one optics group.
+        ctf: CTF parameters, one value per image; None leaves the defocus columns out.
     """
     numbers = {
         "rlnMicrographOriginalPixelSize": optics.pixel_size_angstrom,

@@ -82,12 +82,12 @@ def write_cs(path: Path, source: Path, poses: Poses, *, half_set: Int[Tensor, " 
 
     Args:
         path: the ``.cs`` file to create or replace.
-        source: the table that the particles came from.
-        poses: one per row of it.
-        half_set: 1 or 2 per row; None leaves the splits as they are.
+        source: table that the particles came from.
+        poses: poses, one per row of the table.
+        half_set: half set of each row, 1 or 2; None leaves the splits unchanged.
 
     Raises:
-        OutputError: the disk is full or the place cannot be written.
+        OutputError: the disk is full or the path cannot be written.
     """
     fields = _load(source)
     vectors = rotation_vector(poses.rotations.double().mT).cpu().numpy()

@@ -1,4 +1,4 @@
-"""The pixels of a particle table: where the stacks are, and images read when they are asked for."""
+"""Images of a particle table: the stacks are located at once, pixels read on demand."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ class LazyImages:
 
     Args:
         stacks: the distinct image files.
-        stack_index: which of them holds each particle.
-        slice_index: which image of that file, counted from 0.
+        stack_index: index of each particle's file among the stacks.
+        slice_index: index of each particle's image in its file, from 0.
     """
 
     stacks: tuple[MrcStack, ...]
@@ -63,11 +63,11 @@ class LazyImages:
 
 
 def locate_images(star: StarTable, datadir: Path | None) -> tuple[LazyImages, tuple[str, ...]]:
-    """The images that rlnImageName points to, and notes on what was odd about finding them. Reads headers, no pixels.
+    """The images that rlnImageName points to, and notes on oddities of their files. Reads headers, no pixels.
 
     Args:
         star: its column rlnImageName holds ``000001@path/to/stack.mrcs``, counted from 1, or a file of one image.
-        datadir: where to look first.
+        datadir: folder that is searched first for the stacks; None for none.
 
     Raises:
         ParticleFileError: a stack is missing (the message lists where it was sought) or damaged, a number is not in its
@@ -128,33 +128,33 @@ def check_boxes(stacks: tuple[MrcStack, ...]) -> None:
 
 
 def _find_stacks(names: list[str], star_folder: Path, datadir: Path | None) -> list[Path]:
-    """The file of each name, RELION's project folder being unknown: see ``_candidates`` for the places tried."""
-    found = [
-        next((place for place in _candidates(name, star_folder, datadir) if place.is_file()), None) for name in names
+    """The file of each name, RELION's project folder being unknown: in the order of ``_candidates``."""
+    located = [
+        next((path for path in _candidates(name, star_folder, datadir) if path.is_file()), None) for name in names
     ]
-    if lost := [name for name, place in zip(names, found, strict=True) if place is None]:
-        places = [
+    if missing := [name for name, path in zip(names, located, strict=True) if path is None]:
+        folders = [
             *([f"--datadir {datadir}"] if datadir else []),
             f"{star_folder} and its parents",
             f"the current folder {Path.cwd()}",
         ]
-        what = f"{len(lost)} of {len(names)} stacks were not found, the first is {lost[0]!r}; "
-        what += f"looked in {', '.join(places)}"
+        what = f"{len(missing)} of {len(names)} stacks were not found, the first is {missing[0]!r}; "
+        what += f"looked in {', '.join(folders)}"
         raise ParticleFileError(
-            what, "rlnImageName must lead to a file", "Give the folder of the images with --datadir"
+            what, "cryoeq needs the images of all particles", "Give the folder of the images with --datadir"
         )
-    paths = [place for place in found if place is not None]
+    paths = [path for path in located if path is not None]
     owner: dict[Path, str] = {}
-    for name, place in zip(names, paths, strict=True):
-        if Path(owner.setdefault(place, name)) != Path(name):
-            what = f"{owner[place]!r} and {name!r} both lead to {place}"
+    for name, path in zip(names, paths, strict=True):
+        if Path(owner.setdefault(path, name)) != Path(name):
+            what = f"{owner[path]!r} and {name!r} both lead to {path}"
             advice = "Give the folder in which both paths exist with --datadir"
             raise ParticleFileError(what, "Two stacks of the same name need two files", advice)
     return paths
 
 
 def _candidates(name: str, star_folder: Path, datadir: Path | None) -> Iterator[Path]:
-    """Places of a stack: the data folder, the path itself, the star's folder and its parents, the current folder.
+    """Candidates for a stack: the data folder, the path itself, the star's folder and its parents, the current folder.
 
     In the data folder and the star's own folder the path may be cut from the left, down to the bare file name.
     """

@@ -19,7 +19,7 @@ def write_micrographs_star(path: Path, names: Sequence[str], optics: Optics, ctf
         ctf: one value per micrograph.
 
     Raises:
-        OutputError: the disk is full or the place cannot be written.
+        OutputError: the disk is full or the path cannot be written.
     """
     optics_numbers = {
         "rlnMicrographPixelSize": optics.pixel_size_angstrom,

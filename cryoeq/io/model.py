@@ -26,7 +26,7 @@ class AtomicModel:
     """The first model of a coordinate file, all its atoms as they are, in the file's frame.
 
     Args:
-        structure: as gemmi parsed it.
+        structure: structure as parsed by gemmi.
     """
 
     structure: gemmi.Structure
@@ -36,10 +36,10 @@ class AtomicModel:
         """Centres (x, y, z) of the atoms."""
         return torch.tensor([site.atom.pos.tolist() for site in self.structure[0].all()])
 
-    def moved(self, turn: Float[Tensor, "3 3"], shift_angstrom: Float[Tensor, " 3"]) -> "AtomicModel":
-        """The model at r' = turn r + shift; an improper matrix mirrors it."""
+    def moved(self, rotation: Float[Tensor, "3 3"], shift_angstrom: Float[Tensor, " 3"]) -> "AtomicModel":
+        """The model at r' = R r + shift; an improper matrix mirrors it."""
         structure = self.structure.clone()
-        motion = gemmi.Transform(gemmi.Mat33(turn.tolist()), gemmi.Vec3(*shift_angstrom.tolist()))
+        motion = gemmi.Transform(gemmi.Mat33(rotation.tolist()), gemmi.Vec3(*shift_angstrom.tolist()))
         structure[0].transform_pos_and_adp(motion)
         return AtomicModel(structure)
 
@@ -58,9 +58,10 @@ class AtomicModel:
 
         Args:
             box_size_px: side of the map.
-            pixel_size_angstrom: of the map.
-            corner_angstrom: place (x, y, z) of its first voxel in the frame of the model.
-            bfactor_angstrom2: one B-factor for all atoms; None for those of the file, anisotropic ones included.
+            pixel_size_angstrom: pixel size of the map.
+            corner_angstrom: coordinates (x, y, z) of its first voxel in the frame of the model.
+            bfactor_angstrom2: one B-factor for all atoms; None for the B-factors of the file, anisotropic ones
+                included.
         """
         n, side = box_size_px, box_size_px * pixel_size_angstrom
         atoms = self._atoms_within(corner_angstrom, side, bfactor_angstrom2)

@@ -19,7 +19,7 @@ from cryoeq.io.mrc_header import HEADER_BYTES, MrcHeader, ValueStatistics, build
 
 
 def header_notes(path: Path) -> tuple[str, ...]:
-    """What is odd about the header of a readable map, one sentence each; empty for an ordinary one."""
+    """Oddities of the header of a readable map, one sentence each; empty for an ordinary one."""
     return read_header(path, MapFileError).notes
 
 
@@ -53,13 +53,13 @@ def read_map(path: Path, *, angpix: float | None = None) -> Volume:
 
 
 def read_map_corner(path: Path, pixel_size_angstrom: float) -> Float[Tensor, " 3"]:
-    """Where the first voxel of a map lies in the frame of its atomic model, (x, y, z) in Angstrom.
+    """Coordinates (x, y, z) of a map's first voxel in the frame of its atomic model, in Angstrom.
 
     ORIGIN counts where it is not zero, as in ChimeraX; else NXSTART and its like, in voxels, as in CCP4.
 
     Args:
         path: an MRC file.
-        pixel_size_angstrom: of the map.
+        pixel_size_angstrom: pixel size of the map.
     """
     header = read_header(path, MapFileError)
     if any(header.origin_angstrom) and all(map(math.isfinite, header.origin_angstrom)):
@@ -75,18 +75,19 @@ def write_map(
     Args:
         path: the ``.mrc`` file to create or replace.
         volume: the map.
-        label: for the header, for example the command that made it; cut at 80 characters with version and date.
-        origin_angstrom: place (x, y, z) of the first voxel, for viewers.
+        label: title in the header, for example the command that made the map; cut at 80 characters with version and
+            date.
+        origin_angstrom: coordinates (x, y, z) of the first voxel, for viewers.
 
     Raises:
-        OutputError: the disk is full or the place cannot be written.
+        OutputError: the disk is full or the path cannot be written.
     """
     tensor = volume.values.detach().cpu().to(torch.float32).contiguous()
     # Plane by plane, without the copies that numpy would make of a large map, and several times as fast.
     mean = float(tensor.mean(dim=(1, 2)).double().mean())
-    spread = math.sqrt(sum(float((plane - mean).norm()) ** 2 for plane in tensor) / tensor.numel())
+    sigma = math.sqrt(sum(float((plane - mean).norm()) ** 2 for plane in tensor) / tensor.numel())
     lowest, highest = tensor.aminmax()
-    statistics = ValueStatistics(float(lowest), float(highest), mean, spread)
+    statistics = ValueStatistics(float(lowest), float(highest), mean, sigma)
     values = tensor.numpy()
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         header = build_header(values.shape, volume.pixel_size_angstrom, statistics, is_stack=False, label=label)
@@ -129,15 +130,15 @@ def write_image(path: Path, values: Float[Tensor, "ny nx"], pixel_size_angstrom:
     Args:
         path: the ``.mrc`` file to create or replace.
         values: grey values (y, x).
-        pixel_size_angstrom: of the image.
-        label: for the header.
+        pixel_size_angstrom: pixel size of the image.
+        label: title in the header.
 
     Raises:
-        OutputError: the disk is full or the place cannot be written.
+        OutputError: the disk is full or the path cannot be written.
     """
     image = values.detach().cpu().to(torch.float32)[None].contiguous()
-    spread, mean = torch.std_mean(image.double(), correction=0)
-    statistics = ValueStatistics(float(image.min()), float(image.max()), float(mean), float(spread))
+    sigma, mean = torch.std_mean(image.double(), correction=0)
+    statistics = ValueStatistics(float(image.min()), float(image.max()), float(mean), float(sigma))
     header = build_header((1, *values.shape), pixel_size_angstrom, statistics, is_stack=True, label=label)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(header)
@@ -146,7 +147,7 @@ def write_image(path: Path, values: Float[Tensor, "ny nx"], pixel_size_angstrom:
 
 @dataclass(frozen=True)
 class MrcStack:
-    """The images of one file, read when they are asked for.
+    """The images of one file, read on demand.
 
     No file stays open between reads: a data set has thousands of stacks, more than a process may hold open.
 
@@ -183,12 +184,12 @@ class MrcStack:
 
     @property
     def pixel_size_angstrom(self) -> float | None:
-        """Of the header; None where it is zero or cannot be trusted."""
+        """Pixel size of the header; None where it is zero or implausible."""
         return self.header.pixel_size_angstrom
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is odd about the header, one sentence each."""
+        """Oddities of the header, one sentence each."""
         return self.header.notes
 
     def read(self, slices: Int[np.ndarray, " slices"]) -> Float32[np.ndarray, "slices n n"]:
@@ -229,8 +230,8 @@ class StackWriter:
         path: the ``.mrcs`` file to create or replace.
         count: images that will be appended.
         box_size_px: their side.
-        pixel_size_angstrom: of the images.
-        label: for the header.
+        pixel_size_angstrom: pixel size of the images.
+        label: title in the header.
     """
 
     def __init__(

@@ -21,17 +21,17 @@ _LARGEST_SIDE_PX = 2**20
 
 @dataclass(frozen=True)
 class MrcHeader:
-    """What cryoeq needs of an MRC header.
+    """Fields of an MRC header that cryoeq reads.
 
     Args:
         shape: (sections, rows, columns), as stored.
-        dtype: of the stored values, with their byte order.
+        dtype: type of the stored values, with their byte order.
         data_offset: bytes before the first value.
         pixel_size_angstrom: CELLA.X / MX; None where it is zero or cannot be trusted.
-        axes: which of x = 1, y = 2, z = 3 runs along sections, rows and columns.
+        axes: axis (x = 1, y = 2, z = 3) along sections, rows and columns.
         start_px: number of the first voxel along x, y and z (NXSTART and its like).
         origin_angstrom: ORIGIN, (x, y, z); zero in most files, and in those without the MAP stamp.
-        notes: what is odd about the header, one sentence each.
+        notes: oddities of the header, one sentence each.
     """
 
     shape: tuple[int, int, int]
@@ -129,8 +129,8 @@ def build_header(
 
     Args:
         shape: (sections, rows, columns).
-        pixel_size_angstrom: of all axes.
-        statistics: of the values.
+        pixel_size_angstrom: pixel size along all axes.
+        statistics: statistics of the values.
         is_stack: images (ISPG 0, MZ 1) rather than a map (ISPG 1, MZ = NZ).
         label: written after the version and the date, cut at 80 characters in all.
     """
@@ -153,8 +153,8 @@ def build_header(
 
 
 def with_origin(raw: bytes, origin_angstrom: tuple[float, float, float]) -> bytes:
-    """A header with ORIGIN set to a place (x, y, z)."""
+    """A header with ORIGIN set to coordinates (x, y, z)."""
     header = np.frombuffer(raw, HEADER_DTYPE).copy()
-    for axis, place in zip("xyz", origin_angstrom, strict=True):
-        header["origin"][axis] = place
+    for axis, coordinate in zip("xyz", origin_angstrom, strict=True):
+        header["origin"][axis] = coordinate
     return header.tobytes()

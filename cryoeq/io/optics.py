@@ -23,15 +23,16 @@ _SAME_PIXEL_SIZE = 1e-3
 def with_optics_block(
     star: StarTable, *, angpix: float | None = None, box_size_px: int | None = None, ignore_ctf: bool = False
 ) -> StarTable:
-    """The same table in the layout of RELION 3.1, complete enough for RELION to read it.
+    """A star file in the layout of RELION 3.1, with all columns that RELION requires.
 
-    Columns that are there stay verbatim, but for a pixel size that ``angpix`` overrides; what RELION asks for is added.
+    Columns of the file stay verbatim, but for a pixel size that ``angpix`` overrides; those that RELION requires are
+    added.
 
     Args:
-        star: of RELION 3.0 (voltage, Cs and amplitude contrast per particle, no optics block) or later.
+        star: star file of RELION 3.0 (voltage, Cs and amplitude contrast per particle, no optics block) or later.
         angpix: pixel size in Angstrom; overrides that of the file.
-        box_size_px: side of the images, None if unknown.
-        ignore_ctf: microscope parameters may be missing.
+        box_size_px: side of the images; None if unknown.
+        ignore_ctf: whether microscope parameters may be missing.
 
     Raises:
         ParticleFileError: a column is missing or the pixel size is.
@@ -78,8 +79,8 @@ def star_pixel_size(star: StarTable, *, angpix: float | None = None) -> float:
     """The one pixel size of all images of a star file, in Angstrom.
 
     Args:
-        star: of any RELION version.
-        angpix: overrides what the file says.
+        star: star file of any RELION version.
+        angpix: pixel size in Angstrom; overrides that of the file.
 
     Raises:
         ParticleFileError: it is missing, zero, or differs between particles.
@@ -99,6 +100,13 @@ def star_pixel_size(star: StarTable, *, angpix: float | None = None) -> float:
             f"{where}: pixel sizes differ ({listed} Angstrom)", expected, "Rescale the particles to one of them"
         )
     return float(sizes[0])
+
+
+def star_box_angstrom(star: StarTable) -> float | None:
+    """Side of the images of the first optics group, in Angstrom; None where the file does not state it."""
+    if star.optics is None or not {"rlnImageSize", "rlnImagePixelSize"} <= star.optics.keys():
+        return None
+    return float(star.optics_floats("rlnImageSize")[0] * star.optics_floats("rlnImagePixelSize")[0])
 
 
 def _pixel_sizes(star: StarTable) -> Numbers:
@@ -133,11 +141,11 @@ def optics_index(star: StarTable) -> Int[Tensor, " particles"]:
     if len(next(iter(optics.values()), ())) == 1 and "rlnOpticsGroup" not in star.particles:
         return torch.zeros(len(star), dtype=torch.long)
     groups = star.optics_floats("rlnOpticsGroup")
-    wanted = star.floats("rlnOpticsGroup")
+    group_numbers = star.floats("rlnOpticsGroup")
     order = np.argsort(groups)
-    place = np.searchsorted(groups[order], wanted).clip(max=len(groups) - 1)
-    index = order[place]
-    if (unknown := np.flatnonzero(groups[index] != wanted)).size:
+    position = np.searchsorted(groups[order], group_numbers).clip(max=len(groups) - 1)
+    index = order[position]
+    if (unknown := np.flatnonzero(groups[index] != group_numbers)).size:
         row = int(unknown[0])
         group = star.particles["rlnOpticsGroup"][row]
         found = f"{star.path or 'star'}, row {row + 1}: optics group {group} is not in the optics block"

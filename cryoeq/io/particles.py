@@ -1,4 +1,4 @@
-"""Particle stacks: from a star file (or a bare stack) to nouns, and back to a star file with every column kept."""
+"""Particle stacks: read from star files, cryoSPARC tables or bare stacks, written with every column kept."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,10 +29,10 @@ class ParticleStack:
     """A particle file that was opened: all that is known of it, its pixels on the disk.
 
     Args:
-        table: the particles.
-        star: every column of the input as text, in RELION's 3.1 layout: what ``write_particle_star`` wants.
-        images: the pixels, read when asked for.
-        notes: what the user should know about the input, one sentence each.
+        table: particles without their pixels.
+        star: every column of the input as text, in RELION's 3.1 layout, for ``write_particle_star``.
+        images: pixels on the disk, read on demand.
+        notes: findings about the input for the user, one sentence each.
     """
 
     table: ParticleTable
@@ -52,31 +52,31 @@ def read_particles(
     """Open a RELION star file (3.0, 3.1 or later), cryoSPARC's ``.cs``, or a bare ``.mrcs`` stack. No pixel is read.
 
     Args:
-        path: the star file, table or stack.
+        path: star file, table or stack.
         angpix: pixel size in Angstrom; fills in or overrides that of the file.
-        datadir: folder in which to look first for the stacks that the star names.
-        with_poses: read Euler angles, origins and half sets too; inference leaves them unread.
-        ignore_ctf: read no CTF; a bare stack has none anyway.
+        datadir: folder that is searched first for the stacks that the star file names.
+        with_poses: whether Euler angles, origins and half sets are read too; inference leaves them unread.
+        ignore_ctf: whether the CTF is left unread; a bare stack has none in any case.
 
     Raises:
         ParticleFileError: anything that is wrong with the input, with the column, row or file concerned.
     """
     if path.suffix.lower() in STACK_SUFFIXES:
-        images, found = open_bare_stack(path)
+        images, notes = open_bare_stack(path)
         star = _star_of_bare_stack(path, len(images))
         angpix = angpix if angpix is not None else images.stacks[0].pixel_size_angstrom
-        ignore_ctf, found = True, (*found, f"{path.name} comes without a star file, so without CTF.")
+        ignore_ctf, notes = True, (*notes, f"{path.name} comes without a star file, so without CTF.")
     else:
-        star, said = read_cs(path) if path.suffix == CS_SUFFIX else (read_star(path), ())
-        images, found = locate_images(star, datadir)
-        found = (*said, *found)
+        star, table_notes = read_cs(path) if path.suffix == CS_SUFFIX else (read_star(path), ())
+        images, notes = locate_images(star, datadir)
+        notes = (*table_notes, *notes)
     box = images.box_size_px
     star = with_optics_block(star, angpix=angpix, box_size_px=box, ignore_ctf=ignore_ctf)
     _check_stated_box(star, box)
     pixel_size, index = star_pixel_size(star), optics_index(star)
     optics = read_optics(star, pixel_size)
     if any(group.is_ctf_premultiplied for group in optics) and not ignore_ctf:
-        found = (*found, "The images were multiplied by their CTF already (rlnCtfDataAreCtfPremultiplied).")
+        notes = (*notes, "The images were multiplied by their CTF already (rlnCtfDataAreCtfPremultiplied).")
     table = ParticleTable(
         stack_paths=tuple(stack.path for stack in images.stacks),
         stack_index=images.stack_index,
@@ -89,7 +89,7 @@ def read_particles(
         poses=star_poses(star) if with_poses else None,
         half_set=star_half_set(star) if with_poses else None,
     )
-    return ParticleStack(table, star, images, found)
+    return ParticleStack(table, star, images, notes)
 
 
 def read_table(path: Path) -> StarTable:
@@ -116,7 +116,7 @@ def star_poses(star: StarTable, *, angpix: float | None = None) -> Poses:
     """Orientations and shifts of a star file; the images need not be there.
 
     Args:
-        star: of any RELION version. Origins are taken in Angstrom, else (3.0) in pixels, else as zero.
+        star: star file of any RELION version; origins are read in Angstrom, else (3.0) in pixels, else taken as zero.
         angpix: pixel size in Angstrom for origins in pixels; overrides that of the file.
 
     Raises:
@@ -172,17 +172,17 @@ def write_particle_star(
     """Write particles as RELION 3.1 and later read them, every input column and the row order kept.
 
     Args:
-        path: the star file to create or replace.
-        star: the particles, of any RELION version; ``ParticleStack.star`` knows a pixel size that the file does not.
-        poses: set as rlnAngleRot/Tilt/Psi and rlnOriginX/YAngst (and in pixels where the input has such columns, lest
-            an old origin outlive its angles); None leaves the columns as they are.
-        half_set: set as rlnRandomSubset.
+        path: star file to create or replace.
+        star: particles, of any RELION version; ``ParticleStack.star`` knows a pixel size that the file does not.
+        poses: poses, set as rlnAngleRot/Tilt/Psi and rlnOriginX/YAngst (and in pixels where the input has such columns,
+            lest an old origin outlive its angles); None leaves the columns unchanged.
+        half_set: half sets, set as rlnRandomSubset.
         confidence: probability of the pose, set as rlnMaxValueProbDistribution.
-        figure_of_merit: between 0 and 1, set as rlnParticleFigureOfMerit.
+        figure_of_merit: figure of merit between 0 and 1, set as rlnParticleFigureOfMerit.
         extra_columns: further columns by name, one value per particle.
 
     Raises:
-        OutputError: the disk is full or the place cannot be written.
+        OutputError: the disk is full or the path cannot be written.
     """
     star = with_optics_block(star, ignore_ctf=True)
     columns: dict[str, Text] = dict(star.particles)

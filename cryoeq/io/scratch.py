@@ -18,8 +18,8 @@ def keep_on_scratch(
     """Images in a file without a name, mapped into memory: it is gone with the process, however that ends.
 
     Args:
-        folder: on a local disk.
-        shape: of all images together.
+        folder: folder on a local disk.
+        shape: shape of all images together.
         chunks: the images, float32, in order.
 
     Raises:

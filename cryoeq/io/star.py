@@ -1,4 +1,4 @@
-"""STAR files of particles, every value kept as the text that it is.
+"""STAR files of particles; every value is kept as text, verbatim.
 
 Why not the starfile package: a tool that promises to hand every column back verbatim may not guess. Version 0.5.13
 reads ``nan`` as missing, turns ``'`` into ``"``, cuts a row at ``#``, takes a row that starts with ``data_`` for a
@@ -36,9 +36,9 @@ class StarTable:
     """The optics groups and the particles of a star file.
 
     Args:
-        optics: one array of text per column of ``data_optics``; None in RELION 3.0 files, which have none.
-        particles: the same of the particles. Column names carry no leading underscore.
-        path: where it was read from, for messages.
+        optics: columns of ``data_optics`` as text; None for files of RELION 3.0, which have none.
+        particles: columns of the particles as text; their names carry no leading underscore.
+        path: file of the table, for messages; None for a new one.
     """
 
     optics: Columns | None
@@ -52,7 +52,7 @@ class StarTable:
         """Some of the particles, with their optics groups.
 
         Args:
-            numbers: of their rows, from 0.
+            numbers: row numbers, from 0.
         """
         return replace(self, particles={name: values[list(numbers)] for name, values in self.particles.items()})
 
@@ -61,13 +61,15 @@ class StarTable:
 
         Args:
             column: its name, for example ``rlnDefocusU``.
-            advice: what the user can do without it.
+            advice: advice to the user where the column is missing.
 
         Raises:
             ParticleFileError: there is no such column; the message names it.
         """
         if column not in self.particles:
             expected = f"cryoeq needs {column} for every particle"
+            if not advice and "rlnMicrographName" in self.particles and "rlnImageName" not in self.particles:
+                advice = "This is a table of micrographs: give the star file of the particles extracted from them"
             raise ParticleFileError(f"{self.path or 'star'}: column {column} is missing", expected, advice or _REPAIR)
         return self.particles[column]
 
@@ -77,7 +79,7 @@ class StarTable:
         Args:
             column: its name.
             default: value where the column is missing; None makes that an error.
-            advice: what the user can do without it.
+            advice: advice to the user where the column is missing.
 
         Raises:
             ParticleFileError: the column is missing, or a value is not a finite number; the message names the first
@@ -163,7 +165,7 @@ def read_star(path: Path) -> StarTable:
 
 
 def _split_blocks(lines: Iterable[str]) -> Iterator[tuple[str, Iterator[str]]]:
-    """Name and lines of each block, without empty lines and comments; to be used up before the next is asked for."""
+    """Name and lines of each block, without empty lines and comments; to be consumed before the next block."""
     for (number, name), rows in groupby(_named_lines(lines), itemgetter(0)):
         if number:
             yield name, (row for _, row in rows)
@@ -231,7 +233,7 @@ def write_star(path: Path, star: StarTable) -> None:
     There is no comment but the version: RELION looks for ``data_`` on every line, comments too.
 
     Raises:
-        OutputError: the disk is full or the place cannot be written.
+        OutputError: the disk is full or the path cannot be written.
     """
     optics = {} if star.optics is None else {"optics": star.optics}
     write_blocks(path, optics | {"particles": star.particles})
@@ -245,7 +247,7 @@ def write_blocks(path: Path, blocks: Mapping[str, Columns]) -> None:
         blocks: columns of each table, by its name without ``data_``.
 
     Raises:
-        OutputError: the disk is full or the place cannot be written.
+        OutputError: the disk is full or the path cannot be written.
     """
     with (
         atomic_path(path) as temporary,
@@ -256,7 +258,7 @@ def write_blocks(path: Path, blocks: Mapping[str, Columns]) -> None:
 
 
 def _format_block(name: str, columns: Columns) -> Iterator[str]:
-    """One block as a ``loop_``, also when it has one row: RELION asks for that."""
+    """One block as a ``loop_``, also when it has one row: RELION requires it."""
     labels = "".join(f"_{label} #{number}\n" for number, label in enumerate(columns, 1))
     yield f"\n# version 30001\n\ndata_{name}\n\nloop_\n{labels}"
     for start in range(0, len(next(iter(columns.values()), ())), _CHUNK):

@@ -1,6 +1,6 @@
 """Alignment of a map to a reference over rotation, shift and hand.
 
-Coarse: every rotation of an even spread over SO(3), at low resolution, with all shifts at once by FFT. Then the
+Coarse: every rotation of an even grid over SO(3), at low resolution, with all shifts at once by FFT. Then the
 best few peaks are refined continuously, at a higher resolution and with each shell weighted by how well it agrees.
 Everything happens on Fourier coefficients that are whitened shell by shell, so that the few strongest ones do not
 decide alone; the hand is that with the larger mean FSC at the end.
@@ -34,12 +34,12 @@ _SPLINE_POINTS = 2**16
 
 @dataclass(frozen=True)
 class MapAlignment:
-    """How a map was brought onto its reference: mirror along z first if told to, then r' = R r + d.
+    """Alignment of a map to its reference: mirrored along z first where ``is_mirrored``, then r' = R r + d.
 
     Args:
         rotation: R, from the frame of the moving map to that of the reference, vectors (x, y, z) from voxel n // 2.
-        shift_angstrom: d.
-        is_mirrored: the moving map has the other hand.
+        shift_angstrom: d, in Angstrom.
+        is_mirrored: whether the moving map has the other hand.
         correlation: mean FSC with the reference over the shells that were compared.
     """
 
@@ -49,13 +49,11 @@ class MapAlignment:
     correlation: float
 
     def apply(self, moving: Volume) -> Volume:
-        """The moving map, or another in its frame such as a half map, in the frame of the reference.
-
-        Args:
-            moving: the map to mirror, turn and shift.
-        """
+        """The moving map, or another in its frame such as a half map, in the frame of the reference."""
         values = mirror_map(moving.values) if self.is_mirrored else moving.values
-        return replace(moving, values=turn_map(values, self.rotation, self.shift_angstrom / moving.pixel_size_angstrom))
+        return replace(
+            moving, values=rotate_map(values, self.rotation, self.shift_angstrom / moving.pixel_size_angstrom)
+        )
 
 
 @dataclass(frozen=True)
@@ -80,15 +78,15 @@ class _Band:
 
     @property
     def scale(self) -> Float64[np.ndarray, " 6"]:
-        """Steps in rotation (radians) and shift (pixels) that turn the phases at the rim by about one radian."""
-        turn = 1 / (2 * math.pi * 0.25 * self.radius)
+        """Steps in rotation (radians) and shift (pixels) that change the phases at the rim by about one radian."""
+        rotation = 1 / (2 * math.pi * 0.25 * self.radius)
         move = self.box_size_px / (2 * math.pi * self.radius)
-        return np.array([turn] * 3 + [move] * 3)
+        return np.array([rotation] * 3 + [move] * 3)
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """One rotation and shift with what it is worth."""
+    """One rotation and shift with its score."""
 
     rotation: Float[Tensor, "3 3"]
     shift_px: Float[Tensor, " 3"]
@@ -99,12 +97,12 @@ class _Candidate:
 def align_map(
     moving: Volume, reference: Volume, *, with_hand: bool, start: Float[Tensor, "3 3"] | None = None
 ) -> MapAlignment:
-    """Rotation, shift and, if asked, hand that bring a map onto a reference.
+    """Rotation, shift and, on request, hand that align a map to a reference.
 
     Args:
-        moving: the map to align.
-        reference: the map that stays.
-        with_hand: also try the mirror image of the moving map.
+        moving: map to align.
+        reference: map that stays in place.
+        with_hand: whether the mirror image of the moving map is tried too.
         start: a rotation R within about 10 degrees of the answer, for example the transpose of a
             ``PoseGauge.rotation``; saves the search over SO(3).
 
@@ -134,10 +132,10 @@ def mirror_map(values: Float[Tensor, "n n n"]) -> Float[Tensor, "n n n"]:
     return values.flip(0) if len(values) % 2 else values.flip(0).roll(1, 0)
 
 
-def turn_map(
+def rotate_map(
     values: Float[Tensor, "n n n"], rotation: Float[Tensor, "3 3"], shift_px: Float[Tensor, " 3"]
 ) -> Float[Tensor, "n n n"]:
-    """The map turned by R about voxel n // 2, then moved by d, band-limited to Nyquist's sphere.
+    """The map rotated by R about voxel n // 2, then moved by d, band-limited to Nyquist's sphere.
 
     Args:
         values: densities (z, y, x).
@@ -155,8 +153,8 @@ def turn_map(
         inside = coords.square().sum(-1) <= (n / 2) ** 2
         coords = coords[inside].to(values)
         half[rows[inside]] = _spline_sample(padded, coords @ rotation) * _shift_phases(coords, shift_px, n)
-    turned: Tensor = torch.fft.irfftn(half.reshape(n, n, n // 2 + 1), s=values.shape)
-    centred: Tensor = torch.fft.fftshift(turned)
+    rotated: Tensor = torch.fft.irfftn(half.reshape(n, n, n // 2 + 1), s=values.shape)
+    centred: Tensor = torch.fft.fftshift(rotated)
     return centred
 
 
@@ -173,15 +171,15 @@ def _spline_coefficients(values: Float[Tensor, "n n n"]) -> Complex[Tensor, "m m
     return transform
 
 
-def _spline_sample(padded: Complex[Tensor, "m m m"], places: Float[Tensor, "points 3"]) -> Complex[Tensor, " points"]:
-    """Cubic B-splines through 64 neighbours of each place (x, y, z), in cycles per unpadded box."""
+def _spline_sample(padded: Complex[Tensor, "m m m"], coords: Float[Tensor, "points 3"]) -> Complex[Tensor, " points"]:
+    """Cubic B-splines through 64 neighbours of each point (x, y, z), in cycles per unpadded box."""
     m = padded.shape[-1]
-    scaled = places * _PADDING
+    scaled = coords * _PADDING
     low = scaled.floor()
     t = scaled - low
     pieces = [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, 3 * (1 - t) ** 3 - 6 * (1 - t) ** 2 + 4, t**3]
     weights = torch.stack(pieces) / 6
-    nodes = (low.long() + torch.arange(-1, 3, device=places.device)[:, None, None]) % m
+    nodes = (low.long() + torch.arange(-1, 3, device=coords.device)[:, None, None]) % m
     (x, y, z), (wx, wy, wz) = nodes.unbind(-1), weights.unbind(-1)
     flat = (z[:, None, None] * m + y[:, None]) * m + x
     return (padded.flatten()[flat] * (wz[:, None, None] * wy[:, None] * wx)).sum((0, 1, 2))
@@ -234,11 +232,11 @@ def _whiten(values: Complex[Tensor, "batch points"], shells: Int[Tensor, " point
 def _sample(
     padded: Float[Tensor, "2 m m m"], coords: Float[Tensor, "points 3"], rotations: Float[Tensor, "batch 3 3"]
 ) -> Complex[Tensor, "batch points"]:
-    """Coefficients of the turned map at k: those of the map at R^T k, trilinearly from its oversampled transform."""
+    """Coefficients of the rotated map at k: those of the map at R^T k, trilinearly from its oversampled transform."""
     m = padded.shape[-1]
-    places = (coords @ rotations) * _PADDING + m // 2
+    positions = (coords @ rotations) * _PADDING + m // 2
     # grid_sample counts from -1 at the first sample to 1 at the last.
-    grid = places * (2 / (m - 1)) - 1
+    grid = positions * (2 / (m - 1)) - 1
     sampled = torch.nn.functional.grid_sample(padded[None], grid[None, None], align_corners=True)[0, :, 0]
     return torch.complex(sampled[0], sampled[1])
 
@@ -247,8 +245,8 @@ def _shift_phases(
     coords: Float[Tensor, "*points 3"], shift_px: Float[Tensor, " 3"], box: int
 ) -> Complex[Tensor, "*points"]:
     """exp(-2 pi i k.d / n): moves a map by +d."""
-    turns = coords @ shift_px * (-2 * math.pi / box)
-    return torch.polar(torch.ones_like(turns), turns)
+    angles = coords @ shift_px * (-2 * math.pi / box)
+    return torch.polar(torch.ones_like(angles), angles)
 
 
 def _search(band: _Band, rotations: Float[Tensor, "batch 3 3"], is_mirrored: bool) -> list[_Candidate]:
@@ -256,7 +254,7 @@ def _search(band: _Band, rotations: Float[Tensor, "batch 3 3"], is_mirrored: boo
     m = 2 * band.radius + 2
     x, y, z = (band.coords.long() % m).unbind(-1)
     flat = (z * m + y) * (m // 2 + 1) + x
-    scores, places = [], []
+    scores, positions = [], []
     for batch in torch.split(rotations, max(1, _CHUNK_POINTS // len(flat))):
         sampled = _whiten(_sample(band.moving, band.coords, batch), band.shells)
         cross = sampled.new_zeros(len(batch), m * m * (m // 2 + 1))
@@ -265,9 +263,9 @@ def _search(band: _Band, rotations: Float[Tensor, "batch 3 3"], is_mirrored: boo
         correlation = torch.fft.irfftn(cross.reshape(-1, m, m, m // 2 + 1), s=(m, m, m))
         best = correlation.flatten(1).max(1)
         scores.append(best.values)
-        places.append(best.indices)
-    score, place = torch.cat(scores), torch.cat(places)
-    steps = torch.stack([place % m, place // m % m, place // m**2], -1)
+        positions.append(best.indices)
+    score, position = torch.cat(scores), torch.cat(positions)
+    steps = torch.stack([position % m, position // m % m, position // m**2], -1)
     shifts = torch.where(steps > m // 2, steps - m, steps) * (band.box_size_px / m)
     chosen: list[int] = []
     for row in score.argsort(descending=True)[: 32 * _PEAKS].tolist():
@@ -282,20 +280,20 @@ def _refine(band: _Band, start: _Candidate) -> _Candidate:
     weights = _shell_fsc(band, start).clamp(min=0.0)[band.shells]
     device = band.coords.device
 
-    def place(parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def motion(parameters: Tensor) -> tuple[Tensor, Tensor]:
         scaled = parameters * torch.as_tensor(band.scale, dtype=torch.float32, device=device)
         return rotation_from_vector(scaled[:3]) @ start.rotation, start.shift_px + scaled[3:]
 
     def cost(parameters: Float64[np.ndarray, " 6"]) -> tuple[float, Float64[np.ndarray, " 6"]]:
         free = torch.tensor(parameters, dtype=torch.float32, device=device, requires_grad=True)
-        value = -(weights * _agreement(band, *place(free))).sum() / weights.sum().clamp(min=1e-12)
+        value = -(weights * _agreement(band, *motion(free))).sum() / weights.sum().clamp(min=1e-12)
         (gradient,) = torch.autograd.grad(value, free)
         return float(value.detach()), gradient.double().cpu().numpy()
 
     from scipy.optimize import minimize  # half a second that only an alignment should cost
 
     found = minimize(cost, np.zeros(6), jac=True, method="BFGS", options={"gtol": 1e-3, "maxiter": 40})
-    rotation, shift = place(torch.as_tensor(found.x, dtype=torch.float32, device=device))
+    rotation, shift = motion(torch.as_tensor(found.x, dtype=torch.float32, device=device))
     refined = replace(start, rotation=rotation, shift_px=shift)
     return replace(refined, score=float(_shell_fsc(band, refined)[1:].mean()))
 

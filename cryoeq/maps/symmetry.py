@@ -1,14 +1,14 @@
 """Symmetry of a map about axes or planes that are not known: a point group to impose, the mirror plane of mixed hands.
 
-Mixed hands. Images cannot tell a map from its mirror image, so a run without poses may settle part of the particles in
-either hand. Its map is then V(r) + V(-Q r), Q any rotation. Turned by -Q it becomes V(-Q r) + V(Q^2 r): the same map,
+Mixed hands. Images cannot tell a map from its mirror image, so a run without poses may pose part of the particles in
+either hand. Its map is then V(r) + V(-Q r), Q any rotation. Rotated by -Q it becomes V(-Q r) + V(Q^2 r): the same map,
 for a V without symmetry, only if Q^2 = 1. Then Q is a half turn and -Q a mirror plane, or Q = 1 and -Q the inversion.
 A run drifts to such Q, because it lets the two parts overlap as well as they can. The overlap is the same for Q and
 its inverse, so its derivative vanishes at Q = 1, and in every direction at the best of all half turns; for five of six
 structures the best of all rotations was a half turn, for the sixth (8BK7, D2) no other was clearly better. So mirror
 planes and the inversion are looked for; other improper rotations would raise the score of maps of one hand, too.
 
-Both questions are answered alike: the map is compared with its copies, turned about an unknown centre. The centre of
+Both questions are answered alike: the map is compared with its copies, rotated about an unknown centre. The centre of
 mass lies on every axis and plane and is the first guess; directions come from an even grid; then both are refined.
 Shells are weighted by one over their amplitude. By their plain power the few innermost ones, where all molecules look
 alike, would decide alone; white shells would let the noise decide.
@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Complex, Float, Float64
-from scipy.optimize import minimize
 from torch import Tensor
 
 from cryoeq.domain.volume import Volume
@@ -29,7 +28,7 @@ from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map
 from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.geometry.so3 import rotation_from_vector
 from cryoeq.geometry.so3_grid import so3_grid, view_directions
-from cryoeq.maps.alignment import turn_map
+from cryoeq.maps.alignment import rotate_map
 from cryoeq.physics.projection import prepare_slices
 
 _PADDING = 2
@@ -42,21 +41,23 @@ _PEAKS = 6
 _PEAK_DISTANCE = 0.3  # between the matrices of elements: a tilt of the axis by about 6 degrees
 _CHUNK_POINTS = 2**18
 
-# What ``planar_symmetry_score`` tells apart, and what not, is said there.
+# See ``planar_symmetry_score`` for what the score separates, and what not.
 MIXED_HANDS_SCORE = 0.9
-# What a run says then, and its verdict looks for.
+# Warning of a run, which its verdict looks for.
 MIXED_HANDS_WARNING = "both hands may be mixed"
 
 
 @dataclass(frozen=True)
 class SymmetryFit:
-    """Where the axes of a point group lie in a map: r' = R r + d is the standard frame.
+    """Axes of a point group in a map: r' = R r + d is the standard frame.
 
     Args:
         rotation: R, from the frame of the map to that of ``symmetry_rotations``, vectors (x, y, z) from voxel n // 2.
-        shift_angstrom: d.
-        correlation: between the map and its copies turned by the group, the mean over all elements but the identity.
-        element_correlations: one number per element of ``symmetry_rotations``, 1 for the identity.
+        shift_angstrom: d, in Angstrom.
+        correlation: correlation of the map with its copies rotated by the group, the mean over all elements but the
+            identity.
+        element_correlations: correlation with each rotated copy, in the order of ``symmetry_rotations``; 1 for the
+            identity.
     """
 
     rotation: Float[Tensor, "3 3"]
@@ -66,11 +67,11 @@ class SymmetryFit:
 
 
 def find_symmetry(volume: Volume, symmetry: str) -> SymmetryFit:
-    """The axes and the centre about which a map agrees best with its copies turned by a point group.
+    """The axes and the centre about which a map agrees best with its copies rotated by a point group.
 
     Args:
-        volume: a map, noisy or not, in any orientation, its molecule inside the sphere that fits into the box.
-        symmetry: as for ``symmetry_rotations``. The axes of C1 are those of the map as it is.
+        volume: map, noisy or not, in any orientation, its molecule inside the sphere that fits into the box.
+        symmetry: point group, as for ``symmetry_rotations``; the axes of C1 are those of the map.
 
     Raises:
         ConfigError: no such group.
@@ -83,38 +84,40 @@ def find_symmetry(volume: Volume, symmetry: str) -> SymmetryFit:
     frames = _frames(group, is_cyclic=symmetry.strip().upper().startswith("C"))
     half = _one_of_each_pair(group)
     found = _best_placement(volume, frames.mT[:, None] @ half @ frames[:, None], _FINAL_RADIUS)
-    rotation = frames[found.row] @ found.turn.T
-    correlations = _SelfComparison.of(volume, _SCORE_RADIUS).correlations(rotation.T @ group @ rotation, found.centre)
+    rotation = frames[found.row] @ found.frame.T
+    correlations = _SelfComparison.from_map(volume, _SCORE_RADIUS).correlations(
+        rotation.T @ group @ rotation, found.centre
+    )
     shift_angstrom = -rotation @ found.centre * volume.box_size_px * volume.pixel_size_angstrom
     return SymmetryFit(rotation, shift_angstrom, float(correlations[1:].mean()), correlations)
 
 
 def impose_symmetry(volume: Volume, symmetry: str, fit: SymmetryFit) -> Volume:
-    """The map turned into the standard frame of a point group and averaged over the group.
+    """The map rotated into the standard frame of a point group and averaged over the group.
 
     Args:
-        volume: the map that was fitted, or another in its frame such as a half map.
-        symmetry: the group that was fitted.
-        fit: from ``find_symmetry``.
+        volume: map that was fitted, or another in its frame such as a half map.
+        symmetry: point group that was fitted.
+        fit: axes and centre of the group in the map, from ``find_symmetry``.
     """
     shift_px = fit.shift_angstrom / volume.pixel_size_angstrom
     group = symmetry_rotations(symmetry).to(fit.rotation)
-    copies = (turn_map(volume.values, element @ fit.rotation, element @ shift_px) for element in group)
+    copies = (rotate_map(volume.values, element @ fit.rotation, element @ shift_px) for element in group)
     return replace(volume, values=sum(copies, torch.zeros_like(volume.values)) / len(group))
 
 
 def planar_symmetry_score(volume: Volume) -> float:
-    """How well a map agrees with its mirror image in the best plane, or with its inversion: 1 where hands are mixed.
+    """Correlation of a map with its mirror image in the best plane, or its inversion: 1 where hands are mixed.
 
     Six structures (1WCM, 5ME2, 6MSM, 7EZ0, 7L2I, 8BK7), low-passed at shell 5 to 15 of the box: 0.55 to 0.87; added to
     a mirror image: 0.99 to 1, and 0.93 and more where the noise equals the signal at the last shell, from shell 9 on.
     At half the weight of the first hand, the second gives 0.71 to 0.97, which is no longer separate. Below shell 5 no
     map is far from its mirror image, and some shapes are close to theirs at any resolution (cryoDRGN's toy model:
     0.98). So a score above ``MIXED_HANDS_SCORE`` is a reason to run again with another seed, not a proof; and one below
-    it does not show that the poses are right: a run whose particles ended in many places, of either hand, had 0.60.
+    it does not show that the poses are right: a run whose particles had many wrong poses, of either hand, had 0.60.
 
     Args:
-        volume: a map, in any orientation, its molecule inside the sphere that fits into the box.
+        volume: map in any orientation, its molecule inside the sphere that fits into the box.
 
     Raises:
         MapFileError: a map without contrast.
@@ -129,29 +132,29 @@ def planar_symmetry_score(volume: Volume) -> float:
 
 @dataclass(frozen=True)
 class _Placement:
-    """Elements of a group turned by T (g -> T g T^-1) about a centre, with their mean correlation.
+    """Elements of a group rotated by T (g -> T g T^-1) about a centre, with their mean correlation.
 
     Args:
-        row: which row of the search grid was turned.
-        turn: T.
+        row: row of the search grid from which the rotation started.
+        frame: T.
         centre: fixed by all elements, (x, y, z) from voxel n // 2 in units of the box.
         score: the mean correlation.
     """
 
     row: int
-    turn: Float[Tensor, "3 3"]
+    frame: Float[Tensor, "3 3"]
     centre: Float[Tensor, " 3"]
     score: float
 
 
 @dataclass(frozen=True)
 class _SelfComparison:
-    """A map up to a radius in Fourier space, ready to be compared with its turned or mirrored copies.
+    """A map up to a radius in Fourier space, ready to be compared with its rotated or mirrored copies.
 
     Args:
         coords: (x, y, z) of each coefficient with x >= 0, in cycles per box.
         weights: one over the amplitude of the coefficient's shell.
-        reference: the coefficients.
+        reference: coefficients of the map.
         padded: oversampled transform of the map; real and imaginary part.
     """
 
@@ -161,7 +164,7 @@ class _SelfComparison:
     padded: Float[Tensor, "2 m m m"]
 
     @classmethod
-    def of(cls, volume: Volume, largest_radius: int) -> "_SelfComparison":
+    def from_map(cls, volume: Volume, largest_radius: int) -> "_SelfComparison":
         """Up to that radius or Nyquist."""
         radius = min(largest_radius, volume.box_size_px // 2 - 1)
         # Two spare shells: trilinear sampling at the rim looks one padded coefficient further out.
@@ -181,14 +184,14 @@ class _SelfComparison:
     def correlations(
         self, elements: Float[Tensor, "elements 3 3"], centre: Float[Tensor, " 3"]
     ) -> Float[Tensor, " elements"]:
-        """Of the map with its copy at g (r - c) + c, for each g."""
-        turned = _sample(self.padded, self.coords @ elements)
+        """Correlation of the map with its copy at g (r - c) + c, for each g."""
+        rotated = _sample(self.padded, self.coords @ elements)
         angles = (centre - elements @ centre) @ self.coords.T * (-2 * math.pi)
-        turned = turned * torch.polar(torch.ones_like(angles), angles)
-        cross = (turned.real * self.reference.real + turned.imag * self.reference.imag) @ self.weights
-        powers = (turned.real.square() + turned.imag.square()) @ self.weights
-        own = self.reference.abs().square() @ self.weights
-        return cross / (powers * own).clamp(min=torch.finfo(own.dtype).tiny).sqrt()
+        rotated = rotated * torch.polar(torch.ones_like(angles), angles)
+        cross = (rotated.real * self.reference.real + rotated.imag * self.reference.imag) @ self.weights
+        powers = (rotated.real.square() + rotated.imag.square()) @ self.weights
+        reference_power = self.reference.abs().square() @ self.weights
+        return cross / (powers * reference_power).clamp(min=torch.finfo(powers.dtype).tiny).sqrt()
 
 
 def _low_resolution(values: Float[Tensor, "n n n"], size: int) -> Float[Tensor, "m m m"]:
@@ -213,7 +216,7 @@ def _sample(
 
 
 def _centre_of_mass(volume: Volume) -> Float[Tensor, " 3"]:
-    """Of what stands out at low resolution, squared: less noise than signal. In units of the box."""
+    """Centre of the squared density at low resolution, in units of the box: squares suppress the noise."""
     low = _low_resolution(volume.values.float(), 2 * _MASS_RADIUS)
     mass = low.clamp(min=0).square()
     if float(mass.sum()) == 0:
@@ -228,8 +231,8 @@ def _centre_of_mass(volume: Volume) -> Float[Tensor, " 3"]:
 def _frames(group: Float[Tensor, "order 3 3"], *, is_cyclic: bool) -> Float[Tensor, "frames 3 3"]:
     """Rotations R of which no two bring the axes of the group onto the same lines of the map.
 
-    S R does the same as R for S in the group: of those the one nearest to no turn is kept. About the axis of a cyclic
-    group any turn does.
+    S R does the same as R for S in the group: of those the one nearest to the identity is kept. About the axis of
+    a cyclic group any rotation does.
     """
     if is_cyclic:
         return so3_grid(_GRID_ORDER, 1, device=group.device)
@@ -246,9 +249,9 @@ def _one_of_each_pair(group: Float[Tensor, "order 3 3"]) -> Float[Tensor, "eleme
 
 
 def _best_placement(volume: Volume, grid: Float[Tensor, "rows elements 3 3"], final_radius: int) -> _Placement:
-    """Search the grid about the centre of mass, refine the highest peaks, and the best of them once more."""
+    """Search the grid about the centre of mass, refine the highest peaks, then the best of them again."""
     centre = _centre_of_mass(volume)
-    coarse = _SelfComparison.of(volume, _SEARCH_RADIUS)
+    coarse = _SelfComparison.from_map(volume, _SEARCH_RADIUS)
     rows = max(1, _CHUNK_POINTS // (len(coarse.coords) * grid.shape[1]))
     scores = torch.cat(
         [
@@ -256,17 +259,17 @@ def _best_placement(volume: Volume, grid: Float[Tensor, "rows elements 3 3"], fi
             for batch in torch.split(grid, rows)
         ]
     )
-    comparison = _SelfComparison.of(volume, _SCORE_RADIUS)
+    comparison = _SelfComparison.from_map(volume, _SCORE_RADIUS)
     start = torch.eye(3, device=centre.device)
     peaks = [_Placement(row, start, centre, float(scores[row])) for row in _peaks(grid, scores)]
     best = max((_refine(comparison, grid[peak.row], peak) for peak in peaks), key=lambda peak: peak.score)
     if final_radius == _SCORE_RADIUS:
         return best
-    return _refine(_SelfComparison.of(volume, final_radius), grid[best.row], best)
+    return _refine(_SelfComparison.from_map(volume, final_radius), grid[best.row], best)
 
 
 def _peaks(grid: Float[Tensor, "rows elements 3 3"], scores: Float[Tensor, " rows"]) -> list[int]:
-    """The best rows, no two of them nearly the same set of elements, in whatever order and direction of turning."""
+    """The best rows, no two of them nearly the same set of elements, in whatever order and direction of rotation."""
     chosen: list[int] = []
     for row in scores.argsort(descending=True)[: 32 * _PEAKS].tolist():
         symmetric = grid[[*chosen, row]]
@@ -278,24 +281,26 @@ def _peaks(grid: Float[Tensor, "rows elements 3 3"], scores: Float[Tensor, " row
 
 
 def _refine(comparison: _SelfComparison, elements: Float[Tensor, "elements 3 3"], start: _Placement) -> _Placement:
-    """The nearest maximum of the mean correlation, over turns of all elements and shifts of their centre."""
+    """The nearest maximum of the mean correlation, over rotations of all elements and shifts of their centre."""
     radius = float(comparison.coords.abs().max())
-    # Steps that turn the phases at the rim by about one radian.
+    # Steps that change the phases at the rim by about one radian.
     steps = comparison.coords.new_tensor([1 / (2 * math.pi * 0.25 * radius)] * 3 + [1 / (2 * math.pi * radius)] * 3)
 
-    def place(parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def placement(parameters: Tensor) -> tuple[Tensor, Tensor]:
         scaled = parameters.to(steps) * steps
-        return rotation_from_vector(scaled[:3]) @ start.turn, start.centre + scaled[3:]
+        return rotation_from_vector(scaled[:3]) @ start.frame, start.centre + scaled[3:]
 
-    def score(turn: Tensor, centre: Tensor) -> Tensor:
-        return comparison.correlations(turn @ elements @ turn.T, centre).mean()
+    def score(frame: Tensor, centre: Tensor) -> Tensor:
+        return comparison.correlations(frame @ elements @ frame.T, centre).mean()
 
     def cost(parameters: Float64[np.ndarray, " 6"]) -> tuple[float, Float64[np.ndarray, " 6"]]:
         free = torch.tensor(parameters, dtype=torch.float32, device=steps.device, requires_grad=True)
-        value = -score(*place(free))
+        value = -score(*placement(free))
         (gradient,) = torch.autograd.grad(value, free)
         return float(value.detach()), gradient.double().cpu().numpy()
 
+    from scipy.optimize import minimize  # not above: most maps are given no symmetry to find
+
     found = minimize(cost, np.zeros(6), jac=True, method="BFGS", options={"gtol": 1e-3, "maxiter": 40})
-    turn, centre = place(torch.from_numpy(found.x))
-    return replace(start, turn=turn, centre=centre, score=float(score(turn, centre)))
+    frame, centre = placement(torch.from_numpy(found.x))
+    return replace(start, frame=frame, centre=centre, score=float(score(frame, centre)))

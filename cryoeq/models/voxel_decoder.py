@@ -8,7 +8,7 @@ from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.physics.projection import extract_slices, prepare_slices
 
 
-def soft_sphere(box_size_px: int, radius_px: float, edge_px: float = 1.0) -> Float[Tensor, "n n n"]:
+def sigmoid_sphere(box_size_px: int, radius_px: float, edge_px: float = 1.0) -> Float[Tensor, "n n n"]:
     """1 inside a centred sphere, 0 outside, a sigmoid of about ``edge_px`` between."""
     axis = torch.arange(box_size_px, dtype=torch.float32) - box_size_px // 2
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
@@ -33,7 +33,7 @@ class VoxelDecoder(nn.Module):
         super().__init__()
         self.box_size_px = box_size_px
         self.densities = nn.Parameter(torch.randn((box_size_px,) * 3, generator=generator) * start_scale)
-        self.register_buffer("mask", soft_sphere(box_size_px, mask_radius * box_size_px), persistent=False)
+        self.register_buffer("mask", sigmoid_sphere(box_size_px, mask_radius * box_size_px), persistent=False)
 
     def forward(self, rotations: Float[Tensor, "batch 3 3"], plane: HalfPlane) -> Complex[Tensor, "batch points"]:
         """Central slices of the map at the given poses."""

@@ -1,4 +1,4 @@
-"""Pictures of how good a result is: FSC curves and pose errors."""
+"""Pictures of an evaluation: FSC curves and pose errors."""
 
 import math
 from collections.abc import Mapping
@@ -11,8 +11,16 @@ from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
 from cryoeq.evaluation.poses import PoseErrors
-from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, TRUTH_THRESHOLD, FscCurves, resolution_angstrom
-from cryoeq.outputs.figure import COLOURS, CURVE_MARGINS, GREY, ON_TOP, png_figure, resolution_ticks_angstrom
+from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves, resolution_angstrom
+from cryoeq.outputs.figure import (
+    COLOURS,
+    CURVE_MARGINS,
+    CURVES_INCHES,
+    GREY,
+    LEGEND_BELOW,
+    png_figure,
+    resolution_ticks_angstrom,
+)
 
 _MARKED_DEG = (5.0, 10.0, 30.0)
 _ZOOM_DEG = 30.0
@@ -20,14 +28,20 @@ _CURVE_COLOURS = (*COLOURS[:3], *COLOURS[4:])
 _LINE_STYLES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
 
 
-def plot_fsc(path: Path, curves: FscCurves, *, title: str = "", threshold: float = HALF_MAP_THRESHOLD) -> None:
-    """Draw all curves against spatial frequency, with resolution in Angstrom along the top.
+def plot_fsc(
+    path: Path,
+    curves: FscCurves,
+    *,
+    title: str = "Fourier shell correlation of the half maps",
+    threshold: float = HALF_MAP_THRESHOLD,
+) -> None:
+    """Draw all curves against spatial frequency, with resolution in Å along the top.
 
     Args:
         path: the PNG file to create or replace.
-        curves: what to draw; a curve that is missing is left out.
-        title: above the picture.
-        threshold: the one whose resolutions the legend tells; both are marked.
+        curves: the curves; missing ones are left out.
+        title: title of the picture.
+        threshold: correlation at which resolutions are read off: 0.143 between half maps, else 0.5.
 
     Raises:
         OutputError: the disk is full or the place cannot be written.
@@ -47,49 +61,49 @@ def plot_correlations(
     threshold: float = HALF_MAP_THRESHOLD,
     randomised: Float[Tensor, " shells"] | None = None,
 ) -> None:
-    """Draw FSC curves against spatial frequency, with resolution in Angstrom along the top.
+    """Draw FSC curves against spatial frequency, with resolution in Å along the top.
 
     Args:
         path: the PNG file to create or replace.
-        curves: by name; the first is drawn as a full line.
-        side_angstrom: of the box.
-        title: above the picture.
-        threshold: the one whose resolutions the legend tells; 0.143 and 0.5 are marked.
-        randomised: the curve of maps with random phases, which has no resolution.
+        curves: correlation per shell by name; the first is drawn as a full line.
+        side_angstrom: side of the box.
+        title: title of the picture.
+        threshold: correlation at which resolutions are read off: 0.143 between half maps, else 0.5.
+        randomised: correlation after phase randomisation, which has no resolution.
 
     Raises:
         OutputError: the disk is full or the place cannot be written.
     """
     n_shells = len(next(iter(curves.values())))
     frequencies = torch.arange(n_shells, dtype=torch.float64) / side_angstrom
-    with png_figure(path, margins=CURVE_MARGINS) as figure:
+    with png_figure(path, size_inches=CURVES_INCHES, margins=CURVE_MARGINS) as figure:
         axes = figure.subplots()
         for (name, curve), colour, style in zip(curves.items(), _CURVE_COLOURS, _LINE_STYLES, strict=False):
             label = f"{name}: {_resolution_text(curve, threshold, side_angstrom)}"
             axes.plot(frequencies[1:], curve.cpu()[1:], linestyle=style, color=colour, label=label)
         if randomised is not None:
             axes.plot(frequencies[1:], randomised.cpu()[1:], ":", color=COLOURS[3], label="phases randomised")
-        for level in (HALF_MAP_THRESHOLD, TRUTH_THRESHOLD):
-            axes.axhline(level, color=GREY, linewidth=1.0, linestyle=(0, (6, 4)))
-            axes.annotate(f"{level:g}", (1.0, level), (4, 0), xycoords=("axes fraction", "data"),
-                          textcoords="offset points", va="center", color=GREY)  # fmt: skip
+        axes.axhline(threshold, color=GREY, linewidth=1.0, linestyle=(0, (6, 4)))
+        axes.annotate(f"{threshold:g}", (1.0, threshold), (4, 0), xycoords=("axes fraction", "data"),
+                      textcoords="offset points", va="center", color=GREY)  # fmt: skip
         axes.axhline(0.0, color=GREY, linewidth=0.8)
-        lowest = min(float(curve[1:].min()) for curve in curves.values())
+        drawn = [*curves.values(), *([] if randomised is None else [randomised])]
+        lowest = min(float(curve[1:].min()) for curve in drawn)
         axes.set(xlabel="Spatial frequency (1/Å)", ylabel="Fourier shell correlation", xlim=(0, float(frequencies[-1])))
         axes.set_ylim(min(-0.05, lowest - 0.05), 1.03)
-        axes.legend(loc="lower left", bbox_to_anchor=(0.01, 0.2), title=f"Resolution at {threshold:g}", **ON_TOP)
+        figure.legend(title=f"Resolution at FSC = {threshold:g}", ncols=3, **LEGEND_BELOW)
         _add_resolution_axis(axes, side_angstrom, n_shells - 1)
         if title:
             figure.suptitle(title)
 
 
 def plot_pose_errors(path: Path, errors: PoseErrors, *, title: str = "") -> None:
-    """Draw the histogram of the pose errors, and beside it the share of images below each error.
+    """Draw the histogram of the pose errors, and beside it the fraction of images below each error.
 
     Args:
         path: the PNG file to create or replace.
-        errors: of all images.
-        title: above the picture.
+        errors: errors of all images.
+        title: title of the picture.
 
     Raises:
         OutputError: the disk is full or the place cannot be written.
@@ -113,7 +127,7 @@ def _resolution_text(curve: Float[Tensor, " shells"], threshold: float, side_ang
 
 
 def _add_resolution_axis(axes: Axes, side_angstrom: float, n_shells: int) -> None:
-    """Ticks along the top at round resolutions, coarse to fine, evenly spread in frequency."""
+    """Ticks along the top at round resolutions, coarse to fine, evenly spaced in frequency."""
     ticks = resolution_ticks_angstrom(side_angstrom / n_shells)
     top = axes.secondary_xaxis("top")
     top.set_xticks([1 / tick for tick in ticks], labels=[f"{tick:g}" for tick in ticks])
@@ -121,7 +135,7 @@ def _add_resolution_axis(axes: Axes, side_angstrom: float, n_shells: int) -> Non
 
 
 def _draw_histogram(axes: Axes, kinds: Mapping[str, Float[Tensor, " batch"]]) -> None:
-    """Steps up to 30 degrees with the rest in the last bin, or up to 180 where most rotations are bad."""
+    """Steps up to 30 degrees with the rest in the last bin, or up to 180 where most rotations are wrong."""
     is_good = float((kinds["rotation"] < _ZOOM_DEG).float().mean()) >= 0.5
     limit = _ZOOM_DEG if is_good else 180.0
     edges = torch.linspace(0, limit, 31, dtype=torch.float64)
@@ -129,7 +143,7 @@ def _draw_histogram(axes: Axes, kinds: Mapping[str, Float[Tensor, " batch"]]) ->
         counts = torch.histogram(values.double().clamp(max=limit), edges).hist / len(values)
         label = f"{name}, median {float(values.median()):.3g}°"
         axes.stairs(counts.numpy(), edges.numpy(), color=colour, linewidth=2, linestyle=style, label=label)
-    axes.set(xlabel="Error (degrees)", ylabel=f"Share of images per {limit / 30:g}°", xlim=(0, limit))
+    axes.set(xlabel="Error (degrees)", ylabel=f"Fraction of images per {limit / 30:g}°", xlim=(0, limit))
     if is_good:
         axes.set_xlabel(f"Error (degrees); all above {limit:g} in the last bin")
     axes.set_ylim(bottom=0)
@@ -140,12 +154,12 @@ def _draw_histogram(axes: Axes, kinds: Mapping[str, Float[Tensor, " batch"]]) ->
 def _draw_cumulative(axes: Axes, kinds: Mapping[str, Float[Tensor, " batch"]]) -> None:
     for values, colour, style in zip(kinds.values(), COLOURS, ("-", "--", ":"), strict=False):
         ordered = values.double().sort().values.clamp(min=0.1)
-        share = torch.arange(1, len(ordered) + 1, dtype=torch.float64) / len(ordered)
-        axes.plot(ordered, share, style, color=colour, drawstyle="steps-post")
+        fraction = torch.arange(1, len(ordered) + 1, dtype=torch.float64) / len(ordered)
+        axes.plot(ordered, fraction, style, color=colour, drawstyle="steps-post")
     for limit in _MARKED_DEG:
         axes.axvline(limit, color=GREY, linewidth=1.0, linestyle=(0, (6, 4)))
     axes.set_xscale("log")
-    axes.set(xlabel="Error (degrees)", ylabel="Share of images below", xlim=(0.1, 180), ylim=(0, 1.02))
+    axes.set(xlabel="Error (degrees)", ylabel="Fraction of images below", xlim=(0.1, 180), ylim=(0, 1.02))
     ticks = (0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 180.0)
     axes.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     axes.minorticks_off()

@@ -1,4 +1,4 @@
-"""Figures as PNG files: the one place that imports matplotlib, without pyplot's global state, saved atomically."""
+"""Pictures as PNG files: matplotlib without pyplot's global state, saved atomically."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -11,31 +11,31 @@ from matplotlib.figure import Figure
 
 from cryoeq.io.atomic import atomic_path
 
-# Okabe and Ito's palette: told apart by colour-blind readers, and by lightness in grey print.
+# Okabe and Ito's palette: distinct to colour-blind readers, and by lightness in grey print.
 COLOURS: Final[tuple[str, ...]] = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY: Final[str] = "#666666"
-# Of a picture with a title, and with ticks along the bottom and the top.
-CURVE_MARGINS: Final[Mapping[str, float]] = {"left": 0.105, "right": 0.915, "bottom": 0.135, "top": 0.81}
-# Legends that lines pass behind.
-ON_TOP: Final[dict[str, Any]] = {"frameon": True, "facecolor": "white", "edgecolor": "none", "framealpha": 0.9}
+# Curves with a title, ticks along the bottom and the top, and a legend below, where no curve can run into it.
+CURVES_INCHES: Final = (7.0, 5.4)
+CURVE_MARGINS: Final[Mapping[str, float]] = {"left": 0.105, "right": 0.915, "bottom": 0.305, "top": 0.845}
+LEGEND_BELOW: Final[Mapping[str, Any]] = {"loc": "upper center", "bbox_to_anchor": (0.51, 0.185)}
 _ROUND: Final = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.5, 2.8, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0)
 
 
 def resolution_ticks_angstrom(finest_angstrom: float, *, count: int = 7) -> list[float]:
-    """Round resolutions, coarse to fine, about evenly spread in spatial frequency.
+    """Round resolutions, coarse to fine, about evenly spaced in spatial frequency.
 
     Args:
-        finest_angstrom: none is finer.
-        count: how many at most.
+        finest_angstrom: the finest resolution of the axis.
+        count: maximal number of ticks.
     """
     wanted = (finest_angstrom * count / step for step in range(1, count + 1))
     return sorted({_rounded(value, finest_angstrom) for value in wanted}, reverse=True)
 
 
-def _rounded(value: float, least: float) -> float:
-    """The round number nearest to a value by ratio, of those not below the least one."""
+def _rounded(value: float, minimum: float) -> float:
+    """Round number nearest to a value by ratio, not below a minimum."""
     power = 10.0 ** math.floor(math.log10(value))
-    allowed = [step * power for step in _ROUND if step * power > 0.999 * least]
+    allowed = [step * power for step in _ROUND if step * power > 0.999 * minimum]
     return min(allowed, key=lambda candidate: abs(math.log(candidate / value)))
 
 
@@ -53,7 +53,7 @@ def png_figure(
         path: the file to write; its folder must exist.
         size_inches: width and height.
         dpi: pixels per inch; text stays legible at half size with the default.
-        margins: left, right, bottom and top of the axes as shares of the figure; None fits them to the text, which
+        margins: left, right, bottom and top of the axes as fractions of the figure; None fits them to the text, which
             means to draw everything twice.
 
     Yields:

@@ -1,4 +1,4 @@
-"""Making the folders that results go to."""
+"""Folders of results."""
 
 from pathlib import Path
 
@@ -6,13 +6,7 @@ from cryoeq.errors import OutputError
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder where it is missing; what it holds already stays.
-
-    Args:
-        path: the folder.
-
-    Returns:
-        The same path.
+    """Make a folder where it is missing, and keep what it holds; the same path.
 
     Raises:
         OutputError: it cannot be made.

@@ -1,4 +1,4 @@
-"""FSC curves as files that other programs read: a RELION star, the XML that EMDB takes, and columns of numbers."""
+"""FSC curves as files of other programs: RELION's star, EMDB's XML, and columns of numbers."""
 
 import math
 from collections.abc import Mapping
@@ -8,9 +8,10 @@ from torch import Tensor
 
 from cryoeq.evaluation.resolution import FscCurves
 from cryoeq.evaluation.sharpening import GuinierPlot
+from cryoeq.io import labels
 from cryoeq.io.text import write_text
 
-# What RELION writes where the resolution would be infinite.
+# RELION's number for an infinite resolution.
 _NO_RESOLUTION = 999.0
 _VERSION = "# version 30001"
 
@@ -20,12 +21,12 @@ def write_fsc_star(path: Path, curves: FscCurves) -> None:
 
     Args:
         path: the file to create or replace.
-        curves: the columns; a curve that is missing has none.
+        curves: the columns; a missing curve has none.
 
     Raises:
         OutputError: the disk is full or the place cannot be written.
     """
-    general = {"rlnFinalResolution": _number(curves.final_resolution_angstrom), **_randomised_from(curves)}
+    general = {labels.FINAL_RESOLUTION: _number(curves.final_resolution_angstrom), **_randomised_from(curves)}
     write_text(path, _list_block("general", general) + _table_block("fsc", _fsc_columns(curves)))
 
 
@@ -34,28 +35,28 @@ def write_postprocess_star(path: Path, curves: FscCurves, guinier: GuinierPlot, 
 
     Args:
         path: the file to create or replace.
-        curves: of the half maps; the column of the corrected curve holds the final one, as in RELION.
-        guinier: amplitudes on the way to the sharpened map.
-        names: file names by label: ``rlnUnfilteredMapHalf1``, ``rlnUnfilteredMapHalf2`` and, with one, ``rlnMaskName``.
+        curves: curves of the half maps; the column of the corrected one holds the final one, as in RELION.
+        guinier: amplitudes after each step of sharpening.
+        names: file names by label: ``HALF_MAP_1``, ``HALF_MAP_2`` and, with a mask, ``MASK_NAME`` of ``io.labels``.
 
     Raises:
         OutputError: the disk is full or the place cannot be written.
     """
     names = {label: _star_safe(name) for label, name in names.items()}
-    mask_name = {label: names.pop(label) for label in ("rlnMaskName",) if label in names}
+    mask_name = {label: names.pop(label) for label in (labels.MASK_NAME,) if label in names}
     fraction = curves.solvent_fraction
     general = {
-        "rlnFinalResolution": _number(curves.final_resolution_angstrom),
-        "rlnBfactorUsedForSharpening": _number(guinier.bfactor_angstrom2),
+        labels.FINAL_RESOLUTION: _number(curves.final_resolution_angstrom),
+        labels.SHARPENING_BFACTOR: _number(guinier.bfactor_angstrom2),
         **names,
-        **({} if fraction is None else {"rlnParticleBoxFractionSolventMask": _number(fraction)}),
+        **({} if fraction is None else {labels.MASK_SOLVENT_FRACTION: _number(fraction)}),
         **mask_name,
         **_randomised_from(curves),
     }
     if guinier.fit is not None:
-        general["rlnFittedSlopeGuinierPlot"] = _number(guinier.fit.slope_angstrom2)
-        general["rlnFittedInterceptGuinierPlot"] = _number(guinier.fit.intercept)
-        general["rlnCorrelationFitGuinierPlot"] = _number(guinier.fit.correlation)
+        general[labels.GUINIER_SLOPE] = _number(guinier.fit.slope_angstrom2)
+        general[labels.GUINIER_INTERCEPT] = _number(guinier.fit.intercept)
+        general[labels.GUINIER_CORRELATION] = _number(guinier.fit.correlation)
     blocks = (
         _list_block("general", general),
         _table_block("fsc", _fsc_columns(curves)),
@@ -85,7 +86,7 @@ def write_fsc_xml(path: Path, curves: FscCurves) -> None:
 
 
 def write_fsc_dat(path: Path, curves: FscCurves) -> None:
-    """Write the final curve as lines of spatial frequency (1 / Angstrom) and correlation.
+    """Write the final curve as lines of spatial frequency (1/Å) and correlation.
 
     Raises:
         OutputError: the disk is full or the place cannot be written.
@@ -102,14 +103,14 @@ def _fsc_columns(curves: FscCurves) -> dict[str, list[str]]:
     resolutions = _resolutions(curves)
     final = None if curves.masked is None else curves.final
     columns = {
-        "rlnSpectralIndex": [f"{shell:12d}" for shell in range(len(resolutions))],
-        "rlnResolution": [_number(1 / resolution) for resolution in resolutions],
-        "rlnAngstromResolution": [_number(resolution) for resolution in resolutions],
-        "rlnFourierShellCorrelationCorrected": _column(final),
-        "rlnFourierShellCorrelationParticleMaskFraction": _column(curves.particle_fraction),
-        "rlnFourierShellCorrelationUnmaskedMaps": _column(curves.unmasked),
-        "rlnFourierShellCorrelationMaskedMaps": _column(curves.masked),
-        "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps": _column(curves.randomised),
+        labels.SHELL: [f"{shell:12d}" for shell in range(len(resolutions))],
+        labels.INVERSE_RESOLUTION: [_number(1 / resolution) for resolution in resolutions],
+        labels.RESOLUTION: [_number(resolution) for resolution in resolutions],
+        labels.FSC_FINAL: _column(final),
+        labels.FSC_PARTICLE_FRACTION: _column(curves.particle_fraction),
+        labels.FSC_UNMASKED: _column(curves.unmasked),
+        labels.FSC_MASKED: _column(curves.masked),
+        labels.FSC_RANDOMISED: _column(curves.randomised),
     }
     return {label: values for label, values in columns.items() if values}
 
@@ -117,19 +118,19 @@ def _fsc_columns(curves: FscCurves) -> dict[str, list[str]]:
 def _guinier_columns(guinier: GuinierPlot) -> dict[str, list[str]]:
     intercept = [] if guinier.fit is None else [_number(guinier.fit.intercept)] * len(guinier.original)
     columns = {
-        "rlnResolutionSquared": _column(guinier.inverse_square_resolution),
-        "rlnLogAmplitudesOriginal": _column(guinier.original),
-        "rlnLogAmplitudesMTFCorrected": _column(guinier.mtf_corrected),
-        "rlnLogAmplitudesWeighted": _column(guinier.weighted),
-        "rlnLogAmplitudesSharpened": _column(guinier.sharpened),
-        "rlnLogAmplitudesIntercept": intercept,
+        labels.INVERSE_SQUARE_RESOLUTION: _column(guinier.inverse_square_resolution),
+        labels.LOG_AMPLITUDES: _column(guinier.original),
+        labels.LOG_AMPLITUDES_MTF: _column(guinier.mtf_corrected),
+        labels.LOG_AMPLITUDES_WEIGHTED: _column(guinier.weighted),
+        labels.LOG_AMPLITUDES_SHARPENED: _column(guinier.sharpened),
+        labels.LOG_AMPLITUDES_INTERCEPT: intercept,
     }
     return {label: values for label, values in columns.items() if values}
 
 
 def _randomised_from(curves: FscCurves) -> dict[str, str]:
     shell = curves.randomised_from_shell
-    return {} if shell is None else {"rlnRandomiseFrom": _number(_resolutions(curves)[shell])}
+    return {} if shell is None else {labels.RANDOMISED_FROM: _number(_resolutions(curves)[shell])}
 
 
 def _list_block(name: str, values: Mapping[str, str]) -> str:
@@ -138,19 +139,19 @@ def _list_block(name: str, values: Mapping[str, str]) -> str:
 
 
 def _table_block(name: str, columns: Mapping[str, list[str]]) -> str:
-    labels = "".join(f"_{label} #{number}\n" for number, label in enumerate(columns, 1))
+    header = "".join(f"_{label} #{number}\n" for number, label in enumerate(columns, 1))
     rows = "".join(" ".join(row) + "\n" for row in zip(*columns.values(), strict=True))
-    return f"\n{_VERSION}\n\ndata_{name}\n\nloop_\n{labels}{rows}\n"
+    return f"\n{_VERSION}\n\ndata_{name}\n\nloop_\n{header}{rows}\n"
 
 
 def _star_safe(name: str) -> str:
-    """RELION takes ``data_`` on any line for a new block, and a blank for the end of a value."""
+    """Name that RELION can read: it takes ``data_`` on any line for a new block, a blank for the end of a value."""
     short = Path(name).name if "data_" in name else name
     return f'"{short}"' if any(character.isspace() for character in short) else short
 
 
 def _resolutions(curves: FscCurves) -> list[float]:
-    """Resolution of each shell in Angstrom, RELION's 999 for the mean density."""
+    """Resolution of each shell in Å, RELION's 999 for the mean density."""
     side = curves.box_size_px * curves.pixel_size_angstrom
     return [_NO_RESOLUTION] + [side / shell for shell in range(1, len(curves.unmasked))]
 

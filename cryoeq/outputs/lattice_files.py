@@ -80,7 +80,12 @@ def plot_spectrum(
             _draw_lattice(
                 axes, reciprocal / spectrum.pixel_size_angstrom, spots[0], spots[1] / spectrum.pixel_size_angstrom
             )
-        axes.set(xlim=(-reach, reach), ylim=(-reach, reach), xlabel="1/Å", ylabel="1/Å")
+        axes.set(
+            xlim=(-reach, reach),
+            ylim=(-reach, reach),
+            xlabel="Frequency along x (1/Å)",
+            ylabel="Frequency along y (1/Å)",
+        )
         axes.set_title(title)
 
 

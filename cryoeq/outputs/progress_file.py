@@ -1,4 +1,4 @@
-"""``progress.csv``: the metrics that a run reported while it worked, one row per report, for spreadsheets and plots."""
+"""``progress.csv``: metrics of a run while it worked, one row per report, for spreadsheets and plots."""
 
 import csv
 import io
@@ -17,11 +17,11 @@ class ProgressRow:
     """One report of progress with metrics.
 
     Args:
-        seconds: since the run began.
-        stage: what was being done.
-        done: units finished.
-        total: units in all.
-        metrics: numbers of interest by name, for example {"loss": 0.93}.
+        seconds: time since the run began.
+        stage: name of the stage.
+        done: iterations or units finished.
+        total: iterations or units in all.
+        metrics: metrics by key, for example {"loss": 0.93}.
     """
 
     seconds: float
@@ -32,11 +32,11 @@ class ProgressRow:
 
 
 def write_progress(path: Path, rows: Sequence[ProgressRow]) -> None:
-    """Write one column per figure; the cell of a figure that a row does not have, or that is NaN, is empty.
+    """Write one column per metric; its cell is empty in rows without the metric, or where it is NaN or infinite.
 
     Args:
         path: the file to create or replace.
-        rows: in the order in which they came.
+        rows: in the order of the reports.
 
     Raises:
         OutputError: the disk is full or the place cannot be written.
@@ -47,13 +47,13 @@ def write_progress(path: Path, rows: Sequence[ProgressRow]) -> None:
     table.writerow([*_FIXED, *names])
     for row in rows:
         cells = (row.metrics.get(name, math.nan) for name in names)
-        numbers = ["" if math.isnan(value) else f"{value:.6g}" for value in cells]
+        numbers = [f"{value:.6g}" if math.isfinite(value) else "" for value in cells]
         table.writerow([f"{row.seconds:.2f}", row.stage, row.done, row.total, *numbers])
     write_text(path, text.getvalue())
 
 
 def read_progress(path: Path) -> list[ProgressRow]:
-    """What ``write_progress`` wrote; nothing where there is no such file."""
+    """Rows of ``write_progress``; none where there is no such file."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:

@@ -1,6 +1,7 @@
-"""Pictures of a reconstruction: central slices and projections of the map, and how the training went."""
+"""Pictures of a reconstruction: central slices and projections of the map, and the course of a training."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,38 +11,37 @@ from matplotlib.axes import Axes
 
 from cryoeq.domain.volume import Volume
 from cryoeq.outputs.figure import COLOURS, GREY, png_figure
+from cryoeq.outputs.metric_text import metric_title
 
 _AXES = (("z", "x", "y"), ("y", "x", "z"), ("x", "y", "z"))
-"""Axis looked along, then those to the right and up, for array axes 0, 1, 2."""
-_CURVES = (
-    ("loss", "mean squared residual\n(images have variance 1)"),
-    ("synthetic_error_deg", "rotation error on renderings\nmedian, degrees"),
-    ("pose_change_deg", "rotation since the last epoch\nmean, degrees"),
-)
+"""Direction of view, then the axes to the right and up, for array axes 0, 1, 2."""
+_CURVES = ("loss", "synthetic_error_deg", "pose_change_deg")
+_LABEL_WIDTH = 30  # characters
 
 
 def plot_map(slices: Path, projections: Path, volume: Volume) -> None:
-    """Central slices and projections along the three axes, each as one PNG.
+    """Draw central slices and projections along the three axes, each as one PNG.
 
     Args:
-        slices: file for the slices.
-        projections: file for the projections.
+        slices: PNG file of the slices.
+        projections: PNG file of the projections.
         volume: the map.
     """
     values, middle = volume.values.float(), volume.box_size_px // 2
-    _plot_views(slices, [values.select(axis, middle) for axis in range(3)], volume, "Central slice")
-    _plot_views(projections, [values.sum(axis) for axis in range(3)], volume, "Projection")
+    _plot_views(slices, [values.select(axis, middle) for axis in range(3)], volume, "Central slices")
+    _plot_views(projections, [values.sum(axis) for axis in range(3)], volume, "Projections")
 
 
 def _plot_views(path: Path, views: Sequence[torch.Tensor], volume: Volume, kind: str) -> None:
     n, pixel = volume.box_size_px, volume.pixel_size_angstrom
     first, last = -(n // 2 + 0.5) * pixel, (n - n // 2 - 0.5) * pixel  # the origin is the centre of voxel n // 2
-    with png_figure(path, size_inches=(10.5, 3.7)) as figure:
+    with png_figure(path, size_inches=(10.5, 3.8)) as figure:
         figure.set_layout_engine("compressed")
+        figure.suptitle(f"{kind} of the map ({n} px, {pixel:.4g} Å)")
         for axes, view, (along, right, up) in zip(figure.subplots(1, 3), views, _AXES, strict=True):
             extent = (first, last, first, last)
             axes.imshow(view.numpy(), origin="lower", extent=extent, interpolation="bicubic")
-            axes.set_title(f"{kind} along {along}")
+            axes.set_title(f"along {along}")
             axes.set_xlabel(f"{right} (Å)")
             axes.set_ylabel(f"{up} (Å)")
             for axis in (axes.xaxis, axes.yaxis):
@@ -49,13 +49,13 @@ def _plot_views(path: Path, views: Sequence[torch.Tensor], volume: Volume, kind:
 
 
 def plot_training(path: Path, history: Mapping[str, Sequence[float]]) -> None:
-    """Loss, pose error on renderings and pose change per epoch.
+    """Draw loss, pose error on synthetic projections and pose change per epoch.
 
     Args:
         path: the PNG file.
-        history: one value per epoch and figure; figures that were not recorded are left out.
+        history: one value per epoch, by metric; metrics that were not recorded are left out.
     """
-    curves = [(name, label) for name, label in _CURVES if name in history]
+    curves = [(name, textwrap.fill(metric_title(name), _LABEL_WIDTH)) for name in _CURVES if name in history]
     with png_figure(path, size_inches=(4.2 * len(curves), 3.6)) as figure:
         grid = figure.subplots(1, len(curves), squeeze=False)[0]
         for axes, (name, label), colour in zip(grid, curves, COLOURS, strict=False):
@@ -69,7 +69,7 @@ def plot_training(path: Path, history: Mapping[str, Sequence[float]]) -> None:
 
 
 def plot_comparison(path: Path, particles: Float[torch.Tensor, "images n n"], recovered: Volume, truth: Volume) -> None:
-    """Some particles, and central slices of the recovered map above those of the true one.
+    """Draw some particles, and central slices of the recovered map above those of the true one.
 
     Args:
         path: the PNG file.
@@ -86,9 +86,9 @@ def plot_comparison(path: Path, particles: Float[torch.Tensor, "images n n"], re
             values, n = volume.values.float(), volume.box_size_px
             limits = {"vmin": float(values.min()), "vmax": float(values.max())}
             for axes, offset in zip(row, torch.linspace(-0.2, 0.2, columns).tolist(), strict=True):
-                place = round(offset * n)
-                axes.imshow(values[n // 2 + place].numpy(), origin="lower", interpolation="bicubic", **limits)
-                axes.set_title(f"z = {place * volume.pixel_size_angstrom:.0f} Å", fontsize=11)
+                z = round(offset * n)
+                axes.imshow(values[n // 2 + z].numpy(), origin="lower", interpolation="bicubic", **limits)
+                axes.set_title(f"z = {z * volume.pixel_size_angstrom:.0f} Å", fontsize=11)
         for axes in grid.flat:
             axes.set_xticks([])
             axes.set_yticks([])

@@ -1,7 +1,8 @@
-"""What RELION's pipeline asks of an External job: the results that its later jobs may take."""
+"""RELION External jobs: the output nodes that later jobs of its pipeline may take."""
 
 from pathlib import Path
 
+from cryoeq.io import labels
 from cryoeq.io.text import write_text
 
 _NODES = {
@@ -16,11 +17,11 @@ def write_output_nodes(folder: Path) -> None:
     """Write ``RELION_OUTPUT_NODES.star``, of RELION 4 and later.
 
     Args:
-        folder: of the job, relative to RELION's project as ``--o`` gave it; files that are missing are left out.
+        folder: folder of the job, relative to RELION's project as in ``--o``; missing files are left out.
 
     Raises:
         OutputError: the disk is full or the place cannot be written.
     """
     rows = [f"{(folder / name).as_posix()} {label}\n" for name, label in _NODES.items() if (folder / name).is_file()]
-    labels = "_rlnPipeLineNodeName #1\n_rlnPipeLineNodeTypeLabel #2\n"
-    write_text(folder / "RELION_OUTPUT_NODES.star", f"data_output_nodes\n\nloop_\n{labels}{''.join(rows)}\n")
+    header = f"_{labels.NODE_NAME} #1\n_{labels.NODE_TYPE} #2\n"
+    write_text(folder / "RELION_OUTPUT_NODES.star", f"data_output_nodes\n\nloop_\n{header}{''.join(rows)}\n")

@@ -1,4 +1,4 @@
-"""``report.html``: one file with everything a reader of a run asks for, its pictures inside, no network needed."""
+"""``report.html``: verdict, map, curves, particles and settings of a run in one file that needs no network."""
 
 import base64
 import importlib.resources
@@ -28,13 +28,24 @@ from cryoeq.outputs.report_figures import (
     fsc_figure,
     orientation_figure,
     progress_figures,
-    slices_figure,
+    slice_figures,
     stage_colours,
     surface_figure,
 )
 
 _SHOWN = 6  # particles of each kind
 _TIMES = ("started", "finished")
+_RESULTS = {
+    "log_evidence": "Log-likelihood per particle (higher is better)",
+    "median_rotation_sigma_deg": "Median standard deviation of rotations (°)",
+    "explained_variance": "Fraction of the variance explained by the model",
+    "held_out_median_deg": "Encoder, held-out particles: median rotation difference (°)",
+    "half_map_resolution_angstrom": "Half maps agree to (Å, FSC 0.143, unmasked)",
+    "reference_resolution_angstrom": "Agrees with the reference to (Å, FSC 0.5)",
+    "in_plane_divergence": "In-plane symmetry: divergence from uniform (nats)",
+    "in_plane_p_value": "In-plane symmetry: p",
+    "missing_astigmatism_angstrom": "Astigmatism that the CTF leaves out (Å)",
+}
 
 
 @dataclass(frozen=True)
@@ -42,10 +53,10 @@ class ComparedParticles:
     """A sample of particles with their predictions.
 
     Args:
-        fits: of the sample.
-        total: particles in the stack.
+        fits: fits of the sample.
+        total: number of particles in the stack.
         names: image name of each particle of the sample.
-        resolution_angstrom: up to which they were compared.
+        resolution_angstrom: resolution of the comparison.
     """
 
     fits: ParticleFits
@@ -56,19 +67,19 @@ class ComparedParticles:
 
 @dataclass(frozen=True)
 class RunContents:
-    """All that a report shows; what a run does not have is None or empty.
+    """Contents of a report; None or empty where the run has none.
 
     Args:
-        name: of the run folder.
-        job: what ``job.json`` holds.
-        verdict: on the run.
-        facts: label and value of the key figures, in the order to show.
-        volume: the map of all particles.
-        curves: of the half maps.
-        poses: of all particles.
-        progress: the figures that the run reported.
-        notes: what it said.
-        particles: compared with their predictions, or one sentence on why there are none.
+        name: name of the run folder.
+        job: content of ``job.json``.
+        verdict: verdict on the run.
+        facts: key metrics by label, in the order of the page.
+        volume: map of all particles.
+        curves: FSC of the half maps.
+        poses: poses of all particles.
+        progress: rows of ``progress.csv``.
+        notes: notes of the run.
+        particles: particles with their predictions, or one sentence on why there are none.
     """
 
     name: str
@@ -88,7 +99,7 @@ def write_report(path: Path, run: RunContents) -> None:
 
     Args:
         path: the HTML file to create or replace.
-        run: what to show.
+        run: contents of the report.
 
     Raises:
         OutputError: the disk is full or the place cannot be written.
@@ -96,7 +107,7 @@ def write_report(path: Path, run: RunContents) -> None:
     import jinja2  # here, like plotly: no other command needs them
     from plotly.offline import get_plotlyjs
 
-    curves = {f"progress{place}": figure for place, figure in enumerate(progress_figures(run.progress))}
+    curves = {f"progress{number}": figure for number, figure in enumerate(progress_figures(run.progress))}
     figures = _figures(run) | curves
     settings = _flat(run.job.get("settings", {}))
     template = importlib.resources.files("cryoeq.outputs").joinpath("templates/report.html").read_text(encoding="utf-8")
@@ -108,6 +119,7 @@ def write_report(path: Path, run: RunContents) -> None:
         facts=run.facts,
         figures=figures,
         curves=list(curves),
+        slices=[name for name in figures if name.startswith("slice_")],
         stages=stage_colours(run.progress),
         symmetry=settings.get("search.symmetry", "C1"),
         particles=None if isinstance(run.particles, str) else _shown_particles(run.particles),
@@ -128,7 +140,7 @@ def write_report(path: Path, run: RunContents) -> None:
 def _figures(run: RunContents) -> dict[str, Figure]:
     figures = {}
     if run.volume is not None:
-        figures = {"surface": surface_figure(run.volume), "slices": slices_figure(run.volume)}
+        figures = {"surface": surface_figure(run.volume), **slice_figures(run.volume)}
     if run.curves is not None:
         figures["fsc"] = fsc_figure(run.curves)
     if run.poses is not None:
@@ -149,8 +161,8 @@ def _provenance(job: Mapping[str, Any]) -> dict[str, str]:
         "Seed": job.get("seed"),
         "Device": job.get("device"),
         "Resumed": ", ".join(job.get("resumed", [])),
-        "Results": ", ".join(f"{name} {value:.5g}" for name, value in results.items()),
     }
+    rows |= {_RESULTS.get(name, name): f"{value:.5g}" for name, value in results.items()}
     return {label: str(value) for label, value in rows.items() if value not in (None, "")}
 
 
@@ -163,35 +175,35 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _shown_particles(compared: ComparedParticles) -> dict[str, Any]:
-    """The best and the worst of the sample, and what was compared in words."""
+    """Best and worst of the sample, and a description of the comparison."""
     fits = compared.fits
     order = fits.correlations.argsort(descending=True)
     count = min(_SHOWN, len(order) // 2 or 1)
     groups = {"Best": order[:count], "Worst, worst first": order.flip(0)[:count]}
     median = float(fits.correlations.median())
-    of_all = "all" if len(order) == compared.total else f"{len(order):,} evenly spaced ones of"
+    sample = "all" if len(order) == compared.total else f"{len(order):,} evenly spaced ones of"
     return {
-        "compared": f"Of {of_all} {compared.total:,} particles, those that correlate most and least with their "
+        "compared": f"Of {sample} {compared.total:,} particles, those that correlate most and least with their "
         f"predictions; the median correlation is {median:.2f}.",
         "resolution_angstrom": compared.resolution_angstrom,
         "groups": {
-            heading: [_shown_particle(fits, place, compared.names[place]) for place in places.tolist()]
-            for heading, places in groups.items()
+            heading: [_shown_particle(fits, row, compared.names[row]) for row in rows.tolist()]
+            for heading, rows in groups.items()
         },
     }
 
 
-def _shown_particle(fits: ParticleFits, place: int, name: str) -> dict[str, Any]:
+def _shown_particle(fits: ParticleFits, row: int, name: str) -> dict[str, Any]:
     images = {"particle": fits.images, "filtered": fits.filtered, "predicted": fits.predictions}
     return {
-        "images": {label: _as_png(stack[place]) for label, stack in images.items()},
-        "caption": f"{name}: correlation {float(fits.correlations[place]):.2f}",
+        "images": {label: _as_png(stack[row]) for label, stack in images.items()},
+        "caption": f"{name}: correlation {float(fits.correlations[row]):.2f}",
     }
 
 
 def _as_png(image: Float[Tensor, "n n"]) -> str:
-    """A data URL; black and white are the 0.5th and 99.5th percentile."""
-    low, high = (float(image.quantile(share)) for share in (0.005, 0.995))
+    """Data URL of an image; black and white are the 0.5th and 99.5th percentile."""
+    low, high = (float(image.quantile(fraction)) for fraction in (0.005, 0.995))
     scaled = ((image - low) / max(high - low, 1e-12)).clamp(0, 1)
     file = io.BytesIO()
     matplotlib.image.imsave(file, scaled.numpy(), cmap="gray", vmin=0, vmax=1, origin="lower", format="png")

@@ -1,4 +1,4 @@
-"""The interactive figures of a report, as plotly.js takes them: dictionaries of traces and layout.
+"""Interactive figures of a report, in the form of plotly.js: dictionaries of traces and layout.
 
 They are written as plain dictionaries, because importing ``plotly.graph_objects`` takes half a second and nothing but
 the JSON is needed. Arrays travel as base64, which is smaller than text and faster to read.
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import Volume
-from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, TRUTH_THRESHOLD, FscCurves
+from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves
 from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map, pad_centred
 from cryoeq.outputs.figure import COLOURS, GREY, resolution_ticks_angstrom
+from cryoeq.outputs.metric_text import metric_rank, metric_title
 from cryoeq.outputs.progress_file import ProgressRow
 
 Figure = dict[str, Any]
@@ -26,26 +27,17 @@ Figure = dict[str, Any]
 _FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif", "size": 14, "color": "#222222"}
 _GRID = "#e4e4e4"
 _SURFACE_PX = 48  # plotly.js takes a second for 48 voxels along each axis
-_LEVELS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)  # of the density that one voxel in a thousand exceeds
+_LEVELS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)  # fractions of the density that one voxel in 1,000 exceeds
 _FIRST_LEVEL = 3
-_COARSE_PX = 64  # in which the molecule is looked for
+_COARSE_PX = 64  # box in which the molecule is located
 _MARGIN_PX = 2
 _SLICE_PX = 256
-_LABELS = {
-    "loss": "mean squared residual",
-    "synthetic_error_deg": "rotation error on renderings, median (°)",
-    "pose_change_deg": "rotation since the last epoch, mean (°)",
-    "log evidence": "log evidence per particle",
-    "confidence": "mean probability of the best pose",
-    "radius": "radius in use (shells)",
-    "reliable shell": "half maps agree to (shell; 0: not parted)",
-    "changed": "share of poses changed",
-}
-_MOST_POINTS = 300
+_SLICE_AXIS = {"showgrid": False, "zeroline": False, "nticks": 5, "constrain": "domain"}
+_MAX_POINTS = 300
 
 
 def fsc_figure(curves: FscCurves) -> Figure:
-    """FSC of the half maps: spatial frequency below, resolution above, thresholds marked."""
+    """FSC of the half maps: spatial frequency below, resolution above, threshold and resolution marked."""
     side = curves.box_size_px * curves.pixel_size_angstrom
     frequencies = (torch.arange(1, len(curves.unmasked)) / side).tolist()
     ticks = resolution_ticks_angstrom(side / len(frequencies))
@@ -57,8 +49,8 @@ def fsc_figure(curves: FscCurves) -> Figure:
         "hovertemplate": "%{customdata} Å: FSC %{y:.3f}<extra></extra>",
     }  # fmt: skip
     on_top = {"type": "scatter", "x": [frequencies[0]], "y": [None], "xaxis": "x2", "hoverinfo": "skip"}
-    shapes = [_line(y, [0, 1], "x domain") for y in (HALF_MAP_THRESHOLD, TRUTH_THRESHOLD)]
-    notes = [_threshold_label(level) for level in (HALF_MAP_THRESHOLD, TRUTH_THRESHOLD)]
+    shapes = [_line(HALF_MAP_THRESHOLD, [0, 1], "x domain")]
+    notes = [_threshold_label(HALF_MAP_THRESHOLD)]
     if math.isfinite(resolution):
         shapes.append(_upright_line(1 / resolution))
         notes.append(
@@ -82,43 +74,32 @@ def fsc_figure(curves: FscCurves) -> Figure:
     return _figure([curve, on_top], layout)
 
 
-def slices_figure(volume: Volume) -> Figure:
-    """Central slices along z, y and x, in Angstrom from the centre of the box."""
-    values, n = volume.values.float(), volume.box_size_px
+def slice_figures(volume: Volume) -> dict[str, Figure]:
+    """Central slices normal to z, y and x, by name; coordinates in Å from the centre of the box."""
+    values, n, pixel = volume.values.float(), volume.box_size_px, volume.pixel_size_angstrom
     step = -(-n // _SLICE_PX)
-    offsets = ((torch.arange(0, n, step) - n // 2) * volume.pixel_size_angstrom).tolist()
+    first, spacing = -(n // 2) * pixel, step * pixel
     low, high = float(values.min()), float(values.max())
-    traces: list[Figure] = []
-    titles: list[Figure] = []
-    layout: Figure = {"height": 360, "margin": {"l": 60, "r": 10, "t": 40, "b": 50}, "annotations": titles}
+    figures = {}
     for axis, (along, right, up) in enumerate((("z", "x", "y"), ("y", "x", "z"), ("x", "y", "z"))):
-        number = "" if axis == 0 else str(axis + 1)
-        left = axis * 0.355
         plane = values.select(axis, n // 2)[::step, ::step]
-        traces.append(
-            {"type": "heatmap", "z": _base64(_quantised(plane, low, high)), "x0": offsets[0],
-             "dx": step * volume.pixel_size_angstrom, "y0": offsets[0], "dy": step * volume.pixel_size_angstrom,
-             "xaxis": f"x{number}", "yaxis": f"y{number}", "colorscale": "Greys", "zmin": 0,
-             "zmax": 255, "zsmooth": "best", "showscale": False,
-             "hovertemplate": f"{right} %{{x:.0f}} Å, {up} %{{y:.0f}} Å<extra></extra>"}
-        )  # fmt: skip
-        layout[f"xaxis{number}"] = {
-            "domain": [left, left + 0.29], "title": {"text": f"{right} (Å)"}, "showgrid": False, "zeroline": False,
-            "anchor": f"y{number}", "constrain": "domain", "nticks": 5,
+        trace = {
+            "type": "heatmap", "z": _base64(_quantised(plane, low, high)), "x0": first, "dx": spacing, "y0": first,
+            "dy": spacing, "colorscale": "Greys", "zmin": 0, "zmax": 255, "zsmooth": "best", "showscale": False,
+            "hovertemplate": f"{right} %{{x:.0f}} Å, {up} %{{y:.0f}} Å<extra></extra>",
         }  # fmt: skip
-        layout[f"yaxis{number}"] = {
-            "title": {"text": f"{up} (Å)", "standoff": 2}, "showgrid": False, "zeroline": False, "nticks": 5,
-            "scaleanchor": f"x{number}", "anchor": f"x{number}", "constrain": "domain",
+        layout = {
+            "xaxis": {"title": {"text": f"{right} (Å)"}, **_SLICE_AXIS},
+            "yaxis": {"title": {"text": f"{up} (Å)", "standoff": 2}, "scaleanchor": "x", **_SLICE_AXIS},
+            "title": {"text": f"slice along {along}", "font": {"size": 15}, "y": 0.97, "yanchor": "top"},
+            "height": 330, "margin": {"l": 60, "r": 10, "t": 36, "b": 46},
         }  # fmt: skip
-        titles.append(
-            {"text": f"slice along {along}", "x": left + 0.145, "y": 1.0, "xref": "paper", "yref": "paper",
-             "yanchor": "bottom", "xanchor": "center", "showarrow": False, "font": {"size": 15}, "yshift": 6}
-        )  # fmt: skip
-    return _figure(traces, layout)
+        figures[f"slice_{along}"] = _figure([trace], layout)
+    return figures
 
 
 def surface_figure(volume: Volume) -> Figure:
-    """A surface of constant density to turn, with a slider for its level; the map is cropped to it and made coarser."""
+    """Isosurface with a slider for its level; the map is cropped to the molecule and resampled."""
     values, pixel, corner, dense = _around_molecule(volume)
     quantised = _quantised(values, 0.0, dense)
     z, y, x = np.meshgrid(*[np.arange(side, dtype=np.uint8) for side in values.shape], indexing="ij")
@@ -152,7 +133,7 @@ def surface_figure(volume: Volume) -> Figure:
 
 
 def orientation_figure(poses: Poses) -> Figure:
-    """Density of view directions over the sphere in cells of equal area, 1 where all directions are as frequent."""
+    """Density of viewing directions over the sphere in cells of equal area; 1 for uniform views."""
     views = poses.rotations[:, 2].double()
     rows = min(max(4, math.isqrt(len(poses) // 12)), 18)  # about six views per cell, if they are few
     azimuths = torch.rad2deg(torch.atan2(views[:, 1], views[:, 0]))
@@ -163,8 +144,8 @@ def orientation_figure(poses: Poses) -> Figure:
     tilts = (0, 30, 60, 90, 120, 150, 180)
     trace = {
         "type": "heatmap", "z": density.double().round(decimals=3).tolist(), "x0": -180 + 90 / rows, "dx": 180 / rows,
-        "y0": -1 + 1 / rows, "dy": 2 / rows, "colorscale": "Cividis", "zmin": 0,
-        "zmax": max(2.0, float(density.max())), "colorbar": {"title": {"text": "relative<br>frequency"}},
+        "y0": -1 + 1 / rows, "dy": 2 / rows, "colorscale": "Viridis", "zmin": 0,
+        "zmax": max(2.0, float(density.max())), "colorbar": {"title": {"text": "uniform: 1"}},
         "hovertemplate": "rot %{x:.0f}°: %{z:.2f} times the mean<extra></extra>",
     }  # fmt: skip
     layout = {
@@ -178,25 +159,21 @@ def orientation_figure(poses: Poses) -> Figure:
 
 
 def progress_figures(rows: Sequence[ProgressRow]) -> list[Figure]:
-    """One curve per figure that was recorded: over the steps of a training, over time where there were many stages."""
+    """One curve per metric: over the steps of a training, over time where there were several stages."""
     names = dict.fromkeys(name for row in rows for name in row.metrics)
-    shown = [name for name in names if sum(name in row.metrics for row in rows) > 1]
+    repeated = [name for name in names if sum(name in row.metrics for row in rows) > 1]
     colours = stage_colours(rows)
-    return [_progress_figure(name, rows, colours) for name in sorted(shown, key=_place_of_label)]
+    return [_progress_figure(name, rows, colours) for name in sorted(repeated, key=metric_rank)]
 
 
 def stage_colours(rows: Sequence[ProgressRow]) -> dict[str, str]:
-    """The colour of each stage in ``progress_figures``, in the order in which they came."""
+    """Colour of each stage in ``progress_figures``, by their first appearance."""
     stages = dict.fromkeys(row.stage for row in rows)
-    return {stage: COLOURS[place % len(COLOURS)] for place, stage in enumerate(stages)}
-
-
-def _place_of_label(name: str) -> int:
-    return list(_LABELS).index(name) if name in _LABELS else len(_LABELS)
+    return {stage: COLOURS[number % len(COLOURS)] for number, stage in enumerate(stages)}
 
 
 def _progress_figure(name: str, rows: Sequence[ProgressRow], colours: Mapping[str, str]) -> Figure:
-    """The curve breaks where a stage begins anew."""
+    """The curve breaks where a stage starts over."""
     by_step = len(colours) == 1
     traces: list[Figure] = []
     last: ProgressRow | None = None
@@ -207,8 +184,8 @@ def _progress_figure(name: str, rows: Sequence[ProgressRow], colours: Mapping[st
         if name in row.metrics:
             traces[-1]["x"].append(row.done if by_step else round(row.seconds, 2))
             traces[-1]["y"].append(row.metrics[name])
-    kept = [trace for trace in traces if trace["x"]]
-    for trace in kept:
+    drawn = [trace for trace in traces if trace["x"]]
+    for trace in drawn:
         x, y = (_thinned(trace[axis]) for axis in "xy")
         colour = colours[trace["name"]]
         trace |= {
@@ -220,15 +197,15 @@ def _progress_figure(name: str, rows: Sequence[ProgressRow], colours: Mapping[st
     layout = {
         "xaxis": {"title": {"text": "step" if by_step else "time (s)"}, "gridcolor": _GRID, "zeroline": False},
         "yaxis": {"gridcolor": _GRID, "rangemode": "tozero", "zerolinecolor": GREY},
-        "title": {"text": _LABELS.get(name, name), "font": {"size": 15}, "x": 0.02, "y": 0.97, "yanchor": "top"},
+        "title": {"text": metric_title(name), "font": {"size": 15}, "x": 0.02, "y": 0.97, "yanchor": "top"},
         "height": 310, "margin": {"l": 50, "r": 12, "t": 40, "b": 50},
     }  # fmt: skip
-    return _figure(kept, layout)
+    return _figure(drawn, layout)
 
 
 def _thinned(values: Sequence[float]) -> list[float]:
-    """Means of neighbours, so that at most some hundred points are left."""
-    count = -(-len(values) // _MOST_POINTS)
+    """Means of neighbouring values, which leave 300 points at most."""
+    count = -(-len(values) // _MAX_POINTS)
     groups = (values[start : start + count] for start in range(0, len(values), count))
     return [float(f"{sum(group) / len(group):.6g}") for group in groups]
 
@@ -236,7 +213,7 @@ def _thinned(values: Sequence[float]) -> list[float]:
 def _around_molecule(
     volume: Volume,
 ) -> tuple[Float[Tensor, "d h w"], float, tuple[float, float, float], float]:
-    """The map where it is dense, resampled to a good number of voxels; its pixel size, corner and high density."""
+    """Dense part of the map, resampled; its pixel size, corner and high density."""
     n, transform = volume.box_size_px, fft_map(volume.values.float())
     first = min(n, _COARSE_PX)
     low, high, _ = _bounds(_resampled(transform, first))
@@ -249,27 +226,27 @@ def _around_molecule(
 
 
 def _resampled(transform: Complex[Tensor, "n n n"], size: int) -> Float[Tensor, "m m m"]:
-    """The map of a centred transform on another grid, grey values kept."""
+    """Map of a centred transform on another grid, with the same densities."""
     n = len(transform)
     return ifft_map((crop_centred if size < n else pad_centred)(transform, size, 3)) * (size / n) ** 2
 
 
 def _bounds(values: Float[Tensor, "n n n"]) -> tuple[Int[Tensor, " 3"], Int[Tensor, " 3"], float]:
-    """First and last index, the latter exclusive, of what is dense, with a margin; what one voxel in 1,000 exceeds."""
+    """First and last index (exclusive) of the dense part, with a margin; the density of the top 0.1 % of voxels."""
     dense = float(values.flatten().topk(max(1, values.numel() // 1000)).values[-1])
     dense = max(dense, torch.finfo(values.dtype).tiny)
-    places = (values >= _LEVELS[0] * dense).nonzero()
-    if not len(places):  # an empty map
-        places = torch.tensor([[0, 0, 0], [len(values) - 1] * 3])
-    return (places.amin(0) - _MARGIN_PX).clamp(min=0), (places.amax(0) + _MARGIN_PX + 1).clamp(max=len(values)), dense
+    voxels = (values >= _LEVELS[0] * dense).nonzero()
+    if not len(voxels):  # an empty map
+        voxels = torch.tensor([[0, 0, 0], [len(values) - 1] * 3])
+    return (voxels.amin(0) - _MARGIN_PX).clamp(min=0), (voxels.amax(0) + _MARGIN_PX + 1).clamp(max=len(values)), dense
 
 
 def _ticks_angstrom(side_px: int, pixel: float, first: float) -> Figure:
     """Ticks at round distances from the centre of the box, on an axis that counts voxels."""
     span = side_px * pixel
     step = next(step for step in (5, 10, 20, 25, 50, 100, 200, 500, 1000, 1e9) if span / step <= 5)
-    places = [step * k for k in range(math.ceil(first / step), math.floor((first + span - pixel) / step) + 1)]
-    return {"tickvals": [(place - first) / pixel for place in places], "ticktext": [f"{place:g}" for place in places]}
+    ticks = [step * k for k in range(math.ceil(first / step), math.floor((first + span - pixel) / step) + 1)]
+    return {"tickvals": [(tick - first) / pixel for tick in ticks], "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def _threshold_label(level: float) -> Figure:

@@ -1,4 +1,4 @@
-"""The folder of one run: what was asked, with what, and what came of it.
+"""Run folder: settings, provenance, status and results of one run.
 
 ``job.json`` holds version, commit, settings, seed, input checksums, device, times, status and results; ``config.yaml``
 the settings alone, for ``--config``; ``command.txt`` the command, one line per start.
@@ -25,10 +25,10 @@ from cryoeq.outputs.folder import make_folder
 
 Status = Literal["running", "done", "failed", "stopped"]
 
-# A stack of a million particles is not read just to name it: beyond this its head and its size identify it.
+# A stack of a million particles is not read for its checksum alone: beyond this its head and its size identify it.
 _HASHED_BYTES = 64 * 1024**2
-# Names that only a run leaves behind: ours, and RELION's, whose names cryoeq shares.
-_TRACES = ("job.json", "command.txt", "job.star", "run_*")
+# Files of a run: our own, and those with RELION's names.
+_RUN_FILES = ("job.json", "command.txt", "job.star", "run_*")
 _RECORD = {"job.json", "command.txt", "config.yaml", "run.log", "progress.csv", "report.html"}
 
 
@@ -39,7 +39,7 @@ class RunFolder:
     As a context manager it marks the run as failed or stopped when the block is left by an error or a signal.
 
     Args:
-        folder: where it is.
+        folder: path of the folder.
     """
 
     folder: Path
@@ -55,37 +55,36 @@ class RunFolder:
         device: str | None = None,
         resume: bool = False,
     ) -> "RunFolder":
-        """Take a folder for a new run, or take it up again.
+        """Start a run in a folder, or resume it.
 
         Args:
             path: the folder; made where it is missing.
             command: program and arguments.
-            settings: the whole resolved configuration, of values that JSON knows; ``seed`` is repeated in ``job.json``
-                where a reader looks for it.
+            settings: the resolved configuration, in types of JSON; ``seed`` is repeated at the top of ``job.json``.
             inputs: files whose checksums are recorded.
-            device: what the settings' ``auto`` came to on this machine; None repeats the settings.
-            resume: go on with the run that the folder holds; an empty or missing folder starts a new one.
+            device: the device that ``auto`` chose; None repeats the settings.
+            resume: whether to resume the run in the folder; an empty or missing folder starts a new one.
 
         Returns:
             The folder, its status "running".
 
         Raises:
-            OutputError: it holds another run, unless that one failed before it wrote anything but its record; or it
-                cannot be written.
+            OutputError: the folder holds another run, unless that one failed before it wrote anything but its record;
+                or it cannot be written.
         """
         run = cls(path)
         make_folder(path)
-        trace = next(_traces(path), None)
-        if trace is not None and not resume and not _is_stillborn(run):
+        present = next(_present_files(path), None)
+        if present is not None and not resume and not _is_empty_run(run):
             raise OutputError(
-                f"{path} holds another run ({trace.name})",
-                "each run needs a folder of its own",
-                "Choose another -o, delete the folder, or pass --resume where the command knows it",
+                f"{path} holds another run ({present.name})",
+                "Each run needs a folder of its own",
+                "Choose another -o, delete the folder, or add --resume to continue it",
             )
         is_old = resume and run.path("job.json").is_file()
         write_text(run.path("command.txt"), _earlier_commands(run) + shlex.join(command) + "\n")
         if is_old:
-            for unfinished in path.glob(".*.tmp*"):  # of a process that was killed while it wrote
+            for unfinished in path.glob(".*.tmp*"):  # left by a process that was killed while it wrote
                 unfinished.unlink()
             run._update(status="running", resumed=[*run.job().get("resumed", []), _now()])
         else:
@@ -105,32 +104,28 @@ class RunFolder:
             self.finish("failed" if issubclass(kind, Exception) else "stopped", {"error": str(error)} if error else {})
 
     def path(self, name: str) -> Path:
-        """Where the file of this name lies in the folder."""
+        """Path of a file in the folder."""
         return self.folder / name
 
     def job(self) -> dict[str, Any]:
-        """What ``job.json`` holds now."""
+        """Content of ``job.json``."""
         job: dict[str, Any] = read_json(self.path("job.json"))
         return job
 
     def notes(self) -> tuple[Note, ...]:
-        """What ``keep_notes`` kept."""
+        """Notes in ``job.json``."""
         return tuple(Note(**note) for note in self.job().get("notes", []))
 
     def keep_notes(self, notes: Sequence[Note]) -> None:
-        """Keep what the run said in ``job.json``.
-
-        Args:
-            notes: all of them, in the order in which they came.
-        """
+        """Write all notes of the run to ``job.json``."""
         self._update(notes=[asdict(note) for note in notes])
 
     def finish(self, status: Status, results: Mapping[str, object]) -> None:
         """Close the record.
 
         Args:
-            status: how it ended.
-            results: figures and timings worth keeping, of values that JSON knows.
+            status: status at the end.
+            results: metrics and times, in types of JSON.
         """
         self._update(status=status, finished=_now(), results=dict(results))
 
@@ -139,26 +134,19 @@ class RunFolder:
 
 
 def free_folder(name: str) -> Path:
-    """A default for ``-o``: this name in the working folder, numbered if it is taken.
-
-    Args:
-        name: for example ``cryoeq_demo``.
-
-    Returns:
-        A path that does not exist.
-    """
+    """Default of ``-o``: this name in the working folder, numbered where it exists already."""
     path, number = Path(name), 2
     while path.exists():
         path, number = Path(f"{name}_{number}"), number + 1
     return path
 
 
-def _traces(path: Path) -> Iterator[Path]:
-    return (trace for pattern in _TRACES for trace in sorted(path.glob(pattern)))
+def _present_files(path: Path) -> Iterator[Path]:
+    return (file for pattern in _RUN_FILES for file in sorted(path.glob(pattern)))
 
 
-def _is_stillborn(run: RunFolder) -> bool:
-    """Whether it holds nothing but the record of a run that failed, such as one with a wrong option."""
+def _is_empty_run(run: RunFolder) -> bool:
+    """Whether a folder holds nothing but the record of a run that failed, such as one with a wrong option."""
     names = {path.name for path in run.folder.iterdir()}
     if "job.json" not in names or not names <= _RECORD:
         return False
@@ -202,7 +190,7 @@ def _fingerprint(path: Path) -> dict[str, object]:
 
 
 def _commit() -> str | None:
-    """The commit of cryoeq's own checkout, marked where it has changes; None for an installed wheel."""
+    """Commit of cryoeq's own checkout, marked where it has changes; None for an installed wheel."""
     checkout, git = Path(cryoeq.__file__).parents[1], shutil.which("git")
     if git is None or not (checkout / ".git").exists():
         return None

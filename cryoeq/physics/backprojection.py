@@ -7,7 +7,6 @@ Density compensation: Pipe and Menon 1999, Magn. Reson. Med. 41, 179-186. In cry
 180, 519-530. Wiener filter from half maps: Rosenthal and Henderson 2003, J. Mol. Biol. 333, 721-745.
 """
 
-import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from cryoeq.geometry.fourier import HalfPlane, fft_map, ifft_map, shell_index
+from cryoeq.geometry.soft_mask import falling_cosine
 from cryoeq.physics.projection import collect_slices, spread_slices
 from cryoeq.runtime.distributed import all_reduce
 
@@ -25,7 +25,7 @@ _BLOB_RADIUS, _BLOB_ALPHA = 1.9, 15.0
 # Three of Pipe and Menon's iterations are within 0.003 in FSC of ten (70S tilts, RNA polymerase II), with less noise.
 _ITERATIONS = 3
 # The least weight, as a fraction of its shell's mean, that the sum over slices is divided by.
-_LEAST_WEIGHT = 1e-3
+_MIN_WEIGHT = 1e-3
 _EDGE_PX = 3.0
 
 
@@ -71,9 +71,9 @@ class WienerBackprojection:
 
         Args:
             matched: centred images times their transfer over their noise variance: ``undo_optics`` with that factor.
-            power: squared transfer over noise variance: what ``matched`` holds where the map's transform is 1.
+            power: squared transfer over noise variance: the value of ``matched`` where the map's transform is 1.
             rotations: RELION's matrices A.
-            plane: which coefficients.
+            plane: coefficients that the images have.
         """
         channels = torch.stack([matched.real, matched.imag, power])
         return replace(self, sums=self.sums + spread_slices(channels, rotations, plane, self.sums.shape[-1]))
@@ -91,10 +91,10 @@ class WienerBackprojection:
     @property
     def shell_weights(self) -> Float[Tensor, " shells"]:
         """Mean weight of each shell of the map below Nyquist, per coefficient of the oversampled transform."""
-        places, shells, counts = _shells_below_nyquist(self.box_size_px, self.padding, self.sums.device)
+        index, shells, counts = _shells_below_nyquist(self.box_size_px, self.padding, self.sums.device)
         weight = self.sums[2].flatten()
         # A Friedel mate lies in the same shell, so both together weigh twice as much.
-        return 2 * weight.new_zeros(len(counts)).index_add(0, shells, weight[places]) / counts
+        return 2 * weight.new_zeros(len(counts)).index_add(0, shells, weight[index]) / counts
 
     def most_probable(self, prior_precision: Float[Tensor, " shells"]) -> Float[Tensor, "n n n"]:
         """The most probable map when each coefficient has a normal prior about zero.
@@ -143,7 +143,7 @@ def _friedel_mate(transform: Float[Tensor, "*batch m m m"]) -> Float[Tensor, "*b
 
 @lru_cache(maxsize=2)
 def _radii(m: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "m m m"]:
-    """Distance of each coefficient of a centred transform from its origin; remembered, so not to be changed."""
+    """Distance of each coefficient of a centred transform from its origin; cached, so not to be changed."""
     k = torch.arange(m, dtype=dtype, device=device) - m // 2
     return (k[:, None, None].square() + k[:, None].square() + k.square()).sqrt()
 
@@ -151,12 +151,12 @@ def _radii(m: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "m
 @lru_cache(maxsize=2)
 def _shells_below_nyquist(
     box_size_px: int, padding: int, device: torch.device
-) -> tuple[Int[Tensor, " places"], Int[Tensor, " places"], Int[Tensor, " shells"]]:
-    """Where the coefficients below Nyquist are, in which shell of the map, and how many each shell has; remembered."""
+) -> tuple[Int[Tensor, " coefficients"], Int[Tensor, " coefficients"], Int[Tensor, " shells"]]:
+    """Flat index and shell of each coefficient below Nyquist, and their count per shell; cached."""
     count = box_size_px // 2
     shells = (_radii(box_size_px * padding, torch.float32, device) / padding + 0.5).long().flatten()
-    places = (shells < count).nonzero().squeeze(1)
-    return places, shells[places], shells[places].bincount(minlength=count)
+    index = (shells < count).nonzero().squeeze(1)
+    return index, shells[index], shells[index].bincount(minlength=count)
 
 
 def _with_floor(weight: Float[Tensor, "m m m"]) -> Float[Tensor, "m m m"]:
@@ -164,7 +164,7 @@ def _with_floor(weight: Float[Tensor, "m m m"]) -> Float[Tensor, "m m m"]:
     shells = shell_index(weight.shape[-1], 3, weight.device).flatten()
     counts = torch.bincount(shells)
     mean = weight.new_zeros(len(counts)).index_add(0, shells, weight.flatten()) / counts
-    return torch.maximum(weight, (mean * _LEAST_WEIGHT)[shells].reshape(weight.shape))
+    return torch.maximum(weight, (mean * _MIN_WEIGHT)[shells].reshape(weight.shape))
 
 
 def _compensate_density(weight: Float[Tensor, "m m m"], padding: int) -> Float[Tensor, "m m m"]:
@@ -196,6 +196,6 @@ def _fill_corners(volume: Float[Tensor, "n n n"]) -> Float[Tensor, "n n n"]:
     n = volume.shape[-1]
     x = torch.arange(n, dtype=volume.dtype, device=volume.device) - n // 2
     radius = (x[:, None, None].square() + x[:, None].square() + x.square()).sqrt()
-    inside = 0.5 + 0.5 * torch.cos(math.pi * ((radius - n / 2) / _EDGE_PX).clamp(0, 1))
+    inside = falling_cosine((radius - n / 2) / _EDGE_PX)
     outside_mean = ((1 - inside) * volume).sum() / (1 - inside).sum()
     return inside * volume + (1 - inside) * outside_mean

@@ -53,7 +53,7 @@ def evaluate_ctf(
 def image_transfer(
     ctf: CtfParameters, frequencies_per_angstrom: Float[Tensor, "points 2"]
 ) -> Float[Tensor, "batch points"]:
-    """What multiplies the signal in each stored image: its CTF, or the CTF squared where the image is premultiplied."""
+    """Transfer of the signal in each stored image: its CTF, or the CTF squared where the image is premultiplied."""
     values = evaluate_ctf(ctf, frequencies_per_angstrom)
     return torch.where(ctf.is_premultiplied[:, None] > 0, values.square(), values)
 
@@ -73,7 +73,7 @@ def matched_filter(
 
 
 def ctf_features(ctf: CtfParameters) -> Float[Tensor, "batch 3"]:
-    """What a conditioned encoder is told of a particle: mean defocus, and astigmatism as a vector of twice its angle.
+    """Conditioning vector of an encoder: mean defocus, and astigmatism as a vector of twice its angle.
 
     In micrometres from 1.5, and in tenths of a micrometre.
     """

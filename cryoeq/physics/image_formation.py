@@ -1,4 +1,4 @@
-"""How a particle becomes an image: slice of the map's transform, times CTF, times shift.
+"""Image formation: a slice of the map's transform, times CTF, times shift.
 
 Everything is in Fourier space, one row per particle.
 """
@@ -7,7 +7,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from cryoeq.geometry.fourier import HalfPlane
-from cryoeq.physics.projection import extract_slices, insert_slices
+from cryoeq.physics.projection import extract_slices
 from cryoeq.physics.shift import shift_phases
 
 
@@ -21,11 +21,11 @@ def form_images(
     """Noise-free image transforms: slice * transfer * shift.
 
     Args:
-        padded: from ``prepare_slices``.
+        padded: oversampled transform of the map, from ``prepare_slices``.
         rotations: RELION's matrices A.
         shifts_px: RELION's origin offsets, in pixels of the plane's box.
-        transfer: from ``image_transfer``; None for images without a CTF.
-        plane: which coefficients.
+        transfer: transfer of each image, from ``image_transfer``; None for images without a CTF.
+        plane: coefficients to compute.
     """
     return apply_optics(extract_slices(padded, rotations, plane), shifts_px, transfer, plane)
 
@@ -36,9 +36,9 @@ def apply_optics(
     transfer: Float[Tensor, "batch points"] | None,
     plane: HalfPlane,
 ) -> Complex[Tensor, "batch points"]:
-    """What the microscope does to centred, sharp slices from any decoder: slice * transfer * shift."""
-    seen = slices if transfer is None else slices * transfer
-    return seen * shift_phases(shifts_px, plane.coords, plane.box_size_px)
+    """CTF and shift of centred, sharp slices from any decoder: slice * transfer * shift."""
+    transferred = slices if transfer is None else slices * transfer
+    return transferred * shift_phases(shifts_px, plane.coords, plane.box_size_px)
 
 
 def undo_optics(
@@ -50,16 +50,3 @@ def undo_optics(
     """Adjoint of ``apply_optics``: images centred and multiplied by their transfer, or another real factor."""
     centred = images * shift_phases(-shifts_px, plane.coords, plane.box_size_px)
     return centred if factor is None else centred * factor
-
-
-def backproject_images(
-    images: Complex[Tensor, "batch points"],
-    rotations: Float[Tensor, "batch 3 3"],
-    shifts_px: Float[Tensor, "batch 2"],
-    transfer: Float[Tensor, "batch points"] | None,
-    plane: HalfPlane,
-    *,
-    padded_size: int,
-) -> Complex[Tensor, "m m m"]:
-    """Adjoint of ``form_images``: conjugate shift, transfer, sum of slices in a transform of side ``padded_size``."""
-    return insert_slices(undo_optics(images, shifts_px, transfer, plane), rotations, plane, padded_size)

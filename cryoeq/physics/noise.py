@@ -1,29 +1,28 @@
-"""Noise per shell, from what the images hold outside the particle."""
-
-import math
+"""Noise spectrum of images, per shell, from their background outside the particle."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from cryoeq.geometry.fourier import HalfPlane, fft_image, shell_index
+from cryoeq.geometry.soft_mask import rising_cosine
 
 _EDGE_PX = 3.0
 # The least variance of a shell, as a fraction of the mean: noise-free stacks must not get infinite weights.
-_LEAST_VARIANCE = 1e-3
+_MIN_VARIANCE = 1e-3
 
 
 def background_spectrum(images: Float[Tensor, "batch n n"], particle_radius_px: float) -> Float[Tensor, "batch shells"]:
     """Variance per coefficient (orthonormal transform) of the noise in each image, per shell, up to Nyquist.
 
     Args:
-        images: in real space.
-        particle_radius_px: what lies further from the centre is noise; a cosine edge of 3 pixels follows it.
+        images: images in real space.
+        particle_radius_px: radius beyond which an image holds noise only; a cosine edge of 3 pixels follows it.
     """
     n = images.shape[-1]
     x = torch.arange(n, dtype=images.dtype, device=images.device) - n // 2
     radius = (x[:, None].square() + x.square()).sqrt()
-    window = 0.5 - 0.5 * torch.cos(math.pi * ((radius - particle_radius_px) / _EDGE_PX).clamp(0, 1))
+    window = rising_cosine((radius - particle_radius_px) / _EDGE_PX)
     power = fft_image(images * window).abs().square().flatten(1) / window.square().mean()
     shells = shell_index(n, 2, images.device).flatten()
     counts = torch.bincount(shells)
@@ -31,7 +30,7 @@ def background_spectrum(images: Float[Tensor, "batch n n"], particle_radius_px: 
     return (sums / counts)[:, : n // 2 + 1]
 
 
-def noise_variance(
+def background_noise_variance(
     images: Float[Tensor, "batch n n"],
     particle_radius_px: float,
     transfer_power: Float[Tensor, "batch shells"] | None = None,
@@ -39,14 +38,14 @@ def noise_variance(
     """Noise variance per shell of images that share one spectrum, before any premultiplication by the CTF.
 
     Args:
-        images: in real space.
-        particle_radius_px: see ``background_spectrum``.
-        transfer_power: by what the noise of each image was multiplied, per shell: the CTF squared of premultiplied
-            images; None for 1.
+        images: images in real space.
+        particle_radius_px: radius beyond which an image holds noise only.
+        transfer_power: factor on the noise power of each image and shell: the CTF squared of premultiplied images; None
+            for 1.
     """
     measured = background_spectrum(images, particle_radius_px).mean(0)
-    variance = measured if transfer_power is None else measured / transfer_power.mean(0).clamp(min=_LEAST_VARIANCE)
-    floor = variance.mean() * _LEAST_VARIANCE
+    variance = measured if transfer_power is None else measured / transfer_power.mean(0).clamp(min=_MIN_VARIANCE)
+    floor = variance.mean() * _MIN_VARIANCE
     return torch.where(floor > 0, variance.clamp(min=floor), torch.ones_like(variance))
 
 

@@ -59,9 +59,9 @@ def extract_slices(
     """Central slices of a map: the orthonormal image transforms of its projections. Differentiable in both tensors.
 
     Args:
-        padded: from ``prepare_slices``.
+        padded: oversampled transform of the map, from ``prepare_slices``.
         rotations: RELION's matrices A.
-        plane: which coefficients, of the unpadded box.
+        plane: coefficients to compute, of the unpadded box.
     """
     sampled = sample_slices(_as_channels(padded)[0], rotations, plane)
     return torch.complex(sampled[0], sampled[1])
@@ -70,12 +70,12 @@ def extract_slices(
 def sample_slices(
     channels: Float[Tensor, "channels m m m"], rotations: Float[Tensor, "batch 3 3"], plane: HalfPlane
 ) -> Float[Tensor, "channels batch points"]:
-    """As ``extract_slices`` for any number of real channels that share their places.
+    """As ``extract_slices`` for any number of real channels at the same coordinates.
 
     Args:
-        channels: oversampled transforms, each a real number per coefficient.
+        channels: oversampled transforms, one real number per coefficient and channel.
         rotations: RELION's matrices A.
-        plane: which coefficients, of the unpadded box.
+        plane: coefficients to compute, of the unpadded box.
     """
     grid = sampling_grid(rotations, plane, channels.shape[-1])
     # On the CPU only the first axis is shared among threads.
@@ -90,33 +90,18 @@ def sample_slices(
     return sampled[0, :, 0]
 
 
-def insert_slices(
-    slices: Complex[Tensor, "batch points"], rotations: Float[Tensor, "batch 3 3"], plane: HalfPlane, padded_size: int
-) -> Complex[Tensor, "m m m"]:
-    """Exact adjoint of ``extract_slices``: the sum of all slices, each coefficient spread over its eight neighbours.
-
-    Args:
-        slices: one coefficient per point of the plane.
-        rotations: RELION's matrices A.
-        plane: which coefficients, of the unpadded box.
-        padded_size: m, side of the transform to fill.
-    """
-    real, imag = spread_slices(torch.view_as_real(slices).permute(2, 0, 1), rotations, plane, padded_size)
-    return torch.complex(real, imag)
-
-
 def spread_slices(
     channels: Float[Tensor, "channels batch points"],
     rotations: Float[Tensor, "batch 3 3"],
     plane: HalfPlane,
     padded_size: int,
 ) -> Float[Tensor, "channels m m m"]:
-    """As ``insert_slices`` for any number of real channels that share their places (a sum and its weights, say).
+    """Exact adjoint of ``sample_slices``: the sum of all slices, each coefficient spread over its eight neighbours.
 
     Args:
-        channels: values per point of the plane.
+        channels: real numbers per point of the plane, for example real part, imaginary part and weight.
         rotations: RELION's matrices A.
-        plane: which coefficients, of the unpadded box.
+        plane: coefficients of the slices, of the unpadded box.
         padded_size: m, side of the transform to fill.
     """
     m, side = padded_size, padded_size + 1  # one sample more, so that the last neighbour needs no test; it is cut off
@@ -138,7 +123,7 @@ def spread_slices(
 def slice_coordinates(
     rotations: Float[Tensor, "batch 3 3"], coords: Int[Tensor, "points 2"]
 ) -> Float[Tensor, "batch points 3"]:
-    """Where a slice lies in the transform of the volume: A^T (kx, ky, 0), as (x, y, z) in cycles per box."""
+    """Coordinates of a slice in the transform of the volume: A^T (kx, ky, 0), as (x, y, z) in cycles per box."""
     return coords.to(rotations.dtype) @ rotations[:, :2, :]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 def shift_phases(
     shifts_px: Float[Tensor, "batch 2"], coords: Int[Tensor, "points 2"], box_size_px: int
 ) -> Complex[Tensor, "batch points"]:
-    """Phases exp(+2 pi i k.o / n) that turn a centred projection into the observed one: the particle moves to -o.
+    """Phases exp(+2 pi i k.o / n) that take a centred projection to the observed one: the particle moves to -o.
 
     Args:
         shifts_px: o = (x, y), RELION's origin offsets in pixels: shifting the observed image by o centres the particle.

@@ -1,4 +1,4 @@
-"""``cryoeq demo``: the whole way on a packed model, and whether it led to the structure."""
+"""``cryoeq demo``: simulation, reconstruction and evaluation on a packaged model, with a verdict."""
 
 import sys
 import time
@@ -30,21 +30,21 @@ from cryoeq.runtime.device import choose_device
 
 MODEL = "data_samples/1wcm_ca.pdb.gz"
 
-# The structure counts as found when both hold. Of random poses the median error is 126 degrees, and no shell but the
-# first few, which any blob of the right size has, agrees with the truth.
-LARGEST_MEDIAN_DEG = 10.0
-MOST_SHELLS_LOST = 2
+# The structure counts as found when both hold. Random poses have a median error of 126 degrees, and their map agrees
+# with the truth in the first few shells only, as any blob of the right size does.
+MAX_MEDIAN_DEG = 10.0
+MAX_SHELLS_LOST = 2
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How hard the demo is.
+    """Particles of the demo.
 
     Args:
         box_size_px: side of the images.
         count: number of particles.
-        snr: variance of the signal divided by that of the noise; 0.1 is that of real data.
-        shift_sigma_angstrom: spread of the shifts per axis.
+        snr: variance of the signal divided by that of the noise; about 0.1 in real data.
+        shift_sigma_angstrom: standard deviation of the shifts per axis.
     """
 
     box_size_px: int
@@ -59,14 +59,14 @@ QUICK = Setting(box_size_px=32, count=1000, snr=0.1, shift_sigma_angstrom=12.5)
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the structure was found, and what that rests on.
+    """Whether the structure was found, with the metrics behind it.
 
     Args:
-        median_rotation_error_deg: of the inferred poses.
-        resolution_angstrom: where the map from inferred poses falls below FSC 0.5 with the truth; None if at once.
-        shell: the same as a number of shells; 0 if at once.
-        known_pose_resolution_angstrom: the same for the map from the true poses, the best these images allow.
-        known_pose_shell: the same as a number of shells.
+        median_rotation_error_deg: median rotation error of the inferred poses.
+        resolution_angstrom: resolution at FSC 0.5 with the truth of the map from inferred poses; None for no shell.
+        shell: that resolution as a shell; 0 for none.
+        known_pose_resolution_angstrom: resolution of the map from the true poses, the upper bound for these images.
+        known_pose_shell: that resolution as a shell; 0 for none.
     """
 
     median_rotation_error_deg: float
@@ -77,19 +77,16 @@ class Verdict:
 
     @property
     def is_found(self) -> bool:
-        """The poses are right and the map is nearly as good as from true poses."""
-        is_pose_right = self.median_rotation_error_deg < LARGEST_MEDIAN_DEG
-        return is_pose_right and self.known_pose_shell > 0 and self.shell >= self.known_pose_shell - MOST_SHELLS_LOST
+        """Whether the poses are right and the map is nearly as good as from true poses."""
+        is_pose_right = self.median_rotation_error_deg < MAX_MEDIAN_DEG
+        return is_pose_right and self.known_pose_shell > 0 and self.shell >= self.known_pose_shell - MAX_SHELLS_LOST
 
 
 def demonstrate(config: DemoConfig) -> Iterator[Event]:
-    """Simulate particles, reconstruct without their poses, compare with the truth, and say what came of it.
-
-    Args:
-        config: where, and how hard.
+    """Simulate particles, reconstruct them without their poses, compare with the truth, and report the verdict.
 
     Yields:
-        All that the steps say, and the verdict.
+        The events of all steps, and the verdict.
 
     Raises:
         DivergedError: the structure was not found.
@@ -101,20 +98,20 @@ def demonstrate(config: DemoConfig) -> Iterator[Event]:
     device = str(choose_device(config.device))
     with RunFolder.create(config.output, command=sys.argv, settings=settings, inputs=[model], device=device) as run:
         particles, truth = run.path("particles"), run.path("particles") / "truth.star"
-        yield from _step("1 of 4: particles of RNA polymerase II, with noise, their poses kept aside")
+        yield from _step("1 of 4: simulated particles of RNA polymerase II, with noise; their poses are set aside")
         yield from simulate(_simulation(config, setting, model, particles))
         yield from _step("2 of 4: reconstruction without poses")
         yield from reconstruct(_reconstruction(config, setting, particles / "particles.star", run.path("map"), None))
-        yield from _step("3 of 4: reconstruction from the true poses, as a yardstick")
+        yield from _step("3 of 4: reconstruction from the true poses, as an upper bound")
         yield from reconstruct(_reconstruction(config, setting, truth, run.path("known_poses"), "known"))
         yield from _step("4 of 4: comparison with the truth")
         yield from _compare(config, run)
         _draw_comparison(run)
-        verdict = _judge(run)
+        verdict = _read_verdict(run)
         results = asdict(verdict) | {"is_found": verdict.is_found, "seconds": round(time.monotonic() - started_s, 1)}
         write_json(run.path("verdict.json"), results)
         run.finish("done" if verdict.is_found else "failed", results)
-    yield from _pronounce(verdict, run)
+    yield from _report_verdict(verdict, run)
 
 
 def _step(title: str) -> Iterator[Event]:
@@ -148,7 +145,7 @@ def _reconstruction(
 
 
 def _compare(config: DemoConfig, run: RunFolder) -> Iterator[Event]:
-    """Poses against poses, and both maps against the truth; only the map without poses has a frame of its own."""
+    """Compare the poses and both maps with the truth; only the map without poses needs alignment."""
     yield from evaluate(
         EvaluateConfig(
             predicted=run.path("map") / "run_data.star",
@@ -178,7 +175,7 @@ def _draw_comparison(run: RunFolder) -> None:
     plot_comparison(run.path("comparison.png"), particles, recovered, truth)
 
 
-def _judge(run: RunFolder) -> Verdict:
+def _read_verdict(run: RunFolder) -> Verdict:
     poses = read_json(run.path("poses_against_truth") / "pose_errors.json")
     inferred = read_json(run.path("map_against_truth") / "fsc.json")
     known = read_json(run.path("known_poses_against_truth") / "fsc.json")
@@ -196,16 +193,16 @@ def _shell(results: dict[str, Any]) -> int:
     return 0 if resolution is None else round(results["box_size_px"] * results["pixel_size_angstrom"] / resolution)
 
 
-def _pronounce(verdict: Verdict, run: RunFolder) -> Iterator[Event]:
+def _report_verdict(verdict: Verdict, run: RunFolder) -> Iterator[Event]:
     yield Report(
         "The structure was found" if verdict.is_found else "The structure was NOT found",
         {
-            "median rotation error": f"{verdict.median_rotation_error_deg:.1f}° (found: below {LARGEST_MEDIAN_DEG:g}°)",
+            "median rotation error": f"{verdict.median_rotation_error_deg:.1f}° (found: below {MAX_MEDIAN_DEG:g}°)",
             "FSC 0.5 with the truth, without poses": _resolution_text(verdict.resolution_angstrom, verdict.shell),
             "FSC 0.5 with the truth, true poses": _resolution_text(
                 verdict.known_pose_resolution_angstrom, verdict.known_pose_shell
             ),
-            "shells lost": f"{verdict.known_pose_shell - verdict.shell} (found: at most {MOST_SHELLS_LOST})",
+            "shells lost": f"{verdict.known_pose_shell - verdict.shell} (found: at most {MAX_SHELLS_LOST})",
             f"pictures in {run.folder}": ", ".join(
                 str(path.relative_to(run.folder)) for path in sorted(run.folder.glob("**/*.png"))
             ),
@@ -214,9 +211,9 @@ def _pronounce(verdict: Verdict, run: RunFolder) -> Iterator[Event]:
     if not verdict.is_found:
         raise DivergedError(
             f"the structure was not found in {run.folder}",
-            f"It counts as found with a median rotation error below {LARGEST_MEDIAN_DEG:g} degrees and at most "
-            f"{MOST_SHELLS_LOST} shells lost",
-            "Try another --seed; if several fail, tell us",
+            f"It counts as found with a median rotation error below {MAX_MEDIAN_DEG:g}° and at most {MAX_SHELLS_LOST} "
+            "shells lost",
+            "Try another --seed; if several fail, please report it",
         )
 
 

@@ -1,4 +1,4 @@
-"""``cryoeq doctor``: what this machine and this installation have, what is missing and how to get it."""
+"""``cryoeq doctor``: check of the machine and the installation, with remedies for what is missing."""
 
 import importlib
 import importlib.metadata
@@ -24,21 +24,21 @@ _DISTRIBUTIONS = (
     "torch", "escnn", "numpy", "scipy", "mrcfile", "gemmi", "pydantic",
     "pyfftw", "matplotlib", "typer", "rich",
 )  # fmt: skip
-# The rooms that carry the compiled libraries: importing them shows whether those work.
-_ROOMS = ("cryoeq.equivariance", "cryoeq.io.particles", "cryoeq.physics.projection", "cryoeq.outputs.figure")
-_PACKED = ("configs", "data_samples")
+# Packages that use compiled libraries: importing them shows whether those work.
+_PACKAGES = ("cryoeq.equivariance", "cryoeq.io.particles", "cryoeq.physics.projection", "cryoeq.outputs.figure")
+_PACKAGED_FILES = ("configs", "data_samples")
 _INSTALL_AGAIN = "Install as the README says, with pip install uv torch and uv pip install -e '.[test]'"
 _GIB = 1024**3
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that is missing.
+    """A missing or broken part of the installation.
 
     Args:
-        what: is missing.
-        remedy: how to get it.
-        is_fatal: cryoeq cannot work without it.
+        what: the missing or broken part.
+        remedy: how to mend it.
+        is_fatal: whether cryoeq cannot work without it.
     """
 
     what: str
@@ -48,11 +48,11 @@ class Problem:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found.
+    """Findings of the check.
 
     Args:
-        sections: for each title the facts, as label and value.
-        problems: what is missing.
+        sections: facts as label and value, by title.
+        problems: missing or broken parts.
     """
 
     sections: Mapping[str, Mapping[str, str]]
@@ -64,26 +64,19 @@ class Diagnosis:
         return not any(problem.is_fatal for problem in self.problems)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same for JSON."""
+        """Findings for JSON."""
         return {**asdict(self), "is_usable": self.is_usable}
 
 
 def diagnose() -> Diagnosis:
-    """Look at the machine and the installation.
-
-    Returns:
-        The findings; nothing is raised for what is missing.
-    """
+    """Check the machine and the installation; missing parts are findings, not errors."""
     sections = {"Machine": _machine(), "Devices": _devices(), "Versions": _versions()}
-    problems = (*_missing_distributions(), *_broken_rooms(), *_missing_files(), *_slow_parts())
+    problems = (*_missing_distributions(), *_broken_packages(), *_missing_files(), *_slow_parts())
     return Diagnosis(sections, problems)
 
 
-def tell(diagnosis: Diagnosis) -> Iterator[Event]:
-    """The findings for a reader.
-
-    Args:
-        diagnosis: what was found.
+def report_diagnosis(diagnosis: Diagnosis) -> Iterator[Event]:
+    """Report the findings.
 
     Yields:
         One report for each section, one note for each problem, and the verdict.
@@ -99,11 +92,8 @@ def tell(diagnosis: Diagnosis) -> Iterator[Event]:
 def require_usable(diagnosis: Diagnosis) -> None:
     """Refuse an installation that cannot work.
 
-    Args:
-        diagnosis: what was found.
-
     Raises:
-        ConfigError: names what is missing.
+        ConfigError: something that cryoeq needs is missing.
     """
     fatal = [problem for problem in diagnosis.problems if problem.is_fatal]
     if fatal:
@@ -159,8 +149,8 @@ def _missing_distributions() -> Iterator[Problem]:
             yield Problem(f"{name} is not installed", _INSTALL_AGAIN, is_fatal=True)
 
 
-def _broken_rooms() -> Iterator[Problem]:
-    for name in _ROOMS:
+def _broken_packages() -> Iterator[Problem]:
+    for name in _PACKAGES:
         try:
             importlib.import_module(name)
         except Exception as error:  # noqa: BLE001 - a broken library may raise anything, and finding it is the job
@@ -176,7 +166,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _missing_files() -> Iterator[Problem]:
-    for name in _PACKED:
+    for name in _PACKAGED_FILES:
         try:
             packaged_file(name)
         except ConfigError as error:

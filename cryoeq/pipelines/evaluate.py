@@ -1,4 +1,4 @@
-"""``cryoeq evaluate``: poses against a truth, and how far an encoder can be trusted on new images."""
+"""``cryoeq evaluate``: pose errors against a truth, and a bound on the error of an encoder on new images."""
 
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
@@ -10,16 +10,14 @@ from cryoeq.config.evaluate import EvaluateConfig
 from cryoeq.domain.events import Event, Note, Report
 from cryoeq.errors import ConfigError, ParticleFileError
 from cryoeq.evaluation.poses import PoseErrors, PoseGauge, compare_poses, summarise_errors
+from cryoeq.io.labels import IMAGE_NAME
 from cryoeq.io.optics import star_pixel_size
 from cryoeq.io.particles import read_table, star_poses
 from cryoeq.io.star import StarTable
 from cryoeq.io.text import write_json
-from cryoeq.outputs.evaluation_plots import plot_pose_errors
 from cryoeq.outputs.folder import make_folder
-from cryoeq.pipelines.generalization.bound import bound_run
 from cryoeq.runtime.device import choose_device
 
-_NAME = "rlnImageName"
 _HANDS = {
     "same": "that of the truth",
     "mirrored": "the other one (the map is the mirror image)",
@@ -28,22 +26,21 @@ _HANDS = {
 
 
 def evaluate(config: EvaluateConfig) -> Iterator[Event]:
-    """Compare the poses of two star files, bound the error of an encoder, and write what was asked for.
-
-    Args:
-        config: the resolved settings.
+    """Compare the poses of two star files, or bound the error of an encoder, and write the results.
 
     Yields:
         Notes on the input and on the result, and reports.
 
     Raises:
-        ConfigError: nothing to do, or half of it.
+        ConfigError: a star file is missing.
         CheckpointError: there is no encoder to bound.
         ParticleFileError: a file is damaged, or the two do not describe the same images.
     """
     device = choose_device(config.device)
     results: dict[str, object] = {}
     if config.bound is not None:
+        from cryoeq.pipelines.generalization.bound import bound_run  # not above, because of escnn
+
         results |= {"bound": (yield from bound_run(config, config.bound, device))}
     if config.predicted is not None and config.truth is not None:
         results |= yield from _compare(config, config.predicted, config.truth, device)
@@ -53,7 +50,7 @@ def evaluate(config: EvaluateConfig) -> Iterator[Event]:
         raise ConfigError(found, expected, "Give both star files, or --bound RUN")
     if config.json_file is not None:
         write_json(config.json_file, results)
-        yield Note(f"Figures: {config.json_file}")
+        yield Note(f"Results: {config.json_file}")
 
 
 def _compare(
@@ -73,14 +70,16 @@ def _compare(
         generator=torch.Generator().manual_seed(config.seed),
     )
     summary = summarise_errors(errors, pixel_size)
-    yield from _doubts(errors)
+    yield from _warnings(errors)
     yield Report(f"Pose errors of {len(rows)} images", _rows(summary, errors, config.symmetry))
     results = _as_json(config, errors, summary)
     if config.output is not None:
         path = make_folder(config.output) / "pose_errors.json"
         write_json(path, results)
-        yield Note(f"Figures: {path}")
+        yield Note(f"Results: {path}")
     for path in _targets(config.plot_file, config.output, "pose_errors.png"):
+        from cryoeq.outputs.evaluation_plots import plot_pose_errors  # not above, because of matplotlib
+
         plot_pose_errors(path, errors, title=f"{predicted_path.name} against {truth_path.name}")
         yield Note(f"Histogram of errors: {path}")
     return results
@@ -90,71 +89,71 @@ def match_rows(predicted: StarTable, truth: StarTable) -> np.ndarray[tuple[int],
     """Row of the truth for each row of the prediction: by image name where both have it, else by position.
 
     Args:
-        predicted: the poses to judge.
-        truth: may have more images, and another order.
+        predicted: star file of the predicted poses.
+        truth: star file of the true poses; it may have more images, in another order.
 
     Raises:
-        ParticleFileError: a name that appears twice or that the truth does not have, or numbers of rows that differ.
+        ParticleFileError: a name appears twice or is not in the truth, or the numbers of rows differ.
     """
-    if _NAME not in predicted.particles or _NAME not in truth.particles:
+    if IMAGE_NAME not in predicted.particles or IMAGE_NAME not in truth.particles:
         if len(predicted) != len(truth):
             raise ParticleFileError(
                 f"{predicted.path} has {len(predicted)} rows, {truth.path} has {len(truth)}",
-                f"without {_NAME} in both files their rows are matched by position",
-                f"Compare star files of the same images, or add {_NAME}",
+                f"Without {IMAGE_NAME} in both files their rows are matched by position",
+                f"Compare star files of the same images, or add {IMAGE_NAME}",
             )
         return np.arange(len(truth))
     row_of = _row_of_names(truth)
     _row_of_names(predicted)
-    names = predicted.particles[_NAME].tolist()
+    names = predicted.particles[IMAGE_NAME].tolist()
     unknown = next((row for row, name in enumerate(names) if name not in row_of), None)
     if unknown is not None:
         raise ParticleFileError(
             f"{predicted.path}, row {unknown + 1}: image {names[unknown]} is not in {truth.path}",
-            f"rows are matched by {_NAME}",
+            f"Rows are matched by {IMAGE_NAME}",
             "Compare star files of the same images, with the same paths to their stacks",
         )
     return np.array([row_of[name] for name in names])
 
 
 def _row_of_names(star: StarTable) -> dict[str, int]:
-    names = star.particles[_NAME].tolist()
+    names = star.particles[IMAGE_NAME].tolist()
     row_of = {name: row for row, name in enumerate(names)}
     if len(row_of) < len(names):
         row = next(row for row, name in enumerate(names) if row_of[name] != row)
         raise ParticleFileError(
             f"{star.path}, row {row + 1}: image {names[row]} appears twice",
-            f"rows are matched by {_NAME}",
+            f"Rows are matched by {IMAGE_NAME}",
             "Remove the duplicates",
         )
     return row_of
 
 
-def _doubts(errors: PoseErrors) -> Iterator[Note]:
+def _warnings(errors: PoseErrors) -> Iterator[Note]:
     if errors.hand == "undecided":
         yield Note("The two random halves of the images found different hands.", "warning")
     if all(gauge.cost > 0.9 * gauge.other_hand_cost for gauge in errors.gauges):
-        yield Note("One hand fits hardly better than the other: most of these poses may be wrong.", "warning")
+        yield Note("Neither hand fits clearly better than the other: most of these poses may be wrong.", "warning")
 
 
 def _rows(summary: Mapping[str, Mapping[str, float]], errors: PoseErrors, symmetry: str) -> dict[str, str]:
     labels = {"rotation_deg": "Rotation", "view_direction_deg": "View direction", "in_plane_deg": "In plane"}
     rows = {}
     for key, label in labels.items():
-        figures = summary[key]
-        shares = ", ".join(f"{figures[f'share_below_{limit}']:.1%} < {limit}°" for limit in (5, 10, 30))
-        rows[label] = f"{_spread_text(figures, '°')}; {shares}"
-    rows["Shift"] = f"{_spread_text(summary['shift_px'], ' px')}"
-    rows["Shift in Angstrom"] = f"{_spread_text(summary['shift_angstrom'], ' Å')}"
+        statistics = summary[key]
+        fractions = ", ".join(f"{statistics[f'share_below_{limit}']:.1%} < {limit}°" for limit in (5, 10, 30))
+        rows[label] = f"{_statistics_text(statistics, '°')}; {fractions}"
+    rows["Shift (px)"] = _statistics_text(summary["shift_px"], " px")
+    rows["Shift (Å)"] = _statistics_text(summary["shift_angstrom"], " Å")
     rows["Hand"] = _HANDS[errors.hand]
     rows["Symmetry"] = symmetry
     rows["Scored"] = "each half of the images in the frame fitted on the other half"
     return rows
 
 
-def _spread_text(figures: Mapping[str, float], unit: str) -> str:
-    median, mean, high = (f"{figures[name]:.3g}{unit}" for name in ("median", "mean", "percentile_90"))
-    return f"median {median}, mean {mean}, 90 % below {high}"
+def _statistics_text(statistics: Mapping[str, float], unit: str) -> str:
+    median, mean, high = (f"{statistics[name]:.3g}{unit}" for name in ("median", "mean", "percentile_90"))
+    return f"median {median}, mean {mean}, 90% below {high}"
 
 
 def _as_json(

@@ -1,4 +1,4 @@
-"""``cryoeq orientations``: how evenly the particles of a star file are oriented."""
+"""``cryoeq orientations``: evenness of the orientation distribution of a star file."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,27 +7,24 @@ import torch
 
 from cryoeq.config.orientations import OrientationsConfig
 from cryoeq.domain.events import Event, Note, Report
-from cryoeq.evaluation.orientations import MOST_VIEWS, UNEVEN_SCF, OrientationSummary, coarser_counts
+from cryoeq.evaluation.orientations import MAX_VIEWS, UNEVEN_SCF, OrientationSummary, coarser_counts
 from cryoeq.evaluation.orientations import summarise_orientations as summarise
 from cryoeq.io.euler import rotations_from_euler_deg
+from cryoeq.io.optics import star_box_angstrom
 from cryoeq.io.particles import read_table, star_euler_deg
 from cryoeq.io.star import StarTable
 from cryoeq.io.text import write_json
 from cryoeq.outputs.bild import write_bild
 from cryoeq.outputs.folder import make_folder
-from cryoeq.outputs.orientation_plots import plot_in_plane_angles, plot_sampling, plot_views
 
 _BILD_ORDER = 3
-_BILD_RADIUS_ANGSTROM = 100.0
+_BILD_RADIUS_ANGSTROM = 100.0  # where the star file does not state the box
 _SIGNIFICANT, _LONG = 1e-3, 0.05
 _FEW_PARTICLES = 1000
 
 
 def orientations(config: OrientationsConfig) -> Iterator[Event]:
-    """Summarise the orientations of a star file and write what was asked for.
-
-    Args:
-        config: the resolved settings.
+    """Summarise the orientations of a star file and write the results.
 
     Yields:
         One report, and warnings.
@@ -46,16 +43,16 @@ def orientations(config: OrientationsConfig) -> Iterator[Event]:
         generator=torch.Generator().manual_seed(config.seed),
     )
     yield Report(f"Orientations of {summary.n_particles} particles of {config.particles.name}", _rows(summary))
-    yield from _doubts(summary)
+    yield from _warnings(summary)
     if config.json_file is not None:
         write_json(config.json_file, as_json(summary))
-        yield Note(f"Figures: {config.json_file}")
+        yield Note(f"Results: {config.json_file}")
     if config.output is not None:
         yield from _write_folder(make_folder(config.output), star, summary)
 
 
 def as_json(summary: OrientationSummary) -> dict[str, object]:
-    """All figures of a summary but the angles of single particles."""
+    """All metrics of a summary, without the angles of single particles."""
     return {
         "n_particles": summary.n_particles,
         "symmetry": summary.symmetry,
@@ -71,50 +68,53 @@ def as_json(summary: OrientationSummary) -> dict[str, object]:
 
 
 def _rows(summary: OrientationSummary) -> dict[str, str]:
+    verdict = "uneven, below" if summary.is_uneven else "even, at least"
     return {
         "Symmetry": summary.symmetry,
         "Efficiency E_od": f"{summary.efficiency:.3f}",
-        "SCF*": f"{summary.scf_star:.3f} (at radius {summary.fourier_radius:.3g})",
-        "Fourier space not reached": f"{summary.unsampled_share:.1%}",
+        "SCF*": f"{summary.scf_star:.3f} at shell {summary.fourier_radius:.3g} ({verdict} {UNEVEN_SCF:g})",
+        "Fourier space not sampled": f"{summary.unsampled_share:.1%}",
         "In-plane angle, Rayleigh's test": f"length {summary.in_plane_length:.3f}, p = {summary.in_plane_p_value:.2g}",
     }
 
 
-def _doubts(summary: OrientationSummary) -> Iterator[Note]:
+def _warnings(summary: OrientationSummary) -> Iterator[Note]:
     if summary.is_uneven:
         yield Note(
-            f"SCF* {summary.scf_star:.3f} is below {UNEVEN_SCF:g}, that of side views: some directions of the map are"
-            " seen much less than others. Look at fourier_sampling.png, and at cFAR (cryoeq fsc --directional).",
+            f"The views are uneven: SCF* {summary.scf_star:.3f} is below {UNEVEN_SCF:g}, that of side views alone. Look"
+            " at fourier_sampling.png, at gaps in angular coverage (cryoeq screen) and at resolution by direction"
+            " (cryoeq fsc --directional).",
             "warning",
         )
     if summary.in_plane_p_value < _SIGNIFICANT and summary.in_plane_length > _LONG:
         yield Note(
-            f"The in-plane angles are not even (p = {summary.in_plane_p_value:.2g}). Ice has no preferred direction in"
-            " its plane: unless these are tilt series, the poses may follow something else than the particle.",
+            f"The in-plane angles are not uniform (p = {summary.in_plane_p_value:.2g}). Ice has no preferred direction"
+            " in its plane: unless these are tilt series, poses may follow something else than the particle.",
             "warning",
         )
     if summary.n_particles < _FEW_PARTICLES:
         yield Note(
-            f"{summary.n_particles} particles are few: chance alone lowers SCF* and E_od. Figures that others quote are"
-            f" of {MOST_VIEWS} views.",
+            f"{summary.n_particles} particles are few: chance alone lowers SCF* and E_od. Published values are of"
+            f" {MAX_VIEWS:,} views.",
             "warning",
         )
 
 
 def _write_folder(folder: Path, star: StarTable, summary: OrientationSummary) -> Iterator[Note]:
+    from cryoeq.outputs.orientation_plots import (  # not above, because of matplotlib
+        plot_in_plane_angles,
+        plot_sampling,
+        plot_views,
+    )
+
     plot_views(folder / "orientations.png", summary)
     plot_sampling(folder / "fourier_sampling.png", summary)
     plot_in_plane_angles(folder / "in_plane_angles.png", summary)
-    write_bild(folder / "orientations.bild", coarser_counts(summary.view_counts, _BILD_ORDER), _half_box_angstrom(star))
+    side = star_box_angstrom(star)
+    radius = _BILD_RADIUS_ANGSTROM if side is None else side / 2
+    write_bild(folder / "orientations.bild", coarser_counts(summary.view_counts, _BILD_ORDER), radius)
     write_json(folder / "orientations.json", as_json(summary))
     yield Note(
         f"Written to {folder}: orientations.png, fourier_sampling.png, in_plane_angles.png, orientations.bild,"
         " orientations.json"
     )
-
-
-def _half_box_angstrom(star: StarTable) -> float:
-    """Half the side of the images, or 100 Angstrom where the star file does not tell it."""
-    if star.optics is None or not {"rlnImageSize", "rlnImagePixelSize"} <= star.optics.keys():
-        return _BILD_RADIUS_ANGSTROM
-    return float(star.optics_floats("rlnImageSize")[0] * star.optics_floats("rlnImagePixelSize")[0]) / 2

@@ -1,4 +1,4 @@
-"""``cryoeq report``: what a run folder holds, judged and shown on one page."""
+"""``cryoeq report``: verdict and contents of a run folder on one page."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -17,6 +17,7 @@ from cryoeq.evaluation.particle_fit import fit_particles
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves, compare_maps
 from cryoeq.evaluation.verdict import RunFacts, judge_run
 from cryoeq.io.euler import rotations_from_euler_deg
+from cryoeq.io.labels import IMAGE_NAME, MAX_PROBABILITY
 from cryoeq.io.mrc import read_map
 from cryoeq.io.particles import star_euler_deg, star_poses
 from cryoeq.io.star import StarTable, read_star
@@ -26,22 +27,18 @@ from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.reconstruct.event_log import PROGRESS_FILE
 from cryoeq.pipelines.reconstruction_run import open_particles, read_reconstruction_job
 
-_PROBABILITY = "rlnMaxValueProbDistribution"
-_MODES = {"search": "search", "hybrid": "search and encoder", "amortized": "encoder", "known": "star file"}
+_SOURCES = {"search": "search", "hybrid": "search and encoder", "amortized": "encoder", "known": "star file"}
 _COMPARED_PX = 64  # box in which particles are compared with their predictions
-# Pixels that are read for that, so that a report costs little whatever the stack, and particles at least.
-_SAMPLE_PX, _LEAST_SAMPLE = 2**23, 64
-_LEAST_SHELL = 4
+# Pixels to read for that, which bounds the cost of a report for any stack, and minimal number of particles.
+_SAMPLE_PX, _MIN_SAMPLE = 2**23, 64
+_MIN_SHELL = 4
 
 
 def report(config: ReportConfig) -> Iterator[Event]:
     """Write the report on a run.
 
-    Args:
-        config: the resolved settings.
-
     Yields:
-        Notes on what is missing, and one report.
+        Notes on missing files, and one report.
 
     Raises:
         OutputError: the folder holds no reconstruction, or the report cannot be written.
@@ -58,11 +55,11 @@ def report(config: ReportConfig) -> Iterator[Event]:
 
 
 def read_run(folder: Path, datadir: Path | None = None) -> RunContents:
-    """What a report shows of a run, from its folder and its particle stacks.
+    """Contents of the report on a run, from its folder and its particle stacks.
 
     Args:
-        folder: of a reconstruction, finished or not.
-        datadir: where to look first for the stacks.
+        folder: run folder of a reconstruction, finished or not.
+        datadir: folder in which stacks are looked for first.
     """
     run = RunFolder(folder)
     job = read_reconstruction_job(run, "Give the folder that cryoeq reconstruct -o made; in a demo it is map/")
@@ -74,7 +71,7 @@ def read_run(folder: Path, datadir: Path | None = None) -> RunContents:
         name=folder.resolve().name,
         job=job,
         verdict=judge_run(facts),
-        facts=_key_figures(job, facts, volume, star) | _view_figures(views),
+        facts=_key_metrics(job, facts, volume, star) | _view_metrics(views),
         volume=volume,
         curves=curves,
         poses=poses,
@@ -108,7 +105,7 @@ def _summarise_views(job: Mapping[str, Any], star: StarTable | None) -> Orientat
     return summarise_orientations(rotations, euler[:, 2].deg2rad(), symmetry=symmetry, generator=generator)
 
 
-def _view_figures(views: OrientationSummary | None) -> dict[str, str]:
+def _view_metrics(views: OrientationSummary | None) -> dict[str, str]:
     return {} if views is None else {"Views: E_od, SCF*": f"{views.efficiency:.2f}, {views.scf_star:.2f}"}
 
 
@@ -122,7 +119,7 @@ def _facts(
     settings = job["settings"]
     side = 0.0 if volume is None else volume.box_size_px * volume.pixel_size_angstrom
     is_searched = settings["pose_inference"] in {"search", "hybrid"}
-    has_probabilities = star is not None and _PROBABILITY in star.particles
+    has_probabilities = star is not None and MAX_PROBABILITY in star.particles
     return RunFacts(
         status=job["status"],
         error=job.get("results", {}).get("error"),
@@ -131,52 +128,52 @@ def _facts(
         side_angstrom=side,
         resolution_angstrom=None if curves is None else curves.resolutions_angstrom(HALF_MAP_THRESHOLD)["unmasked"],
         shared_angstrom=side / max(settings["search"]["consensus"]["shells"]) if is_searched else None,
-        probabilities=star.floats(_PROBABILITY).tolist() if star is not None and has_probabilities else None,
+        probabilities=star.floats(MAX_PROBABILITY).tolist() if star is not None and has_probabilities else None,
         warnings=[note["text"] for note in job.get("notes", []) if note["level"] == "warning"],
         scf_star=None if views is None else views.scf_star,
     )
 
 
-def _key_figures(
+def _key_metrics(
     job: Mapping[str, Any], facts: RunFacts, volume: Volume | None, star: StarTable | None
 ) -> dict[str, str]:
     resolution, seconds = facts.resolution_angstrom, job.get("results", {}).get("seconds")
     symmetry = job["settings"]["search"]["symmetry"]
-    figures = {"Poses from": _MODES.get(facts.pose_inference, facts.pose_inference)}
+    metrics = {"Poses from": _SOURCES.get(facts.pose_inference, facts.pose_inference)}
     if star is not None:
-        figures["Particles"] = f"{len(star):,}"
+        metrics["Particles"] = f"{len(star):,}"
     if volume is not None:
-        figures["Box and pixel"] = f"{volume.box_size_px} px, {volume.pixel_size_angstrom:.4g} Å"
+        metrics["Box and pixel"] = f"{volume.box_size_px} px, {volume.pixel_size_angstrom:.4g} Å"
     if resolution is not None:
-        figures["Half maps agree to"] = f"{resolution:.1f} Å" if math.isfinite(resolution) else "no resolution"
+        metrics["Half maps agree to"] = f"{resolution:.1f} Å" if math.isfinite(resolution) else "no resolution"
     if symmetry != "C1":
-        figures["Symmetry"] = symmetry
+        metrics["Symmetry"] = symmetry
     if seconds is not None:
-        figures["Time"] = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
-    return figures
+        metrics["Time"] = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+    return metrics
 
 
 def _compare_particles(
     job: Mapping[str, Any], volume: Volume | None, poses: Poses | None, limit_angstrom: float, datadir: Path | None
 ) -> ComparedParticles | str:
-    """A sample of the particles beside their predictions, or why there is none."""
+    """A sample of the particles beside their predictions, or the reason why there is none."""
     if volume is None or poses is None:
-        return "The run left no map with poses that particles could be compared with."
+        return "The run left no map with poses with which particles could be compared."
     try:
         stack, dataset = open_particles(
             job, datadir, count=len(poses), box_size_px=volume.box_size_px, max_box_px=_COMPARED_PX
         )
         box = volume.box_size_px
-        count = min(len(poses), max(_LEAST_SAMPLE, _SAMPLE_PX // box**2))
+        count = min(len(poses), max(_MIN_SAMPLE, _SAMPLE_PX // box**2))
         rows = torch.linspace(0, len(poses) - 1, count, dtype=torch.float64).round().long()
         fits = fit_particles(dataset, poses, volume, rows, resolution_angstrom=limit_angstrom)
     except CryoEqError as error:
-        return f"The particles cannot be shown, because their files are not where or what they were. {error}"
-    names = stack.star.particles["rlnImageName"][rows.numpy()].tolist()
+        return f"Particle images cannot be shown: not found, or changed. {error}"
+    names = stack.star.particles[IMAGE_NAME][rows.numpy()].tolist()
     return ComparedParticles(fits, len(poses), names, limit_angstrom)
 
 
 def _limit_angstrom(facts: RunFacts) -> float:
-    """Half the frequency to which the half maps agree, but four shells at least, and a quarter of the box without."""
-    coarsest, agreed = facts.side_angstrom / _LEAST_SHELL, facts.resolution_angstrom
+    """Twice the resolution of the half maps, a quarter of the box at most; that without half maps."""
+    coarsest, agreed = facts.side_angstrom / _MIN_SHELL, facts.resolution_angstrom
     return coarsest if agreed is None else min(coarsest, 2 * agreed)

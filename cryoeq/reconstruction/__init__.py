@@ -22,13 +22,13 @@ M-step (``maximization``). Half maps from posterior-weighted sums, Wiener-filter
 The whole::
 
     particles   <- CTF-multiplied transforms of all images                           particle_transforms
-    half_set    <- a random half each                                                data.half_sets
+    half_set    <- random half sets                                                  data.half_sets
     repeat                                                                           ab_initio
         initial models: stochastic EM from noise, random starts until reproduced     initial_model, multi_start
         consensus refinement: one reference for both half sets, low resolution       half_set_refinement
     until the map is of one hand                                                     acceptance
     rotate to the symmetry axes, average                                             ab_initio
-    split: from here on each half set has a reference of its own                     state.HalfSetMaps
+    split: from here on each half set has its own reference                          state.HalfSetMaps
     half-set refinement: EM over all orientations; the halves' FSC sets the radius   half_set_refinement
     global re-alignment: exhaustive search of the particles that fit worst           global_realignment
     local refinement of each half set: Levenberg-Marquardt on pose, and maps         local_refinement

@@ -25,13 +25,13 @@ def reconstruct_ab_initio(
     *,
     checkpoint: Checkpointer = no_checkpoints,
 ) -> Generator[Event, None, RefinementState]:
-    """From random starts to a consensus map at low resolution, before the half sets part; on the axes of its symmetry.
+    """Consensus map at low resolution from random starts, on the axes of its symmetry; half sets are not yet split.
 
     Args:
         particles: CTF-multiplied transforms of the particles.
-        half_set: 1 or 2 for each of them.
-        settings: of the reconstruction.
-        checkpoint: saves finished steps.
+        half_set: half set of each particle, 1 or 2.
+        settings: settings of the reconstruction.
+        checkpoint: checkpointer that saves finished steps.
 
     Raises:
         DivergedError: nothing was found.

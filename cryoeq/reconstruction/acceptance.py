@@ -1,4 +1,4 @@
-"""Acceptance of a reconstruction: whether there is a structure, and what is known of its hand."""
+"""Acceptance of a reconstruction: reproducibility, and handedness."""
 
 from collections.abc import Generator
 
@@ -22,9 +22,9 @@ def require_reproducible(
 
     Args:
         particles: CTF-multiplied transforms of all particles.
-        consensus: the state before the half sets parted.
-        halves: the half sets at their end.
-        settings: of the reconstruction.
+        consensus: state before the half sets were split.
+        halves: state after half-set refinement.
+        settings: settings of the reconstruction.
 
     Raises:
         DivergedError: there is no structure.
@@ -44,11 +44,11 @@ def require_reproducible(
 
 
 def report_handedness(state: RefinementState, pixel_size_angstrom: float) -> Generator[Event, None, None]:
-    """Say what is known of the hand, and warn of mixed handedness.
+    """Report the handedness of the map, and warn where both hands may be mixed.
 
     Args:
-        state: all particles against the mean map.
-        pixel_size_angstrom: of the map.
+        state: state after the final iteration.
+        pixel_size_angstrom: pixel size of the map.
     """
     score = mixed_handedness(state, pixel_size_angstrom, state.resolution_shell)
     if score is not None:
@@ -67,9 +67,9 @@ def mixed_handedness(state: RefinementState, pixel_size_angstrom: float, shell: 
     """Score of the map's best mirror plane or inversion centre, where it is a sign of mixed handedness; else None.
 
     Args:
-        state: with the map.
-        pixel_size_angstrom: of the map.
-        shell: up to which the map is reliable.
+        state: state with the map to test.
+        pixel_size_angstrom: pixel size of the map.
+        shell: shell up to which the map is reliable.
     """
     if shell < _MIXED_FROM_SHELL:
         return None

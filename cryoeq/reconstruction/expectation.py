@@ -1,4 +1,4 @@
-"""The E-step: posterior of each particle over a grid of poses and a few offsets."""
+"""E-step: posterior of each particle over a grid of poses and a few offsets."""
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -68,8 +68,8 @@ def expectation_step(
     """Posterior of each particle, in small batches; an event after each but the last.
 
     Args:
-        particles: at least one, up to the radius of the likelihood.
-        likelihood: of the current map.
+        particles: one particle at least, up to the radius of the likelihood.
+        likelihood: likelihood of the poses of a grid under the current map.
         offsets_px: offsets of each particle.
         shift_sigma_px: standard deviation of the normal prior of offsets, per axis; 0 for a flat prior.
         temperature: divisor of the log-likelihood; 1 gives the posterior, more keeps an early map from deciding.
@@ -88,9 +88,9 @@ def expectation_step(
     results = in_parallel(summarise, batches)
     sums, posterior = next(results)
     posteriors, done = [posterior], len(posterior.confidence)
-    for part, posterior in results:
+    for batch_sums, posterior in results:
         yield progress(done) if progress else Progress("expectation", done, len(particles))
-        sums = sums + part
+        sums = sums + batch_sums
         posteriors.append(posterior)
         done += len(posterior.confidence)
     return EStepResult(sums, Posterior.cat(posteriors))
@@ -150,7 +150,7 @@ def disk_offsets(
         spacing_px: distance of neighbours in the lattice, which is rotated and moved at random.
         count: number of particles.
         generator: random number generator.
-        device: where the offsets are wanted.
+        device: device of the offsets.
     """
     reach = int(radius_px / spacing_px) + 2
     steps = torch.arange(-2 * reach, 2 * reach + 1)

@@ -1,7 +1,7 @@
 """Global re-alignment: exhaustive search over poses and offsets for the particles that fit worst.
 
-Iterations follow each particle's offset only a little way, and a wrong pose has a best offset of its own, so some
-particles are trapped between the two. Against a good map they stand out by their low log-likelihood.
+EM iterations change offsets by small steps only, and a wrong pose has its own best offset, so some particles stay in a
+local optimum of both. Against a good map they stand out by their low log-likelihood.
 """
 
 from collections.abc import Generator
@@ -34,7 +34,7 @@ class GlobalRealignment:
 
     Args:
         refined: poses of all particles, the better of the old and the new one.
-        changed: whether it is the new one.
+        changed: True where the exhaustive search found a better pose.
     """
 
     refined: RefinedPoses
@@ -49,7 +49,7 @@ def realign_worst(
     Args:
         state: maps, poses and log-likelihoods so far.
         particles: CTF-multiplied transforms of all particles.
-        settings: of the refinement.
+        settings: settings of the refinement.
         radius: resolution of the local refinement that decides, in cycles per box.
         seed: random seed of the run.
     """
@@ -58,7 +58,7 @@ def realign_worst(
     fine, coarse = (
         particles.within(reach, particles.plane.box_size_px) for reach in (radius, min(COARSE_SHELL, radius))
     )
-    parts, order, changes = [], [], []
+    refined, order, changed_rows = [], [], []
     for _, rows, volume in state.halves():
         reference = references.of(volume)
         best = refine_poses(fine.rows(rows), reference, state.poses.rows(rows), shift_sigma_px=sigma_px)
@@ -70,12 +70,12 @@ def realign_worst(
             new = refine_poses(fine.rows(rows[worst]), reference, nearby.poses, shift_sigma_px=sigma_px)
             is_better = new.log_likelihood > best.log_likelihood[worst]
             best = best.with_rows(worst[is_better], new.rows(is_better.nonzero().squeeze(1)))
-            changes.append(rows[worst[is_better]])
-        parts.append(best)
+            changed_rows.append(rows[worst[is_better]])
+        refined.append(best)
         order.append(rows)
     changed = torch.zeros_like(state.half_set, dtype=torch.bool)
-    changed[torch.cat([*changes, rows[:0]])] = True
-    return GlobalRealignment(RefinedPoses.cat(parts).rows(torch.cat(order).argsort()), changed)
+    changed[torch.cat([*changed_rows, rows[:0]])] = True
+    return GlobalRealignment(RefinedPoses.cat(refined).rows(torch.cat(order).argsort()), changed)
 
 
 def with_realigned_worst(
@@ -86,7 +86,7 @@ def with_realigned_worst(
     Args:
         state: maps, poses and log-likelihoods so far.
         particles: CTF-multiplied transforms of all particles.
-        settings: of the refinement.
+        settings: settings of the refinement.
         seed: random seed of the run.
     """
     if settings.shift_sigma_px == 0:  # all offsets are known, and every iteration searches all poses
@@ -105,9 +105,9 @@ def refine_final_poses(
     """Final poses up to the last shell: refined locally, after global re-alignment of those that fit worst.
 
     Args:
-        state: all particles against the mean map.
+        state: state after the final iteration.
         particles: CTF-multiplied transforms of all particles.
-        settings: of the refinement.
+        settings: settings of the refinement.
         seed: random seed of the run.
     """
     yield Progress(STAGE, 0, 1)
@@ -129,7 +129,7 @@ def search_poses_exhaustively(
         particles: CTF-multiplied transforms of all particles.
         rows: the particles to search, at least one.
         reference: the map.
-        settings: of the refinement.
+        settings: settings of the refinement.
         generator: random number generator of the grid.
     """
     n, device = particles.plane.box_size_px, particles.device

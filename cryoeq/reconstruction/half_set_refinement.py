@@ -44,11 +44,11 @@ _CHUNK_POINTS = 2**20
 
 @dataclass(frozen=True)
 class _Iteration:
-    """One iteration among others, for progress.
+    """Stage and number of an iteration, for progress.
 
     Args:
         stage: name of the stage.
-        number: of this iteration, from 1.
+        number: number of the iteration, from 1.
         count: iterations of the stage.
     """
 
@@ -74,8 +74,8 @@ def begin_refinement(
     Args:
         model: the initial model.
         particles: CTF-multiplied transforms of all particles.
-        half_set: 1 or 2 per particle.
-        settings: of the refinement.
+        half_set: half set of each particle, 1 or 2.
+        settings: settings of the refinement.
         first_shell: radius of the first iteration, in cycles per box.
     """
     n, device = particles.plane.box_size_px, particles.device
@@ -97,9 +97,9 @@ def refine_consensus(
     """Iterations of all particles against one map at low resolution, until the log-likelihood converges.
 
     Args:
-        state: sharing one reference.
+        state: state with one reference for both half sets.
         particles: CTF-multiplied transforms of all particles, of which ``max_particles`` take part.
-        settings: of the refinement.
+        settings: settings of the refinement.
         seed: random seed of the run.
     """
     order = torch.randperm(len(particles), generator=stream_generator(seed, Stream.INITIAL_MODEL_IMAGES))
@@ -131,9 +131,9 @@ def refine_half_sets(
     The sums of the last iteration reach the last shell that is searched, even where its poses come from fewer shells.
 
     Args:
-        state: its half sets part here, if they have not yet.
+        state: state to start from; its half sets are split here, if they share a reference.
         particles: CTF-multiplied transforms of all particles.
-        settings: of the refinement.
+        settings: settings of the refinement.
         seed: random seed of the run.
     """
     state, references, count = state.split(), References(particles), settings.iterations
@@ -149,9 +149,9 @@ def final_iteration(
     """One iteration of all particles against the mean of both half maps, for better poses than those of the half sets.
 
     Args:
-        state: after the half sets' last iteration.
+        state: state after half-set refinement.
         particles: CTF-multiplied transforms of all particles.
-        settings: of the refinement.
+        settings: settings of the refinement.
         seed: random seed of the run.
     """
     iteration, references = _Iteration(FINAL_STAGE), References(particles)
@@ -164,9 +164,9 @@ def refine_half_sets_locally(
     """Local iterations of two independent half sets beyond the exhaustive search, to a larger radius each time.
 
     Args:
-        state: after the exhaustive search; its half sets part here, if they have not yet.
+        state: state after the exhaustive search; its half sets are split here, if they share a reference.
         particles: CTF-multiplied transforms of all particles.
-        settings: of the refinement.
+        settings: settings of the refinement.
         iterations: number of iterations.
     """
     state, references = state.split(), References(particles)
@@ -190,20 +190,20 @@ def refine_locally(
 
     Args:
         state: maps, half sets and initial poses.
-        references: of the maps.
+        references: prepared references of the maps.
         radius: resolution of the comparison, in cycles per box.
         shift_sigma_px: standard deviation of the offsets per axis; 0 leaves them unchanged.
         steps: Gauss-Newton steps.
     """
     particles = references.particles.within(radius, references.particles.plane.box_size_px)
-    parts, order = [], []
+    refined, order = [], []
     for _, rows, volume in state.halves():
         poses = state.poses.rows(rows)
-        parts.append(
+        refined.append(
             refine_poses(particles.rows(rows), references.of(volume), poses, shift_sigma_px=shift_sigma_px, steps=steps)
         )
         order.append(rows)
-    return RefinedPoses.cat(parts).rows(torch.cat(order).argsort())
+    return RefinedPoses.cat(refined).rows(torch.cat(order).argsort())
 
 
 def em_iteration(
@@ -219,13 +219,13 @@ def em_iteration(
     """E-step and M-step: particles against the map of their half set, and new maps from their posterior.
 
     Args:
-        state: whose reference says whether the half sets share a map.
-        references: of the maps.
-        settings: of the refinement.
-        iteration: for progress.
+        state: maps, half sets and poses before the iteration.
+        references: prepared references of the maps.
+        settings: settings of the refinement.
+        iteration: stage and number of the iteration, for progress.
         seed: random seed of the run.
-        rows: the particles to take part; None for all.
-        sums_to_end: whether the sums reach the last shell that is searched, beyond the radius.
+        rows: particles that take part; None for all.
+        sums_to_end: True where the sums reach the last shell of the exhaustive search, beyond the radius.
     """
     particles, device = references.particles, references.particles.device
     n, radius = particles.plane.box_size_px, min(state.radius, settings.max_exhaustive_shell)
@@ -272,9 +272,9 @@ def update_posteriors(state: RefinementState, posterior: Posterior, rows: Int[Te
     """The state with new posteriors of some particles.
 
     Args:
-        state: of all particles.
-        posterior: of all particles, valid for the rows.
-        rows: the particles that took part.
+        state: state of all particles.
+        posterior: posterior of all particles, valid for the rows.
+        rows: particles that took part.
     """
     new = ParticlePoses(posterior.poses, posterior.confidence, posterior.log_evidence).rows(rows)
     return replace(state, particles=state.particles.with_rows(rows, new))

@@ -91,7 +91,7 @@ def estimate_initial_model(
 
     Args:
         particles: CTF-multiplied transforms of all particles.
-        settings: of stochastic EM; at least one iteration.
+        settings: settings of stochastic EM, with one iteration at least.
         seed: random seed of the run.
         start: number of this random start; others with the same seed see the same particles at the end.
     """

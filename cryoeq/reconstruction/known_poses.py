@@ -1,4 +1,4 @@
-"""Reconstruction from poses that are known: those of the star file, or inferred ones."""
+"""Reconstruction from known poses: maps of all particles and of the half sets, in one pass over the images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from cryoeq.geometry.shells import fourier_shell_correlation
 from cryoeq.physics.backprojection import WienerBackprojection, wiener_filter
 from cryoeq.physics.ctf import matched_filter
 from cryoeq.physics.image_formation import undo_optics
-from cryoeq.physics.noise import noise_variance, shell_means
+from cryoeq.physics.noise import background_noise_variance, shell_means
 from cryoeq.reconstruction.maximization import signal_to_noise
 from cryoeq.runtime.distributed import shard
 
@@ -31,9 +31,9 @@ class ReconstructedMaps:
     """Maps from particles of known pose.
 
     Args:
-        all: from all particles; Wiener-filtered by the half maps' correlation where there are half maps.
-        halves: from the two half sets, unfiltered; None without half sets.
-        half_fsc: correlation of the half maps per shell; None without.
+        all: map of all particles, Wiener-filtered by the half maps' correlation where there are half maps.
+        halves: half maps, unfiltered; None without half sets.
+        half_fsc: Fourier shell correlation of the half maps; None without half sets.
     """
 
     all: Volume
@@ -50,41 +50,43 @@ def reconstruct_from_poses(
     batch_size: int | None = None,
     symmetry: str = "C1",
 ) -> ReconstructedMaps:
-    """Maps of all particles and of each half set, in one pass over the images, which the processes of a job share out.
+    """Maps of all particles and of each half set, in one pass over the images, which the processes of a job share.
 
     Args:
-        dataset: the particles.
-        poses: one per particle, in the order of the dataset.
+        dataset: particles, at the box of the maps.
+        poses: one pose per particle, in the order of the dataset.
         half_set: 1 or 2 per particle; a particle with another number counts for the map of all only.
-        device: where to compute.
+        device: device of the computation; None for the CPU.
         batch_size: images in memory at a time; None for 8 million pixels.
-        symmetry: point group of the map, its axes where ``symmetry_rotations`` has them.
+        symmetry: point group of the map, its axes as in ``symmetry_rotations``.
     """
     n = dataset.box_size_px
     plane = HalfPlane.up_to(n, n / 2 - 1e-3, device)
     precision = _noise_precision(dataset, plane)
     sets = torch.zeros(len(dataset), dtype=torch.long) if half_set is None else half_set.cpu()
     sums = {number: WienerBackprojection.empty(n, device=device) for number in sets.unique().tolist()}
-    own = shard(torch.arange(len(dataset)))
-    for batch in dataset.batches(batch_size or max(1, _BATCH_PIXELS // n**2), own):
-        for number, part in _split(batch, sets):
-            weights = precision[dataset.table.optics_index[part.indices]].to(plane.coords.device)
+    local_rows = shard(torch.arange(len(dataset)))
+    for batch in dataset.batches(batch_size or max(1, _BATCH_PIXELS // n**2), local_rows):
+        for number, subset in _split(batch, sets):
+            weights = precision[dataset.table.optics_index[subset.indices]].to(plane.coords.device)
+            on_device = subset.to(plane.coords.device)
+            local = poses[subset.indices.to(poses.rotations.device)].to(plane.coords.device)
             for element in symmetry_rotations(symmetry):
-                turned = replace(poses, rotations=poses.rotations @ element.to(poses.rotations))
-                sums[number] = _accumulate(sums[number], part.to(plane.coords.device), turned, weights, plane, dataset)
-    sums = {number: part.all_reduced() for number, part in sums.items()}
-    every = sum((sums[number] for number in list(sums)[1:]), next(iter(sums.values())))
+                equivalent = replace(local, rotations=local.rotations @ element.to(local.rotations))
+                sums[number] = _accumulate(sums[number], on_device, equivalent, weights, plane, dataset)
+    sums = {number: half_sums.all_reduced() for number, half_sums in sums.items()}
+    total = sum((sums[number] for number in list(sums)[1:]), next(iter(sums.values())))
     if 1 not in sums or 2 not in sums:
-        return ReconstructedMaps(_as_volume(every.reconstruct(), dataset), None, None)
+        return ReconstructedMaps(_as_volume(total.reconstruct(), dataset), None, None)
     halves = HalfMaps(_as_volume(sums[1].reconstruct(), dataset), _as_volume(sums[2].reconstruct(), dataset))
-    return filter_by_halves(_as_volume(every.reconstruct(), dataset), halves)
+    return filter_by_halves(_as_volume(total.reconstruct(), dataset), halves)
 
 
 def filter_by_halves(merged: Volume, halves: HalfMaps) -> ReconstructedMaps:
-    """The map of all particles, Wiener-filtered by how well the half maps agree.
+    """The map of all particles, Wiener-filtered by the correlation of the half maps.
 
     Args:
-        merged: map of all particles, unfiltered.
+        merged: unfiltered map of all particles.
         halves: unfiltered half maps in the same frame.
     """
     fsc = fourier_shell_correlation(halves.first.values, halves.second.values)
@@ -93,7 +95,7 @@ def filter_by_halves(merged: Volume, halves: HalfMaps) -> ReconstructedMaps:
 
 
 def _split(batch: ParticleBatch, sets: Int[Tensor, " particles"]) -> Iterator[tuple[int, ParticleBatch]]:
-    """The parts of a batch that belong to one set each."""
+    """Subsets of a batch by half set: its number, and its particles."""
     numbers = sets[batch.indices]
     for number in numbers.unique().tolist():
         keep = (numbers == number).nonzero().squeeze(1)
@@ -109,17 +111,16 @@ def _accumulate(
     plane: HalfPlane,
     dataset: ParticleDataset,
 ) -> WienerBackprojection:
-    """The sums with one batch more, each coefficient weighted by the inverse of its noise variance."""
-    own = poses[batch.indices.to(poses.rotations.device)].to(precision.device)
-    own = Poses(own.rotations.to(precision.dtype), own.shifts_angstrom.to(precision.dtype))
-    pose_set = PoseSet.from_angstrom(own, dataset.pixel_size_angstrom, plane.box_size_px)
+    """The sums with one more batch, each coefficient weighted by the inverse of its noise variance."""
+    local = PoseSet.from_angstrom(poses, dataset.pixel_size_angstrom, plane.box_size_px).each(
+        lambda values: values.to(precision.dtype)
+    )
     factor, power = precision, precision
     if batch.ctf is not None:
         filters = matched_filter(batch.ctf, plane.frequencies_per_angstrom(dataset.pixel_size_angstrom))
         factor, power = (precision * values for values in filters)
     coefficients = plane.transform(batch.images)
-    matched = undo_optics(coefficients, pose_set.shifts_px, factor, plane)
-    return sums.add(matched, power, pose_set.rotations, plane)
+    return sums.add(undo_optics(coefficients, local.shifts_px, factor, plane), power, local.rotations, plane)
 
 
 def _noise_precision(dataset: ParticleDataset, plane: HalfPlane) -> Float[Tensor, "groups points"]:
@@ -130,7 +131,7 @@ def _noise_precision(dataset: ParticleDataset, plane: HalfPlane) -> Float[Tensor
         rows = (dataset.table.optics_index == group).nonzero().squeeze(1)
         sample = rows[torch.linspace(0, len(rows) - 1, min(_NOISE_SAMPLE, len(rows))).round().long()]
         batch = dataset.batch(sample)
-        variance = noise_variance(
+        variance = background_noise_variance(
             batch.images, _PARTICLE_RADIUS * dataset.box_size_px / 2, _premultiplication(batch, dataset)
         )
         precisions[group] = variance.reciprocal()[shells]
@@ -138,7 +139,7 @@ def _noise_precision(dataset: ParticleDataset, plane: HalfPlane) -> Float[Tensor
 
 
 def _premultiplication(batch: ParticleBatch, dataset: ParticleDataset) -> Float[Tensor, "batch shells"] | None:
-    """By what the noise of each image was multiplied, per shell; None where no image is premultiplied."""
+    """Mean squared CTF of each shell, by which premultiplication scaled the noise; None without such images."""
     if batch.ctf is None or not bool(batch.ctf.is_premultiplied.any()):
         return None
     whole = HalfPlane.up_to(dataset.box_size_px, dataset.box_size_px / 2 - 1e-3)

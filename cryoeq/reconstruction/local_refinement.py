@@ -1,4 +1,4 @@
-"""Continuous refinement of the pose of each image against a map, and how well the image determines it.
+"""Local refinement of poses against a map, and the width of their likelihood.
 
 Levenberg's and Marquardt's damped Gauss-Newton steps on rotation (so(3), on the left of A) and shift together, all
 images at once. The derivative of a slice comes from the gradient of the map's transform, itself the transform of the
@@ -26,8 +26,8 @@ from cryoeq.runtime.batching import in_parallel, numbers_at_a_time
 from cryoeq.runtime.distributed import all_gather, shard
 
 _FIRST_DAMPING = 0.1
-_LARGEST_STEP_RAD = 0.15
-_LARGEST_STEP_PX = 1.0
+_MAX_STEP_RAD = 0.15
+_MAX_STEP_PX = 1.0
 _CHUNK_POINTS_CPU = 2**17
 _NUMBERS_PER_POINT = 64  # residual, Jacobian of five columns, eight channels of slices: complex, and copies of them
 
@@ -38,7 +38,7 @@ class RefinedPoses(ParticleRows):
 
     Args:
         poses: refined poses.
-        log_likelihood: up to a constant of the image.
+        log_likelihood: log-likelihood of each pose, up to a constant of the image.
         rotation_sigma_rad: standard deviation of the rotation about all three axes together, from the curvature
             (Laplace).
     """
@@ -50,11 +50,11 @@ class RefinedPoses(ParticleRows):
 
 @dataclass(frozen=True)
 class _Target:
-    """What the particles are compared with.
+    """Map, noise and prior of a local refinement.
 
     Args:
         channels: transform of the map and its gradient, from ``Reference.with_gradient``.
-        weights: inverse noise variance of each coefficient, times how often it counts.
+        weights: inverse noise variance of each coefficient, times its multiplicity (2 for a Friedel pair).
         shift_sigma_px: standard deviation of the prior of offsets; 0 for centred particles.
     """
 
@@ -95,7 +95,7 @@ def refine_poses(
     """Refine the poses of all particles, which the processes of a job share.
 
     Args:
-        particles: up to the radius of the comparison.
+        particles: particles up to the radius of the comparison.
         reference: the map.
         poses: initial poses; their offsets stay where ``shift_sigma_px`` is 0.
         shift_sigma_px: standard deviation of the normal prior of offsets, per axis; 0 for centred particles.
@@ -137,9 +137,7 @@ def _step(
     step = torch.linalg.solve(curvature + torch.diag_embed(diagonal), here.gradient[:, :free])
     rotate, move = step[:, :3], torch.nn.functional.pad(step[:, 3:], (0, 5 - free))
     angle = rotate.norm(dim=1, keepdim=True)
-    return rotate * (_LARGEST_STEP_RAD / angle.clamp(min=_LARGEST_STEP_RAD)), move.clamp(
-        -_LARGEST_STEP_PX, _LARGEST_STEP_PX
-    )
+    return rotate * (_MAX_STEP_RAD / angle.clamp(min=_MAX_STEP_RAD)), move.clamp(-_MAX_STEP_PX, _MAX_STEP_PX)
 
 
 def _evaluate(

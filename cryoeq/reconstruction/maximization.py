@@ -1,4 +1,4 @@
-"""The M-step: maps from posterior-weighted sums, Wiener-filtered by the correlation of the half maps.
+"""M-step: maps from posterior-weighted sums, Wiener-filtered by the correlation of the half maps.
 
 The half maps' Fourier shell correlation (FSC) gives the signal-to-noise ratio of one half map, twice that for both
 together (Rosenthal and Henderson 2003, J. Mol. Biol. 333, 721-745)::
@@ -34,20 +34,21 @@ def maximization_step(
     """The state with new maps: one for both half sets where they share a reference, else one each and a new radius.
 
     Args:
-        state: before the step.
+        state: state before the step.
         sums: posterior-weighted sums over each half set.
-        settings: of the refinement.
-        radius: up to which the sums reach.
+        settings: settings of the refinement.
+        radius: radius of the sums, in cycles per box.
     """
     n = sums[0].box_size_px
     mask = particle_mask(n, settings, state.half_set.device)
-    raw = [part.most_probable(1e-3 * part.shell_weights.clamp(min=1e-12)) * mask for part in sums]
+    raw = [half.most_probable(1e-3 * half.shell_weights.clamp(min=1e-12)) * mask for half in sums]
     fsc = broadcast(fourier_shell_correlation(raw[0], raw[1]).to(mask))
-    fsc[radius + 1 :] = 0.0  # beyond, there is only what the mask brings there
+    fsc[radius + 1 :] = 0.0  # beyond, the correlation comes from the mask alone
     snr = signal_to_noise(fsc)[: n // 2]
 
-    def filtered(part: WienerBackprojection, ratio: Tensor) -> Tensor:
-        return broadcast(low_pass(part.most_probable((part.shell_weights / ratio).clamp(min=1e-12)) * mask, radius))
+    def filtered(weighted: WienerBackprojection, ratio: Tensor) -> Tensor:
+        prior = (weighted.shell_weights / ratio).clamp(min=1e-12)
+        return broadcast(low_pass(weighted.most_probable(prior) * mask, radius))
 
     if isinstance(state.reference, ConsensusMap):
         return replace(state, reference=ConsensusMap(filtered(sums[0] + sums[1], 2 * snr)), sums=sums)
@@ -60,7 +61,7 @@ def maximization_step(
 def signal_to_noise(fsc: Float[Tensor, " shells"]) -> Float[Tensor, " shells"]:
     """Signal-to-noise ratio of one half map per shell.
 
-    Shell 0 is the mean density, a single number whose correlation says nothing: it is taken as its neighbour.
+    Shell 0 is the mean density, a single number whose correlation has no meaning: that of its neighbour stands in.
     """
     reliable = torch.cat([fsc[1:2], fsc[1:]]).clamp(*_FSC_RANGE)
     return reliable / (1 - reliable)

@@ -41,7 +41,7 @@ def at_low_resolution(
 
     Args:
         particles: CTF-multiplied transforms of all particles.
-        settings: of the reconstruction.
+        settings: settings of the reconstruction.
     """
     # Without symmetry until its axes are known: pseudo-symmetric maps must not be trapped in it.
     refinement = replace(settings.refinement, symmetry=torch.eye(3)[None])
@@ -70,10 +70,10 @@ def run_multi_start(
 
     Args:
         particles: CTF-multiplied transforms of all particles, in the box of the consensus refinement.
-        half_set: 1 or 2 per particle.
-        settings: of the consensus refinement, as ``at_low_resolution`` gives them.
-        restart: number of this multi-start, which has random starts of its own.
-        checkpoint: saves each start.
+        half_set: half set of each particle, 1 or 2.
+        settings: settings of the consensus refinement, from ``at_low_resolution``.
+        restart: number of this multi-start, each with its own random starts.
+        checkpoint: checkpointer that saves each start.
 
     Raises:
         DivergedError: no two starts agree.
@@ -110,8 +110,8 @@ def verify_with_another_start(
 
     Args:
         particles: CTF-multiplied transforms of all particles, in the box of the consensus refinement.
-        found: the consensus to be verified.
-        settings: of the consensus refinement, as ``at_low_resolution`` gives them.
+        found: state after the consensus refinement to be verified.
+        settings: settings of the consensus refinement, from ``at_low_resolution``.
 
     Raises:
         DivergedError: the maps differ in their detail.

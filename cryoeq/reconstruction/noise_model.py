@@ -24,7 +24,7 @@ def noise_precision(padded: Complex[Tensor, "m m m"], particles: ParticleTransfo
     """
     # The steps between shells are too coarse for the first ones: power falls steeply within them.
     projections = extract_slices(padded, so3_grid(1, 1, device=padded.device), particles.plane)
-    noise = particles.noise_variance(projections.abs().square().mean(0))
+    noise = particles.residual_noise_variance(projections.abs().square().mean(0))
     return shell_precision(noise)[particles.plane.shells]
 
 
@@ -40,4 +40,4 @@ def noise_and_signal(
     """
     power = shell_power(volume)
     shells = subset.plane.shells
-    return particles.noise_variance(power[particles.plane.shells]).reciprocal()[shells], power[shells]
+    return particles.residual_noise_variance(power[particles.plane.shells]).reciprocal()[shells], power[shells]

@@ -1,4 +1,4 @@
-"""Particle images as the E-step needs them: CTF-multiplied Fourier coefficients, and the squared CTF."""
+"""Particle images in Fourier space for the E-step: CTF-multiplied coefficients, and the squared CTF."""
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
@@ -70,7 +70,7 @@ class ParticleTransforms:
 
     @property
     def device(self) -> torch.device:
-        """Where the coefficients are."""
+        """Device of the coefficients."""
         return self.ctf_multiplied.device
 
     @cached_property
@@ -78,8 +78,8 @@ class ParticleTransforms:
         """Variance per coefficient of signal and noise together, per shell, at a CTF of 1."""
         return _shell_sums(self.ctf_multiplied.abs().square().sum(0), self.plane) / self._ctf_squared_sums
 
-    def noise_variance(self, map_power: Float[Tensor, " points"]) -> Float[Tensor, " shells"]:
-        """Variance of the noise per shell, what a map leaves of the images' variance.
+    def residual_noise_variance(self, map_power: Float[Tensor, " points"]) -> Float[Tensor, " shells"]:
+        """Noise variance per shell: the variance of the images without that of a map's projections.
 
         Noise is flat, or falls with frequency, so no shell has much less of it than the quietest has of signal and
         noise together. Without that floor a map too strong in its first shells, which a CTF near 0 barely determines,
@@ -105,7 +105,7 @@ class ParticleTransforms:
         """Fewer coefficients, of a smaller box.
 
         Args:
-            radius: in cycles per box.
+            radius: radius of the coefficients to keep, in cycles per box.
             box_size_px: side of the new plane's box, in whose pixels offsets are counted.
         """
         plane = self.plane.within(radius)
@@ -129,18 +129,6 @@ class ParticleTransforms:
             ctf_features=None if self.ctf_features is None else self.ctf_features[rows],
         )
 
-    @classmethod
-    def cat(cls, parts: "list[ParticleTransforms]") -> "ParticleTransforms":
-        """The particles of several batches; at least one."""
-        features = [part.ctf_features for part in parts if part.ctf_features is not None]
-        return cls(
-            parts[0].plane,
-            torch.cat([part.ctf_multiplied for part in parts]),
-            torch.cat([part.ctf_squared for part in parts]),
-            torch.cat([part.ctf_squared_harmonics for part in parts], 1),
-            torch.cat(features) if features else None,
-        )
-
     def centred(self, shifts_px: Float[Tensor, "particles 2"]) -> Complex[Tensor, "particles points"]:
         """CTF-multiplied images, shifted by their offsets."""
         return self.ctf_multiplied * shift_phases(-shifts_px, self.plane.coords, self.plane.box_size_px)
@@ -155,21 +143,46 @@ class ParticleTransforms:
 
 
 def load_transforms(dataset: ParticleDataset, device: torch.device) -> Generator[Event, None, ParticleTransforms]:
-    """Read the whole stack.
+    """Transforms of the whole stack: the only copy of the particles that a search keeps.
 
     Args:
-        dataset: the particles, at the box where poses are inferred.
-        device: where they are kept.
+        dataset: particles, at the box where poses are inferred.
+        device: device that keeps the transforms.
     """
-    n = dataset.box_size_px
+    n, count = dataset.box_size_px, len(dataset)
     plane = HalfPlane.up_to(n, n / 2 - 1, device)
-    parts: list[ParticleTransforms] = []
+    stack: ParticleTransforms | None = None
     done = 0
     for batch in dataset.batches(_BATCH):
-        parts.append(_transform(batch.to(device), plane, dataset.pixel_size_angstrom))
+        transforms = _transform(batch.to(device), plane, dataset.pixel_size_angstrom)
+        stack = _allocate(transforms, count) if stack is None else stack
+        _write(stack, slice(done, done + len(batch)), transforms)
         done += len(batch)
-        yield Progress("reading", done, len(dataset))
-    return ParticleTransforms.cat(parts)
+        yield Progress("reading", done, count)
+    if stack is None:
+        raise ValueError("there are no particles")
+    return stack
+
+
+def _allocate(batch: ParticleTransforms, count: int) -> ParticleTransforms:
+    """Space for a number of particles, not yet filled: joining the batches at the end would take it twice."""
+    orders, _, *hats = batch.ctf_squared_harmonics.shape
+    return ParticleTransforms(
+        batch.plane,
+        batch.ctf_multiplied.new_empty(count, len(batch.plane)),
+        batch.ctf_squared.new_empty(count, len(batch.plane)),
+        batch.ctf_squared_harmonics.new_empty(orders, count, *hats),
+        None if batch.ctf_features is None else batch.ctf_features.new_empty(count, batch.ctf_features.shape[1]),
+    )
+
+
+def _write(stack: ParticleTransforms, rows: slice, batch: ParticleTransforms) -> None:
+    """Fill rows of the stack, which is written to."""
+    stack.ctf_multiplied[rows] = batch.ctf_multiplied
+    stack.ctf_squared[rows] = batch.ctf_squared
+    stack.ctf_squared_harmonics[:, rows] = batch.ctf_squared_harmonics
+    if stack.ctf_features is not None and batch.ctf_features is not None:
+        stack.ctf_features[rows] = batch.ctf_features
 
 
 def _transform(batch: ParticleBatch, plane: HalfPlane, pixel_size_angstrom: float) -> ParticleTransforms:

@@ -38,7 +38,7 @@ class PoseGrid:
     """An even grid over SO(3): views of one hemisphere, both mirrors of each, in-plane angles.
 
     Args:
-        views: one rotation per view, RELION's matrices A.
+        views: RELION's matrix A of each view.
         inplane_rad: angles, an even number of them evenly spread over the circle.
     """
 
@@ -88,9 +88,9 @@ class PoseLikelihood:
         grid: the poses.
         hats: hat functions times exp(2 i l theta) at the coefficients.
         precision: inverse noise variance of each coefficient.
-        linear: from an image's coefficients to the Fourier series over the in-plane angle, for each view and its
+        linear: maps an image's coefficients to the Fourier series over the in-plane angle, for each view and its
             mirror.
-        quadratic: from the harmonics of C^2 to the same series.
+        quadratic: maps the harmonics of C^2 to the same series.
     """
 
     harmonics: DiskHarmonics
@@ -162,7 +162,7 @@ class PoseLikelihood:
         """Sums over views as sums in the map's transform: real and imaginary part, and weights.
 
         Args:
-            sums: one row per view, from ``sum_images``.
+            sums: sums of images per view, from ``sum_images``.
             padded_size: m.
             symmetry: rotations of the map's point group; each image counts once for each.
         """
@@ -223,7 +223,7 @@ def pose_grid(radius: int, generator: torch.Generator, device: torch.device) -> 
     Args:
         radius: resolution of the comparison, in cycles per box.
         generator: random number generator of the frame.
-        device: where the grid is wanted.
+        device: device of the grid.
     """
     order = 2 if radius <= COARSE_SHELL else 3
     offset = 2 * math.pi * float(torch.rand(1, generator=generator))

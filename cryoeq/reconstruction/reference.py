@@ -1,4 +1,4 @@
-"""The reference: a map prepared for comparison with particles, once an iteration."""
+"""Reference: a map prepared for comparison with particles, once per iteration."""
 
 import math
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from cryoeq.physics.projection import prepare_slices
 from cryoeq.reconstruction.noise_model import noise_precision
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 
-_KEPT = 2  # the maps of the two half sets
+_MAX_PREPARED = 2  # maps of the two half sets
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A map in Fourier space, and the noise to weigh residuals by.
+    """A map in Fourier space, and the noise precision of the particles.
 
     Args:
-        volume: the map.
-        padded: its oversampled transform.
+        volume: densities (z, y, x).
+        padded: oversampled transform of the map.
         precision: inverse noise variance of each coefficient, sorted by radius.
     """
 
@@ -37,17 +37,17 @@ class Reference:
 
     @classmethod
     def prepare(cls, volume: Float[Tensor, "n n n"], particles: ParticleTransforms) -> "Reference":
-        """A map, and the noise that it leaves in the particles.
+        """A map, with the noise of the particles estimated from their residuals.
 
         Args:
-            volume: the map, at the particles' box.
+            volume: map at the particles' box.
             particles: CTF-multiplied transforms of all particles.
         """
         padded = prepare_slices(volume)
         return cls(volume, padded, noise_precision(padded, particles))
 
     def weights(self, plane: HalfPlane) -> Float[Tensor, " points"]:
-        """Inverse noise variance of each coefficient of a plane, times how often it counts."""
+        """Inverse noise variance of each coefficient of a plane, times its multiplicity (2 for a Friedel pair)."""
         return self.precision[: len(plane)] * plane.weights
 
     @cached_property
@@ -62,7 +62,7 @@ class Reference:
 
 
 class References:
-    """References of the maps in use, each prepared once: an iteration and the next compare with the same map.
+    """References of the maps in use, each prepared once: two successive iterations use the same map.
 
     Args:
         particles: CTF-multiplied transforms of all particles, from which the noise is estimated.
@@ -73,10 +73,10 @@ class References:
         self._prepared: list[Reference] = []
 
     def of(self, volume: Float[Tensor, "n n n"]) -> Reference:
-        """The map, prepared."""
+        """Reference of a map."""
         for reference in self._prepared:
             if reference.volume is volume:
                 return reference
         reference = Reference.prepare(volume, self.particles)
-        self._prepared = [*self._prepared[1 - _KEPT :], reference]
+        self._prepared = [*self._prepared[1 - _MAX_PREPARED :], reference]
         return reference

@@ -16,7 +16,7 @@ class AbInitioSettings:
         initial_model: settings of each random start.
         refinement: settings of consensus and half-set refinement.
         symmetry: name of the point group to impose, for example C4.
-        pixel_size_angstrom: of the particles.
+        pixel_size_angstrom: pixel size of the particles.
         seed: random seed of the run.
     """
 

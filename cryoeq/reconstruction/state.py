@@ -1,4 +1,4 @@
-"""Settings and state of a refinement: whether the half sets share a reference, and what is known of each particle."""
+"""Settings and state of a refinement: references of the half sets, and the pose of each particle."""
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
@@ -108,7 +108,7 @@ ReferenceMaps = ConsensusMap | HalfSetMaps
 
 @dataclass(frozen=True)
 class ParticlePoses(ParticleRows):
-    """What is known of the pose of each particle.
+    """Pose of each particle, and its posterior.
 
     Args:
         poses: most probable so far.
@@ -122,7 +122,7 @@ class ParticlePoses(ParticleRows):
 
     @classmethod
     def unknown(cls, poses: PoseSet) -> "ParticlePoses":
-        """Poses of which nothing is known."""
+        """Poses without any posterior yet."""
         zeros = poses.shifts_px.new_zeros(len(poses))
         return cls(poses, zeros, zeros)
 
@@ -179,7 +179,7 @@ class RefinementState:
         return replace(self, particles=replace(self.particles, poses=poses))
 
     def split(self) -> "RefinementState":
-        """The state at which the half sets part: from here on neither sees the other's particles."""
+        """The state with independent half sets: from here on neither is compared with the other's map."""
         if isinstance(self.reference, HalfSetMaps):
             return self
         return replace(self, reference=HalfSetMaps(self.reference.mean, self.reference.mean))
@@ -189,7 +189,7 @@ class RefinementState:
         return replace(self, reference=ConsensusMap(self.reference.mean))
 
     def to_box(self, box_size_px: int) -> "RefinementState":
-        """The state in a larger box: the same maps and poses, nothing known beyond the smaller one's shells.
+        """The state in a larger box: the same maps and poses, without the shells beyond the smaller one.
 
         Args:
             box_size_px: side of the larger box, which is as wide in Angstrom.

@@ -10,12 +10,13 @@ from cryoeq.errors import ConfigError
 from cryoeq.runtime.torchrun import torchrun_environment
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, option: str = "") -> torch.device:
     """The device of ``--device``.
 
     Args:
         name: ``auto`` (a CUDA device where there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``. Without a
             number it is the CUDA device of the process's local rank, the first for a single process.
+        option: the option as the user typed it, for messages; by default ``--device``.
 
     Returns:
         The device, present on this machine.
@@ -35,7 +36,7 @@ def choose_device(name: str) -> torch.device:
     if index >= count:
         place = f"process {index} of this machine" if match[1] is None and index else "this machine"
         raise ConfigError(
-            f"--device {name}: torch {torch.__version__} sees {count} CUDA devices on {place}",
+            f"{option or f'--device {name}'}: torch {torch.__version__} sees {count} CUDA devices on {place}",
             "",
             "Use --device auto or --device cpu, or start fewer processes; `cryoeq doctor` shows what is missing",
         )

@@ -27,10 +27,10 @@ def device_of(gpus: str) -> str | None:
     if not all(number.isdecimal() for number in gpus.split(",")) or len(set(gpus.split(","))) < len(gpus.split(",")):
         raise ConfigError(f"--gpu {gpus}", "indices of GPUs are expected, each once, separated by commas", "Try 0,1")
     names = [f"cuda:{number}" for number in gpus.split(",")]
+    for name in names:
+        choose_device(name, f"--gpu {gpus}")
     if len(names) == 1 or torchrun_environment().size == len(names):
         return names[torchrun_environment().local_rank]
-    for name in names:
-        choose_device(name)
     return None
 
 

@@ -1,4 +1,4 @@
-"""The map that is projected: sampled from atoms, or resampled from another map, and symmetrised on request."""
+"""Density maps for projection: sampled from atoms, or resampled from another map, and symmetrised on request."""
 
 import math
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def sample_atoms(atoms: Atoms, box_size_px: int, pixel_size_angstrom: float) -> 
     Args:
         atoms: positions about the centre of the box.
         box_size_px: side of the map.
-        pixel_size_angstrom: of the map.
+        pixel_size_angstrom: pixel size of the map.
 
     Returns:
         A map whose voxels add up to the weights of the atoms.
@@ -51,7 +51,7 @@ def sample_atoms(atoms: Atoms, box_size_px: int, pixel_size_angstrom: float) -> 
 
 
 def _map_of_sums(totals: Float[Tensor, "h 2 h2 h2"], n: int) -> Float[Tensor, "n n n"]:
-    """From sums of products of cosines and sines in (kz, ky, kx) to the map of those coefficients within Nyquist."""
+    """Map of the coefficients within Nyquist, from sums of products of cosines and sines in (kz, ky, kx)."""
     plane = HalfPlane.up_to(n, (n - 1) / 2, totals.device)
     transform = torch.zeros(n, n, n, dtype=torch.complex64, device=totals.device)
     for kz, total in enumerate(totals):
@@ -77,8 +77,8 @@ def resample_map(volume: Volume, box_size_px: int, pixel_size_angstrom: float) -
 
     Args:
         volume: a map.
-        box_size_px: of the new map.
-        pixel_size_angstrom: of the new map; frequencies above the lower of both Nyquist limits are dropped.
+        box_size_px: side of the new map.
+        pixel_size_angstrom: pixel size of the new map; frequencies above the lower of both Nyquist limits are dropped.
     """
     n = volume.box_size_px
     device, dtype = volume.values.device, volume.values.dtype
@@ -92,7 +92,7 @@ def resample_map(volume: Volume, box_size_px: int, pixel_size_angstrom: float) -
     lines = (1 + 2 * torch.cos(2 * math.pi / n * k * offsets[..., None]).sum(-1)) / n
     lines = lines * ((new >= old[0]) & (new <= old[-1]))[:, None]
     values = volume.values
-    for _ in range(3):  # the last axis, then, turned to its place, the next one
+    for _ in range(3):  # the last axis; then the next one, after a rotation of the axes
         values = (values @ lines.T).permute(2, 0, 1)
     return Volume(values.contiguous(), pixel_size_angstrom)
 

@@ -33,9 +33,9 @@ class FieldOfView:
         """A box that the molecule fills to 0.8, as far as box and pixel size are not given.
 
         Args:
-            diameter_angstrom: of the smallest sphere about its centre of mass that holds all atoms.
-            box_size_px: as the user gave it.
-            pixel_size_angstrom: as the user gave it.
+            diameter_angstrom: diameter of the smallest sphere about the centre of mass that holds all atoms.
+            box_size_px: side of the box; None derives it from the diameter.
+            pixel_size_angstrom: pixel size; None derives it from box and diameter.
 
         Raises:
             ConfigError: the molecule is larger than the box that was given.
@@ -57,13 +57,13 @@ class FieldOfView:
         return field
 
     @classmethod
-    def of_map(cls, old: "FieldOfView", box_size_px: int | None, pixel_size_angstrom: float | None) -> "FieldOfView":
+    def from_map(cls, old: "FieldOfView", box_size_px: int | None, pixel_size_angstrom: float | None) -> "FieldOfView":
         """The box of a map, resampled over the same field of view where one of both is given.
 
         Args:
-            old: of the map.
-            box_size_px: as the user gave it.
-            pixel_size_angstrom: as the user gave it.
+            old: field of view of the map.
+            box_size_px: side of the new box; None derives it from the pixel size.
+            pixel_size_angstrom: new pixel size; None derives it from the box.
         """
         if pixel_size_angstrom is None:
             box_size_px = box_size_px or 2 * math.ceil(old.box_size_px / 2)

@@ -26,14 +26,14 @@ from cryoeq.simulation.slicing import FourierSampler
 Views = Literal["uniform", "preferred"]
 Noise = Literal["white", "coloured"]
 
-PREFERRED_SHARE = 0.7  # of the particles see the molecule from near +z, the others from anywhere
+PREFERRED_SHARE = 0.7  # of the particles show the molecule from near +z, the others from anywhere
 PREFERRED_KAPPA = 10.0  # concentration of the von Mises-Fisher distribution: half of them within 21 degrees of the axis
 _PIXELS_AT_ONCE = 2**21
 
 
 @dataclass(frozen=True)
 class DefocusRange:
-    """How defocus is drawn.
+    """Distribution of the defocus.
 
     Args:
         min_angstrom: smallest mean defocus (U + V) / 2, positive is underfocus.
@@ -52,10 +52,10 @@ def draw_ctf(count: int, optics: Optics, defocus: DefocusRange, generator: torch
     """CTF parameters of particles of one optics group.
 
     Args:
-        count: how many particles.
+        count: number of particles.
         optics: voltage, Cs and amplitude contrast.
-        defocus: how defocus is drawn.
-        generator: source of chance, on the CPU.
+        defocus: distribution of the defocus.
+        generator: random number generator on the CPU.
     """
     mean = defocus.min_angstrom + (defocus.max_angstrom - defocus.min_angstrom) * torch.rand(count, generator=generator)
     difference = defocus.astigmatism_angstrom * torch.randn(count, generator=generator).abs()
@@ -81,11 +81,11 @@ def draw_poses(count: int, views: Views, shift_sigma_angstrom: float, generator:
     """Random poses.
 
     Args:
-        count: how many.
+        count: number of particles.
         views: ``uniform`` over all rotations; or ``preferred``: 70 % of the view directions from the von Mises-Fisher
             distribution with concentration 10 about +z of the map, 30 % uniform, the in-plane angle uniform for all.
         shift_sigma_angstrom: standard deviation of the shift along x and along y.
-        generator: source of chance, on the CPU.
+        generator: random number generator on the CPU.
     """
     rotations = random_rotations(count, generator)
     if views == "preferred":
@@ -102,8 +102,8 @@ def _views_near_z(count: int, generator: torch.Generator) -> Float[Tensor, "coun
     cosine = 1 + torch.log(uniform + (1 - uniform) * math.exp(-2 * PREFERRED_KAPPA)) / PREFERRED_KAPPA
     zeros = torch.zeros(count)
 
-    def about_z(turns: Tensor) -> Tensor:
-        return rotation_from_vector(torch.stack([zeros, zeros, 2 * math.pi * turns], -1))
+    def about_z(fractions: Tensor) -> Tensor:
+        return rotation_from_vector(torch.stack([zeros, zeros, 2 * math.pi * fractions], -1))
 
     tilt = torch.acos(cosine.clamp(-1, 1))
     return about_z(in_plane) @ rotation_from_vector(torch.stack([zeros, -tilt, zeros], -1)) @ about_z(azimuth)
@@ -134,14 +134,14 @@ def draw_noise(count: int, amplitudes: Float[Tensor, "n n"], generator: torch.Ge
 
 @dataclass(frozen=True)
 class NoiseFreeStack:
-    """The images of a map without noise, made when they are asked for, always in the same batches.
+    """Noise-free images of a map, computed on demand, always in the same batches.
 
     Args:
         sampler: transform of the map.
         plane: coefficients within Nyquist; images are band-limited to them.
-        poses: of the particles.
-        ctf: None for images without a CTF.
-        pixel_size_angstrom: of map and images.
+        poses: poses of the particles.
+        ctf: CTF parameters of the particles; None for images without a CTF.
+        pixel_size_angstrom: pixel size of map and images.
     """
 
     sampler: FourierSampler
@@ -151,13 +151,13 @@ class NoiseFreeStack:
     pixel_size_angstrom: float
 
     @classmethod
-    def of(cls, volume: Volume, poses: Poses, ctf: CtfParameters | None) -> "NoiseFreeStack":
+    def from_map(cls, volume: Volume, poses: Poses, ctf: CtfParameters | None) -> "NoiseFreeStack":
         """Images of a map, computed on the map's device.
 
         Args:
-            volume: the map.
-            poses: of the particles, on that device.
-            ctf: of the particles, on that device.
+            volume: map that is projected.
+            poses: poses of the particles, on the map's device.
+            ctf: CTF parameters of the particles, on the map's device; None for images without a CTF.
         """
         n = volume.box_size_px
         plane = HalfPlane.up_to(n, (n - 1) / 2, volume.values.device)
@@ -172,11 +172,10 @@ class NoiseFreeStack:
         step = max(1, _PIXELS_AT_ONCE // self.plane.box_size_px**2)
         for start in range(0, len(self), step):
             rows = slice(start, start + step)
-            poses = self.poses[rows]
+            poses = PoseSet.from_angstrom(self.poses[rows], self.pixel_size_angstrom, self.plane.box_size_px)
             transfer = None if self.ctf is None else image_transfer(self.ctf[rows], frequencies)
             slices = self.sampler.slices(poses.rotations, self.plane)
-            shifts_px = PoseSet.from_angstrom(poses, self.pixel_size_angstrom, self.plane.box_size_px).shifts_px
-            yield ifft_image(self.plane.scatter(apply_optics(slices, shifts_px, transfer, self.plane)))
+            yield ifft_image(self.plane.scatter(apply_optics(slices, poses.shifts_px, transfer, self.plane)))
 
 
 @dataclass(frozen=True)

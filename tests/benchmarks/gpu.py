@@ -33,7 +33,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from cryoeq.config.reconstruct import ReconstructConfig
-from cryoeq.data.prefetch import read_ahead
+from cryoeq.data.prefetch import prefetch
 from cryoeq.domain.events import result_of
 from cryoeq.domain.optics import Optics
 from cryoeq.geometry.disk_harmonics import disk_harmonics, support_radius
@@ -117,7 +117,7 @@ def preprocess_cases(settings: Settings, plan: Plan) -> Iterator[Case]:
         plane = build_plane(dataset, settings.device)
         rows = torch.arange(plan.batch) % len(dataset)
         moved = 4.0 * box**2 * 2 + (8 + 4) * len(plane)  # the image here and there, its coefficients and CTF
-        batches = read_ahead(map(dataset.batch, repeat(rows)), settings.device)
+        batches = prefetch(map(dataset.batch, repeat(rows)), settings.device)
         share = BatchShard(slice(None), plan.batch, 1.0)
         seen = (transform(batch, plane, dataset.pixel_size_angstrom, 1.0, share) for batch in batches)
         yield Case("preprocess", "", box, "", 0, partial(next, seen), plan.batch, moved)

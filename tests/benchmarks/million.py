@@ -135,7 +135,7 @@ def reading(work: Path, rows: int, _: int) -> Figures:
     shuffled = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
     orders = {
         "in_order": torch.arange(rows),
-        "by_neighbours": dataset.near_on_disk(shuffled),
+        "by_neighbours": dataset.locality_order(shuffled),
         "at_random": shuffled[: _READ // 10],
     }
     figures: Figures = {}

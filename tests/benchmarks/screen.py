@@ -78,7 +78,7 @@ def volumes(other: Path | None) -> tuple[Volume, Volume]:
 
 def clean_images(volume: Volume, poses: Poses, ctf: CtfParameters) -> Tensor:
     """Noise-free images of variance SNR."""
-    images = torch.cat(list(NoiseFreeStack.of(volume, poses, ctf).batches()))
+    images = torch.cat(list(NoiseFreeStack.from_map(volume, poses, ctf).batches()))
     return images * (SNR**0.5 / images.std())
 
 

@@ -108,23 +108,32 @@ def test_what_is_in_order_works(folder: Path) -> None:
 
 
 NO_SUCH_SETTING = [
-    (["--set", "encoder.gruop=so2"], ["--set: encoder.gruop is not a setting", "Did you mean encoder.group?"]),
+    (
+        ["--set", "encoder.gruop=so2"],
+        [
+            "--set: encoder.gruop is not a setting",
+            "Did you mean encoder.group?",
+            "`cryoeq settings encoder` lists them",
+        ],
+    ),
     (["--set", "training.decoder.rate=1"], ["training.decoder"]),
     (["--set", "speed=fast"], ["--set: speed is not a setting", "pose_inference"]),
     (["--set", "seed"], ["--set key=value"]),
-    (["--preset", "demos"], ["--preset demos", "Did you mean demo?"]),
     (["--config", "nowhere.yaml"], ["nowhere.yaml cannot be read"]),
 ]
 NO_SUCH_VALUE = [
-    (["--group", "d3"], ["encoder.group is 'd3'", "'d4'"]),
-    (["--heads", "0"], ["encoder.heads is 0", "greater than or equal to 1"]),
-    (["--pose-inference", "guessed"], ["pose_inference is 'guessed'", "'amortized' or 'known'"]),
-    (["--box", "15"], ["input.working_box_px is 15", "16"]),
-    (["--angpix", "0"], ["input.angpix is 0", "greater than 0"]),
+    (["--set", "encoder.group=d3"], ["--set: encoder.group is 'd3'", "'d4'"]),
+    (["--set", "encoder.heads=0"], ["--set: encoder.heads is 0", "greater than or equal to 1"]),
+    (["--set", "input.contrast=dark"], ["--set: input.contrast is 'dark'", "'keep' or 'invert'"]),
+    (["--box", "15"], ["-D/--box is 15", "16"]),
+    (["--angpix", "0"], ["--angpix is 0", "greater than 0"]),
+    (["--threads", "0"], ["-j/--threads is 0", "greater than or equal to 1"]),
+    (["--shift-sigma", "-1"], ["--shift-sigma is -1", "greater than or equal to 0"]),
+    (["--sym", "X3"], ["--sym is 'X3'", "Expected C1, C2,"]),
     (["--set", "training.encoder_learning_rate=fast"], ["training.encoder_learning_rate is 'fast'", "number"]),
     (["--set", "encoder.channels=[8,0]"], ["encoder.channels.1 is 0", "greater than 0"]),
     (["--device", "gpu"], ["--device gpu", "cuda:N"]),
-    (["--seed", str(2**63)], ["seed is 9223372036854775808", "less than"]),
+    (["--seed", str(2**63)], ["--seed is 9223372036854775808", "less than"]),
 ]
 
 
@@ -145,7 +154,7 @@ def test_an_unknown_key_of_a_file(folder: Path, fails: Callable[..., str]) -> No
     assert "Did you mean encoder.group?" in message
 
 
-AMORTIZED = ("--pose-inference", "amortized", "--epochs", "1", "--heads", "2")
+AMORTIZED = ("--pose-inference", "amortized", "--set", "training.epochs=1", "--set", "encoder.heads=2")
 
 
 @pytest.mark.parametrize(
@@ -198,7 +207,7 @@ def test_a_missing_column_of_the_optics(folder: Path, fails: Callable[..., str],
 
 @pytest.mark.parametrize("rate", ["decoder_learning_rate", "encoder_learning_rate"])
 def test_a_training_that_blows_up(folder: Path, fails: Callable[..., str], rate: str) -> None:
-    message = fails(4, *AMORTIZED, "--batch-size", "8", "--set", f"training.{rate}=1e30")
+    message = fails(4, *AMORTIZED, "--set", "training.batch_size=8", "--set", f"training.{rate}=1e30")
     assert "training step" in message
     assert "training.encoder_learning_rate and training.decoder_learning_rate" in message
     assert read_json(folder / "out" / "job.json")["status"] == "failed"

@@ -13,7 +13,7 @@ import torch
 import cryoeq
 from cryoeq.cli import main
 from cryoeq.cli.drawing import draw
-from cryoeq.cli.errors import CrashError, explain
+from cryoeq.cli.errors import CrashError, explain, print_message
 from cryoeq.domain.events import Event, Note
 from cryoeq.errors import (
     CheckpointError,
@@ -42,6 +42,20 @@ def test_an_error_for_the_user_is_one_message(kind: type[CryoEqError], code: int
     error = kind("particles.star, row 1204: rlnDefocusU is missing", "cryoeq needs it", "Estimate it again")
     message = "cryoeq: particles.star, row 1204: rlnDefocusU is missing. cryoeq needs it. Estimate it again."
     assert explain(error) == (message, code)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (("a.mrc is empty.", "expected a map", "check it."), "a.mrc is empty. Expected a map. Check it."),
+        (("--set x", "", "Did you mean y?"), "--set x. Did you mean y?"),
+        (("x", "cryoeq reads maps", "seed, too"), "x. cryoeq reads maps. Seed, too."),
+        (("x", "rlnImageName is needed", "encoder.heads"), "x. rlnImageName is needed. encoder.heads."),
+        (("x", "", "--box 32"), "x. --box 32."),
+    ],
+)
+def test_sentences_begin_in_capitals_and_end_once(parts: tuple[str, str, str], message: str) -> None:
+    assert str(CryoEqError(*parts)) == message
 
 
 @pytest.mark.parametrize(
@@ -133,3 +147,34 @@ def test_a_signal_ends_the_program_with_its_code(stop: signal.Signals, code: int
     assert program.returncode == code
     assert errors.startswith(b"cryoeq: stopped by")
     assert b"Traceback" not in errors
+
+
+@pytest.mark.parametrize("command", [["settings"], ["doctor"]])
+def test_output_that_is_closed_is_no_bug(command: list[str]) -> None:
+    """As after ``cryoeq ... | head``: the code of SIGPIPE, and nothing said."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        program = [sys.executable, "-m", "cryoeq", *command]
+        ended = subprocess.run(program, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    finally:
+        os.close(writer)
+    assert ended.returncode == 141
+    assert "bug" not in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "BrokenPipe" not in ended.stderr
+
+
+def test_messages_are_wrapped_between_words_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    message = (
+        "Traceback (most recent call last), which is left as it was\ncryoeq: the rlnImageName of row 7 is missing-here"
+    )
+    print_message(message)
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0] == message.partition("\n")[0]
+    assert all(len(line) <= 40 for line in shown[1:])
+    assert " ".join(shown[1:]) == message.partition("\n")[2]

@@ -26,6 +26,7 @@ def test_the_program_runs_as_a_module() -> None:
         (["simulate", "--shift_sigma=5_0"], ["simulate", "--shift-sigma=5_0"]),
         (["fsc", "my_map.mrc", "-o", "a_b"], ["fsc", "my_map.mrc", "-o", "a_b"]),
         (["x", "--set", "encoder.batch_size=3"], ["x", "--set", "encoder.batch_size=3"]),
+        (["reconstruct", "x", "--pixel-size", "2"], ["reconstruct", "x", "--angpix", "2"]),
         (["x", "--debug", "--", "--a_b", "--debug"], ["--debug", "x", "--", "--a_b", "--debug"]),
     ],
 )
@@ -56,3 +57,39 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_command_that_computes_takes_a_device(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([command, "--help"]) == 0
     assert "--device" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("typed", "setting"),
+    [
+        (["--group", "so2"], "encoder.group=VALUE"),
+        (["--heads=4"], "encoder.heads=4"),
+        (["--decoder", "voxel"], "decoder.kind=VALUE"),
+        (["--symmetric_loss"], "loss.symmetric=true"),
+        (["-n", "3"], "training.epochs=VALUE"),
+        (["--num-epochs=3"], "training.epochs=3"),
+        (["-b", "3"], "training.batch_size=VALUE"),
+    ],
+)
+def test_options_that_became_settings(typed: list[str], setting: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["reconstruct", "a.star", *typed]) == 2
+    assert f"is now a setting, for --pose-inference amortized. Use --set {setting}." in capsys.readouterr().err
+
+
+def test_other_commands_keep_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["simulate", "none.pdb", "-n", "3"]) == 3
+    assert run(["infer", "none", "none.star", "-b", "3"]) in {2, 3}
+    assert "is now a setting" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["reconstruct", "evaluate", "orientations", "screen", "simulate"])
+def test_a_bad_symmetry_is_refused_before_any_file_is_read(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["none.star"] * (1 + (command == "evaluate"))
+    assert run([command, *files, "--sym", "X3"]) == 2
+    assert "--sym is 'X3'. Expected C1, C2," in capsys.readouterr().err
+
+
+def test_a_choice_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["reconstruct", "a.star", "--pose-inference", "guessed"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "'--pose-inference': 'guessed' is not one of 'search', 'hybrid', 'amortized', 'known'" in last

@@ -165,10 +165,10 @@ def test_other_settings_cannot_go_on(
     if "known" in options:
         command[1] = str(tiny_particles / "truth.star")
     before = {path.name: path.read_bytes() for path in stopped.iterdir() if path.name != "run.log"}
-    assert run([*command, *options, "--resume"]) == 3
+    assert run([*command, *options, "--resume"]) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert said in message
-    assert "Repeat the original command (command.txt) with --resume" in message
+    assert "Leave the option or setting out" in message
     # The run that was there, its record included, is as it was.
     assert {path.name: path.read_bytes() for path in stopped.iterdir() if path.name != "run.log"} == before
 
@@ -253,3 +253,30 @@ def test_a_training_of_version_0_1_goes_on(tmp_path: Path, command: list[str], t
     assert run([*command, "--resume"]) == 0
     assert "Resumed at step 9." in (stopped / "run.log").read_text()
     assert_same_results(stopped, tiny_run)
+
+
+def test_resume_alone_goes_on_with_all_that_the_record_holds(
+    tmp_path: Path, command: list[str], tiny_run: Path
+) -> None:
+    """Particles, mode, settings and seed."""
+    folder = tmp_path / "run"
+    assert run_until(KILLED_WHILE_WRITING, command).returncode == -signal.SIGKILL
+    assert run(["reconstruct", "-o", str(folder), "--resume"]) == 0
+    assert "Resumed at step 4." in (folder / "run.log").read_text()
+    assert_same_results(folder, tiny_run)
+
+
+def test_resume_alone_may_be_given_what_changes_nothing(stopped: Path, tmp_path: Path) -> None:
+    assert run(["reconstruct", "-o", str(stopped), "--resume", "--threads", "1"]) == 0
+    assert run(["reconstruct", "-o", str(stopped), "--resume", "--sym", "C2"]) == 2
+
+
+def test_resume_alone_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["reconstruct", "-o", str(tmp_path / "none"), "--resume"]) == 2
+    assert f"{tmp_path / 'none'} holds no run to resume. Check -o, or give PARTICLES" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_run_needs_particles(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["reconstruct"]) == 2
+    assert "No particles given. Usage: cryoeq reconstruct PARTICLES.star" in capsys.readouterr().err

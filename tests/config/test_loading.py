@@ -1,7 +1,8 @@
 """Layers of settings, and what is said when one of them is wrong."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 from pydantic import Field, ValidationError
@@ -28,6 +29,9 @@ class Implicit(FrozenConfig):
 
 
 class Example(FrozenConfig):
+    options: ClassVar[Mapping[str, str]] = {"encoder.channels": "-c/--width"}
+    usage: ClassVar[str] = "example PARTICLES"
+
     particles: Path
     seed: int = 0
     rate: float = Field(default=1e-3, gt=0)
@@ -36,15 +40,24 @@ class Example(FrozenConfig):
 
 
 def test_the_later_layer_wins(tmp_path: Path) -> None:
-    file = tmp_path / "mine.yaml"
-    file.write_text("seed: 2\nparticles: mine.star\nencoder: {group: c1, channels: 2}\n")
-    assert load_config(Example, file=file) == Example(
-        particles=Path("mine.star"), seed=2, encoder=Encoder(group="c1", channels=2)
-    )
+    record, file = tmp_path / "job.json", tmp_path / "mine.yaml"
+    record.write_text('{"settings": {"particles": "a.star", "seed": 1, "encoder": {"group": "c1", "channels": 1}}}')
+    file.write_text("seed: 2\nencoder:\n  channels: 2\n")
+    expected = Example(particles=Path("a.star"), seed=1, encoder=Encoder(group="c1", channels=1))
+    assert load_config(Example, record=record) == expected
+    assert load_config(Example, record=record, file=file).encoder == Encoder(group="c1", channels=2)
     overrides = ["seed=3", "encoder.channels=3"]
-    config = load_config(Example, file=file, overrides=overrides, explicit={"seed": 4, "rate": None})
+    config = load_config(Example, record=record, file=file, overrides=overrides, explicit={"seed": 4, "rate": None})
     assert (config.seed, config.encoder, config.rate) == (4, Encoder(group="c1", channels=3), 1e-3)
     assert load_config(Example, file=file, overrides=overrides).seed == 3
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"settings": 3}', '{"program": "another"}', None])
+def test_a_record_of_another_program_sets_nothing(tmp_path: Path, content: str | None) -> None:
+    record = tmp_path / "job.json"
+    if content is not None:
+        record.write_text(content)
+    assert load_config(Example, record=record, overrides=["particles=a.star"]) == Example(particles=Path("a.star"))
 
 
 def test_a_resolved_configuration_repeats_itself(tmp_path: Path) -> None:
@@ -68,7 +81,7 @@ def test_settings_cannot_be_changed() -> None:
             r"--set: encoder\.gruop is not a setting.*group, .*channels.*Did you mean encoder\.group",
         ),
         (["group=so2"], r"group is not a setting.*Did you mean encoder\.group\?"),
-        (["encoder.channels=0"], r"encoder\.channels is 0\. input should be greater than or equal to 1"),
+        (["encoder.channels=0"], r"encoder\.channels is 0\. Input should be greater than or equal to 1"),
         (["encoder.channels=many"], r"encoder\.channels is 'many'.*valid integer"),
         (["encoder=d4"], r"encoder is 'd4'"),
         (["rate=.nan"], r"rate is nan"),
@@ -85,7 +98,7 @@ def test_what_is_wrong_is_named(overrides: list[str], message: str) -> None:
 
 
 def test_a_missing_setting_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"particles is not set.*--set particles="):
+    with pytest.raises(ConfigError, match=r"No particles given\. Usage: example PARTICLES\."):
         load_config(Example)
 
 
@@ -94,8 +107,10 @@ def test_the_layer_that_is_wrong_is_named(tmp_path: Path) -> None:
     file.write_text("particles: a.star\nseed: x\n")
     with pytest.raises(ConfigError, match=r"mine\.yaml: seed is 'x'"):
         load_config(Example, file=file)
-    with pytest.raises(ConfigError, match=r"the command line: seed is 'y'"):
+    with pytest.raises(ConfigError, match=r"^--seed is 'y'\. Input"):
         load_config(Example, file=file, explicit={"seed": "y"})
+    with pytest.raises(ConfigError, match=r"^-c/--width is 0\. Input"):
+        load_config(Example, explicit={"particles": "a.star", "encoder.channels": 0})
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from cryoeq.domain.optics import CtfParameters
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import random_rotations
 from cryoeq.physics.ctf import image_transfer
-from cryoeq.physics.image_formation import apply_optics, backproject_images, form_images, undo_optics
-from cryoeq.physics.projection import collect_slices, extract_slices, insert_slices, prepare_slices
+from cryoeq.physics.image_formation import apply_optics, form_images, undo_optics
+from cryoeq.physics.projection import collect_slices, extract_slices, prepare_slices, spread_slices
 from cryoeq.physics.shift import shift_phases
 
 BATCH = 5
@@ -60,6 +60,12 @@ class Operator:
     codomain: Callable[[Setting], Tensor]
 
 
+def insert_slices(slices: Tensor, rotations: Tensor, plane: HalfPlane, padded_size: int) -> Tensor:
+    """Adjoint of ``extract_slices``: a sum of complex slices."""
+    real, imag = spread_slices(torch.view_as_real(slices).permute(2, 0, 1), rotations, plane, padded_size)
+    return torch.complex(real, imag)
+
+
 OPERATORS = {
     "ctf": Operator(
         lambda s, x: x * s.transfer, lambda s, y: y * s.transfer, lambda s: s.slices(), lambda s: s.slices()
@@ -87,7 +93,7 @@ OPERATORS = {
     ),
     "image formation": Operator(
         lambda s, x: form_images(x, s.rotations, s.shifts_px, s.transfer, s.plane),
-        lambda s, y: backproject_images(y, s.rotations, s.shifts_px, s.transfer, s.plane, padded_size=2 * s.n),
+        lambda s, y: insert_slices(undo_optics(y, s.shifts_px, s.transfer, s.plane), s.rotations, s.plane, 2 * s.n),
         lambda s: s.padded(),
         lambda s: s.slices(),
     ),

@@ -58,7 +58,13 @@ def test_streaming_gives_what_the_cache_gives(stack: ParticleStack, working_box_
     assert streamed.cache is None
     assert cached.notes == streamed.notes
     rows = torch.arange(N)
+    assert streamed.preprocessing == cached.preprocessing
     torch.testing.assert_close(cached.batch(rows).images, streamed.batch(rows).images)
+    for kept, read in zip(cached.batches(16), streamed.batches(16), strict=True):
+        assert torch.equal(read.indices, kept.indices), "the order of the file"
+        torch.testing.assert_close(read.images, kept.images)
+        if working_box_px is None:
+            assert torch.equal(read.images, kept.images)
 
 
 def test_the_cache_keeps_its_limit(stack: ParticleStack) -> None:
@@ -81,7 +87,7 @@ def test_working_box(stack: ParticleStack) -> None:
 def test_the_sign_can_be_told(stack: ParticleStack, sign: int) -> None:
     dataset = ParticleDataset.open(stack, sign=sign)
     assert dataset.preprocessing.sign == sign
-    assert any("as told" in note for note in dataset.notes)
+    assert any("as given" in note for note in dataset.notes)
 
 
 def test_every_particle_comes_once(stack: ParticleStack, generator: torch.Generator) -> None:

@@ -7,7 +7,7 @@ from contextlib import closing
 import pytest
 import torch
 
-from cryoeq.data.prefetch import read_ahead
+from cryoeq.data.prefetch import prefetch
 from cryoeq.domain.particles import ParticleBatch
 from cryoeq.errors import ParticleFileError
 
@@ -23,13 +23,13 @@ def batches(read: list[int], *, failing: int = 99) -> Iterator[ParticleBatch]:
 
 
 def readers() -> int:
-    return sum(thread.name.startswith("read_ahead") for thread in threading.enumerate())
+    return sum(thread.name.startswith("prefetch") for thread in threading.enumerate())
 
 
 def test_order_and_number() -> None:
     read: list[int] = []
     ahead, before = [], readers()
-    for count, batch in enumerate(read_ahead(batches(read), CPU)):
+    for count, batch in enumerate(prefetch(batches(read), CPU)):
         assert float(batch.images[0, 0, 0]) == int(batch.indices) == count
         ahead.append(len(read) - count)
     assert read == list(range(6))
@@ -38,7 +38,7 @@ def test_order_and_number() -> None:
 
 
 def test_an_error_comes_where_its_batch_would() -> None:
-    ahead, before = read_ahead(batches([], failing=3), CPU), readers()
+    ahead, before = prefetch(batches([], failing=3), CPU), readers()
     assert [int(next(ahead).indices) for _ in range(3)] == [0, 1, 2]
     assert readers() == before + 1
     with pytest.raises(ParticleFileError, match=r"stack\.mrcs: image 3"):
@@ -49,21 +49,21 @@ def test_an_error_comes_where_its_batch_would() -> None:
 def test_who_stops_early_leaves_no_thread() -> None:
     read: list[int] = []
     before = readers()
-    with closing(read_ahead(batches(read), CPU)) as ahead:
+    with closing(prefetch(batches(read), CPU)) as ahead:
         next(ahead)
     assert readers() == before
     assert len(read) <= 3
 
 
 def test_nothing_to_read() -> None:
-    assert list(read_ahead(iter(()), CPU)) == []
+    assert list(prefetch(iter(()), CPU)) == []
 
 
 @pytest.mark.gpu
 def test_copies_on_a_gpu_are_whole() -> None:
     """Read while the GPU is busy, and again after their memory was used for others."""
     device = torch.device("cuda:0")
-    for number, batch in enumerate(read_ahead(batches([]), device)):
+    for number, batch in enumerate(prefetch(batches([]), device)):
         busy = torch.randn(2000, 2000, device=device)
         for _ in range(20):
             busy = busy @ busy / 100

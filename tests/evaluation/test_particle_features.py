@@ -31,7 +31,7 @@ def references(volume: Volume) -> ReferenceProjections:
 
 def particles(volume: Volume, rotations: Tensor, generator: torch.Generator) -> tuple[ParticleBatch, Poses]:
     poses = Poses(rotations, 4 * torch.randn(len(rotations), 2, generator=generator))
-    images = torch.cat(list(NoiseFreeStack.of(volume, poses, None).batches()))
+    images = torch.cat(list(NoiseFreeStack.from_map(volume, poses, None).batches()))
     return ParticleBatch(torch.arange(len(rotations)), images, None), poses
 
 

@@ -24,7 +24,7 @@ def test_noise_free_particles_are_as_predicted(tmp_path: Path, generator: torch.
     poses = draw_poses(COUNT, "uniform", 6.0, generator)
     optics = Optics("one", PIXEL, 300.0, 2.7, 0.1)
     ctf = draw_ctf(COUNT, optics, DefocusRange(1e4, 2e4, 500.0), generator)
-    images = torch.cat(list(NoiseFreeStack.of(volume, poses, ctf).batches()))
+    images = torch.cat(list(NoiseFreeStack.from_map(volume, poses, ctf).batches()))
     with StackWriter(tmp_path / "particles.mrcs", COUNT, N, PIXEL) as writer:
         writer.append(-images)  # dark protein
     write_particle_star(tmp_path / "particles.star", compose_star("particles.mrcs", COUNT, N, optics, ctf), None)

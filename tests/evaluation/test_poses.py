@@ -12,7 +12,7 @@ from cryoeq.evaluation.poses import compare_poses, summarise_errors
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad, rotation_from_vector
-from cryoeq.maps.alignment import mirror_map, turn_map
+from cryoeq.maps.alignment import mirror_map, rotate_map
 from cryoeq.physics.projection import extract_slices, prepare_slices
 from cryoeq.physics.shift import shift_phases
 
@@ -128,7 +128,7 @@ def test_poses_that_give_the_same_images_have_no_error(is_mirrored: bool, genera
     n, pixel_size, count = 28, 3.0, 24
     volume, frame, move = lopsided_map(n), random_rotations(1, generator)[0], torch.tensor([2.0, -1.0, 3.0])
     truth = Poses(random_rotations(count, generator), torch.randn(count, 2, generator=generator) * pixel_size)
-    moved = turn_map(volume, frame, move)
+    moved = rotate_map(volume, frame, move)
     rotations = truth.rotations @ frame.T
     shifts = truth.shifts_angstrom + (rotations @ move)[:, :2] * pixel_size
     if is_mirrored:

@@ -1,4 +1,4 @@
-"""The verdict on a run: what makes a map doubtful, and what is said of it."""
+"""The verdict on a run: reasons that make a map doubtful, and their texts."""
 
 import math
 from dataclasses import replace
@@ -29,11 +29,11 @@ def test_a_good_search_found_a_structure() -> None:
         ({"resolution_angstrom": None}, "no half maps"),
         ({"resolution_angstrom": math.inf}, "at no resolution"),
         ({"resolution_angstrom": 41.0}, "to 41 Å only"),
-        ({"resolution_angstrom": 20.0}, "proves nothing"),
+        ({"resolution_angstrom": 20.0}, "only beyond 20 Å"),
         ({"starts": 1}, "one random start only"),
         ({"probabilities": [0.1, 0.2, 0.9]}, "below 0.5 for 67%"),
         ({"warnings": [f"The map has a mirror plane: {MIXED_HANDS_WARNING}."]}, "mirror image"),
-        ({"pose_inference": "amortized", "shared_angstrom": None}, "flatters"),
+        ({"pose_inference": "amortized", "shared_angstrom": None}, "over-optimistic"),
     ],
 )
 def test_one_doubt_makes_a_map_doubtful(change: dict[str, object], said: str) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cryoeq.geometry import shells
-from cryoeq.geometry.map_filter import filter_map, filter_radially, low_pass_gains, raised_cosine
+from cryoeq.geometry.map_filter import filter_map, filter_radially, low_pass_gains
 from cryoeq.geometry.shells import squared_radii
 
 
@@ -36,9 +36,3 @@ def test_the_edge_of_a_low_pass_filter_is_centred_on_its_shell() -> None:
     assert float(gains[25]) == pytest.approx(0.5)
     assert gains[36:].abs().max() < 1e-15
     assert bool((gains.diff() <= 0).all())
-
-
-def test_a_raised_cosine_falls_from_1_to_0() -> None:
-    depths = torch.tensor([-3.0, 0.0, 0.25, 0.5, 1.0, 7.0], dtype=torch.float64)
-    expected = torch.tensor([1.0, 1.0, 0.5 + 0.5 * 0.5**0.5, 0.5, 0.0, 0.0], dtype=torch.float64)
-    torch.testing.assert_close(raised_cosine(depths), expected)

@@ -80,7 +80,7 @@ def test_assembly_is_built_on_request(pdb: Path) -> None:
 
 
 def test_unknown_assembly_names_those_there_are(pdb: Path) -> None:
-    with pytest.raises(MapFileError, match=r"no biological assembly '4'.*it describes 1.*--assembly"):
+    with pytest.raises(MapFileError, match=r"no biological assembly '4'.*It describes 1.*--assembly"):
         read_atoms(pdb, assembly="4")
 
 

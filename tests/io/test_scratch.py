@@ -51,13 +51,13 @@ def test_a_dataset_that_does_not_fit_into_memory(tmp_path: Path, tiny_particles:
 def test_neighbours_stay_near_each_other(tiny_particles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cryoeq.data import dataset as module
 
-    monkeypatch.setattr(module, "_NEIGHBOURS", 4)
-    monkeypatch.setattr(module, "_PLACES", 3)
+    monkeypatch.setattr(module, "_RUN_LENGTH", 4)
+    monkeypatch.setattr(module, "_MIXED_RUNS", 3)
     stack = read_particles(tiny_particles / "particles.star")
     order = torch.randperm(48, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(ParticleDataset.open(stack).near_on_disk(order), order)
+    assert torch.equal(ParticleDataset.open(stack).locality_order(order), order)
     large = ParticleDataset.open(stack, cache_bytes=0)
-    near = large.near_on_disk(order)
+    near = large.locality_order(order)
     assert torch.equal(near.sort().values, torch.arange(48))
     for window in torch.split(near, 12):  # three runs of four neighbours each, mixed
         assert len(torch.unique(window // 4)) == 3
@@ -71,17 +71,17 @@ def test_batches_read_together_are_the_batches_read_one_by_one(
     from cryoeq.data import dataset as module
     from cryoeq.io.images import LazyImages
 
-    monkeypatch.setattr(module, "_NEIGHBOURS", 4)
-    monkeypatch.setattr(module, "_PLACES", 5)
+    monkeypatch.setattr(module, "_RUN_LENGTH", 4)
+    monkeypatch.setattr(module, "_MIXED_RUNS", 5)
     dataset = ParticleDataset.open(read_particles(tiny_particles / "particles.star"), cache_bytes=0)
     parts = torch.randperm(48, generator=torch.Generator().manual_seed(0))[:46].split(8)
-    expected, read, asked = [dataset.batch(part) for part in parts], LazyImages.read, list[torch.Tensor]()
-    monkeypatch.setattr(LazyImages, "read", lambda self, rows: asked.append(rows) or read(self, rows))
+    expected, read, requested = [dataset.batch(part) for part in parts], LazyImages.read, list[torch.Tensor]()
+    monkeypatch.setattr(LazyImages, "read", lambda self, rows: requested.append(rows) or read(self, rows))
     for found, alone in zip(dataset.batches_of(iter(parts)), expected, strict=True):
         assert torch.equal(found.indices, alone.indices)
         assert torch.equal(found.images, alone.images)
         assert found.ctf is not None
         assert alone.ctf is not None
         assert torch.equal(found.ctf.defocus_u_angstrom, alone.ctf.defocus_u_angstrom)
-    assert [len(rows) for rows in asked] == [24, 22], "20 images at least, of whole batches"
-    assert all(torch.equal(rows, rows.sort().values) for rows in asked)
+    assert [len(rows) for rows in requested] == [24, 22], "20 images at least, of whole batches"
+    assert all(torch.equal(rows, rows.sort().values) for rows in requested)

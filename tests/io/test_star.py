@@ -122,7 +122,7 @@ def test_numbers_by_column_and_row(tmp_path: Path) -> None:
     assert star.floats("rlnPhaseShift", default=0.0).tolist() == [0.0, 0.0]
     with pytest.raises(ParticleFileError, match=r"s\.star, row 2: rlnB is 'x'"):
         star.floats("rlnB")
-    with pytest.raises(ParticleFileError, match=r"s\.star: column rlnDefocusV is missing.*pass --no-ctf"):
+    with pytest.raises(ParticleFileError, match=r"s\.star: column rlnDefocusV is missing.*Pass --no-ctf"):
         star.floats("rlnDefocusV", advice="pass --no-ctf")
     with pytest.raises(ParticleFileError, match="column rlnImageName is missing"):
         star.require("rlnImageName")

@@ -12,7 +12,7 @@ from cryoeq.errors import MapFileError
 from cryoeq.geometry.shells import fourier_shell_correlation
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad, rotation_from_vector
 from cryoeq.io.mrc import read_map
-from cryoeq.maps.alignment import align_map, mirror_map, turn_map
+from cryoeq.maps.alignment import align_map, mirror_map, rotate_map
 
 QUARTER = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
 
@@ -28,7 +28,7 @@ def phantom(n: int, generator: torch.Generator) -> Tensor:
 
 def moved(values: Tensor, rotation: Tensor, shift: Tensor, is_mirrored: bool) -> Tensor:
     """The map for which ``rotation`` and ``shift`` are the answer."""
-    back = turn_map(values, rotation.T, -rotation.T @ shift)
+    back = rotate_map(values, rotation.T, -rotation.T @ shift)
     return mirror_map(back) if is_mirrored else back
 
 
@@ -45,14 +45,14 @@ def test_mirror_keeps_the_centre_voxel(n: int) -> None:
 @pytest.mark.parametrize("n", [24, 25])
 def test_turning_by_nothing_keeps_a_band_limited_map(n: int, generator: torch.Generator) -> None:
     values = phantom(n, generator)
-    turned = turn_map(values, torch.eye(3), torch.zeros(3))
+    turned = rotate_map(values, torch.eye(3), torch.zeros(3))
     assert float((turned - values).norm() / values.norm()) < 2e-3
 
 
 @pytest.mark.parametrize("n", [24, 25])
 def test_a_quarter_turn_and_a_whole_shift_only_move_voxels(n: int, generator: torch.Generator) -> None:
     values = phantom(n, generator)
-    turned = turn_map(values, QUARTER, torch.tensor([1.0, -2.0, 3.0]))
+    turned = rotate_map(values, QUARTER, torch.tensor([1.0, -2.0, 3.0]))
     # x' = -y + 1, y' = x - 2, z' = z + 3 about voxel n // 2: a voxel (z, y, x) goes to (z + 3, x - 2, -y + 1).
     expected = values.transpose(1, 2).flip(2).roll((3, -2, 1 + (n + 1) % 2), (0, 1, 2))
     assert float((turned - expected).norm() / values.norm()) < 1e-2
@@ -61,8 +61,8 @@ def test_a_quarter_turn_and_a_whole_shift_only_move_voxels(n: int, generator: to
 def test_turns_compose(generator: torch.Generator) -> None:
     values = phantom(28, generator)
     first, second = random_rotations(2, generator)
-    step = turn_map(turn_map(values, first, torch.tensor([1.0, 0.5, 0])), second, torch.zeros(3))
-    at_once = turn_map(values, second @ first, second @ torch.tensor([1.0, 0.5, 0]))
+    step = rotate_map(rotate_map(values, first, torch.tensor([1.0, 0.5, 0])), second, torch.zeros(3))
+    at_once = rotate_map(values, second @ first, second @ torch.tensor([1.0, 0.5, 0]))
     assert float((step - at_once).norm() / values.norm()) < 2e-2
 
 

@@ -13,7 +13,7 @@ from cryoeq.errors import ConfigError, MapFileError
 from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad, rotation_from_vector
 from cryoeq.io.model import read_atoms
-from cryoeq.maps.alignment import mirror_map, turn_map
+from cryoeq.maps.alignment import mirror_map, rotate_map
 from cryoeq.maps.symmetry import MIXED_HANDS_SCORE, find_symmetry, impose_symmetry, planar_symmetry_score
 from cryoeq.simulation.density import replicate_atoms, sample_atoms
 from phantoms import random_phantom
@@ -41,7 +41,7 @@ def noisy(values: Tensor, level: float, generator: torch.Generator) -> Tensor:
 
 def with_other_hand(values: Tensor, turn: Tensor, weight: float = 1.0) -> Tensor:
     """V(r) + V(-Q r), for Q its own inverse."""
-    return values + weight * turn_map(mirror_map(values), -turn @ REFLECTION, torch.zeros(3))
+    return values + weight * rotate_map(mirror_map(values), -turn @ REFLECTION, torch.zeros(3))
 
 
 def half_turn(generator: torch.Generator) -> Tensor:
@@ -59,7 +59,7 @@ def correlation(first: Tensor, second: Tensor) -> float:
 )
 def test_axes_and_centre_are_found_and_imposing_removes_noise(symmetry: str, generator: torch.Generator) -> None:
     truth, rotation = symmetric_map(symmetry, generator), random_rotations(1, generator)[0]
-    volume = Volume(noisy(turn_map(truth, rotation, MOVE_PX), 1.5, generator), PIXEL_ANGSTROM)
+    volume = Volume(noisy(rotate_map(truth, rotation, MOVE_PX), 1.5, generator), PIXEL_ANGSTROM)
     fit = find_symmetry(volume, symmetry)
     # What was turned and turned back may still differ by an element of the normaliser: it maps the group onto itself.
     group, change = symmetry_rotations(symmetry).float(), fit.rotation @ rotation
@@ -71,8 +71,8 @@ def test_axes_and_centre_are_found_and_imposing_removes_noise(symmetry: str, gen
     assert float((off[:2] if symmetry.upper().startswith("C") else off).norm()) < 0.1
     imposed = impose_symmetry(volume, symmetry, fit)
     assert imposed.pixel_size_angstrom == PIXEL_ANGSTROM
-    before = correlation(volume.values, turn_map(truth, rotation, MOVE_PX))
-    after = correlation(imposed.values, turn_map(truth, change, off))
+    before = correlation(volume.values, rotate_map(truth, rotation, MOVE_PX))
+    after = correlation(imposed.values, rotate_map(truth, change, off))
     # Averaging g copies divides the variance of the noise by g.
     assert before == pytest.approx((1 + 1.5**2) ** -0.5, abs=0.02)
     assert after > (1 + 1.5**2 / len(group)) ** -0.5 - 0.02
@@ -82,14 +82,14 @@ def test_an_imposed_map_is_symmetric_in_the_standard_frame(generator: torch.Gene
     volume = Volume(blobs(generator), PIXEL_ANGSTROM)
     imposed = impose_symmetry(volume, "C3", find_symmetry(volume, "C3"))
     for element in symmetry_rotations("C3").float():
-        assert correlation(turn_map(imposed.values, element, torch.zeros(3)), imposed.values) > 0.999
+        assert correlation(rotate_map(imposed.values, element, torch.zeros(3)), imposed.values) > 0.999
 
 
 def test_pseudo_symmetry_agrees_less(generator: torch.Generator) -> None:
     symmetric, rotation = symmetric_map("C4", generator), random_rotations(1, generator)[0]
     other = blobs(generator)
     scores = [
-        find_symmetry(Volume(turn_map(values, rotation, MOVE_PX), PIXEL_ANGSTROM), "C4").correlation
+        find_symmetry(Volume(rotate_map(values, rotation, MOVE_PX), PIXEL_ANGSTROM), "C4").correlation
         for values in (symmetric, symmetric + 0.3 * other * symmetric.std() / other.std(), other)
     ]
     assert scores[0] > 0.99
@@ -129,7 +129,9 @@ def test_mixed_hands_are_told_from_one(seed: int) -> None:
     values, rotation = blobs(generator), random_rotations(1, generator)[0]
 
     def score(mixed: Tensor) -> float:
-        return planar_symmetry_score(Volume(noisy(turn_map(mixed, rotation, MOVE_PX), 0.3, generator), PIXEL_ANGSTROM))
+        return planar_symmetry_score(
+            Volume(noisy(rotate_map(mixed, rotation, MOVE_PX), 0.3, generator), PIXEL_ANGSTROM)
+        )
 
     assert score(values) < 0.8
     assert score(with_other_hand(values, half_turn(generator))) > 0.97
@@ -142,18 +144,18 @@ def test_the_score_knows_neither_frame_nor_hand(generator: torch.Generator) -> N
     values, rotation = blobs(generator), random_rotations(1, generator)[0]
     scores = [
         planar_symmetry_score(Volume(copy, PIXEL_ANGSTROM))
-        for copy in (values, turn_map(values, rotation, MOVE_PX), mirror_map(values), 5 * values + 2)
+        for copy in (values, rotate_map(values, rotation, MOVE_PX), mirror_map(values), 5 * values + 2)
     ]
     assert max(scores) - min(scores) < 0.01
 
 
 def test_an_improper_rotation_of_another_order_is_no_mirror(generator: torch.Generator) -> None:
     """V(r) + V(-Q r) + V(Q^2 r) + V(-Q^3 r) with Q a quarter turn: symmetric under -Q, and of both hands, but S4."""
-    values = turn_map(blobs(generator), torch.eye(3), torch.tensor([3.0, 2.0, 1.0]))
+    values = rotate_map(blobs(generator), torch.eye(3), torch.tensor([3.0, 2.0, 1.0]))
     quarter = rotation_from_vector(torch.tensor([0.0, 0.0, math.pi / 2]))
     zero = torch.zeros(3)
-    mixed = values + turn_map(values, quarter @ quarter, zero)
-    mixed = mixed + turn_map(mirror_map(mixed), -quarter @ REFLECTION, zero)
+    mixed = values + rotate_map(values, quarter @ quarter, zero)
+    mixed = mixed + rotate_map(mirror_map(mixed), -quarter @ REFLECTION, zero)
     assert planar_symmetry_score(Volume(mixed, PIXEL_ANGSTROM)) < MIXED_HANDS_SCORE
     assert find_symmetry(Volume(mixed, PIXEL_ANGSTROM), "C2").correlation > 0.98
 

@@ -36,3 +36,11 @@ def test_a_mark_stands_at_the_direction_and_its_opposite() -> None:
     assert places[1] == pytest.approx((-90, -45), abs=1e-3)
     assert [text.get_text() for text in axes.legend().get_texts()] == ["worst"]
     assert math.isclose(places[0][0] - places[1][0], 180)
+
+
+def test_axes_are_rot_and_tilt() -> None:
+    axes = Figure().add_subplot(projection="mollweide")
+    draw_sphere(axes, torch.zeros(12), cmap="viridis")
+    for latitude_rad, label in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True):
+        assert label.get_text() == f"{90 - math.degrees(latitude_rad):.0f}°"
+    assert (axes.get_xlabel()[:3], axes.get_ylabel()[:4]) == ("rot", "tilt")

@@ -21,20 +21,6 @@ def pixels(path: Path) -> np.ndarray:
     return matplotlib.image.imread(path)[..., :3].mean(-1)
 
 
-@pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Every figure that is made, before it becomes a file."""
-    made: list[Figure] = []
-    init = Figure.__init__
-
-    def remember(figure: Figure, *arguments: object, **options: object) -> None:
-        init(figure, *arguments, **options)
-        made.append(figure)
-
-    monkeypatch.setattr(Figure, "__init__", remember)
-    return made
-
-
 def place_of_brightest(axes: Axes) -> dict[str, float]:
     """By the labels of its axes, in Angstrom."""
     (image,) = axes.get_images()
@@ -56,8 +42,9 @@ def test_maps_are_shown_along_three_axes(tmp_path: Path, figures: list[Figure]) 
     values[8, y, x] = values[z, 8, x] = values[z, y, 8] = 1.0  # in one slice each
     plot_map(tmp_path / "slices.png", tmp_path / "projections.png", Volume(values, pixel))
     where = {f"{name} (Å)": (index - 8) * pixel for name, index in (("x", x), ("y", y), ("z", z))}
-    for figure, kind in zip(figures, ("Central slice", "Projection"), strict=True):
-        assert [axes.get_title() for axes in figure.axes] == [f"{kind} along {axis}" for axis in "zyx"]
+    for figure, kind in zip(figures, ("Central slices", "Projections"), strict=True):
+        assert figure.get_suptitle() == f"{kind} of the map (16 px, 3 Å)"
+        assert [axes.get_title() for axes in figure.axes] == [f"along {axis}" for axis in "zyx"]
         for axes in figure.axes:
             found = place_of_brightest(axes)
             assert len(found) == 2

@@ -1,7 +1,7 @@
 import torch
 
 from cryoeq.geometry.fourier import HalfPlane, fft_image, ifft_image, shell_index
-from cryoeq.physics.noise import background_spectrum, noise_variance, shell_means
+from cryoeq.physics.noise import background_noise_variance, background_spectrum, shell_means
 
 
 def test_white_noise_has_a_flat_spectrum(generator: torch.Generator) -> None:
@@ -16,7 +16,9 @@ def test_the_particle_does_not_count(generator: torch.Generator) -> None:
     noise = torch.randn(200, 32, 32, generator=generator)
     x = torch.arange(32) - 16
     inside = (x[:, None] ** 2 + x**2) < 11**2
-    torch.testing.assert_close(noise_variance(noise + 5 * inside, 12.0), noise_variance(noise, 12.0))
+    torch.testing.assert_close(
+        background_noise_variance(noise + 5 * inside, 12.0), background_noise_variance(noise, 12.0)
+    )
 
 
 def test_coloured_noise_and_premultiplication(generator: torch.Generator) -> None:
@@ -24,13 +26,13 @@ def test_coloured_noise_and_premultiplication(generator: torch.Generator) -> Non
     colour = 1 / (1 + 0.2 * shells.float())
     noise = ifft_image(fft_image(torch.randn(500, 32, 32, generator=generator)) * colour.sqrt())
     expected = 1 / (1 + 0.2 * torch.arange(17))
-    assert ((noise_variance(noise, 12.0) / expected)[1:] - 1).abs().max() < 0.15
+    assert ((background_noise_variance(noise, 12.0) / expected)[1:] - 1).abs().max() < 0.15
     power = torch.full((500, 17), 0.25)
-    assert ((noise_variance(noise, 12.0, power) / expected)[1:] / 4 - 1).abs().max() < 0.15
+    assert ((background_noise_variance(noise, 12.0, power) / expected)[1:] / 4 - 1).abs().max() < 0.15
 
 
 def test_noise_free_images_keep_finite_weights() -> None:
-    assert torch.equal(noise_variance(torch.zeros(3, 16, 16), 6.0), torch.ones(9))
+    assert torch.equal(background_noise_variance(torch.zeros(3, 16, 16), 6.0), torch.ones(9))
 
 
 def test_shell_means() -> None:

@@ -10,7 +10,7 @@ from cryoeq.cli.main import run
 from cryoeq.domain.events import Note, Report
 from cryoeq.errors import ConfigError
 from cryoeq.pipelines import doctor
-from cryoeq.pipelines.doctor import diagnose, require_usable, tell
+from cryoeq.pipelines.doctor import diagnose, report_diagnosis, require_usable
 
 
 def test_this_installation_is_usable(capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,15 +44,15 @@ def test_a_missing_library_is_named_with_its_remedy(
 
 
 def test_a_broken_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_ROOMS", ("cryoeq.no_such_room",))
+    monkeypatch.setattr(doctor, "_PACKAGES", ("cryoeq.no_such_package",))
     diagnosis = diagnose()
     assert not diagnosis.is_usable
-    with pytest.raises(ConfigError, match=r"cryoeq\.no_such_room cannot be imported \(ModuleNotFoundError"):
+    with pytest.raises(ConfigError, match=r"cryoeq\.no_such_package cannot be imported \(ModuleNotFoundError"):
         require_usable(diagnosis)
 
 
 def test_missing_data_files_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_PACKED", ("no_such_folder",))
+    monkeypatch.setattr(doctor, "_PACKAGED_FILES", ("no_such_folder",))
     with pytest.raises(ConfigError, match="no_such_folder is missing"):
         require_usable(diagnose())
 
@@ -62,7 +62,7 @@ def test_what_only_slows_down_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     diagnosis = diagnose()
     assert diagnosis.is_usable
-    events = list(tell(diagnosis))
+    events = list(report_diagnosis(diagnosis))
     assert [event.title for event in events if isinstance(event, Report)] == list(diagnosis.sections)
     notes = [event for event in events if isinstance(event, Note)]
     assert all(note.level == "info" for note in notes)

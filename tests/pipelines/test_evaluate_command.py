@@ -113,7 +113,7 @@ def test_the_command_line(
     assert run(["evaluate", str(ours)]) == 2
     assert f"{ours} alone" in capsys.readouterr().err
     assert run(["evaluate", str(ours), str(theirs), "--sym", "Q7", "--device", "cpu"]) == 2
-    assert "symmetry 'Q7' is not known" in capsys.readouterr().err
+    assert "--sym is 'Q7'" in capsys.readouterr().err
 
 
 def test_bad_input_is_named(

@@ -98,12 +98,12 @@ def test_old_star_files_give_the_same_figures(tmp_path: Path, generator: torch.G
     assert (tmp_path / "o" / "orientations.bild").is_file()
 
 
-def test_uneven_in_plane_angles_are_told(tmp_path: Path, generator: torch.Generator) -> None:
+def test_uneven_in_plane_angles_are_reported(tmp_path: Path, generator: torch.Generator) -> None:
     euler = angles(generator)
     euler[:, 2] /= 3
     star = write_relion31(tmp_path / "p.star", euler)
     events = list(orientations(OrientationsConfig(particles=star)))
-    assert any(isinstance(event, Note) and "in-plane angles are not even" in event.text for event in events)
+    assert any(isinstance(event, Note) and "in-plane angles are not uniform" in event.text for event in events)
 
 
 def test_bad_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], generator: torch.Generator) -> None:
@@ -121,7 +121,7 @@ def test_bad_input_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     assert "rlnAnglePsi" in message("holed.star")
     assert "text.star" in message("text.star")
     assert "nowhere.star" in message("nowhere.star")
-    assert "'Q5' is not known" in message("p.star", "--sym", "Q5", code=2)
+    assert "--sym is 'Q5'" in message("p.star", "--sym", "Q5", code=2)
 
 
 @pytest.mark.realdata

@@ -19,6 +19,8 @@ from cryoeq.pipelines.reconstruction_run import read_reconstruction_job
 from cryoeq.pipelines.report import read_run
 from older_runs import with_older_keys
 
+SLICES = ("slice_z", "slice_y", "slice_x")
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -62,13 +64,14 @@ def copied(folder: Path, tmp_path: Path) -> Path:
 
 def test_a_search_leaves_its_report(searched_run: Path) -> None:
     outline = Outline(searched_run / "report.html")
-    assert {"surface", "slices", "fsc", "orientations", "progress0", "figures"} <= outline.ids
+    assert {"surface", *SLICES, "fsc", "orientations", "progress0", "figures"} <= outline.ids
     for said in (
         "one random start only",  # its settings ask for one
         "The half maps agree to",
         "Best",
         "Worst, worst first",
-        "What the run said",
+        "Notes of the run",
+        "Log-likelihood per particle (higher is better)",
         "300 particles of 20 px",
         "search.initial_model.iterations",
         "SHA-256",
@@ -108,7 +111,7 @@ def test_the_stack_may_be_gone_or_moved(
     (tmp_path / "moved").mkdir()
     (tmp_path / "particles.mrcs").rename(tmp_path / "moved" / "particles.mrcs")
     assert run(["report", str(folder), "-o", str(tmp_path / "gone.html")]) == 0
-    assert "Warning: The particles cannot be shown" in capsys.readouterr().err
+    assert "Warning: Particle images cannot be shown" in capsys.readouterr().err
     assert "particles.mrcs" in Outline(tmp_path / "gone.html").text
     options = ["-o", str(tmp_path / "moved.html"), "--datadir", str(tmp_path / "moved")]
     assert run(["report", str(folder), *options]) == 0
@@ -184,7 +187,18 @@ def test_names_cannot_end_the_script(tmp_path: Path, known_run: Path) -> None:
     assert "<b>run" not in text
     figures = re.search(r'id="figures">(.*?)</script>', text, re.DOTALL)
     assert figures is not None
-    assert set(json.loads(figures[1])) == {"surface", "slices", "fsc", "orientations"}
+    assert set(json.loads(figures[1])) == {"surface", *SLICES, "fsc", "orientations"}
+
+
+def test_a_narrow_page_does_not_scroll_sideways() -> None:
+    """No column of a grid is wider than the page, and tables are stacked where they do not fit."""
+    template = Path(page.__file__).parent / "templates" / "report.html"
+    style = template.read_text(encoding="utf-8").split("</style>", maxsplit=1)[0]
+    columns = re.findall(r"repeat\(auto-fi(?:t|ll), minmax\((.*?), 1fr\)\)", style)
+    assert len(columns) == 4
+    assert all(re.fullmatch(r"min\(100%, \d+px\)", column) for column in columns)
+    narrow = style.split("@media (max-width: 600px)", maxsplit=1)[1]
+    assert re.search(r"td, th \{ display: block; width: auto; white-space: normal;", narrow)
 
 
 def browse(path: Path, folder: Path) -> tuple[str, list[str]]:

@@ -118,10 +118,10 @@ def test_the_noise_is_what_the_map_leaves(make_known: Make, observe: Make, sigma
     known = make_known(400, sigma=sigma)
     images = observe(known.dataset)
     slices = extract_slices(prepare_slices(known.volume.values), so3_grid(1, 1), images.plane)
-    found = images.noise_variance(slices.abs().square().mean(0))
+    found = images.residual_noise_variance(slices.abs().square().mean(0))
     assert len(found) == 8
     assert (found[1:] / sigma**2 - 1).abs().max() < 0.15
-    nothing = images.noise_variance(torch.zeros(len(images.plane)))
+    nothing = images.residual_noise_variance(torch.zeros(len(images.plane)))
     torch.testing.assert_close(nothing, images.total_variance)
     assert (nothing > found)[1:].all()
 
@@ -129,7 +129,7 @@ def test_the_noise_is_what_the_map_leaves(make_known: Make, observe: Make, sigma
 def test_a_map_too_strong_leaves_some_noise(make_known: Make, observe: Make) -> None:
     images = observe(make_known(20, sigma=1.0).dataset)
     total = images.total_variance
-    found = images.noise_variance(torch.full((len(images.plane),), 1e6))
+    found = images.residual_noise_variance(torch.full((len(images.plane),), 1e6))
     assert (found >= 0.05 * total).all()
     assert (found >= 0.8 * total[1:].min()).all()
     assert (found[1:] < total[1:]).all()

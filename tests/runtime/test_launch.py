@@ -143,5 +143,5 @@ def test_two_processes_of_this_machine(
 
     threading.Thread(target=ask, daemon=True).start()
     with pytest.raises(Terminated):
-        launcher.launch(2, [*command[:-1], str(tmp_path / "long"), "--epochs", "1000"])
+        launcher.launch(2, [*command[:-1], str(tmp_path / "long"), "--set", "training.epochs=1000"])
     assert read_json(tmp_path / "long" / "job.json")["status"] == "stopped"

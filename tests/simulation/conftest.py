@@ -1,4 +1,4 @@
-"""A small molecule and its map, shared by the tests of this room."""
+"""A small molecule and its map, shared by these tests."""
 
 import pytest
 import torch

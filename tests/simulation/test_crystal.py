@@ -38,7 +38,7 @@ def test_one_cell_is_the_projection_of_the_molecule(phantom_map: Volume, generat
     position = positions[positions.norm(dim=1).argmin()]
     o = position - position.round()
     poses = Poses(crystal.rotation[None], -5.0 * o[None].float())
-    expected = next(iter(NoiseFreeStack.of(phantom_map, poses, None).batches()))[0]
+    expected = next(iter(NoiseFreeStack.from_map(phantom_map, poses, None).batches()))[0]
     x, y = (position.round().long() + 1000 - 16).tolist()
     torch.testing.assert_close(image[y : y + 32, x : x + 32], expected, rtol=1e-4, atol=1e-4 * float(expected.max()))
 

@@ -79,7 +79,7 @@ def test_defocus_is_within_its_range_and_astigmatic_as_asked(generator: torch.Ge
 
 @pytest.mark.parametrize("a", [(10.0, 0.0), (0.0, -15.0)])
 def test_a_particle_with_origin_a_lies_at_minus_a(a: tuple[float, float], phantom_map: Volume) -> None:
-    stack = NoiseFreeStack.of(phantom_map, Poses(torch.eye(3)[None], torch.tensor([a])), None)
+    stack = NoiseFreeStack.from_map(phantom_map, Poses(torch.eye(3)[None], torch.tensor([a])), None)
     image = stack_images(stack)[0]
     x = (torch.arange(32) - 16) * 5.0
     centre = torch.stack([(image * x).sum(), (image * x[:, None]).sum()]) / image.sum()
@@ -88,7 +88,7 @@ def test_a_particle_with_origin_a_lies_at_minus_a(a: tuple[float, float], phanto
 
 def test_images_are_real_band_limited_and_bright(phantom_map: Volume, generator: torch.Generator) -> None:
     poses = draw_poses(6, "uniform", 5.0, generator)
-    plain = stack_images(NoiseFreeStack.of(phantom_map, poses, None))
+    plain = stack_images(NoiseFreeStack.from_map(phantom_map, poses, None))
     assert (plain.amax((1, 2)) > 5 * plain.amin((1, 2)).abs()).all()
     transforms = fft_image(plain)
     assert transforms[:, shell_index(32, 2) > 16].abs().max() < 1e-5 * transforms.abs().max()
@@ -99,10 +99,10 @@ def test_images_are_real_band_limited_and_bright(phantom_map: Volume, generator:
 def test_ctf_passes_amplitude_contrast_at_the_origin(phantom_map: Volume, generator: torch.Generator) -> None:
     poses = Poses(random_rotations(4, generator), torch.zeros(4, 2))
     ctf = draw_ctf(4, OPTICS, DefocusRange(1e4, 2.5e4), generator)
-    images = stack_images(NoiseFreeStack.of(phantom_map, poses, ctf))
+    images = stack_images(NoiseFreeStack.from_map(phantom_map, poses, ctf))
     torch.testing.assert_close(images.sum((1, 2)), 0.1 * phantom_map.values.sum().expand(4), rtol=5e-3, atol=0.0)
     # Positive up to the first zero under focus: at low resolution the particle is bright.
-    plain = stack_images(NoiseFreeStack.of(phantom_map, poses, None))
+    plain = stack_images(NoiseFreeStack.from_map(phantom_map, poses, None))
     low = shell_index(32, 2) <= 3  # below 1 / 53 Angstrom, where the first zero lies beyond 1 / 22 Angstrom
     assert ((fft_image(images) * fft_image(plain).conj()).real[:, low] > 0).all()
 
@@ -124,7 +124,7 @@ def test_noise_has_variance_one_and_the_stated_spectrum(noise: str, generator: t
 def test_batches_join_seamlessly(
     phantom_map: Volume, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stack = NoiseFreeStack.of(
+    stack = NoiseFreeStack.from_map(
         phantom_map, draw_poses(7, "uniform", 5.0, generator), draw_ctf(7, OPTICS, DefocusRange(1e4, 2e4), generator)
     )
     whole = stack_images(stack)

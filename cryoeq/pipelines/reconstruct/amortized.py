@@ -25,6 +25,7 @@ from cryoeq.pipelines.reconstruct.build_autoencoder import (
 )
 from cryoeq.pipelines.reconstruct.checkpoints import save_training_state
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
+from cryoeq.pipelines.reconstruct.plan import plan_amortized
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
 from cryoeq.runtime.compiling import compile_if_possible
 from cryoeq.runtime.device import torch_threads
@@ -56,6 +57,7 @@ def infer_by_encoder(
         device: compute device.
         checkpoint: state of a training to continue; None starts a new one.
     """
+    yield plan_amortized()
     plane = build_plane(dataset, device)
     state = build_state(config, dataset, plane)
     state.batch_size = choose_batch_size(config, state, dataset, plane, checkpoint)

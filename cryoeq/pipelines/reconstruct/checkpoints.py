@@ -13,7 +13,7 @@ from cryoeq.config.loading import with_current_keys
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.domain.events import Note
 from cryoeq.domain.pose import PoseSet
-from cryoeq.errors import CheckpointError
+from cryoeq.errors import CheckpointError, ConfigError
 from cryoeq.io.checkpoint import load_checkpoint, save_checkpoint
 from cryoeq.io.text import read_json
 from cryoeq.outputs.run_folder import RunFolder
@@ -54,8 +54,8 @@ class Checkpoints:
     Args:
         folder: folder of the files; made with the first.
         count: particles of the run.
-        device: where states go.
-        resume: whether to read what is there; else each step is run.
+        device: device of the states that are read.
+        resume: whether saved steps are read; else each step is run.
     """
 
     folder: Path
@@ -65,15 +65,15 @@ class Checkpoints:
 
     @classmethod
     def of_run(cls, run: RunFolder, count: int, device: torch.device, *, resume: bool) -> "Checkpoints":
-        """Those of a run folder."""
+        """Checkpoints of a run folder."""
         return cls(run.path(_STEPS_FOLDER), count, device, resume)
 
     def run(self, name: str, step: Step) -> Step:
         """The state after a step: from its checkpoint, else by running it.
 
         Args:
-            name: of the step, the same in every run.
-            step: runs it.
+            name: name of the step, the same in every run.
+            step: computation of the state, run where there is no checkpoint.
 
         Raises:
             CheckpointError: the file is damaged, or of other particles.
@@ -105,11 +105,11 @@ class Checkpoints:
     def _unpacked(self, packed: dict[str, Any], path: Path) -> RefinementState:
         packed.setdefault("is_consensus", path.stem.startswith(("start_", "settled_", "finished")))  # version 0.1
         if packed.keys() != _STATE:
-            raise CheckpointError(f"{path} does not hold a step of a search", "", "Delete it and go on with --resume")
+            raise CheckpointError(f"{path} does not hold a step of a search", "", "Delete it and resume with --resume")
         if (count := packed["count"]) != self.count:
             raise CheckpointError(
                 f"{path} is of {count} particles, there are {self.count} now",
-                "a run goes on with the particles it began with",
+                "A run resumes with the particles that it started with",
                 "Give the original star file, or start a new run in another folder",
             )
         first, second = packed["maps"]
@@ -127,7 +127,7 @@ class Checkpoints:
 
 
 def _packed(state: RefinementState) -> dict[str, Any]:
-    sums = state.sums and tuple((part.box_size_px, part.padding, part.sums) for part in state.sums)
+    sums = state.sums and tuple((half.box_size_px, half.padding, half.sums) for half in state.sums)
     return {
         "is_consensus": isinstance(state.reference, ConsensusMap),
         "maps": (state.reference.of_half(1), state.reference.of_half(2)),
@@ -144,13 +144,14 @@ def _packed(state: RefinementState) -> dict[str, Any]:
 
 
 def require_same_settings(config: ReconstructConfig) -> None:
-    """A run is resumed with the settings it began with.
+    """Refuse to resume a run with other settings than it started with.
 
     Args:
-        config: settings of the continuation; its output is the run folder.
+        config: settings of the resumed run; its output is the run folder.
 
     Raises:
-        CheckpointError: ``job.json`` holds others, or is no record of a run.
+        ConfigError: ``job.json`` holds others.
+        CheckpointError: it is no record of a run.
     """
     record = config.output / "job.json"
     if record.is_file():
@@ -158,15 +159,16 @@ def require_same_settings(config: ReconstructConfig) -> None:
 
 
 def load_training_state(config: ReconstructConfig, count: int, device: torch.device) -> dict[str, Any] | None:
-    """The state of a training to go on from; None before the first checkpoint.
+    """State of the training to resume; None before the first checkpoint.
 
     Args:
-        config: settings of the continuation.
+        config: settings of the resumed run.
         count: particles of the run.
-        device: where its tensors go.
+        device: device of the tensors.
 
     Raises:
-        CheckpointError: the file is damaged, or of other particles or settings.
+        CheckpointError: the file is damaged, or of other particles.
+        ConfigError: it is of other settings.
     """
     path = config.output / _TRAINING_FILE
     if not path.is_file():
@@ -179,19 +181,19 @@ def load_training_state(config: ReconstructConfig, count: int, device: torch.dev
     if len(state["rotations"]) != count:
         raise CheckpointError(
             f"{path} is of {len(state['rotations'])} particles, {config.particles} holds {count}",
-            "a run goes on with the particles it began with",
+            "A run resumes with the particles that it started with",
             "Give the original star file, or start a new run in another folder",
         )
     return state
 
 
 def save_training_state(run: RunFolder, config: ReconstructConfig, state: dict[str, Any]) -> None:
-    """Write the state of a training, whole or not at all, whatever signals arrive.
+    """Write the state of a training atomically, whatever signals arrive.
 
     Args:
         run: the run folder.
-        config: its settings, which a continuation must share.
-        state: of the training.
+        config: settings of the run, which a resumed run must share.
+        state: state of the training, from ``TrainingState.to_checkpoint``.
     """
     with deferred_signals():
         save_checkpoint(
@@ -214,10 +216,10 @@ def _require_same(recorded: dict[str, Any], config: ReconstructConfig, path: Pat
     now = _binding(config.model_dump(mode="json"))
     for key in sorted(now.keys() | then.keys()):
         if now.get(key) != then.get(key):
-            raise CheckpointError(
+            raise ConfigError(
                 f"{path}: {key} was {then.get(key)}, and is now {now.get(key)}",
-                "a run goes on with the settings it began with",
-                "Repeat the original command (command.txt) with --resume, or start a new run in another folder",
+                "A run resumes with the settings that it started with",
+                "Leave the option or setting out, or start a new run in another folder",
             )
 
 

@@ -1,4 +1,4 @@
-"""What a run says while it works, kept in its folder: figures in ``progress.csv``, notes in ``job.json``."""
+"""Event log of a run: metrics in ``progress.csv``, notes in ``job.json``."""
 
 import time
 from collections.abc import Generator
@@ -17,13 +17,13 @@ PROGRESS_FILE = "progress.csv"
 
 
 def record_events(events: Generator[Event, None, Result], run: RunFolder) -> Generator[Event, None, Result]:
-    """Pass on what a pipeline says, and keep it in the run folder when the pipeline ends, in whatever way.
+    """Pass on the events of a pipeline, and write them to the run folder when the pipeline ends, however it ends.
 
     Signals that are thrown into the generator reach the pipeline, which alone knows what to save.
 
     Args:
         events: the pipeline.
-        run: a run that is resumed has figures and notes already, which are kept.
+        run: the run folder; metrics and notes of a run that is resumed are kept.
     """
     rows, notes = read_progress(run.path(PROGRESS_FILE)), list(run.notes())
     started_s = time.monotonic() - (rows[-1].seconds if rows else 0.0)
@@ -39,7 +39,8 @@ def record_events(events: Generator[Event, None, Result], run: RunFolder) -> Gen
                 notes.append(event)
             elif isinstance(event, Progress) and event.metrics:
                 seconds = time.monotonic() - started_s
-                rows.append(ProgressRow(seconds, event.stage, event.done, event.total, event.metrics))
+                done, total = event.iteration or (event.done, event.total)
+                rows.append(ProgressRow(seconds, event.stage, done, total, event.metrics))
             advance = partial(next, events)
             try:
                 yield event
@@ -48,4 +49,4 @@ def record_events(events: Generator[Event, None, Result], run: RunFolder) -> Gen
     finally:
         with suppress(OutputError):  # a full disk is reported by what the run itself writes
             write_progress(run.path(PROGRESS_FILE), rows)
-            run.keep_notes(list(dict.fromkeys(notes)))  # a run that is resumed says much of it again
+            run.keep_notes(list(dict.fromkeys(notes)))  # a run that is resumed repeats many of them

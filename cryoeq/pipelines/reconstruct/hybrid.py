@@ -32,6 +32,7 @@ from cryoeq.models.pose_encoder import PoseEncoder
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.reconstruct.build import build_ab_initio_settings
 from cryoeq.pipelines.reconstruct.build_autoencoder import build_encoder, report_learnt_equivariance
+from cryoeq.pipelines.reconstruct.plan import plan_hybrid
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
 from cryoeq.pipelines.reconstruct.search import posed_particles
 from cryoeq.reconstruction.ab_initio import reconstruct_ab_initio
@@ -265,12 +266,13 @@ def search_with_encoder(
     Raises:
         DivergedError: nothing was found.
     """
+    settings, last_shell = build_ab_initio_settings(config, dataset), dataset.box_size_px // 2 - 1
+    yield plan_hybrid(settings.refinement, is_searchable=settings.refinement.max_exhaustive_shell >= last_shell)
     particles = yield from load_transforms(dataset, device)
     half_set = split_half_sets(len(dataset), stream_generator(config.seed, Stream.HALF_SETS)).to(device)
     order = torch.randperm(len(dataset), generator=stream_generator(config.seed, Stream.HELD_OUT)).to(device)
     n_held_out = round(config.hybrid.held_out * len(order))
     held_out, searched = order[:n_held_out], order[n_held_out:]
-    settings = build_ab_initio_settings(config, dataset)
     consensus = yield from reconstruct_ab_initio(
         particles.rows(searched), half_set[searched], settings, checkpoint=checkpoint
     )

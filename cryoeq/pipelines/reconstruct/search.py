@@ -12,6 +12,7 @@ from cryoeq.domain.events import Event, Note
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.pipelines.reconstruct.build import build_ab_initio_settings
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
+from cryoeq.pipelines.reconstruct.plan import plan_search
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
 from cryoeq.reconstruction.ab_initio import reconstruct_ab_initio
 from cryoeq.reconstruction.acceptance import report_handedness, require_reproducible
@@ -43,6 +44,7 @@ def search_poses(
     """
     settings, seed = build_ab_initio_settings(config, dataset), config.seed
     refinement = settings.refinement
+    yield plan_search(refinement)
     particles = yield from load_transforms(dataset, device)
     half_set = split_half_sets(len(dataset), stream_generator(seed, Stream.HALF_SETS))
     consensus = yield from reconstruct_ab_initio(particles, half_set, settings, checkpoint=checkpoint)

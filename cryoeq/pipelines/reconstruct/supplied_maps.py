@@ -18,12 +18,12 @@ _TRUTH_THRESHOLD = 0.5
 
 @dataclass(frozen=True)
 class SuppliedMaps:
-    """What was given.
+    """Mask and reference that the user supplies.
 
     Args:
         mask: values between 0 and 1 in the frame of the maps; None without.
-        reference: a map in any frame; None without.
-        notes: on what is not used, and why.
+        reference: map in any frame; None without.
+        notes: notes on files that are not used, and the reason.
     """
 
     mask: Volume | None = None
@@ -32,11 +32,11 @@ class SuppliedMaps:
 
 
 def read_supplied_maps(config: ReconstructConfig, table: ParticleTable) -> SuppliedMaps:
-    """Read mask and reference before the work begins, so that a wrong one costs no time.
+    """Mask and reference, read before the run begins, so that a wrong one costs no time.
 
     Args:
-        config: their paths, and where poses come from.
-        table: the particles, whose box and pixel size they must have.
+        config: settings of the run: paths of both maps, and the source of the poses.
+        table: particles, whose box and pixel size both maps must have.
 
     Raises:
         MapFileError: one cannot be read, or has another box or pixel size than the images.

@@ -4,6 +4,9 @@ import math
 from collections.abc import Generator
 from pathlib import Path
 
+from jaxtyping import Float
+from torch import Tensor
+
 from cryoeq.domain.events import Event, Note, Report
 from cryoeq.domain.volume import Volume
 from cryoeq.evaluation.directional import (
@@ -27,14 +30,14 @@ def directional_resolution(
     Args:
         first: a half map.
         second: the other half map.
-        mask: multiplied onto both.
-        folder: for directional_fsc.png, directional_resolution.png and 3dfsc.mrc; None writes none.
+        mask: mask of both.
+        folder: folder of directional_fsc.png, directional_resolution.png and 3dfsc.mrc; None writes none.
 
     Yields:
         A report, and warnings.
 
     Returns:
-        The figures, for JSON.
+        The metrics, for JSON.
 
     Raises:
         MapFileError: maps that do not fit each other.
@@ -42,7 +45,7 @@ def directional_resolution(
     """
     directional = directional_fsc(first, second, mask)
     yield Report("Resolution by direction", _rows(directional))
-    yield from _doubts(directional, is_masked=mask is not None)
+    yield from _warnings(directional, is_masked=mask is not None)
     if folder is not None:
         plot_directional_curves(folder / "directional_fsc.png", directional)
         plot_directional_resolution(folder / "directional_resolution.png", directional)
@@ -55,36 +58,36 @@ def _rows(directional: DirectionalFsc) -> dict[str, str]:
     resolutions = directional.resolutions_angstrom
     return {
         "Cones": f"half-angle {CONE_HALF_ANGLE_DEG:g}° about {len(resolutions) // 2} axes",
-        "Best direction": _angstrom(float(resolutions.min())),
+        "Best direction": f"{_angstrom(float(resolutions.min()))}, along {_direction(directional.best_axis)}",
         "Median direction": _angstrom(float(resolutions.median())),
-        "Worst direction": f"{_angstrom(float(resolutions.max()))}, along {_direction(directional)}",
+        "Worst direction": f"{_angstrom(float(resolutions.max()))}, along {_direction(directional.worst_axis)}",
         "cFAR (area of the worst curve / best)": f"{directional.area_ratio:.3f}",
         "Sphericity at 0.5 (3DFSC)": f"{directional.sphericity:.3f}",
     }
 
 
 def _angstrom(resolution: float) -> str:
-    return f"{resolution:.2f} Å" if math.isfinite(resolution) else "none: below 0.143 from the first shell on"
+    return f"{resolution:.2f} Å" if math.isfinite(resolution) else "none: below 0.143 in the first shell"
 
 
-def _direction(directional: DirectionalFsc) -> str:
-    x, y, z = directional.worst_axis.tolist()
-    return f"({x:+.2f}, {y:+.2f}, {z:+.2f})"
+def _direction(axis: Float[Tensor, " 3"]) -> str:
+    x, y, z = axis.tolist()
+    return f"rot {math.degrees(math.atan2(y, x)):.0f}°, tilt {math.degrees(math.acos(min(z, 1.0))):.0f}°"
 
 
-def _doubts(directional: DirectionalFsc, *, is_masked: bool) -> Generator[Note, None, None]:
+def _warnings(directional: DirectionalFsc, *, is_masked: bool) -> Generator[Note, None, None]:
     if directional.area_ratio < ANISOTROPIC_CFAR:
         yield Note(
-            f"cFAR {directional.area_ratio:.3f} is below {ANISOTROPIC_CFAR:g}: the resolution depends on direction, and"
-            f" is worst along (x, y, z) = {_direction(directional)}. Views along that axis are too many, or others are"
-            " missing; look at cryoeq orientations."
-            + ("" if is_masked else " Noise lowers it too: a mask tells the two apart."),
+            f"cFAR {directional.area_ratio:.3f} is below {ANISOTROPIC_CFAR:g}: the resolution is anisotropic, and worst"
+            f" along {_direction(directional.worst_axis)}. Too many views lie along that axis, or others are missing:"
+            " see cryoeq orientations and cryoeq screen."
+            + ("" if is_masked else " Noise lowers cFAR too: repeat with a mask."),
             "warning",
         )
     middle = float(directional.resolutions_angstrom.median())
     if directional.box_size_px * directional.pixel_size_angstrom / middle < _FEW_SHELLS:
         yield Note(
-            f"In half of the directions fewer than {_FEW_SHELLS} shells are above 0.143: too few to compare them.",
+            f"In half of the directions fewer than {_FEW_SHELLS} shells are above 0.143, too few to compare them.",
             "warning",
         )
 

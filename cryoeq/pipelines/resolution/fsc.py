@@ -22,9 +22,9 @@ from cryoeq.io.text import write_json
 from cryoeq.maps.alignment import MapAlignment, align_map
 from cryoeq.outputs.folder import make_folder
 from cryoeq.outputs.fsc_files import write_fsc_star, write_fsc_xml
-from cryoeq.pipelines.resolution.fsc_mask import average, curves_by_mask, find_region, make_mask, mask_doubts
+from cryoeq.pipelines.resolution.fsc_mask import average, curves_by_mask, find_region, make_mask, mask_warnings
 from cryoeq.pipelines.resolution.half_map_names import MapPair, find_pair
-from cryoeq.pipelines.resolution.postprocess import HalfMapResult, PostprocessFigures, postprocess, sharpening_of
+from cryoeq.pipelines.resolution.postprocess import HalfMapResult, PostprocessMetrics, postprocess, sharpening_of
 from cryoeq.runtime.device import choose_device
 
 _HIGH_MASK_CORRELATION = 0.1
@@ -33,7 +33,7 @@ _FAR_BEYOND = 2.0
 
 @dataclass(frozen=True)
 class _Masked:
-    """A mask, how it came about, and the correlation under other masks (None where nobody asked)."""
+    """A mask, its kind, and the correlation under other masks, None where it is not needed."""
 
     mask: Volume | None
     kind: str
@@ -41,10 +41,7 @@ class _Masked:
 
 
 def fsc(config: FscConfig) -> Iterator[Event]:
-    """Compare two maps, or a map and a model, and write what was asked for; half maps are post-processed too.
-
-    Args:
-        config: the resolved settings.
+    """Compare two maps, or a map and a model, and write the results; half maps are post-processed too.
 
     Yields:
         Notes on the input and on the result, and one report.
@@ -53,11 +50,11 @@ def fsc(config: FscConfig) -> Iterator[Event]:
         ConfigError: the second map cannot be guessed, options contradict each other, or a folder is missing.
         MapFileError: a map or mask is damaged, they do not fit each other, or half maps are not independent.
     """
-    _require_folder(config)
+    _require_output(config)
     if config.second is not None and is_atomic_model(config.second):
         _require_only_maps(config)
         from cryoeq.pipelines.resolution.map_model import (
-            compare_with_model,  # not above: it takes a second with the next two
+            compare_with_model,  # not above: its imports take a second
         )
 
         yield from compare_with_model(config, config.second)
@@ -76,32 +73,33 @@ def _compare_pair(config: FscConfig, pair: MapPair) -> Iterator[Event]:
         yield Note(_alignment_text(alignment, second.pixel_size_angstrom))
         with_postprocessing = False
     curves = compare_maps(first, second)
-    yield from _dependence(curves, pair)
+    yield from _check_independence(curves, pair)
     masked = _make_mask(config, pair, (first, second), curves, compared=with_postprocessing and folder is not None)
     if masked.mask is not None:
         curves = add_mask(curves, first, second, masked.mask, torch.Generator().manual_seed(config.seed))
-        yield from mask_doubts(masked.mask)
-    yield from _doubts(curves)
+        yield from mask_warnings(masked.mask)
+    yield from _warnings(curves)
     sharpened = None
     if folder is not None and masked.by_mask is not None:
         result = HalfMapResult(pair, first, second, curves, masked.mask, masked.kind, masked.by_mask)
         sharpened = yield from postprocess(make_folder(folder), result, sharpening_of(config, curves))
-    yield Report(f"Resolution of {pair.first.name} and {pair.second.name}", _rows(curves, sharpened))
+    threshold = _threshold(config, pair)
+    yield Report(f"Resolution of {pair.first.name} and {pair.second.name}", _rows(curves, sharpened, threshold))
     results = _as_json(config, pair, masked.kind, curves, alignment) | _sharpened_as_json(curves, sharpened)
     results |= yield from _in_detail(config, first, second, masked.mask)
     if config.json_file is not None:
         write_json(config.json_file, results)
-        yield Note(f"Figures: {config.json_file}")
+        yield Note(f"Results: {config.json_file}")
     if folder is not None:
         write_json(make_folder(folder) / "fsc.json", results)
     if folder is not None and sharpened is None:
-        yield from _write_curves(folder, pair, curves, first if alignment else None)
+        yield from _write_curves(folder, pair, curves, threshold, first if alignment else None)
 
 
 def _in_detail(
     config: FscConfig, first: Volume, second: Volume, mask: Volume | None
 ) -> Generator[Event, None, dict[str, object]]:
-    """Resolution by direction and by place, where asked for; the figures of either under its name."""
+    """Resolution by direction and by position, where requested; the results of each under its name."""
     results: dict[str, object] = {}
     folder = None if config.output is None else make_folder(config.output)
     if config.with_directional:
@@ -116,12 +114,12 @@ def _in_detail(
     return results
 
 
-def _require_folder(config: FscConfig) -> None:
+def _require_output(config: FscConfig) -> None:
     if config.with_local_resolution and config.output is None:
-        raise ConfigError("--local-resolution without a folder", "Its result is a map", "Say with -o where to write it")
+        raise ConfigError("--local-resolution without a folder", "Its result is a map", "Give a folder with -o")
     if config.postprocess and (config.output is None or config.with_alignment):
         raise ConfigError(
-            "--postprocess", "it needs a folder (-o), and half maps in one frame", "Give -o, drop --align"
+            "--postprocess", "It needs a folder (-o), and half maps in one frame", "Give -o, and leave out --align"
         )
 
 
@@ -130,7 +128,7 @@ def _require_only_maps(config: FscConfig) -> None:
         raise ConfigError(
             "--directional, --local-resolution or --postprocess with an atomic model",
             "They compare two half maps",
-            "Give the half maps, or leave the options out",
+            "Give the half maps, or leave out the options",
         )
 
 
@@ -150,7 +148,7 @@ def _read_pair(config: FscConfig, pair: MapPair) -> Generator[Note, None, tuple[
 def _make_mask(
     config: FscConfig, pair: MapPair, maps: tuple[Volume, Volume], curves: FscCurves, *, compared: bool
 ) -> _Masked:
-    """The mask, last of all: at 512 pixels it is half a gigabyte, and those it is compared with are as large."""
+    """The mask, made last: at 512 pixels it is half a gigabyte, and so is each mask that it is compared with."""
     kind = str(config.mask or "") or ("auto" if pair.are_halves and not config.with_alignment else "none")
     region = find_region(config, average(*maps), curves) if kind == "auto" or compared else None
     by_mask = curves_by_mask(*maps, region) if compared and region is not None else None
@@ -161,31 +159,31 @@ def _alignment_text(alignment: MapAlignment, pixel_size_angstrom: float) -> str:
     shift = float(alignment.shift_angstrom.norm())
     mirrored = "mirrored, " if alignment.is_mirrored else ""
     return (
-        f"Aligned: {mirrored}turned by {_turn_deg(alignment):.2f} degrees, then moved by {shift:.2f} Å "
+        f"Aligned: {mirrored}rotated by {_rotation_deg(alignment):.2f}°, then shifted by {shift:.2f} Å "
         f"({shift / pixel_size_angstrom:.2f} px); mean FSC of the shells compared {alignment.correlation:.3f}."
     )
 
 
-def _turn_deg(alignment: MapAlignment) -> float:
+def _rotation_deg(alignment: MapAlignment) -> float:
     return math.degrees(rotation_angle_rad(torch.eye(3, device=alignment.rotation.device), alignment.rotation))
 
 
-def _dependence(curves: FscCurves, pair: MapPair) -> Iterator[Note]:
-    """Refuse half maps that are none, and tell where any two maps are the same."""
+def _check_independence(curves: FscCurves, pair: MapPair) -> Iterator[Note]:
+    """Refuse half maps that are not independent, and warn where any two maps are the same."""
     if pair.are_halves:
         require_independent(curves)
         if float(curves.unmasked[1:].min()) >= HALF_MAP_THRESHOLD:
             yield Note(
                 f"The FSC stays above {HALF_MAP_THRESHOLD:g} up to Nyquist ({2 * curves.pixel_size_angstrom:.3g} Å): "
-                "the voxels limit the resolution, or these are no independent, unfiltered half maps.",
+                "either the voxels limit the resolution, or the half maps are filtered or not independent.",
                 "warning",
             )
     elif are_the_same(curves):
         yield Note("The two maps are the same map: their FSC is 1 in every shell.", "warning")
 
 
-def _doubts(curves: FscCurves) -> Iterator[Note]:
-    """Signs that a mask misleads: those of RELION, and a corrected curve that goes far beyond the unmasked one."""
+def _warnings(curves: FscCurves) -> Iterator[Note]:
+    """Signs of an unsuitable mask: those of RELION, and a corrected resolution far beyond the unmasked one."""
     if curves.masked is None:
         return
     if curves.corrected is None or curves.randomised is None:
@@ -195,14 +193,14 @@ def _doubts(curves: FscCurves) -> Iterator[Note]:
     unmasked, corrected = resolutions["unmasked"] or math.inf, resolutions["corrected"] or math.inf
     if corrected > unmasked:
         yield Note(
-            "The unmasked FSC goes further than the corrected one: the mask does not fit, and the final resolution is "
-            "that without a mask.",
+            "The unmasked resolution is better than the corrected one: the mask does not fit, and the unmasked one is "
+            "the final resolution.",
             "warning",
         )
     elif unmasked > _FAR_BEYOND * corrected:
         yield Note(
-            f"The corrected resolution, {corrected:.2f} Å, is far beyond that without a mask, {unmasked:.2f} Å: "
-            "check the mask, and that the half maps were refined apart.",
+            f"The corrected resolution, {corrected:.2f} Å, is far beyond the unmasked one, {unmasked:.2f} Å: "
+            "check the mask, and that the half maps were refined independently.",
             "warning",
         )
     side = curves.box_size_px * curves.pixel_size_angstrom
@@ -214,22 +212,28 @@ def _doubts(curves: FscCurves) -> Iterator[Note]:
         )
 
 
-def _rows(curves: FscCurves, sharpened: PostprocessFigures | None) -> dict[str, str]:
+def _threshold(config: FscConfig, pair: MapPair) -> float:
+    """Correlation at which the resolution is read off: 0.143 between half maps, 0.5 between whole maps."""
+    are_halves = (pair.are_halves or bool(config.postprocess)) and not config.with_alignment
+    return HALF_MAP_THRESHOLD if are_halves else TRUTH_THRESHOLD
+
+
+def _rows(curves: FscCurves, sharpened: PostprocessMetrics | None, threshold: float) -> dict[str, str]:
     rows = {"Box and pixel size": f"{curves.box_size_px} px, {curves.pixel_size_angstrom:.4g} Å"}
-    for threshold, meaning in ((HALF_MAP_THRESHOLD, "half maps"), (TRUTH_THRESHOLD, "against a truth")):
-        for name, resolution in curves.resolutions_angstrom(threshold).items():
-            if resolution is not None:
-                rows[f"FSC = {threshold:g} ({meaning}), {name}"] = _resolution_text(resolution)
-    if curves.masked is not None:
+    compared = "half maps" if threshold == HALF_MAP_THRESHOLD else "whole maps"
+    for name, resolution in curves.resolutions_angstrom(threshold).items():
+        if resolution is not None:
+            rows[f"FSC = {threshold:g} ({compared}), {name}"] = _resolution_text(resolution)
+    if curves.masked is not None and threshold == HALF_MAP_THRESHOLD:
         rows["Final resolution"] = _resolution_text(curves.final_resolution_angstrom)
     if sharpened is not None:
-        how = "fitted" if sharpened.fit else "as given"
-        rows["B-factor"] = f"{sharpened.bfactor_angstrom2:.1f} Å² ({how})" if sharpened.bfactor_angstrom2 else "none"
+        source = "fitted" if sharpened.fit else "as given"
+        rows["B-factor"] = f"{sharpened.bfactor_angstrom2:.1f} Å² ({source})" if sharpened.bfactor_angstrom2 else "none"
     return rows
 
 
 def _resolution_text(resolution: float) -> str:
-    return f"{resolution:.2f} Å" if math.isfinite(resolution) else "none: below it from the first shell on"
+    return f"{resolution:.2f} Å" if math.isfinite(resolution) else "none: below in the first shell"
 
 
 def _as_json(
@@ -257,7 +261,7 @@ def _as_json(
     }
 
 
-def _sharpened_as_json(curves: FscCurves, sharpened: PostprocessFigures | None) -> dict[str, object]:
+def _sharpened_as_json(curves: FscCurves, sharpened: PostprocessMetrics | None) -> dict[str, object]:
     if sharpened is None:
         return {}
     return {
@@ -268,24 +272,25 @@ def _sharpened_as_json(curves: FscCurves, sharpened: PostprocessFigures | None) 
 
 
 def _finite(resolutions: Mapping[str, float | None]) -> dict[str, float | None]:
-    """JSON knows no infinity: no resolution is null, like no curve."""
+    """Resolutions for JSON, which has no infinity: null where there is none."""
     return {name: value if value is not None and math.isfinite(value) else None for name, value in resolutions.items()}
 
 
 def _alignment_as_json(alignment: MapAlignment) -> dict[str, object]:
     return {
         "rotation": alignment.rotation.tolist(),
-        "turn_deg": _turn_deg(alignment),
+        "turn_deg": _rotation_deg(alignment),
         "shift_angstrom": alignment.shift_angstrom.tolist(),
         "is_mirrored": alignment.is_mirrored,
         "mean_fsc": alignment.correlation,
     }
 
 
-def _write_curves(folder: Path, pair: MapPair, curves: FscCurves, aligned: Volume | None) -> Iterator[Note]:
+def _write_curves(
+    folder: Path, pair: MapPair, curves: FscCurves, threshold: float, aligned: Volume | None
+) -> Iterator[Note]:
     from cryoeq.outputs.evaluation_plots import plot_fsc  # see postprocess._draw
 
-    threshold = HALF_MAP_THRESHOLD if aligned is None else TRUTH_THRESHOLD
     write_fsc_star(folder / "fsc.star", curves)
     write_fsc_xml(folder / "fsc.xml", curves)
     plot_fsc(folder / "fsc.png", curves, title=f"{pair.first.name} and {pair.second.name}", threshold=threshold)

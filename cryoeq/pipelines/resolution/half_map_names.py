@@ -1,4 +1,4 @@
-"""Which two maps are compared, and whether their names say that they are half maps."""
+"""The pair of maps to compare, and whether their names are those of half maps."""
 
 import re
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ class MapPair:
     """Two maps to compare.
 
     Args:
-        first: a file.
-        second: another.
-        are_halves: their names are those of the two half maps of one reconstruction.
+        first: file of one map.
+        second: file of the other.
+        are_halves: whether their names are those of the two half maps of one reconstruction.
     """
 
     first: Path
@@ -32,7 +32,7 @@ class MapPair:
 
 
 def find_pair(config: FscConfig) -> MapPair:
-    """The two maps, the second guessed from the name of the first where it was not given.
+    """The two maps, the second guessed from the name of the first where it is not given.
 
     Raises:
         ConfigError: it cannot be guessed.
@@ -42,28 +42,24 @@ def find_pair(config: FscConfig) -> MapPair:
     if config.second is not None:
         return MapPair(config.first, config.second, guessed is not None and guessed.name == config.second.name)
     if config.with_alignment:
-        raise ConfigError("--align with one map", "it moves the first map onto the second", "Give the second map")
+        raise ConfigError("--align with one map", "It moves the first map onto the second", "Give the second map")
     if guessed is None:
         raise ConfigError(
-            f"{config.first.name}: its name does not tell that of the other half map",
-            "cryoeq knows names with half1, half_map_1, half_A, _A or _h1",
+            f"{config.first.name}: the name of the other half map cannot be derived from it",
+            "Names with half1, half_map_1, half_A, _A or _h1 can",
             "Give the other half map as the second argument",
         )
     if not guessed.is_file():
         raise MapFileError(
             f"{guessed} does not exist",
-            f"it was looked for as the other half of {config.first.name}",
+            f"It was expected as the other half of {config.first.name}",
             "Give the other half map as the second argument",
         )
     return MapPair(config.first, guessed, are_halves=True)
 
 
 def other_half(path: Path) -> Path | None:
-    """The file name with 1 for 2 or A for B, where it is that of a half map.
-
-    Args:
-        path: of half map 1 or 2, A or B.
-    """
+    """Path of the other half map: 1 for 2, A for B; None where the name is not that of a half map."""
     for pattern in _NAMES:
         if found := list(pattern.finditer(path.name)):
             start, end = found[-1].span(2)

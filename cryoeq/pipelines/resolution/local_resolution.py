@@ -1,4 +1,4 @@
-"""``cryoeq fsc --local-resolution``: the resolution at each voxel."""
+"""``cryoeq fsc --local-resolution``: resolution at each voxel."""
 
 from collections.abc import Generator
 from pathlib import Path
@@ -29,17 +29,17 @@ def local_resolution(
     """Slide soft spheres over two half maps; write the resolution at each voxel and the map filtered to it.
 
     Args:
-        first: half map.
+        first: a half map.
         second: the other half map.
-        mask: where the figures of the report are taken; the spheres slide over the whole box.
-        folder: for local_resolution.mrc, local_filtered.mrc and local_resolution.png.
-        generator: draws the random phases.
+        mask: region of the reported quantiles; the spheres slide over the whole box.
+        folder: folder of local_resolution.mrc, local_filtered.mrc and local_resolution.png.
+        generator: random number generator of the phases.
 
     Yields:
         Progress, and a report.
 
     Returns:
-        The figures, for JSON.
+        The metrics, for JSON.
 
     Raises:
         MapFileError: maps that do not fit each other, or too small for a sphere.
@@ -59,11 +59,11 @@ def local_resolution(
     mean = Volume((first.values + second.values) / 2, pixel)
     local = LocalResolution(Volume(values, pixel), filter_locally(mean, values))
     region = values > 0 if mask is None else (mask.values > 0.5) & (values > 0)
-    figures = _quantiles(values, region)
+    quantiles = _quantiles(values, region)
     where = "in the sphere that fits into the box" if mask is None else "inside the mask"
     yield Report(
         f"Local resolution {where} ({len(centres)} spheres, {SAMPLING_ANGSTROM:g} Å apart)",
-        {name: f"{value:.2f} Å" for name, value in figures.items()},
+        {name: f"{value:.2f} Å" for name, value in quantiles.items()},
     )
     write_map(folder / "local_resolution.mrc", local.resolution_angstrom, label="local resolution in Angstrom")
     write_map(folder / "local_filtered.mrc", local.filtered, label="low-passed to the local resolution, not sharpened")
@@ -73,7 +73,7 @@ def local_resolution(
         "sampling_angstrom": SAMPLING_ANGSTROM,
         "n_spheres": len(centres),
         "region": "sphere" if mask is None else "mask",
-        "resolution_angstrom": {f"{part:g}": figures[name] for name, part in _QUANTILES.items()},
+        "resolution_angstrom": {f"{fraction:g}": quantiles[name] for name, fraction in _QUANTILES.items()},
     }
 
 
@@ -82,16 +82,16 @@ def _centres(sphere: SlidingSphere, volume: Volume) -> torch.Tensor:
     if not len(centres):
         side = volume.box_size_px * volume.pixel_size_angstrom
         raise MapFileError(
-            f"the maps have a side of {side:.4g} Angstrom",
-            f"Expected more than {SAMPLING_ANGSTROM:g}, the diameter of the spheres that slide over them",
+            f"the maps have a side of {side:.4g} Å",
+            f"Expected more than {SAMPLING_ANGSTROM:g} Å, the diameter of the spheres that slide over them",
             "Leave out --local-resolution, or check the pixel size",
         )
     return centres
 
 
 def _quantiles(values: torch.Tensor, region: torch.Tensor) -> dict[str, float]:
-    """Of the resolutions inside the region; ``torch.quantile`` takes 2^24 values at most, so they are sorted here."""
+    """Quantiles inside the region, by sorting: ``torch.quantile`` takes 2^24 values at most."""
     ordered = values[region].sort().values
     if not len(ordered):
         return {}
-    return {name: float(ordered[round(part * (len(ordered) - 1))]) for name, part in _QUANTILES.items()}
+    return {name: float(ordered[round(fraction * (len(ordered) - 1))]) for name, fraction in _QUANTILES.items()}

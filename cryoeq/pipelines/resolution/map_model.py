@@ -25,21 +25,21 @@ from cryoeq.outputs.folder import make_folder
 from cryoeq.outputs.fsc_files import write_fsc_star, write_fsc_xml
 from cryoeq.runtime.device import choose_device
 
-# The mask is 1 this close to an atom, then falls over so many pixels.
-_MASK_RADIUS_ANGSTROM, _LEAST_MASK_RADIUS_PX, _MASK_EDGE_PX = 5.0, 2.0, 6.0
+# The mask is 1 within this radius of an atom, then falls to 0 over the edge.
+_MASK_RADIUS_ANGSTROM, _MIN_MASK_RADIUS_PX, _MASK_EDGE_PX = 5.0, 2.0, 6.0
 _LOW_SHELLS = slice(1, 6)
-_LEAST_LOW_CORRELATION = 0.3  # mean FSC of the first shells, below which a map and a model are not of one thing
-_MOST_OUTSIDE = 0.01  # share of the atoms
+_MIN_LOW_CORRELATION = 0.3  # mean FSC of the first shells, below which map and model are not of one molecule
+_MAX_OUTSIDE = 0.01  # fraction of the atoms
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """The grid of a map in the frame of its model.
+    """Grid of a map in the frame of its model.
 
     Args:
-        box_size_px: side.
-        pixel_size_angstrom: of the map.
-        corner_angstrom: place (x, y, z) of the first voxel.
+        box_size_px: side of the box.
+        pixel_size_angstrom: pixel size of the map.
+        corner_angstrom: position (x, y, z) of the first voxel.
     """
 
     box_size_px: int
@@ -48,15 +48,15 @@ class _Frame:
 
     @property
     def centre_angstrom(self) -> Float[Tensor, " 3"]:
-        """Place of voxel n // 2."""
+        """Position of voxel n // 2."""
         return self.corner_angstrom + self.box_size_px // 2 * self.pixel_size_angstrom
 
-    def places_px(self, model: AtomicModel) -> Float[Tensor, "atoms 3"]:
-        """Atoms (x, y, z), counted in voxels from the first one."""
+    def positions_px(self, model: AtomicModel) -> Float[Tensor, "atoms 3"]:
+        """Positions of the atoms (x, y, z), in voxels from the first one."""
         return (model.positions_angstrom - self.corner_angstrom) / self.pixel_size_angstrom
 
     def density(self, model: AtomicModel, config: FscConfig) -> Volume:
-        """The model's density on this grid."""
+        """Density of the model on this grid."""
         return model.density(
             self.box_size_px,
             self.pixel_size_angstrom,
@@ -68,12 +68,12 @@ class _Frame:
 def compare_with_model(config: FscConfig, path: Path) -> Iterator[Event]:
     """Compare a map with the density of an atomic model, without a mask and within a soft one around the model.
 
-    The map stays as it is; the model is taken where its coordinates put it in the frame of the map's header, or, with
-    alignment, is turned and moved onto the map. B-factors are those of the file, or one for all.
+    The map is left unchanged; the model stays in the frame of the map's header or, with alignment, is rotated and
+    shifted onto the map. B-factors are those of the file, or one for all.
 
     Args:
-        config: ``first`` is the map.
-        path: the model.
+        config: settings of the command; ``first`` is the map.
+        path: file of the model.
 
     Yields:
         Notes on the input and on the result, and one report.
@@ -95,12 +95,12 @@ def compare_with_model(config: FscConfig, path: Path) -> Iterator[Event]:
     mask = _read_mask(config, model, frame)
     on_device = [Volume(part.values.to(device), pixel) for part in (density, mask)]
     curves = compare_maps(volume, *on_device)
-    yield from _doubts(curves, is_aligned=alignment is not None)
+    yield from _warnings(curves, is_aligned=alignment is not None)
     yield Report(f"{config.first.name} against the model {path.name}", _rows(curves, model, config))
     results = {"model": str(path)} | _as_json(config, curves, alignment)
     if config.json_file is not None:
         write_json(config.json_file, results)
-        yield Note(f"Figures: {config.json_file}")
+        yield Note(f"Results: {config.json_file}")
     if config.output is not None:
         folder = make_folder(config.output)
         _write_curves(folder, f"{config.first.name} against {path.name}", curves, results)
@@ -114,43 +114,43 @@ def compare_with_model(config: FscConfig, path: Path) -> Iterator[Event]:
 def _aligned(
     model: AtomicModel, volume: Volume, frame: _Frame, config: FscConfig
 ) -> Generator[Event, None, tuple[AtomicModel, MapAlignment]]:
-    """The model, wherever it was, turned and moved onto the map; mirrored where the map has the other hand."""
+    """The model, rotated and shifted onto the map from wherever it was; mirrored where the map has the other hand."""
     centroid = model.positions_angstrom.mean(0)
     centred = model.moved(torch.eye(3), frame.centre_angstrom - centroid)
     density = frame.density(centred, config)
     moving = replace(density, values=density.values.to(volume.values.device))
     found = align_map(moving, volume, with_hand=True)
-    turn = found.rotation.cpu() @ torch.diag(torch.tensor([1.0, 1.0, -1.0 if found.is_mirrored else 1.0]))
-    shift = frame.centre_angstrom + found.shift_angstrom.cpu() - turn @ frame.centre_angstrom
+    rotation = found.rotation.cpu() @ torch.diag(torch.tensor([1.0, 1.0, -1.0 if found.is_mirrored else 1.0]))
+    shift = frame.centre_angstrom + found.shift_angstrom.cpu() - rotation @ frame.centre_angstrom
     if found.is_mirrored:
         yield Note("The mirror image of the model fits better: the map has the other hand.", "warning")
     text = f"mean FSC of the shells compared {found.correlation:.3f}"
-    yield Note(f"Aligned: the model was turned by {_turn_deg(found):.1f} degrees and moved onto the map; {text}.")
-    return centred.moved(turn, shift), found
+    yield Note(f"Aligned: the model was rotated by {_rotation_deg(found):.1f}° and shifted onto the map; {text}.")
+    return centred.moved(rotation, shift), found
 
 
-def _turn_deg(alignment: MapAlignment) -> float:
+def _rotation_deg(alignment: MapAlignment) -> float:
     return math.degrees(rotation_angle_rad(torch.eye(3), alignment.rotation.cpu()))
 
 
 def _require_overlap(model: AtomicModel, frame: _Frame, path: Path, map_path: Path) -> Iterator[Note]:
-    """Refuse a model outside the box, and say how much of another one is."""
-    places = frame.places_px(model)
-    outside = float(((places < 0) | (places >= frame.box_size_px)).any(1).float().mean())
+    """Refuse a model that lies mostly outside the box, and warn of one that does in part."""
+    positions = frame.positions_px(model)
+    outside = float(((positions < 0) | (positions >= frame.box_size_px)).any(1).float().mean())
     if outside > 0.5:
-        low, high = (_as_text(places.amin(0)), _as_text(places.amax(0))) if len(places) else ("", "")
+        low, high = (_as_text(positions.amin(0)), _as_text(positions.amax(0))) if len(positions) else ("", "")
         raise MapFileError(
-            f"{path}: {outside:.0%} of the atoms lie outside {map_path}, whose box they meet at voxels "
+            f"{path}: {outside:.0%} of the atoms lie outside {map_path}, in whose grid they have voxels "
             f"({low}) to ({high}) of 0 to {frame.box_size_px - 1}",
             "Expected a model in the frame of the map, as the map's header (ORIGIN, NXSTART) gives it",
             "Pass --align to have the model placed, or check the pixel size",
         )
-    if outside > _MOST_OUTSIDE:
+    if outside > _MAX_OUTSIDE:
         yield Note(f"{outside:.0%} of the model's atoms lie outside the box and are left out.", "warning")
 
 
-def _as_text(place: Float[Tensor, " 3"]) -> str:
-    return ", ".join(f"{value:.0f}" for value in place.tolist())
+def _as_text(position: Float[Tensor, " 3"]) -> str:
+    return ", ".join(f"{value:.0f}" for value in position.tolist())
 
 
 def _read_mask(config: FscConfig, model: AtomicModel, frame: _Frame) -> Volume:
@@ -158,18 +158,20 @@ def _read_mask(config: FscConfig, model: AtomicModel, frame: _Frame) -> Volume:
     kind = str(config.mask or "auto")
     if kind in {"none", "sphere"}:
         raise ConfigError(
-            f"--mask {kind} with an atomic model", "Expected auto, the mask around the model, or a map", "Leave it out"
+            f"--mask {kind} with an atomic model",
+            "Expected auto, the mask around the model, or a map",
+            "Leave out --mask",
         )
     if config.mask is not None and kind != "auto":
         return read_map(config.mask, angpix=pixel)
-    radius_px = max(_MASK_RADIUS_ANGSTROM / pixel, _LEAST_MASK_RADIUS_PX)
-    values = soft_mask_around(frame.places_px(model), frame.box_size_px, radius_px=radius_px, edge_px=_MASK_EDGE_PX)
+    radius_px = max(_MASK_RADIUS_ANGSTROM / pixel, _MIN_MASK_RADIUS_PX)
+    values = soft_mask_around(frame.positions_px(model), frame.box_size_px, radius_px=radius_px, edge_px=_MASK_EDGE_PX)
     return Volume(values, pixel)
 
 
-def _doubts(curves: FscCurves, *, is_aligned: bool) -> Iterator[Note]:
+def _warnings(curves: FscCurves, *, is_aligned: bool) -> Iterator[Note]:
     low = float(curves.unmasked[_LOW_SHELLS].mean())
-    if low < _LEAST_LOW_CORRELATION:
+    if low < _MIN_LOW_CORRELATION:
         advice = "check pixel size, hand and model" if is_aligned else "try --align, and check the pixel size"
         yield Note(
             f"Even in the first shells the map and the model hardly correlate (mean FSC {low:.2f}): they do not "
@@ -186,14 +188,14 @@ def _rows(curves: FscCurves, model: AtomicModel, config: FscConfig) -> dict[str,
         "Box and pixel size": f"{curves.box_size_px} px, {curves.pixel_size_angstrom:.4g} Å",
         "Atoms, B-factors": f"{len(model.positions_angstrom)}, "
         + ("those of the file" if bfactor is None else f"{bfactor:g} Å² for all"),
-        f"FSC = {TRUTH_THRESHOLD:g}, unmasked": _resolution_text(resolutions["unmasked"]),
-        f"FSC = {TRUTH_THRESHOLD:g}, {where}": _resolution_text(resolutions["masked"]),
+        f"FSC = {TRUTH_THRESHOLD:g} (map and model), unmasked": _resolution_text(resolutions["unmasked"]),
+        f"FSC = {TRUTH_THRESHOLD:g} (map and model), {where}": _resolution_text(resolutions["masked"]),
     }
 
 
 def _resolution_text(resolution_angstrom: float | None) -> str:
     is_finite = resolution_angstrom is not None and math.isfinite(resolution_angstrom)
-    return f"{resolution_angstrom:.2f} Å" if is_finite else "none: below it from the first shell on"
+    return f"{resolution_angstrom:.2f} Å" if is_finite else "none: below in the first shell"
 
 
 def _as_json(config: FscConfig, curves: FscCurves, alignment: MapAlignment | None) -> dict[str, object]:
@@ -233,7 +235,7 @@ def _write_curves(folder: Path, title: str, curves: FscCurves, results: dict[str
 
 
 def _write_maps(folder: Path, frame: _Frame, density: Volume, mask: Volume) -> list[str]:
-    """The model's density and the mask, which lie on the map in a viewer; their names."""
+    """Write the model's density and the mask, in the frame of the map; their names."""
     x, y, z = frame.corner_angstrom.tolist()
     write_map(folder / "model.mrc", density, label="density of an atomic model", origin_angstrom=(x, y, z))
     write_map(folder / "model_mask.mrc", mask, label="soft mask around an atomic model", origin_angstrom=(x, y, z))

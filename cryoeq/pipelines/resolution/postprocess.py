@@ -1,4 +1,4 @@
-"""The second half of ``cryoeq fsc`` with half maps: sharpen their average and write what RELION and EMDB read."""
+"""Post-processing of half maps: sharpening of their average, and files for RELION and EMDB."""
 
 import math
 from collections.abc import Generator, Iterator, Mapping
@@ -13,6 +13,7 @@ from cryoeq.domain.events import Note
 from cryoeq.domain.volume import Volume
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves, resolution_angstrom
 from cryoeq.evaluation.sharpening import GuinierFit, GuinierPlot, Sharpening, sharpen
+from cryoeq.io import labels
 from cryoeq.io.mrc import write_map
 from cryoeq.io.mtf import read_mtf
 from cryoeq.outputs.fsc_files import write_fsc_dat, write_fsc_xml, write_postprocess_star
@@ -23,13 +24,13 @@ _FEW_SHELLS = 10
 
 
 @dataclass(frozen=True)
-class PostprocessFigures:
-    """What is told of a sharpened map.
+class PostprocessMetrics:
+    """Metrics of a sharpened map.
 
     Args:
-        bfactor_angstrom2: that was applied.
-        fit: that gave it; None where it was given or could not be fitted.
-        resolutions_angstrom: at 0.143 by the kind of mask.
+        bfactor_angstrom2: B-factor that was applied.
+        fit: fit of the B-factor; None where it was given or could not be fitted.
+        resolutions_angstrom: resolution at FSC 0.143 by the kind of mask.
     """
 
     bfactor_angstrom2: float
@@ -39,16 +40,16 @@ class PostprocessFigures:
 
 @dataclass(frozen=True)
 class HalfMapResult:
-    """What was found of two half maps so far.
+    """Two half maps and their correlation.
 
     Args:
         pair: their files.
         first: a half map.
-        second: the other.
+        second: the other half map.
         curves: their correlation.
-        mask: that of the curves; None without one.
+        mask: mask of the curves; None without one.
         mask_kind: ``auto``, ``sphere``, ``none`` or a path.
-        by_mask: their correlation under other masks, by name.
+        by_mask: correlation under other masks, by name.
     """
 
     pair: MapPair
@@ -61,10 +62,10 @@ class HalfMapResult:
 
 
 def sharpening_of(config: FscConfig, curves: FscCurves) -> Sharpening:
-    """The settings of the sharpening, with a low-pass filter at the final resolution where that was asked for.
+    """Settings of the sharpening, with a low-pass filter at the final resolution where that is requested.
 
     Raises:
-        MapFileError: the file of the MTF holds none.
+        MapFileError: the file of the MTF holds no MTF.
     """
     settings = config.sharpening
     final = curves.final_resolution_angstrom if math.isfinite(curves.final_resolution_angstrom) else None
@@ -79,32 +80,32 @@ def sharpening_of(config: FscConfig, curves: FscCurves) -> Sharpening:
     )
 
 
-def postprocess(folder: Path, result: HalfMapResult, settings: Sharpening) -> Generator[Note, None, PostprocessFigures]:
+def postprocess(folder: Path, result: HalfMapResult, settings: Sharpening) -> Generator[Note, None, PostprocessMetrics]:
     """Sharpen the average of the half maps and write all files.
 
     Args:
-        folder: where to.
+        folder: folder of the files.
         result: the half maps and their curves.
-        settings: how to sharpen.
+        settings: settings of the sharpening.
 
     Yields:
-        Doubts about the B-factor, and what was written.
+        Warnings about the B-factor, and the names of the files.
 
     Returns:
-        Figures for the report and for JSON.
+        Metrics for the report and for JSON.
     """
     curves = result.curves
     sharpened, guinier = sharpen(average(result.first, result.second), curves.final, settings)
-    yield from _bfactor_doubts(guinier, settings, curves.final_resolution_angstrom)
+    yield from _bfactor_warnings(guinier, settings, curves.final_resolution_angstrom)
     write_map(folder / "postprocess.mrc", sharpened, label="post-processed by cryoeq fsc")
-    names = {"rlnUnfilteredMapHalf1": str(result.pair.first), "rlnUnfilteredMapHalf2": str(result.pair.second)}
+    names = {labels.HALF_MAP_1: str(result.pair.first), labels.HALF_MAP_2: str(result.pair.second)}
     if result.mask is not None:
         masked = Volume(sharpened.values * result.mask.values, sharpened.pixel_size_angstrom)
         write_map(folder / "postprocess_masked.mrc", masked, label="post-processed and masked by cryoeq fsc")
-        names["rlnMaskName"] = result.mask_kind
+        names[labels.MASK_NAME] = result.mask_kind
     if result.mask is not None and result.mask_kind in {"auto", "sphere"}:
         write_map(folder / "mask.mrc", result.mask, label=f"{result.mask_kind} mask by cryoeq fsc")
-        names["rlnMaskName"] = str(folder / "mask.mrc")
+        names[labels.MASK_NAME] = str(folder / "mask.mrc")
     write_postprocess_star(folder / "postprocess.star", curves, guinier, names)
     write_fsc_xml(folder / "postprocess_fsc.xml", curves)
     write_fsc_dat(folder / "postprocess_fsc.dat", curves)
@@ -113,15 +114,15 @@ def postprocess(folder: Path, result: HalfMapResult, settings: Sharpening) -> Ge
         in_use = "tight" if result.mask_kind == "auto" else "mask in use"
         by_mask |= {in_use: curves.masked, "corrected": curves.final}
     _draw(folder, result.pair, curves, guinier, by_mask)
-    yield Note(f"Written to {folder}: postprocess.mrc, postprocess.star and what belongs to them")
+    yield Note(f"Written to {folder}: postprocess.mrc, postprocess.star and their pictures")
     n, pixel_size = curves.box_size_px, curves.pixel_size_angstrom
     resolutions = {
         name: resolution_angstrom(curve, HALF_MAP_THRESHOLD, n, pixel_size) for name, curve in by_mask.items()
     }
-    return PostprocessFigures(guinier.bfactor_angstrom2, guinier.fit, resolutions)
+    return PostprocessMetrics(guinier.bfactor_angstrom2, guinier.fit, resolutions)
 
 
-def _bfactor_doubts(guinier: GuinierPlot, settings: Sharpening, final_resolution_angstrom: float) -> Iterator[Note]:
+def _bfactor_warnings(guinier: GuinierPlot, settings: Sharpening, final_resolution_angstrom: float) -> Iterator[Note]:
     lowest, x = settings.fit_from_angstrom, guinier.inverse_square_resolution
     n_signal = int(((x >= lowest**-2) & (x <= final_resolution_angstrom**-2)).sum())
     if settings.bfactor_angstrom2 is None and guinier.fit is None:
@@ -132,7 +133,7 @@ def _bfactor_doubts(guinier: GuinierPlot, settings: Sharpening, final_resolution
         )
     elif guinier.fit is not None and n_signal < _FEW_SHELLS:
         yield Note(
-            f"The B-factor of {guinier.bfactor_angstrom2:.0f} Å² cannot be trusted: only {n_signal} shells with signal "
+            f"The B-factor of {guinier.bfactor_angstrom2:.0f} Å² is unreliable: only {n_signal} shells with signal "
             f"lie beyond {lowest:g} Å. Look at the map, and give a better one with --bfac.",
             "warning",
         )
@@ -147,7 +148,7 @@ def _draw(
     guinier: GuinierPlot,
     by_mask: Mapping[str, Float[Tensor, " shells"]],
 ) -> None:
-    # Not above: it takes 40 MiB, which the maps need before.
+    # Not above: matplotlib takes 40 MiB, which the maps need before.
     from cryoeq.outputs.evaluation_plots import plot_correlations, plot_fsc
     from cryoeq.outputs.guinier_plot import plot_guinier
 

@@ -15,6 +15,7 @@ from cryoeq.domain.volume import HalfMaps
 from cryoeq.evaluation.particle_scorers import z_scores
 from cryoeq.evaluation.screened_particles import ScreenedParticles
 from cryoeq.io.euler import view_angles_deg
+from cryoeq.io.labels import SELECTION_Z_SCORE
 from cryoeq.io.mrc import read_map
 from cryoeq.io.particles import star_half_set, star_poses, write_particle_star
 from cryoeq.io.star import StarTable, read_star
@@ -27,7 +28,7 @@ from cryoeq.pipelines.screening.score_particles import ScorerKind, build_scorer
 from cryoeq.runtime.random_streams import Stream, stream_generator
 from cryoeq.screening.view_coverage import AngularGap, ViewCoverage, measure_coverage
 
-SCORE_COLUMN = "rlnParticleSelectZScore"
+SCORE_COLUMN = SELECTION_Z_SCORE
 _MAX_REPORTED_GAPS = 5
 _MAX_BOX_PX = 64  # particles are compared in a smaller box where theirs is larger
 _CACHE_BYTES = 2**29

@@ -20,7 +20,7 @@ _TIGHT_FILL = 0.9
 
 @dataclass(frozen=True)
 class Truth:
-    """The map to project, and what to tell the user about it."""
+    """The map to project, and notes on it for the user."""
 
     volume: Volume
     notes: tuple[str, ...]
@@ -30,8 +30,8 @@ def read_truth(config: SimulateConfig, device: torch.device) -> Truth:
     """The map to project, from atoms or from a map.
 
     Args:
-        config: which model, box, pixel size and symmetry.
-        device: where to compute.
+        config: settings of the simulation: model, box, pixel size and symmetry.
+        device: device of the computation.
 
     Raises:
         MapFileError: the model is missing, damaged, or neither atoms nor a map.
@@ -74,7 +74,7 @@ def _truth_from_map(config: SimulateConfig, operators: torch.Tensor, device: tor
     read = read_map(config.model)
     volume = Volume(read.values.to(device), read.pixel_size_angstrom)
     old = FieldOfView(volume.box_size_px, volume.pixel_size_angstrom)
-    field = FieldOfView.of_map(old, config.box_size_px, config.pixel_size_angstrom)
+    field = FieldOfView.from_map(old, config.box_size_px, config.pixel_size_angstrom)
     notes = [
         *header_notes(config.model),
         f"{config.model.name}: {old.box_size_px} px of {old.pixel_size_angstrom:g} Angstrom, not recentred.",

@@ -41,7 +41,7 @@ def simulate(config: SimulateConfig) -> Iterator[Event]:
     the run. Every file appears whole or not at all, ``particles.star`` last. Crystals: see ``simulate_crystal``.
 
     Args:
-        config: what to simulate.
+        config: settings of the simulation.
 
     Yields:
         Notes on what was chosen, progress, and a report.
@@ -87,7 +87,7 @@ def _write_particles(config: SimulateConfig, volume: Volume, run: RunFolder, dev
     drawn_ctf = draw_ctf(config.count, optics, defocus, generator)
     ctf = drawn_ctf if config.with_ctf else None
     half_set = split_half_sets(config.count, generator)
-    stack = NoiseFreeStack.of(volume, poses.to(device), None if ctf is None else ctf.to(device))
+    stack = NoiseFreeStack.from_map(volume, poses.to(device), None if ctf is None else ctf.to(device))
     statistics = SignalStatistics()
     for batch in stack.batches():
         statistics = statistics.including(batch)
@@ -112,7 +112,7 @@ def _write_particles(config: SimulateConfig, volume: Volume, run: RunFolder, dev
 
 
 def _notes_on_choices(config: SimulateConfig) -> Iterator[str]:
-    """What the user should know about the random draws."""
+    """Notes for the user on the random draws."""
     if config.views == "preferred":
         yield (
             f"Preferred views: {PREFERRED_SHARE:.0%} von Mises-Fisher about +z (kappa {PREFERRED_KAPPA:g}), "

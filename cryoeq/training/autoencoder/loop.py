@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoeq.data.dataset import ParticleDataset
-from cryoeq.data.prefetch import read_ahead
+from cryoeq.data.prefetch import prefetch
 from cryoeq.domain.events import Event, Note, Progress
 from cryoeq.equivariance import equivariance_penalty
 from cryoeq.errors import DivergedError
@@ -98,7 +98,7 @@ def fit(
     found_nonfinite = torch.zeros((), dtype=torch.float32, device=device)  # as fused Adam wants it
     pending, micro_batcher, reported_size = list[Tensor](), MicroBatcher(), None
     state.encoder.train()
-    with closing(read_ahead(dataset.batches_of(local_rows), device)) as batches:
+    with closing(prefetch(dataset.batches_of(local_rows), device)) as batches:
         try:
             for particles in batches:
                 first = state.step % steps_per_epoch(dataset, settings) * settings.batch_size
@@ -151,7 +151,7 @@ def _rows(
     epoch, position = divmod(state.step, steps_per_epoch(dataset, settings))
     steps_left = settings.schedule.total_steps - state.step
     while steps_left > 0:
-        order = dataset.near_on_disk(state.epoch_order(epoch, len(dataset)))
+        order = dataset.locality_order(state.epoch_order(epoch, len(dataset)))
         batches = order.split(settings.batch_size)[position:][:steps_left]
         yield from batches
         epoch, position, steps_left = epoch + 1, 0, steps_left - len(batches)

@@ -47,7 +47,7 @@ def test_a_choice_makes_its_part(choice: dict[str, object], part: type) -> None:
 
 @pytest.mark.parametrize("choice", [{"design.sampler": "adaptive"}, {"design.samples": 8, "group": "c8"}], ids=str)
 def test_samples_of_a_finite_group_are_refused(choice: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="a finite group is evaluated on all its elements"):
+    with pytest.raises(ConfigError, match="A finite group is evaluated on all its elements"):
         build_encoder(config(choice), 16)
 
 

@@ -1,4 +1,4 @@
-"""What a run says is kept, however it ends, and signals reach the pipeline."""
+"""Events of a run are kept, however it ends, and signals reach the pipeline."""
 
 from collections.abc import Generator
 from pathlib import Path
@@ -72,3 +72,13 @@ def test_a_resumed_run_goes_on(run: RunFolder) -> None:
     seconds = [row.seconds for row in read_progress(run.path("progress.csv"))]
     assert seconds == sorted(seconds)
     assert run.notes() == (SAID[0], SAID[3])
+
+
+def test_rows_count_iterations_where_there_are_any(run: RunFolder) -> None:
+    def steps() -> Generator[Event, None, None]:
+        yield Progress("refinement", 100, 400, {}, (2, 3))
+        yield Progress("refinement", 400, 400, {"loss": 0.5}, (2, 3))
+
+    list(record_events(steps(), run))
+    (row,) = read_progress(run.path("progress.csv"))
+    assert (row.done, row.total) == (2, 3)

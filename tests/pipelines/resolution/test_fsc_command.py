@@ -16,7 +16,7 @@ from cryoeq.domain.volume import Volume
 from cryoeq.geometry.so3 import random_rotations
 from cryoeq.io.mrc import read_map, write_map
 from cryoeq.io.text import read_json
-from cryoeq.maps.alignment import mirror_map, turn_map
+from cryoeq.maps.alignment import mirror_map, rotate_map
 from cryoeq.pipelines.resolution.fsc import fsc
 
 N, PIXEL = 32, 3.0
@@ -116,7 +116,7 @@ def test_maps_without_anything_in_common_have_no_resolution(maps: Path, generato
     out = maps / "out"
     events = list(fsc(FscConfig(first=maps / "noise1.mrc", second=maps / "noise2.mrc", output=out, device="cpu")))
     (report,) = (event for event in events if isinstance(event, Report))
-    assert report.rows["FSC = 0.5 (against a truth), unmasked"].startswith("none")
+    assert report.rows["FSC = 0.5 (whole maps), unmasked"].startswith("none")
     assert read_json(out / "fsc.json")["resolution_angstrom_half"]["unmasked"] is None
     assert float(starfile.read(out / "fsc.star", always_dict=True)["general"]["rlnFinalResolution"]) > 0
 
@@ -124,7 +124,7 @@ def test_maps_without_anything_in_common_have_no_resolution(maps: Path, generato
 def test_align_brings_a_moved_mirror_image_onto_the_truth(maps: Path, generator: torch.Generator) -> None:
     half = read_map(maps / "half1.mrc")
     rotation = random_rotations(1, generator)[0]
-    moved = mirror_map(turn_map(half.values, rotation, torch.tensor([2.0, 1.0, -2.0])))
+    moved = mirror_map(rotate_map(half.values, rotation, torch.tensor([2.0, 1.0, -2.0])))
     write_map(maps / "moved.mrc", Volume(moved, PIXEL))
     curves = {}
     for name, with_alignment in (("half1", False), ("moved", True), ("moved", False)):
@@ -143,7 +143,7 @@ def test_align_brings_a_moved_mirror_image_onto_the_truth(maps: Path, generator:
         assert (out / "aligned.mrc").is_file() == with_alignment
         if with_alignment:
             assert figures["alignment"]["is_mirrored"]
-            assert any(isinstance(event, Note) and "mirrored, turned" in event.text for event in events)
+            assert any(isinstance(event, Note) and "mirrored, rotated" in event.text for event in events)
     np.testing.assert_allclose(curves["moved", True][:12], curves["half1", False][:12], atol=0.05)
     assert max(curves["moved", False][3:12]) < 0.6
 

@@ -121,7 +121,7 @@ def test_alignment_finds_a_model_that_lies_elsewhere(files: Path, generator: tor
     output = files / "out"
     curves, notes = compare(files, second=files / "elsewhere.pdb", with_alignment=True, output=output)
     assert min(curves["unmasked"][1:10]) > 0.99
-    assert any(note.text.startswith("Aligned: the model was turned by") for note in notes)
+    assert any(note.text.startswith("Aligned: the model was rotated by") for note in notes)
     found, true = (read_model(path).positions_angstrom for path in (output / "aligned_model.cif", files / "model.pdb"))
     assert float((found - true).norm(dim=1).mean()) < 0.3
     assert sorted(path.name for path in output.iterdir()) == [
@@ -163,8 +163,8 @@ def test_a_model_at_another_place_is_refused_or_doubted(files: Path, capsys: pyt
 def test_the_command_reports_both_resolutions(files: Path) -> None:
     config = FscConfig(first=files / "map.mrc", second=files / "model.pdb", device="cpu")
     (report,) = [event for event in fsc(config) if isinstance(event, Report)]
-    assert report.rows["FSC = 0.5, unmasked"].endswith(" Å")
-    assert report.rows["FSC = 0.5, within a soft mask around the model"].endswith(" Å")
+    assert report.rows["FSC = 0.5 (map and model), unmasked"].endswith(" Å")
+    assert report.rows["FSC = 0.5 (map and model), within a soft mask around the model"].endswith(" Å")
     assert report.rows["Atoms, B-factors"] == f"{COUNT}, those of the file"
 
 

@@ -218,7 +218,7 @@ def test_signs_that_something_is_wrong(maps: Path) -> None:
     assert "touches the edge" not in hard
     assert "touches the edge of the box" in warnings(FscConfig(**shared, mask=maps / "wide.mrc"))
     sharpened = warnings(FscConfig(**shared, output=maps / "doubted"))
-    assert "cannot be trusted: only" in sharpened
+    assert "is unreliable: only" in sharpened
     assert "The map is not sharpened" in warnings(
         FscConfig.model_validate({**shared, "output": maps / "blunt", "sharpening": {"autob_lowres_angstrom": 6.1}})
     )
@@ -231,7 +231,7 @@ def test_a_mask_that_makes_it_worse_is_left_out(maps: Path) -> None:
     far = torch.exp(-((k[:, None, None] - 17) ** 2 + (k[:, None] - 17) ** 2 + (k - 17) ** 2) / 18.0)
     write_map(maps / "beside.mrc", Volume(far / far.max(), PIXEL))
     config = FscConfig(first=maps / NAMES[0], mask=maps / "beside.mrc", output=maps / "beside", device="cpu")
-    assert "the final resolution is that without a mask" in warnings(config)
+    assert "the unmasked one is the final resolution" in warnings(config)
     figures = read_json(maps / "beside" / "fsc.json")
     assert figures["final_resolution_angstrom"] == figures["resolution_angstrom"]["unmasked"]
     assert '"cryoeq unmasked FSC"' in (maps / "beside" / "postprocess_fsc.xml").read_text()
@@ -256,7 +256,7 @@ def test_bad_half_maps_are_named(maps: Path, tmp_path: Path, capsys: pytest.Capt
     assert "no voxel is above the mask threshold" in message(3, str(maps / NAMES[0]), "--mask-threshold", "99")
     write_map(tmp_path / "lonely_half1.mrc", first)
     assert "lonely_half2.mrc does not exist" in message(3, str(tmp_path / "lonely_half1.mrc"))
-    assert "does not tell that of the other half map" in message(2, str(maps / "average.mrc"))
+    assert "the name of the other half map cannot be derived" in message(2, str(maps / "average.mrc"))
     assert "--align with one map" in message(2, str(maps / NAMES[0]), "--align")
     with mrcfile.open(tmp_path / "lonely_half1.mrc", "r+") as file:
         file.voxel_size = 0

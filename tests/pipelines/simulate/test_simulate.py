@@ -200,11 +200,11 @@ def test_a_map_is_resampled_to_the_asked_box(map_path: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["{map}", "--snr", "0"], 2, "snr is 0.0"),
+        (["{map}", "--snr", "0"], 2, "--snr is 0.0"),
         (["{map}", "--snr", "nan"], 2, "snr"),
-        (["{map}", "--box", "31"], 2, "box_size_px is 31"),
+        (["{map}", "--box", "31"], 2, "--box is 31"),
         (["{map}", "--defocus-min", "3", "--defocus-max", "2"], 2, "--defocus-min"),
-        (["{map}", "--views", "sideways"], 2, "views is 'sideways'"),
+        (["{map}", "--views", "sideways"], 2, "'--views': 'sideways' is not one of"),
         (["{map}", "--sym", "X9"], 2, "--sym"),
         (["{map}", "--assembly", "1"], 3, "assembl"),
         (["{map}", "--device", "cuda:99"], 2, "--device"),
@@ -261,7 +261,7 @@ def test_relions_own_images_are_reproduced(reference_data: Path) -> None:
     stack = read_particles(folder / "clean105.star", with_poses=True)
     table = stack.table
     assert table.poses is not None
-    ours = torch.cat(list(NoiseFreeStack.of(truth, table.poses, table.ctf).batches()))
+    ours = torch.cat(list(NoiseFreeStack.from_map(truth, table.poses, table.ctf).batches()))
     theirs = stack.images.read(torch.arange(len(table)))
     plane = HalfPlane.up_to(64, 0.8 * 32)
     first, second = plane.gather(fft_image(ours)), plane.gather(fft_image(theirs))
@@ -289,6 +289,6 @@ def test_atomic_images_agree_with_those_of_another_program(reference_data: Path,
     table, rows = stack.table, torch.arange(300)
     assert table.poses is not None
     assert table.ctf is not None
-    ours = torch.cat(list(NoiseFreeStack.of(truth, table.poses[rows], table.ctf[rows]).batches()))
+    ours = torch.cat(list(NoiseFreeStack.from_map(truth, table.poses[rows], table.ctf[rows]).batches()))
     pixels = torch.stack([ours.flatten(), stack.images.read(rows).flatten()])
     assert 0.68 < torch.corrcoef(pixels)[0, 1] < math.sqrt(0.5)

@@ -1,0 +1,18 @@
+"""The names of point groups, checked before any file is read."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+_MAX_ORDER = 360
+
+
+def _checked(name: str) -> str:
+    match = re.fullmatch(r"[CD]([1-9]\d*)|T|O|I[12]?", name.strip().upper())
+    if match is None or int(match[1] or 1) > _MAX_ORDER:
+        raise ValueError(f"Expected C1, C2, ... C{_MAX_ORDER}, D1, D2, ..., T, O, I, I1 or I2")
+    return name
+
+
+PointGroup = Annotated[str, AfterValidator(_checked)]

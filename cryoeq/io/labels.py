@@ -1,0 +1,40 @@
+"""RELION's column labels that other packages read or write, by what they hold; only cryoeq.io spells them."""
+
+# Particles
+IMAGE_NAME = "rlnImageName"
+MAX_PROBABILITY = "rlnMaxValueProbDistribution"
+SELECTION_Z_SCORE = "rlnParticleSelectZScore"
+
+# Half maps and their mask, in postprocess.star
+HALF_MAP_1 = "rlnUnfilteredMapHalf1"
+HALF_MAP_2 = "rlnUnfilteredMapHalf2"
+MASK_NAME = "rlnMaskName"
+MASK_SOLVENT_FRACTION = "rlnParticleBoxFractionSolventMask"
+FINAL_RESOLUTION = "rlnFinalResolution"
+RANDOMISED_FROM = "rlnRandomiseFrom"
+
+# Fourier shell correlation
+SHELL = "rlnSpectralIndex"
+INVERSE_RESOLUTION = "rlnResolution"
+RESOLUTION = "rlnAngstromResolution"
+FSC_FINAL = "rlnFourierShellCorrelationCorrected"
+FSC_PARTICLE_FRACTION = "rlnFourierShellCorrelationParticleMaskFraction"
+FSC_UNMASKED = "rlnFourierShellCorrelationUnmaskedMaps"
+FSC_MASKED = "rlnFourierShellCorrelationMaskedMaps"
+FSC_RANDOMISED = "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps"
+
+# Guinier plot and sharpening
+SHARPENING_BFACTOR = "rlnBfactorUsedForSharpening"
+GUINIER_SLOPE = "rlnFittedSlopeGuinierPlot"
+GUINIER_INTERCEPT = "rlnFittedInterceptGuinierPlot"
+GUINIER_CORRELATION = "rlnCorrelationFitGuinierPlot"
+INVERSE_SQUARE_RESOLUTION = "rlnResolutionSquared"
+LOG_AMPLITUDES = "rlnLogAmplitudesOriginal"
+LOG_AMPLITUDES_MTF = "rlnLogAmplitudesMTFCorrected"
+LOG_AMPLITUDES_WEIGHTED = "rlnLogAmplitudesWeighted"
+LOG_AMPLITUDES_SHARPENED = "rlnLogAmplitudesSharpened"
+LOG_AMPLITUDES_INTERCEPT = "rlnLogAmplitudesIntercept"
+
+# Output nodes of an External job
+NODE_NAME = "rlnPipeLineNodeName"
+NODE_TYPE = "rlnPipeLineNodeTypeLabel"

@@ -1,0 +1,43 @@
+"""Plan of a run: the stages that each mode of pose inference goes through, for progress as stage n of N."""
+
+from cryoeq.domain.events import Plan
+from cryoeq.reconstruction.global_realignment import STAGE as REALIGNMENT_STAGE
+from cryoeq.reconstruction.half_set_refinement import CONSENSUS_STAGE, FINAL_STAGE, HALF_SETS_STAGE, LOCAL_STAGE
+from cryoeq.reconstruction.initial_model import STAGE as INITIAL_MODEL_STAGE
+from cryoeq.reconstruction.state import RefinementSettings
+
+_MAPS = "reconstructing"
+
+
+def plan_search(settings: RefinementSettings) -> Plan:
+    """Stages of an ab initio search."""
+    local = (LOCAL_STAGE,) if settings.local_iterations else ()
+    final = (FINAL_STAGE, REALIGNMENT_STAGE, _MAPS)
+    return Plan((*_ab_initio(settings), HALF_SETS_STAGE, *_realignment(settings), *local, *final))
+
+
+def plan_hybrid(settings: RefinementSettings, *, is_searchable: bool) -> Plan:
+    """Stages of a search with a pose encoder.
+
+    Args:
+        settings: of the refinement.
+        is_searchable: whether the exhaustive search reaches the last shell.
+    """
+    halves = (HALF_SETS_STAGE,) if is_searchable else (LOCAL_STAGE,)
+    final = (FINAL_STAGE, REALIGNMENT_STAGE) if is_searchable else ("exhaustive re-search", LOCAL_STAGE)
+    encoder = ("encoder training", "encoder inference", "exhaustive re-search")
+    return Plan((*_ab_initio(settings), *encoder, *halves, "encoder fine-tuning", *final, _MAPS))
+
+
+def plan_amortized() -> Plan:
+    """Stages of amortized inference."""
+    return Plan(("training", "encoder inference", _MAPS))
+
+
+def _ab_initio(settings: RefinementSettings) -> tuple[str, ...]:
+    return "reading", INITIAL_MODEL_STAGE, CONSENSUS_STAGE, *_realignment(settings)
+
+
+def _realignment(settings: RefinementSettings) -> tuple[str, ...]:
+    """Where particles are centred, every iteration searches all poses, and none are re-aligned."""
+    return (REALIGNMENT_STAGE,) if settings.shift_sigma_px > 0 else ()

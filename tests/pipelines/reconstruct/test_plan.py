@@ -1,0 +1,63 @@
+"""The plan of a run names its stages, in the order in which they happen."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cryoeq.config.loading import load_config
+from cryoeq.config.reconstruct import ReconstructConfig
+from cryoeq.domain.events import Plan, Progress
+from cryoeq.pipelines.reconstruct.reconstruct import reconstruct
+
+pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
+
+SEARCH: dict[str, Any] = {
+    "multi_start": {"min": 1},
+    "initial_model": {"iterations": 30, "batch_size": 40, "last_shell": 5},
+    "consensus": {"shells": [4, 4, 5], "max_extra_iterations": 2},
+    "offset_samples": 3,
+}
+TRAINING = {"training_steps": 4, "final_training_steps": 2, "batch_size": 16, "held_out": 0.2}
+ENCODER = {"heads": 2, "channels": [32]}
+MODES: dict[str, dict[str, Any]] = {
+    "search, then locally": {
+        "search": {
+            **SEARCH,
+            "half_sets": {"iterations": 1, "max_exhaustive_shell": 6},
+            "local_refinement": {"iterations": 2},
+        }
+    },
+    "hybrid": {"search": {**SEARCH, "half_sets": {"iterations": 1}}, "hybrid": TRAINING, "encoder": ENCODER},
+    "hybrid, then locally": {
+        "search": {**SEARCH, "half_sets": {"iterations": 1, "max_exhaustive_shell": 6}},
+        "hybrid": {**TRAINING, "local_iterations": 2},
+        "encoder": ENCODER,
+    },
+    "amortized": {"training": {"epochs": 1, "batch_size": 16}, "encoder": ENCODER},
+}
+SLOW = {"hybrid"}
+OPTIONAL = {"exhaustive re-search"}  # of particles whose encoder poses are rejected, which may be none
+
+
+@pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=pytest.mark.slow) if mode in SLOW else mode for mode in MODES]
+)
+def test_every_stage_is_in_the_plan(mode: str, tiny_particles: Path, tmp_path: Path) -> None:
+    explicit = {
+        "particles": tiny_particles / "particles.star",
+        "output": tmp_path / "run",
+        "device": "cpu",
+        "pose_inference": mode.split(",", maxsplit=1)[0],
+        **MODES[mode],
+    }
+    stages, plans = [], []
+    for event in reconstruct(load_config(ReconstructConfig, explicit=explicit)):
+        if isinstance(event, Plan):
+            assert not stages
+            plans.append(event)
+        elif isinstance(event, Progress) and (not stages or stages[-1] != event.stage):
+            stages.append(event.stage)
+    (plan,) = plans
+    expected = [stage for stage in plan.stages if stage not in OPTIONAL]
+    assert [stage for stage in stages if stage not in OPTIONAL] == expected
