@@ -49,7 +49,7 @@ def test_the_later_layer_wins(tmp_path: Path) -> None:
     overrides = ["seed=3", "encoder.channels=3"]
     config = load_config(Example, record=record, file=file, overrides=overrides, explicit={"seed": 4, "rate": None})
     assert (config.seed, config.encoder, config.rate) == (4, Encoder(group="c1", channels=3), 1e-3)
-    assert load_config(Example, file=file, overrides=overrides).seed == 3
+    assert load_config(Example, record=record, file=file, overrides=overrides).seed == 3
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"settings": 3}', '{"program": "another"}', None])
