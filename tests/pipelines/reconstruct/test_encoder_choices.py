@@ -16,6 +16,7 @@ from cryoeq.equivariance import (
     RelaxedBasis,
     equivariance_penalty,
 )
+from cryoeq.equivariance.degree import learnt_degrees
 from cryoeq.errors import ConfigError
 from cryoeq.pipelines.reconstruct.build_autoencoder import build_encoder
 
