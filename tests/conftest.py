@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 pytest_plugins = ["known_particles"]
 
@@ -30,7 +31,9 @@ _REFERENCE = Path(os.environ.get("CRYOEQ_REFERENCE_DATA", Path(__file__).parents
 
 
 def pytest_configure() -> None:
-    """Workers of pytest-xdist share the cores out, and so do the processes that they start."""
+    """No example has a time limit on a busy machine. Workers of pytest-xdist share the cores out, and so do the processes that they start."""
+    settings.register_profile("any machine", deadline=None)
+    settings.load_profile("any machine")
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
     if workers:
         threads = max(1, (os.cpu_count() or 1) // workers)

@@ -166,7 +166,7 @@ def test_no_layer_depends_on_the_dimension(n: int, generator: torch.Generator) -
 
 
 @given(seed=st.integers(0, 10**6), n=st.integers(2, 5))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_the_neural_reducer_commutes_with_signed_permutations(seed: int, n: int) -> None:
     """Q(B P) = P^-1 Q(B) P, exactly, for any weights."""
     generator = torch.Generator().manual_seed(seed)
@@ -180,7 +180,7 @@ def test_the_neural_reducer_commutes_with_signed_permutations(seed: int, n: int)
 
 
 @given(st.lists(st.floats(-1e3, 1e3, allow_nan=False), min_size=9, max_size=9))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_lll_is_exact_on_any_numbers(entries: list[float]) -> None:
     """The reduced basis meets the definition: projections of 1/2 at most, and Lovasz' condition."""
     basis = torch.tensor(entries, dtype=torch.float64).reshape(3, 3) + 2e3 * torch.eye(3, dtype=torch.float64)

@@ -45,7 +45,7 @@ def test_the_defect_of_known_bases() -> None:
 
 
 @given(st.lists(st.integers(-9, 9), min_size=9, max_size=9))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_determinant_is_exact(entries: list[int]) -> None:
     matrix = torch.tensor(entries).reshape(3, 3)
     assert integer_determinant(matrix) == round(float(torch.linalg.det(matrix.double())))
