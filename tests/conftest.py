@@ -31,7 +31,7 @@ _REFERENCE = Path(os.environ.get("CRYOEQ_REFERENCE_DATA", Path(__file__).parents
 
 
 def pytest_configure() -> None:
-    """No example has a time limit on a busy machine. Workers of pytest-xdist share the cores out, and so do the processes that they start."""
+    """Examples have no time limit on a busy machine. Workers of pytest-xdist share the cores, as do their children."""
     settings.register_profile("any machine", deadline=None)
     settings.load_profile("any machine")
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
