@@ -256,11 +256,11 @@ def test_a_training_of_version_0_1_goes_on(tmp_path: Path, command: list[str], t
 
 
 def test_resume_alone_goes_on_with_all_that_the_record_holds(
-    tmp_path: Path, command: list[str], tiny_run: Path
+    tmp_path: Path, command: list[str], tiny_run: Path, run_until: Until
 ) -> None:
     """Particles, mode, settings and seed."""
     folder = tmp_path / "run"
-    assert run_until(KILLED_WHILE_WRITING, command).returncode == -signal.SIGKILL
+    assert run_until(KILLED_WHILE_WRITING, command)[0] == -signal.SIGKILL
     assert run(["reconstruct", "-o", str(folder), "--resume"]) == 0
     assert "Resumed at step 4." in (folder / "run.log").read_text()
     assert_same_results(folder, tiny_run)
