@@ -116,7 +116,7 @@ def test_a_setting_that_is_gone_is_refused_where_it_asks_for_something(key: str,
     assert notes == []
     with pytest.raises(ConfigError, match=rf"--set: {key} is no longer a setting") as refused:
         load_config(ReconstructConfig, overrides=[f"{key}={wanted}"], explicit=INPUT)
-    assert REMOVED[key].reason[1:] in str(refused.value), "as a sentence of its own"
+    assert REMOVED[key].reason[1:] in str(refused.value)
 
 
 @pytest.mark.parametrize("section", ["search", "encoder"])
