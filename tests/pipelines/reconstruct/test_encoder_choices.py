@@ -17,7 +17,6 @@ from cryoeq.equivariance import (
     equivariance_penalty,
     learnt_degrees,
 )
-from cryoeq.equivariance.degree import learnt_degrees
 from cryoeq.errors import ConfigError
 from cryoeq.pipelines.reconstruct.build_autoencoder import build_encoder
 
