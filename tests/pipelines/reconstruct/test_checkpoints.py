@@ -10,7 +10,7 @@ import torch
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.domain.events import Note, Progress
 from cryoeq.domain.pose import PoseSet
-from cryoeq.errors import CheckpointError
+from cryoeq.errors import CheckpointError, ConfigError
 from cryoeq.io.text import write_json
 from cryoeq.physics.backprojection import WienerBackprojection
 from cryoeq.pipelines.reconstruct.checkpoints import Checkpoints, require_same_settings
@@ -173,7 +173,7 @@ def test_a_run_is_resumed_with_its_own_settings(tmp_path: Path, is_older: bool) 
     require_same_settings(
         config(search=same, device="cuda:0", threads=3, particles="b.star", training={"checkpoint_seconds": 9})
     )
-    with pytest.raises(CheckpointError, match=r"job\.json: search\.consensus\.shells was \[5, 6\], and is now \[5\]"):
+    with pytest.raises(ConfigError, match=r"job\.json: search\.consensus\.shells was \[5, 6\], and is now \[5\]"):
         require_same_settings(config(search={"consensus": {"shells": (5,)}}))
-    with pytest.raises(CheckpointError, match=r"job\.json: seed was 0, and is now 1"):
+    with pytest.raises(ConfigError, match=r"job\.json: seed was 0, and is now 1"):
         require_same_settings(config(search=same, seed=1))

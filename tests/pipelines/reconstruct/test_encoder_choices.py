@@ -15,8 +15,8 @@ from cryoeq.equivariance import (
     InvertedResidual,
     RelaxedBasis,
     equivariance_penalty,
+    learnt_degrees,
 )
-from cryoeq.equivariance.degree import learnt_degrees
 from cryoeq.errors import ConfigError
 from cryoeq.pipelines.reconstruct.build_autoencoder import build_encoder
 
