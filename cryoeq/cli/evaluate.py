@@ -37,7 +37,7 @@ def evaluate(
     error_threshold: Annotated[
         float | None,
         typer.Option(
-            help="Rotation error in degrees above which a pose is wrong, for --bound [30].", rich_help_panel=ANALYSIS
+            help="With --bound: rotation error in degrees above which a pose is wrong [30].", rich_help_panel=ANALYSIS
         ),
     ] = None,
     wrong_beyond: Annotated[

@@ -14,9 +14,10 @@ class EvaluateConfig(FrozenConfig):
     """Poses to compare, or encoder to bound, and output files."""
 
     renamed: ClassVar[Mapping[str, str]] = {"wrong_deg": "error_threshold_deg"}  # of version 0.1
+
     options: ClassVar[Mapping[str, str]] = {
         "predicted": "PRED.star", "truth": "TRUTH.star", "error_threshold_deg": "--error-threshold",
-        "wrong_deg": "--wrong-beyond", "symmetry": "--sym",
+        "symmetry": "--sym",
         "pixel_size_angstrom": "--angpix", "json_file": "--json", "plot_file": "--plot", "output": "-o/--output",
     }  # fmt: skip
 

@@ -14,13 +14,10 @@ from cryoeq.config.symmetry import PointGroup
 class ScreenConfig(FrozenConfig):
     """Particles to screen, and how."""
 
-    options: ClassVar[Mapping[str, str]] = {
-        "run": "RUN",
-        "output": "-o/--output",
-        "symmetry": "--sym",
-        "gap_threshold_deg": "--gap-threshold",
-    }
     renamed: ClassVar[Mapping[str, str]] = {"hole_deg": "gap_threshold_deg"}  # of version 0.1
+    options: ClassVar[Mapping[str, str]] = {
+        "run": "RUN", "output": "-o/--output", "symmetry": "--sym", "gap_threshold_deg": "--gap-threshold",
+    }  # fmt: skip
 
     run: Path = Field(
         description="folder of a reconstruction; or a star file with orientations, for angular coverage alone"

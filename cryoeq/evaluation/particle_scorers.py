@@ -102,8 +102,8 @@ def z_scores(scores: Float[Tensor, " particles"]) -> Float[Tensor, " particles"]
 
 def _ranks(scores: Float[Tensor, " particles"]) -> Float64[np.ndarray, " particles"]:
     """Ranks from 1, ties at their mean (scipy.stats has them, and takes a second to import)."""
-    _, place, counts = np.unique(scores.double().cpu().numpy(), return_inverse=True, return_counts=True)
-    return (counts.cumsum() - (counts - 1) / 2)[place]
+    _, position, counts = np.unique(scores.double().cpu().numpy(), return_inverse=True, return_counts=True)
+    return (counts.cumsum() - (counts - 1) / 2)[position]
 
 
 def roc_auc(scores: Float[Tensor, " particles"], is_outlier: Bool[Tensor, " particles"]) -> float:

@@ -59,9 +59,10 @@ class EStepResult:
 def expectation_step(
     particles: ParticleTransforms,
     likelihood: PoseLikelihood,
-    offsets_px: Float[Tensor, "particles offsets 2"],
+    offsets_px: Float[Tensor, "rows offsets 2"],
     *,
     shift_sigma_px: float,
+    rows: Int[Tensor, " rows"] | None = None,
     temperature: float = 1.0,
     progress: Callable[[int], Event] | None = None,
 ) -> Generator[Event, None, EStepResult]:
@@ -70,26 +71,29 @@ def expectation_step(
     Args:
         particles: one particle at least, up to the radius of the likelihood.
         likelihood: likelihood of the poses of a grid under the current map.
-        offsets_px: offsets of each particle.
+        offsets_px: offsets of each particle that takes part.
         shift_sigma_px: standard deviation of the normal prior of offsets, per axis; 0 for a flat prior.
+        rows: particles that take part, copied a batch at a time only; None for all.
         temperature: divisor of the log-likelihood; 1 gives the posterior, more keeps an early map from deciding.
         progress: the event after a number of particles.
     """
+    rows = torch.arange(len(particles), device=offsets_px.device) if rows is None else rows
     count, size = offsets_px.shape[1], numbers_at_a_time(particles.device, _NUMBERS_CPU)
     hypotheses = len(likelihood.grid.inplane_rad) * 2 * len(likelihood.grid.views)
 
-    def summarise(rows: Int[Tensor, " rows"]) -> tuple[LikelihoodTerms, Posterior]:
-        terms = particles.rows(rows).at_offsets(offsets_px[rows], likelihood.harmonics)
-        prior = -0.5 * offsets_px[rows].square().sum(-1) / shift_sigma_px**2 if shift_sigma_px > 0 else None
-        weights, normaliser, posterior = _normalise(likelihood, terms, offsets_px[rows], prior, temperature)
+    def summarise(batch: Int[Tensor, " batch"]) -> tuple[LikelihoodTerms, Posterior]:
+        offsets = offsets_px[batch]
+        terms = particles.rows(rows[batch]).at_offsets(offsets, likelihood.harmonics)
+        prior = -0.5 * offsets.square().sum(-1) / shift_sigma_px**2 if shift_sigma_px > 0 else None
+        weights, normaliser, posterior = _normalise(likelihood, terms, offsets, prior, temperature)
         return likelihood.sum_images(weights, terms.scaled(normaliser)), posterior
 
-    batches = torch.arange(len(particles), device=offsets_px.device).split(max(1, size // (hypotheses * count)))
+    batches = torch.arange(len(rows), device=offsets_px.device).split(max(1, size // (hypotheses * count)))
     results = in_parallel(summarise, batches)
     sums, posterior = next(results)
     posteriors, done = [posterior], len(posterior.confidence)
     for batch_sums, posterior in results:
-        yield progress(done) if progress else Progress("expectation", done, len(particles))
+        yield progress(done) if progress else Progress("expectation", done, len(rows))
         sums = sums + batch_sums
         posteriors.append(posterior)
         done += len(posterior.confidence)

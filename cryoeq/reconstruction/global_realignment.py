@@ -61,13 +61,12 @@ def realign_worst(
     refined, order, changed_rows = [], [], []
     for _, rows, volume in state.halves():
         reference = references.of(volume)
-        best = refine_poses(fine.rows(rows), reference, state.poses.rows(rows), shift_sigma_px=sigma_px)
+        best = refine_poses(fine, reference, state.poses.rows(rows), shift_sigma_px=sigma_px, rows=rows)
         worst = state.particles.log_evidence[rows].argsort()[: round(_FRACTION * len(rows)) if sigma_px > 0 else 0]
         if len(worst):
             found = search_poses_exhaustively(particles, rows[worst], reference, settings, generator)
-            subset = coarse.rows(rows[worst])
-            nearby = refine_poses(subset, reference, found.poses, shift_sigma_px=sigma_px)
-            new = refine_poses(fine.rows(rows[worst]), reference, nearby.poses, shift_sigma_px=sigma_px)
+            nearby = refine_poses(coarse, reference, found.poses, shift_sigma_px=sigma_px, rows=rows[worst])
+            new = refine_poses(fine, reference, nearby.poses, shift_sigma_px=sigma_px, rows=rows[worst])
             is_better = new.log_likelihood > best.log_likelihood[worst]
             best = best.with_rows(worst[is_better], new.rows(is_better.nonzero().squeeze(1)))
             changed_rows.append(rows[worst[is_better]])
@@ -146,6 +145,6 @@ def search_poses_exhaustively(
     )
     local_rows = shard(torch.arange(len(rows), device=device))
     steps = expectation_step(
-        subset.rows(rows[local_rows]), likelihood, offsets[local_rows], shift_sigma_px=settings.shift_sigma_px
+        subset, likelihood, offsets[local_rows], rows=rows[local_rows], shift_sigma_px=settings.shift_sigma_px
     )
     return all_gather(result_of(steps).posterior, local_rows, len(rows))

@@ -198,10 +198,8 @@ def refine_locally(
     particles = references.particles.within(radius, references.particles.plane.box_size_px)
     refined, order = [], []
     for _, rows, volume in state.halves():
-        poses = state.poses.rows(rows)
-        refined.append(
-            refine_poses(particles.rows(rows), references.of(volume), poses, shift_sigma_px=shift_sigma_px, steps=steps)
-        )
+        reference, poses = references.of(volume), state.poses.rows(rows)
+        refined.append(refine_poses(particles, reference, poses, shift_sigma_px=shift_sigma_px, steps=steps, rows=rows))
         order.append(rows)
     return RefinedPoses.cat(refined).rows(torch.cat(order).argsort())
 
@@ -247,9 +245,10 @@ def em_iteration(
             continue
         likelihood = PoseLikelihood.build(references.of(volume), grid, harmonics)
         result = yield from expectation_step(
-            subset.rows(local),
+            subset,
             likelihood,
             offsets,
+            rows=local,
             shift_sigma_px=settings.shift_sigma_px,
             progress=partial(iteration.progress, total=total, before=done),
         )

@@ -90,26 +90,34 @@ class _Local:
 
 
 def refine_poses(
-    particles: ParticleTransforms, reference: Reference, poses: PoseSet, *, shift_sigma_px: float, steps: int = 5
+    particles: ParticleTransforms,
+    reference: Reference,
+    poses: PoseSet,
+    *,
+    shift_sigma_px: float,
+    steps: int = 5,
+    rows: Int[Tensor, " rows"] | None = None,
 ) -> RefinedPoses:
-    """Refine the poses of all particles, which the processes of a job share.
+    """Refine the poses of particles, which the processes of a job share.
 
     Args:
         particles: particles up to the radius of the comparison.
         reference: the map.
-        poses: initial poses; their offsets stay where ``shift_sigma_px`` is 0.
+        poses: initial pose of each particle to refine; offsets stay where ``shift_sigma_px`` is 0.
         shift_sigma_px: standard deviation of the normal prior of offsets, per axis; 0 for centred particles.
         steps: Gauss-Newton steps.
+        rows: particles to refine, copied a batch at a time only; None for all.
     """
+    rows = torch.arange(len(particles), device=particles.device) if rows is None else rows
     points = numbers_at_a_time(particles.device, _CHUNK_POINTS_CPU * _NUMBERS_PER_POINT) // _NUMBERS_PER_POINT
     target = _Target(reference.with_gradient, reference.weights(particles.plane), shift_sigma_px)
 
-    def refine(rows: Int[Tensor, " rows"]) -> RefinedPoses:
-        return _refine(particles.rows(rows), target, poses.rows(rows), steps)
+    def refine(batch: Int[Tensor, " batch"]) -> RefinedPoses:
+        return _refine(particles.rows(rows[batch]), target, poses.rows(batch), steps)
 
-    local_rows = shard(torch.arange(len(particles), device=particles.device))
-    batches = local_rows.split(max(1, points // len(particles.plane)))
-    return all_gather(RefinedPoses.cat(list(in_parallel(refine, batches))), local_rows, len(particles))
+    local = shard(torch.arange(len(rows), device=particles.device))
+    batches = local.split(max(1, points // len(particles.plane)))
+    return all_gather(RefinedPoses.cat(list(in_parallel(refine, batches))), local, len(rows))
 
 
 def _refine(particles: ParticleTransforms, target: _Target, poses: PoseSet, steps: int) -> RefinedPoses:

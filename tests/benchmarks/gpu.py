@@ -156,7 +156,9 @@ def training(
     precision = "bf16" if is_bf16 else "float32"
     config = ReconstructConfig.model_validate({
         "particles": "none", "output": "none", "decoder": {"kind": kind},
-        "encoder": {"group": group, "trunk": "dense" if box_px <= 32 else "conv", "precision": precision},
+        "encoder": {
+            "group": group, "precision": precision, "design": {"trunk": "dense" if box_px <= 32 else "conv"},
+        },
     })  # fmt: skip
     dataset = with_ctf(box_px)
     plane = build_plane(dataset, device)

@@ -60,13 +60,13 @@ def test_seconds_belong_to_the_stage_that_the_log_names(recorded_runs: Any, tmp_
     log = tmp_path / "run.log"
     lines = [
         "00:00  300 particles of 20 px",
-        "00:01  reading: 100% 300/300",
-        "00:03  initial model: 100% 40/40 [00:02<00:00, log_likelihood 16.02]",
-        "00:07  consensus refinement 3/9: 100% 300/300",
-        "00:12  global re-alignment: 100% 1/1",
-        "00:18  half-set refinement 1/2:  36% 107/300",
-        "00:25  local refinement: 100% 2/2",
-        "00:33  final iteration: 100% 300/300",
+        "00:01  reading 300/300: 0:01 elapsed",
+        "00:03  initial model 40/40: log-likelihood 16.02",
+        "00:07  consensus refinement 3/9: data to 26.0 Å, log-likelihood 48.23",
+        "00:12  global re-alignment: 3.4% of poses changed",
+        "00:18  half-set refinement 1/2: 36% of the iteration; 5:20 left",
+        "00:25  local refinement 2/2: data to 13.9 Å, halves agree to 13.9 Å",
+        "00:33  final iteration 300/300: data to 13.9 Å",
     ]
     log.write_text("".join(f"2026-11-30 10:{line}\n" for line in lines))
     seconds = recorded_runs.stage_seconds(log)

@@ -156,7 +156,7 @@ def step_cases(settings: Settings) -> Iterator[Case]:
         for box in settings.boxes_px:
             trunk = "dense" if box <= LARGEST_DENSE_PX else "conv"
             config = ReconstructConfig.model_validate(
-                {"particles": "none", "output": "none", "encoder": {"group": group, "trunk": trunk}}
+                {"particles": "none", "output": "none", "encoder": {"group": group, "design": {"trunk": trunk}}}
             )
             dataset = random_dataset(box)
             plane = build_plane(dataset, settings.device)

@@ -110,6 +110,20 @@ def test_chunks_make_no_difference(make_scene: Callable[..., Scene], monkeypatch
         torch.testing.assert_close(ours, theirs)
 
 
+def test_rows_take_part_as_if_they_were_all(make_scene: Callable[..., Scene]) -> None:
+    scene = make_scene()
+    rows = torch.tensor([7, 2, 5])
+    among, alone = (
+        result_of(
+            expectation_step(particles, scene.likelihood, scene.offsets_px[rows], shift_sigma_px=1.5, rows=chosen)
+        )
+        for particles, chosen in ((scene.particles, rows), (scene.particles.rows(rows), None))
+    )
+    assert torch.equal(among.sums.cross_term, alone.sums.cross_term)
+    for ours, theirs in zip(among.posterior.tensors(), alone.posterior.tensors(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_the_right_offset_and_pose_are_chosen(make_scene: Callable[..., Scene]) -> None:
     scene = make_scene(sigma=0.3, n_offsets=4, healpix_order=1)
     for shift_sigma_px in (0.0, 3.0):

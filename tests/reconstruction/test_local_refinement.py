@@ -181,3 +181,14 @@ def test_the_standard_deviation_of_the_posterior_is_that_of_the_errors(make_scen
     found = scene.refine(scene.poses, steps=8)
     ratio = rotation_angle_rad(found.poses.rotations, scene.poses.rotations) / found.rotation_sigma_rad
     assert 1 / 1.5 < float(ratio.square().mean().sqrt()) < 1.5
+
+
+def test_rows_are_refined_as_if_they_were_all(make_scene: Callable[..., Scene]) -> None:
+    scene = make_scene(8, sigma=0.5)
+    rows, initial = torch.tensor([6, 1, 4]), scene.off_by(3.0, 0.3)
+    among, alone = (
+        refine_poses(particles, scene.reference, initial.rows(rows), shift_sigma_px=SHIFT_SIGMA_PX, rows=chosen)
+        for particles, chosen in ((scene.particles, rows), (scene.particles.rows(rows), None))
+    )
+    for ours, theirs in zip(among.tensors(), alone.tensors(), strict=True):
+        assert torch.equal(ours, theirs)

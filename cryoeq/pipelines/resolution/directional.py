@@ -16,6 +16,7 @@ from cryoeq.evaluation.directional import (
     directional_fsc,
     fsc_volume,
 )
+from cryoeq.io.euler import view_angles_deg
 from cryoeq.io.mrc import write_map
 from cryoeq.outputs.directional_plots import plot_directional_curves, plot_directional_resolution
 
@@ -71,8 +72,8 @@ def _angstrom(resolution: float) -> str:
 
 
 def _direction(axis: Float[Tensor, " 3"]) -> str:
-    x, y, z = axis.tolist()
-    return f"rot {math.degrees(math.atan2(y, x)):.0f}°, tilt {math.degrees(math.acos(min(z, 1.0))):.0f}°"
+    rot_deg, tilt_deg = view_angles_deg(axis[None])[0].tolist()
+    return f"rot {rot_deg:.0f}°, tilt {tilt_deg:.0f}°"
 
 
 def _warnings(directional: DirectionalFsc, *, is_masked: bool) -> Generator[Note, None, None]:

@@ -75,7 +75,7 @@ def test_the_record(tiny_run: Path, tiny_particles: Path) -> None:
     assert [Path(record["path"]).name for record in job["inputs"]] == ["particles.star", "particles.mrcs"]
     assert yaml.safe_load((tiny_run / "config.yaml").read_text()) == job["settings"]
     log = (tiny_run / "run.log").read_text()
-    for said in ("48 particles of 16 px", "Contrast: protein is bright", "training: 100% 9/9", "not gold-standard"):
+    for said in ("48 particles of 16 px", "Contrast: protein is bright", "training 9/9: loss ", "not gold-standard"):
         assert said in log
 
 

@@ -45,9 +45,8 @@ FILES = {
     "run_fsc.star", "run_fsc.xml", "slices.png",
 }  # fmt: skip
 STAGES = (
-    "reading: 100% 300/300", "initial model: 100% 40/40", "consensus refinement: 100% 300/300",
-    "global re-alignment: 100% 1/1", "half-set refinement: 100% 300/300", "local refinement: 100% 2/2",
-    "final iteration: 100% 300/300",
+    "reading 300/300: ", "initial model 40/40: log-likelihood ", "consensus refinement 3/", "global re-alignment: ",
+    "half-set refinement 2/2: data to ", "local refinement 2/2: data to ", "final iteration 300/300: data to ",
 )  # fmt: skip
 POSES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst")
 INFERRED = (*POSES, "rlnRandomSubset", "rlnMaxValueProbDistribution", "rlnParticleFigureOfMerit")
