@@ -50,7 +50,7 @@ def require_same_frame(first: Volume, second: Volume) -> None:
     ours, theirs = first.pixel_size_angstrom, second.pixel_size_angstrom
     if not math.isclose(ours, theirs, rel_tol=1e-3):
         raise MapFileError(
-            f"the maps have pixel sizes of {ours:.6g} and {theirs:.6g} Angstrom",
+            f"the maps have pixel sizes of {ours:.6g} and {theirs:.6g} Å",
             "Expected two maps of one pixel size",
             "Give the true one for both with --angpix, or resample one of them",
         )

@@ -97,7 +97,7 @@ def star_pixel_size(star: StarTable, *, angpix: float | None = None) -> float:
         listed = ", ".join(f"{size:g}" for size in np.unique(sizes))
         expected = "cryoeq reconstructs from images of one pixel size"
         raise ParticleFileError(
-            f"{where}: pixel sizes differ ({listed} Angstrom)", expected, "Rescale the particles to one of them"
+            f"{where}: pixel sizes differ ({listed} Å)", expected, "Rescale the particles to one of them"
         )
     return float(sizes[0])
 

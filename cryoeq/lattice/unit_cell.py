@@ -30,7 +30,7 @@ def basis_of_cell(cell: Sequence[float]) -> Float[Tensor, "n n"]:
         raise ConfigError(
             f"the cell {numbers} is flat or impossible",
             "A cell needs positive lengths, angles between 0 and 180 degrees, and a volume",
-            "Give lengths in Angstrom first, then angles in degrees",
+            "Give lengths in Å first, then angles in degrees",
         )
     return factor.mT * torch.tensor(lengths, dtype=torch.float64)
 

@@ -144,9 +144,9 @@ def _open(config: InferConfig, stack: ParticleStack, estimator: PoseEstimator) -
     trained_side_angstrom = estimator.box_size_px * estimator.pixel_size_angstrom
     if abs(side_angstrom / trained_side_angstrom - 1) > _SAME_SIZE or table.box_size_px < estimator.box_size_px:
         raise ParticleFileError(
-            f"{config.particles}: images of {table.box_size_px} px, {table.pixel_size_angstrom:g} Angstrom each, "
-            f"{side_angstrom:.0f} Angstrom across",
-            f"the encoder was trained on images {trained_side_angstrom:.0f} Angstrom across; "
+            f"{config.particles}: images of {table.box_size_px} px, {table.pixel_size_angstrom:g} Å each, "
+            f"{side_angstrom:.0f} Å across",
+            f"the encoder was trained on images {trained_side_angstrom:.0f} Å across; "
             f"at least {estimator.box_size_px} px are needed",
             "Extract the particles with that box, and check --angpix",
         )

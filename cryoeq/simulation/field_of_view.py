@@ -49,8 +49,8 @@ class FieldOfView:
         if diameter_angstrom > field.side_angstrom:
             needed = 2 * math.ceil(diameter_angstrom / DEFAULT_FILL / pixel_size_angstrom / 2)
             raise ConfigError(
-                f"the molecule is {diameter_angstrom:.0f} Angstrom across, the box {field.side_angstrom:.0f} Angstrom "
-                f"({box_size_px} px of {pixel_size_angstrom:g} Angstrom)",
+                f"the molecule is {diameter_angstrom:.0f} Å across, the box {field.side_angstrom:.0f} Å "
+                f"({box_size_px} px of {pixel_size_angstrom:g} Å)",
                 "the molecule must fit into the box",
                 f"Use --box {needed}, or a larger --angpix",
             )

@@ -160,7 +160,7 @@ def test_maps_that_do_not_fit_are_refused() -> None:
     volume = Volume(torch.rand(16, 16, 16), 2.0)
     with pytest.raises(MapFileError, match="boxes of 16 and 12 pixels"):
         compare_maps(volume, Volume(torch.rand(12, 12, 12), 2.0))
-    with pytest.raises(MapFileError, match=r"pixel sizes of 2 and 2\.1 Angstrom.*--angpix"):
+    with pytest.raises(MapFileError, match=r"pixel sizes of 2 and 2\.1 Å.*--angpix"):
         compare_maps(volume, Volume(torch.rand(16, 16, 16), 2.1))
     with pytest.raises(MapFileError, match="mask has a box of 12 pixels, the maps have 16"):
         compare_maps(volume, volume, Volume(torch.rand(12, 12, 12), 2.0))

@@ -183,7 +183,7 @@ def test_optics_groups_that_differ(make_star: Make, make_stack: Make) -> None:
     make_stack()
     two = {"rlnOpticsGroup": ["1", "2"], "rlnOpticsGroupName": ["a", "b"]}
     half = {"rlnOpticsGroup": ["1", "1", "2", "2"]}
-    with pytest.raises(ParticleFileError, match=r"pixel sizes differ \(1.24, 1.25 Angstrom\)"):
+    with pytest.raises(ParticleFileError, match=r"pixel sizes differ \(1.24, 1.25 Å\)"):
         read_particles(make_star(optics=two | {"rlnImagePixelSize": ["1.25", "1.24"]}, **half))
     with pytest.raises(ParticleFileError, match="rlnImageSize of the optics groups is 16, 32 px"):
         read_particles(make_star(optics=two | {"rlnImageSize": ["16", "32"]}, **half))
@@ -299,7 +299,7 @@ def test_real_files(
 
 @pytest.mark.realdata
 def test_real_pixel_sizes(reference_data: Path) -> None:
-    with pytest.raises(ParticleFileError, match=r"pixel sizes differ \(1.24, 1.25 Angstrom\)"):
+    with pytest.raises(ParticleFileError, match=r"pixel sizes differ \(1.24, 1.25 Å\)"):
         star_pixel_size(read_star(reference_data / "relion31_segments" / "relion31.6opticsgroups.star"))
     with pytest.raises(ParticleFileError, match="pixel size missing"):
         read_particles(reference_data / "toy_cryodrgn" / "toy_projections.star")

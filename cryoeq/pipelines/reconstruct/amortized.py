@@ -64,7 +64,7 @@ def infer_by_encoder(
     training = build_settings(config, dataset, state.batch_size)
     yield from compile_if_possible(state.encoder, is_requested=config.encoder.compiled)
     yield Note(
-        f"Poses are inferred at {dataset.box_size_px} px, {dataset.pixel_size_angstrom:.3g} Angstrom, "
+        f"Poses are inferred at {dataset.box_size_px} px, {dataset.pixel_size_angstrom:.3g} Å, "
         f"with a {config.encoder.group} encoder of {config.encoder.heads} heads and a {config.decoder.kind} decoder, "
         f"in {training.schedule.total_steps} steps of {training.batch_size} images."
     )

@@ -121,7 +121,7 @@ class _Job:
         table, processes = self.stack.table, torchrun_environment().size
         among = f", {processes} processes" if processes > 1 else ""
         yield Note(
-            f"{len(table)} particles of {table.box_size_px} px, {table.pixel_size_angstrom:g} Angstrom; "
+            f"{len(table)} particles of {table.box_size_px} px, {table.pixel_size_angstrom:g} Å; "
             f"{self.device}{among}."
         )
         yield from self.supplied.notes
@@ -236,7 +236,7 @@ def _make_maps(
 
 
 def _write_maps(run: RunFolder, maps: ReconstructedMaps, mask: Volume | None) -> float | None:
-    """Maps, pictures and the half maps' FSC; their resolution in Angstrom, None where there is none."""
+    """Maps, pictures and the half maps' FSC; their resolution in Å, None where there is none."""
     for name, volume in _named_maps(maps).items():
         write_map(run.path(f"{name}.mrc"), volume)
     plot_map(run.path("slices.png"), run.path("projections.png"), maps.all)

@@ -72,8 +72,8 @@ def simulate_crystal(config: SimulateConfig, cell: tuple[float, float, float]) -
     yield Report(
         f"{config.count} simulated micrographs in {config.output}",
         {
-            "cell": f"{cell[0]:g} {cell[1]:g} Angstrom, {cell[2]:g} degrees, tilted by {config.tilt_deg:g} degrees",
-            "image": f"{config.micrograph_px} px of {optics.pixel_size_angstrom:g} Angstrom",
+            "cell": f"{cell[0]:g} {cell[1]:g} Å, {cell[2]:g} degrees, tilted by {config.tilt_deg:g} degrees",
+            "image": f"{config.micrograph_px} px of {optics.pixel_size_angstrom:g} Å",
             "SNR": f"{config.snr:g}",
             "truth": "truth.json",
         },

@@ -55,8 +55,8 @@ def _truth_from_atoms(config: SimulateConfig, operators: torch.Tensor, device: t
     field = FieldOfView.around_molecule(diameter, config.box_size_px, config.pixel_size_angstrom)
     fill = diameter / field.side_angstrom
     notes = [
-        f"{config.model.name}: {len(atoms)} atoms, {diameter:.0f} Angstrom across, centred on their centre of mass; "
-        f"{field.box_size_px} px of {field.pixel_size_angstrom:g} Angstrom, filled to {fill:.2f}."
+        f"{config.model.name}: {len(atoms)} atoms, {diameter:.0f} Å across, centred on their centre of mass; "
+        f"{field.box_size_px} px of {field.pixel_size_angstrom:g} Å, filled to {fill:.2f}."
     ]
     if fill > _TIGHT_FILL:
         notes.append(f"The molecule nearly fills the box ({fill:.2f} of its side): shifted particles may wrap around.")
@@ -77,10 +77,10 @@ def _truth_from_map(config: SimulateConfig, operators: torch.Tensor, device: tor
     field = FieldOfView.from_map(old, config.box_size_px, config.pixel_size_angstrom)
     notes = [
         *header_notes(config.model),
-        f"{config.model.name}: {old.box_size_px} px of {old.pixel_size_angstrom:g} Angstrom, not recentred.",
+        f"{config.model.name}: {old.box_size_px} px of {old.pixel_size_angstrom:g} Å, not recentred.",
     ]
     if field != old:
-        notes.append(f"Resampled to {field.box_size_px} px of {field.pixel_size_angstrom:g} Angstrom.")
+        notes.append(f"Resampled to {field.box_size_px} px of {field.pixel_size_angstrom:g} Å.")
         volume = resample_map(volume, field.box_size_px, field.pixel_size_angstrom)
     if len(operators) > 1:
         notes.append(f"The map is averaged over the {len(operators)} rotations of {config.symmetry} about its centre.")

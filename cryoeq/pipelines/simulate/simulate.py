@@ -63,7 +63,7 @@ def simulate(config: SimulateConfig) -> Iterator[Event]:
     yield Report(
         f"{config.count} simulated particles in {config.output}",
         {
-            "box": f"{truth.volume.box_size_px} px of {truth.volume.pixel_size_angstrom:g} Angstrom",
+            "box": f"{truth.volume.box_size_px} px of {truth.volume.pixel_size_angstrom:g} Å",
             "SNR": f"{config.snr:g}" if math.isfinite(config.snr) else "no noise",
             "particles": "particles.star, particles.mrcs",
             "truth": "truth.star, truth_volume.mrc",

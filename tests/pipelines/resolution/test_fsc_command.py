@@ -172,7 +172,7 @@ def test_bad_input_is_named(maps: Path, capsys: pytest.CaptureFixture[str]) -> N
         return capsys.readouterr().err
 
     assert "boxes of 32 and 24 pixels" in message("half1.mrc", "small.mrc")
-    assert "pixel sizes of 3 and 4 Angstrom" in message("half1.mrc", "coarse.mrc")
+    assert "pixel sizes of 3 and 4 Å" in message("half1.mrc", "coarse.mrc")
     assert "NaN" in message("holed.mrc", "half1.mrc")
     assert "nowhere.mrc does not exist" in message("nowhere.mrc", "half1.mrc")
     assert "text.mrc" in message("half1.mrc", "text.mrc")

@@ -252,7 +252,7 @@ def test_bad_half_maps_are_named(maps: Path, tmp_path: Path, capsys: pytest.Capt
     assert "are the same map" in message(3, pair("same", first.values))
     assert "average or sum of both halves" in message(3, pair("full", (first.values + second.values) / 2))
     assert "boxes of 48 and 40 pixels" in message(3, pair("small", second.values[:40, :40, :40]))
-    assert "pixel sizes of 3 and 3.5 Angstrom" in message(3, pair("coarse", second.values, 3.5))
+    assert "pixel sizes of 3 and 3.5 Å" in message(3, pair("coarse", second.values, 3.5))
     assert "no voxel is above the mask threshold" in message(3, str(maps / NAMES[0]), "--mask-threshold", "99")
     write_map(tmp_path / "lonely_half1.mrc", first)
     assert "lonely_half2.mrc does not exist" in message(3, str(tmp_path / "lonely_half1.mrc"))

@@ -185,7 +185,7 @@ def test_box_and_pixel_size_are_chosen_for_the_molecule(tmp_path: Path) -> None:
         work(packaged_file(SAMPLE), tmp_path / name, count=2, **settings)
         table = read_particles(tmp_path / name / "particles.star").table
         assert (table.box_size_px, table.pixel_size_angstrom) == expected
-    with pytest.raises(ConfigError, match=r"198 Angstrom across, the box 160 Angstrom.*--box 50"):
+    with pytest.raises(ConfigError, match=r"198 Å across, the box 160 Å.*--box 50"):
         work(packaged_file(SAMPLE), tmp_path / "small", box_size_px=32, pixel_size_angstrom=5.0)
     assert not (tmp_path / "small").exists()
 
