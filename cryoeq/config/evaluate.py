@@ -17,8 +17,8 @@ class EvaluateConfig(FrozenConfig):
 
     options: ClassVar[Mapping[str, str]] = {
         "predicted": "PRED.star", "truth": "TRUTH.star", "error_threshold_deg": "--error-threshold",
-        "symmetry": "--sym",
-        "pixel_size_angstrom": "--angpix", "json_file": "--json", "plot_file": "--plot", "output": "-o/--output",
+        "wrong_deg": "--wrong-beyond", "symmetry": "--sym", "pixel_size_angstrom": "--angpix",
+        "json_file": "--json", "plot_file": "--plot", "output": "-o/--output",
     }  # fmt: skip
 
     predicted: Path | None = Field(default=None, description="star file with the poses to judge")

@@ -53,7 +53,9 @@ def at_low_resolution(
     cropped = replace(
         settings,
         refinement=replace(refinement, max_exhaustive_shell=max_shell, shift_sigma_px=sigma_px),
-        initial_model=replace(settings.initial_model, shift_sigma_px=sigma_px),
+        initial_model=replace(
+            settings.initial_model, last_shell=min(settings.initial_model.last_shell, last), shift_sigma_px=sigma_px
+        ),
     )
     return particles.within(last, box), cropped
 

@@ -121,8 +121,7 @@ class _Job:
         table, processes = self.stack.table, torchrun_environment().size
         among = f", {processes} processes" if processes > 1 else ""
         yield Note(
-            f"{len(table)} particles of {table.box_size_px} px, {table.pixel_size_angstrom:g} Å; "
-            f"{self.device}{among}."
+            f"{len(table)} particles of {table.box_size_px} px, {table.pixel_size_angstrom:g} Å; {self.device}{among}."
         )
         yield from self.supplied.notes
         # A search reads each image once, into Fourier space, and keeps no other copy.

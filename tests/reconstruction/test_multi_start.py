@@ -1,0 +1,30 @@
+"""The box and the settings of the consensus refinement."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from cryoeq.reconstruction.initial_model import InitialModelSettings
+from cryoeq.reconstruction.multi_start import at_low_resolution
+from cryoeq.reconstruction.settings import AbInitioSettings
+from cryoeq.reconstruction.state import RefinementSettings
+
+Make = Callable[..., Any]
+
+
+@pytest.mark.parametrize("shell", [1, 2, 3, 4, 7])
+def test_no_stage_looks_beyond_the_box_of_the_consensus(make_known: Make, observe: Make, shell: int) -> None:
+    particles = observe(make_known(4).dataset)
+    symmetry = torch.stack([torch.eye(3), torch.diag(torch.tensor([-1.0, -1.0, 1.0]))])
+    refinement = RefinementSettings((shell,), 0, 4, 1, 7, 0, 1, 2.0, 0.42, symmetry, 80.0)
+    initial_model = InitialModelSettings(2, 4, 3, 7, 1, 2.0, 0.42)
+    settings = AbInitioSettings(1, 1, initial_model, refinement, "C2", 5.0, 0)
+    small, low_resolution = at_low_resolution(particles, settings)
+    box = small.plane.box_size_px
+    assert low_resolution.initial_model.last_shell <= box // 2 - 1
+    assert low_resolution.refinement.max_exhaustive_shell <= box // 2 - 1
+    assert low_resolution.refinement.symmetry.tolist() == torch.eye(3)[None].tolist()
+    for sigma_px in (low_resolution.refinement.shift_sigma_px, low_resolution.initial_model.shift_sigma_px):
+        assert sigma_px / box == pytest.approx(2.0 / 16), "as wide in Angstrom"
