@@ -208,4 +208,4 @@ def test_a_hybrid_run(
 
 def test_commands_that_do_not_share_are_refused(start_job: Start, codes_of: Wait, tmp_path: Path) -> None:
     assert codes_of(start_job(2, ["doctor"])) == [2, 2]
-    assert "2 processes for one cryoeq doctor. only cryoeq reconstruct shares" in (tmp_path / "said_1").read_text()
+    assert "2 processes for one cryoeq doctor. Only cryoeq reconstruct shares" in (tmp_path / "said_1").read_text()

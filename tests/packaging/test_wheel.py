@@ -1,4 +1,4 @@
-"""An installed wheel finds its presets and its sample data, from any folder."""
+"""An installed wheel finds its cluster scripts, its sample data and its weights, from any folder."""
 
 import json
 import os
@@ -13,15 +13,16 @@ ROOT = Path(__file__).parents[2]
 ASK = """
 import json
 import cryoeq
-from cryoeq.config.loading import packaged_file, preset_names
+from cryoeq.config.loading import packaged_file
 from cryoeq.domain.atoms import is_atomic_model
 from cryoeq.io.model import read_atoms
+from cryoeq.lattice.neural_reducer import load_reducer
 from cryoeq.pipelines.demo import MODEL
 model = packaged_file(MODEL)
 print(json.dumps({
     "package": cryoeq.__file__,
-    "presets": preset_names(),
-    "preset_file": str(packaged_file("configs/demo.yaml")),
+    "script": str(packaged_file("configs/cluster/single_node.sbatch")),
+    "weights": load_reducer(3).network is not None,
     "model": str(model),
     "atoms": len(read_atoms(model)) if is_atomic_model(model) else -1,
 }))
@@ -48,9 +49,9 @@ def run(installed: Path, cwd: Path, *arguments: str) -> str:
 
 def test_packed_files_are_found(installed: Path, tmp_path: Path) -> None:
     found = json.loads(run(installed, tmp_path, "-c", ASK))
-    for key in ("package", "preset_file", "model"):
+    for key in ("package", "script", "model"):
         assert Path(found[key]).is_relative_to(installed)
-    assert found["presets"] == sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
+    assert found["weights"]
     assert found["atoms"] > 1000
 
 
