@@ -1,9 +1,11 @@
 """Who may import whom, and how fast the program starts."""
 
+import json
 import resource
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,35 +37,89 @@ def test_help_imports_nothing_heavy() -> None:
     assert not modules & HEAVY
 
 
-WINGS = ("cryoeq.equivariance", "cryoeq.generalization", "cryoeq.lattice", "cryoeq.models", "cryoeq.screening")
+# Torch takes most of the time of a start: it is imported once, and each program runs in a fork of that process.
+FORKS = """
+import json, os, sys, tempfile, traceback
+import torch
+for line in sys.stdin:
+    with tempfile.TemporaryFile("w+") as said:
+        if not (child := os.fork()):
+            os.dup2(said.fileno(), 1), os.dup2(said.fileno(), 2)
+            code = 1
+            try:
+                program = {}
+                exec(json.loads(line), program)
+                code = program.get("code", 0)
+            except BaseException:
+                traceback.print_exc()
+            print("\\nmodules:", *sorted(sys.modules), flush=True)
+            os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said.seek(0)
+        print(json.dumps([code, said.read()]), flush=True)
+"""
+Run = Callable[[str], tuple[int, str, set[str]]]
+
+
+@pytest.fixture(scope="module")
+def after_torch() -> Iterator[Run]:
+    """Runs a program in an interpreter that has imported torch: exit code, output, and the modules it then has."""
+    command = [sys.executable, "-c", FORKS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def ask(program: str) -> tuple[int, str, set[str]]:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(json.dumps(program) + "\n")
+            process.stdin.flush()
+            code, said = json.loads(process.stdout.readline())
+            output, _, modules = said.rpartition("\nmodules:")
+            return code, output, set(modules.split())
+
+        before = ask("")[2]
+        assert "torch" in before
+
+        def run(program: str) -> tuple[int, str, set[str]]:
+            code, output, modules = ask(program)
+            return code, output, modules - before
+
+        yield run
+        process.stdin.close()
+
+
+def named(modules: set[str], packages: Iterable[str]) -> set[str]:
+    return {module for module in modules if any(f"{module}.".startswith(f"{name}.") for name in packages)}
+
+
+WINGS = {"cryoeq.equivariance", "cryoeq.generalization", "cryoeq.lattice", "cryoeq.models", "cryoeq.screening"}
 
 
 @pytest.mark.parametrize(
     ("module", "unused"),
     [
-        ("cryoeq.reconstruction.ab_initio", ("cryoeq.pipelines", "cryoeq.training", "cryoeq.outputs")),
-        ("cryoeq.pipelines.reconstruct.search", ("cryoeq.training",)),
-        ("cryoeq.pipelines.reconstruct.reconstruct", ("cryoeq.training",)),
+        ("cryoeq.reconstruction.ab_initio", {"cryoeq.pipelines", "cryoeq.training", "cryoeq.outputs"}),
+        ("cryoeq.pipelines.reconstruct.search", {"cryoeq.training"}),
+        ("cryoeq.pipelines.reconstruct.reconstruct", {"cryoeq.training"}),
     ],
 )
-def test_a_search_imports_no_wing_and_no_network(module: str, unused: tuple[str, ...]) -> None:
-    """In a fresh interpreter: what one imports at the top, directly or through others."""
-    code = f"import sys, {module}\nprint(*sorted(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    modules = result.stdout.split()
+def test_a_search_imports_no_wing_and_no_network(after_torch: Run, module: str, unused: set[str]) -> None:
+    """What a module imports at its top, directly or through others."""
+    code, said, modules = after_torch(f"import {module}")
+    assert code == 0, said
     assert module in modules
-    for package in ("escnn", *WINGS, *unused):
-        found = [name for name in modules if name == package or name.startswith(f"{package}.")]
-        assert not found, f"{module} imports {found}"
+    assert named(modules, {"escnn", *WINGS, *unused}) == set()
 
 
-PROGRAM = """
-import sys
-from cryoeq.cli.main import run
-code = run({words!r})
-print("modules:", *sorted(sys.modules))
-sys.exit(code)
-"""
+def test_importing_rotations_does_not_start_the_compiler(after_torch: Run) -> None:
+    """``torch._dynamo`` takes longer to import than the rest of torch."""
+    code, said, modules = after_torch("import cryoeq.geometry.so3")
+    assert code == 0, said
+    assert "cryoeq.geometry.so3" in modules
+    assert named(modules, {"torch._dynamo"}) == set()
+
+
 # What a command may not import: the name of a package stands for all of it.
 UNUSED = {
     "fsc {maps[0]} {maps[1]}": {"matplotlib", "plotly", "jinja2", "escnn", "scipy.optimize", "scipy.stats", "joblib"},
@@ -73,27 +129,35 @@ UNUSED = {
     "reconstruct {star} --pose-inference known -o {folder}/run": {"escnn", "joblib", "scipy.optimize", "scipy.stats"},
     "simulate {maps[0]} -n 4 -o {folder}/simulated": {"matplotlib", "plotly", "jinja2", "escnn", "scipy", "joblib"},
     "lattice reduce --cell '100 60 17'": {"matplotlib", "plotly", "jinja2", "escnn", "scipy", "joblib", "gemmi"},
-    "settings": HEAVY - {"pydantic", "yaml"},
-    "reconstruct {star} --threads 0": HEAVY - {"pydantic", "yaml"},
 }
 
 
 @pytest.mark.parametrize("command", UNUSED)
-def test_what_a_command_does_not_use_it_does_not_import(command: str, tmp_path: Path, tiny_particles: Path) -> None:
+def test_what_a_command_does_not_use_it_does_not_import(
+    after_torch: Run, command: str, tmp_path: Path, tiny_particles: Path
+) -> None:
     maps = [tmp_path / "a.mrc", tmp_path / "b.mrc"]
     for number, path in enumerate(maps):
         values = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(number))
         write_map(path, Volume(values, 5.0))
     words = shlex.split(command.format(maps=maps, star=tiny_particles / "truth.star", folder=tmp_path))
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(words=words)], capture_output=True, text=True, check=False
+    code, said, modules = after_torch(f"from cryoeq.cli.main import run\ncode = run({words!r})")
+    assert code == 0, said
+    assert "typer" in modules
+    assert named(modules, UNUSED[command]) == set()
+
+
+@pytest.mark.parametrize(("command", "expected"), [("settings", 0), ("reconstruct x.star --threads 0", 2)])
+def test_what_needs_no_tensors_imports_no_torch(command: str, expected: int) -> None:
+    program = (
+        f"import sys\nfrom cryoeq.cli.main import run\ncode = run({command.split()!r})\n"
+        "print('modules:', *sorted(sys.modules))\nsys.exit(code)"
     )
-    assert result.returncode == (2 if "--threads" in words else 0), result.stderr
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == expected, result.stderr
     modules = set(result.stdout.partition("modules: ")[2].split())
     assert "typer" in modules
-    assert {
-        module for module in modules if any(f"{module}.".startswith(f"{name}.") for name in UNUSED[command])
-    } == set()
+    assert named(modules, HEAVY - {"pydantic", "yaml"}) == set()
 
 
 def test_help_is_there_before_one_notices() -> None:

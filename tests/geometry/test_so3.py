@@ -1,8 +1,6 @@
 """Rotations: against scipy, the exponential and the logarithm as inverses, derivatives where formulas are singular."""
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -101,10 +99,3 @@ def test_angles_are_those_of_scipy(generator: torch.Generator) -> None:
     first, second = nearest_rotation(random_rotations(100, generator).double()).chunk(2)
     expected = (Rotation.from_matrix(first.numpy()).inv() * Rotation.from_matrix(second.numpy())).magnitude()
     np.testing.assert_allclose(rotation_angle_rad(first, second).numpy(), expected, atol=1e-12)
-
-
-def test_importing_rotations_does_not_start_the_compiler() -> None:
-    """``torch._dynamo`` takes longer to import than the rest of torch."""
-    code = "import sys, cryoeq.geometry.so3; print('torch._dynamo' in sys.modules)"
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert finished.stdout.strip() == "False"
