@@ -11,7 +11,7 @@ from cryoeq.cli.options import ANALYSIS, IMAGING, INPUT, OUTPUT, Device, JsonFil
 
 def evaluate(
     predicted: Annotated[
-        Path | None, typer.Argument(metavar="PRED.star", help="Poses to judge.", rich_help_panel=INPUT)
+        Path | None, typer.Argument(metavar="PRED.star", help="Predicted poses.", rich_help_panel=INPUT)
     ] = None,
     truth: Annotated[
         Path | None,

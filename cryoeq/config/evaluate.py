@@ -21,7 +21,7 @@ class EvaluateConfig(FrozenConfig):
         "json_file": "--json", "plot_file": "--plot", "output": "-o/--output",
     }  # fmt: skip
 
-    predicted: Path | None = Field(default=None, description="star file with the poses to judge")
+    predicted: Path | None = Field(default=None, description="star file with the predicted poses")
     truth: Path | None = Field(default=None, description="star file with the true poses")
     bound: Path | None = Field(default=None, description="hybrid run whose encoder's generalization is bounded")
     error_threshold_deg: float = Field(

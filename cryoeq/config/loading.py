@@ -105,17 +105,24 @@ def packaged_file(name: str) -> Path:
     raise ConfigError(f"{name} is missing from this installation of cryoeq ({package})", "", "Install cryoeq again")
 
 
-def with_current_keys(kind: type[FrozenConfig], settings: Settings, origin: str) -> Settings:
+def with_current_keys(
+    kind: type[FrozenConfig], settings: Settings, origin: str, *, is_finished: bool = False
+) -> Settings:
     """Recorded settings under today's keys.
 
     Args:
         kind: the configuration's class.
         settings: nested, as ``job.json`` and checkpoints hold them; also those of the version before.
         origin: where they were read, for messages.
+        is_finished: whether the record is only read: a setting that is gone is left out, not refused.
 
     Raises:
         ConfigError: they ask for something that is gone.
     """
+    if is_finished:
+        for key in kind.removed:
+            if _holds(settings, key.split(".")) and not isinstance(_value(settings, key), dict):
+                settings = _without(settings, key)
     return _with_current_keys(kind, _Source(origin, settings), None)
 
 

@@ -59,7 +59,9 @@ class ConsensusConfig(FrozenConfig):
     """Refinement of one reference that both half sets share, at low resolution."""
 
     shells: tuple[PositiveInt, ...] = Field(
-        default=(7, 7, 8, 8, 9, 9, 10, 10, 10), description="resolution of each iteration, in cycles per box"
+        default=(7, 7, 8, 8, 9, 9, 10, 10, 10),
+        min_length=1,
+        description="resolution of each iteration, in cycles per box",
     )
     max_extra_iterations: int = Field(
         default=24, ge=0, description="further iterations at the last resolution, until the log-likelihood converges"

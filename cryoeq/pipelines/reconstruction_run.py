@@ -32,7 +32,7 @@ def read_reconstruction_job(run: RunFolder, advice: str) -> dict[str, Any]:
         is_reconstruction = False
     if not is_reconstruction:
         raise OutputError(f"{run.path('job.json')} is not the record of a reconstruction", "", advice)
-    settings = with_current_keys(ReconstructConfig, job["settings"], str(run.path("job.json")))
+    settings = with_current_keys(ReconstructConfig, job["settings"], str(run.path("job.json")), is_finished=True)
     return job | {"settings": settings}
 
 

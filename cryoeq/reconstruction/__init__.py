@@ -26,14 +26,16 @@ The whole::
     repeat                                                                           ab_initio
         initial models: stochastic EM from noise, random starts until reproduced     initial_model, multi_start
         consensus refinement: one reference for both half sets, low resolution       half_set_refinement
-    until the map is of one hand                                                     acceptance
+        global re-alignment where particles are shifted                              global_realignment
+    until the map is of one hand, or for the second time                             acceptance
     rotate to the symmetry axes, average                                             ab_initio
     split: from here on each half set has its own reference                          state.HalfSetMaps
     half-set refinement: EM over all orientations; the halves' FSC sets the radius   half_set_refinement
     global re-alignment: exhaustive search of the particles that fit worst           global_realignment
-    local refinement of each half set: Levenberg-Marquardt on pose, and maps         local_refinement
+    beyond the exhaustive search: local refinement of each half set, and maps        local_refinement
     stop unless the structure is reproducible                                        acceptance
-    final iteration: all particles against the mean map; final poses                 half_set_refinement
+    final iteration: all particles against the mean map                              half_set_refinement
+    final poses: local refinement to the last shell, and global re-alignment         global_realignment
 
 Half maps for the FSC come from the two half sets alone. Where poses are given, ``known_poses`` makes the maps at once.
 

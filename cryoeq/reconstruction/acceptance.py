@@ -9,7 +9,7 @@ from cryoeq.maps.symmetry import MIXED_HANDS_SCORE, MIXED_HANDS_WARNING, planar_
 from cryoeq.reconstruction.multi_start import at_low_resolution, verify_with_another_start
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.settings import AbInitioSettings
-from cryoeq.reconstruction.state import RefinementState
+from cryoeq.reconstruction.state import RefinementSettings, RefinementState
 
 _MIN_SHELL = 5  # up to which the half maps of a structure agree
 _MIXED_FROM_SHELL = 9  # below, mixed handedness cannot be told from a round map
@@ -41,6 +41,15 @@ def require_reproducible(
     if is_doubted and settings.min_starts > 1:
         small, low_resolution = at_low_resolution(particles, settings)
         yield from verify_with_another_start(small, consensus, low_resolution)
+
+
+def shared_resolution_note(settings: RefinementSettings) -> Note:
+    """Up to which resolution the half sets are not independent."""
+    shared = settings.resolution_angstrom(settings.shared_shell)
+    return Note(
+        f"Both half sets start from one map, low-passed to {shared:.0f} Å; their FSC is independent (gold-standard) "
+        "only at finer resolution."
+    )
 
 
 def report_handedness(state: RefinementState, pixel_size_angstrom: float) -> Generator[Event, None, None]:

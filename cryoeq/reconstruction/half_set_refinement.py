@@ -257,11 +257,13 @@ def em_iteration(
         sums[half] = WienerBackprojection(n, 2, likelihood.insert(result.sums, 2 * n, settings.symmetry))
     posterior = all_gather(Posterior.cat(posteriors), torch.cat([local for _, local, _ in halves]), len(particles))
     all_rows = torch.cat([rows for rows, _, _ in halves])
+    references.release()
     state = update_posteriors(state, posterior, all_rows)
     state = maximization_step(state, (sums[0].all_reduced(), sums[1].all_reduced()), settings, reach)
     if settings.shift_sigma_px > 0:
         refined = refine_locally(state, references, radius, settings.shift_sigma_px, steps=_OFFSET_REFINEMENT_STEPS)
         state = state.with_poses(replace(state.poses, shifts_px=refined.poses.shifts_px))
+        references.release_gradients()
     state = replace(state, iteration=state.iteration + 1)
     yield iteration.progress(total, total, _metrics(state, settings, all_rows))
     return state

@@ -21,7 +21,7 @@ from cryoeq.runtime.distributed import broadcast
 
 _FSC_RANGE = (1e-3, 0.999)
 _SHELLS_BEYOND = 2  # the FSC-0.143 shell, of the next iteration
-_MAX_GROWTH = 4  # shells that the radius grows by at most
+_MAX_RADIUS_STEP = 4  # shells that the radius grows by at most
 _EDGE_PX = 3.0
 
 
@@ -54,7 +54,7 @@ def maximization_step(
         return replace(state, reference=ConsensusMap(filtered(sums[0] + sums[1], 2 * snr)), sums=sums)
     reference = HalfSetMaps(filtered(sums[0], snr), filtered(sums[1], snr))
     state = replace(state, reference=reference, fsc=fsc, sums=sums)
-    next_radius = min(state.resolution_shell + _SHELLS_BEYOND, radius + _MAX_GROWTH, n // 2 - 1)
+    next_radius = min(state.resolution_shell + _SHELLS_BEYOND, radius + _MAX_RADIUS_STEP, n // 2 - 1)
     return replace(state, radius=max(state.radius, next_radius))
 
 

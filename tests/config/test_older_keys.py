@@ -138,3 +138,18 @@ def test_recorded_settings_are_read_whatever_their_version() -> None:
     assert flat(recorded) == flat(yaml.safe_load(VERSION_0_1)), "the record itself is not changed"
     with pytest.raises(ConfigError, match=r"job\.json: search\.decoder_steps is no longer a setting"):
         with_current_keys(ReconstructConfig, {"search": {"decoder_steps": 3}}, "job.json")
+
+
+@pytest.mark.parametrize(("key", "wanted"), [("search.decoder_steps", 40), ("encoder.head", "columns")])
+def test_a_finished_run_is_read_whatever_it_asked_for(key: str, wanted: object) -> None:
+    """Who reads its report cannot leave a setting out of it."""
+    section, name = key.split(".")
+    recorded = {section: {name: wanted}, "seed": 3}
+    with pytest.raises(ConfigError, match="no longer a setting"):
+        with_current_keys(ReconstructConfig, recorded, "job.json")
+    assert with_current_keys(ReconstructConfig, recorded, "job.json", is_finished=True) == {section: {}, "seed": 3}
+
+
+def test_a_consensus_has_an_iteration() -> None:
+    with pytest.raises(ConfigError, match=r"search\.consensus\.shells"):
+        load_config(ReconstructConfig, overrides=["search.consensus.shells=[]"], explicit=INPUT)

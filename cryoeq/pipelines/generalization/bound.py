@@ -247,7 +247,7 @@ def _report(
         yield Note(
             "The norm-based bound is vacuous: an error rate is never above 100 %, so any network satisfies it. "
             + ("" if math.isinf(needed) else f"It would need {needed:.2g} training projections. ")
-            + "Judge this encoder by the held-out bound.",
+            + "Rely on the held-out bound.",
             "warning",
         )
     yield Note("These bounds are for synthetic projections of the run's map; they do not show whether it is right.")

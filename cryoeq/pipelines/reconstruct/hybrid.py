@@ -36,7 +36,7 @@ from cryoeq.pipelines.reconstruct.plan import plan_hybrid
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
 from cryoeq.pipelines.reconstruct.search import posed_particles
 from cryoeq.reconstruction.ab_initio import reconstruct_ab_initio
-from cryoeq.reconstruction.acceptance import report_handedness, require_reproducible
+from cryoeq.reconstruction.acceptance import report_handedness, require_reproducible, shared_resolution_note
 from cryoeq.reconstruction.global_realignment import refine_final_poses, search_poses_exhaustively
 from cryoeq.reconstruction.half_set_refinement import (
     LOCAL_STAGE,
@@ -284,12 +284,14 @@ def search_with_encoder(
     yield from require_reproducible(particles.rows(searched), consensus, halves, settings)
     mean_map = halves.reference.mean
     simulator = yield from hybrid.train(mean_map, TrainingStage.FINETUNING)
-    encoder_poses, _ = best_hypotheses(
-        propose_poses_for_all(hybrid.encoder, particles.rows(held_out), simulator.encoder_input)
-    )
+    encoder_poses = torch.zeros(0, 3, 3, device=device)
+    if n_held_out > 0:
+        proposals = propose_poses_for_all(hybrid.encoder, particles.rows(held_out), simulator.encoder_input)
+        encoder_poses, _ = best_hypotheses(proposals)
     if is_main_process():
         hybrid.save(simulator, mean_map, run)
     final, refined = yield from hybrid.refine_all(halves)
+    yield shared_resolution_note(settings.refinement)
     yield from report_handedness(final, dataset.pixel_size_angstrom)
     exhaustive_shell = settings.refinement.max_exhaustive_shell if hybrid.is_searchable else 0
     posed = posed_particles(dataset, halves, final, refined, exhaustive_shell=exhaustive_shell)

@@ -8,14 +8,14 @@ import torch
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.data.half_sets import split_half_sets
-from cryoeq.domain.events import Event, Note
+from cryoeq.domain.events import Event
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.pipelines.reconstruct.build import build_ab_initio_settings
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruct.plan import plan_search
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
 from cryoeq.reconstruction.ab_initio import reconstruct_ab_initio
-from cryoeq.reconstruction.acceptance import report_handedness, require_reproducible
+from cryoeq.reconstruction.acceptance import report_handedness, require_reproducible, shared_resolution_note
 from cryoeq.reconstruction.global_realignment import refine_final_poses, with_realigned_worst
 from cryoeq.reconstruction.half_set_refinement import final_iteration, refine_half_sets, refine_half_sets_locally
 from cryoeq.reconstruction.known_poses import ReconstructedMaps, filter_by_halves
@@ -55,11 +55,7 @@ def search_poses(
     yield from require_reproducible(particles, consensus, halves, settings)
     final = yield from checkpoint("final", final_iteration(halves, particles, refinement, seed=seed))
     refined = yield from refine_final_poses(final, particles, refinement, seed=seed)
-    shared = refinement.resolution_angstrom(refinement.shared_shell)
-    yield Note(
-        f"Both half sets start from one map, low-passed to {shared:.0f} Å; their FSC is independent (gold-standard) "
-        "only at finer resolution."
-    )
+    yield shared_resolution_note(refinement)
     yield from report_handedness(final, dataset.pixel_size_angstrom)
     return posed_particles(dataset, halves, final, refined, exhaustive_shell=refinement.max_exhaustive_shell)
 
