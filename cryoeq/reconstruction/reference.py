@@ -74,6 +74,9 @@ class References:
 
     def of(self, volume: Float[Tensor, "n n n"]) -> Reference:
         """Reference of a map."""
+        for other in self._prepared:
+            if other.volume is not volume:  # one gradient at a time
+                other.__dict__.pop("with_gradient", None)
         for reference in self._prepared:
             if reference.volume is volume:
                 return reference
