@@ -14,6 +14,7 @@ from torch import Tensor
 from cryoeq.geometry.fourier import fft_map, ifft_map
 
 _SLAB_COEFFICIENTS = 2**18
+_FSC_RANGE = (1e-3, 0.999)  # beyond it, a signal-to-noise ratio is mere chance
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,15 @@ def fourier_shell_correlation(
         mask: multiplied onto both beforehand, between 0 and 1.
     """
     return shell_spectra(transform_planes(first, mask), transform_planes(second, mask)).correlation
+
+
+def signal_to_noise(fsc: Float[Tensor, " shells"]) -> Float[Tensor, " shells"]:
+    """Signal-to-noise ratio of one half map per shell.
+
+    Shell 0 is the mean density, a single number whose correlation has no meaning: that of its neighbour stands in.
+    """
+    reliable = torch.cat([fsc[1:2], fsc[1:]]).clamp(*_FSC_RANGE)
+    return reliable / (1 - reliable)
 
 
 def transform_planes(

@@ -13,12 +13,11 @@ from cryoeq.domain.pose import Poses, PoseSet
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.pointgroup import symmetry_rotations
-from cryoeq.geometry.shells import fourier_shell_correlation
+from cryoeq.geometry.shells import fourier_shell_correlation, signal_to_noise
 from cryoeq.physics.backprojection import WienerBackprojection, wiener_filter
 from cryoeq.physics.ctf import matched_filter
 from cryoeq.physics.image_formation import undo_optics
 from cryoeq.physics.noise import background_noise_variance, shell_means
-from cryoeq.reconstruction.maximization import signal_to_noise
 from cryoeq.runtime.distributed import shard
 
 _NOISE_SAMPLE = 1000  # images from which the noise of an optics group is measured

@@ -13,13 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cryoeq.geometry.map_filter import low_pass
-from cryoeq.geometry.shells import fourier_shell_correlation
+from cryoeq.geometry.shells import fourier_shell_correlation, signal_to_noise
 from cryoeq.geometry.soft_mask import soft_sphere
 from cryoeq.physics.backprojection import WienerBackprojection
 from cryoeq.reconstruction.state import ConsensusMap, HalfSetMaps, RefinementSettings, RefinementState
 from cryoeq.runtime.distributed import broadcast
 
-_FSC_RANGE = (1e-3, 0.999)
 _SHELLS_BEYOND = 2  # the FSC-0.143 shell, of the next iteration
 _MAX_RADIUS_STEP = 4  # shells that the radius grows by at most
 _EDGE_PX = 3.0
@@ -56,15 +55,6 @@ def maximization_step(
     state = replace(state, reference=reference, fsc=fsc, sums=sums)
     next_radius = min(state.resolution_shell + _SHELLS_BEYOND, radius + _MAX_RADIUS_STEP, n // 2 - 1)
     return replace(state, radius=max(state.radius, next_radius))
-
-
-def signal_to_noise(fsc: Float[Tensor, " shells"]) -> Float[Tensor, " shells"]:
-    """Signal-to-noise ratio of one half map per shell.
-
-    Shell 0 is the mean density, a single number whose correlation has no meaning: that of its neighbour stands in.
-    """
-    reliable = torch.cat([fsc[1:2], fsc[1:]]).clamp(*_FSC_RANGE)
-    return reliable / (1 - reliable)
 
 
 def particle_mask(box_size_px: int, settings: RefinementSettings, device: torch.device) -> Float[Tensor, "n n n"]:

@@ -1,0 +1,185 @@
+"""Share of the particles that a map does not explain: junk, another molecule, or poses in a wrong optimum.
+
+The residual of a particle is what its image keeps when the projection of the map at its pose is subtracted. Of a
+particle that the map explains it is noise, whose power follows a known distribution: a sum of exponentially distributed
+coefficients, weighted by the squared CTF, close to a gamma distribution of the same mean and variance. A second molecule
+in the stack leaves its own signal in the residuals of its particles, however well the half maps agree: both halves hold
+the same mixture. Each particle is compared with the map of the half set it does not belong to, so that no map contains
+the particle's own noise.
+
+The noise is that of the particles that fit best, since background beside the particles has another spectrum: the scale
+of the distribution is set by its lower fifth. So a share beyond four fifths cannot be seen, and neither can particles
+that fit all equally badly.
+
+Normal approximation of the gamma distribution: Wilson and Hilferty 1931, PNAS 17, 684-688.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cryoeq.data.dataset import ParticleDataset
+from cryoeq.domain.particles import ParticleBatch
+from cryoeq.domain.pose import Poses, PoseSet
+from cryoeq.domain.volume import HalfMaps
+from cryoeq.geometry.fourier import HalfPlane, crop_centred, fft_map, ifft_map
+from cryoeq.geometry.shells import fourier_shell_correlation, signal_to_noise
+from cryoeq.physics.backprojection import wiener_filter
+from cryoeq.physics.ctf import matched_filter
+from cryoeq.physics.image_formation import undo_optics
+from cryoeq.physics.projection import extract_slices, prepare_slices
+
+_RELIABLE = 0.5  # FSC of the half maps down to which residuals are compared
+_FIRST_SHELL = 2  # shell 1 holds what is left of uneven ice
+_MIN_SHELLS = 3
+_BEST = 0.2  # fraction of the particles, those of the smallest residuals, that sets the noise
+_Z_BEST = -0.8416  # standard normal quantile of that fraction
+_Z_LIMIT, _BEYOND = 1.6449, 0.05  # one particle in twenty that the map explains lies beyond
+_SAMPLE_PX = 2**26
+_MIN_SAMPLE = 100
+_BATCH_PX = 2**20
+_MIN_POWER = 1.5
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Residuals of particles against a map.
+
+    Args:
+        rows: rows of the particle table, a sample of it where that is large.
+        z: power of each residual as a standard normal variable, where the map explains the particle.
+        resolution_angstrom: resolution of the comparison.
+        detectability: median power of the map's projections over the standard deviation of the residuals' power:
+            below about 1, particles of another molecule are lost in the noise.
+    """
+
+    rows: Int[Tensor, " rows"]
+    z: Float[Tensor, " rows"]
+    resolution_angstrom: float
+    detectability: float
+
+    @property
+    def unexplained_share(self) -> float | None:
+        """Share of the particles that the map does not explain; None where noise would hide it.
+
+        It is the excess of particles beyond the residual that one in twenty exceeds by chance.
+        """
+        if self.detectability < _MIN_POWER:
+            return None
+        beyond = float((self.z > _Z_LIMIT).double().mean())
+        return max(0.0, (beyond - _BEYOND) / (1 - _BEYOND))
+
+
+def measure_residuals(
+    dataset: ParticleDataset, poses: Poses, half_set: Int[Tensor, " particles"], halves: HalfMaps
+) -> Residuals | None:
+    """Residuals of the particles, each against the map of the other half set.
+
+    Args:
+        dataset: images of the particles, at the box of the comparison.
+        poses: pose of each particle against the map of its own half set.
+        half_set: 1 or 2 for each particle.
+        halves: unfiltered half maps, at the box of the dataset or a larger one.
+
+    Returns:
+        The residuals; None where the half maps agree at too few shells, or there are too few particles.
+    """
+    n = dataset.box_size_px
+    fsc = fourier_shell_correlation(halves.first.values, halves.second.values)
+    below = (fsc[_FIRST_SHELL:] < _RELIABLE).nonzero()
+    last = min(_FIRST_SHELL + int(below[0]) - 1 if len(below) else len(fsc) - 1, n // 2 - 1)
+    rows = _sample(len(dataset), n)
+    if last - _FIRST_SHELL + 1 < _MIN_SHELLS or len(rows) < _MIN_SAMPLE:
+        return None
+    plane = HalfPlane.up_to(n, last + 0.5)
+    slices = [prepare_slices(_filtered(half.values, fsc, n)) for half in (halves.first, halves.second)]
+    powers = [
+        _shell_powers(batch, poses, half_set, slices, plane, dataset)
+        for batch in dataset.batches(max(1, _BATCH_PX // n**2), rows)
+    ]
+    residual, expected, variance, signal = (torch.cat(parts).double() for parts in zip(*powers, strict=True))
+    noise = _noise(residual, expected, dataset.table.optics_index[rows])
+    shells = torch.arange(residual.shape[1]) >= _FIRST_SHELL
+    power, signal = ((values / noise)[:, shells].sum(1) for values in (residual, signal))
+    mean, variance = expected[:, shells].sum(1), variance[:, shells].sum(1)
+    detectability = float((signal / variance.sqrt()).median())
+    z = _standardised(power / mean, mean.square() / variance)
+    return Residuals(rows, z, n * dataset.pixel_size_angstrom / last, detectability)
+
+
+def _sample(count: int, box_size_px: int) -> Int[Tensor, " rows"]:
+    """Rows spread evenly over the stack."""
+    size = min(count, max(_MIN_SAMPLE, _SAMPLE_PX // box_size_px**2))
+    return torch.linspace(0, count - 1, size, dtype=torch.float64).round().long()
+
+
+def _filtered(
+    volume: Float[Tensor, "m m m"], fsc: Float[Tensor, " shells"], box_size_px: int
+) -> Float[Tensor, "n n n"]:
+    """A half map filtered by its own signal-to-noise ratio, in a smaller box."""
+    filtered = wiener_filter(volume.float(), signal_to_noise(fsc))
+    return filtered if volume.shape[-1] == box_size_px else ifft_map(crop_centred(fft_map(filtered), box_size_px, 3))
+
+
+def _shell_powers(
+    batch: ParticleBatch,
+    poses: Poses,
+    half_set: Int[Tensor, " particles"],
+    slices: list[Tensor],
+    plane: HalfPlane,
+    dataset: ParticleDataset,
+) -> tuple[Float[Tensor, "batch shells"], ...]:
+    """Per shell: power of the residual, its mean and variance at a noise variance of 1, and power of the projection.
+
+    The CTF-multiplied image is compared with the projection times the squared CTF, so that images which were multiplied
+    by their CTF count like the others.
+    """
+    local = PoseSet.from_angstrom(poses[batch.indices], dataset.pixel_size_angstrom, plane.box_size_px)
+    coefficients = plane.transform(batch.images)
+    factor, squared = None, torch.ones(coefficients.shape)
+    if batch.ctf is not None:
+        factor, squared = matched_filter(batch.ctf, plane.frequencies_per_angstrom(dataset.pixel_size_angstrom))
+    observed = undo_optics(coefficients, local.shifts_px.float(), factor, plane)
+    predicted = torch.empty_like(observed)
+    for half, other in ((1, 2), (2, 1)):
+        of_half = half_set[batch.indices] == half
+        predicted[of_half] = extract_slices(slices[other - 1], local.rotations[of_half].float(), plane)
+    predicted = predicted * squared
+    powers = (
+        (observed - predicted).abs().square(), squared, 2 * squared.square(), predicted.abs().square(),
+    )  # fmt: skip
+    return tuple(_shell_sums(power, plane) for power in powers)
+
+
+def _shell_sums(values: Float[Tensor, "batch points"], plane: HalfPlane) -> Float[Tensor, "batch shells"]:
+    shells = plane.shells
+    return values.new_zeros(len(values), int(shells.max()) + 1).index_add(1, shells, values * plane.weights)
+
+
+def _noise(
+    residual: Float[Tensor, "rows shells"], expected: Float[Tensor, "rows shells"], groups: Int[Tensor, " rows"]
+) -> Float[Tensor, "rows shells"]:
+    """Noise variance of each particle's optics group, per shell."""
+    noise = torch.empty_like(residual)
+    for members in _with_few_joined(groups):
+        noise[members] = residual[members].sum(0) / expected[members].sum(0).clamp(min=1e-30)
+    return noise.clamp(min=torch.finfo(noise.dtype).tiny)
+
+
+def _with_few_joined(groups: Int[Tensor, " rows"]) -> Iterator[Int[Tensor, " members"]]:
+    """Members of each optics group; groups of few particles count as one."""
+    numbers, counts = groups.unique(return_counts=True)
+    few = numbers[counts < _MIN_SAMPLE]
+    joined = torch.where(torch.isin(groups, few), -1, groups)
+    for number in joined.unique().tolist():
+        yield (joined == number).nonzero().squeeze(1)
+
+
+def _standardised(ratio: Float[Tensor, " rows"], shape: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+    """Gamma variables of mean 1 up to a common factor, which their lower fifth sets, as standard normal variables."""
+    width = (9 * shape).rsqrt()
+    factor = (ratio / (1 - width.square() + _Z_BEST * width).clamp(min=1e-3).pow(3)).quantile(_BEST)
+    return ((ratio / factor).pow(1 / 3) - (1 - width.square())) / width
