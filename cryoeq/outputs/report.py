@@ -45,6 +45,10 @@ _RESULTS = {
     "in_plane_divergence": "In-plane symmetry: divergence from uniform (nats)",
     "in_plane_p_value": "In-plane symmetry: p",
     "missing_astigmatism_angstrom": "Astigmatism that the CTF leaves out (Å)",
+    "repeated_images": "Images in more than one row",
+    "repeated_rows": "Rows that show such an image",
+    "repeated_across_halves": "Images in both half sets of the particle file",
+    "dependent_halves": "Half maps are not independent",
 }
 
 
@@ -162,7 +166,9 @@ def _provenance(job: Mapping[str, Any]) -> dict[str, str]:
         "Device": job.get("device"),
         "Resumed": ", ".join(job.get("resumed", [])),
     }
-    rows |= {_RESULTS.get(name, name): f"{value:.5g}" for name, value in results.items()}
+    rows |= {
+        _RESULTS.get(name, name): value if isinstance(value, str) else f"{value:.5g}" for name, value in results.items()
+    }
     return {label: str(value) for label, value in rows.items() if value not in (None, "")}
 
 

@@ -8,7 +8,6 @@ import torch
 
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
-from cryoeq.data.half_sets import split_half_sets
 from cryoeq.domain.events import Event, Note
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import DivergedError, LostProcessError, ParticleFileError, Terminated
@@ -24,13 +23,13 @@ from cryoeq.pipelines.reconstruct.build_autoencoder import (
     report_learnt_equivariance,
 )
 from cryoeq.pipelines.reconstruct.checkpoints import save_training_state
+from cryoeq.pipelines.reconstruct.half_sets import split_particles
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruct.plan import plan_amortized
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
 from cryoeq.runtime.compiling import compile_if_possible
 from cryoeq.runtime.device import torch_threads
 from cryoeq.runtime.distributed import any_rank, is_main_process, world_size
-from cryoeq.runtime.random_streams import Stream, stream_generator
 from cryoeq.runtime.signals import deferred_signals
 from cryoeq.training.autoencoder.loop import fit
 from cryoeq.training.autoencoder.pose_assignment import infer_poses
@@ -97,7 +96,7 @@ def infer_by_encoder(
         "gold-standard).",
         "warning",
     )
-    half_set = split_half_sets(len(dataset), stream_generator(config.seed, Stream.HALF_SETS))
+    half_set = yield from split_particles(dataset, config.seed)
     metrics = ReconstructionMetrics(explained_variance=inferred.explained)
     return PosedParticles(inferred.poses, half_set, confidence=inferred.confidence, metrics=metrics)
 

@@ -1,8 +1,11 @@
 """The composition root of ``cryoeq reconstruct``: from settings to objects."""
 
+from dataclasses import replace
+
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.data.preprocessing import CONTRAST_SIGNS
+from cryoeq.data.repeated_images import DigestedImages
 from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.io.particles import ParticleStack, read_particles
 from cryoeq.reconstruction.initial_model import InitialModelSettings
@@ -14,14 +17,15 @@ _DEFAULT_SHIFT = 0.05  # of the box
 
 
 def build_stack(config: ReconstructConfig, *, with_poses: bool) -> ParticleStack:
-    """The particles of the input file, with its poses only where these are to be used."""
-    return read_particles(
+    """The particles of the input file, with its poses only where these are to be used; copies are found when read."""
+    stack = read_particles(
         config.particles,
         angpix=config.input.angpix,
         datadir=config.input.datadir,
         with_poses=with_poses,
         ignore_ctf=not config.input.with_ctf,
     )
+    return replace(stack, images=DigestedImages.of(stack.images))
 
 
 def build_dataset(

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
-from cryoeq.data.half_sets import split_half_sets
+from cryoeq.data.half_sets import with_adjacent_copies
+from cryoeq.data.repeated_images import find_repeated_images
 from cryoeq.domain.events import Event, Note, Progress
 from cryoeq.domain.pose import PoseSet
 from cryoeq.geometry.so3 import rotation_angle_rad
@@ -32,6 +33,7 @@ from cryoeq.models.pose_encoder import PoseEncoder
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.reconstruct.build import build_ab_initio_settings
 from cryoeq.pipelines.reconstruct.build_autoencoder import build_encoder, report_learnt_equivariance
+from cryoeq.pipelines.reconstruct.half_sets import split_particles
 from cryoeq.pipelines.reconstruct.plan import plan_hybrid
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
 from cryoeq.pipelines.reconstruct.search import posed_particles
@@ -269,8 +271,9 @@ def search_with_encoder(
     settings, last_shell = build_ab_initio_settings(config, dataset), dataset.box_size_px // 2 - 1
     yield plan_hybrid(settings.refinement, is_searchable=settings.refinement.max_exhaustive_shell >= last_shell)
     particles = yield from load_transforms(dataset, device)
-    half_set = split_half_sets(len(dataset), stream_generator(config.seed, Stream.HALF_SETS)).to(device)
-    order = torch.randperm(len(dataset), generator=stream_generator(config.seed, Stream.HELD_OUT)).to(device)
+    half_set = (yield from split_particles(dataset, config.seed)).to(device)
+    shuffled = torch.randperm(len(dataset), generator=stream_generator(config.seed, Stream.HELD_OUT))
+    order = with_adjacent_copies(shuffled, find_repeated_images(dataset.images).image).to(device)
     n_held_out = round(config.hybrid.held_out * len(order))
     held_out, searched = order[:n_held_out], order[n_held_out:]
     consensus = yield from reconstruct_ab_initio(

@@ -18,6 +18,10 @@ class ReconstructionMetrics:
         in_plane_divergence: learnt divergence of in-plane angles from the uniform distribution.
         in_plane_p_value: probability of such a divergence where in-plane symmetry holds.
         missing_astigmatism_angstrom: defocus U - V that the CTF leaves out.
+        repeated_images: number of images that appear in more than one row of the particle table.
+        repeated_rows: number of rows that show such an image.
+        repeated_across_halves: number of images with copies in both half sets of the particle file.
+        dependent_halves: reason why the half maps are not independent, so that their FSC is no gold standard; a clause.
     """
 
     log_evidence: float | None = None
@@ -29,8 +33,12 @@ class ReconstructionMetrics:
     in_plane_divergence: float | None = None
     in_plane_p_value: float | None = None
     missing_astigmatism_angstrom: float | None = None
+    repeated_images: int | None = None
+    repeated_rows: int | None = None
+    repeated_across_halves: int | None = None
+    dependent_halves: str | None = None
 
-    def to_json(self) -> dict[str, float]:
+    def to_json(self) -> dict[str, float | str]:
         """What was measured."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
@@ -38,4 +46,4 @@ class ReconstructionMetrics:
     def from_json(cls, results: dict[str, Any]) -> "ReconstructionMetrics":
         """The metrics of a recorded run; other entries of its results are left out."""
         known = {field.name for field in fields(cls)}
-        return cls(**{name: float(value) for name, value in results.items() if name in known})
+        return cls(**{name: value for name, value in results.items() if name in known})

@@ -14,6 +14,7 @@ from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Event, Note, Progress, Report
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import DivergedError, ParticleFileError
+from cryoeq.evaluation.independence import find_dependence
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, compare_maps
 from cryoeq.io.cryosparc import CS_SUFFIX, write_cs
 from cryoeq.io.mrc import write_map
@@ -27,6 +28,7 @@ from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.reconstruct.build import build_dataset, build_stack, working_box
 from cryoeq.pipelines.reconstruct.checkpoints import Checkpoints, load_training_state, require_same_settings
 from cryoeq.pipelines.reconstruct.event_log import record_events
+from cryoeq.pipelines.reconstruct.half_sets import given_half_set_notes, independence_notes, separate_copies
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
 from cryoeq.pipelines.reconstruct.search import search_poses
@@ -135,10 +137,17 @@ class _Job:
             dataset = build_dataset(self.config, self.stack, None, sign=sign, reads_once=posed.maps is not None)
         yield Progress("reconstructing", 0, 1)
         maps = posed.maps or _make_maps(dataset, posed, self.device, self.config.search.symmetry)
+        separated = yield from separate_copies(
+            dataset, posed, seed=self.config.seed, is_known=self.config.pose_inference == "known"
+        )
+        if separated.half_set is not posed.half_set:
+            maps = _make_maps(dataset, separated, self.device, self.config.search.symmetry)
+        posed = separated
         yield Progress("reconstructing", 1, 1)
         if not is_main_process():
             return ReconstructionMetrics()
         metrics = self._write_results(maps, posed)
+        yield from independence_notes(metrics, table.pixel_size_angstrom)
         return (yield from self._check_symmetry(dataset, posed, maps, metrics))
 
     def _infer_poses(
@@ -162,7 +171,9 @@ class _Job:
     def _write_results(self, maps: ReconstructedMaps, posed: PosedParticles) -> ReconstructionMetrics:
         """Maps, poses and pictures; the metrics."""
         config, run, supplied = self.config, self.run, self.supplied
-        metrics = replace(posed.metrics, half_map_resolution_angstrom=_write_maps(run, maps, supplied.mask))
+        resolution, dependence = _write_maps(run, maps, supplied.mask)
+        dependence = posed.metrics.dependent_halves or dependence
+        metrics = replace(posed.metrics, half_map_resolution_angstrom=resolution, dependent_halves=dependence)
         if supplied.reference is not None:
             agreed = compare_with_reference(maps.all, supplied.reference)
             metrics = replace(metrics, reference_resolution_angstrom=agreed)
@@ -218,8 +229,7 @@ def _take_poses(stack: ParticleStack) -> Generator[Event, None, PosedParticles]:
             "--pose-inference known needs rlnAngleRot, rlnAngleTilt and rlnAnglePsi",
             "Leave the option out to infer them",
         )
-    if table.half_set is None:
-        yield Note("The star file has no rlnRandomSubset: no half maps are made.", "warning")
+    yield from given_half_set_notes(table.half_set)
     return PosedParticles(table.poses, table.half_set)
 
 
@@ -234,20 +244,24 @@ def _make_maps(
     return merged if halves is None else filter_by_halves(merged.all, halves)
 
 
-def _write_maps(run: RunFolder, maps: ReconstructedMaps, mask: Volume | None) -> float | None:
-    """Maps, pictures and the half maps' FSC; their resolution in Å, None where there is none."""
+def _write_maps(run: RunFolder, maps: ReconstructedMaps, mask: Volume | None) -> tuple[float | None, str | None]:
+    """Maps, pictures and the half maps' FSC; their resolution in Å, and a sign that they are dependent; or None."""
     for name, volume in _named_maps(maps).items():
         write_map(run.path(f"{name}.mrc"), volume)
     plot_map(run.path("slices.png"), run.path("projections.png"), maps.all)
     if maps.halves is None:
-        return None
+        return None, None
     phases = torch.Generator().manual_seed(0)
     curves = compare_maps(maps.halves.first, maps.halves.second, mask, generator=phases)
     write_fsc_star(run.path("run_fsc.star"), curves)
     write_fsc_xml(run.path("run_fsc.xml"), curves)
     plot_fsc(run.path("run_fsc.png"), curves)
     resolution = curves.resolutions_angstrom(HALF_MAP_THRESHOLD)["unmasked"]
-    return resolution if resolution and math.isfinite(resolution) else None
+    dependence = find_dependence(curves)
+    return (
+        resolution if resolution and math.isfinite(resolution) else None,
+        dependence.found if dependence else None,
+    )
 
 
 def _rows(metrics: ReconstructionMetrics, config: ReconstructConfig) -> dict[str, str]:
@@ -258,7 +272,8 @@ def _rows(metrics: ReconstructionMetrics, config: ReconstructConfig) -> dict[str
     if metrics.held_out_median_deg is not None:
         rows["encoder, held-out particles (median)"] = f"{metrics.held_out_median_deg:.1f}°"
     if metrics.half_map_resolution_angstrom is not None:
-        rows["half maps agree to (FSC 0.143, unmasked)"] = f"{metrics.half_map_resolution_angstrom:.1f} Å"
+        doubt = ", but are not independent" if metrics.dependent_halves else ""
+        rows["half maps agree to (FSC 0.143, unmasked)"] = f"{metrics.half_map_resolution_angstrom:.1f} Å{doubt}"
     if metrics.reference_resolution_angstrom is not None:
         rows["agrees with the reference to (FSC 0.5)"] = f"{metrics.reference_resolution_angstrom:.1f} Å"
     return rows

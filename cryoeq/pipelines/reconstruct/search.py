@@ -7,10 +7,10 @@ import torch
 
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
-from cryoeq.data.half_sets import split_half_sets
 from cryoeq.domain.events import Event
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.pipelines.reconstruct.build import build_ab_initio_settings
+from cryoeq.pipelines.reconstruct.half_sets import split_particles
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruct.plan import plan_search
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
@@ -22,7 +22,6 @@ from cryoeq.reconstruction.known_poses import ReconstructedMaps, filter_by_halve
 from cryoeq.reconstruction.local_refinement import RefinedPoses
 from cryoeq.reconstruction.particle_transforms import load_transforms
 from cryoeq.reconstruction.state import Checkpointer, RefinementState, no_checkpoints
-from cryoeq.runtime.random_streams import Stream, stream_generator
 
 
 def search_poses(
@@ -46,7 +45,7 @@ def search_poses(
     refinement = settings.refinement
     yield plan_search(refinement)
     particles = yield from load_transforms(dataset, device)
-    half_set = split_half_sets(len(dataset), stream_generator(seed, Stream.HALF_SETS))
+    half_set = yield from split_particles(dataset, seed)
     consensus = yield from reconstruct_ab_initio(particles, half_set, settings, checkpoint=checkpoint)
     halves = yield from checkpoint("half_sets", refine_half_sets(consensus, particles, refinement, seed=seed))
     halves = yield from checkpoint("realigned", with_realigned_worst(halves, particles, refinement, seed=seed))

@@ -14,7 +14,13 @@ from cryoeq.domain.atoms import is_atomic_model
 from cryoeq.domain.events import Event, Note, Report
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import ConfigError
-from cryoeq.evaluation.independence import are_the_same, require_independent
+from cryoeq.evaluation.independence import (
+    are_the_same,
+    find_inverted_contrast,
+    is_masked,
+    reaches_nyquist,
+    require_independent,
+)
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, TRUTH_THRESHOLD, FscCurves, add_mask, compare_maps
 from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.io.mrc import header_notes, read_map, write_map
@@ -73,7 +79,8 @@ def _compare_pair(config: FscConfig, pair: MapPair) -> Iterator[Event]:
         yield Note(_alignment_text(alignment, second.pixel_size_angstrom))
         with_postprocessing = False
     curves = compare_maps(first, second)
-    yield from _check_independence(curves, pair)
+    are_halves = pair.are_halves or with_postprocessing
+    yield from _check_independence(curves, (first, second), are_halves=are_halves)
     masked = _make_mask(config, pair, (first, second), curves, compared=with_postprocessing and folder is not None)
     if masked.mask is not None:
         curves = add_mask(curves, first, second, masked.mask, torch.Generator().manual_seed(config.seed))
@@ -168,18 +175,26 @@ def _rotation_deg(alignment: MapAlignment) -> float:
     return math.degrees(rotation_angle_rad(torch.eye(3, device=alignment.rotation.device), alignment.rotation))
 
 
-def _check_independence(curves: FscCurves, pair: MapPair) -> Iterator[Note]:
+def _check_independence(curves: FscCurves, maps: tuple[Volume, Volume], *, are_halves: bool) -> Iterator[Note]:
     """Refuse half maps that are not independent, and warn where any two maps are the same."""
-    if pair.are_halves:
+    if are_halves:
         require_independent(curves)
-        if float(curves.unmasked[1:].min()) >= HALF_MAP_THRESHOLD:
+        if reaches_nyquist(curves):
             yield Note(
                 f"The FSC stays above {HALF_MAP_THRESHOLD:g} up to Nyquist ({2 * curves.pixel_size_angstrom:.3g} Å): "
                 "either the voxels limit the resolution, or the half maps are filtered or not independent.",
                 "warning",
             )
+        if any(map(is_masked, maps)):
+            yield Note(
+                "The half maps were masked: many of their voxels are exactly 0. A mask correlates by itself, so the "
+                "unmasked FSC is too high. Give half maps as they were reconstructed.",
+                "warning",
+            )
     elif are_the_same(curves):
         yield Note("The two maps are the same map: their FSC is 1 in every shell.", "warning")
+    elif inverted := find_inverted_contrast(curves):
+        yield Note(f"{inverted.found[0].upper()}{inverted.found[1:]}.", "warning")
 
 
 def _warnings(curves: FscCurves) -> Iterator[Note]:

@@ -14,6 +14,7 @@ from cryoeq.cli.main import run
 from cryoeq.config.fsc import FscConfig
 from cryoeq.domain.events import Note
 from cryoeq.domain.volume import Volume
+from cryoeq.errors import MapFileError
 from cryoeq.evaluation.masks import spherical_mask
 from cryoeq.io.mrc import read_map, write_map
 from cryoeq.io.text import read_json
@@ -196,14 +197,40 @@ def test_masks_of_all_kinds(maps: Path) -> None:
 
 @pytest.mark.usefixtures("_without_pictures")
 def test_other_pairs_are_neither_masked_nor_sharpened_unless_asked(maps: Path) -> None:
-    first, average = str(maps / NAMES[0]), str(maps / "average.mrc")
-    assert run(["fsc", first, average, "-o", str(maps / "pair"), "--device", "cpu"]) == 0
+    first, other = str(maps / NAMES[0]), str(maps / "other.mrc")
+    (maps / "other.mrc").write_bytes((maps / NAMES[1]).read_bytes())
+    assert run(["fsc", first, other, "-o", str(maps / "pair"), "--device", "cpu"]) == 0
     assert files(maps / "pair") == {"fsc.json", "fsc.star", "fsc.xml"}
-    assert run(["fsc", first, average, "--postprocess", "-o", str(maps / "asked"), "--device", "cpu"]) == 0
+    assert run(["fsc", first, other, "--postprocess", "-o", str(maps / "asked"), "--device", "cpu"]) == 0
     assert (maps / "asked" / "postprocess.mrc").is_file()
     assert run(["fsc", first, "--no-postprocess", "-o", str(maps / "not"), "--device", "cpu"]) == 0
     assert not (maps / "not" / "postprocess.mrc").exists()
-    assert run(["fsc", first, average, "--postprocess", "--device", "cpu"]) == 2
+    assert run(["fsc", first, other, "--postprocess", "--device", "cpu"]) == 2
+
+
+def test_pairs_that_are_sharpened_must_be_independent(maps: Path) -> None:
+    """Whatever their names are."""
+    half = read_map(maps / NAMES[1])
+    write_map(maps / "inverted.mrc", Volume(-half.values, PIXEL))
+    for other, found in (("average.mrc", "is the average or sum of both halves"), ("inverted.mrc", "anticorrelate")):
+        config = FscConfig(
+            first=maps / NAMES[0], second=maps / other, postprocess=True, output=maps / "refused", device="cpu"
+        )
+        with pytest.raises(MapFileError, match=found):
+            list(fsc(config))
+    assert not (maps / "refused").exists()
+    compared = FscConfig(first=maps / NAMES[0], second=maps / "inverted.mrc", device="cpu")
+    assert "The maps anticorrelate: their FSC is -" in warnings(compared)
+
+
+@pytest.mark.usefixtures("_without_pictures")
+def test_masked_half_maps_are_warned_of(maps: Path, tmp_path: Path) -> None:
+    k = torch.arange(N) - N // 2
+    mask = ((N // 3) - (k[:, None, None] ** 2 + k[:, None] ** 2 + k**2).float().sqrt()).clamp(0, 1)
+    assert "The half maps were masked" not in warnings(FscConfig(first=maps / NAMES[0], device="cpu"))
+    for name in NAMES:
+        write_map(tmp_path / name, Volume(read_map(maps / name).values * mask, PIXEL))
+    assert "The half maps were masked" in warnings(FscConfig(first=tmp_path / NAMES[0], device="cpu"))
 
 
 @pytest.mark.usefixtures("_without_pictures")
