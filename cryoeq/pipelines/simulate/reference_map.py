@@ -9,8 +9,9 @@ from cryoeq.domain.atoms import is_atomic_model
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import MapFileError
 from cryoeq.geometry.pointgroup import symmetry_rotations
+from cryoeq.io.compressed import without_compression_suffix
 from cryoeq.io.model import read_atoms
-from cryoeq.io.mrc import header_notes, read_map
+from cryoeq.io.mrc import header_notes, read_map, read_map_pixel_size
 from cryoeq.simulation.density import replicate_atoms, resample_map, sample_atoms, symmetrise_map
 from cryoeq.simulation.field_of_view import FieldOfView
 
@@ -40,11 +41,11 @@ def read_truth(config: SimulateConfig, device: torch.device) -> Truth:
     operators = symmetry_rotations(config.symmetry).float().to(device)
     if is_atomic_model(config.model):
         return _truth_from_atoms(config, operators, device)
-    if config.model.name.lower().endswith(_MAP_SUFFIXES):
+    if without_compression_suffix(config.model.name).lower().endswith(_MAP_SUFFIXES):
         return _truth_from_map(config, operators, device)
     raise MapFileError(
         f"{config.model}: neither an atomic model nor a map by its name",
-        f"cryoeq reads PDB (.pdb, .ent), mmCIF (.cif, .mmcif), each also as .gz, and maps ({', '.join(_MAP_SUFFIXES)})",
+        f"cryoeq reads PDB (.pdb, .ent), mmCIF (.cif, .mmcif) and maps ({', '.join(_MAP_SUFFIXES)}), each also as .gz",
         "Check MODEL",
     )
 
@@ -71,7 +72,9 @@ def _truth_from_atoms(config: SimulateConfig, operators: torch.Tensor, device: t
 def _truth_from_map(config: SimulateConfig, operators: torch.Tensor, device: torch.device) -> Truth:
     if config.assembly is not None:
         raise MapFileError(f"{config.model}: a map has no biological assemblies", "", "Leave --assembly out")
-    read = read_map(config.model)
+    read = read_map(
+        config.model, angpix=config.pixel_size_angstrom if read_map_pixel_size(config.model) is None else None
+    )
     volume = Volume(read.values.to(device), read.pixel_size_angstrom)
     old = FieldOfView(volume.box_size_px, volume.pixel_size_angstrom)
     field = FieldOfView.from_map(old, config.box_size_px, config.pixel_size_angstrom)

@@ -18,7 +18,7 @@ from cryoeq.evaluation.masks import spherical_mask
 from cryoeq.io.mrc import read_map, write_map
 from cryoeq.io.text import read_json
 from cryoeq.pipelines.resolution.fsc import fsc
-from cryoeq.pipelines.resolution.half_map_names import other_half
+from cryoeq.pipelines.resolution.half_map_names import MapPair, find_pair, other_half
 
 N, PIXEL = 48, 3.0
 NAMES = ("run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc")
@@ -77,6 +77,7 @@ def warnings(config: FscConfig) -> str:
         (NAMES[1], NAMES[0]),
         ("cryosparc_P1_J12_008_volume_map_half_A.mrc", "cryosparc_P1_J12_008_volume_map_half_B.mrc"),
         ("emd_1234_half_map_1.map", "emd_1234_half_map_2.map"),
+        ("emd_1234_half_map_1.map.gz", "emd_1234_half_map_2.map.gz"),
         ("half1_of_half2.mrc", "half1_of_half1.mrc"),
         ("map_A.mrc", "map_B.mrc"),
         ("3D_density_map_h1.mrc", "3D_density_map_h2.mrc"),
@@ -88,6 +89,16 @@ def warnings(config: FscConfig) -> str:
 def test_the_other_half_is_known_by_its_name(name: str, other: str | None) -> None:
     found = other_half(Path("half1") / name)
     assert found == (None if other is None else Path("half1") / other)
+
+
+@pytest.mark.parametrize("there", ["e_half_map_2.map", "e_half_map_2.map.gz", "e_half_map_2.map.bz2"])
+@pytest.mark.parametrize("given", ["e_half_map_1.map", "e_half_map_1.map.gz"])
+def test_the_other_half_may_be_packed(tmp_path: Path, given: str, there: str) -> None:
+    (tmp_path / there).touch()
+    for second in (None, tmp_path / there):
+        assert find_pair(FscConfig(first=tmp_path / given, second=second)) == MapPair(
+            tmp_path / given, tmp_path / there, are_halves=True
+        )
 
 
 def test_one_half_map_is_enough(done: Path) -> None:
