@@ -111,21 +111,6 @@ def _read_values(path: Path, header: MrcHeader) -> Shaped[np.ndarray, " values"]
     return np.frombuffer(values, header.dtype)
 
 
-def read_map_corner(path: Path, pixel_size_angstrom: float) -> Float[Tensor, " 3"]:
-    """Coordinates (x, y, z) of a map's first voxel in the frame of its atomic model, in Angstrom.
-
-    ORIGIN counts where it is not zero, as in ChimeraX; else NXSTART and its like, in voxels, as in CCP4.
-
-    Args:
-        path: an MRC file.
-        pixel_size_angstrom: pixel size of the map.
-    """
-    header = read_header(path, MapFileError)
-    if any(header.origin_angstrom) and all(map(math.isfinite, header.origin_angstrom)):
-        return torch.tensor(header.origin_angstrom)
-    return torch.tensor(header.start_px) * pixel_size_angstrom
-
-
 def write_map(
     path: Path, volume: Volume, *, label: str = "", origin_angstrom: tuple[float, float, float] = (0.0, 0.0, 0.0)
 ) -> None:

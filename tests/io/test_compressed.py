@@ -12,7 +12,8 @@ import torch
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import MapFileError, OutputError, ParticleFileError
 from cryoeq.io.compressed import without_compression_suffix
-from cryoeq.io.mrc import MrcStack, header_notes, read_map, read_map_corner, read_micrograph, write_map
+from cryoeq.io.map_frame import read_map_corner
+from cryoeq.io.mrc import MrcStack, header_notes, read_map, read_micrograph, write_map
 from cryoeq.io.particles import read_particles
 
 Make = Callable[..., Path]

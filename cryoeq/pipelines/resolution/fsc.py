@@ -12,17 +12,25 @@ from torch import Tensor
 from cryoeq.config.fsc import FscConfig
 from cryoeq.domain.atoms import is_atomic_model
 from cryoeq.domain.events import Event, Note, Report
-from cryoeq.domain.volume import Volume
+from cryoeq.domain.volume import Volume, frame_differences, require_same_frame
 from cryoeq.errors import ConfigError
 from cryoeq.evaluation.independence import are_the_same, require_independent
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, TRUTH_THRESHOLD, FscCurves, add_mask, compare_maps
 from cryoeq.geometry.so3 import rotation_angle_rad
+from cryoeq.io.map_frame import read_map_frame
 from cryoeq.io.mrc import header_notes, read_map, write_map
 from cryoeq.io.text import write_json
 from cryoeq.maps.alignment import MapAlignment, align_map
 from cryoeq.outputs.folder import make_folder
 from cryoeq.outputs.fsc_files import write_fsc_star, write_fsc_xml
-from cryoeq.pipelines.resolution.fsc_mask import average, curves_by_mask, find_region, make_mask, mask_warnings
+from cryoeq.pipelines.resolution.fsc_mask import (
+    average,
+    curves_by_mask,
+    find_region,
+    given_mask_warnings,
+    make_mask,
+    mask_warnings,
+)
 from cryoeq.pipelines.resolution.half_map_names import MapPair, find_pair
 from cryoeq.pipelines.resolution.postprocess import HalfMapResult, PostprocessMetrics, postprocess, sharpening_of
 from cryoeq.runtime.device import choose_device
@@ -77,6 +85,7 @@ def _compare_pair(config: FscConfig, pair: MapPair) -> Iterator[Event]:
     masked = _make_mask(config, pair, (first, second), curves, compared=with_postprocessing and folder is not None)
     if masked.mask is not None:
         curves = add_mask(curves, first, second, masked.mask, torch.Generator().manual_seed(config.seed))
+        yield from given_mask_warnings(config, pair.second if config.with_alignment else pair.first)
         yield from mask_warnings(masked.mask)
     yield from _warnings(curves)
     sharpened = None
@@ -133,10 +142,13 @@ def _require_only_maps(config: FscConfig) -> None:
 
 
 def _read_pair(config: FscConfig, pair: MapPair) -> Generator[Note, None, tuple[Volume, Volume]]:
-    device, angpix = choose_device(config.device), config.pixel_size_angstrom
-    for path in (pair.first, pair.second):
-        yield from (Note(note, "warning") for note in header_notes(path))
-    first, second = (read_map(path, angpix=angpix) for path in (pair.first, pair.second))
+    device, angpix, paths = choose_device(config.device), config.pixel_size_angstrom, (pair.first, pair.second)
+    first, second = (read_map(path, angpix=angpix) for path in paths)
+    require_same_frame(first, second)
+    notes = [note for path in paths for note in header_notes(path)]
+    if not config.with_alignment:
+        notes += frame_differences(*(read_map_frame(path, angpix=angpix) for path in paths))
+    yield from (Note(note, "warning") for note in notes)
     if angpix is None and first.pixel_size_angstrom == second.pixel_size_angstrom == 1.0:
         yield Note("A pixel size of 1 Å is often one that was never set; give the true one with --angpix.", "warning")
     return (

@@ -191,13 +191,30 @@ def test_a_map_that_is_not_a_cube_is_refused(maps: Path, capsys: pytest.CaptureF
     assert "cubic" in capsys.readouterr().err
 
 
+def warnings(config: FscConfig) -> str:
+    return " ".join(event.text for event in fsc(config) if isinstance(event, Note) and event.level == "warning")
+
+
+def test_maps_and_masks_in_other_frames_are_doubted(maps: Path) -> None:
+    first, second = maps / "half1.mrc", maps / "half2.mrc"
+    options = {"first": first, "second": second, "device": "cpu"}
+    assert "differ" not in warnings(FscConfig(**options, mask=maps / "mask.mrc"))
+    moved, coarse = maps / "moved.mrc", maps / "coarse.mrc"
+    write_map(moved, read_map(second), origin_angstrom=(0.0, 6.0, 0.0))
+    write_map(coarse, Volume(read_map(maps / "mask.mrc").values, 4.0), origin_angstrom=(-3.0, 0.0, 0.0))
+    assert "half1.mrc and moved.mrc differ by 2.0 px along y" in warnings(FscConfig(**options | {"second": moved}))
+    by_mask = warnings(FscConfig(**options, mask=coarse))
+    assert "half1.mrc and coarse.mrc differ: 3 and 4 Å" in by_mask
+    assert "half1.mrc and coarse.mrc differ by -1.0 px along x" in by_mask
+    assert "3 and 4 Å" not in warnings(FscConfig(**options, mask=coarse, pixel_size_angstrom=3.0))
+
+
 def test_a_tight_mask_is_doubted(maps: Path) -> None:
     hard = torch.zeros(N, N, N)
     hard[15:18, 15:18, 15:18] = 1
     write_map(maps / "hard.mrc", Volume(hard, PIXEL))
     config = FscConfig(first=maps / "half1.mrc", second=maps / "half2.mrc", mask=maps / "hard.mrc", device="cpu")
-    warnings = [event.text for event in fsc(config) if isinstance(event, Note) and event.level == "warning"]
-    assert any("mask" in text for text in warnings)
+    assert "mask" in warnings(config)
 
 
 @pytest.mark.gpu
