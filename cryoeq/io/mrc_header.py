@@ -94,8 +94,8 @@ class MrcHeader:
 
     @property
     def has_cubic_voxels(self) -> bool:
-        """Whether the voxel sizes that are set agree within 0.5 %."""
-        sizes = [size for size in self.voxel_size_angstrom if size]
+        """Whether the voxel sizes that are set agree within 0.5 %; of a single image, those along x and y."""
+        sizes = [size for size in self.voxel_size_angstrom[: 2 if self.shape[0] == 1 else 3] if size]
         return not sizes or math.isclose(min(sizes), max(sizes), rel_tol=_SAME_VOXEL_SIZE)
 
     @property

@@ -14,6 +14,7 @@ from cryoeq.config.fsc import FscConfig
 from cryoeq.domain.events import Note, Report
 from cryoeq.domain.volume import Volume
 from cryoeq.geometry.so3 import random_rotations
+from cryoeq.io.map_frame import read_map_frame
 from cryoeq.io.mrc import read_map, write_map
 from cryoeq.io.text import read_json
 from cryoeq.maps.alignment import mirror_map, rotate_map
@@ -126,6 +127,7 @@ def test_align_brings_a_moved_mirror_image_onto_the_truth(maps: Path, generator:
     rotation = random_rotations(1, generator)[0]
     moved = mirror_map(rotate_map(half.values, rotation, torch.tensor([2.0, 1.0, -2.0])))
     write_map(maps / "moved.mrc", Volume(moved, PIXEL))
+    write_map(maps / "truth.mrc", read_map(maps / "truth.mrc"), origin_angstrom=(9.0, 0.0, -3.0))
     curves = {}
     for name, with_alignment in (("half1", False), ("moved", True), ("moved", False)):
         out = maps / f"{name}_{with_alignment}"
@@ -142,6 +144,7 @@ def test_align_brings_a_moved_mirror_image_onto_the_truth(maps: Path, generator:
         assert (figures["alignment"] is not None) == with_alignment
         assert (out / "aligned.mrc").is_file() == with_alignment
         if with_alignment:
+            assert read_map_frame(out / "aligned.mrc").corner_angstrom == (9.0, 0.0, -3.0), "it lies on the truth"
             assert figures["alignment"]["is_mirrored"]
             assert any(isinstance(event, Note) and "mirrored, rotated" in event.text for event in events)
     np.testing.assert_allclose(curves["moved", True][:12], curves["half1", False][:12], atol=0.05)

@@ -15,12 +15,14 @@ from cryoeq.config.fsc import FscConfig
 from cryoeq.domain.events import Note
 from cryoeq.domain.volume import Volume
 from cryoeq.evaluation.masks import spherical_mask
+from cryoeq.io.map_frame import read_map_frame
 from cryoeq.io.mrc import read_map, write_map
 from cryoeq.io.text import read_json
 from cryoeq.pipelines.resolution.fsc import fsc
 from cryoeq.pipelines.resolution.half_map_names import MapPair, find_pair, other_half
 
 N, PIXEL = 48, 3.0
+CORNER = (-72.0, 0.0, 12.0)
 NAMES = ("run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc")
 DATA_FILES = {
     "fsc.json", "mask.mrc", "postprocess.mrc", "postprocess.star", "postprocess_fsc.dat", "postprocess_fsc.xml",
@@ -43,7 +45,7 @@ def maps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = particle(generator)
     halves = [values + 0.3 * torch.randn(values.shape, generator=generator) for _ in NAMES]
     for name, half in zip(NAMES, halves, strict=True):
-        write_map(folder / name, Volume(half, PIXEL))
+        write_map(folder / name, Volume(half, PIXEL), origin_angstrom=CORNER)
     write_map(folder / "average.mrc", Volume((halves[0] + halves[1]) / 2, PIXEL))
     return folder
 
@@ -164,6 +166,11 @@ def test_the_xml_has_the_schema_of_relions(done: Path, reference_data: Path) -> 
             assert {point.tag for point in root} == {"coordinate"}
             assert {tuple(axis.tag for axis in point) for point in root} == {("x", "y")}
         assert ours[0].findtext("x") == theirs[0].findtext("x") == "0.001001"
+
+
+def test_maps_lie_where_the_half_maps_lie(done: Path) -> None:
+    for name in ("postprocess", "postprocess_masked", "mask"):
+        assert read_map_frame(done / f"{name}.mrc").corner_angstrom == CORNER
 
 
 def test_maps_are_written_for_others_to_read(done: Path) -> None:

@@ -254,7 +254,9 @@ def test_a_packed_map_is_a_map_and_a_missing_pixel_size_can_be_given(map_path: P
     with mrcfile.open(map_path, "r+") as mrc:
         mrc.header.cella.x = 0.0
     config = SimulateConfig(model=map_path, output=tmp_path / "out", pixel_size_angstrom=3.0)
-    assert read_truth(config, cpu).volume.pixel_size_angstrom == 3.0
+    truth = read_truth(config, cpu)
+    assert truth.volume.pixel_size_angstrom == 3.0
+    assert "that of --angpix is taken" in next(note.text for note in truth.notes if note.level == "warning")
 
 
 @pytest.mark.gpu
