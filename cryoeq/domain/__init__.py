@@ -32,6 +32,11 @@ CTF. Protein is bright. lambda = 12.2643247 / sqrt(V (1 + 0.978466e-6 V)) Angstr
     conventions/test_page.test_ctf_is_positive_at_the_origin_and_squared_where_premultiplied]
 Hand. Projections cannot tell a map from its mirror image: V'(z, y, x) = V(-z, y, x) with A' = J A J,
     J = diag(1, 1, -1), gives the same images. [conventions/test_page.test_the_other_hand_gives_the_same_images]
+Frame. Two maps are compared voxel by voxel, whatever their headers say; a model lies in the frame of its map's header.
+    There the first voxel is at ORIGIN where that is not zero, else at NXSTART times the pixel size, x, y and z alike.
+    Origins that differ by 0.1 pixels and pixel sizes that differ by 0.5 % are said.
+    [io/test_map_frame.test_one_corner_of_two_fields, domain/test_volume.test_an_origin_is_said_in_pixels_and_angstrom,
+    domain/test_volume.test_a_pixel_size_is_said_with_both_values]
 Shells. Shell of a coefficient: ROUND(|k|). Resolution of shell i: n * pixel size / i. A resolution is that of the last
     shell before the curve first drops below the threshold: 0.143 between half maps, 0.5 against a truth.
     [evaluation/test_resolution.test_shells_are_those_of_relion,

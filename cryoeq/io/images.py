@@ -103,8 +103,8 @@ def open_bare_stack(path: Path) -> tuple[LazyImages, tuple[str, ...]]:
     """All images of one stack, given without a star file, and notes on its header. Reads no pixels."""
     stack = MrcStack.open(path)
     check_boxes((stack,))
-    count = len(stack)
-    return LazyImages((stack,), torch.zeros(count, dtype=torch.long), torch.arange(count)), stack.notes
+    images = LazyImages((stack,), torch.zeros(len(stack), dtype=torch.long), torch.arange(len(stack)))
+    return images, (*stack.notes, *stack.header.pixel_size_notes)
 
 
 def check_boxes(stacks: tuple[MrcStack, ...]) -> None:

@@ -1,70 +1,114 @@
 """MRC maps and particle stacks."""
 
 import math
+import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Float32, Int, Shaped
 from torch import Tensor
 
 from cryoeq.domain.volume import Volume
-from cryoeq.errors import MapFileError, ParticleFileError
+from cryoeq.errors import MapFileError, OutputError, ParticleFileError
 from cryoeq.io.atomic import atomic_path
-from cryoeq.io.mrc_header import HEADER_BYTES, MrcHeader, ValueStatistics, build_header, read_header, with_origin
+from cryoeq.io.compressed import open_compressed, unpacked_chunks
+from cryoeq.io.mrc_header import (
+    HEADER_BYTES,
+    MrcHeader,
+    ValueStatistics,
+    build_header,
+    read_header,
+    require_all_data,
+    with_origin,
+)
+from cryoeq.io.scratch import mapped_file
 
 
 def header_notes(path: Path) -> tuple[str, ...]:
     """Oddities of the header of a readable map, one sentence each; empty for an ordinary one."""
-    return read_header(path, MapFileError).notes
+    header = read_header(path, MapFileError)
+    cubic = f"{path.name}: {_voxel_sizes_text(header)} by its header; they are taken as cubic."
+    return (*header.notes, *header.pixel_size_notes, *(() if header.has_cubic_voxels else (cubic,)))
+
+
+def read_map_pixel_size(path: Path) -> float | None:
+    """Pixel size in Angstrom of a map by its header; None where it is missing, implausible, or differs by axis."""
+    header = read_header(path, MapFileError)
+    return header.pixel_size_angstrom if header.has_cubic_voxels else None
 
 
 def read_map(path: Path, *, angpix: float | None = None) -> Volume:
     """Read a cubic map as float32, axes (z, y, x) whatever their order in the file.
 
     Args:
-        path: an MRC file of mode 0, 1, 2, 6 or 12.
+        path: an MRC file of mode 0, 1, 2, 6 or 12, plain or packed by gzip or bzip2.
         angpix: pixel size in Angstrom; overrides that of the header.
 
     Raises:
-        MapFileError: not an MRC file, truncated, not cubic, NaN voxels, or no pixel size.
+        MapFileError: not an MRC file, truncated, not cubic, axes that are not orthogonal, NaN voxels, or no pixel size.
     """
     header = read_header(path, MapFileError)
-    if len(set(header.shape)) != 1:
-        found = f"{path} is {' x '.join(map(str, header.shape))} voxels"
-        raise MapFileError(found, "cryoeq reads cubic maps", "Pad or crop it to a cube")
-    pixel_size = angpix if angpix is not None else header.pixel_size_angstrom
-    if pixel_size is None or not (math.isfinite(pixel_size) and pixel_size > 0):
+    _require_cube(path, header)
+    if angpix is None and not header.has_cubic_voxels:
         raise MapFileError(
-            f"{path}: pixel size missing or zero", "cryoeq needs the side of a voxel", "Give it with --angpix"
+            f"{path}: {_voxel_sizes_text(header)}",
+            "cryoeq needs cubic voxels",
+            "Resample the map, or give the true pixel size with --angpix where the header is wrong",
         )
-    stored = np.fromfile(path, header.dtype, count=math.prod(header.shape), offset=header.data_offset)
+    pixel_size = _pixel_size(path, header, angpix)
+    stored = _read_values(path, header).reshape(header.shape)
     order = [header.axes.index(axis) for axis in (3, 2, 1)]
-    values = np.ascontiguousarray(stored.reshape(header.shape).transpose(order), dtype=np.float32)
+    values = np.ascontiguousarray(stored.transpose(order), dtype=np.float32)
     if bad := int(values.size - np.isfinite(values).sum()):
         raise MapFileError(
             f"{path}: {bad} voxels are NaN or infinite", "cryoeq needs finite densities", "Make the map again"
         )
-    return Volume(torch.from_numpy(values), float(pixel_size))
+    return Volume(torch.from_numpy(values), pixel_size)
 
 
-def read_map_corner(path: Path, pixel_size_angstrom: float) -> Float[Tensor, " 3"]:
-    """Coordinates (x, y, z) of a map's first voxel in the frame of its atomic model, in Angstrom.
+def _require_cube(path: Path, header: MrcHeader) -> None:
+    if len(set(header.shape)) != 1:
+        found = f"{path} is {' x '.join(map(str, header.shape))} voxels"
+        raise MapFileError(found, "cryoeq reads cubic maps", "Pad or crop it to a cube")
+    if not header.has_right_angles:
+        alpha, beta, gamma = header.angles_deg
+        raise MapFileError(
+            f"{path}: the angles of its cell (CELLB) are {alpha:g}, {beta:g} and {gamma:g}°",
+            "cryoeq needs orthogonal axes",
+            "Resample the map onto an orthogonal grid, or set the angles to 90 where the header is wrong",
+        )
 
-    ORIGIN counts where it is not zero, as in ChimeraX; else NXSTART and its like, in voxels, as in CCP4.
 
-    Args:
-        path: an MRC file.
-        pixel_size_angstrom: pixel size of the map.
-    """
-    header = read_header(path, MapFileError)
-    if any(header.origin_angstrom) and all(map(math.isfinite, header.origin_angstrom)):
-        return torch.tensor(header.origin_angstrom)
-    return torch.tensor(header.start_px) * pixel_size_angstrom
+def _voxel_sizes_text(header: MrcHeader) -> str:
+    x, y, z = (f"{size:.6g}" if size else "unknown" for size in header.voxel_size_angstrom)
+    return f"the voxels are {x} Å along x, {y} Å along y and {z} Å along z"
+
+
+def _pixel_size(path: Path, header: MrcHeader, angpix: float | None) -> float:
+    pixel_size = header.pixel_size_angstrom if angpix is None else angpix
+    if pixel_size is None or not (math.isfinite(pixel_size) and pixel_size > 0):
+        fault = header.pixel_size_fault if angpix is None else "pixel size missing or zero"
+        raise MapFileError(f"{path}: {fault}", "cryoeq needs the side of a pixel", "Give it with --angpix")
+    return float(pixel_size)
+
+
+def _read_values(path: Path, header: MrcHeader) -> Shaped[np.ndarray, " values"]:
+    """All values of a map, in the file's order and type."""
+    if not header.is_compressed:
+        return np.fromfile(path, header.dtype, count=math.prod(header.shape), offset=header.data_offset)
+    values = bytearray()
+    with open_compressed(path, MapFileError) as unpacked:
+        for chunk in unpacked_chunks(unpacked, header.data_offset, header.data_bytes):
+            values += chunk
+    require_all_data(path, header, header.data_offset + len(values), MapFileError)
+    return np.frombuffer(values, header.dtype)
 
 
 def write_map(
@@ -99,7 +143,7 @@ def read_micrograph(path: Path, *, angpix: float | None = None) -> tuple[Float[T
     """Read a file of one image, square or not.
 
     Args:
-        path: an MRC file of mode 0, 1, 2, 6 or 12.
+        path: an MRC file of mode 0, 1, 2, 6 or 12, plain or packed by gzip or bzip2.
         angpix: pixel size in Angstrom; overrides that of the header.
 
     Returns:
@@ -112,16 +156,11 @@ def read_micrograph(path: Path, *, angpix: float | None = None) -> tuple[Float[T
     if header.shape[0] != 1:
         found = f"{path} holds {header.shape[0]} images"
         raise MapFileError(found, "One image was expected", "Sum or average a movie, or take one image out")
-    pixel_size = angpix if angpix is not None else header.pixel_size_angstrom
-    if pixel_size is None:
-        raise MapFileError(
-            f"{path}: pixel size missing or zero", "cryoeq needs the side of a pixel", "Give it with --angpix"
-        )
-    stored = np.fromfile(path, header.dtype, count=math.prod(header.shape), offset=header.data_offset)
-    values = stored.reshape(header.shape[1:]).astype(np.float32)
+    pixel_size = _pixel_size(path, header, angpix)
+    values = _read_values(path, header).reshape(header.shape[1:]).astype(np.float32)
     if not np.isfinite(values).all():
         raise MapFileError(f"{path}: pixels are NaN or infinite", "cryoeq needs finite pixels", "Make the image again")
-    return torch.from_numpy(values), float(pixel_size)
+    return torch.from_numpy(values), pixel_size
 
 
 def write_image(path: Path, values: Float[Tensor, "ny nx"], pixel_size_angstrom: float, *, label: str = "") -> None:
@@ -154,17 +193,22 @@ class MrcStack:
     Args:
         path: the ``.mrcs`` or ``.mrc`` file.
         header: its header.
+        unpacked: all images, on the disk of temporary files, where the file is packed by gzip or bzip2; else None.
     """
 
     path: Path
     header: MrcHeader
+    unpacked: np.memmap[Any, np.dtype[Any]] | None = None
 
     @classmethod
     def open(cls, path: Path) -> "MrcStack":
         """Read the header; the pixels stay on the disk.
 
+        A file that is packed by gzip or bzip2 is unpacked as a whole, on the disk of temporary files (TMPDIR).
+
         Raises:
             ParticleFileError: not an MRC file, truncated, or its images are not square.
+            OutputError: there is no room to unpack it.
         """
         header = read_header(path, ParticleFileError)
         if header.shape[1] != header.shape[2]:
@@ -172,7 +216,7 @@ class MrcStack:
             raise ParticleFileError(
                 found, "cryoeq reads square particle images", "Extract the particles in square boxes"
             )
-        return cls(path, header)
+        return cls(path, header, _unpacked_images(path, header) if header.is_compressed else None)
 
     def __len__(self) -> int:
         return self.header.shape[0]
@@ -184,13 +228,25 @@ class MrcStack:
 
     @property
     def pixel_size_angstrom(self) -> float | None:
-        """Pixel size of the header; None where it is zero or implausible."""
+        """Pixel size of the header; None where it is zero, implausible, or differs between x and y."""
         return self.header.pixel_size_angstrom
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Oddities of the header, one sentence each."""
-        return self.header.notes
+        """Oddities of the file, one sentence each."""
+        found = list(self.header.notes)
+        if self.header.axes != (3, 2, 1):
+            columns, rows = self.header.axes[2], self.header.axes[1]
+            found.append(
+                f"{self.path.name}: MAPC and MAPR are {columns} and {rows}, where 1 and 2 are usual; as in RELION, "
+                "the columns of its images are taken for x and the rows for y."
+            )
+        if self.unpacked is not None:
+            found.append(
+                f"{self.path.name} is compressed: it was unpacked into {tempfile.gettempdir()} "
+                f"({self.header.data_bytes / 2**20:.3g} MiB) for as long as the run lasts."
+            )
+        return tuple(found)
 
     def read(self, slices: Int[np.ndarray, " slices"]) -> Float32[np.ndarray, "slices n n"]:
         """Images, by number from 0, as float32 whatever their type in the file; neighbours in one go.
@@ -200,6 +256,8 @@ class MrcStack:
         Raises:
             ParticleFileError: an image is not there any more; the message names file and image.
         """
+        if self.unpacked is not None:
+            return np.asarray(self.unpacked[slices], dtype=np.float32)
         images = np.empty((len(slices), *self.header.shape[1:]), self.header.dtype)
         image_bytes = math.prod(self.header.shape[1:]) * self.header.dtype.itemsize
         breaks = (np.flatnonzero(np.diff(slices) != 1) + 1).tolist()
@@ -218,6 +276,31 @@ class MrcStack:
             advice = "Put the stack back as it was and go on with --resume, or remove its particles from the star file"
             raise ParticleFileError(found, "Stacks must stay as they are during a run", advice) from error
         return np.asarray(images, dtype=np.float32)
+
+
+def _unpacked_images(path: Path, header: MrcHeader) -> np.memmap[Any, np.dtype[Any]]:
+    """All images of a packed stack, in a file without a name."""
+    size = header.data_offset
+
+    def counted(chunks: Iterator[bytes]) -> Iterator[bytes]:
+        nonlocal size
+        for chunk in chunks:
+            size += len(chunk)
+            yield chunk
+        require_all_data(path, header, size, ParticleFileError)
+
+    with open_compressed(path, ParticleFileError) as unpacked:
+        try:
+            pieces = counted(unpacked_chunks(unpacked, header.data_offset, header.data_bytes))
+            return mapped_file(pieces, header.dtype, header.shape)
+        except OSError as error:
+            if error.errno is None:
+                raise
+            raise OutputError(
+                f"{path} cannot be unpacked into {tempfile.gettempdir()}: {error.strerror}",
+                f"Its images take {header.data_bytes / 2**30:.3g} GiB",
+                "Set TMPDIR to a folder with room, or unpack the file yourself with gunzip or bunzip2",
+            ) from error
 
 
 class StackWriter:

@@ -12,6 +12,7 @@ from torch import Tensor
 from cryoeq.domain.particles import ParticleTable
 from cryoeq.domain.pose import Poses
 from cryoeq.errors import ParticleFileError
+from cryoeq.io.compressed import without_compression_suffix
 from cryoeq.io.cryosparc import CS_SUFFIX, read_cs
 from cryoeq.io.euler import relion_euler_deg, rotations_from_euler_deg
 from cryoeq.io.images import LazyImages, locate_images, open_bare_stack
@@ -61,7 +62,7 @@ def read_particles(
     Raises:
         ParticleFileError: anything that is wrong with the input, with the column, row or file concerned.
     """
-    if path.suffix.lower() in STACK_SUFFIXES:
+    if Path(without_compression_suffix(path.name)).suffix.lower() in STACK_SUFFIXES:
         images, notes = open_bare_stack(path)
         star = _star_of_bare_stack(path, len(images))
         angpix = angpix if angpix is not None else images.stacks[0].pixel_size_angstrom

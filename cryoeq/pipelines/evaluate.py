@@ -1,5 +1,6 @@
 """``cryoeq evaluate``: pose errors against a truth, and a bound on the error of an encoder on new images."""
 
+import math
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 from cryoeq.config.evaluate import EvaluateConfig
 from cryoeq.domain.events import Event, Note, Report
+from cryoeq.domain.volume import SAME_PIXEL_SIZE
 from cryoeq.errors import ConfigError, ParticleFileError
 from cryoeq.evaluation.poses import PoseErrors, PoseGauge, compare_poses, summarise_errors
 from cryoeq.io.labels import IMAGE_NAME
@@ -63,6 +65,8 @@ def _compare(
             f"{len(truth) - len(rows)} of {len(truth)} images of {truth_path} have no predicted pose.", "warning"
         )
     pixel_size = star_pixel_size(truth, angpix=config.pixel_size_angstrom)
+    if config.pixel_size_angstrom is None:
+        yield from _pixel_size_warnings(predicted, truth)
     errors = compare_poses(
         star_poses(predicted, angpix=config.pixel_size_angstrom).to(device),
         star_poses(truth, angpix=config.pixel_size_angstrom)[torch.from_numpy(rows)].to(device),
@@ -127,6 +131,20 @@ def _row_of_names(star: StarTable) -> dict[str, int]:
             "Remove the duplicates",
         )
     return row_of
+
+
+def _pixel_size_warnings(predicted: StarTable, truth: StarTable) -> Iterator[Note]:
+    """A warning where both tables give the same images different pixel sizes."""
+    try:
+        ours, theirs = star_pixel_size(predicted), star_pixel_size(truth)
+    except ParticleFileError:  # a table of poses alone needs none
+        return
+    if not math.isclose(ours, theirs, rel_tol=SAME_PIXEL_SIZE):
+        yield Note(
+            f"The pixel sizes of {predicted.path} and {truth.path} differ: {ours:.6g} and {theirs:.6g} Å. Shifts are "
+            "compared in Å, as each file has them; give the true pixel size with --angpix if one is wrong.",
+            "warning",
+        )
 
 
 def _warnings(errors: PoseErrors) -> Iterator[Note]:

@@ -140,7 +140,7 @@ def test_bad_maps(tmp_path: Path, generator: torch.Generator) -> None:
     ("content", "said"),
     [
         (b"_rlnImageName #1\n" * 100, "is not an MRC file"),
-        (b"short", "shorter than an MRC header"),
+        (b"\0\1short", "shorter than an MRC header"),
         (bytes(4096), "is not an MRC file"),
         (b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 16, "is not an MRC file"),
     ],

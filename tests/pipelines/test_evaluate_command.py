@@ -21,8 +21,8 @@ N = 200
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def write_star(path: Path, poses: Poses, names: list[str] | None) -> Path:
-    optics = {"rlnOpticsGroup": np.array(["1"]), "rlnImagePixelSize": np.array(["2.0"])}
+def write_star(path: Path, poses: Poses, names: list[str] | None, angpix: float = 2.0) -> Path:
+    optics = {"rlnOpticsGroup": np.array(["1"]), "rlnImagePixelSize": np.array([f"{angpix}"])}
     columns = {"rlnDefocusU": np.full(len(poses), "15000.0")}
     if names is not None:
         columns["rlnImageName"] = np.array(names)
@@ -146,3 +146,13 @@ def test_cpu_and_gpu_agree(tmp_path: Path, predicted: Poses, truth: Poses, names
     assert figures[0]["hand"] == figures[1]["hand"]
     for kind in ("rotation_deg", "view_direction_deg", "in_plane_deg", "shift_px"):
         assert figures[0][kind] == pytest.approx(figures[1][kind], abs=1e-3)
+
+
+@pytest.mark.parametrize(("angpix", "is_doubted"), [(2.005, False), (2.1, True)])
+def test_pixel_sizes_that_differ_are_doubted(
+    tmp_path: Path, truth: Poses, names: list[str], angpix: float, is_doubted: bool
+) -> None:
+    paths = write_star(tmp_path / "p.star", truth, names, angpix), write_star(tmp_path / "t.star", truth, names)
+    config = EvaluateConfig(predicted=paths[0], truth=paths[1], device="cpu")
+    said = [event.text for event in evaluate(config) if isinstance(event, Note) and event.level == "warning"]
+    assert any("differ: 2.1 and 2 Å" in text for text in said) == is_doubted

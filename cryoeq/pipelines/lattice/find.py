@@ -11,7 +11,7 @@ from torch import Tensor
 from cryoeq.config.lattice import FindConfig
 from cryoeq.domain.events import Event, Note, Report
 from cryoeq.errors import NoLatticeError
-from cryoeq.io.mrc import read_micrograph, write_image
+from cryoeq.io.mrc import header_notes, read_micrograph, write_image
 from cryoeq.io.text import write_json
 from cryoeq.lattice.indexing import (
     MIN_SCORE,
@@ -62,6 +62,7 @@ def find(config: FindConfig) -> Iterator[Event]:
         OutputError: a file cannot be written.
     """
     image, pixel_size = read_micrograph(config.micrograph, angpix=config.pixel_size_angstrom)
+    yield from (Note(text, "warning") for text in header_notes(config.micrograph))
     folder = make_folder(config.output)
     spectrum = whiten_spectrum(
         image,

@@ -8,9 +8,10 @@ import torch
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.domain.events import Note
 from cryoeq.domain.particles import ParticleTable
-from cryoeq.domain.volume import Volume, require_same_frame
+from cryoeq.domain.volume import MapFrame, Volume, frame_differences, require_same_frame
 from cryoeq.evaluation.resolution import compare_maps, require_mask
-from cryoeq.io.mrc import read_map
+from cryoeq.io.map_frame import read_map_frame
+from cryoeq.io.mrc import header_notes, read_map, read_map_pixel_size
 from cryoeq.maps.alignment import align_map
 
 _TRUTH_THRESHOLD = 0.5
@@ -23,7 +24,7 @@ class SuppliedMaps:
     Args:
         mask: values between 0 and 1 in the frame of the maps; None without.
         reference: map in any frame; None without.
-        notes: notes on files that are not used, and the reason.
+        notes: doubts about the files, and the reason where one is not used.
     """
 
     mask: Volume | None = None
@@ -39,20 +40,21 @@ def read_supplied_maps(config: ReconstructConfig, table: ParticleTable) -> Suppl
         table: particles, whose box and pixel size both maps must have.
 
     Raises:
-        MapFileError: one cannot be read, or has another box or pixel size than the images.
+        MapFileError: one cannot be read or has another box than the images, or the reference another pixel size.
     """
-    box = table.box_size_px
-    empty = Volume(torch.zeros(box, box, box), table.pixel_size_angstrom)
-    mask, reference = _read(config.input.mask), _read(config.input.reference)
+    box, pixel = table.box_size_px, table.pixel_size_angstrom
+    of_images = Volume(torch.zeros(box, box, box), pixel)
+    (reference, notes), (mask, of_mask) = _read(config.input.reference, pixel), _read(config.input.mask, pixel)
     if reference is not None:
-        require_same_frame(reference, empty)
-    if mask is None:
-        return SuppliedMaps(None, reference)
+        require_same_frame(reference, of_images, names="the reference and the images")
+    if mask is None or config.input.mask is None:
+        return SuppliedMaps(None, reference, notes)
     if config.pose_inference != "known":
         note = "The mask is not used: a map found without poses lies in a frame of its own. Use cryoeq fsc --mask."
-        return SuppliedMaps(None, reference, (Note(note, "warning"),))
-    require_mask(mask, empty)
-    return SuppliedMaps(mask, reference)
+        return SuppliedMaps(None, reference, (*notes, Note(note, "warning")))
+    require_mask(mask, of_images)
+    differences = frame_differences(MapFrame("the reconstruction", pixel), read_map_frame(config.input.mask))
+    return SuppliedMaps(mask, reference, (*notes, *of_mask, *(Note(text, "warning") for text in differences)))
 
 
 def compare_with_reference(found: Volume, reference: Volume) -> float | None:
@@ -61,5 +63,14 @@ def compare_with_reference(found: Volume, reference: Volume) -> float | None:
     return compare_maps(moved, reference).resolutions_angstrom(_TRUTH_THRESHOLD)["unmasked"]
 
 
-def _read(path: Path | None) -> Volume | None:
-    return None if path is None else read_map(path)
+def _read(path: Path | None, pixel_size_angstrom: float) -> tuple[Volume | None, tuple[Note, ...]]:
+    """A map, with the pixel size of the images where its header has none, and notes on its header."""
+    if path is None:
+        return None, ()
+    notes = [Note(text, "warning") for text in header_notes(path)]
+    angpix = None
+    if read_map_pixel_size(path) is None:
+        angpix = pixel_size_angstrom
+        text = f"{path.name}: its header has no pixel size of use; {angpix:.6g} Å is taken, as of the images."
+        notes.append(Note(text, "warning"))
+    return read_map(path, angpix=angpix), tuple(notes)

@@ -12,7 +12,7 @@ from torch import Tensor
 from cryoeq.config.fsc import FscConfig
 from cryoeq.domain.atoms import is_atomic_model
 from cryoeq.domain.events import Event, Note, Report
-from cryoeq.domain.volume import Volume
+from cryoeq.domain.volume import MapFrame, Volume, frame_differences, require_same_frame
 from cryoeq.errors import ConfigError
 from cryoeq.evaluation.independence import (
     are_the_same,
@@ -23,12 +23,20 @@ from cryoeq.evaluation.independence import (
 )
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, TRUTH_THRESHOLD, FscCurves, add_mask, compare_maps
 from cryoeq.geometry.so3 import rotation_angle_rad
+from cryoeq.io.map_frame import read_map_frame
 from cryoeq.io.mrc import header_notes, read_map, write_map
 from cryoeq.io.text import write_json
 from cryoeq.maps.alignment import MapAlignment, align_map
 from cryoeq.outputs.folder import make_folder
 from cryoeq.outputs.fsc_files import write_fsc_star, write_fsc_xml
-from cryoeq.pipelines.resolution.fsc_mask import average, curves_by_mask, find_region, make_mask, mask_warnings
+from cryoeq.pipelines.resolution.fsc_mask import (
+    average,
+    curves_by_mask,
+    find_region,
+    given_mask_warnings,
+    make_mask,
+    mask_warnings,
+)
 from cryoeq.pipelines.resolution.half_map_names import MapPair, find_pair
 from cryoeq.pipelines.resolution.postprocess import HalfMapResult, PostprocessMetrics, postprocess, sharpening_of
 from cryoeq.runtime.device import choose_device
@@ -72,6 +80,7 @@ def _compare_pair(config: FscConfig, pair: MapPair) -> Iterator[Event]:
     folder = config.output
     with_postprocessing = pair.are_halves if config.postprocess is None else config.postprocess
     first, second = yield from _read_pair(config, pair)
+    frame = read_map_frame(pair.second if config.with_alignment else pair.first, angpix=config.pixel_size_angstrom)
     alignment = None
     if config.with_alignment:
         alignment = align_map(first, second, with_hand=True)
@@ -84,27 +93,30 @@ def _compare_pair(config: FscConfig, pair: MapPair) -> Iterator[Event]:
     masked = _make_mask(config, pair, (first, second), curves, compared=with_postprocessing and folder is not None)
     if masked.mask is not None:
         curves = add_mask(curves, first, second, masked.mask, torch.Generator().manual_seed(config.seed))
+        yield from given_mask_warnings(config, pair.second if config.with_alignment else pair.first)
         yield from mask_warnings(masked.mask)
     yield from _warnings(curves)
     sharpened = None
     if folder is not None and masked.by_mask is not None:
-        result = HalfMapResult(pair, first, second, curves, masked.mask, masked.kind, masked.by_mask)
+        result = HalfMapResult(
+            pair, first, second, curves, masked.mask, masked.kind, masked.by_mask, frame.corner_angstrom
+        )
         sharpened = yield from postprocess(make_folder(folder), result, sharpening_of(config, curves))
     threshold = _threshold(config, pair)
     yield Report(f"Resolution of {pair.first.name} and {pair.second.name}", _rows(curves, sharpened, threshold))
     results = _as_json(config, pair, masked.kind, curves, alignment) | _sharpened_as_json(curves, sharpened)
-    results |= yield from _in_detail(config, first, second, masked.mask)
+    results |= yield from _in_detail(config, first, second, masked.mask, frame)
     if config.json_file is not None:
         write_json(config.json_file, results)
         yield Note(f"Results: {config.json_file}")
     if folder is not None:
         write_json(make_folder(folder) / "fsc.json", results)
     if folder is not None and sharpened is None:
-        yield from _write_curves(folder, pair, curves, threshold, first if alignment else None)
+        yield from _write_curves(folder, pair, curves, threshold, first if alignment else None, frame)
 
 
 def _in_detail(
-    config: FscConfig, first: Volume, second: Volume, mask: Volume | None
+    config: FscConfig, first: Volume, second: Volume, mask: Volume | None, frame: MapFrame
 ) -> Generator[Event, None, dict[str, object]]:
     """Resolution by direction and by position, where requested; the results of each under its name."""
     results: dict[str, object] = {}
@@ -116,8 +128,10 @@ def _in_detail(
     if config.with_local_resolution and folder is not None:
         from cryoeq.pipelines.resolution.local_resolution import local_resolution
 
-        phases = torch.Generator().manual_seed(config.seed)
-        results["local_resolution"] = yield from local_resolution(first, second, mask, folder, generator=phases)
+        phases, corner = torch.Generator().manual_seed(config.seed), frame.corner_angstrom
+        results["local_resolution"] = yield from local_resolution(
+            first, second, mask, folder, generator=phases, corner_angstrom=corner
+        )
     return results
 
 
@@ -140,10 +154,13 @@ def _require_only_maps(config: FscConfig) -> None:
 
 
 def _read_pair(config: FscConfig, pair: MapPair) -> Generator[Note, None, tuple[Volume, Volume]]:
-    device, angpix = choose_device(config.device), config.pixel_size_angstrom
-    for path in (pair.first, pair.second):
-        yield from (Note(note, "warning") for note in header_notes(path))
-    first, second = (read_map(path, angpix=angpix) for path in (pair.first, pair.second))
+    device, angpix, paths = choose_device(config.device), config.pixel_size_angstrom, (pair.first, pair.second)
+    first, second = (read_map(path, angpix=angpix) for path in paths)
+    require_same_frame(first, second)
+    notes = [note for path in paths for note in header_notes(path)]
+    if not config.with_alignment:
+        notes += frame_differences(*(read_map_frame(path, angpix=angpix) for path in paths))
+    yield from (Note(note, "warning") for note in notes)
     if angpix is None and first.pixel_size_angstrom == second.pixel_size_angstrom == 1.0:
         yield Note("A pixel size of 1 Å is often one that was never set; give the true one with --angpix.", "warning")
     return (
@@ -302,7 +319,7 @@ def _alignment_as_json(alignment: MapAlignment) -> dict[str, object]:
 
 
 def _write_curves(
-    folder: Path, pair: MapPair, curves: FscCurves, threshold: float, aligned: Volume | None
+    folder: Path, pair: MapPair, curves: FscCurves, threshold: float, aligned: Volume | None, frame: MapFrame
 ) -> Iterator[Note]:
     from cryoeq.outputs.evaluation_plots import plot_fsc  # see postprocess._draw
 
@@ -311,6 +328,7 @@ def _write_curves(
     plot_fsc(folder / "fsc.png", curves, title=f"{pair.first.name} and {pair.second.name}", threshold=threshold)
     names = "fsc.star, fsc.xml, fsc.png, fsc.json"
     if aligned is not None:
-        write_map(folder / "aligned.mrc", aligned, label="aligned by cryoeq fsc --align")
+        label = "aligned by cryoeq fsc --align"
+        write_map(folder / "aligned.mrc", aligned, label=label, origin_angstrom=frame.corner_angstrom)
         names += ", aligned.mrc"
     yield Note(f"Written to {folder}: {names}")

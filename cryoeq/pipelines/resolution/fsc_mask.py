@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cryoeq.config.fsc import FscConfig
 from cryoeq.domain.events import Note
-from cryoeq.domain.volume import Volume
+from cryoeq.domain.volume import Volume, frame_differences
 from cryoeq.evaluation.masks import (
     ParticleRegion,
     find_particle,
@@ -20,13 +20,15 @@ from cryoeq.evaluation.masks import (
 )
 from cryoeq.evaluation.resolution import FscCurves
 from cryoeq.geometry.shells import fourier_shell_correlation
-from cryoeq.io.mrc import read_map
+from cryoeq.io.map_frame import read_map_frame
+from cryoeq.io.mrc import header_notes, read_map
 
 _LOW_PASS_ANGSTROM = 15.0
 _MIN_EXTENSION_ANGSTROM, _MIN_EDGE_ANGSTROM, _MIN_EDGE_PX = 6.0, 8.0, 4
 _EDGE_IN_RESOLUTIONS = 1.5
 # As in `cryodrgn_utils fsc`, which draws the same set.
 _LOOSE_EXTENSION_ANGSTROM, _LOOSE_EDGE_ANGSTROM = 25.0, 15.0
+_MADE_MASKS = {"auto", "sphere", "none"}
 _AT_BOX_EDGE, _HARD_STEP = 0.1, 0.5
 
 
@@ -96,6 +98,20 @@ def curves_by_mask(first: Volume, second: Volume, region: ParticleRegion) -> dic
     del sphere  # at 512 pixels each mask is half a gigabyte
     loose = region.mask(_LOOSE_EXTENSION_ANGSTROM, max(_LOOSE_EDGE_ANGSTROM, min_edge)).values
     return {**curves, "loose": fourier_shell_correlation(first.values, second.values, loose)}
+
+
+def given_mask_warnings(config: FscConfig, path: Path) -> Iterator[Note]:
+    """Warnings of a mask from a file whose header does not fit that of the map; none for other masks.
+
+    Args:
+        config: settings of the command.
+        path: map that the mask is laid over.
+    """
+    if config.mask is None or str(config.mask) in _MADE_MASKS:
+        return
+    of_map, of_mask = (read_map_frame(file, angpix=config.pixel_size_angstrom) for file in (path, config.mask))
+    found = (*header_notes(config.mask), *frame_differences(of_map, of_mask))
+    yield from (Note(text, "warning") for text in found)
 
 
 def mask_warnings(mask: Volume) -> Iterator[Note]:

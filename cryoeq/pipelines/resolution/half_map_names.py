@@ -1,11 +1,13 @@
 """The pair of maps to compare, and whether their names are those of half maps."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryoeq.config.fsc import FscConfig
 from cryoeq.errors import ConfigError, MapFileError
+from cryoeq.io.compressed import COMPRESSION_SUFFIXES, without_compression_suffix
 
 # RELION's run_half1_class001_unfil.mrc, EMDB's emd_1234_half_map_1.map, cryoSPARC's J1_map_half_A.mrc, and short forms.
 _NAMES = (
@@ -40,7 +42,8 @@ def find_pair(config: FscConfig) -> MapPair:
     """
     guessed = other_half(config.first)
     if config.second is not None:
-        return MapPair(config.first, config.second, guessed is not None and guessed.name == config.second.name)
+        are_halves = guessed is not None and _plain_name(guessed) == _plain_name(config.second)
+        return MapPair(config.first, config.second, are_halves)
     if config.with_alignment:
         raise ConfigError("--align with one map", "It moves the first map onto the second", "Give the second map")
     if guessed is None:
@@ -49,13 +52,24 @@ def find_pair(config: FscConfig) -> MapPair:
             "Names with half1, half_map_1, half_A, _A or _h1 can",
             "Give the other half map as the second argument",
         )
-    if not guessed.is_file():
+    found = next((path for path in _plain_and_packed(guessed) if path.is_file()), None)
+    if found is None:
         raise MapFileError(
             f"{guessed} does not exist",
             f"It was expected as the other half of {config.first.name}",
             "Give the other half map as the second argument",
         )
-    return MapPair(config.first, guessed, are_halves=True)
+    return MapPair(config.first, found, are_halves=True)
+
+
+def _plain_name(path: Path) -> str:
+    return without_compression_suffix(path.name)
+
+
+def _plain_and_packed(path: Path) -> Iterator[Path]:
+    """The file itself, then the same unpacked, or packed by gzip or bzip2."""
+    yield path
+    yield from (path.with_name(_plain_name(path) + suffix) for suffix in ("", *COMPRESSION_SUFFIXES))
 
 
 def other_half(path: Path) -> Path | None:

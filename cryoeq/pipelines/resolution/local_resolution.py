@@ -24,7 +24,13 @@ _QUANTILES = {"5 % of the voxels below": 0.05, "Median": 0.5, "95 % of the voxel
 
 
 def local_resolution(
-    first: Volume, second: Volume, mask: Volume | None, folder: Path, *, generator: torch.Generator
+    first: Volume,
+    second: Volume,
+    mask: Volume | None,
+    folder: Path,
+    *,
+    generator: torch.Generator,
+    corner_angstrom: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> Generator[Event, None, dict[str, object]]:
     """Slide soft spheres over two half maps; write the resolution at each voxel and the map filtered to it.
 
@@ -34,6 +40,7 @@ def local_resolution(
         mask: region of the reported quantiles; the spheres slide over the whole box.
         folder: folder of local_resolution.mrc, local_filtered.mrc and local_resolution.png.
         generator: random number generator of the phases.
+        corner_angstrom: coordinates (x, y, z) of the first voxel, for the headers of both maps.
 
     Yields:
         Progress, and a report.
@@ -65,8 +72,11 @@ def local_resolution(
         f"Local resolution {where} ({len(centres)} spheres, {SAMPLING_ANGSTROM:g} Å apart)",
         {name: f"{value:.2f} Å" for name, value in quantiles.items()},
     )
-    write_map(folder / "local_resolution.mrc", local.resolution_angstrom, label="local resolution in Angstrom")
-    write_map(folder / "local_filtered.mrc", local.filtered, label="low-passed to the local resolution, not sharpened")
+    for name, volume, label in (
+        ("local_resolution.mrc", local.resolution_angstrom, "local resolution in Angstrom"),
+        ("local_filtered.mrc", local.filtered, "low-passed to the local resolution, not sharpened"),
+    ):
+        write_map(folder / name, volume, label=label, origin_angstrom=corner_angstrom)
     plot_local_resolution(folder / "local_resolution.png", local, region)
     yield Note(f"Written to {folder}: local_resolution.mrc, local_filtered.mrc, local_resolution.png")
     return {

@@ -16,13 +16,15 @@ from cryoeq.errors import ConfigError, MapFileError
 from cryoeq.evaluation.model_mask import soft_mask_around
 from cryoeq.evaluation.resolution import TRUTH_THRESHOLD, FscCurves, compare_maps
 from cryoeq.geometry.so3 import rotation_angle_rad
+from cryoeq.io.map_frame import origin_notes, read_map_corner
 from cryoeq.io.model import AtomicModel, read_model
-from cryoeq.io.mrc import header_notes, read_map, read_map_corner, write_map
+from cryoeq.io.mrc import header_notes, read_map, write_map
 from cryoeq.io.text import write_json
 from cryoeq.maps.alignment import MapAlignment, align_map
 from cryoeq.outputs.evaluation_plots import plot_fsc
 from cryoeq.outputs.folder import make_folder
 from cryoeq.outputs.fsc_files import write_fsc_star, write_fsc_xml
+from cryoeq.pipelines.resolution.fsc_mask import given_mask_warnings
 from cryoeq.runtime.device import choose_device
 
 # The mask is 1 within this radius of an atom, then falls to 0 over the edge.
@@ -82,9 +84,10 @@ def compare_with_model(config: FscConfig, path: Path) -> Iterator[Event]:
         MapFileError: map or model are damaged, or the model lies outside the map.
     """
     device = choose_device(config.device)
-    yield from (Note(note, "warning") for note in header_notes(config.first))
     volume, model = read_map(config.first, angpix=config.pixel_size_angstrom), read_model(path)
     pixel = volume.pixel_size_angstrom
+    notes = (*header_notes(config.first), *(() if config.with_alignment else origin_notes(config.first, pixel)))
+    yield from (Note(note, "warning") for note in notes)
     frame = _Frame(volume.box_size_px, pixel, read_map_corner(config.first, pixel))
     volume = replace(volume, values=volume.values.to(device))
     alignment = None
@@ -93,6 +96,7 @@ def compare_with_model(config: FscConfig, path: Path) -> Iterator[Event]:
     yield from _require_overlap(model, frame, path, config.first)
     density = frame.density(model, config)
     mask = _read_mask(config, model, frame)
+    yield from given_mask_warnings(config, config.first)
     on_device = [Volume(part.values.to(device), pixel) for part in (density, mask)]
     curves = compare_maps(volume, *on_device)
     yield from _warnings(curves, is_aligned=alignment is not None)

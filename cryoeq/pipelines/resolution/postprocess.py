@@ -50,6 +50,7 @@ class HalfMapResult:
         mask: mask of the curves; None without one.
         mask_kind: ``auto``, ``sphere``, ``none`` or a path.
         by_mask: correlation under other masks, by name.
+        corner_angstrom: coordinates (x, y, z) of the first voxel by the header of the first map.
     """
 
     pair: MapPair
@@ -59,6 +60,7 @@ class HalfMapResult:
     mask: Volume | None
     mask_kind: str
     by_mask: Mapping[str, Float[Tensor, " shells"]]
+    corner_angstrom: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 def sharpening_of(config: FscConfig, curves: FscCurves) -> Sharpening:
@@ -94,17 +96,19 @@ def postprocess(folder: Path, result: HalfMapResult, settings: Sharpening) -> Ge
     Returns:
         Metrics for the report and for JSON.
     """
-    curves = result.curves
+    curves, corner = result.curves, result.corner_angstrom
     sharpened, guinier = sharpen(average(result.first, result.second), curves.final, settings)
     yield from _bfactor_warnings(guinier, settings, curves.final_resolution_angstrom)
-    write_map(folder / "postprocess.mrc", sharpened, label="post-processed by cryoeq fsc")
+    write_map(folder / "postprocess.mrc", sharpened, label="post-processed by cryoeq fsc", origin_angstrom=corner)
     names = {labels.HALF_MAP_1: str(result.pair.first), labels.HALF_MAP_2: str(result.pair.second)}
     if result.mask is not None:
         masked = Volume(sharpened.values * result.mask.values, sharpened.pixel_size_angstrom)
-        write_map(folder / "postprocess_masked.mrc", masked, label="post-processed and masked by cryoeq fsc")
+        label = "post-processed and masked by cryoeq fsc"
+        write_map(folder / "postprocess_masked.mrc", masked, label=label, origin_angstrom=corner)
         names[labels.MASK_NAME] = result.mask_kind
     if result.mask is not None and result.mask_kind in {"auto", "sphere"}:
-        write_map(folder / "mask.mrc", result.mask, label=f"{result.mask_kind} mask by cryoeq fsc")
+        label = f"{result.mask_kind} mask by cryoeq fsc"
+        write_map(folder / "mask.mrc", result.mask, label=label, origin_angstrom=corner)
         names[labels.MASK_NAME] = str(folder / "mask.mrc")
     write_postprocess_star(folder / "postprocess.star", curves, guinier, names)
     write_fsc_xml(folder / "postprocess_fsc.xml", curves)

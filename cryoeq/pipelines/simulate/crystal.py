@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from cryoeq.config.simulate import SimulateConfig
-from cryoeq.domain.events import Event, Note, Progress, Report
+from cryoeq.domain.events import Event, Progress, Report
 from cryoeq.domain.optics import CtfParameters, Optics
 from cryoeq.domain.volume import Volume
 from cryoeq.geometry.fourier import HalfPlane
@@ -51,7 +51,7 @@ def simulate_crystal(config: SimulateConfig, cell: tuple[float, float, float]) -
     with RunFolder.create(
         config.output, command=sys.argv, settings=settings, inputs=[config.model], device=str(device)
     ) as run:
-        yield from (Note(text) for text in truth.notes)
+        yield from truth.notes
         generator = stream_generator(config.seed, Stream.SIMULATION)
         defocus = DefocusRange(config.defocus_min_um * 1e4, config.defocus_max_um * 1e4, config.astigmatism_angstrom)
         ctf = draw_ctf(config.count, optics, defocus, generator)

@@ -6,11 +6,13 @@ import torch
 
 from cryoeq.config.simulate import SimulateConfig
 from cryoeq.domain.atoms import is_atomic_model
+from cryoeq.domain.events import Note
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import MapFileError
 from cryoeq.geometry.pointgroup import symmetry_rotations
+from cryoeq.io.compressed import without_compression_suffix
 from cryoeq.io.model import read_atoms
-from cryoeq.io.mrc import header_notes, read_map
+from cryoeq.io.mrc import header_notes, read_map, read_map_pixel_size
 from cryoeq.simulation.density import replicate_atoms, resample_map, sample_atoms, symmetrise_map
 from cryoeq.simulation.field_of_view import FieldOfView
 
@@ -23,7 +25,7 @@ class Truth:
     """The map to project, and notes on it for the user."""
 
     volume: Volume
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
 
 
 def read_truth(config: SimulateConfig, device: torch.device) -> Truth:
@@ -40,11 +42,11 @@ def read_truth(config: SimulateConfig, device: torch.device) -> Truth:
     operators = symmetry_rotations(config.symmetry).float().to(device)
     if is_atomic_model(config.model):
         return _truth_from_atoms(config, operators, device)
-    if config.model.name.lower().endswith(_MAP_SUFFIXES):
+    if without_compression_suffix(config.model.name).lower().endswith(_MAP_SUFFIXES):
         return _truth_from_map(config, operators, device)
     raise MapFileError(
         f"{config.model}: neither an atomic model nor a map by its name",
-        f"cryoeq reads PDB (.pdb, .ent), mmCIF (.cif, .mmcif), each also as .gz, and maps ({', '.join(_MAP_SUFFIXES)})",
+        f"cryoeq reads PDB (.pdb, .ent), mmCIF (.cif, .mmcif) and maps ({', '.join(_MAP_SUFFIXES)}), each also as .gz",
         "Check MODEL",
     )
 
@@ -65,24 +67,25 @@ def _truth_from_atoms(config: SimulateConfig, operators: torch.Tensor, device: t
             f"The density is the mean over the {len(operators)} rotations of {config.symmetry} about the centre."
         )
         atoms = replicate_atoms(atoms, operators)
-    return Truth(sample_atoms(atoms, field.box_size_px, field.pixel_size_angstrom), tuple(notes))
+    return Truth(sample_atoms(atoms, field.box_size_px, field.pixel_size_angstrom), tuple(map(Note, notes)))
 
 
 def _truth_from_map(config: SimulateConfig, operators: torch.Tensor, device: torch.device) -> Truth:
     if config.assembly is not None:
         raise MapFileError(f"{config.model}: a map has no biological assemblies", "", "Leave --assembly out")
-    read = read_map(config.model)
+    has_pixel_size = read_map_pixel_size(config.model) is not None
+    read = read_map(config.model, angpix=None if has_pixel_size else config.pixel_size_angstrom)
     volume = Volume(read.values.to(device), read.pixel_size_angstrom)
     old = FieldOfView(volume.box_size_px, volume.pixel_size_angstrom)
     field = FieldOfView.from_map(old, config.box_size_px, config.pixel_size_angstrom)
-    notes = [
-        *header_notes(config.model),
-        f"{config.model.name}: {old.box_size_px} px of {old.pixel_size_angstrom:g} Å, not recentred.",
-    ]
+    doubts = [*header_notes(config.model)]
+    if not has_pixel_size:
+        doubts.append(f"{config.model.name}: its header has no pixel size of use; that of --angpix is taken.")
+    notes = [f"{config.model.name}: {old.box_size_px} px of {old.pixel_size_angstrom:g} Å, not recentred."]
     if field != old:
         notes.append(f"Resampled to {field.box_size_px} px of {field.pixel_size_angstrom:g} Å.")
         volume = resample_map(volume, field.box_size_px, field.pixel_size_angstrom)
     if len(operators) > 1:
         notes.append(f"The map is averaged over the {len(operators)} rotations of {config.symmetry} about its centre.")
         volume = symmetrise_map(volume, operators)
-    return Truth(volume, tuple(notes))
+    return Truth(volume, (*(Note(doubt, "warning") for doubt in doubts), *map(Note, notes)))

@@ -56,7 +56,7 @@ def simulate(config: SimulateConfig) -> Iterator[Event]:
     with RunFolder.create(
         config.output, command=sys.argv, settings=settings, inputs=[config.model], device=str(device)
     ) as run:
-        yield from (Note(text) for text in (*truth.notes, *_notes_on_choices(config)))
+        yield from (*truth.notes, *map(Note, _notes_on_choices(config)))
         yield from _write_particles(config, truth.volume, run, device)
         results = {"seconds": round(time.monotonic() - started_s, 2)}
         run.finish("done", results)

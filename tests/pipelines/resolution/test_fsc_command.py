@@ -14,6 +14,7 @@ from cryoeq.config.fsc import FscConfig
 from cryoeq.domain.events import Note, Report
 from cryoeq.domain.volume import Volume
 from cryoeq.geometry.so3 import random_rotations
+from cryoeq.io.map_frame import read_map_frame
 from cryoeq.io.mrc import read_map, write_map
 from cryoeq.io.text import read_json
 from cryoeq.maps.alignment import mirror_map, rotate_map
@@ -126,6 +127,7 @@ def test_align_brings_a_moved_mirror_image_onto_the_truth(maps: Path, generator:
     rotation = random_rotations(1, generator)[0]
     moved = mirror_map(rotate_map(half.values, rotation, torch.tensor([2.0, 1.0, -2.0])))
     write_map(maps / "moved.mrc", Volume(moved, PIXEL))
+    write_map(maps / "truth.mrc", read_map(maps / "truth.mrc"), origin_angstrom=(9.0, 0.0, -3.0))
     curves = {}
     for name, with_alignment in (("half1", False), ("moved", True), ("moved", False)):
         out = maps / f"{name}_{with_alignment}"
@@ -142,6 +144,7 @@ def test_align_brings_a_moved_mirror_image_onto_the_truth(maps: Path, generator:
         assert (figures["alignment"] is not None) == with_alignment
         assert (out / "aligned.mrc").is_file() == with_alignment
         if with_alignment:
+            assert read_map_frame(out / "aligned.mrc").corner_angstrom == (9.0, 0.0, -3.0), "it lies on the truth"
             assert figures["alignment"]["is_mirrored"]
             assert any(isinstance(event, Note) and "mirrored, rotated" in event.text for event in events)
     np.testing.assert_allclose(curves["moved", True][:12], curves["half1", False][:12], atol=0.05)
@@ -191,13 +194,30 @@ def test_a_map_that_is_not_a_cube_is_refused(maps: Path, capsys: pytest.CaptureF
     assert "cubic" in capsys.readouterr().err
 
 
+def warnings(config: FscConfig) -> str:
+    return " ".join(event.text for event in fsc(config) if isinstance(event, Note) and event.level == "warning")
+
+
+def test_maps_and_masks_in_other_frames_are_doubted(maps: Path) -> None:
+    first, second = maps / "half1.mrc", maps / "half2.mrc"
+    options = {"first": first, "second": second, "device": "cpu"}
+    assert "differ" not in warnings(FscConfig(**options, mask=maps / "mask.mrc"))
+    moved, coarse = maps / "moved.mrc", maps / "coarse.mrc"
+    write_map(moved, read_map(second), origin_angstrom=(0.0, 6.0, 0.0))
+    write_map(coarse, Volume(read_map(maps / "mask.mrc").values, 4.0), origin_angstrom=(-3.0, 0.0, 0.0))
+    assert "half1.mrc and moved.mrc differ by 2.0 px along y" in warnings(FscConfig(**options | {"second": moved}))
+    by_mask = warnings(FscConfig(**options, mask=coarse))
+    assert "half1.mrc and coarse.mrc differ: 3 and 4 Å" in by_mask
+    assert "half1.mrc and coarse.mrc differ by -1.0 px along x" in by_mask
+    assert "3 and 4 Å" not in warnings(FscConfig(**options, mask=coarse, pixel_size_angstrom=3.0))
+
+
 def test_a_tight_mask_is_doubted(maps: Path) -> None:
     hard = torch.zeros(N, N, N)
     hard[15:18, 15:18, 15:18] = 1
     write_map(maps / "hard.mrc", Volume(hard, PIXEL))
     config = FscConfig(first=maps / "half1.mrc", second=maps / "half2.mrc", mask=maps / "hard.mrc", device="cpu")
-    warnings = [event.text for event in fsc(config) if isinstance(event, Note) and event.level == "warning"]
-    assert any("mask" in text for text in warnings)
+    assert "mask" in warnings(config)
 
 
 @pytest.mark.gpu

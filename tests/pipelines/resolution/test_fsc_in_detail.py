@@ -8,10 +8,11 @@ import torch
 
 from cryoeq.cli.main import run
 from cryoeq.domain.volume import Volume
+from cryoeq.io.map_frame import read_map_frame
 from cryoeq.io.mrc import read_map, write_map
 from cryoeq.io.text import read_json
 
-N, PIXEL = 36, 4.0
+N, PIXEL, CORNER = 36, 4.0, (8.0, 0.0, -4.0)
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -24,7 +25,8 @@ def halves(tmp_path: Path, generator: torch.Generator) -> list[str]:
     signal = torch.fft.irfftn(torch.fft.rfftn(torch.randn(N, N, N, generator=generator)) * reached, s=(N, N, N))
     names = [str(tmp_path / f"half{half}.mrc") for half in (1, 2)]
     for name in names:
-        write_map(Path(name), Volume(signal + 0.1 * torch.randn(N, N, N, generator=generator), PIXEL))
+        half = Volume(signal + 0.1 * torch.randn(N, N, N, generator=generator), PIXEL)
+        write_map(Path(name), half, origin_angstrom=CORNER)
     z = torch.arange(N) - N // 2
     ball = ((14 - (z[:, None, None] ** 2 + z[:, None] ** 2 + z**2).sqrt()) / 4).clamp(0, 1)
     write_map(tmp_path / "mask.mrc", Volume(ball, PIXEL))
@@ -51,6 +53,8 @@ def test_all_files_are_written(halves: list[str], tmp_path: Path, capsys: pytest
     )
     for volume in (local, filtered, conical):
         assert (volume.box_size_px, volume.pixel_size_angstrom) == (N, pytest.approx(PIXEL))
+    for name in ("local_resolution", "local_filtered"):
+        assert read_map_frame(out / f"{name}.mrc").corner_angstrom == CORNER
     mask = read_map(tmp_path / "mask.mrc").values > 0.5
     median = figures["local_resolution"]["resolution_angstrom"]["0.5"]
     assert float(np.median(local.values[mask])) == pytest.approx(median, abs=0.2)

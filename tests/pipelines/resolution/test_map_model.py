@@ -17,8 +17,9 @@ from cryoeq.domain.volume import Volume
 from cryoeq.evaluation.model_mask import soft_mask_around
 from cryoeq.geometry.shells import fourier_shell_correlation
 from cryoeq.geometry.so3 import random_rotations
+from cryoeq.io.map_frame import read_map_corner
 from cryoeq.io.model import read_atoms, read_model
-from cryoeq.io.mrc import read_map, read_map_corner, write_map
+from cryoeq.io.mrc import read_map, write_map
 from cryoeq.io.text import read_json
 from cryoeq.maps import alignment
 from cryoeq.maps.alignment import mirror_map
@@ -104,6 +105,15 @@ def test_the_frame_of_the_header_counts(files: Path, field: str) -> None:
         file.header.nxstart, file.header.nystart, file.header.nzstart = starts
     assert read_map_corner(files / "map.mrc", PIXEL).tolist() == [place * PIXEL for place in corner_px]
     assert min(compare(files, second=files / "moved.pdb")[0]["unmasked"][1:-1]) > 0.99
+
+
+def test_a_mask_off_the_map_and_two_origins_are_doubted(files: Path) -> None:
+    write_map(files / "mask.mrc", Volume(torch.ones(N, N, N), PIXEL))
+    with mrcfile.open(files / "map.mrc", "r+") as file:
+        file.header.nxstart = 1
+    said = " ".join(note.text for note in compare(files, mask=files / "mask.mrc")[1] if note.level == "warning")
+    assert "origins of map.mrc and mask.mrc differ by -3.3 px along x" in said
+    assert "ORIGIN places its first voxel at (10, -25, 40) Å, NXSTART at (3, 0, 0) Å" in said
 
 
 @pytest.fixture

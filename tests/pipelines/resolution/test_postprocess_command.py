@@ -16,12 +16,14 @@ from cryoeq.domain.events import Note
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import MapFileError
 from cryoeq.evaluation.masks import spherical_mask
+from cryoeq.io.map_frame import read_map_frame
 from cryoeq.io.mrc import read_map, write_map
 from cryoeq.io.text import read_json
 from cryoeq.pipelines.resolution.fsc import fsc
-from cryoeq.pipelines.resolution.half_map_names import other_half
+from cryoeq.pipelines.resolution.half_map_names import MapPair, find_pair, other_half
 
 N, PIXEL = 48, 3.0
+CORNER = (-72.0, 0.0, 12.0)
 NAMES = ("run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc")
 DATA_FILES = {
     "fsc.json", "mask.mrc", "postprocess.mrc", "postprocess.star", "postprocess_fsc.dat", "postprocess_fsc.xml",
@@ -44,7 +46,7 @@ def maps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = particle(generator)
     halves = [values + 0.3 * torch.randn(values.shape, generator=generator) for _ in NAMES]
     for name, half in zip(NAMES, halves, strict=True):
-        write_map(folder / name, Volume(half, PIXEL))
+        write_map(folder / name, Volume(half, PIXEL), origin_angstrom=CORNER)
     write_map(folder / "average.mrc", Volume((halves[0] + halves[1]) / 2, PIXEL))
     return folder
 
@@ -78,6 +80,7 @@ def warnings(config: FscConfig) -> str:
         (NAMES[1], NAMES[0]),
         ("cryosparc_P1_J12_008_volume_map_half_A.mrc", "cryosparc_P1_J12_008_volume_map_half_B.mrc"),
         ("emd_1234_half_map_1.map", "emd_1234_half_map_2.map"),
+        ("emd_1234_half_map_1.map.gz", "emd_1234_half_map_2.map.gz"),
         ("half1_of_half2.mrc", "half1_of_half1.mrc"),
         ("map_A.mrc", "map_B.mrc"),
         ("3D_density_map_h1.mrc", "3D_density_map_h2.mrc"),
@@ -89,6 +92,16 @@ def warnings(config: FscConfig) -> str:
 def test_the_other_half_is_known_by_its_name(name: str, other: str | None) -> None:
     found = other_half(Path("half1") / name)
     assert found == (None if other is None else Path("half1") / other)
+
+
+@pytest.mark.parametrize("there", ["e_half_map_2.map", "e_half_map_2.map.gz", "e_half_map_2.map.bz2"])
+@pytest.mark.parametrize("given", ["e_half_map_1.map", "e_half_map_1.map.gz"])
+def test_the_other_half_may_be_packed(tmp_path: Path, given: str, there: str) -> None:
+    (tmp_path / there).touch()
+    for second in (None, tmp_path / there):
+        assert find_pair(FscConfig(first=tmp_path / given, second=second)) == MapPair(
+            tmp_path / given, tmp_path / there, are_halves=True
+        )
 
 
 def test_one_half_map_is_enough(done: Path) -> None:
@@ -154,6 +167,11 @@ def test_the_xml_has_the_schema_of_relions(done: Path, reference_data: Path) -> 
             assert {point.tag for point in root} == {"coordinate"}
             assert {tuple(axis.tag for axis in point) for point in root} == {("x", "y")}
         assert ours[0].findtext("x") == theirs[0].findtext("x") == "0.001001"
+
+
+def test_maps_lie_where_the_half_maps_lie(done: Path) -> None:
+    for name in ("postprocess", "postprocess_masked", "mask"):
+        assert read_map_frame(done / f"{name}.mrc").corner_angstrom == CORNER
 
 
 def test_maps_are_written_for_others_to_read(done: Path) -> None:

@@ -1,5 +1,6 @@
 """``cryoeq simulate`` end to end: what it writes, and that its truth explains its particles."""
 
+import gzip
 import json
 import math
 from pathlib import Path
@@ -22,6 +23,7 @@ from cryoeq.io.particles import ParticleStack, read_particles
 from cryoeq.physics.ctf import image_transfer
 from cryoeq.physics.image_formation import form_images
 from cryoeq.physics.projection import prepare_slices
+from cryoeq.pipelines.simulate.reference_map import read_truth
 from cryoeq.pipelines.simulate.simulate import simulate
 from cryoeq.simulation.particles import NoiseFreeStack
 
@@ -242,6 +244,19 @@ def test_command_line_reaches_every_setting(map_path: Path, tmp_path: Path) -> N
     again = tmp_path / "again"
     assert run(["simulate", str(map_path), "-o", str(again), "--config", str(out / "config.yaml")]) == 0
     assert (again / "truth.star").read_bytes() == (out / "truth.star").read_bytes()
+
+
+def test_a_packed_map_is_a_map_and_a_missing_pixel_size_can_be_given(map_path: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "phantom.map.gz"
+    packed.write_bytes(gzip.compress(map_path.read_bytes()))
+    config, cpu = SimulateConfig(model=packed, output=tmp_path / "out"), torch.device("cpu")
+    assert torch.equal(read_truth(config, cpu).volume.values, read_map(map_path).values)
+    with mrcfile.open(map_path, "r+") as mrc:
+        mrc.header.cella.x = 0.0
+    config = SimulateConfig(model=map_path, output=tmp_path / "out", pixel_size_angstrom=3.0)
+    truth = read_truth(config, cpu)
+    assert truth.volume.pixel_size_angstrom == 3.0
+    assert "that of --angpix is taken" in next(note.text for note in truth.notes if note.level == "warning")
 
 
 @pytest.mark.gpu
