@@ -11,6 +11,8 @@ from cryoeq.config.choices import Noise, Views
 from cryoeq.config.frozen import FrozenConfig
 from cryoeq.config.symmetry import PointGroup
 
+_LARGEST_DEFOCUS_UM = 100.0  # ten times the defocus of any particle: such values are meant in Angstrom
+
 
 class SimulateConfig(FrozenConfig):
     """What to simulate."""
@@ -66,8 +68,8 @@ class SimulateConfig(FrozenConfig):
     astigmatism_angle_deg: float | None = Field(
         default=None, description="direction of defocus U, degrees from x; None for a random one for each particle"
     )
-    voltage_kv: float = Field(default=300.0, gt=0, description="acceleration voltage in kV")
-    spherical_aberration_mm: float = Field(default=2.7, ge=0, description="spherical aberration in mm")
+    voltage_kv: float = Field(default=300.0, ge=60, le=1500, description="acceleration voltage in kV")
+    spherical_aberration_mm: float = Field(default=2.7, ge=0, le=10, description="spherical aberration in mm")
     amplitude_contrast: float = Field(default=0.1, ge=0, le=1, description="amplitude contrast")
     with_ctf: bool = Field(default=True, description="modulate the images by a CTF")
     views: Views = Field(default="uniform", description="distribution of views: uniform, or 70 % about +z")
@@ -80,6 +82,9 @@ class SimulateConfig(FrozenConfig):
 
     @model_validator(mode="after")
     def _ranges_are_in_order(self) -> "SimulateConfig":
+        for option, value in (("--defocus-min", self.defocus_min_um), ("--defocus-max", self.defocus_max_um)):
+            if abs(value) > _LARGEST_DEFOCUS_UM:
+                raise ValueError(f"{option} is in µm, {value:g} is beyond any microscope; for Å write {value / 1e4:g}")
         if self.defocus_min_um > self.defocus_max_um:
             raise ValueError(
                 f"--defocus-min {self.defocus_min_um:g} is above --defocus-max {self.defocus_max_um:g}; give both in "

@@ -45,6 +45,8 @@ class CtfParameters:
         amplitude_contrast: amplitude contrast Q0, between 0 and 1.
         is_premultiplied: 1 where the image was multiplied by this CTF, so that the forward model needs its square; else
             0.
+        is_phase_flipped: 1 where the image was multiplied by the sign of this CTF, so that the forward model needs its
+            absolute value; else 0.
     """
 
     defocus_u_angstrom: Float[Tensor, " batch"]
@@ -57,6 +59,7 @@ class CtfParameters:
     spherical_aberration_mm: Float[Tensor, " batch"]
     amplitude_contrast: Float[Tensor, " batch"]
     is_premultiplied: Float[Tensor, " batch"]
+    is_phase_flipped: Float[Tensor, " batch"]
 
     def __len__(self) -> int:
         return len(self.defocus_u_angstrom)

@@ -221,8 +221,9 @@ def _defocus_slope(
         for change in (step, -step)
     )
     slope = (more - less) * (_DEFOCUS_UNIT_ANGSTROM / (2 * step))
-    is_premultiplied = ctf.is_premultiplied[:, None] > 0
-    return torch.where(is_premultiplied, slope * evaluate_ctf(ctf, frequencies_per_angstrom), slope)
+    values = evaluate_ctf(ctf, frequencies_per_angstrom)
+    multiplied = torch.where(ctf.is_phase_flipped[:, None] > 0, values.sign(), torch.ones_like(values))
+    return slope * torch.where(ctf.is_premultiplied[:, None] > 0, values, multiplied)
 
 
 def _prepared(volume: Volume, n: int, device: torch.device | None) -> Complex[Tensor, "m m m"]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from cryoeq.domain.pose import Poses
 from cryoeq.errors import ParticleFileError
 from cryoeq.geometry.so3 import rotation_from_vector, rotation_vector
+from cryoeq.io.aberrations import cs_aberration_notes
 from cryoeq.io.atomic import atomic_path
 from cryoeq.io.euler import relion_euler_deg
 from cryoeq.io.star import StarTable, Text, decimals, text_column
@@ -74,7 +75,13 @@ def read_cs(path: Path) -> tuple[StarTable, tuple[str, ...]]:
         np.full(len(optics["rlnOpticsGroup"]), str(int(fields["blob/shape"][0, 0]))) if "blob/shape" in names else None
     )
     optics |= {} if box is None else {"rlnImageSize": box}
-    return StarTable(optics, particles, path), _contrast_note(path, fields)
+    return StarTable(optics, particles, path), (*_contrast_note(path, fields), *cs_aberration_notes(path, fields))
+
+
+def cs_field(label: str) -> str:
+    """The field of cryoSPARC that RELION's label stands for, or the label itself where there is none."""
+    labels = {label: field for field, label in _OPTICS.items()} | {label: field for field, (label, _) in _CTF.items()}
+    return labels.get(label, label)
 
 
 def write_cs(path: Path, source: Path, poses: Poses, *, half_set: Int[Tensor, " particles"] | None = None) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cryoeq.domain.optics import CtfParameters, Optics
 from cryoeq.errors import ParticleFileError
+from cryoeq.io.optics_checks import PHASE_FLIPPED, PREMULTIPLIED, check_ctf, ctf_flag
 from cryoeq.io.star import Numbers, StarTable, Text
 
 _NO_CTF = "Run CTF estimation again, or pass --no-ctf"
@@ -157,16 +158,17 @@ def read_optics(star: StarTable, pixel_size_angstrom: float) -> tuple[Optics, ..
     """The optics groups of a table in the 3.1 layout, in its order."""
     names = (star.optics or {})["rlnOpticsGroupName"].tolist()
     columns = [star.optics_floats(column).tolist() for column in _PLACEHOLDERS]
-    premultiplied = star.optics_floats("rlnCtfDataAreCtfPremultiplied", default=0.0).tolist()
-    rows = zip(names, *columns, premultiplied, strict=True)
-    return tuple(Optics(name, pixel_size_angstrom, kv, cs, q0, flag != 0) for name, kv, cs, q0, flag in rows)
+    flagged = set(optics_index(star)[ctf_flag(star, PREMULTIPLIED, optics_index(star)) > 0].tolist())
+    rows = enumerate(zip(names, *columns, strict=True))
+    return tuple(Optics(name, pixel_size_angstrom, kv, cs, q0, i in flagged) for i, (name, kv, cs, q0) in rows)
 
 
 def read_ctf(star: StarTable, optics: tuple[Optics, ...], index: Int[Tensor, " particles"]) -> CtfParameters:
     """The CTF of each particle.
 
     Raises:
-        ParticleFileError: a defocus column is missing (named), or one of its values is not a number (row named).
+        ParticleFileError: a defocus column is missing (named), or a value is not a number or none that a microscope
+            has (row or optics group named).
     """
 
     def per_particle(column: str, default: float | None = None) -> Tensor:
@@ -175,7 +177,7 @@ def read_ctf(star: StarTable, optics: tuple[Optics, ...], index: Int[Tensor, " p
     def per_group(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32)[index]
 
-    return CtfParameters(
+    ctf = CtfParameters(
         defocus_u_angstrom=per_particle("rlnDefocusU"),
         defocus_v_angstrom=per_particle("rlnDefocusV"),
         defocus_angle_rad=per_particle("rlnDefocusAngle") * (math.pi / 180),
@@ -185,5 +187,8 @@ def read_ctf(star: StarTable, optics: tuple[Optics, ...], index: Int[Tensor, " p
         voltage_kv=per_group([group.voltage_kv for group in optics]),
         spherical_aberration_mm=per_group([group.spherical_aberration_mm for group in optics]),
         amplitude_contrast=per_group([group.amplitude_contrast for group in optics]),
-        is_premultiplied=per_group([float(group.is_ctf_premultiplied) for group in optics]),
+        is_premultiplied=ctf_flag(star, PREMULTIPLIED, index),
+        is_phase_flipped=ctf_flag(star, PHASE_FLIPPED, index),
     )
+    check_ctf(star, ctf, index)
+    return ctf

@@ -12,11 +12,13 @@ from torch import Tensor
 from cryoeq.domain.particles import ParticleTable
 from cryoeq.domain.pose import Poses
 from cryoeq.errors import ParticleFileError
+from cryoeq.io.aberrations import aberration_notes
 from cryoeq.io.compressed import without_compression_suffix
 from cryoeq.io.cryosparc import CS_SUFFIX, read_cs
 from cryoeq.io.euler import relion_euler_deg, rotations_from_euler_deg
 from cryoeq.io.images import LazyImages, locate_images, open_bare_stack
 from cryoeq.io.optics import optics_index, read_ctf, read_optics, star_pixel_size, with_optics_block
+from cryoeq.io.optics_checks import ctf_notes, pixel_size_notes, with_flag_of_optimiser
 from cryoeq.io.star import StarTable, Text, decimals, read_star, text_column, write_star
 
 STACK_SUFFIXES = (".mrcs", ".mrc", ".st")
@@ -73,11 +75,13 @@ def read_particles(
         notes = (*table_notes, *notes)
     box = images.box_size_px
     star = with_optics_block(star, angpix=angpix, box_size_px=box, ignore_ctf=ignore_ctf)
+    star = with_flag_of_optimiser(star)
     _check_stated_box(star, box)
     pixel_size, index = star_pixel_size(star), optics_index(star)
     optics = read_optics(star, pixel_size)
-    if any(group.is_ctf_premultiplied for group in optics) and not ignore_ctf:
-        notes = (*notes, "The images were multiplied by their CTF already (rlnCtfDataAreCtfPremultiplied).")
+    ctf = None if ignore_ctf else read_ctf(star, optics, index)
+    notes = (*notes, *pixel_size_notes(star, box, pixel_size), *aberration_notes(star, index))
+    notes = notes if ctf is None else (*notes, *ctf_notes(star, ctf))
     table = ParticleTable(
         stack_paths=tuple(stack.path for stack in images.stacks),
         stack_index=images.stack_index,
@@ -86,7 +90,7 @@ def read_particles(
         pixel_size_angstrom=pixel_size,
         optics=optics,
         optics_index=index,
-        ctf=None if ignore_ctf else read_ctf(star, optics, index),
+        ctf=ctf,
         poses=star_poses(star) if with_poses else None,
         half_set=star_half_set(star) if with_poses else None,
     )

@@ -32,7 +32,8 @@ def evaluate_ctf(
         frequencies_per_angstrom: (x, y) spatial frequencies, in 1 / Angstrom, as ``HalfPlane`` gives them.
 
     Returns:
-        Dimensionless, between -scale and scale. Not squared for premultiplied images: see ``image_transfer``.
+        Dimensionless, between -scale and scale, with its sign, and not squared for premultiplied images: see
+        ``image_transfer``.
     """
     s2 = frequencies_per_angstrom.square().sum(-1)
     theta = torch.atan2(frequencies_per_angstrom[:, 1], frequencies_per_angstrom[:, 0])
@@ -53,8 +54,13 @@ def evaluate_ctf(
 def image_transfer(
     ctf: CtfParameters, frequencies_per_angstrom: Float[Tensor, "points 2"]
 ) -> Float[Tensor, "batch points"]:
-    """Transfer of the signal in each stored image: its CTF, or the CTF squared where the image is premultiplied."""
-    values = evaluate_ctf(ctf, frequencies_per_angstrom)
+    """Transfer of the signal in each stored image.
+
+    Returns:
+        Its CTF; the absolute value of the CTF where the image is phase-flipped, and the CTF squared where it is
+        premultiplied (also if its phases were flipped before).
+    """
+    values = _with_flipped_phases(ctf, evaluate_ctf(ctf, frequencies_per_angstrom))
     return torch.where(ctf.is_premultiplied[:, None] > 0, values.square(), values)
 
 
@@ -64,12 +70,17 @@ def matched_filter(
     """The two factors of a least-squares sum over images: what multiplies the stored image, and what it then carries.
 
     Returns:
-        (factor, power). The factor is the CTF, or 1 where the image is premultiplied and so already carries it; the
-        power is the CTF squared.
+        (factor, power). The factor is the CTF, its absolute value where the image is phase-flipped, or 1 where the
+        image is premultiplied and so already carries it; the power is the CTF squared.
     """
-    values = evaluate_ctf(ctf, frequencies_per_angstrom)
+    values = _with_flipped_phases(ctf, evaluate_ctf(ctf, frequencies_per_angstrom))
     is_premultiplied = ctf.is_premultiplied[:, None] > 0
     return torch.where(is_premultiplied, torch.ones_like(values), values), values.square()
+
+
+def _with_flipped_phases(ctf: CtfParameters, values: Float[Tensor, "batch points"]) -> Float[Tensor, "batch points"]:
+    """The CTF as images carry it whose phases were flipped, that is, multiplied by the sign of their CTF."""
+    return torch.where(ctf.is_phase_flipped[:, None] > 0, values.abs(), values)
 
 
 def ctf_features(ctf: CtfParameters) -> Float[Tensor, "batch 3"]:

@@ -74,6 +74,7 @@ def draw_ctf(count: int, optics: Optics, defocus: DefocusRange, generator: torch
         spherical_aberration_mm=torch.full((count,), optics.spherical_aberration_mm),
         amplitude_contrast=torch.full((count,), optics.amplitude_contrast),
         is_premultiplied=zeros,
+        is_phase_flipped=zeros,
     )
 
 

@@ -118,10 +118,12 @@ def setting(n: int, dtype: torch.dtype) -> Setting:
                 "spherical_aberration_mm": 2.7,
                 "amplitude_contrast": 0.1,
                 "is_premultiplied": 0.0,
+                "is_phase_flipped": 0.0,
             }.items()
         }
     )
-    ctf = replace(ctf, is_premultiplied=(torch.arange(BATCH) % 2).to(dtype))
+    which = torch.arange(BATCH) % 3
+    ctf = replace(ctf, is_premultiplied=(which == 1).to(dtype), is_phase_flipped=(which == 2).to(dtype))
     return Setting(
         n,
         plane,

@@ -91,17 +91,24 @@ def test_shift_moves_the_particle_to_minus_o(volume: Tensor) -> None:
     torch.testing.assert_close(moved, still.roll((-1, -3), (-2, -1)), atol=1e-4, rtol=1e-4)
 
 
-def ctf(is_premultiplied: float) -> CtfParameters:
-    values = [15000.0, 14000.0, 0.3, 0.0, 0.0, 1.0, 300.0, 2.7, 0.1, is_premultiplied]
+def ctf(is_premultiplied: float = 0.0, is_phase_flipped: float = 0.0) -> CtfParameters:
+    values = [15000.0, 14000.0, 0.3, 0.0, 0.0, 1.0, 300.0, 2.7, 0.1, is_premultiplied, is_phase_flipped]
     return CtfParameters(*(torch.tensor([value]) for value in values))
 
 
 def test_ctf_is_positive_at_the_origin_and_squared_where_premultiplied() -> None:
     frequencies = torch.tensor([[0.0, 0.0], [0.01, 0.0], [0.05, 0.02]])
-    values = evaluate_ctf(ctf(0.0), frequencies)
+    values = evaluate_ctf(ctf(), frequencies)
     torch.testing.assert_close(values[0, 0], torch.tensor(0.1))
     assert values[0, 1] > values[0, 0], "positive up to the first zero under focus"
-    torch.testing.assert_close(image_transfer(ctf(1.0), frequencies), values.square())
+    torch.testing.assert_close(image_transfer(ctf(is_premultiplied=1.0), frequencies), values.square())
+
+
+def test_ctf_of_phase_flipped_images_is_its_absolute_value() -> None:
+    frequencies = torch.stack([torch.linspace(0, 0.2, 50), torch.zeros(50)], 1)
+    values = evaluate_ctf(ctf(), frequencies)
+    assert values.min() < -0.5
+    assert torch.equal(image_transfer(ctf(is_phase_flipped=1.0), frequencies), values.abs())
 
 
 def test_the_other_hand_gives_the_same_images(volume: Tensor, generator: torch.Generator) -> None:

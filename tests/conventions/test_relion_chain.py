@@ -65,6 +65,7 @@ def ctf_of(u: list[float], v: list[float], angle_deg: list[float], phase_deg: li
         column(same) * 2.7,
         column(same) * 0.1,
         column(same) * 0,
+        column(same) * 0,
     )
 
 

@@ -47,7 +47,7 @@ def particles(
     *,
     astigmatism_angstrom: float = 0.0,
     coma_rad: float = 0.0,
-    is_premultiplied: bool = False,
+    stored: str = "plain",
 ) -> tuple[ParticleDataset, Poses, CtfParameters]:
     """At a signal-to-noise ratio of 1, with CTFs all astigmatic in one direction; the true CTFs come last."""
     generator = torch.Generator().manual_seed(seed)
@@ -76,9 +76,12 @@ def particles(
     images = images / images.std()
     images = images + torch.randn(images.shape, generator=generator)
     recorded = round_ctf(ctf)
-    if is_premultiplied:
+    if stored == "premultiplied":
         images = plane.images(plane.transform(images) * evaluate_ctf(recorded, frequencies))
         recorded = replace(recorded, is_premultiplied=torch.ones(COUNT))
+    if stored == "phase-flipped":
+        images = plane.images(plane.transform(images) * evaluate_ctf(recorded, frequencies).sign())
+        recorded = replace(recorded, is_phase_flipped=torch.ones(COUNT))
     return dataset_of(images, recorded), poses, ctf
 
 
@@ -97,9 +100,9 @@ def measure(dataset: ParticleDataset, poses: Poses, volume: Volume) -> InPlaneSy
     )
 
 
-@pytest.mark.parametrize("is_premultiplied", [False, True])
-def test_an_astigmatism_missing_in_the_star_file_is_found(volume: Volume, is_premultiplied: bool) -> None:
-    dataset, poses, _ = particles(volume, 0, astigmatism_angstrom=1500.0, is_premultiplied=is_premultiplied)
+@pytest.mark.parametrize("stored", ["plain", "premultiplied", "phase-flipped"])
+def test_an_astigmatism_missing_in_the_star_file_is_found(volume: Volume, stored: str) -> None:
+    dataset, poses, _ = particles(volume, 0, astigmatism_angstrom=1500.0, stored=stored)
     found = measure(dataset, poses, volume)
     assert found.is_broken
     assert found.p_value == pytest.approx(0.01)

@@ -285,7 +285,7 @@ def test_output_that_cannot_be_written_or_does_not_fit(tmp_path: Path, make_star
         ("real_70s_tilts/particles.star", None, 1430, 32, 12.0, 1),
         ("empiar_10076_seven/empiar_10076_7.star", None, 7, 320, 5e4 / 38168, 0),
         ("relion31_segments/relion31.star", None, 5, 256, 2.806, 1),
-        ("toy_cryodrgn/toy_projections.star", 1.5, 1000, 30, 1.5, 1),
+        ("toy_cryodrgn/toy_projections.star", 1.5, 1000, 30, 1.5, 2),
     ],
 )
 def test_real_files(

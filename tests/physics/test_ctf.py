@@ -20,6 +20,7 @@ def parameters(**changes: float) -> CtfParameters:
         "spherical_aberration_mm": 2.7,
         "amplitude_contrast": 0.1,
         "is_premultiplied": 0.0,
+        "is_phase_flipped": 0.0,
     } | changes
     return CtfParameters(**{name: torch.tensor([value], dtype=torch.float64) for name, value in values.items()})
 
@@ -63,7 +64,10 @@ def test_premultiplied_images_carry_the_square() -> None:
     ctf = evaluate_ctf(plain, frequencies)
     torch.testing.assert_close(image_transfer(plain, frequencies), ctf)
     torch.testing.assert_close(image_transfer(multiplied, frequencies), ctf.square())
-    for stored in (plain, multiplied):
+    flipped = replace(plain, is_phase_flipped=torch.ones(1, dtype=torch.float64))
+    both = replace(multiplied, is_phase_flipped=torch.ones(1, dtype=torch.float64))
+    torch.testing.assert_close(image_transfer(both, frequencies), ctf.square())
+    for stored in (plain, multiplied, flipped, both):
         factor, power = matched_filter(stored, frequencies)
         # Whichever way an image was stored, the filtered one carries the CTF squared.
         torch.testing.assert_close(factor * image_transfer(stored, frequencies), power)

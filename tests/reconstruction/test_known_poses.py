@@ -1,5 +1,7 @@
 """Reconstruction from known poses on RELION's data, beside RELION's own figures; and on a small stack of its own."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,10 +9,13 @@ import torch
 
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.pose import Poses
+from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.shells import fourier_shell_correlation
 from cryoeq.io.mrc import read_map
 from cryoeq.io.particles import read_particles
+from cryoeq.physics.ctf import evaluate_ctf
 from cryoeq.reconstruction.known_poses import ReconstructedMaps, reconstruct_from_poses
+from known_particles import ANGPIX, Known, N
 
 # RELION's FSC per shell, from 1: real_70s_tilts (half maps; all against the authors' map), then relion_1wcm (all
 # against the truth).
@@ -38,6 +43,24 @@ def reconstruct(folder: Path, **options: int) -> ReconstructedMaps:
     stack = read_particles(folder / "particles.star", with_poses=True)
     assert stack.table.poses is not None
     return reconstruct_from_poses(ParticleDataset.open(stack), stack.table.poses, stack.table.half_set, **options)
+
+
+def test_phase_flipped_images_give_the_same_map(
+    make_known: Callable[..., Known], make_dataset: Callable[..., ParticleDataset]
+) -> None:
+    known = make_known(100, sigma=0.5)
+    (batch,) = known.dataset.batches(100)
+    plane = HalfPlane.up_to(N, N / 2 - 1)
+    sign = evaluate_ctf(batch.ctf, plane.frequencies_per_angstrom(ANGPIX)).sign()
+    images, flipped = (plane.images(plane.transform(batch.images) * factor) for factor in (1, sign))
+    flagged = replace(batch.ctf, is_phase_flipped=torch.ones(100))
+    first, second, unflagged = (
+        reconstruct_from_poses(make_dataset(values, ctf), known.poses).all.values
+        for values, ctf in ((images, batch.ctf), (flipped, flagged), (flipped, batch.ctf))
+    )
+    # The noise is measured around the particles, where flipped ripples are others.
+    assert (second - first).norm() < 0.01 * first.norm()
+    assert (unflagged - first).norm() > 0.3 * first.norm()
 
 
 @pytest.mark.realdata

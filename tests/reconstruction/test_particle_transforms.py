@@ -42,15 +42,18 @@ def test_centred_images_are_slices_times_the_squared_ctf(make_known: Make, obser
     assert not torch.allclose(images.ctf_multiplied, images.ctf_squared * slices, atol=0.1)
 
 
-def test_premultiplied_images_are_the_same(make_known: Make, make_dataset: Make, observe: Make) -> None:
+@pytest.mark.parametrize("flag", ["is_premultiplied", "is_phase_flipped"])
+def test_premultiplied_and_phase_flipped_images_are_the_same(
+    make_known: Make, make_dataset: Make, observe: Make, flag: str
+) -> None:
     known = make_known(6, sigma=0.5)
     images = observe(known.dataset)
     (batch,) = known.dataset.batches(10)
     plane = images.plane
+    values = ctf_values(known.dataset, plane)
     # What lies beyond the plane is not used.
-    multiplied = plane.images(plane.transform(batch.images) * ctf_values(known.dataset, plane))
-    ctf = replace(batch.ctf, is_premultiplied=torch.ones(6))
-    found = observe(make_dataset(multiplied, ctf))
+    stored = plane.images(plane.transform(batch.images) * (values.sign() if flag == "is_phase_flipped" else values))
+    found = observe(make_dataset(stored, replace(batch.ctf, **{flag: torch.ones(6)})))
     torch.testing.assert_close(found.ctf_multiplied, images.ctf_multiplied, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.ctf_squared, images.ctf_squared)
     torch.testing.assert_close(found.ctf_squared_harmonics, images.ctf_squared_harmonics)

@@ -206,6 +206,8 @@ def test_a_map_is_resampled_to_the_asked_box(map_path: Path, tmp_path: Path) -> 
         (["{map}", "--snr", "nan"], 2, "snr"),
         (["{map}", "--box", "31"], 2, "--box is 31"),
         (["{map}", "--defocus-min", "3", "--defocus-max", "2"], 2, "--defocus-min"),
+        (["{map}", "--defocus-min", "10000"], 2, "for Å write 1"),
+        (["{map}", "--kv", "300000"], 2, "--kv"),
         (["{map}", "--views", "sideways"], 2, "'--views': 'sideways' is not one of"),
         (["{map}", "--sym", "X9"], 2, "--sym"),
         (["{map}", "--assembly", "1"], 3, "assembl"),
