@@ -23,7 +23,7 @@ class Roundness:
 
     Args:
         fsc: correlation of the half maps per shell, after their spherical averages were subtracted, unmasked.
-        nonspherical_share: share of the density's variance within the box's sphere that is not spherical, free of noise.
+        nonspherical_share: share of the density's variance within the box's sphere that is not spherical, noise apart.
     """
 
     fsc: Float[Tensor, " shells"]

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from cryoeq.evaluation.orientations import UNEVEN_SCF
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD
@@ -15,6 +15,11 @@ Weight = Literal["for", "against", "remark"]
 _MIN_SHELL = 5  # below, a round blob of the right size agrees with any molecule
 _MIN_PROBABILITY = 0.5
 _MAX_UNSURE = 0.5  # fraction of the particles
+_MAX_UNEXPLAINED, _WORTH_SAYING = 0.2, 0.05  # share of the particles
+MIN_NONSPHERICAL = 0.2
+"""Share of a map that is not spherical, below which its spherical average decides the agreement of its halves."""
+MAX_WRONG_OPTIMUM = 0.25
+"""Share of the particles in a wrong optimum beyond which there is no structure."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,12 @@ class RunFacts:
         probabilities: probability of the most probable pose of each particle; None where it is not recorded.
         warnings: warnings of the run.
         scf_star: sampling compensation factor SCF* of the views; None without poses.
+        dependent_halves: reason why the half maps are not independent, a clause; None where they are.
+        nonspherical_share: share of the map that is not spherical; None where it was not measured.
+        nonspherical_angstrom: resolution of the half maps without their spherical averages; None where these agree at
+            no shell, or were not measured.
+        unexplained_share: share of the particles that the map does not explain; None where noise hides it.
+        wrong_optimum_share: share of the particles with a better pose elsewhere; None where it was not measured.
     """
 
     status: str
@@ -45,14 +56,31 @@ class RunFacts:
     probabilities: Sequence[float] | None
     warnings: Sequence[str]
     scf_star: float | None = None
+    dependent_halves: str | None = None
+    nonspherical_share: float | None = None
+    nonspherical_angstrom: float | None = None
+    unexplained_share: float | None = None
+    wrong_optimum_share: float | None = None
+
+    @classmethod
+    def unfinished(cls, pose_inference: str) -> "RunFacts":
+        """Facts on a run that has just begun."""
+        return cls("running", None, pose_inference, 0, 0.0, None, None, None, ())
 
 
 @dataclass(frozen=True)
 class Reason:
-    """One reason for the map, against it, or neither."""
+    """One reason for the map, against it, or neither.
+
+    Args:
+        weight: for the map, against it, or a remark.
+        text: the reason, one or two sentences.
+        advice: what to do about it, one sentence; empty where there is nothing.
+    """
 
     weight: Weight
     text: str
+    advice: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,13 +97,29 @@ class RunVerdict:
     sentence: str
     reasons: tuple[Reason, ...]
 
+    @property
+    def summary(self) -> str:
+        """Answer and sentence in one line."""
+        return f"{self.level}: {self.sentence}"
+
+    @property
+    def doubts(self) -> tuple[Reason, ...]:
+        """The reasons against the map."""
+        return tuple(reason for reason in self.reasons if reason.weight == "against")
+
+    def to_json(self) -> dict[str, Any]:
+        """The verdict as ``job.json`` records it: answer, sentence, and reasons."""
+        return {"answer": self.level, "sentence": self.sentence, "reasons": [asdict(each) for each in self.reasons]}
+
 
 def judge_run(facts: RunFacts) -> RunVerdict:
     """Verdict on a run; any reason against the map makes it doubtful."""
     if facts.status != "done":
         return _without_map(facts)
-    reasons = (*_on_half_maps(facts), *_on_views(facts), *_on_poses(facts))
+    reasons = (*_on_half_maps(facts), *_on_particles(facts), *_on_views(facts), *_on_poses(facts))
     doubts = [reason.text for reason in reasons if reason.weight == "against"]
+    if facts.wrong_optimum_share is not None and facts.wrong_optimum_share > MAX_WRONG_OPTIMUM:
+        return RunVerdict("not found", "There is a map, but its particles are not where it shows them.", reasons)
     if doubts:
         number = {1: "one thing casts", 2: "two things cast"}.get(len(doubts), f"{len(doubts)} things cast")
         return RunVerdict("doubtful", f"There is a map, but {number} doubt on it.", reasons)
@@ -106,6 +150,13 @@ def _on_half_maps(facts: RunFacts) -> Iterator[Reason]:
         yield Reason("against", "There are no half maps, so the resolution of the map is unknown.")
         return
     criterion = f"(FSC {HALF_MAP_THRESHOLD}, unmasked)"
+    if facts.dependent_halves:
+        yield Reason(
+            "against",
+            f"The half maps are not independent: {facts.dependent_halves}. Their FSC says nothing on the resolution.",
+            "Remove the repeated images, or split the particles anew, and run again.",
+        )
+        return
     if not math.isfinite(resolution) or facts.side_angstrom / resolution < _MIN_SHELL:
         limit = "at no resolution" if math.isinf(resolution) else f"to {resolution:.0f} Å only"
         yield Reason("against", f"The half maps agree {limit} {criterion}, as any blob of the right size would.")
@@ -113,7 +164,8 @@ def _on_half_maps(facts: RunFacts) -> Iterator[Reason]:
         yield Reason(
             "against",
             f"The half maps agree to {resolution:.1f} Å {criterion}, but one encoder, trained on all particles, posed "
-            "both half sets: the FSC is over-optimistic, not gold-standard. A search gives independent half sets.",
+            "both half sets: the FSC is over-optimistic, not gold-standard.",
+            "Run again with --pose-inference search, whose half sets are independent.",
         )
     elif shared is not None and resolution > 0.99 * shared:
         yield Reason(
@@ -124,6 +176,37 @@ def _on_half_maps(facts: RunFacts) -> Iterator[Reason]:
     else:
         beyond = f", beyond the {shared:.0f} Å up to which both half sets shared a reference" if shared else ""
         yield Reason("for", f"The half maps agree to {resolution:.1f} Å {criterion}{beyond}.")
+
+
+def _on_particles(facts: RunFacts) -> Iterator[Reason]:
+    """Whether the map explains the particles, and is more than a sphere."""
+    share = facts.unexplained_share
+    if share is not None and share > _MAX_UNEXPLAINED:
+        yield Reason(
+            "against",
+            f"The map does not explain {share:.0%} of the particles: what is left of them when its projections are "
+            "subtracted is more than noise. One map was made of a mixture: of several structures, or of much junk.",
+            "Find them with cryoeq screen, or classify the particles (2D or 3D) and run on one class.",
+        )
+    elif share is not None:
+        weight: Weight = "for" if share <= _WORTH_SAYING else "remark"
+        others = "" if share <= _WORTH_SAYING else f"; {share:.0%} it does not, as junk or another structure"
+        yield Reason(weight, f"The map explains {1 - share:.0%} of the particles to within their noise{others}.")
+    if facts.nonspherical_share is not None and facts.nonspherical_share < MIN_NONSPHERICAL:
+        yield _on_sphere(facts, facts.nonspherical_share)
+
+
+def _on_sphere(facts: RunFacts, share: float) -> Reason:
+    """Weight of a map that is almost a sphere: poses that are not determined make a sphere of anything."""
+    agreed = facts.nonspherical_angstrom
+    rest = "at no resolution" if agreed is None else f"to {agreed:.1f} Å"
+    text = (
+        f"The map is a sphere but for {share:.0%} of its power. The half maps agree by their spherical averages, which "
+        f"need no poses; without them they agree {rest}."
+    )
+    if facts.probabilities is not None and _unsure(facts.probabilities) <= _MAX_UNSURE:
+        return Reason("remark", text)
+    return Reason("against", text, "Give the symmetry with --sym, and use particles of more contrast or a larger box.")
 
 
 def _on_views(facts: RunFacts) -> Iterator[Reason]:
@@ -142,13 +225,16 @@ def _on_poses(facts: RunFacts) -> Iterator[Reason]:
         return
     if facts.pose_inference in {"search", "hybrid"}:
         yield _on_starts(facts.starts)
+    if facts.wrong_optimum_share is not None:
+        yield _on_optima(facts.wrong_optimum_share)
     if facts.probabilities is not None:
         yield _on_probabilities(sorted(facts.probabilities))
     if any(MIXED_HANDS_WARNING in warning for warning in facts.warnings):
         yield Reason(
             "against",
             "The map has a mirror plane or an inversion centre: it may be a mixture of the molecule and its mirror "
-            "image. Run again with another seed and compare.",
+            "image.",
+            "Run again with another --seed and compare.",
         )
     yield Reason("remark", "The hand cannot be determined from projections: the mirror image of the map is as likely.")
 
@@ -158,14 +244,35 @@ def _on_starts(starts: int) -> Reason:
         return Reason(
             "for", "Reproduced: two random starts converged to the same map; otherwise the run would have stopped."
         )
-    return Reason("against", "There was one random start only: no random restart shows that the map is reproducible.")
+    return Reason(
+        "against",
+        "There was one random start only: no random restart shows that the map is reproducible.",
+        "Run again without --set search.multi_start.min=1.",
+    )
+
+
+def _on_optima(share: float) -> Reason:
+    text = (
+        f"A search over all poses of a sample finds a better one, more than 20° away, for {share:.0%} of the particles."
+    )
+    if share > MAX_WRONG_OPTIMUM:
+        return Reason("against", text, "Run again with --pose-inference search.")
+    return Reason("remark", text)
+
+
+def _unsure(probabilities: Sequence[float]) -> float:
+    """Fraction of the particles whose most probable pose is improbable."""
+    return sum(value < _MIN_PROBABILITY for value in probabilities) / len(probabilities)
 
 
 def _on_probabilities(ordered: Sequence[float]) -> Reason:
     """Weight of the poses' probabilities, lowest first."""
-    unsure = sum(value < _MIN_PROBABILITY for value in ordered) / len(ordered)
+    unsure = _unsure(ordered)
     text = (
         f"The most probable pose has a probability of {ordered[len(ordered) // 2]:.2f} for the median particle, and "
         f"below {_MIN_PROBABILITY:g} for {unsure:.0%} of them."
     )
-    return Reason("against" if unsure > _MAX_UNSURE else "for", text)
+    if unsure <= _MAX_UNSURE:
+        return Reason("for", text)
+    advice = "Use more particles, or particles of more contrast; give the symmetry with --sym where there is one."
+    return Reason("against", f"{text} The poses are not determined.", advice)

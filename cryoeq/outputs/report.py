@@ -48,6 +48,10 @@ _RESULTS = {
     "repeated_images": "Images in more than one row",
     "repeated_rows": "Rows that show such an image",
     "repeated_across_halves": "Images in both half sets of the particle file",
+    "nonspherical_share": "Share of the map that is not spherical",
+    "nonspherical_resolution_angstrom": "Half maps without their spherical averages agree to (Å, FSC 0.143, unmasked)",
+    "unexplained_share": "Share of the particles that the map does not explain",
+    "wrong_optimum_share": "Share of the particles with a better pose elsewhere",
     "dependent_halves": "Half maps are not independent",
 }
 

@@ -129,6 +129,14 @@ class RunFolder:
         """
         self._update(status=status, finished=_now(), results=dict(results))
 
+    def keep_verdict(self, verdict: Mapping[str, object]) -> None:
+        """Write the verdict on the run to ``job.json``.
+
+        Args:
+            verdict: answer, sentence and reasons, in types of JSON.
+        """
+        self._update(verdict=dict(verdict))
+
     def _update(self, **changes: object) -> None:
         write_json(self.path("job.json"), self.job() | changes)
 

@@ -25,6 +25,7 @@ from cryoeq.outputs.progress_file import read_progress
 from cryoeq.outputs.report import ComparedParticles, RunContents, write_report
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.reconstruct.event_log import PROGRESS_FILE
+from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruction_run import open_particles, read_reconstruction_job
 
 _SOURCES = {"search": "search", "hybrid": "search and encoder", "amortized": "encoder", "known": "star file"}
@@ -50,7 +51,7 @@ def report(config: ReportConfig) -> Iterator[Event]:
         yield Note(contents.particles, "warning")
     write_report(path, contents)
     megabytes = path.stat().st_size / 1e6
-    rows = {"verdict": f"{contents.verdict.level}: {contents.verdict.sentence}", "file": f"{path} ({megabytes:.1f} MB)"}
+    rows = {"verdict": contents.verdict.summary, "file": f"{path} ({megabytes:.1f} MB)"}
     yield Report(f"Report on {config.run}", rows)
 
 
@@ -119,6 +120,7 @@ def _facts(
     settings = job["settings"]
     side = 0.0 if volume is None else volume.box_size_px * volume.pixel_size_angstrom
     is_searched = settings["pose_inference"] in {"search", "hybrid"}
+    metrics = ReconstructionMetrics.from_json(job.get("results", {}))
     has_probabilities = star is not None and MAX_PROBABILITY in star.particles
     return RunFacts(
         status=job["status"],
@@ -131,6 +133,11 @@ def _facts(
         probabilities=star.floats(MAX_PROBABILITY).tolist() if star is not None and has_probabilities else None,
         warnings=[note["text"] for note in job.get("notes", []) if note["level"] == "warning"],
         scf_star=None if views is None else views.scf_star,
+        dependent_halves=metrics.dependent_halves,
+        nonspherical_share=metrics.nonspherical_share,
+        nonspherical_angstrom=metrics.nonspherical_resolution_angstrom,
+        unexplained_share=metrics.unexplained_share,
+        wrong_optimum_share=metrics.wrong_optimum_share,
     )
 
 

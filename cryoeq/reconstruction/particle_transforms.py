@@ -142,18 +142,21 @@ class ParticleTransforms:
         return LikelihoodTerms(harmonics.analyse(shifted.flatten(0, 1)), squared)
 
 
-def load_transforms(dataset: ParticleDataset, device: torch.device) -> Generator[Event, None, ParticleTransforms]:
+def load_transforms(
+    dataset: ParticleDataset, device: torch.device, rows: Int[Tensor, " rows"] | None = None
+) -> Generator[Event, None, ParticleTransforms]:
     """Transforms of the whole stack: the only copy of the particles that a search keeps.
 
     Args:
         dataset: particles, at the box where poses are inferred.
         device: device that keeps the transforms.
+        rows: rows of the particle table, for some of the particles only; None for all.
     """
-    n, count = dataset.box_size_px, len(dataset)
+    n, count = dataset.box_size_px, len(dataset) if rows is None else len(rows)
     plane = HalfPlane.up_to(n, n / 2 - 1, device)
     stack: ParticleTransforms | None = None
     done = 0
-    for batch in dataset.batches(_BATCH):
+    for batch in dataset.batches(_BATCH, rows):
         transforms = _transform(batch.to(device), plane, dataset.pixel_size_angstrom)
         stack = _allocate(transforms, count) if stack is None else stack
         _write(stack, slice(done, done + len(batch)), transforms)

@@ -21,6 +21,11 @@ class ReconstructionMetrics:
         repeated_images: number of images that appear in more than one row of the particle table.
         repeated_rows: number of rows that show such an image.
         repeated_across_halves: number of images with copies in both half sets of the particle file.
+        nonspherical_share: share of the density's variance that is not spherical.
+        nonspherical_resolution_angstrom: where the unmasked FSC of the half maps, without their spherical averages, first
+            drops below 0.143.
+        unexplained_share: share of the particles that the map does not explain.
+        wrong_optimum_share: share of the particles for which the map has a better pose elsewhere (amortized).
         dependent_halves: reason why the half maps are not independent, so that their FSC is no gold standard; a clause.
     """
 
@@ -36,6 +41,10 @@ class ReconstructionMetrics:
     repeated_images: int | None = None
     repeated_rows: int | None = None
     repeated_across_halves: int | None = None
+    nonspherical_share: float | None = None
+    nonspherical_resolution_angstrom: float | None = None
+    unexplained_share: float | None = None
+    wrong_optimum_share: float | None = None
     dependent_halves: str | None = None
 
     def to_json(self) -> dict[str, float | str]:

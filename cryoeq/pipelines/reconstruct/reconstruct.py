@@ -16,6 +16,7 @@ from cryoeq.domain.volume import Volume
 from cryoeq.errors import DivergedError, ParticleFileError
 from cryoeq.evaluation.independence import find_dependence
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, compare_maps
+from cryoeq.evaluation.verdict import MIN_NONSPHERICAL, RunFacts, RunVerdict, judge_run
 from cryoeq.io.cryosparc import CS_SUFFIX, write_cs
 from cryoeq.io.mrc import write_map
 from cryoeq.io.particles import ParticleStack, write_particle_star
@@ -25,6 +26,7 @@ from cryoeq.outputs.fsc_files import write_fsc_star, write_fsc_xml
 from cryoeq.outputs.reconstruction_plots import plot_map
 from cryoeq.outputs.report import write_report
 from cryoeq.outputs.run_folder import RunFolder
+from cryoeq.pipelines.reconstruct.assessment import assess_maps, check_poses
 from cryoeq.pipelines.reconstruct.build import build_dataset, build_stack, working_box
 from cryoeq.pipelines.reconstruct.checkpoints import Checkpoints, load_training_state, require_same_settings
 from cryoeq.pipelines.reconstruct.event_log import record_events
@@ -80,17 +82,39 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[
         with RunFolder.create(
             config.output, command=sys.argv, settings=settings, inputs=inputs, device=str(device), resume=resume
         ) as run:
+            run.keep_verdict(judge_run(RunFacts.unfinished(config.pose_inference)).to_json())
             checkpoints = Checkpoints.of_run(run, len(stack.table), device, resume=resume)
             try:
                 metrics = yield from record_events(work(run, checkpoints), run)
             except DivergedError as error:
                 run.finish("failed", {"error": str(error)})
-                write_report(run.path("report.html"), read_run(run.folder))
+                _close(run)
                 raise
             run.finish("done", metrics.to_json() | {"seconds": round(time.monotonic() - started_s, 2)})
+            verdict = _close(run)
             checkpoints.clear()
-            write_report(run.path("report.html"), read_run(run.folder))
-    yield Report(f"Reconstruction in {run.folder}", _rows(metrics, config))
+    if verdict.level == "not found":
+        raise DivergedError(
+            f"no structure was found: {verdict.doubts[0].text.removesuffix('.')}",
+            f"The map, which is wrong, and the report on it are in {run.folder}",
+            verdict.doubts[0].advice.removesuffix("."),
+        )
+    yield Report(f"Reconstruction in {run.folder}", _rows(metrics, config) | {"verdict": verdict.summary})
+    yield from _doubts(verdict)
+
+
+def _close(run: RunFolder) -> RunVerdict:
+    """Judge a run that has ended: verdict in its record, and report."""
+    contents = read_run(run.folder)
+    run.keep_verdict(contents.verdict.to_json())
+    write_report(run.path("report.html"), contents)
+    return contents.verdict
+
+
+def _doubts(verdict: RunVerdict) -> Iterator[Note]:
+    """The doubts that a verdict casts on a map, each with what to do."""
+    for doubt in verdict.doubts:
+        yield Note(f"Doubt: {doubt.text} {doubt.advice}".rstrip(), "warning")
 
 
 @dataclass(frozen=True)
@@ -131,6 +155,7 @@ class _Job:
         dataset = build_dataset(self.config, self.stack, working_box(self.config, self.stack), reads_once=is_search)
         yield from (Note(note, "warning" if note in self.stack.notes else "info") for note in dataset.notes)
         posed = yield from self._infer_poses(dataset, checkpoint, training_state)
+        inferred_at = dataset
         if dataset.box_size_px != table.box_size_px or is_search:
             # Maps are made at the box of the files; its contrast is decided already.
             sign = dataset.preprocessing.sign
@@ -144,8 +169,12 @@ class _Job:
             maps = _make_maps(dataset, separated, self.device, self.config.search.symmetry)
         posed = separated
         yield Progress("reconstructing", 1, 1)
+        if self.config.pose_inference == "amortized":
+            share = yield from check_poses(self.config, inferred_at, maps.all, posed, self.device)
+            posed = replace(posed, metrics=replace(posed.metrics, wrong_optimum_share=share))
         if not is_main_process():
             return ReconstructionMetrics()
+        posed = replace(posed, metrics=assess_maps(inferred_at, maps, posed, self.run))
         metrics = self._write_results(maps, posed)
         yield from independence_notes(metrics, table.pixel_size_angstrom)
         return (yield from self._check_symmetry(dataset, posed, maps, metrics))
@@ -274,6 +303,9 @@ def _rows(metrics: ReconstructionMetrics, config: ReconstructConfig) -> dict[str
     if metrics.half_map_resolution_angstrom is not None:
         doubt = ", but are not independent" if metrics.dependent_halves else ""
         rows["half maps agree to (FSC 0.143, unmasked)"] = f"{metrics.half_map_resolution_angstrom:.1f} Å{doubt}"
+    share, rest = metrics.nonspherical_share, metrics.nonspherical_resolution_angstrom
+    if share is not None and share < MIN_NONSPHERICAL:
+        rows["without their spherical averages to"] = "no resolution" if rest is None else f"{rest:.1f} Å"
     if metrics.reference_resolution_angstrom is not None:
         rows["agrees with the reference to (FSC 0.5)"] = f"{metrics.reference_resolution_angstrom:.1f} Å"
     return rows
