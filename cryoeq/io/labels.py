@@ -2,6 +2,8 @@
 
 # Particles
 IMAGE_NAME = "rlnImageName"
+MICROGRAPH_NAME = "rlnMicrographName"
+COORDINATES = ("rlnCoordinateX", "rlnCoordinateY")
 MAX_PROBABILITY = "rlnMaxValueProbDistribution"
 SELECTION_Z_SCORE = "rlnParticleSelectZScore"
 

@@ -11,6 +11,8 @@ from cryoeq.data.half_sets import keep_copies_together, split_half_sets
 from cryoeq.data.repeated_images import RepeatedImages, find_repeated_images
 from cryoeq.domain.events import Event, Note
 from cryoeq.errors import ParticleFileError
+from cryoeq.io.particles import ParticleStack
+from cryoeq.io.positions import position_numbers
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
 from cryoeq.runtime.random_streams import Stream, stream_generator
@@ -41,6 +43,33 @@ def split_particles(dataset: ParticleDataset, seed: int) -> Generator[Event, Non
             raise ParticleFileError(found, "Two different images are needed at least", "Check rlnImageName")
         yield Note(f"{_count(repeated)} All copies of an image are put into one half set.", "warning")
     return split_half_sets(len(dataset), stream_generator(seed, Stream.HALF_SETS), repeated.image)
+
+
+def position_notes(stack: ParticleStack) -> Iterator[Note]:
+    """Warning of particles that were picked and extracted more than once, so that their images share noise.
+
+    Args:
+        stack: particles with their table.
+
+    Yields:
+        One warning at most.
+    """
+    positions = position_numbers(stack.star)
+    if positions is None:
+        return
+    image = find_repeated_images(stack.images).image
+    n_images = int(image.max()) + 1
+    is_picked_again = (positions * n_images + image).unique().div(n_images, rounding_mode="floor").bincount() > 1
+    if bool(is_picked_again.any()):
+        row = int(is_picked_again[positions].nonzero()[0])
+        other = int(((positions == positions[row]) & (image != image[row])).nonzero()[0])
+        yield Note(
+            f"{int(is_picked_again.sum())} positions on a micrograph have more than one image, the first in rows "
+            f"{row + 1} and {other + 1}: particles that were picked twice. Their noise is shared; where they are in "
+            "both half sets, the FSC is too high. Remove them, for example with relion_star_handler "
+            "--remove_duplicates.",
+            "warning",
+        )
 
 
 def given_half_set_notes(half_set: Int[Tensor, " particles"] | None) -> Iterator[Note]:

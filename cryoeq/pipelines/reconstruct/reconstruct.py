@@ -30,7 +30,12 @@ from cryoeq.pipelines.reconstruct.assessment import assess_maps, check_poses
 from cryoeq.pipelines.reconstruct.build import build_dataset, build_stack, working_box
 from cryoeq.pipelines.reconstruct.checkpoints import Checkpoints, load_training_state, require_same_settings
 from cryoeq.pipelines.reconstruct.event_log import record_events
-from cryoeq.pipelines.reconstruct.half_sets import given_half_set_notes, independence_notes, separate_copies
+from cryoeq.pipelines.reconstruct.half_sets import (
+    given_half_set_notes,
+    independence_notes,
+    position_notes,
+    separate_copies,
+)
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
 from cryoeq.pipelines.reconstruct.search import search_poses
@@ -150,6 +155,7 @@ class _Job:
             f"{len(table)} particles of {table.box_size_px} px, {table.pixel_size_angstrom:g} Å; {self.device}{among}."
         )
         yield from self.supplied.notes
+        yield from position_notes(self.stack)
         # A search reads each image once, into Fourier space, and keeps no other copy.
         is_search = self.config.pose_inference in {"search", "hybrid"}
         dataset = build_dataset(self.config, self.stack, working_box(self.config, self.stack), reads_once=is_search)

@@ -16,7 +16,12 @@ from cryoeq.errors import ParticleFileError
 from cryoeq.io.star import StarTable, read_star, text_column, write_star
 from cryoeq.io.text import read_json
 from cryoeq.pipelines.reconstruct.build import build_dataset, build_stack
-from cryoeq.pipelines.reconstruct.half_sets import given_half_set_notes, independence_notes, split_particles
+from cryoeq.pipelines.reconstruct.half_sets import (
+    given_half_set_notes,
+    independence_notes,
+    position_notes,
+    split_particles,
+)
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from pipeline_events import events_and_result
 
@@ -145,6 +150,16 @@ def test_a_single_image_is_refused(with_rows: Rows, tiny_particles: Path) -> Non
     dataset = build_dataset(config, build_stack(config, with_poses=False), None)
     with pytest.raises(ParticleFileError, match="all 5 rows of the particle table show the same image"):
         result_of(split_particles(dataset, 0))
+
+
+def test_particles_that_were_picked_twice_are_told(tiny_particles: Path) -> None:
+    config = ReconstructConfig(particles=tiny_particles / "truth.star", output=tiny_particles / "run")
+    stack = build_stack(config, with_poses=False)
+    assert not list(position_notes(stack))
+    x = [str(row // 2 if row < 6 else row) for row in range(COUNT)]
+    columns = {"rlnCoordinateX": text_column(x), "rlnCoordinateY": text_column(["7"] * COUNT)}
+    (note,) = position_notes(replace(stack, star=replace(stack.star, particles=stack.star.particles | columns)))
+    assert note.text.startswith("3 positions on a micrograph have more than one image, the first in rows 1 and 2")
 
 
 def test_the_worth_of_the_correlation_is_told() -> None:
