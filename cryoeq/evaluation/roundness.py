@@ -15,6 +15,7 @@ from cryoeq.geometry.shells import fourier_shell_correlation
 from cryoeq.geometry.soft_mask import soft_sphere
 
 _MASK_RADIUS, _EDGE = 0.45, 0.05  # of the box
+_KNOTS_PER_VOXEL, _STEPS = 2, 8
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,21 @@ def measure_roundness(halves: HalfMaps) -> Roundness:
 
 
 def spherical_average(volume: Float[Tensor, "n n n"]) -> Float[Tensor, "n n n"]:
-    """Mean over all rotations about voxel n // 2, from a radial profile that is linear between whole radii."""
+    """The function of the distance from voxel n // 2 that is nearest to a map: linear between radii half a voxel apart.
+
+    Args:
+        volume: densities.
+    """
     n = volume.shape[-1]
     squared = (torch.arange(n, device=volume.device) - n // 2).square()
-    radius = (squared[:, None, None] + squared[:, None] + squared).to(volume.dtype).sqrt()
-    inner = radius.long()
-    outer_weight = radius - inner
-    size = int(inner.max()) + 2
-    sums, counts = volume.new_zeros(size), volume.new_zeros(size)
-    for index, weight in ((inner, 1 - outer_weight), (inner + 1, outer_weight)):
-        sums.index_add_(0, index.flatten(), (weight * volume).flatten())
-        counts.index_add_(0, index.flatten(), weight.flatten())
-    profile = sums / counts.clamp(min=torch.finfo(volume.dtype).tiny)
-    return (1 - outer_weight) * profile[inner] + outer_weight * profile[inner + 1]
+    place = (squared[:, None, None] + squared[:, None] + squared).to(volume.dtype).sqrt() * _KNOTS_PER_VOXEL
+    knots = torch.stack([place.long(), place.long() + 1]).flatten(1)
+    weights = torch.stack([1 - place.frac(), place.frac()]).flatten(1)
+    size = int(knots.max()) + 1
+    average = torch.zeros_like(volume).flatten()
+    total = volume.new_zeros(size).index_add(0, knots.flatten(), weights.flatten()).clamp(min=1e-9)
+    for _ in range(_STEPS):  # towards the least-squares profile
+        rest = weights * (volume.flatten() - average)
+        profile = volume.new_zeros(size).index_add(0, knots.flatten(), rest.flatten()) / total
+        average = average + (weights * profile[knots]).sum(0)
+    return average.view_as(volume)

@@ -4,8 +4,8 @@ The residual of a particle is what its image keeps when the projection of the ma
 particle that the map explains it is noise, whose power follows a known distribution: a sum of exponentially
 distributed coefficients, weighted by the squared CTF, close to a gamma distribution of the same mean and variance. A
 second molecule in the stack leaves its own signal in the residuals of its particles, however well the half maps agree:
-both halves hold the same mixture. Each particle is compared with the map of the half set it does not belong to, so that no map contains
-the particle's own noise.
+both halves hold the same mixture. Each particle is compared with the map of the half set it does not belong to, so that
+no map contains the particle's own noise.
 
 The noise is that of the particles that fit best, since background beside the particles has another spectrum: the scale
 of the distribution is set by its lower fifth. So a share beyond four fifths cannot be seen, and neither can particles

@@ -28,7 +28,7 @@ def plot_residuals(path: Path, residuals: Residuals) -> None:
     title = "no statement: the particles are too noisy" if share is None else f"{share:.0%} not explained by the map"
     with png_figure(path, size_inches=CURVES_INCHES, margins=CURVE_MARGINS) as figure:
         axes = figure.subplots()
-        axes.hist(z, edges, color=COLOURS[0], alpha=0.6, label=f"{len(z):,} particles")
+        axes.hist(z, edges.tolist(), color=COLOURS[0], alpha=0.6, label=f"{len(z):,} particles")
         axes.plot(x, expected, color=GREY, label="expected where the map explains all of them")
         axes.set(
             xlabel=f"Power of the residual to {residuals.resolution_angstrom:.1f} Å, in standard deviations of noise",

@@ -34,6 +34,8 @@ def test_a_good_search_found_a_structure() -> None:
         ({"probabilities": [0.1, 0.2, 0.9]}, "below 0.5 for 67%"),
         ({"warnings": [f"The map has a mirror plane: {MIXED_HANDS_WARNING}."]}, "mirror image"),
         ({"pose_inference": "amortized", "shared_angstrom": None}, "over-optimistic"),
+        ({"dependent_halves": "the half sets shared 9 images"}, "not independent: the half sets shared 9 images"),
+        ({"unexplained_share": 0.28}, "does not explain 28% of the particles"),
     ],
 )
 def test_one_doubt_makes_a_map_doubtful(change: dict[str, object], said: str) -> None:
@@ -41,6 +43,50 @@ def test_one_doubt_makes_a_map_doubtful(change: dict[str, object], said: str) ->
     (doubt,) = [reason.text for reason in verdict.reasons if reason.weight == "against"]
     assert (verdict.level, verdict.sentence) == ("doubtful", "There is a map, but one thing casts doubt on it.")
     assert said in doubt
+
+
+def test_a_share_of_junk_is_remarked_on() -> None:
+    few, some = (judge_run(replace(GOOD, unexplained_share=share)) for share in (0.02, 0.12))
+    assert (few.level, some.level) == ("found", "found")
+    assert any(reason.weight == "for" and "explains 98%" in reason.text for reason in few.reasons)
+    assert any(reason.weight == "remark" and "12% it does not" in reason.text for reason in some.reasons)
+
+
+def test_a_sphere_is_doubted_where_poses_are_not_determined() -> None:
+    sphere = replace(GOOD, nonspherical_share=0.09, nonspherical_angstrom=24.0)
+    assert judge_run(sphere).level == "found"  # a solved apoferritin
+    unsure = judge_run(replace(sphere, probabilities=[0.01, 0.02, 0.9]))
+    assert unsure.level == "doubtful"
+    said = " ".join(reason.text for reason in unsure.doubts)
+    assert "a sphere but for 9% of its power" in said
+    assert "without them they agree to 24.0 Å" in said
+    nowhere = judge_run(replace(sphere, probabilities=[0.01], nonspherical_angstrom=None))
+    assert "agree at no resolution" in " ".join(reason.text for reason in nowhere.doubts)
+
+
+def test_particles_in_another_optimum_mean_that_nothing_was_found() -> None:
+    amortized = replace(GOOD, pose_inference="amortized", shared_angstrom=None)
+    assert judge_run(replace(amortized, wrong_optimum_share=0.5)).level == "not found"
+    assert judge_run(replace(amortized, wrong_optimum_share=0.1)).level == "doubtful"
+
+
+def test_each_doubt_says_what_to_do() -> None:
+    doubtful = judge_run(
+        replace(
+            GOOD,
+            starts=1,
+            unexplained_share=0.5,
+            nonspherical_share=0.1,
+            probabilities=[0.1],
+            dependent_halves="copies",
+            warnings=[MIXED_HANDS_WARNING],
+        )  # fmt: skip
+    )
+    assert len(doubtful.doubts) == 6
+    assert all(doubt.advice for doubt in doubtful.doubts)
+    record = doubtful.to_json()
+    assert record["answer"] == "doubtful"
+    assert len(record["reasons"]) == len(doubtful.reasons)
 
 
 def test_uneven_views_are_remarked_on() -> None:

@@ -1,4 +1,4 @@
-"""What a map is worth beyond the agreement of its halves: whether it explains its particles, and is more than a sphere."""
+"""Tests of a map beyond the agreement of its halves: whether it explains its particles, and is more than a sphere."""
 
 import math
 from collections.abc import Generator

@@ -22,8 +22,8 @@ class ReconstructionMetrics:
         repeated_rows: number of rows that show such an image.
         repeated_across_halves: number of images with copies in both half sets of the particle file.
         nonspherical_share: share of the density's variance that is not spherical.
-        nonspherical_resolution_angstrom: where the unmasked FSC of the half maps, without their spherical averages, first
-            drops below 0.143.
+        nonspherical_resolution_angstrom: where the unmasked FSC of the half maps, without their spherical averages,
+            first drops below 0.143.
         unexplained_share: share of the particles that the map does not explain.
         wrong_optimum_share: share of the particles for which the map has a better pose elsewhere (amortized).
         dependent_halves: reason why the half maps are not independent, so that their FSC is no gold standard; a clause.
