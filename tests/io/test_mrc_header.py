@@ -60,7 +60,7 @@ def test_bytes_are_unsigned_where_imod_says_so(
 def test_without_sampling_the_pixel_size_is_the_cell_over_the_voxels(tmp_path: Path) -> None:
     path = write(tmp_path / "m.mrc", mx=0, my=0, mz=0)
     assert read_map(path).pixel_size_angstrom == pytest.approx(PIXEL, rel=1e-6)
-    assert MrcStack.open(path).pixel_size_angstrom == pytest.approx(PIXEL, rel=1e-6)
+    assert MrcStack.open(path).header.pixel_size_angstrom == pytest.approx(PIXEL, rel=1e-6)
     assert "MX is 0" in header_notes(path)[0]
     assert "7.75 Å" in header_notes(path)[0]
 
@@ -76,7 +76,7 @@ def test_without_sampling_the_pixel_size_is_the_cell_over_the_voxels(tmp_path: P
 )
 def test_a_pixel_size_that_cannot_be_is_none(tmp_path: Path, fields: dict[str, float], said: str) -> None:
     path = write(tmp_path / "m.mrc", **fields)
-    assert MrcStack.open(path).pixel_size_angstrom is None
+    assert MrcStack.open(path).header.pixel_size_angstrom is None
     with pytest.raises(MapFileError, match=rf"{said}.*--angpix"):
         read_map(path)
     assert read_map(path, angpix=2.0).pixel_size_angstrom == 2.0
@@ -88,7 +88,9 @@ def test_voxels_that_are_not_cubic_are_refused_or_overridden(tmp_path: Path) -> 
         read_map(path)
     assert read_map(path, angpix=2.0).pixel_size_angstrom == 2.0
     assert "15.5 Å along z" in header_notes(path)[0]
-    assert MrcStack.open(path).pixel_size_angstrom == pytest.approx(PIXEL)  # sections of a stack have no distance
+    assert MrcStack.open(path).header.pixel_size_angstrom == pytest.approx(
+        PIXEL
+    )  # sections of a stack have no distance
     nearly = write(tmp_path / "nearly.mrc", cella_z=1.004 * N * PIXEL)
     assert read_map(nearly).pixel_size_angstrom == pytest.approx(PIXEL)
     assert header_notes(nearly) == ()
@@ -99,10 +101,12 @@ def test_voxels_that_are_not_cubic_are_refused_or_overridden(tmp_path: Path) -> 
 def test_pixels_that_are_not_square_give_no_pixel_size(tmp_path: Path) -> None:
     path = write(tmp_path / "s.mrcs", values()[:1], cella_y=2 * N * PIXEL)
     stack = MrcStack.open(path)
-    assert stack.pixel_size_angstrom is None
+    assert stack.header.pixel_size_angstrom is None
     assert "15.5 Å along y" in stack.header.pixel_size_fault
     with pytest.raises(MapFileError, match=r"15\.5 Å along y"):
         read_micrograph(path)
+    with pytest.raises(ParticleFileError, match=r"15\.5 Å along y.*--angpix"):
+        stack.require_pixel_size()
 
 
 def test_axes_that_are_not_orthogonal_are_refused(tmp_path: Path) -> None:
