@@ -88,9 +88,7 @@ def test_voxels_that_are_not_cubic_are_refused_or_overridden(tmp_path: Path) -> 
         read_map(path)
     assert read_map(path, angpix=2.0).pixel_size_angstrom == 2.0
     assert "15.5 Å along z" in header_notes(path)[0]
-    assert MrcStack.open(path).header.pixel_size_angstrom == pytest.approx(
-        PIXEL
-    )  # sections of a stack have no distance
+    assert MrcStack.open(path).header.pixel_size_angstrom == pytest.approx(PIXEL)  # of a stack z does not count
     nearly = write(tmp_path / "nearly.mrc", cella_z=1.004 * N * PIXEL)
     assert read_map(nearly).pixel_size_angstrom == pytest.approx(PIXEL)
     assert header_notes(nearly) == ()
