@@ -191,20 +191,21 @@ def _parse(path: Path, raw: bytes, error: type[CryoEqError]) -> MrcHeader:
     # Without the stamp the later fields are whatever an old writer left there: its pixel size is no measurement.
     sizes = _voxel_sizes(header, sides) if is_stamped else (0.0, 0.0, 0.0)
     is_byte = _MODES[mode] == "int8" and _has_unsigned_bytes(raw, byte_order)
+    dtype = np.dtype(np.uint8) if is_byte else dtype_from_mode(mode).newbyteorder(byte_order)
     note = f"{path.name}: the MRC header has no MAP stamp; it was read all the same, but for its pixel size."
     size_note = (
         f"{path.name}: MX is {int(header['mx'])}; its pixel size, {sizes[0]:.6g} Å, is CELLA over the number of voxels."
     )
     return MrcHeader(
         shape=shape,
-        dtype=np.dtype(np.uint8) if is_byte else dtype_from_mode(mode).newbyteorder(byte_order),
+        dtype=dtype,
         extended_bytes=max(int(header["nsymbt"]), 0),
         voxel_size_angstrom=sizes,
         angles_deg=_angles(header) if is_stamped else (90.0, 90.0, 90.0),
         axes=axes,
         start_px=(starts[axes.index(1)], starts[axes.index(2)], starts[axes.index(3)]),
         origin_angstrom=(origin[0], origin[1], origin[2]),
-        notes=() if is_stamped else (note,),
+        notes=_range_notes(path, header, dtype) if is_stamped else (note,),
         pixel_size_notes=(size_note,) if sizes[0] and int(header["mx"]) <= 0 else (),
     )
 
@@ -223,6 +224,20 @@ def _has_unsigned_bytes(raw: bytes, byte_order: str) -> bool:
     """Whether IMOD wrote the file and says that its bytes are 0 to 255; other programs' bytes are signed (MRC2014)."""
     stamp, flags = np.frombuffer(raw[152:160], f"{byte_order}i4").tolist()
     return stamp == _IMOD_STAMP and not flags & 1
+
+
+def _range_notes(path: Path, header: Any, dtype: np.dtype[Any]) -> tuple[str, ...]:
+    """A sentence where DMIN and DMAX tell of values that bytes of this kind cannot hold."""
+    lowest, highest = float(header["dmin"]), float(header["dmax"])
+    if dtype.itemsize > 1 or not -math.inf < lowest < highest < math.inf:
+        return ()
+    kind, limits = ("signed" if dtype.kind == "i" else "unsigned"), np.iinfo(dtype)
+    if limits.min <= lowest and highest <= limits.max:
+        return ()
+    return (
+        f"{path.name}: its bytes are read as {kind} ({limits.min} to {limits.max}), but its header tells of values "
+        f"from {lowest:g} to {highest:g} (DMIN, DMAX); if its writer meant other bytes, convert it to mode 1 or 2.",
+    )
 
 
 def _voxel_sizes(header: Any, sides: list[int]) -> tuple[float, float, float]:

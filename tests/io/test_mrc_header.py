@@ -12,18 +12,12 @@ from cryoeq.errors import MapFileError, ParticleFileError
 from cryoeq.io.mrc import MrcStack, header_notes, read_map, read_micrograph
 
 N, PIXEL = 8, 7.75
-_WORD = {
-    "mx": 28,
-    "my": 32,
-    "mz": 36,
-    "cella_x": 40,
-    "cella_y": 44,
-    "cella_z": 48,
-    "alpha": 52,
-    "beta": 56,
-    "gamma": 60,
-}
-_WORD |= {"mapc": 64, "mapr": 68, "maps": 72, "nz": 8, "mode": 12, "nsymbt": 92, "stamp": 152, "flags": 156}
+_FIELDS = (
+    "nx ny nz mode nxstart nystart nzstart mx my mz cella_x cella_y cella_z alpha beta gamma mapc mapr maps "
+    "dmin dmax dmean ispg nsymbt"
+)
+_BYTE = {name: 4 * word for word, name in enumerate(_FIELDS.split())} | {"stamp": 152, "flags": 156}
+_FLOATS = {"cella_x", "cella_y", "cella_z", "alpha", "beta", "gamma", "dmin", "dmax"}
 
 
 def values() -> np.ndarray:
@@ -39,8 +33,8 @@ def write(path: Path, data: np.ndarray | None = None, order: str = "<", **fields
         header = mrc.header.astype(HEADER_DTYPE.newbyteorder(order))  # mrcfile knows no order for bytes
     raw = bytearray(header.tobytes() + path.read_bytes()[1024:])
     for name, value in fields.items():
-        kind = "f" if name.startswith("cella") or name in {"alpha", "beta", "gamma"} else "i"
-        struct.pack_into(order + kind, raw, _WORD[name], value)
+        kind = "f" if name in _FLOATS else "i"
+        struct.pack_into(order + kind, raw, _BYTE[name], value)
     path.write_bytes(raw)
     return path
 
@@ -55,6 +49,16 @@ def test_bytes_are_unsigned_where_imod_says_so(
     expected = (stored if is_signed else stored.view(np.uint8)).astype(np.float32)
     np.testing.assert_array_equal(MrcStack.open(path).read(np.arange(N)), expected)
     np.testing.assert_array_equal(read_map(path).values.numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    ("stored", "stamp", "is_doubted"), [((0, 255), 0, True), ((-5, 127), 0, False), ((0, 255), 1146047817, False)]
+)
+def test_bytes_beyond_their_range_are_doubted(
+    tmp_path: Path, stored: tuple[int, int], stamp: int, is_doubted: bool
+) -> None:
+    path = write(tmp_path / "s.mrc", values().astype(np.int8), dmin=stored[0], dmax=stored[1], stamp=stamp)
+    assert any("signed (-128 to 127)" in note for note in MrcStack.open(path).notes) == is_doubted
 
 
 def test_without_sampling_the_pixel_size_is_the_cell_over_the_voxels(tmp_path: Path) -> None:
