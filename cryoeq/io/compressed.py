@@ -26,6 +26,29 @@ def is_compressed(start: bytes) -> bool:
     return start[:3] in _READERS
 
 
+def read_start(path: Path, size: int, error: type[CryoEqError]) -> bytes:
+    """First bytes of a plain file, or of the content of a packed one, which is unpacked to its end as a test.
+
+    Args:
+        path: file of any kind.
+        size: bytes wanted.
+        error: class of the error for a file that cannot be unpacked.
+
+    Raises:
+        CryoEqError: of the given class: the packed file is damaged or ends early.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        start = file.read(size)
+    if not is_compressed(start):
+        return start
+    with open_compressed(path, error) as unpacked:
+        start = unpacked.read(size)
+        while unpacked.read(_CHUNK_BYTES):
+            pass
+    return start
+
+
 @contextmanager
 def open_compressed(path: Path, error: type[CryoEqError]) -> Iterator[Unpacked]:
     """The unpacked content of a packed file.

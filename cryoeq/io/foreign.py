@@ -1,4 +1,4 @@
-"""Files of other formats that are given where an MRC file is expected, known by their first bytes."""
+"""Files of other formats than the one expected, known by their first bytes."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class ForeignFormat:
 
     Args:
         name: the format, with its article.
-        advice: how the user gets to an MRC file.
+        advice: how the user gets to a file that can be read.
     """
 
     name: str
@@ -48,11 +48,12 @@ _SIGNATURES = {
 }
 
 
-def recognise(start: bytes) -> ForeignFormat | None:
-    """The format of a file that is not MRC; None where its first bytes tell nothing.
+def recognise(start: bytes, *, expects_text: bool = False) -> ForeignFormat | None:
+    """The format of a file that is not what was expected; None where its first bytes tell nothing.
 
     Args:
         start: first kilobyte of the file, or all of it.
+        expects_text: whether text is expected, as of an atomic model; else an MRC file is.
     """
     by_signature = next((kind for signature, kind in _SIGNATURES.items() if start.startswith(signature)), None)
     if by_signature is not None:
@@ -63,14 +64,16 @@ def recognise(start: bytes) -> ForeignFormat | None:
         return _SPIDER
     if start and not any(start):
         return ForeignFormat("zeros, as after a copy that did not finish", "Copy or download it again")
-    return _recognise_text(start.removeprefix(b"\xef\xbb\xbf").lstrip())
+    if expects_text and start[208:212] == b"MAP ":
+        return ForeignFormat("an MRC file", "Give it as a map")
+    return _recognise_text(start.removeprefix(b"\xef\xbb\xbf").lstrip(), expects_text=expects_text)
 
 
-def _recognise_text(text: bytes) -> ForeignFormat | None:
+def _recognise_text(text: bytes, *, expects_text: bool) -> ForeignFormat | None:
     lowered = text.lower()
     if lowered.startswith((b"<!doctype html", b"<html")) or (lowered.startswith(b"<") and b"<html" in lowered):
         return _HTML
-    if text and _TEXT.issuperset(text):
+    if text and not expects_text and _TEXT.issuperset(text):
         line = text.split(b"\n", 1)[0][:_SHOWN_LETTERS].decode("ascii").strip()
         return ForeignFormat(f"text, which begins with {line!r}", "Give the file of the densities or images")
     return None

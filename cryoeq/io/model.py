@@ -14,9 +14,12 @@ from cryoeq.domain.atoms import MODEL_SUFFIXES, Atoms, is_atomic_model
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import MapFileError
 from cryoeq.io.atomic import atomic_path
+from cryoeq.io.compressed import read_start
+from cryoeq.io.foreign import recognise
 
 # B-factor over squared grid spacing from which a Gaussian atom is sampled well (Refmac's rule, gemmi).
 _GRID_BLUR = 8 * math.pi**2 / 1.1
+_START_BYTES = 1024
 _EXPECTED = "cryoeq reads PDB and mmCIF coordinate files"
 _ADVICE = "Download it again from the PDB"
 
@@ -176,9 +179,14 @@ def _first_model(path: Path) -> gemmi.Structure:
             "Rename the file",
         )
     try:
+        kind = recognise(read_start(path, _START_BYTES, MapFileError), expects_text=True)
+        if kind is not None:
+            raise MapFileError(f"{path} is not an atomic model but {kind.name}", _EXPECTED, kind.advice)
         structure = gemmi.read_structure(str(path))
     except (RuntimeError, ValueError, OSError, EOFError) as error:
         raise MapFileError(f"{path}: gemmi cannot read it ({error})", _EXPECTED, _ADVICE) from error
+    except IndexError:  # gemmi's word for a CIF file without a block
+        structure = gemmi.Structure()
     if len(structure) == 0:
         raise MapFileError(f"{path}: no atoms in it", _EXPECTED, _ADVICE)
     return structure

@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32, Int, Shaped
 from torch import Tensor
 
 from cryoeq.domain.volume import Volume
-from cryoeq.errors import MapFileError, OutputError, ParticleFileError
+from cryoeq.errors import CryoEqError, MapFileError, OutputError, ParticleFileError
 from cryoeq.io.atomic import atomic_path
 from cryoeq.io.compressed import open_compressed, unpacked_chunks
 from cryoeq.io.mrc_header import (
@@ -91,11 +91,11 @@ def _voxel_sizes_text(header: MrcHeader) -> str:
     return f"the voxels are {x} Å along x, {y} Å along y and {z} Å along z"
 
 
-def _pixel_size(path: Path, header: MrcHeader, angpix: float | None) -> float:
+def _pixel_size(path: Path, header: MrcHeader, angpix: float | None, error: type[CryoEqError] = MapFileError) -> float:
     pixel_size = header.pixel_size_angstrom if angpix is None else angpix
     if pixel_size is None or not (math.isfinite(pixel_size) and pixel_size > 0):
         fault = header.pixel_size_fault if angpix is None else "pixel size missing or zero"
-        raise MapFileError(f"{path}: {fault}", "cryoeq needs the side of a pixel", "Give it with --angpix")
+        raise error(f"{path}: {fault}", "cryoeq needs the side of a pixel", "Give it with --angpix")
     return float(pixel_size)
 
 
@@ -226,10 +226,13 @@ class MrcStack:
         """Side of the images."""
         return self.header.shape[2]
 
-    @property
-    def pixel_size_angstrom(self) -> float | None:
-        """Pixel size of the header; None where it is zero, implausible, or differs between x and y."""
-        return self.header.pixel_size_angstrom
+    def require_pixel_size(self) -> float:
+        """Pixel size of the header.
+
+        Raises:
+            ParticleFileError: the header has none; the message says why.
+        """
+        return _pixel_size(self.path, self.header, None, ParticleFileError)
 
     @property
     def notes(self) -> tuple[str, ...]:

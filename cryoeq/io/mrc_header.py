@@ -190,21 +190,24 @@ def _parse(path: Path, raw: bytes, error: type[CryoEqError]) -> MrcHeader:
     origin = [float(header["origin"][axis]) if is_stamped else 0.0 for axis in _AXES]
     # Without the stamp the later fields are whatever an old writer left there: its pixel size is no measurement.
     sizes = _voxel_sizes(header, sides) if is_stamped else (0.0, 0.0, 0.0)
-    is_byte = _MODES[mode] == "int8" and _has_unsigned_bytes(raw, byte_order)
+    flags = _imod_flags(raw, byte_order)
+    # Only IMOD says whether bytes are 0 to 255; those of other programs are signed (MRC2014).
+    is_unsigned = mode == 0 and flags is not None and not flags & 1
+    notes = _range_notes(path, header) if mode == 0 and flags is None else ()
     note = f"{path.name}: the MRC header has no MAP stamp; it was read all the same, but for its pixel size."
     size_note = (
         f"{path.name}: MX is {int(header['mx'])}; its pixel size, {sizes[0]:.6g} Å, is CELLA over the number of voxels."
     )
     return MrcHeader(
         shape=shape,
-        dtype=np.dtype(np.uint8) if is_byte else dtype_from_mode(mode).newbyteorder(byte_order),
+        dtype=np.dtype(np.uint8) if is_unsigned else dtype_from_mode(mode).newbyteorder(byte_order),
         extended_bytes=max(int(header["nsymbt"]), 0),
         voxel_size_angstrom=sizes,
         angles_deg=_angles(header) if is_stamped else (90.0, 90.0, 90.0),
         axes=axes,
         start_px=(starts[axes.index(1)], starts[axes.index(2)], starts[axes.index(3)]),
         origin_angstrom=(origin[0], origin[1], origin[2]),
-        notes=() if is_stamped else (note,),
+        notes=notes if is_stamped else (note,),
         pixel_size_notes=(size_note,) if sizes[0] and int(header["mx"]) <= 0 else (),
     )
 
@@ -219,10 +222,21 @@ def _mode(path: Path, header: Any, *, is_stamped: bool) -> int:
     raise ValueError(f"{path} {what} {named}, where cryoeq reads {known}")
 
 
-def _has_unsigned_bytes(raw: bytes, byte_order: str) -> bool:
-    """Whether IMOD wrote the file and says that its bytes are 0 to 255; other programs' bytes are signed (MRC2014)."""
+def _imod_flags(raw: bytes, byte_order: str) -> int | None:
+    """The field imodFlags of a file that IMOD wrote; None where another program did."""
     stamp, flags = np.frombuffer(raw[152:160], f"{byte_order}i4").tolist()
-    return stamp == _IMOD_STAMP and not flags & 1
+    return int(flags) if stamp == _IMOD_STAMP else None
+
+
+def _range_notes(path: Path, header: Any) -> tuple[str, ...]:
+    """A sentence where DMIN and DMAX tell of values that signed bytes cannot hold."""
+    lowest, highest = float(header["dmin"]), float(header["dmax"])
+    if not -math.inf < lowest < highest < math.inf or (lowest >= -128 and highest <= 127):
+        return ()
+    return (
+        f"{path.name}: its bytes are read as signed (-128 to 127), but its header tells of values from {lowest:g} to "
+        f"{highest:g} (DMIN, DMAX); if its writer meant 0 to 255, convert it to mode 1 or 2.",
+    )
 
 
 def _voxel_sizes(header: Any, sides: list[int]) -> tuple[float, float, float]:

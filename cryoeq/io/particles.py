@@ -67,7 +67,7 @@ def read_particles(
     if Path(without_compression_suffix(path.name)).suffix.lower() in STACK_SUFFIXES:
         images, notes = open_bare_stack(path)
         star = _star_of_bare_stack(path, len(images))
-        angpix = angpix if angpix is not None else images.stacks[0].pixel_size_angstrom
+        angpix = images.stacks[0].require_pixel_size() if angpix is None else angpix
         ignore_ctf, notes = True, (*notes, f"{path.name} comes without a star file, so without CTF.")
     else:
         star, table_notes = read_cs(path) if path.suffix == CS_SUFFIX else (read_star(path), ())

@@ -47,7 +47,7 @@ def test_a_stack_is_unpacked_once_and_said(make_stack: Make, tmp_path: Path, pac
     stack = MrcStack.open(packed)
     packed.unlink()  # nothing is read from it any more
     np.testing.assert_array_equal(stack.read(np.array([4, 0, 0])), images[[4, 0, 0]])
-    assert (len(stack), stack.pixel_size_angstrom) == (5, 2.0)
+    assert (len(stack), stack.header.pixel_size_angstrom) == (5, 2.0)
     assert "is compressed: it was unpacked into" in stack.notes[0]
 
 

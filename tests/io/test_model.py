@@ -92,6 +92,9 @@ def test_unknown_assembly_names_those_there_are(pdb: Path) -> None:
         ("garbage.cif", "this is not a CIF file", "gemmi cannot read it"),
         ("garbage.pdb.gz", "this is not gzipped", "cannot read it|no atoms"),
         ("empty.pdb", "REMARK nothing\nEND\n", "no atoms"),
+        ("empty.cif", "", "no atoms"),
+        ("page.pdb", "<!DOCTYPE html>\n<html>", "not an atomic model but an HTML page"),
+        ("pointer.cif", "version https://git-lfs.github.com/spec/v1\n", "not an atomic model but a Git LFS pointer"),
         ("water.pdb", "\n".join(line for line in PDB.splitlines() if "HOH" in line) + "\n", "without waters"),
         ("nan.pdb", PDB.replace("   2.400   2.100", "     nan   2.100"), "cannot read it|not a number"),
     ],
@@ -116,3 +119,10 @@ def test_entries_of_the_pdb(reference_data: Path, name: str, count: int, radius:
     atoms = read_atoms(reference_data / "models" / name).centred()
     assert len(atoms) == count
     assert math.isclose(atoms.radius_angstrom, radius, abs_tol=0.01)
+
+
+def test_a_packed_model_that_ends_early_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.pdb.gz"
+    path.write_bytes(gzip.compress(PDB.encode())[:-20])
+    with pytest.raises(MapFileError, match="cannot be unpacked by gzip"):
+        read_atoms(path)

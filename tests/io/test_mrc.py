@@ -51,7 +51,7 @@ def test_a_stack_is_written_in_pieces_and_is_valid(tmp_path: Path, generator: to
         np.testing.assert_array_equal(mrc.data, images.numpy())
         assert float(mrc.header.dmean) == pytest.approx(float(images.mean()), rel=1e-6)
     stack = MrcStack.open(path)
-    assert (len(stack), stack.box_size_px, stack.pixel_size_angstrom, stack.notes) == (7, 16, 1.5, ())
+    assert (len(stack), stack.box_size_px, stack.header.pixel_size_angstrom, stack.notes) == (7, 16, 1.5, ())
     np.testing.assert_array_equal(stack.read(np.array([6, 0, 0])), images[[6, 0, 0]].numpy())
 
 

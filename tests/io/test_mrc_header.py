@@ -12,18 +12,12 @@ from cryoeq.errors import MapFileError, ParticleFileError
 from cryoeq.io.mrc import MrcStack, header_notes, read_map, read_micrograph
 
 N, PIXEL = 8, 7.75
-_WORD = {
-    "mx": 28,
-    "my": 32,
-    "mz": 36,
-    "cella_x": 40,
-    "cella_y": 44,
-    "cella_z": 48,
-    "alpha": 52,
-    "beta": 56,
-    "gamma": 60,
-}
-_WORD |= {"mapc": 64, "mapr": 68, "maps": 72, "nz": 8, "mode": 12, "nsymbt": 92, "stamp": 152, "flags": 156}
+_FIELDS = (
+    "nx ny nz mode nxstart nystart nzstart mx my mz cella_x cella_y cella_z alpha beta gamma mapc mapr maps "
+    "dmin dmax dmean ispg nsymbt"
+)
+_BYTE = {name: 4 * word for word, name in enumerate(_FIELDS.split())} | {"stamp": 152, "flags": 156}
+_FLOATS = {"cella_x", "cella_y", "cella_z", "alpha", "beta", "gamma", "dmin", "dmax"}
 
 
 def values() -> np.ndarray:
@@ -39,8 +33,8 @@ def write(path: Path, data: np.ndarray | None = None, order: str = "<", **fields
         header = mrc.header.astype(HEADER_DTYPE.newbyteorder(order))  # mrcfile knows no order for bytes
     raw = bytearray(header.tobytes() + path.read_bytes()[1024:])
     for name, value in fields.items():
-        kind = "f" if name.startswith("cella") or name in {"alpha", "beta", "gamma"} else "i"
-        struct.pack_into(order + kind, raw, _WORD[name], value)
+        kind = "f" if name in _FLOATS else "i"
+        struct.pack_into(order + kind, raw, _BYTE[name], value)
     path.write_bytes(raw)
     return path
 
@@ -57,10 +51,20 @@ def test_bytes_are_unsigned_where_imod_says_so(
     np.testing.assert_array_equal(read_map(path).values.numpy(), expected)
 
 
+@pytest.mark.parametrize(
+    ("stored", "stamp", "is_doubted"), [((0, 255), 0, True), ((-5, 127), 0, False), ((0, 255), 1146047817, False)]
+)
+def test_bytes_beyond_their_range_are_doubted(
+    tmp_path: Path, stored: tuple[int, int], stamp: int, is_doubted: bool
+) -> None:
+    path = write(tmp_path / "s.mrc", values().astype(np.int8), dmin=stored[0], dmax=stored[1], stamp=stamp)
+    assert any("signed (-128 to 127)" in note for note in MrcStack.open(path).notes) == is_doubted
+
+
 def test_without_sampling_the_pixel_size_is_the_cell_over_the_voxels(tmp_path: Path) -> None:
     path = write(tmp_path / "m.mrc", mx=0, my=0, mz=0)
     assert read_map(path).pixel_size_angstrom == pytest.approx(PIXEL, rel=1e-6)
-    assert MrcStack.open(path).pixel_size_angstrom == pytest.approx(PIXEL, rel=1e-6)
+    assert MrcStack.open(path).header.pixel_size_angstrom == pytest.approx(PIXEL, rel=1e-6)
     assert "MX is 0" in header_notes(path)[0]
     assert "7.75 Å" in header_notes(path)[0]
 
@@ -76,7 +80,7 @@ def test_without_sampling_the_pixel_size_is_the_cell_over_the_voxels(tmp_path: P
 )
 def test_a_pixel_size_that_cannot_be_is_none(tmp_path: Path, fields: dict[str, float], said: str) -> None:
     path = write(tmp_path / "m.mrc", **fields)
-    assert MrcStack.open(path).pixel_size_angstrom is None
+    assert MrcStack.open(path).header.pixel_size_angstrom is None
     with pytest.raises(MapFileError, match=rf"{said}.*--angpix"):
         read_map(path)
     assert read_map(path, angpix=2.0).pixel_size_angstrom == 2.0
@@ -88,7 +92,7 @@ def test_voxels_that_are_not_cubic_are_refused_or_overridden(tmp_path: Path) -> 
         read_map(path)
     assert read_map(path, angpix=2.0).pixel_size_angstrom == 2.0
     assert "15.5 Å along z" in header_notes(path)[0]
-    assert MrcStack.open(path).pixel_size_angstrom == pytest.approx(PIXEL)  # sections of a stack have no distance
+    assert MrcStack.open(path).header.pixel_size_angstrom == pytest.approx(PIXEL)  # of a stack z does not count
     nearly = write(tmp_path / "nearly.mrc", cella_z=1.004 * N * PIXEL)
     assert read_map(nearly).pixel_size_angstrom == pytest.approx(PIXEL)
     assert header_notes(nearly) == ()
@@ -99,10 +103,12 @@ def test_voxels_that_are_not_cubic_are_refused_or_overridden(tmp_path: Path) -> 
 def test_pixels_that_are_not_square_give_no_pixel_size(tmp_path: Path) -> None:
     path = write(tmp_path / "s.mrcs", values()[:1], cella_y=2 * N * PIXEL)
     stack = MrcStack.open(path)
-    assert stack.pixel_size_angstrom is None
+    assert stack.header.pixel_size_angstrom is None
     assert "15.5 Å along y" in stack.header.pixel_size_fault
     with pytest.raises(MapFileError, match=r"15\.5 Å along y"):
         read_micrograph(path)
+    with pytest.raises(ParticleFileError, match=r"15\.5 Å along y.*--angpix"):
+        stack.require_pixel_size()
 
 
 def test_axes_that_are_not_orthogonal_are_refused(tmp_path: Path) -> None:
