@@ -11,6 +11,11 @@ The noise is that of the particles that fit best, since background beside the pa
 of the distribution is set by its lower fifth. So a share beyond four fifths cannot be seen, and neither can particles
 that fit all equally badly.
 
+A particle of a smaller molecule, or none, may leave a residual of the right power: it lacks as much of the projection
+as it adds of its own. Its amplitude tells it, that is the factor on the projection that fits it best, which is 1 for
+particles that the map explains. Its spread, by noise and by uneven ice, is read off the particles above the median,
+among which no such particle is.
+
 Normal approximation of the gamma distribution: Wilson and Hilferty 1931, PNAS 17, 684-688.
 """
 
@@ -37,11 +42,12 @@ _FIRST_SHELL = 2  # shell 1 holds what is left of uneven ice
 _MIN_SHELLS = 3
 _BEST = 0.2  # fraction of the particles, those of the smallest residuals, that sets the noise
 _Z_BEST = -0.8416  # standard normal quantile of that fraction
-_Z_LIMIT, _BEYOND = 1.6449, 0.05  # one particle in twenty that the map explains lies beyond
+_Z_LIMIT, _BEYOND = 1.6449, 0.05  # one particle in twenty that the map explains lies beyond, for each of two tests
+_UPPER, _Z_UPPER = (0.6, 0.9), (0.2533, 1.2816)  # fractions of the particles, and standard normal quantiles of these
 _SAMPLE_PX = 2**26
 _MIN_SAMPLE = 100
 _BATCH_PX = 2**20
-_MIN_POWER = 1.5
+_MIN_POWER = 1.0  # below, a missing particle is lost in the noise
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class Residuals:
     Args:
         rows: rows of the particle table, a sample of it where that is large.
         z: power of each residual as a standard normal variable, where the map explains the particle.
+        amplitude_z: amplitude of each particle in its projection likewise.
         resolution_angstrom: resolution of the comparison.
         detectability: median power of the map's projections over the standard deviation of the residuals' power:
             below about 1, particles of another molecule are lost in the noise.
@@ -58,6 +65,7 @@ class Residuals:
 
     rows: Int[Tensor, " rows"]
     z: Float[Tensor, " rows"]
+    amplitude_z: Float[Tensor, " rows"]
     resolution_angstrom: float
     detectability: float
 
@@ -65,12 +73,14 @@ class Residuals:
     def unexplained_share(self) -> float | None:
         """Share of the particles that the map does not explain; None where noise would hide it.
 
-        It is the excess of particles beyond the residual that one in twenty exceeds by chance.
+        It is the excess of particles whose residual is larger, or whose amplitude smaller, than chance allows one in
+        twenty each.
         """
         if self.detectability < _MIN_POWER:
             return None
-        beyond = float((self.z > _Z_LIMIT).double().mean())
-        return max(0.0, (beyond - _BEYOND) / (1 - _BEYOND))
+        is_beyond = (self.z > _Z_LIMIT) | (self.amplitude_z < -_Z_LIMIT)
+        by_chance = 1 - (1 - _BEYOND) ** 2
+        return max(0.0, (float(is_beyond.double().mean()) - by_chance) / (1 - by_chance))
 
 
 def measure_residuals(
@@ -100,14 +110,17 @@ def measure_residuals(
         _shell_powers(batch, poses, half_set, slices, plane, dataset)
         for batch in dataset.batches(max(1, _BATCH_PX // n**2), rows)
     ]
-    residual, expected, variance, signal = (torch.cat(parts).double() for parts in zip(*powers, strict=True))
+    residual, expected, variance, signal, cross, power = (
+        torch.cat(parts).double() for parts in zip(*powers, strict=True)
+    )
     noise = _noise(residual, expected, dataset.table.optics_index[rows])
     shells = torch.arange(residual.shape[1]) >= _FIRST_SHELL
-    power, signal = ((values / noise)[:, shells].sum(1) for values in (residual, signal))
+    residual, signal, cross, power = ((values / noise)[:, shells].sum(1) for values in (residual, signal, cross, power))
     mean, variance = expected[:, shells].sum(1), variance[:, shells].sum(1)
     detectability = float((signal / variance.sqrt()).median())
-    z = _standardised(power / mean, mean.square() / variance)
-    return Residuals(rows, z, n * dataset.pixel_size_angstrom / last, detectability)
+    z = _standardised(residual / mean, mean.square() / variance)
+    amplitude_z = _from_upper_half(cross / power)
+    return Residuals(rows, z, amplitude_z, n * dataset.pixel_size_angstrom / last, detectability)
 
 
 def _sample(count: int, box_size_px: int) -> Int[Tensor, " rows"]:
@@ -132,7 +145,10 @@ def _shell_powers(
     plane: HalfPlane,
     dataset: ParticleDataset,
 ) -> tuple[Float[Tensor, "batch shells"], ...]:
-    """Per shell: power of the residual, its mean and variance at a noise variance of 1, and power of the projection.
+    """Per shell: power of the residual, its mean and variance at a noise variance of 1, and three powers of projections.
+
+    These are its power after the squared CTF, its cross power with the image, and the mean of that where the image shows
+    it.
 
     The CTF-multiplied image is compared with the projection times the squared CTF, so that images which were multiplied
     by their CTF count like the others.
@@ -143,14 +159,19 @@ def _shell_powers(
     if batch.ctf is not None:
         factor, squared = matched_filter(batch.ctf, plane.frequencies_per_angstrom(dataset.pixel_size_angstrom))
     observed = undo_optics(coefficients, local.shifts_px.float(), factor, plane)
-    predicted = torch.empty_like(observed)
+    sharp = torch.empty_like(observed)
     for half, other in ((1, 2), (2, 1)):
         of_half = half_set[batch.indices] == half
-        predicted[of_half] = extract_slices(slices[other - 1], local.rotations[of_half].float(), plane)
-    predicted = predicted * squared
+        sharp[of_half] = extract_slices(slices[other - 1], local.rotations[of_half].float(), plane)
+    predicted = sharp * squared
     powers = (
-        (observed - predicted).abs().square(), squared, 2 * squared.square(), predicted.abs().square(),
-    )  # fmt: skip
+        (observed - predicted).abs().square(),
+        squared,
+        2 * squared.square(),
+        predicted.abs().square(),
+        (observed * sharp.conj()).real,
+        (predicted * sharp.conj()).real,
+    )
     return tuple(_shell_sums(power, plane) for power in powers)
 
 
@@ -183,3 +204,10 @@ def _standardised(ratio: Float[Tensor, " rows"], shape: Float[Tensor, " rows"]) 
     width = (9 * shape).rsqrt()
     factor = (ratio / (1 - width.square() + _Z_BEST * width).clamp(min=1e-3).pow(3)).quantile(_BEST)
     return ((ratio / factor).pow(1 / 3) - (1 - width.square())) / width
+
+
+def _from_upper_half(values: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+    """Normal variables as standard ones, by centre and width of those above the median."""
+    low, high = (float(values.quantile(fraction)) for fraction in _UPPER)
+    width = max((high - low) / (_Z_UPPER[1] - _Z_UPPER[0]), torch.finfo(values.dtype).tiny)
+    return (values - (low - _Z_UPPER[0] * width)) / width

@@ -80,7 +80,7 @@ def test_each_doubt_says_what_to_do() -> None:
             probabilities=[0.1],
             dependent_halves="copies",
             warnings=[MIXED_HANDS_WARNING],
-        )  # fmt: skip
+        )
     )
     assert len(doubtful.doubts) == 6
     assert all(doubt.advice for doubt in doubtful.doubts)
