@@ -95,7 +95,7 @@ class ParticleDataset:
         )
         census = PixelCensus(table)
         cropped = _read_cropped(stack.images, all_rows if fits else sample_rows, box, census)
-        _refuse_empty(census)
+        _refuse_empty(census, stack)
         sample = (cropped[sample_rows] if fits else cropped)[~census.empty[sample_rows]]
         scale = decide_scale(sample, is_premultiplied=any(group.is_ctf_premultiplied for group in table.optics))
         if sign is None:
@@ -233,9 +233,9 @@ def _read_cropped(
     return cropped
 
 
-def _refuse_empty(census: PixelCensus) -> None:
+def _refuse_empty(census: PixelCensus, stack: ParticleStack) -> None:
     if bool(census.empty[census.seen].all()):
-        which = f"all {int(census.seen.sum())} images that were looked at"
+        which = f"{stack.star.path}: all {int(census.seen.sum())} images that were looked at"
         raise ParticleFileError(
             f"{which} are constant or beyond 1e15, the first is {census.name(census.empty)}",
             "cryoeq needs images of particles",
