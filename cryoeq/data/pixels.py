@@ -21,8 +21,8 @@ _FILTER_PX = 5  # side of the median filter: up to twelve bad pixels of 25 leave
 
 
 def replace_outliers(
-    images: Float[Tensor, "batch n n"],
-) -> tuple[Float[Tensor, "batch n n"], Int[Tensor, " batch"]]:
+    images: Float[Tensor, "batch ny nx"],
+) -> tuple[Float[Tensor, "batch ny nx"], Int[Tensor, " batch"]]:
     """Images whose hot and dead pixels are replaced by the median of their neighbourhood.
 
     Each image is looked at alone, so that what happens to it does not depend on the others. Up to a tenth of an image
@@ -53,7 +53,7 @@ def replace_outliers(
 
 
 def _median_and_typical_distance(
-    images: Float[Tensor, "batch n n"],
+    images: Float[Tensor, "batch ny nx"],
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
     """Median, and 0.9 quantile of the distances from it, of pixels all over each image."""
     flat = images.flatten(1)
