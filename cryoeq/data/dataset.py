@@ -8,9 +8,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cryoeq.data.preprocessing import Preprocessing, crop, decide_contrast, decide_scale
+from cryoeq.data.pixels import PixelCensus
+from cryoeq.data.preprocessing import (
+    Preprocessing,
+    crop,
+    decide_contrast,
+    decide_scale,
+    loudest_deviation,
+    normalise_background,
+)
 from cryoeq.domain.particles import ParticleBatch, ParticleTable
-from cryoeq.errors import ConfigError
+from cryoeq.errors import ConfigError, ParticleFileError
 from cryoeq.io.images import SMALLEST_BOX_PX, LazyImages
 from cryoeq.io.particles import ParticleStack
 from cryoeq.io.scratch import keep_on_scratch
@@ -35,6 +43,8 @@ class ParticleDataset:
         preprocessing: Fourier crop, scale and sign that are applied to each stored image.
         cache: preprocessed images, in memory or on the scratch disk; None where images are read from their files.
         is_large: True where the preprocessed images exceed ``cache_bytes``, so that ``locality_order`` reorders rows.
+        warnings: those of the notes that are warnings.
+        census: what was found in the stored pixels as far as they were read; None where none are read.
     """
 
     table: ParticleTable
@@ -45,6 +55,8 @@ class ParticleDataset:
     preprocessing: Preprocessing
     cache: Float[Tensor, "particles m m"] | None
     is_large: bool = False
+    warnings: tuple[str, ...] = ()
+    census: PixelCensus | None = None
 
     @classmethod
     def open(
@@ -58,6 +70,9 @@ class ParticleDataset:
     ) -> "ParticleDataset":
         """Decide contrast and scale from up to 512 images, and read the whole stack into memory where it is small.
 
+        Hot and dead pixels are replaced wherever images are read. Those of all images that were read here are in the
+        warnings; ``new_warnings`` tells what was found since.
+
         Args:
             stack: particle stack, as opened by ``read_particles``.
             working_box_px: even box to Fourier-crop to, at least 16; None keeps the box of the images.
@@ -68,7 +83,7 @@ class ParticleDataset:
 
         Raises:
             ConfigError: the working box is odd, tiny, or larger than the images.
-            ParticleFileError: pixels are NaN or infinite.
+            ParticleFileError: pixels are NaN or infinite, or no image shows anything.
             OutputError: the scratch disk is too small.
         """
         table = stack.table
@@ -78,33 +93,41 @@ class ParticleDataset:
         sample_rows = (
             torch.linspace(0, len(table) - 1, min(_SAMPLE_SIZE, len(table)), dtype=torch.float64).round().long()
         )
-        cropped = _read_cropped(stack.images, all_rows if fits else sample_rows, box)
-        sample = cropped[sample_rows] if fits else cropped
+        census = PixelCensus(table)
+        cropped = _read_cropped(stack.images, all_rows if fits else sample_rows, box, census)
+        _refuse_empty(census, stack)
+        sample = (cropped[sample_rows] if fits else cropped)[~census.empty[sample_rows]]
         scale = decide_scale(sample, is_premultiplied=any(group.is_ctf_premultiplied for group in table.optics))
         if sign is None:
             contrast = decide_contrast(sample)
             sign, contrast_note = contrast.sign, contrast.reason
         else:
             contrast_note = f"Contrast: as given, the images are {'kept' if sign == 1 else 'multiplied by -1'}."
-        preprocessing = Preprocessing(box, scale.value, sign)
+        loudest = loudest_deviation(normalise_background(sample, scale.value))
+        preprocessing = Preprocessing(box, scale.value, sign, loudest)
         cache = None
         if fits:
             cache = cropped
-            for chunk in torch.split(cache, _CHUNK):
-                chunk.copy_(preprocessing.apply(chunk))
+            for chunk, rows in zip(torch.split(cache, _CHUNK), torch.split(all_rows, _CHUNK), strict=True):
+                chunk.copy_(_preprocess(chunk, rows, preprocessing, census))
         elif scratch is not None:
-            chunks = (preprocessing.apply(stack.images.read(rows)) for rows in torch.split(all_rows, _CHUNK))
+            chunks = (_read(stack.images, rows, preprocessing, census) for rows in torch.split(all_rows, _CHUNK))
             cache = keep_on_scratch(scratch, (len(table), box, box), chunks)
+        else:
+            _preprocess(sample, sample_rows[~census.empty[sample_rows]], preprocessing, census)
+        warnings = (*stack.notes, *census.new_notes())
         pixel_size = table.pixel_size_angstrom * table.box_size_px / box
         return cls(
             table,
             box,
             pixel_size,
-            (*stack.notes, contrast_note, scale.reason),
+            (*warnings, contrast_note, scale.reason),
             stack.images,
             preprocessing,
             cache,
             not fits,
+            warnings,
+            census,
         )
 
     def __len__(self) -> int:
@@ -116,7 +139,7 @@ class ParticleDataset:
         Args:
             rows: rows of the particle table, in any order.
         """
-        images = self.preprocessing.apply(self.images.read(rows)) if self.cache is None else self.cache[rows]
+        images = self._stored(rows) if self.cache is None else self.cache[rows]
         return ParticleBatch(rows, images, None if self.table.ctf is None else self.table.ctf[rows])
 
     def batches_of(self, row_batches: Iterable[Int[Tensor, " rows"]]) -> Iterator[ParticleBatch]:
@@ -145,11 +168,18 @@ class ParticleDataset:
         rows = torch.cat(block)
         images = torch.empty(len(rows), self.box_size_px, self.box_size_px)
         for chunk in self._order_on_disk(rows).argsort().split(_CHUNK):
-            images[chunk] = self.preprocessing.apply(self.images.read(rows[chunk]))
+            images[chunk] = self._stored(rows[chunk])
         sizes = [len(batch_rows) for batch_rows in block]
         for batch_rows, batch_images in zip(block, images.split(sizes), strict=True):
             ctf = None if self.table.ctf is None else self.table.ctf[batch_rows]
             yield ParticleBatch(batch_rows, batch_images, ctf)
+
+    def _stored(self, rows: Int[Tensor, " rows"]) -> Float[Tensor, "rows m m"]:
+        return _read(self.images, rows, self.preprocessing, self.census or PixelCensus(self.table))
+
+    def new_warnings(self) -> tuple[str, ...]:
+        """Warnings of what was found in images that were read since the dataset was opened, or since the last call."""
+        return () if self.census is None else self.census.new_notes()
 
     def _order_on_disk(self, rows: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
         """Numbers that increase from image to image of a stack, and from stack to stack."""
@@ -193,9 +223,34 @@ def _checked_box(working_box_px: int | None, stored_px: int) -> int:
     return box
 
 
-def _read_cropped(images: LazyImages, rows: Int[Tensor, " rows"], box: int) -> Float[Tensor, "rows m m"]:
+def _read_cropped(
+    images: LazyImages, rows: Int[Tensor, " rows"], box: int, census: PixelCensus
+) -> Float[Tensor, "rows m m"]:
     """Cropped images, read in chunks: all stored images at once might not fit into memory."""
     cropped = torch.empty(len(rows), box, box)
     for here, chunk in zip(torch.split(cropped, _CHUNK), torch.split(rows, _CHUNK), strict=True):
-        here.copy_(crop(images.read(chunk), box))
+        here.copy_(crop(census.repaired(images.read(chunk), chunk), box))
     return cropped
+
+
+def _refuse_empty(census: PixelCensus, stack: ParticleStack) -> None:
+    if bool(census.empty[census.seen].all()):
+        which = f"{stack.star.path}: all {int(census.seen.sum())} images that were looked at"
+        raise ParticleFileError(
+            f"{which} are constant or beyond 1e15, the first is {census.name(census.empty)}",
+            "cryoeq needs images of particles",
+            "Check the stack, for example with relion_display, and extract the particles again",
+        )
+
+
+def _read(
+    images: LazyImages, rows: Int[Tensor, " rows"], preprocessing: Preprocessing, census: PixelCensus
+) -> Float[Tensor, "rows m m"]:
+    return _preprocess(census.repaired(images.read(rows), rows), rows, preprocessing, census)
+
+
+def _preprocess(
+    images: Float[Tensor, "rows n n"], rows: Int[Tensor, " rows"], preprocessing: Preprocessing, census: PixelCensus
+) -> Float[Tensor, "rows m m"]:
+    done, census.loud[rows] = preprocessing.apply_and_judge(images)
+    return done

@@ -1,5 +1,6 @@
 """Preprocessing of particle images: Fourier crop, contrast, normalisation of the background to mean 0, sigma 1."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from cryoeq.geometry.fourier import fourier_crop_images
 _BACKGROUND_RADIUS = 0.75  # of half the box: RELION's default, outside of which there is no particle
 _SURE = 1e-3  # probability of the t test below which the contrast counts as decided
 _VARIED = 0.2  # relative variation of the images' backgrounds above which each is scaled by its own
+_LOUD = 10.0  # deviation over that of the typical image above which an image is no particle: ice, an edge, a defect
 _NOISE_FREE = 0.2  # background over whole image; a stack with noise that stays below it would have an SNR above 20
 
 CONTRAST_SIGNS: Mapping[str, int | None] = {"auto": None, "keep": 1, "invert": -1}
@@ -54,15 +56,31 @@ class Preprocessing:
         working_box_px: side of the images after the crop.
         scale: standard deviation by which all images are divided; None for that of each image's background.
         sign: factor that makes protein bright, 1 or -1.
+        loudest: standard deviation of a whole image after the scale above which it would drown the others: it is made
+            as loud as the typical image is, see ``loudest_deviation``.
     """
 
     working_box_px: int
     scale: float | None
     sign: int
+    loudest: float = math.inf
 
     def apply(self, images: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch m m"]:
         """Preprocessed images."""
-        return self.sign * normalise_background(crop(images, self.working_box_px), self.scale)
+        return self.apply_and_judge(images)[0]
+
+    def apply_and_judge(
+        self, images: Float[Tensor, "batch n n"]
+    ) -> tuple[Float[Tensor, "batch m m"], Bool[Tensor, " batch"]]:
+        """Preprocessed images, and whether each was so loud that it was scaled down."""
+        scaled = normalise_background(crop(images, self.working_box_px), self.scale)
+        # No image is louder than its largest pixel, which is found much faster.
+        is_loud = torch.maximum(scaled.amax((1, 2)), -scaled.amin((1, 2))) > self.loudest
+        if bool(is_loud.any()):
+            loudness = scaled.flatten(1).std(1) / self.loudest
+            is_loud = loudness > 1
+            scaled[is_loud] /= _LOUD * loudness[is_loud, None, None]
+        return self.sign * scaled, is_loud
 
 
 def crop(images: Float[Tensor, "batch n n"], working_box_px: int) -> Float[Tensor, "batch m m"]:
@@ -81,6 +99,18 @@ def background_mask(box_size_px: int, device: torch.device | None = None) -> Boo
     return _squared_radius(box_size_px, device or torch.device("cpu")) > _BACKGROUND_RADIUS**2
 
 
+def is_ordinary(images: Float[Tensor, "batch n n"]) -> Bool[Tensor, " batch"]:
+    """Whether an image may speak for the stack: not constant, and no more than ten times as loud as the typical one.
+
+    Args:
+        images: sample of the stack.
+    """
+    deviations = images.flatten(1).std(1)
+    varied = deviations > 0
+    middle = deviations[varied].median() if bool(varied.any()) else deviations.new_tensor(0.0)
+    return varied & (deviations <= _LOUD * middle)
+
+
 def decide_contrast(images: Float[Tensor, "batch n n"]) -> ContrastDecision:
     """Whether protein is bright or dark, from the centre of the low-passed images against their background.
 
@@ -96,6 +126,7 @@ def decide_contrast(images: Float[Tensor, "batch n n"]) -> ContrastDecision:
     weights = torch.exp(-radius2 / (2 * 0.25**2))
     centre = (images * (weights / weights.sum())).sum((1, 2))
     votes = (centre - images[:, radius2 > _BACKGROUND_RADIUS**2].mean(1)).double()
+    votes = votes[is_ordinary(images)]
     how = "undecided from too few images"
     if len(votes) >= 3:
         error = (votes.std() / len(votes) ** 0.5).clamp_min(torch.finfo(torch.float64).tiny)
@@ -120,6 +151,9 @@ def decide_scale(images: Float[Tensor, "batch n n"], *, is_premultiplied: bool =
         images: sample of the stack, cropped to the working box.
         is_premultiplied: whether the images were multiplied by their CTF.
     """
+    images = images[is_ordinary(images)]
+    if not len(images):
+        return BackgroundScale(1.0, "Scale: the images are constant; they are left as they are.")
     sigmas = images[:, background_mask(images.shape[-1], images.device)].std(1)
     middle = sigmas.median()
     whole = (images - images.mean((1, 2), keepdim=True)).square().mean().sqrt()
@@ -134,9 +168,16 @@ def decide_scale(images: Float[Tensor, "batch n n"], *, is_premultiplied: bool =
             None, f"Scale: backgrounds differ by {variation:.0%}; each image is divided by its own deviation."
         )
     value = float(sigmas.square().mean().sqrt())
-    if value == 0:
-        return BackgroundScale(1.0, "Scale: the images are constant; they are left as they are.")
     return BackgroundScale(value, f"Scale: all images are divided by their common background deviation {value:.4g}.")
+
+
+def loudest_deviation(images: Float[Tensor, "batch n n"]) -> float:
+    """Standard deviation of a whole image above which it is no particle: ten times that of the typical image.
+
+    Args:
+        images: sample of the stack, from ``normalise_background``.
+    """
+    return _LOUD * float(images.flatten(1).std(1).median())
 
 
 def normalise_background(images: Float[Tensor, "batch n n"], scale: float | None = None) -> Float[Tensor, "batch n n"]:

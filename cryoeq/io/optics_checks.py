@@ -184,16 +184,22 @@ def ctf_notes(star: StarTable, ctf: CtfParameters) -> tuple[str, ...]:
     u, v = ctf.defocus_u_angstrom, ctf.defocus_v_angstrom
     smallest, largest = torch.minimum(u, v), torch.maximum(u, v)
     degrees = torch.rad2deg(ctf.phase_shift_rad)
+    defocus = f"{_name(star, 'rlnDefocusU')} or {_name(star, 'rlnDefocusV')}"
     doubts = (
-        (smallest < _SMALL_DEFOCUS, u, "rlnDefocusU or V is below 1,000 Å or negative", "phase plates? else check it"),
-        (largest > _LARGE_DEFOCUS, u, "rlnDefocusU or V is above 100,000 Å", "check it"),
+        (smallest < _SMALL_DEFOCUS, u, f"{defocus} is below 1,000 Å or negative", "phase plate, overfocus, or nm?"),
+        (largest > _LARGE_DEFOCUS, u, f"{defocus} is above 100,000 Å", "check it"),
         (
             ctf.amplitude_contrast > _LARGE_AMPLITUDE_CONTRAST,
             ctf.amplitude_contrast,
-            "rlnAmplitudeContrast is above 0.5",
-            "0.07 to 0.1 is usual; a phase plate belongs into rlnPhaseShift",
+            f"{_name(star, 'rlnAmplitudeContrast')} is above 0.5",
+            f"0.07 to 0.1 is usual; a phase plate belongs into {_name(star, 'rlnPhaseShift')}",
         ),
-        ((degrees < -180.01) | (degrees > 360.01), degrees, "rlnPhaseShift is no angle of -180 to 360 degrees", ""),
+        (
+            (degrees < -180.01) | (degrees > 360.01),
+            degrees,
+            f"{_name(star, 'rlnPhaseShift')} is no angle of -180 to 360 degrees",
+            "",
+        ),
         (ctf.scale <= 0, ctf.scale, "rlnCtfScalefactor is zero or negative", "such images count for nothing, or less"),
     )
     return (*notes, *(_doubt(star, *doubt) for doubt in doubts if bool(doubt[0].any())))
@@ -220,4 +226,4 @@ def pixel_size_notes(star: StarTable, box_size_px: int, pixel_size_angstrom: flo
 def _doubt(star: StarTable, where: Bool[Tensor, " particles"], values: Tensor, what: str, hint: str) -> str:
     row, count = int(where.nonzero()[0]), int(where.sum())
     text = f"{star.path or 'star'}: {what} in {count} of {len(where)} rows, first in row {row + 1} "
-    return f"{text}({float(values[row]):g}){': ' * bool(hint)}{hint}."
+    return f"{text}({float(values[row]):g}){f': {hint}' if hint else ''}{'' if hint.endswith('?') else '.'}"

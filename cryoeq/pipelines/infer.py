@@ -48,10 +48,11 @@ def infer(config: InferConfig) -> Iterator[Event]:
         config.particles, angpix=config.angpix, datadir=config.datadir, ignore_ctf=not estimator.has_ctf
     )
     dataset = _open(config, stack, estimator)
-    yield from (Note(note, "warning" if note in stack.notes else "info") for note in dataset.notes)
+    yield from (Note(note, "warning" if note in dataset.warnings else "info") for note in dataset.notes)
     estimator = _in_precision(config, estimator, dataset, device)
     start_s = time.monotonic()
     poses, probability = yield from pose_all(estimator, dataset, config.batch_size, device)
+    yield from (Note(text, "warning") for text in dataset.new_warnings())
     rate = len(dataset) / (time.monotonic() - start_s)
     write_particle_star(config.output, stack.star, poses, confidence=probability)
     yield Report(

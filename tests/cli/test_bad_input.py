@@ -296,7 +296,8 @@ def test_images_without_anything_in_them(folder: Path, fails: Callable[..., str]
     with mrcfile.open(folder / "particles.mrcs", "r+") as file:
         file.data[:] = 3.0
     message = fails(3, *AMORTIZED)
-    assert "particles.star: the images are constant" in message
+    assert "particles.star: all 24 images that were looked at are constant" in message
+    assert "row 1 (image 1 of particles.mrcs)" in message
 
 
 @pytest.mark.parametrize("pixel_size", [None, "0.0"])

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoeq.config.lattice import FindConfig
+from cryoeq.data.pixels import replace_outliers
 from cryoeq.domain.events import Event, Note, Report
 from cryoeq.errors import NoLatticeError
 from cryoeq.io.mrc import header_notes, read_micrograph, write_image
@@ -63,6 +64,9 @@ def find(config: FindConfig) -> Iterator[Event]:
     """
     image, pixel_size = read_micrograph(config.micrograph, angpix=config.pixel_size_angstrom)
     yield from (Note(text, "warning") for text in header_notes(config.micrograph))
+    (image,), replaced = replace_outliers(image[None])
+    if count := int(replaced):
+        yield Note(f"{count} hot or dead pixels were replaced by the median of their neighbourhood.", "warning")
     folder = make_folder(config.output)
     spectrum = whiten_spectrum(
         image,

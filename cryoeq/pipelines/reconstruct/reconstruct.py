@@ -159,9 +159,10 @@ class _Job:
         # A search reads each image once, into Fourier space, and keeps no other copy.
         is_search = self.config.pose_inference in {"search", "hybrid"}
         dataset = build_dataset(self.config, self.stack, working_box(self.config, self.stack), reads_once=is_search)
-        yield from (Note(note, "warning" if note in self.stack.notes else "info") for note in dataset.notes)
+        yield from (Note(note, "warning" if note in dataset.warnings else "info") for note in dataset.notes)
         posed = yield from self._infer_poses(dataset, checkpoint, training_state)
         inferred_at = dataset
+        yield from (Note(text, "warning") for text in dataset.new_warnings())
         if dataset.box_size_px != table.box_size_px or is_search:
             # Maps are made at the box of the files; its contrast is decided already.
             sign = dataset.preprocessing.sign
@@ -178,6 +179,7 @@ class _Job:
         if self.config.pose_inference == "amortized":
             share = yield from check_poses(self.config, inferred_at, maps.all, posed, self.device)
             posed = replace(posed, metrics=replace(posed.metrics, wrong_optimum_share=share))
+        yield from (Note(text, "warning") for text in dataset.new_warnings())
         if not is_main_process():
             return ReconstructionMetrics()
         posed = replace(posed, metrics=assess_maps(inferred_at, maps, posed, self.run))

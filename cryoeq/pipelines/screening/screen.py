@@ -157,8 +157,10 @@ def _score(
     _, dataset = open_particles(
         job, config.datadir, count=len(poses), box_size_px=box, max_box_px=_MAX_BOX_PX, cache_bytes=_CACHE_BYTES
     )
+    yield from (Note(text, "warning") for text in dataset.warnings)
     particles = ScreenedParticles.from_maps(dataset, poses, half_set, maps)
     features = yield from particles.measure_features()
+    yield from (Note(text, "warning") for text in dataset.new_warnings())
     generator = stream_generator(config.seed, Stream.JUNK)
     scorer = build_scorer(kind, particles, features, generator)
     z = z_scores(scorer.score(features))

@@ -56,6 +56,19 @@ def test_the_lattice_of_a_file_is_found_indexed_and_subtracted(
     assert run(["lattice", "find", str(out / "micrograph_001_subtracted.mrc"), "-o", str(tmp_path / "again")]) == 4
 
 
+def test_a_hot_pixel_does_not_hide_the_lattice(
+    crystal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = torch.from_numpy(mrcfile.read(crystal / "micrograph_001.mrc")).reshape(384, 384).clone()
+    image[100, 7], image[300:302, 51] = 1e30, -1e6
+    write_image(tmp_path / "hot.mrc", image, 4.0)
+    assert run(["lattice", "find", str(tmp_path / "hot.mrc"), "-o", str(tmp_path / "out")]) == 0
+    assert "3 hot or dead pixels were replaced" in capsys.readouterr().err
+    written = json.loads((tmp_path / "out" / "lattice.json").read_text())
+    assert written["a_angstrom"] == pytest.approx(90, rel=0.01)
+    assert written["b_angstrom"] == pytest.approx(110, rel=0.01)
+
+
 def test_noise_has_no_lattice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = torch.randn(200, 256, generator=torch.Generator().manual_seed(2))
     write_image(tmp_path / "noise.mrc", image, 2.0)
