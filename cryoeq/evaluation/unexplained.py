@@ -145,10 +145,9 @@ def _shell_powers(
     plane: HalfPlane,
     dataset: ParticleDataset,
 ) -> tuple[Float[Tensor, "batch shells"], ...]:
-    """Per shell: power of the residual, its mean and variance at a noise variance of 1, and three powers of projections.
+    """Per shell: power of the residual, its mean and variance at a noise variance of 1; three powers of projections.
 
-    These are its power after the squared CTF, its cross power with the image, and the mean of that where the image shows
-    it.
+    These are the power after the squared CTF, the cross power with the image, and its mean where the image shows them.
 
     The CTF-multiplied image is compared with the projection times the squared CTF, so that images which were multiplied
     by their CTF count like the others.
