@@ -116,7 +116,7 @@ def judge_run(facts: RunFacts) -> RunVerdict:
     """Verdict on a run; any reason against the map makes it doubtful."""
     if facts.status != "done":
         return _without_map(facts)
-    reasons = (*_on_half_maps(facts), *_on_particles(facts), *_on_views(facts), *_on_poses(facts))
+    reasons = (*_on_optima(facts), *_on_half_maps(facts), *_on_particles(facts), *_on_views(facts), *_on_poses(facts))
     doubts = [reason.text for reason in reasons if reason.weight == "against"]
     if facts.wrong_optimum_share is not None and facts.wrong_optimum_share > MAX_WRONG_OPTIMUM:
         return RunVerdict("not found", "There is a map, but its particles are not where it shows them.", reasons)
@@ -225,8 +225,6 @@ def _on_poses(facts: RunFacts) -> Iterator[Reason]:
         return
     if facts.pose_inference in {"search", "hybrid"}:
         yield _on_starts(facts.starts)
-    if facts.wrong_optimum_share is not None:
-        yield _on_optima(facts.wrong_optimum_share)
     if facts.probabilities is not None:
         yield _on_probabilities(sorted(facts.probabilities))
     if any(MIXED_HANDS_WARNING in warning for warning in facts.warnings):
@@ -251,13 +249,16 @@ def _on_starts(starts: int) -> Reason:
     )
 
 
-def _on_optima(share: float) -> Reason:
-    text = (
-        f"A search over all poses of a sample finds a better one, more than 20° away, for {share:.0%} of the particles."
-    )
+def _on_optima(facts: RunFacts) -> Iterator[Reason]:
+    """Whether a search over all poses agrees with an encoder."""
+    share = facts.wrong_optimum_share
+    if share is None:
+        return
+    text = f"A search over all poses finds a better one, more than 20° away, for {share:.0%} of a sample of particles."
     if share > MAX_WRONG_OPTIMUM:
-        return Reason("against", text, "Run again with --pose-inference search.")
-    return Reason("remark", text)
+        yield Reason("against", text, "Run again with --pose-inference search.")
+    else:
+        yield Reason("remark", text)
 
 
 def _unsure(probabilities: Sequence[float]) -> float:

@@ -5,8 +5,8 @@
 
 Each run is a ``cryoeq reconstruct`` of its own; answer, reasons and the measured shares are appended to
 ``verdicts.json`` beside this file when it ends, and a run that is recorded there is not done again. A mixture is two
-stacks of ``cryoeq simulate`` at one pixel size, each at its share of the SNR, joined at random. ``settled`` sets decided
-the tests of the verdict, ``report`` sets did not. Needs the reference data folder (``CRYOEQ_REFERENCE_DATA``).
+stacks of ``cryoeq simulate`` at one pixel size, each at its share of the SNR, joined at random. ``settled`` sets
+decided the tests of the verdict, ``report`` sets did not. Needs the reference data folder (``CRYOEQ_REFERENCE_DATA``).
 """
 
 import argparse

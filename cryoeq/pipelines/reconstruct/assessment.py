@@ -33,7 +33,7 @@ from cryoeq.reconstruction.reference import Reference
 from cryoeq.runtime.random_streams import Stream, stream_generator
 
 STAGE = "checking the map against its particles"
-_SAMPLE = 512  # particles whose poses are searched for
+_SAMPLE, _MIN_SAMPLE = 512, 100  # particles whose poses are searched for; of fewer, any share is chance
 _ELSEWHERE_RAD = 0.35  # 20 degrees: beyond it, local refinement does not lead from one pose to the other
 _SURELY_BETTER = 3.0  # nats
 
@@ -69,8 +69,10 @@ def assess_maps(
 
 def check_poses(
     config: ReconstructConfig, dataset: ParticleDataset, volume: Volume, posed: PosedParticles, device: torch.device
-) -> Generator[Event, None, float]:
+) -> Generator[Event, None, float | None]:
     """Share of the particles for which a search over all poses finds a better one far from the assigned one.
+
+    None for fewer than 100 particles.
 
     Args:
         config: settings of the run.
@@ -79,6 +81,8 @@ def check_poses(
         posed: particles with assigned poses.
         device: where to compute.
     """
+    if len(dataset) < _MIN_SAMPLE:
+        return None
     rows = torch.linspace(0, len(dataset) - 1, min(_SAMPLE, len(dataset)), dtype=torch.float64).round().long()
     yield Progress(STAGE, 0, 1)
     particles = yield from load_transforms(dataset, device, rows)
