@@ -147,7 +147,11 @@ def _on_half_maps(facts: RunFacts) -> Iterator[Reason]:
     """Weight of the half maps' agreement."""
     resolution, shared = facts.resolution_angstrom, facts.shared_angstrom
     if resolution is None:
-        yield Reason("against", "There are no half maps, so the resolution of the map is unknown.")
+        yield Reason(
+            "against",
+            "There are no half maps, so the resolution of the map is unknown.",
+            "Give particles of two half sets (rlnRandomSubset), or leave out --pose-inference known.",
+        )
         return
     criterion = f"(FSC {HALF_MAP_THRESHOLD}, unmasked)"
     if facts.dependent_halves:
@@ -159,7 +163,11 @@ def _on_half_maps(facts: RunFacts) -> Iterator[Reason]:
         return
     if not math.isfinite(resolution) or facts.side_angstrom / resolution < _MIN_SHELL:
         limit = "at no resolution" if math.isinf(resolution) else f"to {resolution:.0f} Å only"
-        yield Reason("against", f"The half maps agree {limit} {criterion}, as any blob of the right size would.")
+        yield Reason(
+            "against",
+            f"The half maps agree {limit} {criterion}, as any blob of the right size would.",
+            "Use more or cleaner particles, and check CTF, contrast, pixel size and --shift-sigma.",
+        )
     elif facts.pose_inference == "amortized":
         yield Reason(
             "against",
@@ -172,6 +180,7 @@ def _on_half_maps(facts: RunFacts) -> Iterator[Reason]:
             "against",
             f"The half maps agree to {resolution:.1f} Å {criterion}, but are independent (gold-standard) only beyond "
             f"{shared:.0f} Å, up to which both half sets shared a reference.",
+            "Use more particles, or particles of more contrast.",
         )
     else:
         beyond = f", beyond the {shared:.0f} Å up to which both half sets shared a reference" if shared else ""

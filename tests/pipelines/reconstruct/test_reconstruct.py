@@ -127,9 +127,9 @@ def test_a_stop_between_two_steps_keeps_them(
         events.throw(stop)
     assert torch.load(config.output / "checkpoint.pt", weights_only=True)["state"]["step"] == 7
     assert read_json(config.output / "job.json")["status"] == "stopped"
-    *events_after, report = pipeline.reconstruct(config, resume=True)
-    assert isinstance(report, Report)
-    assert Note("Resumed at step 7.") in events_after
+    after = list(pipeline.reconstruct(config, resume=True))
+    assert any(isinstance(event, Report) for event in after)
+    assert Note("Resumed at step 7.") in after
     assert_same_maps(config.output, tiny_run)
 
 

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 MAPS = ("run_class001.mrc", "run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc")
 FILES = {
     *MAPS, "command.txt", "config.yaml", "job.json", "progress.csv", "projections.png", "report.html", "run.log",
-    "run_data.star", "run_fsc.png",
+    "residuals.png", "run_data.star", "run_fsc.png",
     "run_fsc.star", "run_fsc.xml", "slices.png",
 }  # fmt: skip
 STAGES = (
@@ -61,6 +61,15 @@ def median_error_deg(star: Path, truth: Path) -> float:
 
 def test_the_poses_are_found(searched_run: Path, searched_particles: Path) -> None:
     assert median_error_deg(searched_run / "run_data.star", searched_particles / "truth.star") < 15
+
+
+def test_the_verdict_stands_in_the_record_and_at_the_end_of_the_log(searched_run: Path) -> None:
+    verdict = read_json(searched_run / "job.json")["verdict"]
+    assert verdict["answer"] in {"found", "doubtful"}
+    log = (searched_run / "run.log").read_text(encoding="utf-8")
+    assert f"{verdict['answer']}: {verdict['sentence']}" in log
+    doubts = [reason for reason in verdict["reasons"] if reason["weight"] == "against"]
+    assert all(f"Doubt: {doubt['text']} {doubt['advice']}".rstrip() in log for doubt in doubts)
 
 
 def test_what_is_left(searched_run: Path, searched_particles: Path) -> None:
