@@ -5,7 +5,8 @@ import math
 import numpy as np
 
 from cryoeq.domain.optics import CtfParameters, Optics
-from cryoeq.io.star import StarTable, Text, decimals, text_column
+from cryoeq.io.star import StarTable, decimals
+from cryoeq.io.star_text import Text, text_column
 
 
 def compose_star(stack_name: str, count: int, box_size_px: int, optics: Optics, ctf: CtfParameters | None) -> StarTable:

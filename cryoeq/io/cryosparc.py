@@ -5,7 +5,10 @@ CTF are in radians; images, groups, classes and half sets are counted from 0.
 """
 
 import math
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -19,11 +22,15 @@ from cryoeq.geometry.so3 import rotation_from_vector, rotation_vector
 from cryoeq.io.aberrations import cs_aberration_notes
 from cryoeq.io.atomic import atomic_path
 from cryoeq.io.euler import relion_euler_deg
-from cryoeq.io.star import StarTable, Text, decimals, text_column
+from cryoeq.io.foreign import recognise
+from cryoeq.io.star import StarTable, Wording, decimals
+from cryoeq.io.star_text import Text, text_column
 
-Fields = Shaped[np.ndarray, " particles"]
+Fields = Shaped[np.ndarray, "particles ..."]
 
 CS_SUFFIX = ".cs"
+_NUMPY = b"\x93NUMPY"
+_PEEKED = 1024
 _STREAM = b"\x94CSDAT"  # the compressed form of cryosparc-tools
 _OPTICS = {
     "blob/psize_A": "rlnImagePixelSize",
@@ -39,7 +46,14 @@ _CTF = {  # RELION's label and unit over theirs
     "ctf/bfactor": ("rlnCtfBfactor", 1.0),
 }
 _POSE, _SHIFT, _PIXEL, _SPLIT = (f"alignments3D/{name}" for name in ("pose", "shift", "psize_A", "split"))
-_GROUP, _CLASS, _SIGN = "ctf/exp_group_id", "alignments3D/class", "blob/sign"
+_GROUP, _CLASS, _SIGN, _SHAPE = "ctf/exp_group_id", "alignments3D/class", "blob/sign", "blob/shape"
+_OTHER_TABLES = {  # by a field that only they have
+    "map/path": "volumes",
+    "location/center_x_frac": "picked particles that were not extracted",
+    "micrograph_blob/path": "micrographs",
+    "movie_blob/path": "movies",
+}
+_EXPORT = "Export the particles from cryoSPARC again"
 
 
 def read_cs(path: Path) -> tuple[StarTable, tuple[str, ...]]:
@@ -50,38 +64,31 @@ def read_cs(path: Path) -> tuple[StarTable, tuple[str, ...]]:
             there are two.
 
     Raises:
-        ParticleFileError: not such a file, or without image names.
+        ParticleFileError: not such a file, without image names, or a field is not of the kind that cryoSPARC writes.
     """
-    fields = _load(path)
-    names = fields.dtype.names or ()
-    if lost := [name for name in ("blob/path", "blob/idx", "blob/psize_A") if name not in names]:
+    table = _CsTable(path, _load(path))
+    if lost := [name for name in ("blob/path", "blob/idx", "blob/psize_A") if name not in table.names]:
+        other = next((what for field, what in _OTHER_TABLES.items() if field in table.names), None)
         raise ParticleFileError(
-            f"{path}: field {lost[0]} is missing",
+            f"{path}{f' is a table of {other}' if other else ''}: field {lost[0]} is missing",
             "cryoeq needs the images' names and pixel size",
             "Export the particles from cryoSPARC, which joins them with what their job passed through",
         )
-    optics, group = _optics(fields)
-    stacks = np.char.lstrip(fields["blob/path"].astype(np.str_), ">").tolist()
-    numbers = (fields["blob/idx"].astype(np.int64) + 1).tolist()
+    optics, group = _optics(table)
+    stacks = table.text("blob/path")
+    numbers = (table.numbers("blob/idx").astype(np.int64) + 1).tolist()
     particles: dict[str, Text] = {
         "rlnImageName": text_column([f"{number:06d}@{stack}" for number, stack in zip(numbers, stacks, strict=True)]),
         "rlnOpticsGroup": (group + 1).astype(np.str_),
     }
     particles |= {
-        label: decimals(fields[name] * np.float64(unit)) for name, (label, unit) in _CTF.items() if name in names
+        label: decimals(table.numbers(name) * np.float64(unit))
+        for name, (label, unit) in _CTF.items()
+        if name in table.names
     }
-    particles |= _alignments(fields)
-    box = (
-        np.full(len(optics["rlnOpticsGroup"]), str(int(fields["blob/shape"][0, 0]))) if "blob/shape" in names else None
-    )
-    optics |= {} if box is None else {"rlnImageSize": box}
-    return StarTable(optics, particles, path), (*_contrast_note(path, fields), *cs_aberration_notes(path, fields))
-
-
-def cs_field(label: str) -> str:
-    """The field of cryoSPARC that RELION's label stands for, or the label itself where there is none."""
-    labels = {label: field for field, label in _OPTICS.items()} | {label: field for field, (label, _) in _CTF.items()}
-    return labels.get(label, label)
+    alignments, notes = _alignments(table)
+    notes = (*_contrast_note(table), *notes, *cs_aberration_notes(path, table.fields))
+    return StarTable(optics, particles | alignments, path, wording=_wording(table)), notes
 
 
 def write_cs(path: Path, source: Path, poses: Poses, *, half_set: Int[Tensor, " particles"] | None = None) -> None:
@@ -97,8 +104,8 @@ def write_cs(path: Path, source: Path, poses: Poses, *, half_set: Int[Tensor, " 
         OutputError: the disk is full or the path cannot be written.
     """
     fields = _load(source)
+    pixel = _CsTable(source, fields).numbers("blob/psize_A").astype(np.float64)
     vectors = rotation_vector(poses.rotations.double().mT).cpu().numpy()
-    pixel = fields["blob/psize_A"].astype(np.float64)
     values: dict[str, Fields] = {
         _POSE: vectors.astype("<f4"),
         _SHIFT: (poses.shifts_angstrom.double().cpu().numpy() / pixel[:, None]).astype("<f4"),
@@ -119,55 +126,124 @@ def write_cs(path: Path, source: Path, poses: Poses, *, half_set: Int[Tensor, " 
 
 
 def _load(path: Path) -> Fields:
-    advice = "Export the particles from cryoSPARC again"
     try:
         with path.open("rb") as file:
-            if file.read(len(_STREAM)) == _STREAM:
+            start = file.peek(_PEEKED)[:_PEEKED]
+            if start.startswith(_STREAM):
                 advice = "Write it as NumPy with cryosparc-tools: Dataset.load(FILE).save(FILE, format=1)"
                 raise ParticleFileError(f"{path} is compressed", "cryoeq reads .cs files in NumPy's format", advice)
-            file.seek(0)
-            fields: Fields = np.load(file, allow_pickle=False)
+            if not start.startswith(_NUMPY):
+                other = recognise(start)
+                raise ParticleFileError(
+                    f"{path} is {other.name if other else 'no table'}" if start else f"{path} is empty",
+                    "cryoeq reads the tables of cryoSPARC, in NumPy's format",
+                    other.advice if other else _EXPORT,
+                )
+            fields: Fields = np.lib.format.read_array(file, allow_pickle=False)
     except FileNotFoundError as error:
         raise ParticleFileError(f"{path} does not exist", "", "Check the path") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise ParticleFileError(f"{path} cannot be read ({error})", "cryoeq reads .cs files", advice) from error
+    except OSError as error:
+        raise ParticleFileError(
+            f"{path} cannot be read: {error.strerror}", "", "Check the path and its permissions"
+        ) from error
+    except (ValueError, TypeError, EOFError, SyntaxError, TokenError, MemoryError) as error:
+        if "Object arrays" in str(error):
+            found, expected = f"{path} holds Python objects", "cryoeq reads numbers and texts of a fixed length"
+            raise ParticleFileError(found, f"{expected}: loading objects could run any program", _EXPORT) from error
+        raise ParticleFileError(f"{path} is damaged ({error})", "cryoeq reads .cs files", _EXPORT) from error
     if fields.dtype.names is None or fields.ndim != 1 or not len(fields):
-        raise ParticleFileError(f"{path} holds no table of particles", "cryoeq reads .cs files", advice)
+        raise ParticleFileError(f"{path} holds no table of particles", "cryoeq reads .cs files", _EXPORT)
     return fields
 
 
-def _optics(fields: Fields) -> tuple[dict[str, Text], Shaped[np.ndarray, " particles"]]:
+@dataclass(frozen=True)
+class _CsTable:
+    """The fields of a file, each checked as it is read."""
+
+    path: Path
+    fields: Fields
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.fields.dtype.names or ()
+
+    def numbers(self, name: str, shape: tuple[int, ...] = ()) -> Fields:
+        """Numbers of a field, as many of each particle as the shape says."""
+        column = self.fields[name]
+        if column.dtype.kind not in "fiu" or column.shape[1:] != shape:
+            expected = f"{math.prod(shape)} number{'s' if shape else ''} of each particle were expected"
+            raise ParticleFileError(f"{self.path}: field {name} is of type {self._type(name)}", expected, _EXPORT)
+        return column
+
+    def text(self, name: str) -> list[str]:
+        """Paths of a field, without the mark of those relative to the project."""
+        column = self.fields[name]
+        if column.dtype.kind not in "SU" or column.ndim != 1:
+            found = f"{self.path}: field {name} is of type {self._type(name)}"
+            raise ParticleFileError(found, "A text of each particle was expected", _EXPORT)
+        if column.dtype.kind == "S":
+            column = np.strings.decode(column, "utf-8", "surrogateescape")
+        return np.strings.lstrip(column, ">").tolist()
+
+    def _type(self, name: str) -> str:
+        return str(self.fields.dtype[name])
+
+
+def _optics(table: _CsTable) -> tuple[dict[str, Text], Shaped[np.ndarray, " particles"]]:
     """The optics block, and each particle's row of it: one group per exposure group and setting of the microscope."""
-    known = [name for name in _OPTICS if name in (fields.dtype.names or ())]
-    exposure = fields[_GROUP] if _GROUP in (fields.dtype.names or ()) else np.zeros(len(fields))
-    columns = np.stack([exposure.astype(np.float64), *(fields[name].astype(np.float64) for name in known)], 1)
+    known = [name for name in _OPTICS if name in table.names]
+    exposure = table.numbers(_GROUP) if _GROUP in table.names else np.zeros(len(table.fields))
+    columns = np.stack([exposure, *map(table.numbers, known)], 1, dtype=np.float64, casting="unsafe")
     groups, index = np.unique(columns, axis=0, return_inverse=True)
     block: dict[str, Text] = {
         "rlnOpticsGroup": np.arange(1, len(groups) + 1).astype(np.str_),
-        "rlnOpticsGroupName": np.array([f"exposureGroup{int(number)}" for number in groups[:, 0]]),
+        "rlnOpticsGroupName": np.array([f"exposureGroup{number:.0f}" for number in groups[:, 0]]),
     }
     block |= {_OPTICS[name]: decimals(groups[:, column]) for column, name in enumerate(known, 1)}
+    if _SHAPE in table.names:
+        sides = table.numbers(_SHAPE, (2,) if table.fields[_SHAPE].ndim > 1 else ())
+        block["rlnImageSize"] = np.full(len(groups), str(int(sides.flat[0])))
     return block, index.reshape(-1)
 
 
-def _alignments(fields: Fields) -> dict[str, Text]:
-    names = fields.dtype.names or ()
+def _alignments(table: _CsTable) -> tuple[dict[str, Text], tuple[str, ...]]:
+    """Poses, class and half set as RELION has them, and a note where the splits are no half sets."""
     columns: dict[str, Text] = {}
-    if {_POSE, _SHIFT, _PIXEL} <= set(names):
-        vectors = torch.from_numpy(fields[_POSE].astype(np.float64))
+    if {_POSE, _SHIFT, _PIXEL} <= set(table.names):
+        vectors = torch.from_numpy(table.numbers(_POSE, (3,)).astype(np.float64))
         euler = relion_euler_deg(rotation_from_vector(vectors).mT).numpy()
         columns |= {f"rlnAngle{name}": decimals(euler[:, axis]) for axis, name in enumerate(("Rot", "Tilt", "Psi"))}
-        shifts = fields[_SHIFT] * fields[_PIXEL].astype(np.float64)[:, None]
+        shifts = table.numbers(_SHIFT, (2,)) * table.numbers(_PIXEL).astype(np.float64)[:, None]
         columns |= {f"rlnOrigin{name}Angst": decimals(shifts[:, axis]) for axis, name in enumerate("XY")}
-    if _CLASS in names:
-        columns["rlnClassNumber"] = (fields[_CLASS].astype(np.int64) + 1).astype(np.str_)
-    if _SPLIT in names and len(np.unique(fields[_SPLIT])) == 2:
-        columns["rlnRandomSubset"] = (fields[_SPLIT].astype(np.int64) + 1).astype(np.str_)
-    return columns
+    if _CLASS in table.names:
+        columns["rlnClassNumber"] = (table.numbers(_CLASS).astype(np.int64) + 1).astype(np.str_)
+    if _SPLIT not in table.names:
+        return columns, ()
+    split = table.numbers(_SPLIT).astype(np.int64)
+    if len(values := np.unique(split).tolist()) != 2:
+        what = f"{values[0]} for all particles" if len(values) == 1 else f"one of {len(values)} numbers"
+        return columns, (f"{table.path.name}: {_SPLIT} is {what}: these are no half sets.",)
+    return columns | {"rlnRandomSubset": (split + 1).astype(np.str_)}, ()
 
 
-def _contrast_note(path: Path, fields: Fields) -> tuple[str, ...]:
-    if _SIGN not in (fields.dtype.names or ()):
+def _wording(table: _CsTable) -> Wording:
+    """The fields of what RELION's labels stand for, with advice for those that are not in the table."""
+    names = {label: name for name, label in _OPTICS.items()} | {label: name for name, (label, _) in _CTF.items()}
+    no_ctf = "Export the particles from cryoSPARC with the CTF that their job passed through, or pass --no-ctf"
+    advice = dict.fromkeys(names, no_ctf)
+    needed = next((name for name in (_POSE, _SHIFT, _PIXEL) if name not in table.names), _POSE)
+    names |= dict.fromkeys(("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"), needed)
+    names |= dict.fromkeys(("rlnOriginXAngst", "rlnOriginYAngst"), _SHIFT)
+    names |= {"rlnRandomSubset": _SPLIT, "rlnClassNumber": _CLASS, "rlnImageSize": _SHAPE, "rlnOpticsGroup": _GROUP}
+    poses = "Export the particles of a refinement, or let cryoeq infer the poses"
+    if others := sorted(name for name in table.names if re.fullmatch(r"alignments(?!3D/).*/pose", name)):
+        poses = f"There is {', '.join(others)}, of a classification, which cryoeq does not read. {poses}"
+    return Wording("field", names, _EXPORT, advice | {"rlnAngleRot": poses})
+
+
+def _contrast_note(table: _CsTable) -> tuple[str, ...]:
+    if _SIGN not in table.names:
         return ()
-    shade = {-1.0: "dark", 1.0: "bright"}.get(float(fields[_SIGN][0]))
-    return () if shade is None else (f"{path.name}: cryoSPARC takes the protein to be {shade} in the stored images.",)
+    shade = {-1.0: "dark", 1.0: "bright"}.get(float(table.numbers(_SIGN)[0]))
+    name = table.path.name
+    return () if shade is None else (f"{name}: cryoSPARC takes the protein to be {shade} in the stored images.",)

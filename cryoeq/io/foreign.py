@@ -65,7 +65,7 @@ def recognise(start: bytes, *, expects_text: bool = False) -> ForeignFormat | No
     if start and not any(start):
         return ForeignFormat("zeros, as after a copy that did not finish", "Copy or download it again")
     if expects_text and start[208:212] == b"MAP ":
-        return ForeignFormat("an MRC file", "Give it as a map")
+        return ForeignFormat("an MRC file", "Give it as a map, or, with a name that ends in .mrcs, as a stack")
     return _recognise_text(start.removeprefix(b"\xef\xbb\xbf").lstrip(), expects_text=expects_text)
 
 

@@ -1,5 +1,7 @@
 """Images of a particle table: the stacks are located at once, pixels read on demand."""
 
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +12,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoeq.errors import ParticleFileError
+from cryoeq.io.labels import IMAGE_NAME
 from cryoeq.io.mrc import MrcStack
-from cryoeq.io.star import StarTable, Text
+from cryoeq.io.star import StarTable
+from cryoeq.io.star_text import Text
 
+STACK_SUFFIXES = (".mrcs", ".mrc", ".st")
 SMALLEST_BOX_PX = 16
+_NUMBER = re.compile(r"\s*[+-]?\d{1,18}\s*", re.ASCII)
+_TILT_STACKS = "rlnTomoSubTomosAre2DStacks"
+_SINGLE_PARTICLES = "cryoeq reconstructs from 2D images of single particles"
+_TOMOGRAPHY = "Use RELION's tomography tools for them"
 
 
 @dataclass(frozen=True)
@@ -71,40 +80,97 @@ def locate_images(star: StarTable, datadir: Path | None) -> tuple[LazyImages, tu
 
     Raises:
         ParticleFileError: a stack is missing (the message lists where it was sought) or damaged, a number is not in its
-            stack, or the boxes differ, are odd or tiny.
+            stack, a name without number leads to a volume or several images, or the boxes differ, are odd or tiny.
     """
-    names = star.require("rlnImageName")
+    names = star.require(IMAGE_NAME)
     number, at, path = np.strings.partition(names, np.array("@", dtype=names.dtype))
-    distinct, stack_index = np.unique(np.where(at == "@", path, names), return_inverse=True)
-    slice_index = _image_numbers(star, np.where(at == "@", number, "1")) - 1
-    paths = _find_stacks(distinct.tolist(), (star.path or Path("star")).absolute().parent, datadir)
+    is_numbered = at == "@"
+    distinct, stack_index = np.unique(np.where(is_numbered, path, names), return_inverse=True)
+    slice_index = _image_numbers(star, np.where(is_numbered, number, "1")) - 1
+    located = _find_stacks(distinct.tolist(), (star.path or Path("star")).absolute().parent, datadir)
+    paths, file_index = _distinct_files(located)
+    stack_index = file_index[stack_index]
     stacks = tuple(MrcStack.open(path) for path in paths)
     counts = np.array([len(stack) for stack in stacks])[stack_index]
+    if (unnumbered := np.flatnonzero(~is_numbered & (counts != 1))).size:
+        row = int(unnumbered[0])
+        raise _no_image(star, row, stacks[stack_index[row]])
     if (outside := np.flatnonzero((slice_index < 0) | (slice_index >= counts))).size:
         row = int(outside[0])
-        found = f"{star.path}, row {row + 1}: image {slice_index[row] + 1} is beyond {paths[stack_index[row]]}, "
+        found = f"{star.where}, row {row + 1}: image {slice_index[row] + 1} is beyond {paths[stack_index[row]]}, "
         found += f"which holds {counts[row]}"
-        raise ParticleFileError(found, "Images are counted from 1", "Check that star file and stack belong together")
+        advice = f"Check that {star.path.name if star.path else 'star'} and stack belong together"
+        raise ParticleFileError(found, "Images are counted from 1", advice)
     check_boxes(stacks)
     images = LazyImages(stacks, torch.from_numpy(stack_index), torch.from_numpy(slice_index))
-    return images, (*_header_notes(stacks), *_moved(distinct.tolist(), paths))
+    return images, (*_header_notes(stacks), *_moved(distinct.tolist(), located))
 
 
 def _image_numbers(star: StarTable, text: Text) -> Int[np.ndarray, " particles"]:
     try:
         return text.astype(np.int64)
-    except ValueError:
-        row = next(i for i, value in enumerate(text.tolist()) if not value.strip().isdecimal())
-        found = f"{star.path}, row {row + 1}: rlnImageName is {star.particles['rlnImageName'][row]}"
-        raise ParticleFileError(found, "000001@path/to/stack.mrcs was expected", "Export the star file again") from None
+    except (ValueError, OverflowError):
+        row = next((i for i, value in enumerate(text.tolist()) if not _NUMBER.fullmatch(value)), 0)
+        found = f"{star.where}, row {row + 1}: rlnImageName is {star.particles[IMAGE_NAME][row]}"
+        raise ParticleFileError(found, "000001@path/to/stack.mrcs was expected", star.wording.repair) from None
+
+
+def _no_image(star: StarTable, row: int, stack: MrcStack) -> ParticleFileError:
+    """The error of a name without number that leads to a file of several images."""
+    box = stack.box_size_px
+    found = f"{star.where}, row {row + 1}: rlnImageName is {star.particles[IMAGE_NAME][row]}, "
+    flag = star.others.get("general", {}).get(_TILT_STACKS)
+    if flag is not None and flag[0] != "0":
+        found += f"a stack of {len(stack)} tilt images ({_TILT_STACKS})"
+        return ParticleFileError(found, _SINGLE_PARTICLES, _TOMOGRAPHY)
+    if len(stack) == box:
+        found += f"a volume of {box} x {box} x {box} voxels (a subtomogram)"
+        return ParticleFileError(found, _SINGLE_PARTICLES, _TOMOGRAPHY)
+    found += f"which holds {len(stack)} images"
+    return ParticleFileError(found, "One of them is named as 000001@path/to/stack.mrcs", star.wording.repair)
+
+
+def require_images(star: StarTable) -> None:
+    """Refuse particles of which their optics groups say that they are volumes.
+
+    Args:
+        star: star file in the 3.1 layout, with the optics groups in use only.
+
+    Raises:
+        ParticleFileError: rlnImageDimensionality is 3.
+    """
+    if (star.optics_floats("rlnImageDimensionality", default=2.0) == 3).any():
+        found = f"{star.where}: rlnImageDimensionality is 3, these are volumes (subtomograms)"
+        raise ParticleFileError(found, _SINGLE_PARTICLES, _TOMOGRAPHY)
 
 
 def open_bare_stack(path: Path) -> tuple[LazyImages, tuple[str, ...]]:
-    """All images of one stack, given without a star file, and notes on its header. Reads no pixels."""
+    """All images of one stack, given without a star file, and notes on its header. Reads no pixels.
+
+    Raises:
+        ParticleFileError: not a stack, or one of volumes, or a map.
+    """
     stack = MrcStack.open(path)
+    notes = (*stack.notes, *stack.header.pixel_size_notes, *_volume_notes(stack))
     check_boxes((stack,))
     images = LazyImages((stack,), torch.zeros(len(stack), dtype=torch.long), torch.arange(len(stack)))
-    return images, (*stack.notes, *stack.header.pixel_size_notes)
+    return images, notes
+
+
+def _volume_notes(stack: MrcStack) -> tuple[str, ...]:
+    """A note where the sections of a file may be those of a map; an error where they are."""
+    header, path = stack.header, stack.path
+    sides = " x ".join(map(str, reversed(header.shape)))
+    is_cube = len(set(header.shape)) == 1 and header.sections_per_volume == len(stack)
+    # RELION takes a .mrc of several sections for a map and a .mrcs for a stack; its maps have ISPG 0 or 1.
+    if header.space_group > 1 or (is_cube and (header.space_group == 1 or path.suffix.lower() == ".mrc")):
+        found = f"{path} is a map of {sides} voxels (ISPG {header.space_group})"
+        advice = "Give a star file of particles; or, if these are images, set ISPG to 0 and name the file .mrcs"
+        raise ParticleFileError(found, "cryoeq needs a stack of 2D images", advice)
+    if header.space_group == 1 or is_cube:
+        what = f"{sides} and MZ {header.sections_per_volume}, ISPG {header.space_group}"
+        return (f"{path.name} may be a map ({what}): its {len(stack)} sections are taken for images.",)
+    return ()
 
 
 def check_boxes(stacks: tuple[MrcStack, ...]) -> None:
@@ -129,28 +195,66 @@ def check_boxes(stacks: tuple[MrcStack, ...]) -> None:
 
 def _find_stacks(names: list[str], star_folder: Path, datadir: Path | None) -> list[Path]:
     """The file of each name, RELION's project folder being unknown: in the order of ``_candidates``."""
-    located = [
-        next((path for path in _candidates(name, star_folder, datadir) if path.is_file()), None) for name in names
-    ]
+    located = [next(filter(_is_file, _candidates(name, star_folder, datadir)), None) for name in names]
     if missing := [name for name, path in zip(names, located, strict=True) if path is None]:
-        folders = [
-            *([f"--datadir {datadir}"] if datadir else []),
-            f"{star_folder} and its parents",
-            f"the current folder {Path.cwd()}",
-        ]
-        what = f"{len(missing)} of {len(names)} stacks were not found, the first is {missing[0]!r}; "
-        what += f"looked in {', '.join(folders)}"
-        raise ParticleFileError(
-            what, "cryoeq needs the images of all particles", "Give the folder of the images with --datadir"
-        )
+        raise _missing_stacks(missing, len(names), star_folder, datadir)
     paths = [path for path in located if path is not None]
-    owner: dict[Path, str] = {}
+    names_of: dict[Path, list[str]] = {}
     for name, path in zip(names, paths, strict=True):
-        if Path(owner.setdefault(path, name)) != Path(name):
-            what = f"{owner[path]!r} and {name!r} both lead to {path}"
+        names_of.setdefault(path, []).append(name)
+    for path, several in names_of.items():
+        if len(several) > 1 and not _may_be_one(several, path):
+            what = f"{several[0]!r} and {several[1]!r} both lead to {path}"
             advice = "Give the folder in which both paths exist with --datadir"
             raise ParticleFileError(what, "Two stacks of the same name need two files", advice)
     return paths
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file, as far as the user may know."""
+    try:
+        return path.is_file()
+    except OSError:  # a folder that the user may not enter, or a name that is too long
+        return False
+
+
+def _missing_stacks(missing: list[str], count: int, star_folder: Path, datadir: Path | None) -> ParticleFileError:
+    """The error of stacks that were not found, with what may have become of the first."""
+    name, candidates = missing[0], list(_candidates(missing[0], star_folder, datadir))
+    folders = [*([f"--datadir {datadir}"] if datadir else []), f"{star_folder} and its parents"]
+    found = f"{len(missing)} of {count} stacks were not found, the first is {name!r}; "
+    found += f"looked in {', '.join([*folders, f'the current folder {Path.cwd()}'])}"
+    advice = "Give the folder of the images with --datadir"
+    others = (path.with_suffix(suffix) for path in candidates if path.suffix for suffix in STACK_SUFFIXES)
+    if denied := next(filter(None, map(_denied_folder, candidates)), None):
+        found += f"; permission denied for the folder {denied}"
+        advice = "Ask the folder's owner for access, or give another folder of the images with --datadir"
+    elif other := next(filter(_is_file, others), None):
+        advice = f"{other} is there: give it the name that the table has, for example by a link"
+    elif name.replace(".", "", 1).isdecimal():
+        advice = "This is a number, not a file: check that the columns stand in the order of their labels"
+    return ParticleFileError(found, "cryoeq needs the images of all particles", advice)
+
+
+def _denied_folder(path: Path) -> Path | None:
+    """The folder on the way to a file that the user may not enter; None where there is none."""
+    return next(
+        (folder for folder in reversed(path.parents) if folder.is_dir() and not os.access(folder, os.X_OK)), None
+    )
+
+
+def _may_be_one(names: list[str], path: Path) -> bool:
+    """Whether names that lead to one file may mean one stack: none was cut, or one, but not to the bare name."""
+    ends = {Path(os.path.normpath(name)).parts for name in names}
+    cut = [end for end in ends if path.parts[-len(end) :] != end]
+    return not cut or (len(cut) == 1 and (len(ends) == 1 or cut[0][-2:] == path.parts[-2:]))
+
+
+def _distinct_files(paths: list[Path]) -> tuple[list[Path], Int[np.ndarray, " paths"]]:
+    """The files without repetition, by whatever path, and the number of each path's file."""
+    number: dict[str, int] = {}
+    index = np.array([number.setdefault(os.path.realpath(path), len(number)) for path in paths])
+    return [paths[i] for i in np.unique(index, return_index=True)[1]], index
 
 
 def _candidates(name: str, star_folder: Path, datadir: Path | None) -> Iterator[Path]:

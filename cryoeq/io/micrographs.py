@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from cryoeq.domain.optics import CtfParameters, Optics
-from cryoeq.io.star import decimals, text_column, write_blocks
+from cryoeq.io.star import decimals
+from cryoeq.io.star_text import text_column, write_blocks
 
 
 def write_micrographs_star(path: Path, names: Sequence[str], optics: Optics, ctf: CtfParameters) -> None:

@@ -47,6 +47,8 @@ class MrcHeader:
         axes: axis (x = 1, y = 2, z = 3) along sections, rows and columns.
         start_px: number of the first voxel along x, y and z (NXSTART and its like).
         origin_angstrom: ORIGIN, (x, y, z); zero in most files, and in those without the MAP stamp.
+        space_group: ISPG, 0 for images and 1 for a map by the format's rules; 0 in files without the MAP stamp.
+        sections_per_volume: MZ, 1 for images by the format's rules; the sections in files without the MAP stamp.
         is_compressed: whether gzip or bzip2 has packed the file.
         notes: oddities of the header, one sentence each.
         pixel_size_notes: how the pixel size was found, where that is doubtful.
@@ -60,6 +62,8 @@ class MrcHeader:
     axes: tuple[int, int, int]
     start_px: tuple[int, int, int]
     origin_angstrom: tuple[float, float, float]
+    space_group: int
+    sections_per_volume: int
     is_compressed: bool = False
     notes: tuple[str, ...] = ()
     pixel_size_notes: tuple[str, ...] = ()
@@ -207,6 +211,8 @@ def _parse(path: Path, raw: bytes, error: type[CryoEqError]) -> MrcHeader:
         axes=axes,
         start_px=(starts[axes.index(1)], starts[axes.index(2)], starts[axes.index(3)]),
         origin_angstrom=(origin[0], origin[1], origin[2]),
+        space_group=int(header["ispg"]) if is_stamped else 0,
+        sections_per_volume=int(header["mz"] if is_stamped else header["nz"]),
         notes=notes if is_stamped else (note,),
         pixel_size_notes=(size_note,) if sizes[0] and int(header["mx"]) <= 0 else (),
     )

@@ -4,6 +4,7 @@ Everything is first brought into the 3.1 layout (``with_optics_block``); the res
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 from cryoeq.domain.optics import CtfParameters, Optics
 from cryoeq.errors import ParticleFileError
 from cryoeq.io.optics_checks import PHASE_FLIPPED, PREMULTIPLIED, check_ctf, ctf_flag
-from cryoeq.io.star import Numbers, StarTable, Text
+from cryoeq.io.star import Numbers, StarTable
+from cryoeq.io.star_text import Text
 
 _NO_CTF = "Run CTF estimation again, or pass --no-ctf"
 # RELION reads no star without these; they stand in where the user works without a CTF, and nothing comes of them.
@@ -56,7 +58,7 @@ def with_optics_block(
     particles = dict(star.particles)
     if "rlnOpticsGroup" not in particles and n_groups == 1:
         particles["rlnOpticsGroup"] = np.full(len(star), optics["rlnOpticsGroup"][0])
-    return StarTable(optics, particles, star.path)
+    return replace(star, optics=optics, particles=particles)
 
 
 def _from_relion30(star: StarTable, pixel_size_angstrom: float, *, ignore_ctf: bool) -> StarTable:
@@ -73,7 +75,8 @@ def _from_relion30(star: StarTable, pixel_size_angstrom: float, *, ignore_ctf: b
         "rlnImagePixelSize": np.full(len(groups), f"{pixel_size_angstrom:.6f}"),
     }
     group_number = np.argsort(order)[index.reshape(-1)] + 1
-    return StarTable(optics, {**star.particles, "rlnOpticsGroup": group_number.astype(np.str_)}, star.path)
+    particles = {**star.particles, "rlnOpticsGroup": group_number.astype(np.str_)}
+    return replace(star, optics=optics, particles=particles)
 
 
 def star_pixel_size(star: StarTable, *, angpix: float | None = None) -> float:
@@ -87,34 +90,33 @@ def star_pixel_size(star: StarTable, *, angpix: float | None = None) -> float:
         ParticleFileError: it is missing, zero, or differs between particles.
     """
     sizes = np.array([angpix], dtype=np.float64) if angpix is not None else _pixel_sizes(star)
-    where = star.path or "star"
     is_sound = np.isfinite(sizes) & (sizes > 0)
     if not is_sound.all():
         bad = float(sizes[~is_sound][0])
         raise ParticleFileError(
-            f"{where}: pixel size is {bad:g}", "cryoeq needs a positive pixel size", "Give it with --angpix"
+            f"{star.where}: pixel size is {bad:g}", "cryoeq needs a positive pixel size", "Give it with --angpix"
         )
     if sizes.max() > sizes.min() * (1 + _SAME_PIXEL_SIZE):
         listed = ", ".join(f"{size:g}" for size in np.unique(sizes))
         expected = "cryoeq reconstructs from images of one pixel size"
         raise ParticleFileError(
-            f"{where}: pixel sizes differ ({listed} Å)", expected, "Rescale the particles to one of them"
+            f"{star.where}: pixel sizes differ ({listed} Å)", expected, "Rescale the particles to one of them"
         )
     return float(sizes[0])
 
 
 def star_box_angstrom(star: StarTable) -> float | None:
-    """Side of the images of the first optics group, in Angstrom; None where the file does not state it."""
+    """Side of the images of the first optics group in use, in Angstrom; None where the file does not state it."""
     if star.optics is None or not {"rlnImageSize", "rlnImagePixelSize"} <= star.optics.keys():
         return None
-    return float(star.optics_floats("rlnImageSize")[0] * star.optics_floats("rlnImagePixelSize")[0])
+    used = used_optics(star)[0] if "rlnOpticsGroup" in star.particles else star
+    return float(used.optics_floats("rlnImageSize")[0] * used.optics_floats("rlnImagePixelSize")[0])
 
 
 def _pixel_sizes(star: StarTable) -> Numbers:
     """Pixel size of each optics group in use, or of each particle (3.0)."""
     if star.optics is not None and "rlnImagePixelSize" in star.optics:
-        of_groups: Numbers = star.optics_floats("rlnImagePixelSize")[np.unique(optics_index(star).numpy())]
-        return of_groups
+        return used_optics(star)[0].optics_floats("rlnImagePixelSize")
     if {"rlnDetectorPixelSize", "rlnMagnification"} <= star.particles.keys():
         magnification = star.floats("rlnMagnification")
         # Detector pixels are in micrometres; a magnification of 0 makes a pixel size of 0, which is reported as such.
@@ -129,28 +131,47 @@ def _pixel_sizes(star: StarTable) -> Numbers:
     expected = (
         "cryoeq needs rlnImagePixelSize, rlnDetectorPixelSize with rlnMagnification, or the header of a bare stack"
     )
-    raise ParticleFileError(f"{star.path or 'star'}: pixel size missing", expected, "Give it with --angpix")
+    raise ParticleFileError(f"{star.where}: pixel size missing", expected, "Give it with --angpix")
 
 
-def optics_index(star: StarTable) -> Int[Tensor, " particles"]:
-    """Row of the optics table that each particle belongs to; the group numbers may be any, in any order.
+def used_optics(star: StarTable) -> tuple[StarTable, Int[Tensor, " particles"]]:
+    """A table with those of its optics groups that particles belong to, and the row of each particle's group there.
+
+    A selection of particles keeps the groups of all, some of them without sense for those that are left.
 
     Raises:
         ParticleFileError: a particle names a group that does not exist, or names none where there are several.
+    """
+    index = _optics_index(star)
+    used, of_used = torch.unique(index, return_inverse=True)
+    optics = {name: column[used.numpy()] for name, column in (star.optics or {}).items()}
+    return replace(star, optics=optics), of_used
+
+
+def _optics_index(star: StarTable) -> Int[Tensor, " particles"]:
+    """Row of the optics table that each particle belongs to; the group numbers may be any, in any order.
+
+    Raises:
+        ParticleFileError: a particle names a group that does not exist or exists twice, or names none where there are
+            several.
     """
     optics = star.optics or {}
     if len(next(iter(optics.values()), ())) == 1 and "rlnOpticsGroup" not in star.particles:
         return torch.zeros(len(star), dtype=torch.long)
     groups = star.optics_floats("rlnOpticsGroup")
     group_numbers = star.floats("rlnOpticsGroup")
-    order = np.argsort(groups)
-    position = np.searchsorted(groups[order], group_numbers).clip(max=len(groups) - 1)
-    index = order[position]
-    if (unknown := np.flatnonzero(groups[index] != group_numbers)).size:
+    if (unknown := np.flatnonzero(~np.isin(group_numbers, groups))).size:
         row = int(unknown[0])
         group = star.particles["rlnOpticsGroup"][row]
-        found = f"{star.path or 'star'}, row {row + 1}: optics group {group} is not in the optics block"
-        raise ParticleFileError(found, "Every particle needs its optics group", "Export the star file again")
+        found = f"{star.where}, row {row + 1}: optics group {group} is not in the optics block"
+        raise ParticleFileError(found, "Every particle needs its optics group", star.wording.repair)
+    order = np.argsort(groups, kind="stable")
+    index = order[np.searchsorted(groups[order], group_numbers)]
+    for first in np.unique(index).tolist():
+        if len(rows := np.flatnonzero(groups == groups[first]) + 1) > 1:
+            found = f"{star.where}: optics group {groups[first]:g} is in rows {rows[0]} and {rows[1]} of data_optics"
+            advice = "Number the groups anew, in the particles too, as RELION does where it joins star files"
+            raise ParticleFileError(found, "Each optics group has a number of its own", advice)
     return torch.from_numpy(index)
 
 
@@ -158,7 +179,8 @@ def read_optics(star: StarTable, pixel_size_angstrom: float) -> tuple[Optics, ..
     """The optics groups of a table in the 3.1 layout, in its order."""
     names = (star.optics or {})["rlnOpticsGroupName"].tolist()
     columns = [star.optics_floats(column).tolist() for column in _PLACEHOLDERS]
-    flagged = set(optics_index(star)[ctf_flag(star, PREMULTIPLIED, optics_index(star)) > 0].tolist())
+    index = _optics_index(star)
+    flagged = set(index[ctf_flag(star, PREMULTIPLIED, index) > 0].tolist())
     rows = enumerate(zip(names, *columns, strict=True))
     return tuple(Optics(name, pixel_size_angstrom, kv, cs, q0, i in flagged) for i, (name, kv, cs, q0) in rows)
 

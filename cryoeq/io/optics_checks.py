@@ -1,5 +1,6 @@
 """Optics and CTF beyond their values: how the images were stored, and values that no microscope has."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,6 @@ from torch import Tensor
 
 from cryoeq.domain.optics import CtfParameters
 from cryoeq.errors import ParticleFileError
-from cryoeq.io.cryosparc import CS_SUFFIX, cs_field
 from cryoeq.io.star import StarTable
 
 PREMULTIPLIED, PHASE_FLIPPED = "rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped"
@@ -89,7 +89,7 @@ def with_flag_of_optimiser(star: StarTable) -> StarTable:
     if not _says_flipped(path.with_name(path.name.removesuffix(_DATA) + _OPTIMISER)):
         return star
     flag = np.full(len(next(iter(optics.values()))), "1")
-    return StarTable({**optics, PHASE_FLIPPED: flag}, star.particles, path)
+    return replace(star, optics={**optics, PHASE_FLIPPED: flag})
 
 
 def _says_flipped(optimiser: Path) -> bool:
@@ -147,15 +147,10 @@ def _refuse_micrometres(star: StarTable, ctf: CtfParameters, index: Int[Tensor, 
 
 def _place(star: StarTable, column: str, row: int, index: Int[Tensor, " particles"]) -> str:
     """File, row or optics group, and column of a value."""
-    where, name = star.path or "star", _name(star, column)
+    where, name = star.where, star.name(column)
     if column in star.particles or name != column:  # tables of cryoSPARC have all fields in every row
         return f"{where}, row {row + 1}: {name}"
     return f"{where}, optics group {(star.optics or {})['rlnOpticsGroup'][int(index[row])]}: {name}"
-
-
-def _name(star: StarTable, column: str) -> str:
-    """Name of a column in the user's file."""
-    return cs_field(column) if star.path is not None and star.path.suffix == CS_SUFFIX else column
 
 
 def _stated(star: StarTable, column: str, row: int, index: Int[Tensor, " particles"]) -> str:
@@ -184,20 +179,20 @@ def ctf_notes(star: StarTable, ctf: CtfParameters) -> tuple[str, ...]:
     u, v = ctf.defocus_u_angstrom, ctf.defocus_v_angstrom
     smallest, largest = torch.minimum(u, v), torch.maximum(u, v)
     degrees = torch.rad2deg(ctf.phase_shift_rad)
-    defocus = f"{_name(star, 'rlnDefocusU')} or {_name(star, 'rlnDefocusV')}"
+    defocus = f"{star.name('rlnDefocusU')} or {star.name('rlnDefocusV')}"
     doubts = (
         (smallest < _SMALL_DEFOCUS, u, f"{defocus} is below 1,000 Å or negative", "phase plate, overfocus, or nm?"),
         (largest > _LARGE_DEFOCUS, u, f"{defocus} is above 100,000 Å", "check it"),
         (
             ctf.amplitude_contrast > _LARGE_AMPLITUDE_CONTRAST,
             ctf.amplitude_contrast,
-            f"{_name(star, 'rlnAmplitudeContrast')} is above 0.5",
-            f"0.07 to 0.1 is usual; a phase plate belongs into {_name(star, 'rlnPhaseShift')}",
+            f"{star.name('rlnAmplitudeContrast')} is above 0.5",
+            f"0.07 to 0.1 is usual; a phase plate belongs into {star.name('rlnPhaseShift')}",
         ),
         (
             (degrees < -180.01) | (degrees > 360.01),
             degrees,
-            f"{_name(star, 'rlnPhaseShift')} is no angle of -180 to 360 degrees",
+            f"{star.name('rlnPhaseShift')} is no angle of -180 to 360 degrees",
             "",
         ),
         (ctf.scale <= 0, ctf.scale, "rlnCtfScalefactor is zero or negative", "such images count for nothing, or less"),

@@ -16,12 +16,12 @@ from cryoeq.io.aberrations import aberration_notes
 from cryoeq.io.compressed import without_compression_suffix
 from cryoeq.io.cryosparc import CS_SUFFIX, read_cs
 from cryoeq.io.euler import relion_euler_deg, rotations_from_euler_deg
-from cryoeq.io.images import LazyImages, locate_images, open_bare_stack
-from cryoeq.io.optics import optics_index, read_ctf, read_optics, star_pixel_size, with_optics_block
+from cryoeq.io.images import STACK_SUFFIXES, LazyImages, locate_images, open_bare_stack, require_images
+from cryoeq.io.optics import read_ctf, read_optics, star_pixel_size, used_optics, with_optics_block
 from cryoeq.io.optics_checks import ctf_notes, pixel_size_notes, with_flag_of_optimiser
-from cryoeq.io.star import StarTable, Text, decimals, read_star, text_column, write_star
+from cryoeq.io.star import StarTable, decimals, read_star, write_star
+from cryoeq.io.star_text import Text, text_column
 
-STACK_SUFFIXES = (".mrcs", ".mrc", ".st")
 _EULER = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 _ORIGIN_ANGSTROM = ("rlnOriginXAngst", "rlnOriginYAngst")
 _ORIGIN_PX = ("rlnOriginX", "rlnOriginY")
@@ -70,18 +70,21 @@ def read_particles(
         angpix = images.stacks[0].require_pixel_size() if angpix is None else angpix
         ignore_ctf, notes = True, (*notes, f"{path.name} comes without a star file, so without CTF.")
     else:
-        star, table_notes = read_cs(path) if path.suffix == CS_SUFFIX else (read_star(path), ())
+        star, table_notes = _read_table(path)
         images, notes = locate_images(star, datadir)
         notes = (*table_notes, *notes)
     box = images.box_size_px
     star = with_optics_block(star, angpix=angpix, box_size_px=box, ignore_ctf=ignore_ctf)
     star = with_flag_of_optimiser(star)
-    _check_stated_box(star, box)
-    pixel_size, index = star_pixel_size(star), optics_index(star)
-    optics = read_optics(star, pixel_size)
-    ctf = None if ignore_ctf else read_ctf(star, optics, index)
-    notes = (*notes, *pixel_size_notes(star, box, pixel_size), *aberration_notes(star, index))
-    notes = notes if ctf is None else (*notes, *ctf_notes(star, ctf))
+    used, index = used_optics(star)
+    require_images(used)
+    _check_stated_box(used, box)
+    pixel_size = star_pixel_size(used)
+    optics = read_optics(used, pixel_size)
+    ctf = None if ignore_ctf else read_ctf(used, optics, index)
+    notes = (*notes, *pixel_size_notes(used, box, pixel_size), *aberration_notes(used, index))
+    notes = notes if ctf is None else (*notes, *ctf_notes(used, ctf))
+    notes = (*notes, *pose_notes(used)) if with_poses else notes
     table = ParticleTable(
         stack_paths=tuple(stack.path for stack in images.stacks),
         stack_index=images.stack_index,
@@ -91,7 +94,7 @@ def read_particles(
         optics=optics,
         optics_index=index,
         ctf=ctf,
-        poses=star_poses(star) if with_poses else None,
+        poses=star_poses(used) if with_poses else None,
         half_set=star_half_set(star) if with_poses else None,
     )
     return ParticleStack(table, star, images, notes)
@@ -99,7 +102,16 @@ def read_particles(
 
 def read_table(path: Path) -> StarTable:
     """The particles of a star file or of cryoSPARC's ``.cs``; the images need not be there."""
-    return read_cs(path)[0] if path.suffix == CS_SUFFIX else read_star(path)
+    return _read_table(path)[0]
+
+
+def _read_table(path: Path) -> tuple[StarTable, tuple[str, ...]]:
+    if path.suffix == CS_SUFFIX:
+        return read_cs(path)
+    if path.suffix == f"{CS_SUFFIX}g":
+        found = f"{path} is cryoSPARC's list of the files of a group"
+        raise ParticleFileError(found, "cryoeq reads the tables themselves", "Give the .cs file that it names for blob")
+    return read_star(path), ()
 
 
 def _star_of_bare_stack(path: Path, count: int) -> StarTable:
@@ -146,6 +158,18 @@ def star_euler_deg(star: StarTable) -> Float[Tensor, "particles 3"]:
     """
     advice = "Give a star file with orientations, or let cryoeq infer them"
     return torch.from_numpy(np.stack([star.floats(column, advice=advice) for column in _EULER], 1))
+
+
+def pose_notes(star: StarTable) -> tuple[str, ...]:
+    """A warning where the poses of a table are those of a 2D classification: in-plane angles, without a view.
+
+    Args:
+        star: table with Euler angles.
+    """
+    if len(star) < 2 or any(star.floats(column).any() for column in _EULER[:2]):
+        return ()
+    what = f"{star.name(_EULER[0])} and {star.name(_EULER[1])} are 0 for all {len(star)} particles"
+    return (f"{star.where}: {what}, as a 2D classification leaves them: in-plane angles, no orientations in 3D.",)
 
 
 def star_half_set(star: StarTable) -> Int[Tensor, " particles"] | None:

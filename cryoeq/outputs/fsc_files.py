@@ -1,7 +1,7 @@
 """FSC curves as files of other programs: RELION's star, EMDB's XML, and columns of numbers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -9,11 +9,11 @@ from torch import Tensor
 from cryoeq.evaluation.resolution import FscCurves
 from cryoeq.evaluation.sharpening import GuinierPlot
 from cryoeq.io import labels
+from cryoeq.io.small_tables import Number, write_small_tables
 from cryoeq.io.text import write_text
 
 # RELION's number for an infinite resolution.
 _NO_RESOLUTION = 999.0
-_VERSION = "# version 30001"
 
 
 def write_fsc_star(path: Path, curves: FscCurves) -> None:
@@ -27,7 +27,7 @@ def write_fsc_star(path: Path, curves: FscCurves) -> None:
         OutputError: the disk is full or the place cannot be written.
     """
     general = {labels.FINAL_RESOLUTION: _number(curves.final_resolution_angstrom), **_randomised_from(curves)}
-    write_text(path, _list_block("general", general) + _table_block("fsc", _fsc_columns(curves)))
+    write_small_tables(path, {"general": general, "fsc": _fsc_columns(curves)})
 
 
 def write_postprocess_star(path: Path, curves: FscCurves, guinier: GuinierPlot, names: Mapping[str, str]) -> None:
@@ -45,7 +45,7 @@ def write_postprocess_star(path: Path, curves: FscCurves, guinier: GuinierPlot, 
     names = {label: _star_safe(name) for label, name in names.items()}
     mask_name = {label: names.pop(label) for label in (labels.MASK_NAME,) if label in names}
     fraction = curves.solvent_fraction
-    general = {
+    general: dict[str, Number | str] = {
         labels.FINAL_RESOLUTION: _number(curves.final_resolution_angstrom),
         labels.SHARPENING_BFACTOR: _number(guinier.bfactor_angstrom2),
         **names,
@@ -57,12 +57,8 @@ def write_postprocess_star(path: Path, curves: FscCurves, guinier: GuinierPlot, 
         general[labels.GUINIER_SLOPE] = _number(guinier.fit.slope_angstrom2)
         general[labels.GUINIER_INTERCEPT] = _number(guinier.fit.intercept)
         general[labels.GUINIER_CORRELATION] = _number(guinier.fit.correlation)
-    blocks = (
-        _list_block("general", general),
-        _table_block("fsc", _fsc_columns(curves)),
-        _table_block("guinier", _guinier_columns(guinier)),
-    )
-    write_text(path, "".join(blocks))
+    tables = {"fsc": _fsc_columns(curves), "guinier": _guinier_columns(guinier)}
+    write_small_tables(path, {"general": general, **tables})
 
 
 def write_fsc_xml(path: Path, curves: FscCurves) -> None:
@@ -99,13 +95,13 @@ def _points(curves: FscCurves) -> list[tuple[float, float]]:
     return list(zip(frequencies, curves.final.tolist(), strict=True))
 
 
-def _fsc_columns(curves: FscCurves) -> dict[str, list[str]]:
+def _fsc_columns(curves: FscCurves) -> dict[str, Sequence[Number]]:
     resolutions = _resolutions(curves)
     final = None if curves.masked is None else curves.final
-    columns = {
-        labels.SHELL: [f"{shell:12d}" for shell in range(len(resolutions))],
-        labels.INVERSE_RESOLUTION: [_number(1 / resolution) for resolution in resolutions],
-        labels.RESOLUTION: [_number(resolution) for resolution in resolutions],
+    columns: dict[str, Sequence[Number]] = {
+        labels.SHELL: list(range(len(resolutions))),
+        labels.INVERSE_RESOLUTION: [1 / resolution for resolution in resolutions],
+        labels.RESOLUTION: resolutions,
         labels.FSC_FINAL: _column(final),
         labels.FSC_PARTICLE_FRACTION: _column(curves.particle_fraction),
         labels.FSC_UNMASKED: _column(curves.unmasked),
@@ -115,9 +111,9 @@ def _fsc_columns(curves: FscCurves) -> dict[str, list[str]]:
     return {label: values for label, values in columns.items() if values}
 
 
-def _guinier_columns(guinier: GuinierPlot) -> dict[str, list[str]]:
-    intercept = [] if guinier.fit is None else [_number(guinier.fit.intercept)] * len(guinier.original)
-    columns = {
+def _guinier_columns(guinier: GuinierPlot) -> dict[str, Sequence[Number]]:
+    intercept = [] if guinier.fit is None else [guinier.fit.intercept] * len(guinier.original)
+    columns: dict[str, Sequence[Number]] = {
         labels.INVERSE_SQUARE_RESOLUTION: _column(guinier.inverse_square_resolution),
         labels.LOG_AMPLITUDES: _column(guinier.original),
         labels.LOG_AMPLITUDES_MTF: _column(guinier.mtf_corrected),
@@ -128,26 +124,14 @@ def _guinier_columns(guinier: GuinierPlot) -> dict[str, list[str]]:
     return {label: values for label, values in columns.items() if values}
 
 
-def _randomised_from(curves: FscCurves) -> dict[str, str]:
+def _randomised_from(curves: FscCurves) -> dict[str, Number]:
     shell = curves.randomised_from_shell
-    return {} if shell is None else {labels.RANDOMISED_FROM: _number(_resolutions(curves)[shell])}
-
-
-def _list_block(name: str, values: Mapping[str, str]) -> str:
-    pairs = "".join(f"_{label:<44} {value}\n" for label, value in values.items())
-    return f"\n{_VERSION}\n\ndata_{name}\n\n{pairs}\n"
-
-
-def _table_block(name: str, columns: Mapping[str, list[str]]) -> str:
-    header = "".join(f"_{label} #{number}\n" for number, label in enumerate(columns, 1))
-    rows = "".join(" ".join(row) + "\n" for row in zip(*columns.values(), strict=True))
-    return f"\n{_VERSION}\n\ndata_{name}\n\nloop_\n{header}{rows}\n"
+    return {} if shell is None else {labels.RANDOMISED_FROM: _resolutions(curves)[shell]}
 
 
 def _star_safe(name: str) -> str:
-    """Name that RELION can read: it takes ``data_`` on any line for a new block, a blank for the end of a value."""
-    short = Path(name).name if "data_" in name else name
-    return f'"{short}"' if any(character.isspace() for character in short) else short
+    """Name that RELION can read: it takes ``data_`` on any line for a new block."""
+    return Path(name).name if "data_" in name else name
 
 
 def _resolutions(curves: FscCurves) -> list[float]:
@@ -156,10 +140,9 @@ def _resolutions(curves: FscCurves) -> list[float]:
     return [_NO_RESOLUTION] + [side / shell for shell in range(1, len(curves.unmasked))]
 
 
-def _column(curve: Tensor | None) -> list[str]:
+def _column(curve: Tensor | None) -> Sequence[Number]:
     return [] if curve is None else [_number(value) for value in curve.tolist()]
 
 
-def _number(value: float) -> str:
-    value = value if math.isfinite(value) else _NO_RESOLUTION
-    return f"{value:12.6e}" if 0 < abs(value) < 1e-3 else f"{value:12.6f}"
+def _number(value: float) -> float:
+    return value if math.isfinite(value) else _NO_RESOLUTION

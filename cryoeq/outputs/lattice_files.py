@@ -1,14 +1,14 @@
 """Files of ``cryoeq lattice find``: the indexed spots as a star file, the spectrum with its lattice as PNG."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from cryoeq.io.star import write_blocks
+from cryoeq.io.small_tables import Number, write_small_tables
 from cryoeq.lattice.power_spectrum import Spectrum
 from cryoeq.outputs.figure import COLOURS, png_figure
 
@@ -38,15 +38,15 @@ def write_spots(
     per_angstrom = frequencies / pixel_size_angstrom
     resolution = 1 / per_angstrom.norm(dim=1)
     order = resolution.argsort(descending=True)
-    columns = {
-        "cryoeqMillerH": [f"{h}" for h in orders[order, 0].tolist()],
-        "cryoeqMillerK": [f"{k}" for k in orders[order, 1].tolist()],
-        "cryoeqFrequencyX": [f"{x:.7f}" for x in per_angstrom[order, 0].tolist()],
-        "cryoeqFrequencyY": [f"{y:.7f}" for y in per_angstrom[order, 1].tolist()],
-        "cryoeqResolution": [f"{value:.3f}" for value in resolution[order].tolist()],
-        "cryoeqPowerOverNoise": [f"{value:.3f}" for value in power[order].tolist()],
+    columns: dict[str, Sequence[Number]] = {
+        "cryoeqMillerH": orders[order, 0].tolist(),
+        "cryoeqMillerK": orders[order, 1].tolist(),
+        "cryoeqFrequencyX": per_angstrom[order, 0].tolist(),
+        "cryoeqFrequencyY": per_angstrom[order, 1].tolist(),
+        "cryoeqResolution": resolution[order].tolist(),
+        "cryoeqPowerOverNoise": power[order].tolist(),
     }
-    write_blocks(path, {"spots": {label: np.array(text, dtype=np.str_) for label, text in columns.items()}})
+    write_small_tables(path, {"spots": columns}, float_format=".6g")
 
 
 def plot_spectrum(

@@ -21,7 +21,7 @@ from cryoeq.errors import ConfigError
 from cryoeq.runtime.compiling import find_compiler
 
 _DISTRIBUTIONS = (
-    "torch", "escnn", "numpy", "scipy", "mrcfile", "gemmi", "pydantic",
+    "torch", "escnn", "numpy", "scipy", "mrcfile", "starfile", "gemmi", "pydantic",
     "pyfftw", "matplotlib", "typer", "rich",
 )  # fmt: skip
 # Packages that use compiled libraries: importing them shows whether those work.

@@ -14,7 +14,7 @@ from cryoeq.errors import ConfigError, ParticleFileError
 from cryoeq.evaluation.poses import PoseErrors, PoseGauge, compare_poses, summarise_errors
 from cryoeq.io.labels import IMAGE_NAME
 from cryoeq.io.optics import star_pixel_size
-from cryoeq.io.particles import read_table, star_poses
+from cryoeq.io.particles import pose_notes, read_table, star_poses
 from cryoeq.io.star import StarTable
 from cryoeq.io.text import write_json
 from cryoeq.outputs.folder import make_folder
@@ -59,6 +59,7 @@ def _compare(
     config: EvaluateConfig, predicted_path: Path, truth_path: Path, device: torch.device
 ) -> Generator[Event, None, dict[str, object]]:
     predicted, truth = read_table(predicted_path), read_table(truth_path)
+    yield from (Note(note, "warning") for star in (predicted, truth) for note in pose_notes(star))
     rows = match_rows(predicted, truth)
     if len(rows) < len(truth):
         yield Note(

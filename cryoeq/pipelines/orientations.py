@@ -11,7 +11,7 @@ from cryoeq.evaluation.orientations import MAX_VIEWS, UNEVEN_SCF, OrientationSum
 from cryoeq.evaluation.orientations import summarise_orientations as summarise
 from cryoeq.io.euler import rotations_from_euler_deg
 from cryoeq.io.optics import star_box_angstrom
-from cryoeq.io.particles import read_table, star_euler_deg
+from cryoeq.io.particles import pose_notes, read_table, star_euler_deg
 from cryoeq.io.star import StarTable
 from cryoeq.io.text import write_json
 from cryoeq.outputs.bild import write_bild
@@ -43,6 +43,7 @@ def orientations(config: OrientationsConfig) -> Iterator[Event]:
         generator=torch.Generator().manual_seed(config.seed),
     )
     yield Report(f"Orientations of {summary.n_particles} particles of {config.particles.name}", _rows(summary))
+    yield from (Note(note, "warning") for note in pose_notes(star))
     yield from _warnings(summary)
     if config.json_file is not None:
         write_json(config.json_file, as_json(summary))

@@ -97,7 +97,7 @@ def test_a_table_without_alignments_gets_them(cs: Path) -> None:
     bare = table[[name for name in table.dtype.names if not name.startswith("alignments3D")]].copy()
     write_table(cs, bare)
     assert star_half_set(read_cs(cs)[0]) is None
-    with pytest.raises(ParticleFileError, match="rlnAngleRot is missing"):
+    with pytest.raises(ParticleFileError, match=r"field alignments3D/pose is missing.*let cryoeq infer the poses"):
         star_poses(read_cs(cs)[0])
     write_cs(cs, cs, Poses(torch.eye(3).repeat(48, 1, 1), torch.ones(48, 2)))
     torch.testing.assert_close(star_poses(read_cs(cs)[0]).shifts_angstrom, torch.ones(48, 2))
@@ -123,8 +123,12 @@ def test_a_reconstruction_leaves_a_table_too(
     ("content", "said"),
     [
         (b"\x94CSDAT12345678", "is compressed"),
-        (b"nothing of the kind", "cannot be read"),
-        (b"", "cannot be read"),
+        (b"nothing of the kind", "is text, which begins with"),
+        (b"", "is empty"),
+        (b"PK\x03\x04", "is a ZIP archive"),
+        (b"\x93NUMPY\x01\x00", "is damaged"),
+        (b"\x93NUMPY\x01\x00\x10\x00{'descr': [('uid' ", "is damaged"),
+        (b"\x93NUMPY\x01\x00\x38\x00{'descr': '<f8', 'fortran_order': False, 'shape': (9,)}", "is damaged"),
         (None, "does not exist"),
     ],
 )
@@ -142,6 +146,102 @@ def test_tables_that_lack_what_is_needed(cs: Path, name: str | None, said: str) 
     kept = table[[field for field in table.dtype.names if field != name]].copy() if name else np.zeros(3)
     with pytest.raises(ParticleFileError, match=said):
         read_cs(write_table(cs, kept))
+
+
+def _with_field(table: np.ndarray, name: str, values: np.ndarray) -> np.ndarray:
+    """A table with one field of another type."""
+    kept = [(field, table.dtype[field]) for field in table.dtype.names if field != name]
+    changed = np.zeros(len(table), [*kept, (name, values.dtype, values.shape[1:])])
+    for field, _ in kept:
+        changed[field] = table[field]
+    changed[name] = values
+    return changed
+
+
+def test_tables_of_other_layouts(cs: Path) -> None:
+    table = np.load(cs)
+    expected = read_cs(cs)[0]
+    layouts = {
+        "blob/shape": np.full(48, 16, "<u4"),
+        "blob/path": table["blob/path"].astype(np.str_),
+        "blob/idx": table["blob/idx"].astype("<u8"),
+        "ctf/accel_kv": table["ctf/accel_kv"].astype(">f8"),
+        "alignments3D/pose": table["alignments3D/pose"].astype(">f8"),
+    }
+    for name, values in layouts.items():
+        star = read_cs(write_table(cs, _with_field(table, name, values)))[0]
+        for ours, theirs in ((star.particles, expected.particles), (star.optics, expected.optics)):
+            assert {label: text.tolist() for label, text in ours.items()} == {k: v.tolist() for k, v in theirs.items()}
+
+
+FIELDS_OF_NUMBERS = ["blob/idx", "blob/psize_A", "ctf/accel_kv", "alignments3D/pose", "alignments3D/split"]
+
+
+@pytest.mark.parametrize("name", FIELDS_OF_NUMBERS)
+def test_fields_of_another_kind_are_named(cs: Path, name: str) -> None:
+    table = np.load(cs)
+    for values in (np.full(48, b"x", "S4"), np.zeros((48, 2, 2), "<f4")):
+        write_table(cs, _with_field(table, name, values))
+        with pytest.raises(ParticleFileError, match=rf"field {name} is of type .*were expected.*cryoSPARC"):
+            read_cs(cs)
+
+
+def test_objects_are_not_loaded(cs: Path) -> None:
+    write_table(cs, _with_field(np.load(cs), "blob/path", np.full(48, "particles.mrcs", object)))
+    with pytest.raises(ParticleFileError, match=r"holds Python objects.*Export the particles from cryoSPARC again"):
+        read_cs(cs)
+
+
+def test_paths_that_are_no_ascii(cs: Path) -> None:
+    for raw in ("Größe.mrcs".encode(), b"Gr\xf6\xdfe.mrcs"):
+        write_table(cs, _with_field(np.load(cs), "blob/path", np.full(48, b">" + raw, "S40")))
+        assert read_cs(cs)[0].particles["rlnImageName"][0].encode("utf-8", "surrogateescape") == b"000001@" + raw
+
+
+@pytest.mark.parametrize(
+    ("dropped", "said"),
+    [
+        ("ctf/accel_kv", "field ctf/accel_kv is missing.*pass --no-ctf"),
+        ("ctf/df1_A", "field ctf/df1_A is missing"),
+        ("alignments3D/pose", "field alignments3D/pose is missing.*There is alignments_class_0/pose"),
+        ("alignments3D/psize_A", "field alignments3D/psize_A is missing"),
+    ],
+)
+def test_messages_speak_of_cryosparc(cs: Path, dropped: str, said: str) -> None:
+    table = _with_field(np.load(cs), "alignments_class_0/pose", np.zeros((48, 3), "<f4"))
+    write_table(cs, table[[name for name in table.dtype.names if name != dropped]].copy())
+    with pytest.raises(ParticleFileError, match=said) as caught:
+        read_particles(cs, with_poses=True)
+    assert not any(word in str(caught.value) for word in ("rln", "star"))
+
+
+def test_values_are_named_by_their_field(cs: Path) -> None:
+    table = np.load(cs)
+    table["ctf/df1_A"][4] = np.nan
+    write_table(cs, table)
+    with pytest.raises(ParticleFileError, match=r"particles\.cs, row 5: ctf/df1_A is 'nan'"):
+        read_particles(cs)
+    table["ctf/df1_A"][4], table["blob/idx"][7] = 1e4, 48
+    write_table(cs, table)
+    with pytest.raises(ParticleFileError, match=r"row 8: image 49 is beyond .*Check that particles\.cs and stack"):
+        read_particles(cs)
+
+
+@pytest.mark.parametrize(("split", "said"), [([0] * 48, "0 for all particles"), (list(range(48)), "one of 48 numbers")])
+def test_splits_that_are_no_half_sets_are_said(cs: Path, split: list[int], said: str) -> None:
+    table = np.load(cs)
+    table["alignments3D/split"] = split
+    star, notes = read_cs(write_table(cs, table))
+    assert star_half_set(star) is None
+    assert any(f"alignments3D/split is {said}" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("field", "said"), [("location/center_x_frac", "picked particles"), ("micrograph_blob/path", "micrographs")]
+)
+def test_tables_of_other_things(cs: Path, field: str, said: str) -> None:
+    with pytest.raises(ParticleFileError, match=rf"is a table of {said}.*: field blob/path is missing"):
+        read_cs(write_table(cs, np.zeros(3, [("uid", "<u8"), (field, "<f4")])))
 
 
 @pytest.mark.realdata

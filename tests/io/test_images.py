@@ -89,6 +89,52 @@ def test_two_stacks_of_one_name_are_not_mixed_up(make_stack: Make, make_star: Ma
         read_particles(make_star(rlnImageName=names))
 
 
+def test_one_stack_by_several_names(tmp_path: Path, make_stack: Make, make_star: Make) -> None:
+    images = _noise()
+    path = make_stack("job1/s.mrcs", images)
+    (tmp_path / "link.mrcs").symlink_to(path)
+    (tmp_path / "other").symlink_to(path.parent)
+    names = ["job1/s.mrcs", str(path), "link.mrcs", "./other/s.mrcs", "/gone/project/job1/s.mrcs"]
+    columns = {"rlnDefocusU": "1", "rlnMicrographName": "m"}
+    stack = read_particles(
+        make_star(5, rlnImageName=[f"{i % 4 + 1}@{name}" for i, name in enumerate(names)], **columns)
+    )
+    assert len(stack.table.stack_paths) == 1
+    assert stack.table.stack_index.tolist() == [0] * 5
+    np.testing.assert_array_equal(stack.images.read(torch.arange(5)).numpy(), images[[0, 1, 2, 3, 0]])
+
+
+def test_a_stack_with_another_suffix_is_mentioned(make_stack: Make, make_star: Make) -> None:
+    path = make_stack("stack.mrc")
+    with pytest.raises(ParticleFileError, match=rf"'stack\.mrcs'.*{path} is there"):
+        read_particles(make_star())
+
+
+def test_a_folder_that_may_not_be_entered(
+    tmp_path: Path, make_stack: Make, make_star: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = make_stack("private/s.mrcs")
+    is_file, access = Path.is_file, os.access
+
+    def guarded_is_file(path: Path) -> bool:
+        if stack.parent in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", guarded_is_file)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != stack.parent and access(path, mode))
+    star = make_star(stack=str(stack))
+    with pytest.raises(ParticleFileError, match=rf"s\.mrcs.*permission denied for the folder {stack.parent}"):
+        read_particles(star)
+    make_stack("s.mrcs")
+    assert read_particles(star).table.stack_paths == (tmp_path / "s.mrcs",)
+
+
+def test_a_name_that_no_file_can_have(make_star: Make) -> None:
+    with pytest.raises(ParticleFileError, match="stacks were not found"):
+        read_particles(make_star(stack="x" * 300 + ".mrcs"))
+
+
 def test_particles_of_several_stacks_keep_their_order(make_stack: Make, make_star: Make) -> None:
     images = _noise(6)
     make_stack("a.mrcs", images[:3])

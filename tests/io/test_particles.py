@@ -10,6 +10,7 @@ import torch
 from cryoeq.domain.pose import Poses
 from cryoeq.errors import OutputError, ParticleFileError
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
+from cryoeq.io.optics import star_box_angstrom
 from cryoeq.io.particles import read_particles, star_half_set, star_pixel_size, star_poses, write_particle_star
 from cryoeq.io.star import StarTable, read_star
 
@@ -145,7 +146,7 @@ def test_poses_only_when_asked_for(make_star: Make, make_stack: Make) -> None:
 @pytest.mark.parametrize("column", ["rlnImageName", "rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle"])
 def test_a_missing_column_is_named(make_star: Make, make_stack: Make, column: str) -> None:
     make_stack()
-    with pytest.raises(ParticleFileError, match=rf"particles\.star: column {column} is missing"):
+    with pytest.raises(ParticleFileError, match=rf"particles\.star.*: column {column} is missing"):
         read_particles(make_star(**{column: None}))
 
 
@@ -162,6 +163,14 @@ BAD_ROWS = [
     ({"rlnImageName": ["1@stack.mrcs", "x@stack.mrcs", "3@stack.mrcs", "4@stack.mrcs"]}, "row 2: rlnImageName is"),
     ({"rlnImageName": ["1@stack.mrcs", "2@stack.mrcs", "3@stack.mrcs", "5@stack.mrcs"]}, "row 4: image 5 .* holds 4"),
     ({"rlnImageName": ["1@stack.mrcs", "0@stack.mrcs", "3@stack.mrcs", "4@stack.mrcs"]}, "row 2: image 0"),
+    (
+        {"rlnImageName": ["1@stack.mrcs", f"{2**63}@stack.mrcs"] + ["1@stack.mrcs"] * 2},
+        f"row 2: rlnImageName is {2**63}",
+    ),
+    ({"rlnImageName": ["1@stack.mrcs", f"{2**64 - 1}@stack.mrcs"] + ["1@stack.mrcs"] * 2}, "row 2: rlnImageName is"),
+    ({"rlnImageName": ["000@stack.mrcs"] * 4}, "row 1: image 0 .*counted from 1"),
+    ({"rlnImageName": ["1@stack.mrcs", "@stack.mrcs", "1@stack.mrcs", "1@stack.mrcs"]}, "row 2: rlnImageName is"),
+    ({"rlnImageName": ["38043.769531"] * 4}, "a number, not a file: check that the columns"),
     ({"rlnOpticsGroup": ["1", "1", "2", "1"]}, "row 3: optics group 2 is not"),
     ({"optics": {"rlnImagePixelSize": "0"}}, "pixel size is 0"),
     ({"optics": {"rlnImagePixelSize": "-1"}}, "pixel size is -1"),
@@ -187,10 +196,76 @@ def test_optics_groups_that_differ(make_star: Make, make_stack: Make) -> None:
         read_particles(make_star(optics=two | {"rlnImagePixelSize": ["1.25", "1.24"]}, **half))
     with pytest.raises(ParticleFileError, match="rlnImageSize of the optics groups is 16, 32 px"):
         read_particles(make_star(optics=two | {"rlnImageSize": ["16", "32"]}, **half))
-    unused = read_particles(make_star(optics=two | {"rlnImagePixelSize": ["1.25", "1.24"]}))
-    assert unused.table.pixel_size_angstrom == 1.25
     with pytest.raises(ParticleFileError, match="column rlnOpticsGroup is missing"):
         read_particles(make_star(optics=two, rlnOpticsGroup=None))
+
+
+OF_ANOTHER = {
+    "rlnImagePixelSize": "3.9",
+    "rlnVoltage": "None",
+    "rlnImageSize": "64",
+    "rlnSphericalAberration": "nan",
+    "rlnImageDimensionality": "3",
+    "rlnCtfDataAreCtfPremultiplied": "1",
+}
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_optics_groups_without_particles_do_not_count(make_star: Make, make_stack: Make, place: int) -> None:
+    """Those of a selection: whatever they say, the particles are read as without them, and they are written again."""
+    make_stack()
+    own = {"rlnImagePixelSize": "2.0", "rlnVoltage": "300", "rlnImageSize": "16", "rlnSphericalAberration": "2.7"}
+    own |= {"rlnImageDimensionality": "2", "rlnCtfDataAreCtfPremultiplied": "0"}
+    number = str(2 - place)
+    optics = {key: [own[key], OF_ANOTHER[key]] if place else [OF_ANOTHER[key], own[key]] for key in own}
+    optics |= {"rlnOpticsGroup": ["1", "2"], "rlnOpticsGroupName": ["a", "b"], "rlnAmplitudeContrast": ["0.1", "0.1"]}
+    alone = read_particles(make_star(optics=own, name="alone.star"))
+    stack = read_particles(make_star(optics=optics, rlnOpticsGroup=number))
+    assert stack.notes == ()
+    assert (stack.table.pixel_size_angstrom, len(stack.table.optics)) == (2.0, 1)
+    assert stack.table.ctf is not None
+    assert alone.table.ctf is not None
+    fields = zip(vars(stack.table.ctf).values(), vars(alone.table.ctf).values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in fields)
+    assert stack.star.optics is not None
+    assert stack.star.optics["rlnVoltage"].tolist() == optics["rlnVoltage"]
+    assert star_box_angstrom(stack.star) == 32.0
+    assert star_pixel_size(read_star(stack.star.path)) == 2.0
+
+
+def test_an_empty_optics_table(make_star: Make, make_stack: Make) -> None:
+    make_stack()
+    path = make_star()
+    text = path.read_text()
+    row = text[text.index("1  og1") :].partition("\n")[0]
+    path.write_text(text.replace(row, "", 1))
+    with pytest.raises(ParticleFileError, match="row 1: optics group 1 is not in the optics block"):
+        read_particles(path)
+
+
+def test_repeated_optics_groups_are_named(make_star: Make, make_stack: Make) -> None:
+    make_stack()
+    optics = {"rlnOpticsGroup": ["3", "1", "1"], "rlnOpticsGroupName": ["a", "b", "c"]}
+    with pytest.raises(ParticleFileError, match="optics group 1 is in rows 2 and 3 of data_optics"):
+        read_particles(make_star(optics=optics))
+    assert len(read_particles(make_star(optics=optics, rlnOpticsGroup="3")).table.optics) == 1
+
+
+def test_a_bad_value_of_a_group_is_named_by_its_group(make_star: Make, make_stack: Make) -> None:
+    make_stack()
+    optics = {"rlnOpticsGroup": ["5", "7"], "rlnOpticsGroupName": ["a", "b"], "rlnVoltage": ["300", "x"]}
+    with pytest.raises(ParticleFileError, match="optics group 7: rlnVoltage is 'x'"):
+        read_particles(make_star(optics=optics, rlnOpticsGroup=["5", "7", "5", "7"]))
+
+
+def test_in_plane_angles_are_no_orientations(make_star: Make, make_stack: Make) -> None:
+    make_stack()
+    psi = {"rlnAnglePsi": ["10", "20", "30", "40"], "rlnAngleRot": "0.000"}
+    flat = make_star(**psi, rlnAngleTilt="0", name="flat.star")
+    tilted = make_star(**psi, rlnAngleTilt=["0", "0", "0", "1"], name="tilted.star")
+    assert ["2D classification" in note for note in read_particles(flat, with_poses=True).notes] == [True]
+    assert read_particles(tilted, with_poses=True).notes == ()
+    assert read_particles(flat).notes == ()
 
 
 def test_boxes_that_differ_are_odd_or_tiny(make_star: Make, make_stack: Make) -> None:

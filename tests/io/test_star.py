@@ -1,6 +1,9 @@
 """STAR files: every value comes back as the text that it was, and RELION's traps are avoided."""
 
+import bz2
+import gzip
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +87,49 @@ def test_windows_line_ends_comments_and_empty_lines(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_encodings_of_windows(tmp_path: Path, encoding: str) -> None:
+    text = "data_optics\n\nloop_\n_rlnOpticsGroup #1\n1\n\ndata_particles\nloop_\n_rlnImageName\n1@Å.mrcs\n"
+    text = text.replace("\n", "\r\n")
+    (tmp_path / "s.star").write_bytes(text.encode(encoding))
+    star = read_star(tmp_path / "s.star")
+    assert star.optics is not None
+    assert star.particles["rlnImageName"].tolist() == ["1@Å.mrcs"]
+    (tmp_path / "s.star").write_bytes(text.encode("utf-16")[:-1])
+    with pytest.raises(ParticleFileError, match="cannot be read as UTF-16"):
+        read_star(tmp_path / "s.star")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress], ids=["gzip", "bzip2"])
+def test_packed_tables(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    packed = pack(b"data_particles\nloop_\n_rlnImageName\n" + b"1@a.mrcs\n" * 1000)
+    (tmp_path / "s.star.gz").write_bytes(packed)
+    assert len(read_star(tmp_path / "s.star.gz")) == 1000
+    (tmp_path / "s.star.gz").write_bytes(packed[:-9])
+    with pytest.raises(ParticleFileError, match="cannot be unpacked"):
+        read_star(tmp_path / "s.star.gz")
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_comments_behind_headings_labels_and_rows(tmp_path: Path, newline: str) -> None:
+    text = "data_optics # one\nloop_ # of them\n_rlnOpticsGroup #1 number\n1 # a comment\n"
+    text += "data_particles  # v 3\n\nloop_\t# table\n_rlnA #1\n_rlnB #2\n1 #2\n3 4 # both '5\n"
+    (tmp_path / "s.star").write_bytes(text.replace("\n", newline).encode())
+    star = read_star(tmp_path / "s.star")
+    assert star.optics is not None
+    assert star.optics["rlnOpticsGroup"].tolist() == ["1"]
+    assert [column.tolist() for column in star.particles.values()] == [["1", "3"], ["#2", "4"]]
+
+
+def test_other_tables_are_at_hand(tmp_path: Path) -> None:
+    text = "data_general\n_rlnX 1 # c\n_rlnY 'a b'\n\ndata_particles\nloop_\n_rlnImageName\n1@a.mrcs\n"
+    star = _table(text, tmp_path / "s.star")
+    assert {name: column.tolist() for name, column in star.others["general"].items()} == {
+        "rlnX": ["1"],
+        "rlnY": ["a b"],
+    }
+
+
 def test_a_row_that_starts_like_a_heading(tmp_path: Path) -> None:
     star = _table("data_particles\nloop_\n_rlnMicrographName\n_rlnB\ndata_01/a.mrc 1\n", tmp_path / "s.star")
     assert star.particles["rlnMicrographName"].tolist() == ["data_01/a.mrc"]
@@ -92,9 +138,13 @@ def test_a_row_that_starts_like_a_heading(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("data_particles\nloop_\n_rlnA\n_rlnB\n1 2\n3\n", "row 2: 1 values for 2 labels"),
+        ("data_particles\nloop_\n_rlnA\n_rlnB\n1 2\n3\n", "line 6, row 2: 1 values for 2 labels"),
         ("data_particles\nloop_\n_rlnA\n_rlnB\n1 2\n3 4 5\n", "row 2: 3 values for 2 labels"),
         ("data_particles\nloop_\n_rlnA\n_rlnA\n1 2\n", "label _rlnA appears twice"),
+        ("data_particles\n_rlnA #1\n_rlnB #2\n1 2\n", "line 4: '1 2'.* or loop_ before a table"),
+        ("data_general\n_rlnA 1\nloop_\n_rlnB\n2\n", "line 3: 'loop_'"),
+        ("data_general\n_rlnA\n", "line 2: '_rlnA'"),
+        ("data_a\nloop_\n_rlnA\n1\n\ndata_a\nloop_\n_rlnA\n2\n", "line 7: a second table data_a"),
         ("data_particles\nloop_\n_rlnA\n", "no table of particles"),
         ("data_optics\nloop_\n_rlnA\n1\n", "no table of particles"),
         ("hello\n", "no table of particles"),
@@ -146,7 +196,7 @@ def test_a_hundred_thousand_rows_in_seconds(tmp_path: Path) -> None:
 
 def test_tables_of_many_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are parsed and written some at a time; what is not UTF-8 may be in one of them only."""
-    monkeypatch.setattr("cryoeq.io.star._CHUNK", 3)
+    monkeypatch.setattr("cryoeq.io.star_text._CHUNK", 3)
     raw = b"data_particles\n\nloop_\n_rlnImageName #1\n_rlnB #2\n"
     rows = [f"{i}@a.mrcs\t'b {i}'\n".encode() for i in range(10)]
     rows[7] = b"7@\xe9t\xe9.mrcs\tb\n"

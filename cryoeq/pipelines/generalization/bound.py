@@ -36,7 +36,7 @@ from cryoeq.generalization.pac_bayes import (
 from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.io.checkpoint import load_checkpoint
 from cryoeq.io.mrc import read_map
-from cryoeq.io.optics import optics_index, read_ctf, read_optics, star_pixel_size
+from cryoeq.io.optics import read_ctf, read_optics, star_pixel_size, used_optics
 from cryoeq.io.particles import star_poses
 from cryoeq.io.star import read_star
 from cryoeq.io.text import write_json
@@ -161,8 +161,7 @@ def _load_record(folder: Path, device: torch.device) -> TrainingRecord:
 
 
 def _read_ctf(folder: Path) -> CtfParameters:
-    star = read_star(_run_of(folder).path("run_data.star"))
-    index = optics_index(star)
+    star, index = used_optics(read_star(_run_of(folder).path("run_data.star")))
     return read_ctf(star, read_optics(star, star_pixel_size(star)), index)
 
 

@@ -82,7 +82,7 @@ def given_half_set_notes(half_set: Int[Tensor, " particles"] | None) -> Iterator
         One warning at most.
     """
     if half_set is None:
-        yield Note("The star file has no rlnRandomSubset: no half maps are made.", "warning")
+        yield Note("The particles have no rlnRandomSubset (alignments3D/split), so no half maps are made.", "warning")
         return
     total, sizes = len(half_set), [int((half_set == half).sum()) for half in (1, 2)]
     smaller = sizes.index(min(sizes)) + 1

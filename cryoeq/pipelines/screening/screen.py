@@ -17,7 +17,7 @@ from cryoeq.evaluation.screened_particles import ScreenedParticles
 from cryoeq.io.euler import view_angles_deg
 from cryoeq.io.labels import SELECTION_Z_SCORE
 from cryoeq.io.mrc import read_map
-from cryoeq.io.particles import star_half_set, star_poses, write_particle_star
+from cryoeq.io.particles import pose_notes, read_table, star_half_set, star_poses, write_particle_star
 from cryoeq.io.star import StarTable, read_star
 from cryoeq.io.text import write_json
 from cryoeq.outputs.coverage_plot import plot_coverage
@@ -49,7 +49,7 @@ def screen(config: ScreenConfig) -> Iterator[Event]:
         ConfigError: no such symmetry.
     """
     if config.run.is_file():
-        star, job = read_star(config.run), None
+        star, job = read_table(config.run), None
         folder = make_folder(config.output or config.run.with_suffix("").with_name(f"{config.run.stem}_screening"))
     else:
         run = RunFolder(config.run)
@@ -64,6 +64,7 @@ def screen(config: ScreenConfig) -> Iterator[Event]:
         threshold_deg=config.gap_threshold_deg,
         are_opposites_one=config.mirrored,
     )
+    yield from (Note(note, "warning") for note in pose_notes(star))
     yield from _report_coverage(coverage, symmetry)
     plot_coverage(folder / "coverage.png", coverage)
     results: dict[str, object] = {"views": coverage_as_json(coverage, symmetry)}
