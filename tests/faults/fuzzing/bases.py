@@ -1,0 +1,259 @@
+"""Sound inputs, made by cryoeq itself, and the commands that read them."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from faults.fuzzing.cases import Scenario
+from faults.fuzzing.forks import run
+from faults.fuzzing.star_mutations import Block, parse, render
+
+BOX, PIXEL, COUNT = 24, 5.0, 40
+_SEARCH = {
+    "multi_start.min": 1, "multi_start.max": 1, "initial_model.iterations": 4, "initial_model.batch_size": 40,
+    "initial_model.last_shell": 4, "consensus.shells": "[5]", "consensus.max_extra_iterations": 0,
+    "half_sets.iterations": 1, "half_sets.max_exhaustive_shell": 5, "local_refinement.iterations": 1,
+    "offset_samples": 1,
+}  # fmt: skip
+_SHORT = tuple(word for key, value in _SEARCH.items() for word in ("--set", f"search.{key}={value}"))
+_KNOWN = ("--pose-inference", "known", "--device", "cpu")
+_STACK, _HALVES = "particles.mrcs", ("run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc")
+
+
+def make_scenarios(folder: Path) -> list[Scenario]:
+    """All scenarios; their files are made in a folder."""
+    _make_inputs(folder)
+    return [*_reconstructions(folder), *_comparisons(folder), *_simulations(folder), *_instruments(folder)]
+
+
+def _cryoeq(folder: Path, *words: str) -> None:
+    outcome = run(words, folder)
+    if outcome.code:
+        raise RuntimeError(f"cryoeq {' '.join(words)}: {outcome.said}")
+
+
+def _make_inputs(folder: Path) -> None:
+    from cryoeq.io.mrc import write_map
+    from cryoeq.simulation.density import sample_atoms
+    from phantoms import chiral_phantom
+
+    atoms = chiral_phantom(0.36 * BOX * PIXEL)
+    write_map(folder / "molecule.mrc", sample_atoms(atoms, BOX, PIXEL))
+    _write_model(folder / "model.pdb", (atoms.positions_angstrom + BOX // 2 * PIXEL).tolist())
+    _cryoeq(
+        folder, "simulate", "molecule.mrc", "-o", "p", "-n", str(COUNT), "--snr", "2", "--shift-sigma", "4",
+        "--astigmatism", "300", "--device", "cpu",
+    )  # fmt: skip
+    for name in (_STACK, "truth.star"):
+        (folder / name).write_bytes((folder / "p" / name).read_bytes())
+    _cryoeq(folder, "reconstruct", "truth.star", "-o", "run", *_KNOWN)
+    for name in ("job.json", "config.yaml"):  # the run is read wherever it lies
+        record = folder / "run" / name
+        record.write_text(record.read_text().replace(f"{folder.resolve()}/", ""))
+    _write_mask(folder / "mask.mrc")
+    (folder / "older.star").write_bytes(_of_relion30((folder / "truth.star").read_bytes()))
+    _write_cs(folder)
+    mtf = Block(
+        "", ["rlnResolutionInversePixel", "rlnMtfValue"], [[f"{k / 50:.3f}", f"{1 - k / 40:.4f}"] for k in range(26)]
+    )
+    (folder / "mtf.star").write_bytes(render([mtf]))
+    settings = (
+        f"particles: truth.star\npose_inference: known\nseed: 3\ninput:\n  angpix: {PIXEL}\nsearch:\n  symmetry: C1\n"
+    )
+    (folder / "settings.yaml").write_text(settings)
+    _cryoeq(
+        folder,
+        "simulate",
+        "molecule.mrc",
+        "-o",
+        "c",
+        "--crystal",
+        "90",
+        "70",
+        "100",
+        "--micrograph",
+        "128",
+        "--snr",
+        "inf",
+    )
+
+
+def _write_model(path: Path, positions: Sequence[Sequence[float]]) -> None:
+    lines = [
+        f"ATOM  {i:5d}  CA  ALA A{i:4d}    {x:8.3f}{y:8.3f}{z:8.3f}  1.00 50.00           C"
+        for i, (x, y, z) in enumerate(positions, 1)
+    ]
+    path.write_text("\n".join((*lines, "TER", "END", "")))
+
+
+def _write_mask(path: Path) -> None:
+    from cryoeq.domain.volume import Volume
+    from cryoeq.io.mrc import write_map
+
+    axis = torch.arange(BOX) - BOX // 2
+    radius = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).square().sum(0).sqrt()
+    write_map(path, Volume((1 + 0.5 * (0.36 * BOX - radius)).clamp(0, 1).float(), PIXEL))
+
+
+def _of_relion30(content: bytes) -> bytes:
+    """The particles as RELION 3.0 wrote them: no optics table, origins in pixels."""
+    blocks = parse(content) or []
+    optics, particles = blocks
+    for label in ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast"):
+        particles.set(label, optics.column(label) * len(particles.rows))
+    particles.set("rlnDetectorPixelSize", [f"{PIXEL:.6f}"] * len(particles.rows))
+    particles.set("rlnMagnification", ["10000.000000"] * len(particles.rows))
+    for axis in "XY":
+        pixels = [f"{float(value) / PIXEL:.6f}" for value in particles.column(f"rlnOrigin{axis}Angst")]
+        particles.set(f"rlnOrigin{axis}", pixels)
+    for label in ("rlnOriginXAngst", "rlnOriginYAngst", "rlnOpticsGroup"):
+        at = particles.labels.index(label)
+        particles.labels.pop(at)
+        for row in particles.rows:
+            row.pop(at)
+    particles.name = ""
+    return render([particles])
+
+
+def _write_cs(folder: Path) -> None:
+    """The same particles as cryoSPARC's table, with poses."""
+    from cryoeq.io.cryosparc import write_cs
+    from cryoeq.io.particles import read_table, star_half_set, star_poses
+
+    star = read_table(folder / "truth.star")
+    kinds = [
+        ("uid", "<u8"), ("blob/path", "S40"), ("blob/idx", "<u4"), ("blob/shape", "<u4", (2,)), ("blob/psize_A", "<f4"),
+        ("blob/sign", "<f4"), ("ctf/accel_kv", "<f4"), ("ctf/cs_mm", "<f4"), ("ctf/amp_contrast", "<f4"),
+        ("ctf/df1_A", "<f4"), ("ctf/df2_A", "<f4"), ("ctf/df_angle_rad", "<f4"), ("ctf/phase_shift_rad", "<f4"),
+        ("ctf/exp_group_id", "<u4"), ("alignments3D/class", "<u4"),
+    ]  # fmt: skip
+    table = np.zeros(COUNT, kinds)
+    table["uid"], table["blob/idx"] = np.arange(COUNT) + 7, np.arange(COUNT)
+    table["blob/path"], table["blob/shape"], table["blob/psize_A"], table["blob/sign"] = f">{_STACK}", BOX, PIXEL, 1
+    table["ctf/accel_kv"], table["ctf/cs_mm"], table["ctf/amp_contrast"] = 300, 2.7, 0.1
+    table["ctf/df1_A"], table["ctf/df2_A"] = star.floats("rlnDefocusU"), star.floats("rlnDefocusV")
+    table["ctf/df_angle_rad"] = np.deg2rad(star.floats("rlnDefocusAngle"))
+    with tempfile.TemporaryDirectory() as there:
+        source = Path(there) / "source.cs"
+        with source.open("wb") as file:
+            np.save(file, table)
+        write_cs(folder / "particles.cs", source, star_poses(star), half_set=star_half_set(star))
+
+
+def _scenario(
+    folder: Path,
+    name: str,
+    command: Sequence[str],
+    targets: dict[str, str],
+    *,
+    more: Sequence[str] = (),
+    weight: float = 1.0,
+) -> Scenario:
+    files = {path: (folder / path).read_bytes() for path in (*targets, *more)}
+    is_known = "known" in command
+    return Scenario(name, tuple(command), files, targets, weight, is_known or name in {"evaluate"})
+
+
+def _reconstructions(folder: Path) -> list[Scenario]:
+    def make(
+        name: str, first: str, kind: str, *words: str, more: dict[str, str] | None = None, weight: float = 1.0
+    ) -> Scenario:
+        targets = {first: kind, _STACK: "mrc"} | (more or {})
+        return _scenario(folder, name, ("reconstruct", first, "-o", "out", *words), targets, weight=weight)
+
+    maps = {"mask.mrc": "mrc", "molecule.mrc": "mrc"}
+    chosen = ("--mask", "mask.mrc", "--reference", "molecule.mrc")
+    config = _scenario(
+        folder, "settings", ("reconstruct", "--config", "settings.yaml", "-o", "out", "--device", "cpu"),
+        {"settings.yaml": "yaml"}, more=("truth.star", _STACK), weight=1.5,
+    )  # fmt: skip
+    bare = (
+        "reconstruct",
+        _STACK,
+        "-o",
+        "out",
+        "--angpix",
+        str(PIXEL),
+        "--shift-sigma",
+        "4",
+        *_SHORT,
+        "--device",
+        "cpu",
+    )
+    return [
+        make("known", "truth.star", "star", *_KNOWN, weight=4),
+        make("known, RELION 3.0", "older.star", "star", *_KNOWN, weight=2),
+        make("known, cryoSPARC", "particles.cs", "cs", *_KNOWN, weight=3),
+        make("known, mask and reference", "truth.star", "star", *_KNOWN, *chosen, more=maps, weight=0.5),
+        make("search", "truth.star", "star", *_SHORT, "--device", "cpu", "--shift-sigma", "4", weight=1),
+        _scenario(folder, "search, bare stack", bare, {_STACK: "mrc"}, weight=0.5),
+        config,
+    ]
+
+
+def _comparisons(folder: Path) -> list[Scenario]:
+    for name in (*_HALVES, "run_class001.mrc"):
+        (folder / name).write_bytes((folder / "run" / name).read_bytes())
+    first, second = _HALVES
+    halves = {first: "mrc", second: "mrc"}
+    whole = {"run_class001.mrc": "mrc"}
+    end = ("--json", "figures.json")
+    return [
+        _scenario(folder, "half maps", ("fsc", first, *end), halves, weight=1.5),
+        _scenario(
+            folder, "half maps, mask", ("fsc", first, second, "--mask", "mask.mrc", "-o", "out", *end),
+            halves | {"mask.mrc": "mrc"}, weight=1.5,
+        ),
+        _scenario(
+            folder, "half maps, MTF", ("fsc", first, second, "--mtf", "mtf.star", "--bfac", "-100", "-o", "out", *end),
+            {"mtf.star": "star"}, more=_HALVES,
+        ),
+        _scenario(
+            folder, "map and truth", ("fsc", "run_class001.mrc", "molecule.mrc", *end), whole | {"molecule.mrc": "mrc"}
+        ),
+        _scenario(
+            folder, "map and model", ("fsc", "run_class001.mrc", "model.pdb", *end), whole | {"model.pdb": "text"}
+        ),
+    ]  # fmt: skip
+
+
+def _simulations(folder: Path) -> list[Scenario]:
+    few = ("-n", "6", "-o", "out", "--device", "cpu")
+    return [
+        _scenario(folder, "simulate from a map", ("simulate", "molecule.mrc", *few), {"molecule.mrc": "mrc"}),
+        _scenario(
+            folder, "simulate from a model", ("simulate", "model.pdb", "--box", str(BOX), *few), {"model.pdb": "text"}
+        ),
+    ]
+
+
+def _instruments(folder: Path) -> list[Scenario]:
+    run_files = [
+        f"run/{path.name}" for path in sorted((folder / "run").iterdir()) if path.suffix not in {".png", ".html"}
+    ]
+    kinds = {".json": "json", ".star": "star", ".mrc": "mrc", ".csv": "text", ".yaml": "yaml"}
+    of_run = {name: kinds[suffix] for name in run_files if (suffix := Path(name).suffix) in kinds}
+    others = [name for name in run_files if name not in of_run]
+    micrograph = next((folder / "c").glob("*.mrc"))
+    (folder / "micrograph.mrc").write_bytes(micrograph.read_bytes())
+    stars = {"run/run_data.star": "star", "truth.star": "star"}
+    cell = ("lattice", "find", "micrograph.mrc", "-o", "out")
+    return [
+        _scenario(
+            folder, "orientations", ("orientations", "truth.star", "--json", "figures.json"), {"truth.star": "star"}
+        ),
+        _scenario(folder, "evaluate", ("evaluate", "run/run_data.star", "truth.star", "--json", "figures.json"), stars),
+        _scenario(folder, "screen, star", ("screen", "truth.star", "-o", "out"), {"truth.star": "star"}),
+        _scenario(
+            folder, "screen", ("screen", "run", "-o", "out"), of_run, more=[*others, "truth.star", _STACK], weight=0.7
+        ),
+        _scenario(
+            folder, "report", ("report", "run", "-o", "report.html"), of_run, more=[*others, "truth.star", _STACK]
+        ),
+        _scenario(folder, "crystal", cell, {"micrograph.mrc": "mrc"}, weight=0.7),
+        _scenario(folder, "cell", ("lattice", "reduce", "--cell", "100 60 17"), {}, weight=0.3),
+        _scenario(folder, "listing", ("settings", "shells"), {}, weight=0.1),
+    ]
