@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 Files = Mapping[str, bytes]
 # harmless: the same result; broken: refused, warned of, or without effect; any: no crash, no hang, nothing half done.
 May = Literal["harmless", "broken", "any"]
@@ -151,7 +153,13 @@ def _changed_once(chance: random.Random, mutant: Mutant, scenario: Scenario) -> 
     path = chance.choice(paths)
     kind = scenario.targets[path]
     entry = chance.choice(MUTATIONS[kind] if chance.random() < 0.85 else MUTATIONS["file"])
-    change = entry.apply(chance, mutant.files[path], scenario)
+    try:
+        with np.errstate(all="ignore"):
+            change = entry.apply(chance, mutant.files[path], scenario)
+    except (ValueError, IndexError, KeyError, TypeError):
+        if not mutant.kinds:
+            raise
+        return None  # what was changed before is no longer what the mutation knows
     if change is None or (change.content == mutant.files[path] and not change.also):
         return None
     may = "any" if entry.needs_free_order and not scenario.is_order_free else entry.may

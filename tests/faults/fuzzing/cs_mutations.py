@@ -31,7 +31,8 @@ def _load(content: bytes) -> Table | None:
         table = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError, OSError):
         return None
-    return table if isinstance(table, np.ndarray) and table.dtype.names else None
+    is_table = isinstance(table, np.ndarray) and table.dtype.names and table.ndim == 1 and len(table)
+    return table if is_table else None
 
 
 def _dump(table: Table) -> bytes:

@@ -127,8 +127,10 @@ def _pattern(message: str) -> str:
 
 
 def _is_named(mutant: Mutant, text: str) -> bool:
-    text = text.lower()
-    return any(len(word) > 2 and word.lower() in text for word in mutant.subjects)
+    text = f" {text.lower()} "
+    words = {word.lower() if len(word) > 2 else f" {word} " for word in mutant.subjects if word.strip()}
+    words |= {word.encode("utf-8", "backslashreplace").decode() for word in words}  # as it is written
+    return any(word in text for word in words)
 
 
 def _half_done(mutant: Mutant, outcome: Outcome, folder: Path) -> Verdict | None:

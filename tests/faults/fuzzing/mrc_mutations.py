@@ -19,6 +19,7 @@ _REALS = {
 _ODD_INTEGERS = (0, -1, 1, 2, 3, 5, 7, 12, 23, 25, 48, 101, 255, 2**15, 2**20, 2**31 - 1, -(2**31))
 _ODD_REALS = (0.0, -1.0, 1e-30, 1e30, 1e9, float("nan"), float("inf"), 119.0, 121.0, 60.0, 240.0)
 _NAMES = ("pixel", "voxel", "images", "header")
+_FLAT = ("constant", "no signal", "no density", "zero", "empty", "flat", "same value", "image", "mask")
 _FRAME = ("origin", "nxstart", "start", "frame", "corner", "apart", "shift")
 
 
@@ -160,25 +161,42 @@ def values_that_are_no_numbers(chance: random.Random, content: bytes, scenario: 
 
 @mutation("mrc", "broken")
 def hot_pixel(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
+    return _with_hot_value(chance, content) if _is_stack(content) else None
+
+
+@mutation("mrc", "any")
+def hot_voxel(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
+    return None if _is_stack(content) else _with_hot_value(chance, content)
+
+
+def _is_stack(content: bytes) -> bool:
+    return content[88:92] == bytes(4)
+
+
+def _with_hot_value(chance: random.Random, content: bytes) -> Change | None:
     if (values := _values(content)) is None:
         return None
-    value = float(chance.choice((1e4, -1e4, 1e6, 1e12, 1e30, -3e38)) * values.std())
+    value = chance.choice((1e4, -1e4, 1e6, 1e12, 1e30, -3e38)) * float(values.std())
     value = float(np.clip(value, -3.4e38, 3.4e38))
     values.reshape(-1)[chance.randrange(values.size)] = value
-    return Change(
-        _with_values(content, values), f"one value is {value:g}", ("pixel", "voxel", "value", "outlier", "image")
-    )
+    words = ("pixel", "voxel", "value", "outlier", "image")
+    return Change(_with_values(content, values), f"one value is {value:g}", words)
+
+
+@mutation("mrc", "broken")
+def constant_images(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
+    if (values := _values(content)) is None or not _is_stack(content):
+        return None
+    values[chance.randrange(len(values))] = chance.choice((0.0, 0.0, 3.0, -1e30))
+    return Change(_with_values(content, values), "an image is constant", _FLAT)
 
 
 @mutation("mrc", "broken")
 def constant_values(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
     if (values := _values(content)) is None:
         return None
-    count = chance.choice((1, 1, len(values)))
-    for _ in range(count):
-        values[chance.randrange(len(values)) if count == 1 else slice(None)] = chance.choice((0.0, 0.0, 3.0, -1e30))
-    words = ("constant", "no signal", "no density", "zero", "empty", "flat", "same value", "image", "mask")
-    return Change(_with_values(content, values), f"{count} sections are constant", words)
+    values[:] = chance.choice((0.0, 0.0, 3.0, -1e30))
+    return Change(_with_values(content, values), "all values are the same", _FLAT)
 
 
 @mutation("mrc", "any")
@@ -186,10 +204,9 @@ def values_scaled(chance: random.Random, content: bytes, scenario: Scenario) -> 
     if (values := _values(content)) is None:
         return None
     factor, offset = chance.choice((-1.0, 1e-30, 1e-8, 1e8, 1e30, 0.0, 1.0)), chance.choice((0.0, 0.0, 1e3, 1e6, -1e6))
-    with np.errstate(over="ignore"):
-        return Change(
-            _with_values(content, values * np.float32(factor) + np.float32(offset)), f"times {factor}, plus {offset}"
-        )
+    return Change(
+        _with_values(content, values * np.float32(factor) + np.float32(offset)), f"times {factor}, plus {offset}"
+    )
 
 
 @mutation("mrc", "any")
@@ -207,7 +224,7 @@ def another_shape(chance: random.Random, content: bytes, scenario: Scenario) -> 
     if (values := _values(content)) is None:
         return None
     shaped = chance.choice((
-        values[: chance.randrange(1, len(values))], values[:, :-1], values[:, :, :-2],
+        values[: chance.randrange(1, len(values) + 1)], values[:, :-1], values[:, :, :-2],
         values[:, :-2, :-2], np.pad(values, ((0, 0), (2, 2), (2, 2))), np.pad(values, 1), values[:1], values[:, :1, :1],
         values[:, :-1, :-1],
     ))  # fmt: skip

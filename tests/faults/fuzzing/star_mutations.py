@@ -70,10 +70,10 @@ def parse(content: bytes) -> list[Block] | None:
             blocks[-1].labels.append(words[0][1:])
         elif blocks:
             blocks[-1].rows.append(words)
-    whole = blocks and all(
-        block.labels and all(len(row) == len(block.labels) for row in block.rows) for block in blocks
+    is_plain = bool(blocks) and all(
+        block.labels and block.rows and all(len(row) == len(block.labels) for row in block.rows) for block in blocks
     )
-    return blocks if whole else None
+    return blocks if is_plain else None
 
 
 def render(blocks: Sequence[Block], style: Style | None = None) -> bytes:
@@ -339,7 +339,9 @@ def image_that_is_not_there(chance: random.Random, content: bytes, scenario: Sce
     ))  # fmt: skip
     block.set("rlnImageName", names)
     return Change(
-        render(blocks or []), f"row {row + 1} is {names[row]}", (f"row {row + 1}:", names[row], "nowhere.mrcs")
+        render(blocks or []),
+        f"row {row + 1} is {names[row]}",
+        (f"row {row + 1}:", names[row], names[row].rpartition("@")[2]),
     )
 
 
