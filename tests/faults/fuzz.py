@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from faults.fuzzing.judge import RIGHT
-from faults.fuzzing.session import Session, open_session, prepare, read_fault, run_mutant
+from faults.fuzzing.session import Session, open_session, read_fault, run_mutant
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -35,8 +35,7 @@ def arguments() -> argparse.ArgumentParser:
 def main(words: list[str] | None = None) -> int:
     """Exit code 0 where nothing was found, else 1."""
     options = arguments().parse_args(words)
-    prepare()
-    session = open_session(options.seed, options.keep)
+    session = open_session(options.seed, options.keep, are_all=True)
     if options.replay:
         return max(_replay(session, path) for path in options.replay)
     minutes = options.minutes if options.minutes or options.inputs else 1.0

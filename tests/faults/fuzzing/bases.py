@@ -1,7 +1,7 @@
 """Sound inputs, made by cryoeq itself, and the commands that read them."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +19,31 @@ _SEARCH = {
     "offset_samples": 1,
 }  # fmt: skip
 _SHORT = tuple(word for key, value in _SEARCH.items() for word in ("--set", f"search.{key}={value}"))
+_TRAINING = {
+    "training_steps": 2, "final_training_steps": 1, "batch_size": 8, "max_shell": 5, "local_iterations": 1,
+}  # fmt: skip
+_SHORT_TRAINING = (
+    *(word for key, value in _TRAINING.items() for word in ("--set", f"hybrid.{key}={value}")),
+    "--set", "encoder.group=c4", "--set", "encoder.heads=2",
+)  # fmt: skip
 _KNOWN = ("--pose-inference", "known", "--device", "cpu")
 _STACK, _HALVES = "particles.mrcs", ("run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc")
 
 
-def make_scenarios(folder: Path) -> list[Scenario]:
-    """All scenarios; their files are made in a folder."""
+def make_scenarios(folder: Path, *, are_all: bool) -> list[Scenario]:
+    """The scenarios; their files are made in a folder.
+
+    Args:
+        folder: an empty folder.
+        are_all: whether those are among them that need an encoder, or a run that was stopped.
+    """
     _make_inputs(folder)
-    return [*_reconstructions(folder), *_comparisons(folder), *_simulations(folder), *_instruments(folder)]
+    costly = _continuations(folder) if are_all else []
+    return [*costly, *_reconstructions(folder), *_comparisons(folder), *_simulations(folder), *_instruments(folder)]
 
 
-def _cryoeq(folder: Path, *words: str) -> None:
-    outcome = run(words, folder)
+def _cryoeq(folder: Path, *words: str, before: Callable[[], None] | None = None) -> None:
+    outcome = run(words, folder, before=before)
     if outcome.code:
         raise RuntimeError(f"cryoeq {' '.join(words)}: {outcome.said}")
 
@@ -42,7 +55,9 @@ def _make_inputs(folder: Path) -> None:
 
     atoms = chiral_phantom(0.36 * BOX * PIXEL)
     write_map(folder / "molecule.mrc", sample_atoms(atoms, BOX, PIXEL))
-    _write_model(folder / "model.pdb", (atoms.positions_angstrom + BOX // 2 * PIXEL).tolist())
+    positions = (atoms.positions_angstrom + BOX // 2 * PIXEL).tolist()
+    _write_model(folder / "model.pdb", positions)
+    _write_cif(folder / "model.cif", positions)
     _cryoeq(
         folder, "simulate", "molecule.mrc", "-o", "p", "-n", str(COUNT), "--snr", "2", "--shift-sigma", "4",
         "--astigmatism", "300", "--device", "cpu",
@@ -50,9 +65,7 @@ def _make_inputs(folder: Path) -> None:
     for name in (_STACK, "truth.star"):
         (folder / name).write_bytes((folder / "p" / name).read_bytes())
     _cryoeq(folder, "reconstruct", "truth.star", "-o", "run", *_KNOWN)
-    for name in ("job.json", "config.yaml"):  # the run is read wherever it lies
-        record = folder / "run" / name
-        record.write_text(record.read_text().replace(f"{folder.resolve()}/", ""))
+    _use_relative_paths(folder, "run")
     _write_mask(folder / "mask.mrc")
     (folder / "older.star").write_bytes(_of_relion30((folder / "truth.star").read_bytes()))
     _write_cs(folder)
@@ -81,12 +94,28 @@ def _make_inputs(folder: Path) -> None:
     )
 
 
+def _use_relative_paths(folder: Path, run_folder: str) -> None:
+    """So that the run is read wherever it lies."""
+    for name in ("job.json", "config.yaml"):
+        record = folder / run_folder / name
+        record.write_text(record.read_text().replace(f"{folder.resolve()}/", ""))
+
+
 def _write_model(path: Path, positions: Sequence[Sequence[float]]) -> None:
     lines = [
         f"ATOM  {i:5d}  CA  ALA A{i:4d}    {x:8.3f}{y:8.3f}{z:8.3f}  1.00 50.00           C"
         for i, (x, y, z) in enumerate(positions, 1)
     ]
     path.write_text("\n".join((*lines, "TER", "END", "")))
+
+
+def _write_cif(path: Path, positions: Sequence[Sequence[float]]) -> None:
+    labels = ("group_PDB", "id", "type_symbol", "label_atom_id", "label_alt_id", "label_comp_id", "label_asym_id",
+              "label_seq_id", "Cartn_x", "Cartn_y", "Cartn_z", "occupancy", "B_iso_or_equiv", "auth_asym_id")  # fmt: skip
+    rows = [
+        f"ATOM {i} C CA . ALA A {i} {x:.3f} {y:.3f} {z:.3f} 1.00 50.00 A" for i, (x, y, z) in enumerate(positions, 1)
+    ]
+    path.write_text("\n".join(("data_model", "loop_", *(f"_atom_site.{label}" for label in labels), *rows, "#", "")))
 
 
 def _write_mask(path: Path) -> None:
@@ -227,7 +256,39 @@ def _simulations(folder: Path) -> list[Scenario]:
         _scenario(
             folder, "simulate from a model", ("simulate", "model.pdb", "--box", str(BOX), *few), {"model.pdb": "text"}
         ),
+        _scenario(
+            folder, "simulate from mmCIF", ("simulate", "model.cif", "--box", str(BOX), *few), {"model.cif": "text"}
+        ),
     ]
+
+
+def _continuations(folder: Path) -> list[Scenario]:
+    """A run that goes on from its checkpoints, and particles that are posed by an encoder."""
+    searched = ("reconstruct", "truth.star", *_SHORT, "--device", "cpu", "--shift-sigma", "4")
+    _cryoeq(folder, *searched, "-o", "out", before=_keep_checkpoints)
+    _use_relative_paths(folder, "out")
+    for path in (folder / "out").glob("run_*"):
+        path.unlink()
+    record = folder / "out" / "job.json"
+    record.write_text(record.read_text().replace('"status": "done"', '"status": "stopped"'))
+    _cryoeq(folder, *searched, "-o", "hybrid", "--pose-inference", "hybrid", *_SHORT_TRAINING)
+    (folder / "encoder.pt").write_bytes((folder / "hybrid" / "encoder.pt").read_bytes())
+    checkpoints = {
+        f"out/checkpoints/{path.name}": "file" for path in sorted((folder / "out" / "checkpoints").iterdir())
+    }
+    resumed = {"out/job.json": "json", "truth.star": "star", _STACK: "mrc"} | checkpoints
+    posed = {"encoder.pt": "file", "truth.star": "star", _STACK: "mrc"}
+    return [
+        _scenario(folder, "resumed", ("reconstruct", "-o", "out", "--resume"), resumed, more=("out/config.yaml",)),
+        _scenario(folder, "infer", ("infer", "encoder.pt", "truth.star", "-o", "poses.star"), posed),
+    ]
+
+
+def _keep_checkpoints() -> None:
+    """In a child: what a run that is done would remove."""
+    from cryoeq.pipelines.reconstruct.checkpoints import Checkpoints
+
+    Checkpoints.clear = lambda self: None
 
 
 def _instruments(folder: Path) -> list[Scenario]:

@@ -82,23 +82,30 @@ class Mutation:
         may: which ends are right after it.
         apply: the change, None where it does not apply.
         needs_free_order: whether it is harmless only where the order of the particles does not matter.
+        only: the command to which it means what it may do; to others it may do anything.
     """
 
     name: str
     may: May
     apply: Callable[[random.Random, bytes, Scenario], Change | None]
     needs_free_order: bool = False
+    only: str = ""
+
+    def may_in(self, scenario: Scenario) -> May:
+        """What it may do to the result of a scenario."""
+        is_out_of_place = self.needs_free_order and not scenario.is_order_free
+        return "any" if is_out_of_place or self.only not in {"", scenario.command[0]} else self.may
 
 
 MUTATIONS: dict[str, list[Mutation]] = {}
 
 
-def mutation(kind: str, may: May, *, needs_free_order: bool = False) -> Callable[[Callable], Callable]:
+def mutation(kind: str, may: May, *, needs_free_order: bool = False, only: str = "") -> Callable[[Callable], Callable]:
     """Enter a function into the index of mutations of a kind of file."""
 
     def enter(function: Callable) -> Callable:
         name = f"{kind}: {function.__name__.replace('_', ' ')}"
-        MUTATIONS.setdefault(kind, []).append(Mutation(name, may, function, needs_free_order))
+        MUTATIONS.setdefault(kind, []).append(Mutation(name, may, function, needs_free_order, only))
         return function
 
     return enter
@@ -162,5 +169,4 @@ def _changed_once(chance: random.Random, mutant: Mutant, scenario: Scenario) -> 
         return None  # what was changed before is no longer what the mutation knows
     if change is None or (change.content == mutant.files[path] and not change.also):
         return None
-    may = "any" if entry.needs_free_order and not scenario.is_order_free else entry.may
-    return with_change(mutant, path, entry, change, may)
+    return with_change(mutant, path, entry, change, entry.may_in(scenario))

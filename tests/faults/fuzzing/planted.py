@@ -12,15 +12,14 @@ from typing import Any
 
 from faults.fuzzing import forks
 from faults.fuzzing.cases import MUTATIONS, Mutant, unchanged, with_change
-from faults.fuzzing.session import Session, leave_out_pictures, open_session, prepare, run_mutant
+from faults.fuzzing.session import Session, leave_out_pictures, open_session, run_mutant
 
 Plant = Callable[[], None]
 
 
 def answers(inputs: int, keep: Path) -> dict[str, Any]:
     """Ends and faults of a short session; then the end of a mutant for each fault that is planted."""
-    prepare()
-    session = open_session(0)
+    session = open_session(0, are_all=False)
     tally = session.go(inputs=inputs)
     again = [session.mutant(number) for number in range(5)] == [session.mutant(number) for number in range(5)]
     return {

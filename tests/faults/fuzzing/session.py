@@ -12,7 +12,7 @@ import tempfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -33,6 +33,7 @@ _USED = (
     "pipelines.screening.screen", "pipelines.screening.score_particles", "pipelines.simulate.simulate",
     "pipelines.lattice.find", "pipelines.lattice.reduce",
 )  # fmt: skip
+_USED_BY_ENCODERS = ("pipelines.reconstruct.hybrid", "pipelines.infer")
 _PICTURES_EVERY = 12  # inputs
 _STAMP = (2000, 1, 1, 0, 0, 0)  # of the files in an archive, so that equal faults are equal files
 
@@ -124,10 +125,11 @@ def _begin(mutant: Mutant, folder: Path, before: Callable[[], None] | None) -> R
     return start(mutant.command, folder, before=before)
 
 
-def open_session(seed: int, keep: Path | None = None) -> Session:
-    """Make the scenarios."""
+def open_session(seed: int, keep: Path | None = None, *, are_all: bool) -> Session:
+    """Import what commands use, and make all scenarios, or those that need no encoder."""
+    _prepare((*_USED, *_USED_BY_ENCODERS) if are_all else _USED)
     with tempfile.TemporaryDirectory(prefix="fuzz_bases_") as there:
-        return Session(make_scenarios(Path(there)), seed, keep)
+        return Session(make_scenarios(Path(there), are_all=are_all), seed, keep)
 
 
 def run_mutant(mutant: Mutant, folder: Path, before: Callable[[], None] | None = None) -> Outcome:
@@ -163,15 +165,15 @@ def read_fault(path: Path) -> Mutant:
     )
 
 
-def prepare() -> None:
-    """Import what commands use, and leave out what costs time and cannot fail: threads, Git, most pictures."""
+def _prepare(used: Sequence[str]) -> None:
+    """Import these modules, and leave out what costs time and cannot fail: threads and Git."""
     import importlib
 
     import torch
 
     torch.set_num_threads(1)
     os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-    for name in _USED:
+    for name in used:
         importlib.import_module(f"cryoeq.{name}")
     from cryoeq.outputs import run_folder
 
