@@ -113,9 +113,11 @@ def _write_cif(path: Path, positions: Sequence[Sequence[float]]) -> None:
     labels = ("group_PDB", "id", "type_symbol", "label_atom_id", "label_alt_id", "label_comp_id", "label_asym_id",
               "label_seq_id", "Cartn_x", "Cartn_y", "Cartn_z", "occupancy", "B_iso_or_equiv", "auth_asym_id")  # fmt: skip
     rows = [
-        f"ATOM {i} C CA . ALA A {i} {x:.3f} {y:.3f} {z:.3f} 1.00 50.00 A" for i, (x, y, z) in enumerate(positions, 1)
+        f"ATOM {number} C CA . ALA A {number} {x:.3f} {y:.3f} {z:.3f} 1.00 50.00 A"
+        for number, (x, y, z) in enumerate(positions, 1)
     ]
-    path.write_text("\n".join(("data_model", "loop_", *(f"_atom_site.{label}" for label in labels), *rows, "#", "")))
+    named = [f"_atom_site.{label}" for label in labels]
+    path.write_text("\n".join(("data_model", "loop_", *named, *rows, "#", "")))
 
 
 def _write_mask(path: Path) -> None:
@@ -199,26 +201,16 @@ def _reconstructions(folder: Path) -> list[Scenario]:
         folder, "settings", ("reconstruct", "--config", "settings.yaml", "-o", "out", "--device", "cpu"),
         {"settings.yaml": "yaml"}, more=("truth.star", _STACK), weight=1.5,
     )  # fmt: skip
-    bare = (
-        "reconstruct",
-        _STACK,
-        "-o",
-        "out",
-        "--angpix",
-        str(PIXEL),
-        "--shift-sigma",
-        "4",
-        *_SHORT,
-        "--device",
-        "cpu",
-    )
+    searched = ("--angpix", str(PIXEL), "--shift-sigma", "4", *_SHORT, "--device", "cpu")
     return [
         make("known", "truth.star", "star", *_KNOWN, weight=4),
         make("known, RELION 3.0", "older.star", "star", *_KNOWN, weight=2),
         make("known, cryoSPARC", "particles.cs", "cs", *_KNOWN, weight=3),
         make("known, mask and reference", "truth.star", "star", *_KNOWN, *chosen, more=maps, weight=0.5),
         make("search", "truth.star", "star", *_SHORT, "--device", "cpu", "--shift-sigma", "4", weight=1),
-        _scenario(folder, "search, bare stack", bare, {_STACK: "mrc"}, weight=0.5),
+        _scenario(
+            folder, "search, bare stack", ("reconstruct", _STACK, "-o", "out", *searched), {_STACK: "mrc"}, weight=0.5
+        ),
         config,
     ]
 
@@ -279,7 +271,9 @@ def _continuations(folder: Path) -> list[Scenario]:
     resumed = {"out/job.json": "json", "truth.star": "star", _STACK: "mrc"} | checkpoints
     posed = {"encoder.pt": "file", "truth.star": "star", _STACK: "mrc"}
     return [
-        _scenario(folder, "resumed", ("reconstruct", "-o", "out", "--resume"), resumed, more=("out/config.yaml",)),
+        _scenario(
+            folder, "resumed", ("reconstruct", "-o", "out", "--resume"), resumed, more=("out/config.yaml",), weight=0.2
+        ),
         _scenario(folder, "infer", ("infer", "encoder.pt", "truth.star", "-o", "poses.star"), posed),
     ]
 
