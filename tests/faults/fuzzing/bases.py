@@ -110,8 +110,8 @@ def _write_model(path: Path, positions: Sequence[Sequence[float]]) -> None:
 
 
 def _write_cif(path: Path, positions: Sequence[Sequence[float]]) -> None:
-    labels = ("group_PDB", "id", "type_symbol", "label_atom_id", "label_alt_id", "label_comp_id", "label_asym_id",
-              "label_seq_id", "Cartn_x", "Cartn_y", "Cartn_z", "occupancy", "B_iso_or_equiv", "auth_asym_id")  # fmt: skip
+    names = "group_PDB id type_symbol label_atom_id label_alt_id label_comp_id label_asym_id label_seq_id"
+    labels = (*names.split(), "Cartn_x", "Cartn_y", "Cartn_z", "occupancy", "B_iso_or_equiv", "auth_asym_id")
     rows = [
         f"ATOM {number} C CA . ALA A {number} {x:.3f} {y:.3f} {z:.3f} 1.00 50.00 A"
         for number, (x, y, z) in enumerate(positions, 1)
