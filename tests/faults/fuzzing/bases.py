@@ -1,5 +1,6 @@
 """Sound inputs, made by cryoeq itself, and the commands that read them."""
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 
 from faults.fuzzing.cases import Scenario
 from faults.fuzzing.forks import run
-from faults.fuzzing.star_mutations import Block, parse, render
+from faults.fuzzing.star_mutations import ANGLES, Block, parse, render
 
 BOX, PIXEL, COUNT = 24, 5.0, 40
 _SEARCH = {
@@ -184,8 +185,7 @@ def _scenario(
     weight: float = 1.0,
 ) -> Scenario:
     files = {path: (folder / path).read_bytes() for path in (*targets, *more)}
-    is_known = "known" in command
-    return Scenario(name, tuple(command), files, targets, weight, is_known or name in {"evaluate"})
+    return Scenario(name, tuple(command), files, targets, weight, is_order_free="known" in command)
 
 
 def _reconstructions(folder: Path) -> list[Scenario]:
@@ -294,13 +294,18 @@ def _instruments(folder: Path) -> list[Scenario]:
     others = [name for name in run_files if name not in of_run]
     micrograph = next((folder / "c").glob("*.mrc"))
     (folder / "micrograph.mrc").write_bytes(micrograph.read_bytes())
-    stars = {"run/run_data.star": "star", "truth.star": "star"}
+    blurred = parse((folder / "run" / "run_data.star").read_bytes()) or []
+    for label in ANGLES:
+        noisy = [f"{float(value) + 4 * math.sin(37 * i):.6f}" for i, value in enumerate(blurred[-1].column(label))]
+        blurred[-1].set(label, noisy)
+    (folder / "posed.star").write_bytes(render(blurred))
+    stars = {"posed.star": "star", "truth.star": "star"}
     cell = ("lattice", "find", "micrograph.mrc", "-o", "out")
     return [
         _scenario(
             folder, "orientations", ("orientations", "truth.star", "--json", "figures.json"), {"truth.star": "star"}
         ),
-        _scenario(folder, "evaluate", ("evaluate", "run/run_data.star", "truth.star", "--json", "figures.json"), stars),
+        _scenario(folder, "evaluate", ("evaluate", "posed.star", "truth.star", "--json", "figures.json"), stars),
         _scenario(folder, "screen, star", ("screen", "truth.star", "-o", "out"), {"truth.star": "star"}),
         _scenario(
             folder, "screen", ("screen", "run", "-o", "out"), of_run, more=[*others, "truth.star", _STACK], weight=0.7

@@ -82,25 +82,28 @@ class Mutation:
         may: which ends are right after it.
         apply: the change, None where it does not apply.
         needs_free_order: whether it is harmless only where the order of the particles does not matter.
-        only: the command to which it means what it may do; to others it may do anything.
+        only: commands to which it means what it may do, to others it may do anything; none for all.
     """
 
     name: str
     may: May
     apply: Callable[[random.Random, bytes, Scenario], Change | None]
     needs_free_order: bool = False
-    only: str = ""
+    only: tuple[str, ...] = ()
 
     def may_in(self, scenario: Scenario) -> May:
         """What it may do to the result of a scenario."""
         is_out_of_place = self.needs_free_order and not scenario.is_order_free
-        return "any" if is_out_of_place or self.only not in {"", scenario.command[0]} else self.may
+        means_nothing = bool(self.only) and scenario.command[0] not in self.only
+        return "any" if is_out_of_place or means_nothing else self.may
 
 
 MUTATIONS: dict[str, list[Mutation]] = {}
 
 
-def mutation(kind: str, may: May, *, needs_free_order: bool = False, only: str = "") -> Callable[[Callable], Callable]:
+def mutation(
+    kind: str, may: May, *, needs_free_order: bool = False, only: tuple[str, ...] = ()
+) -> Callable[[Callable], Callable]:
     """Enter a function into the index of mutations of a kind of file."""
 
     def enter(function: Callable) -> Callable:

@@ -134,7 +134,7 @@ def image_of_a_cs_that_is_not_there(chance: random.Random, content: bytes, scena
     return Change(_dump(new), f"path {path!r}", (path.decode("latin-1") or "blob/path", "blob/path", "rlnImageName"))
 
 
-@mutation("cs", "broken", only="reconstruct")
+@mutation("cs", "broken", only=("reconstruct",))
 def rows_twice(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
     if (table := _load(content)) is None:
         return None

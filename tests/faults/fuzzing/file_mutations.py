@@ -57,7 +57,7 @@ def part_overwritten(chance: random.Random, content: bytes, scenario: Scenario) 
 
 @mutation("file", "broken")
 def emptied(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
-    return Change(chance.choice((b"", b"\n", b" ", b"\x00")), "emptied")
+    return Change(chance.choice((b"", b"\n", b" ", b"\x00")), "emptied", ("particles", "no "))
 
 
 @mutation("file", "broken")

@@ -19,6 +19,7 @@ _REALS = {
 _ODD_INTEGERS = (0, -1, 1, 2, 3, 5, 7, 12, 23, 25, 48, 101, 255, 2**15, 2**20, 2**31 - 1, -(2**31))
 _ODD_REALS = (0.0, -1.0, 1e-30, 1e30, 1e9, float("nan"), float("inf"), 119.0, 121.0, 60.0, 240.0)
 _NAMES = ("pixel", "voxel", "images", "header")
+_MEASURING = ("reconstruct", "fsc", "simulate", "lattice")  # others show a map, whatever it is
 _FLAT = ("constant", "no signal", "no density", "zero", "empty", "flat", "same value", "image", "mask")
 _FRAME = ("origin", "nxstart", "start", "frame", "corner", "apart", "shift")
 
@@ -77,7 +78,7 @@ def extended_header(chance: random.Random, content: bytes, scenario: Scenario) -
     return Change(header + chance.randbytes(size) + content[1024:], f"an extended header of {size} bytes")
 
 
-@mutation("mrc", "broken")
+@mutation("mrc", "broken", only=_MEASURING)
 def size_that_is_not_there(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
     if _values(content) is None:
         return None
@@ -88,7 +89,7 @@ def size_that_is_not_there(chance: random.Random, content: bytes, scenario: Scen
     )
 
 
-@mutation("mrc", "broken")
+@mutation("mrc", "broken", only=_MEASURING)
 def mode_that_is_not_read(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
     if _values(content) is None:
         return None
@@ -108,7 +109,7 @@ def real_of_the_header(chance: random.Random, content: bytes, scenario: Scenario
     return Change(_put(content, _REALS[name], struct.pack("<f", value)), f"{name} is {value}", _NAMES)
 
 
-@mutation("mrc", "broken")
+@mutation("mrc", "broken", only=_MEASURING)
 def cell_that_is_no_cube(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
     if _values(content) is None:
         return None
@@ -119,7 +120,7 @@ def cell_that_is_no_cube(chance: random.Random, content: bytes, scenario: Scenar
     return Change(_put(content, _REALS[name], struct.pack("<f", value)), f"{name} times {factor}", words)
 
 
-@mutation("mrc", "broken")
+@mutation("mrc", "broken", only=_MEASURING)
 def pixel_size_that_is_none(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
     if _values(content) is None:
         return None
@@ -127,7 +128,7 @@ def pixel_size_that_is_none(chance: random.Random, content: bytes, scenario: Sce
     return Change(_put(content, 40, struct.pack("<3f", value, value, value)), f"the cell is {value}", ("pixel",))
 
 
-@mutation("mrc", "broken")
+@mutation("mrc", "broken", only=_MEASURING)
 def pixel_size_of_another_map(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
     if (values := _values(content)) is None:
         return None
@@ -137,7 +138,7 @@ def pixel_size_of_another_map(chance: random.Random, content: bytes, scenario: S
     )
 
 
-@mutation("mrc", "broken")
+@mutation("mrc", "broken", only=_MEASURING)
 def another_place(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
     if _values(content) is None:
         return None
@@ -148,7 +149,7 @@ def another_place(chance: random.Random, content: bytes, scenario: Scenario) -> 
     return Change(_put(content, at, raw), f"its place: {raw.hex()} at {at}", _FRAME)
 
 
-@mutation("mrc", "broken")
+@mutation("mrc", "broken", only=_MEASURING)
 def values_that_are_no_numbers(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
     if (values := _values(content)) is None:
         return None
@@ -159,7 +160,7 @@ def values_that_are_no_numbers(chance: random.Random, content: bytes, scenario: 
     return Change(_with_values(content, values), f"values are {value}", _NAMES)
 
 
-@mutation("mrc", "broken")
+@mutation("mrc", "broken", only=_MEASURING)
 def hot_pixel(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
     return _with_hot_value(chance, content) if _is_stack(content) else None
 
@@ -183,7 +184,7 @@ def _with_hot_value(chance: random.Random, content: bytes) -> Change | None:
     return Change(_with_values(content, values), f"one value is {value:g}", words)
 
 
-@mutation("mrc", "broken")
+@mutation("mrc", "broken", only=_MEASURING)
 def constant_images(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
     if (values := _values(content)) is None or not _is_stack(content):
         return None
@@ -191,7 +192,7 @@ def constant_images(chance: random.Random, content: bytes, scenario: Scenario) -
     return Change(_with_values(content, values), "an image is constant", _FLAT)
 
 
-@mutation("mrc", "broken")
+@mutation("mrc", "broken", only=_MEASURING)
 def constant_values(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
     if (values := _values(content)) is None:
         return None

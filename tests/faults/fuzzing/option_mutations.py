@@ -195,7 +195,7 @@ def _words(chance: random.Random, mutant: Mutant) -> Found:
         words[at] = chance.choice((word[:-1], word + "x", word.upper(), "-", "--", ""))
     else:
         words.insert(at, chance.choice(("--no-such-option", "-Z", "--angpixx=3", "--set", "-o")))
-    names = tuple(part for each in (*words, word) for part in (each, each.rpartition("/")[2]) if part and part != "out")
+    names = tuple(part for each in (*words, word) for part in (each, each.rpartition("/")[2]) if part)
     return tuple(words), f"word {at} {way}", "any", (*names, "argument", "option")
 
 

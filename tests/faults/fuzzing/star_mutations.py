@@ -345,7 +345,7 @@ def image_that_is_not_there(chance: random.Random, content: bytes, scenario: Sce
     )
 
 
-@mutation("star", "broken", only="reconstruct")
+@mutation("star", "broken", only=("reconstruct",))
 def image_in_several_rows(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
     if (blocks := parse(content)) is None or "rlnImageName" not in _particles(blocks).labels:
         return None
@@ -356,7 +356,7 @@ def image_in_several_rows(chance: random.Random, content: bytes, scenario: Scena
     return Change(render(blocks), f"{count} images in two rows", words)
 
 
-@mutation("star", "broken", only="reconstruct")
+@mutation("star", "broken", only=("reconstruct",))
 def all_in_one_half_set(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
     blocks = parse(content)
     if (block := _with(blocks, "rlnRandomSubset")) is None:
