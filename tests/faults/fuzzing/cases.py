@@ -22,7 +22,7 @@ class Scenario:
         files: content of its input files by relative path.
         targets: kind of the mutations that each file takes, by path.
         weight: how often it is drawn, beside the others.
-        is_order_free: whether the order of the particles leaves the result as it is.
+        is_order_free: whether the order of the particles, and rounding, leave the result as it is; a search differs.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Mutation:
         name: its name.
         may: which ends are right after it.
         apply: the change, None where it does not apply.
-        needs_free_order: whether it is harmless only where the order of the particles does not matter.
+        needs_free_order: whether it is harmless only where order and rounding do not matter.
         only: commands to which it means what it may do, to others it may do anything; none for all.
     """
 

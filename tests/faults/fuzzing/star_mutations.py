@@ -165,7 +165,7 @@ def _formatted(value: str, form: str) -> str:
         return value
 
 
-@mutation("star", "harmless")
+@mutation("star", "harmless", needs_free_order=True)
 def angles_of_the_same_rotation(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
     blocks = parse(content)
     if (block := _with(blocks, "rlnAnglePsi")) is None:
@@ -179,7 +179,7 @@ def angles_of_the_same_rotation(chance: random.Random, content: bytes, scenario:
     return Change(render(blocks or []), "other Euler angles of the same rotations")
 
 
-@mutation("star", "harmless")
+@mutation("star", "harmless", needs_free_order=True)
 def axes_of_the_defocus_exchanged(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
     blocks = parse(content)
     if (block := _with(blocks, "rlnDefocusAngle")) is None:
