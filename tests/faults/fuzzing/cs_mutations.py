@@ -138,7 +138,7 @@ def image_of_a_cs_that_is_not_there(chance: random.Random, content: bytes, scena
 def rows_twice(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
     if (table := _load(content)) is None:
         return None
-    words = ("same image", "twice", "several rows", "repeated", "duplicate", "more than once")
+    words = ("same image", "twice", "several rows", "repeated", "duplicate", "more than one")
     return Change(_dump(np.concatenate([table, table[: chance.choice((1, len(table)))]])), "rows twice", words)
 
 

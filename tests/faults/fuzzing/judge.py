@@ -46,14 +46,21 @@ def measure(folder: Path, inputs: Mapping[str, bytes], said: str) -> Result:
     text = "\n".join(line for line in said.splitlines() if not line.startswith("Warning: "))
     result: dict[str, Any] = {"text": _NUMBER.sub("#", text), "numbers": [float(n) for n in _NUMBER.findall(text)]}
     for path in _outputs(folder, inputs):
-        name = str(path.relative_to(folder))
-        if path.suffix in {".mrc", ".mrcs"}:
-            result[name] = _mrc(path)
-        elif path.suffix == ".json" and path.name != "job.json":
-            result[name] = list(_numbers(json.loads(path.read_text())))
-        elif path.name == "poses.star":
-            result[name] = sorted(path.read_text().split("loop_")[-1].splitlines())
+        if (content := _content(path)) is not None:
+            result[str(path.relative_to(folder))] = content
     return result
+
+
+def _content(path: Path) -> Any:
+    """What is compared of a file; None for nothing."""
+    try:
+        if path.suffix in {".mrc", ".mrcs"}:
+            return _mrc(path)
+        if path.suffix == ".json" and path.name != "job.json":
+            return list(_numbers(json.loads(path.read_text())))
+    except ValueError:  # a file that the user gave another ending
+        return path.stat().st_size
+    return sorted(path.read_text().split("loop_")[-1].splitlines()) if path.name == "poses.star" else None
 
 
 def same(result: Result, expected: Result) -> bool:
@@ -201,7 +208,7 @@ def _numbers(tree: Any) -> Any:
 def _close(value: Any, expected: Any) -> bool:
     if isinstance(expected, np.ndarray):
         scale = float(expected.std()) or 1.0
-        return value.shape == expected.shape and bool(np.abs(value - expected).max() <= _OF_MAP * scale)
+        return np.shape(value) == expected.shape and bool(np.abs(value - expected).max() <= _OF_MAP * scale)
     if isinstance(expected, list) and expected and isinstance(expected[0], float):
         return len(value) == len(expected) and np.allclose(value, expected, _RELATIVE, _ABSOLUTE, equal_nan=True)
     return bool(value == expected)

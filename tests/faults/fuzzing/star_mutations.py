@@ -352,7 +352,7 @@ def image_in_several_rows(chance: random.Random, content: bytes, scenario: Scena
     rows = _particles(blocks).rows
     count = chance.choice((1, 5, len(rows)))
     rows.extend(list(row) for row in chance.sample(rows, min(count, len(rows))))
-    words = ("same image", "twice", "several rows", "repeated", "duplicate", "more than once")
+    words = ("same image", "twice", "several rows", "repeated", "duplicate", "more than one")
     return Change(render(blocks), f"{count} images in two rows", words)
 
 
