@@ -11,12 +11,14 @@ import numpy as np
 
 from faults.fuzzing.cases import Mutant
 from faults.fuzzing.forks import RESIDENT, Outcome
+from faults.fuzzing.star_mutations import POSE, parse
 
 RIGHT = ("same", "refused", "warned", "different")
 Result = Mapping[str, Any]
 _MESSAGE = re.compile(r"^(?:cryoeq: |cryoeq, process|Error: )", re.MULTILINE)
 _PLACE = re.compile(r'File "[^"]*/(cryoeq/[\w/]+\.py)", line (\d+), in (\w+)')
 _NUMBER = re.compile(r"[-+]?\b\d+(?:\.\d*)?(?:e[-+]?\d+)?\b", re.IGNORECASE)
+_OF_THE_MOMENT = re.compile(r"^Warning: |per second")
 _SPOKEN = {".stdout", ".stderr"}
 _RELATIVE, _ABSOLUTE, _OF_MAP = 5e-3, 2e-3, 2e-3
 
@@ -43,7 +45,7 @@ class Verdict:
 
 def measure(folder: Path, inputs: Mapping[str, bytes], said: str) -> Result:
     """The numbers of a result: maps, stacks, figures in JSON, and what was printed."""
-    text = "\n".join(line for line in said.splitlines() if not line.startswith("Warning: "))
+    text = "\n".join(line for line in said.splitlines() if not _OF_THE_MOMENT.search(line))
     result: dict[str, Any] = {"text": _NUMBER.sub("#", text), "numbers": [float(n) for n in _NUMBER.findall(text)]}
     for path in _outputs(folder, inputs):
         if (content := _content(path)) is not None:
@@ -60,7 +62,17 @@ def _content(path: Path) -> Any:
             return list(_numbers(json.loads(path.read_text())))
     except ValueError:  # a file that the user gave another ending
         return path.stat().st_size
-    return sorted(path.read_text().split("loop_")[-1].splitlines()) if path.name == "poses.star" else None
+    return _poses(path) if path.name == "poses.star" else None
+
+
+def _poses(path: Path) -> Any:
+    """Poses, by number of the image."""
+    table = (parse(path.read_bytes()) or [])[-1:]
+    if not table or "rlnImageName" not in table[0].labels:
+        return None
+    number = [float(name.partition("@")[0]) for name in table[0].column("rlnImageName")]
+    columns = [table[0].column(label) for label in POSE if label in table[0].labels]
+    return np.array(sorted(zip(number, *(map(float, column) for column in columns), strict=True)))
 
 
 def same(result: Result, expected: Result) -> bool:
@@ -118,6 +130,9 @@ def _crash(outcome: Outcome, folder: Path, mutant: Mutant) -> Verdict | None:
 def _refusal(mutant: Mutant, outcome: Outcome) -> Verdict:
     places = [match.start() for match in _MESSAGE.finditer(outcome.said)]
     message = outcome.said[places[0] :].strip() if places else outcome.said.strip()[-300:]
+    is_help = not places and outcome.code == 2 and "Usage: cryoeq" in outcome.said + outcome.results
+    if is_help and mutant.may == "any":
+        return Verdict("refused")
     if len(places) != 1:
         return _fault("no one message", mutant, f"{len(places)} messages: {message[:300]}")
     if mutant.may == "harmless":

@@ -20,6 +20,7 @@ _ODD_INTEGERS = (0, -1, 1, 2, 3, 5, 7, 12, 23, 25, 48, 101, 255, 2**15, 2**20, 2
 _ODD_REALS = (0.0, -1.0, 1e-30, 1e30, 1e9, float("nan"), float("inf"), 119.0, 121.0, 60.0, 240.0)
 _NAMES = ("pixel", "voxel", "images", "header")
 _MEASURING = ("reconstruct", "fsc", "simulate", "lattice")  # others show a map, whatever it is
+_COMPARING = ("reconstruct", "fsc")
 _FLAT = ("constant", "no signal", "no density", "zero", "empty", "flat", "same value", "image", "mask")
 _FRAME = ("origin", "nxstart", "start", "frame", "corner", "apart", "shift")
 
@@ -128,7 +129,7 @@ def pixel_size_that_is_none(chance: random.Random, content: bytes, scenario: Sce
     return Change(_put(content, 40, struct.pack("<3f", value, value, value)), f"the cell is {value}", ("pixel",))
 
 
-@mutation("mrc", "broken", only=_MEASURING)
+@mutation("mrc", "broken", only=_COMPARING)
 def pixel_size_of_another_map(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
     if (values := _values(content)) is None:
         return None
@@ -138,7 +139,7 @@ def pixel_size_of_another_map(chance: random.Random, content: bytes, scenario: S
     )
 
 
-@mutation("mrc", "broken", only=_MEASURING)
+@mutation("mrc", "broken", only=_COMPARING)
 def another_place(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
     if _values(content) is None:
         return None

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from faults.fuzzing.cases import Change, Scenario, mutation
 from faults.fuzzing.file_mutations import TOKENS, changed_lines
 
-ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
+POSE = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst")
+ANGLES = POSE[:3]
 # Values that no microscope has, of columns that cryoeq reads.
 IMPOSSIBLE = {
     "rlnVoltage": ("0", "-300", "300000", "3", "1e30"), "rlnSphericalAberration": ("-1", "2.7e6", "2700", "1e30"),
