@@ -40,10 +40,12 @@ def main(words: list[str] | None = None) -> int:
         return max(_replay(session, path) for path in options.replay)
     minutes = options.minutes if options.minutes or options.inputs else 1.0
     started_s = time.monotonic()
-    session.go(inputs=options.inputs, seconds=minutes and minutes * 60, jobs=options.jobs, first=options.first)
-    _show(session, time.monotonic() - started_s)
-    if options.log:
-        _log(session, options.log, options.first)
+    try:
+        session.go(inputs=options.inputs, seconds=minutes and minutes * 60, jobs=options.jobs, first=options.first)
+    finally:  # also of a session that was stopped
+        _show(session, time.monotonic() - started_s)
+        if options.log:
+            _log(session, options.log, options.first)
     return int(bool(session.tally.faults))
 
 

@@ -7,6 +7,7 @@ import random
 from faults.fuzzing.cases import Change, Scenario, mutation
 
 HTML = b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head><body>No such file</body></html>\n"
+_ASKED_FOR = ("reconstruct", "fsc", "simulate", "lattice", "infer", "evaluate", "orientations")  # by name
 TOKENS = (
     b"nan", b"inf", b"-inf", b"None", b"null", b"<NA>", b"1e400", b"-1", b"0", b"99999999999999999999", b"1,5", b"0x10",
     b"''", b'""', b'"', b"'", b"#", b"loop_", b"data_", b"_rln", b"@", b"000000@", b"..", b"/", b"~", b"\xff", b"\x00",
@@ -60,7 +61,7 @@ def emptied(chance: random.Random, content: bytes, scenario: Scenario) -> Change
     return Change(chance.choice((b"", b"\n", b" ", b"\x00")), "emptied", ("particles", "no "))
 
 
-@mutation("file", "broken")
+@mutation("file", "broken", only=_ASKED_FOR)
 def gone(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
     return Change(None, "does not exist")
 
