@@ -88,7 +88,8 @@ def summarise_orientations(
         ConfigError: no such group.
     """
     if not len(rotations):
-        raise ParticleFileError("there are no particles", "Expected at least one with a pose", "Check the file of the poses")
+        expected, advice = "Expected at least one with a pose", "Check the file of the poses"
+        raise ParticleFileError("there are no particles", expected, advice)
     group = symmetry_rotations(symmetry).to(rotations)
     views = (rotations[:, 2] @ group).flatten(0, 1)  # third rows of A S
     counts = torch.bincount(pixel_of_directions(views, VIEWS_ORDER), minlength=12 * 4**VIEWS_ORDER) / len(group)

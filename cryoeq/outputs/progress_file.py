@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryoeq.errors import OutputError
 from cryoeq.io.text import write_text
 
 _FIXED = ("seconds", "stage", "done", "total")
@@ -53,11 +54,24 @@ def write_progress(path: Path, rows: Sequence[ProgressRow]) -> None:
 
 
 def read_progress(path: Path) -> list[ProgressRow]:
-    """Rows of ``write_progress``; none where there is no such file."""
+    """Rows of ``write_progress``; none where there is no such file.
+
+    Raises:
+        OutputError: the file is damaged; the message names the row.
+    """
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [_parse(record) for record in csv.DictReader(file)]
+    rows: list[ProgressRow] = []
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        try:
+            rows.extend(map(_parse, csv.DictReader(file)))
+        except (ValueError, TypeError, KeyError, csv.Error) as error:
+            raise OutputError(
+                f"{path}, row {len(rows) + 1} below the header: no row of a run's progress ({error})",
+                "cryoeq reconstruct writes seconds, stage, done, total and metrics in each row",
+                "Restore the file, or delete it: the report goes without the curves of the run",
+            ) from error
+    return rows
 
 
 def _parse(record: Mapping[str, str]) -> ProgressRow:

@@ -111,7 +111,9 @@ def measure_coverage(
         )  # fmt: skip
     except ValueError as error:
         raise ParticleFileError(
-            f"{len(rotations)} particles: {error}", "Expected four or more different views", "Check the file of the poses"
+            f"{len(rotations)} particles: {error}",
+            "Expected four or more different views",
+            "Check the file of the poses",
         ) from error
     sheaf = LocalHomologySheaf.from_complex(triangulation.complex_, 2)
     inner, dims = sheaf.interior, sheaf.vertices.dims

@@ -4,6 +4,9 @@ import csv
 import math
 from pathlib import Path
 
+import pytest
+
+from cryoeq.errors import OutputError
 from cryoeq.outputs.progress_file import ProgressRow, read_progress, write_progress
 
 ROWS = [
@@ -45,3 +48,12 @@ def test_nothing_is_read_where_there_is_nothing(tmp_path: Path) -> None:
     assert read_progress(tmp_path / "progress.csv") == []
     write_progress(tmp_path / "progress.csv", [])
     assert read_progress(tmp_path / "progress.csv") == []
+
+
+@pytest.mark.parametrize("damage", ["x,training,1,2,3\n", "1,training,1.5,2\n", "1,training\n", "1,a,1,2,3,4,5,6\n"])
+def test_a_damaged_row_is_named(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "progress.csv"
+    write_progress(path, [ProgressRow(1.0, "training", 1, 2, {"loss": 0.5})])
+    path.write_text(path.read_text() + damage)
+    with pytest.raises(OutputError, match=r"progress\.csv, row 2 below the header"):
+        read_progress(path)

@@ -62,6 +62,7 @@ from cryoeq.training.synthetic.pose_estimator import ENCODER_FILE, PoseEstimator
 from cryoeq.training.synthetic.projections import ProjectionSimulator
 from cryoeq.training.synthetic.training_record import TrainingRecord
 
+_POOR_ENCODER_DEG = 20.0
 _INFERENCE_STAGE, _SEARCH_STAGE = "encoder inference", "exhaustive re-search"
 CENTRED_STEPS, SHIFTED_STEPS = 800, 1400
 
@@ -336,4 +337,11 @@ def _report_held_out(
             f"Encoder, held-out particles ({len(encoder_poses)}): median rotation difference to final poses "
             f"{metrics.held_out_median_deg:.1f}°."
         )
+        if metrics.held_out_median_deg > _POOR_ENCODER_DEG:
+            yield Note(
+                f"The encoder is poor: by itself it poses half of the particles that it has not seen more than "
+                f"{_POOR_ENCODER_DEG:g}° away. The map does not suffer, since its poses were refined, but cryoeq infer "
+                "with encoder.pt would. Train it longer: --set hybrid.training_steps=VALUE.",
+                "warning",
+            )
     return replace(posed, metrics=metrics)
