@@ -332,12 +332,13 @@ def _report_held_out(
         metrics = replace(metrics, log_evidence=None)
     if len(encoder_poses) > 0:
         error_rad = rotation_angle_rad(encoder_poses, refined.poses.rotations[hybrid.held_out]).median()
-        metrics = replace(metrics, held_out_median_deg=math.degrees(float(error_rad)))
+        error_deg = math.degrees(float(error_rad))
+        metrics = replace(metrics, held_out_median_deg=error_deg)
         yield Note(
             f"Encoder, held-out particles ({len(encoder_poses)}): median rotation difference to final poses "
-            f"{metrics.held_out_median_deg:.1f}°."
+            f"{error_deg:.1f}°."
         )
-        if metrics.held_out_median_deg > _POOR_ENCODER_DEG:
+        if error_deg > _POOR_ENCODER_DEG:
             yield Note(
                 f"The encoder is poor: by itself it poses half of the particles that it has not seen more than "
                 f"{_POOR_ENCODER_DEG:g}° away. The map does not suffer, since its poses were refined, but cryoeq infer "
