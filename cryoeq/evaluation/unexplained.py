@@ -8,13 +8,17 @@ both halves hold the same mixture. Each particle is compared with the map of the
 no map contains the particle's own noise.
 
 The noise is that of the particles that fit best, since background beside the particles has another spectrum: the scale
-of the distribution is set by its lower fifth. So a share beyond four fifths cannot be seen, and neither can particles
-that fit all equally badly.
+of the distribution is set by its lower fifth. So a share beyond four fifths cannot be seen.
 
 A particle of a smaller molecule, or none, may leave a residual of the right power: it lacks as much of the projection
 as it adds of its own. Its amplitude tells it, that is the factor on the projection that fits it best, which is 1 for
 particles that the map explains. Its spread, by noise and by uneven ice, is read off the particles above the median,
 among which no such particle is.
+
+Particles that fit all equally badly, such as halves of a mixture that one map blends, are told by the signal of all
+images together: their power beyond that of the background, in shells where the half maps agree almost fully, is to be
+that of the projections. Junk and neighbours count as signal, and a background that was masked is none: there the test
+says nothing.
 
 Normal approximation of the gamma distribution: Wilson and Hilferty 1931, PNAS 17, 684-688.
 """
@@ -33,8 +37,9 @@ from cryoeq.domain.volume import HalfMaps
 from cryoeq.geometry.fourier import HalfPlane, crop_centred, fft_map, ifft_map
 from cryoeq.geometry.shells import fourier_shell_correlation, signal_to_noise
 from cryoeq.physics.backprojection import wiener_filter
-from cryoeq.physics.ctf import matched_filter
+from cryoeq.physics.ctf import image_transfer, matched_filter
 from cryoeq.physics.image_formation import undo_optics
+from cryoeq.physics.noise import background_spectrum
 from cryoeq.physics.projection import extract_slices, prepare_slices
 
 _RELIABLE = 0.5  # FSC of the half maps down to which residuals are compared
@@ -47,6 +52,9 @@ _UPPER, _Z_UPPER = (0.6, 0.9), (0.2533, 1.2816)  # fractions of the particles, a
 _SAMPLE_PX = 2**26
 _MIN_SAMPLE = 100
 _BATCH_PX = 2**20
+_CERTAIN = 0.95  # FSC of the half maps, from which on the map's own error is small
+_MAX_BEYOND_BACKGROUND = 1.5  # power of residuals over that of the background, at the last shell
+_BACKGROUND_RADIUS = 0.9  # of half the box
 _MIN_POWER = 1.0  # below, a missing particle is lost in the noise
 
 
@@ -61,6 +69,8 @@ class Residuals:
         resolution_angstrom: resolution of the comparison.
         detectability: median power of the map's projections over the standard deviation of the residuals' power:
             below about 1, particles of another molecule are lost in the noise.
+        explained_signal: power of the projections over that of the images' signal, in shells where the half maps agree
+            almost fully, corrected for their FSC; 1 where the map explains all. None where it cannot be told.
     """
 
     rows: Int[Tensor, " rows"]
@@ -68,6 +78,7 @@ class Residuals:
     amplitude_z: Float[Tensor, " rows"]
     resolution_angstrom: float
     detectability: float
+    explained_signal: float | None = None
 
     @property
     def unexplained_share(self) -> float | None:
@@ -110,7 +121,7 @@ def measure_residuals(
         _shell_powers(batch, poses, half_set, slices, plane, dataset)
         for batch in dataset.batches(max(1, _BATCH_PX // n**2), rows)
     ]
-    residual, expected, variance, signal, cross, power = (
+    residual, expected, variance, signal, cross, power, *sums = (
         torch.cat(parts).double() for parts in zip(*powers, strict=True)
     )
     noise = _noise(residual, expected, dataset.table.optics_index[rows])
@@ -120,7 +131,8 @@ def measure_residuals(
     detectability = float((signal / variance.sqrt()).median())
     z = _standardised(residual / mean, mean.square() / variance)
     amplitude_z = _from_upper_half(cross / power)
-    return Residuals(rows, z, amplitude_z, n * dataset.pixel_size_angstrom / last, detectability)
+    explained = _explained_signal(fsc, *(values.sum(0) for values in sums))
+    return Residuals(rows, z, amplitude_z, n * dataset.pixel_size_angstrom / last, detectability, explained)
 
 
 def _sample(count: int, box_size_px: int) -> Int[Tensor, " rows"]:
@@ -148,21 +160,28 @@ def _shell_powers(
     """Per shell: power of the residual, its mean and variance at a noise variance of 1; three powers of projections.
 
     These are the power after the squared CTF, the cross power with the image, and its mean where the image shows them.
+    Then of the images as they are: their power, that of their background, their cross power with the prediction, and
+    its power.
 
     The CTF-multiplied image is compared with the projection times the squared CTF, so that images which were multiplied
     by their CTF count like the others.
     """
     local = PoseSet.from_angstrom(poses[batch.indices], dataset.pixel_size_angstrom, plane.box_size_px)
     coefficients = plane.transform(batch.images)
-    factor, squared = None, torch.ones(coefficients.shape)
+    factor, transfer, squared = None, None, torch.ones(coefficients.shape)
     if batch.ctf is not None:
-        factor, squared = matched_filter(batch.ctf, plane.frequencies_per_angstrom(dataset.pixel_size_angstrom))
-    observed = undo_optics(coefficients, local.shifts_px.float(), factor, plane)
+        frequencies = plane.frequencies_per_angstrom(dataset.pixel_size_angstrom)
+        factor, squared = matched_filter(batch.ctf, frequencies)
+        transfer = image_transfer(batch.ctf, frequencies)
+    centred = undo_optics(coefficients, local.shifts_px.float(), None, plane)
+    observed = centred if factor is None else centred * factor
     sharp = torch.empty_like(observed)
     for half, other in ((1, 2), (2, 1)):
         of_half = half_set[batch.indices] == half
         sharp[of_half] = extract_slices(slices[other - 1], local.rotations[of_half].float(), plane)
     predicted = sharp * squared
+    seen = sharp if transfer is None else sharp * transfer
+    background = background_spectrum(batch.images, _BACKGROUND_RADIUS * plane.box_size_px / 2)
     powers = (
         (observed - predicted).abs().square(),
         squared,
@@ -170,8 +189,32 @@ def _shell_powers(
         predicted.abs().square(),
         (observed * sharp.conj()).real,
         (predicted * sharp.conj()).real,
+        centred.abs().square(),
+        background[:, plane.shells],
+        (centred * seen.conj()).real,
+        seen.abs().square(),
     )
     return tuple(_shell_sums(power, plane) for power in powers)
+
+
+def _explained_signal(
+    fsc: Float[Tensor, " all_shells"],
+    images: Float[Tensor, " shells"],
+    background: Float[Tensor, " shells"],
+    cross: Float[Tensor, " shells"],
+    projections: Float[Tensor, " shells"],
+) -> float | None:
+    """Power of the projections over that of the images beyond their background."""
+    residual = images - 2 * cross + projections
+    uncertain = (fsc[_FIRST_SHELL : len(images)] < _CERTAIN).nonzero()
+    last = _FIRST_SHELL + int(uncertain[0]) if len(uncertain) else len(images)
+    is_background = residual[-1] < _MAX_BEYOND_BACKGROUND * background[-1]
+    if last - _FIRST_SHELL < _MIN_SHELLS or not bool(is_background):
+        return None
+    shells = slice(_FIRST_SHELL, last)
+    signal = ((images - background) * fsc[: len(images)])[shells].sum()
+    explained = (cross.square() / projections.clamp(min=1e-30))[shells].sum()
+    return float(explained / signal) if float(signal) > 0 else None
 
 
 def _shell_sums(values: Float[Tensor, "batch points"], plane: HalfPlane) -> Float[Tensor, "batch shells"]:

@@ -16,6 +16,7 @@ _MIN_SHELL = 5  # below, a round blob of the right size agrees with any molecule
 _MIN_PROBABILITY = 0.5
 _MAX_UNSURE = 0.5  # fraction of the particles
 _MAX_UNEXPLAINED, _WORTH_SAYING = 0.2, 0.05  # share of the particles
+_MIN_EXPLAINED_SIGNAL = 0.9  # of single molecules 0.94 and more, of mixtures 0.88 and less
 MIN_NONSPHERICAL = 0.2
 """Share of a map that is not spherical, below which its spherical average decides the agreement of its halves."""
 MAX_WRONG_OPTIMUM = 0.25
@@ -43,6 +44,8 @@ class RunFacts:
         nonspherical_angstrom: resolution of the half maps without their spherical averages; None where these agree at
             no shell, or were not measured.
         unexplained_share: share of the particles that the map does not explain; None where noise hides it.
+        explained_signal: share of the images' signal that the map explains, where the half maps agree almost fully;
+            None where it cannot be told.
         wrong_optimum_share: share of the particles with a better pose elsewhere; None where it was not measured.
     """
 
@@ -60,6 +63,7 @@ class RunFacts:
     nonspherical_share: float | None = None
     nonspherical_angstrom: float | None = None
     unexplained_share: float | None = None
+    explained_signal: float | None = None
     wrong_optimum_share: float | None = None
 
     @classmethod
@@ -201,6 +205,14 @@ def _on_particles(facts: RunFacts) -> Iterator[Reason]:
         weight: Weight = "for" if share <= _WORTH_SAYING else "remark"
         others = "" if share <= _WORTH_SAYING else f"; {share:.0%} it does not, as junk or another structure"
         yield Reason(weight, f"The map explains {1 - share:.0%} of the particles to within their noise{others}.")
+    signal = facts.explained_signal
+    if signal is not None and signal < _MIN_EXPLAINED_SIGNAL:
+        yield Reason(
+            "against",
+            f"The map explains {signal:.0%} of the signal in the images at low resolution, where its halves agree almost "
+            "fully. The rest is another structure, or of particles with wrong poses: one map blends several.",
+            "Classify the particles (2D or 3D) and run on one class; compare with another --seed.",
+        )
     if facts.nonspherical_share is not None and facts.nonspherical_share < MIN_NONSPHERICAL:
         yield _on_sphere(facts, facts.nonspherical_share)
 

@@ -51,6 +51,7 @@ _RESULTS = {
     "nonspherical_share": "Share of the map that is not spherical",
     "nonspherical_resolution_angstrom": "Half maps without their spherical averages agree to (Å, FSC 0.143, unmasked)",
     "unexplained_share": "Share of the particles that the map does not explain",
+    "explained_signal_share": "Share of the images' signal that the map explains, at low resolution",
     "wrong_optimum_share": "Share of the particles with a better pose elsewhere",
     "dependent_halves": "Half maps are not independent",
 }

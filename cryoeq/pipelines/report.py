@@ -137,6 +137,7 @@ def _facts(
         nonspherical_share=metrics.nonspherical_share,
         nonspherical_angstrom=metrics.nonspherical_resolution_angstrom,
         unexplained_share=metrics.unexplained_share,
+        explained_signal=metrics.explained_signal_share,
         wrong_optimum_share=metrics.wrong_optimum_share,
     )
 

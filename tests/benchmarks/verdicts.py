@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import benchmark_sets
 import numpy as np
 import torch
 from benchmark_sets import DATA
@@ -64,7 +65,9 @@ class Given:
     options: tuple[str, ...] = ()
 
 
-SETS: Mapping[str, tuple[str, Mixture | Given]] = {
+_BENCHMARKS = ("base", "5me2", "7ez0", "snr1", "preferred", "toy_cryodrgn", "s1", "s01", "s01sh", "relion_1wcm")
+Recipe = Mixture | Given | benchmark_sets.Simulated | benchmark_sets.Given
+SETS: Mapping[str, tuple[str, Recipe]] = {
     "ribosome": ("settled", Given("real_spa/ribosome80s_10028/particles.star")),
     "betagal": ("settled", Given("real_spa/betagal_10204/particles.star")),
     "apoferritin": ("settled", Given("real_spa/apoferritin_10146/particles.star", ("--sym", "O"))),
@@ -74,6 +77,7 @@ SETS: Mapping[str, tuple[str, Mixture | Given]] = {
     "1wcm_low": ("settled", Mixture((("1wcm.pdb", 1500, 0.05),), 48, 5.0, "white", 8)),
     "7ez0_5me2": ("settled", Mixture((("7ez0.pdb", 1000, 0.2), ("5me2.pdb", 1000, 0.11)), 48, 4.5, "white", 1)),
     "1wcm_6msm": ("settled", Mixture((("1wcm.pdb", 1600, 0.2), ("6msm.pdb", 400, 0.06)), 48, 5.3, "coloured", 5)),
+    **{f"bench_{name}": ("report", benchmark_sets.SETS[name]) for name in _BENCHMARKS},
     "7l2i": ("report", Mixture((("7l2i.cif", 1500, 0.1),), 48, 5.0, "coloured", 21)),
     "6vxx": ("report", Mixture((("6vxx.pdb", 1500, 0.1),), 48, 5.0, "coloured", 22)),
     "1hzh": ("report", Mixture((("1hzh.pdb", 1500, 0.2),), 48, 4.5, "white", 23)),
@@ -146,11 +150,17 @@ def beyond_30_degrees(run: Path, truth: Path) -> list[float]:
 def run(name: str, work: Path, seed: int) -> Record:
     """The record of one run, done now unless it was done before."""
     kind, recipe = SETS[name]
-    options = recipe.options if isinstance(recipe, Given) else ()
+    options = () if isinstance(recipe, Mixture) else recipe.options
     key = {"set": name, "mode": "search", "seed": seed, "options": list(options)}
     if before := find_record(read_records(RESULTS), key):
         return before
-    particles = DATA / recipe.file if isinstance(recipe, Given) else prepare(name, work, recipe)
+    match recipe:
+        case Given():
+            particles = DATA / recipe.file
+        case Mixture():
+            particles = prepare(name, work, recipe)
+        case _:
+            particles = benchmark_sets.prepare(name.removeprefix("bench_"), work / "bench", recipe) / "particles.star"
     output = work / "runs" / f"{name}_{seed}"
     shutil.rmtree(output, ignore_errors=True)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +180,7 @@ def run(name: str, work: Path, seed: int) -> Record:
         **cost_record(cost, [command], {"{work}": work, "{data}": DATA}),
     }  # fmt: skip
     truth = particles.with_name("truth.star")
-    if cost.exit_code == 0 and truth.is_file():
+    if cost.exit_code == 0 and truth.is_file() and _CLASS in read_star(truth).particles:
         record["beyond_30_deg"] = beyond_30_degrees(output, truth)
     append_record(RESULTS, record)
     return record

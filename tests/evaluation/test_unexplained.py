@@ -16,6 +16,7 @@ from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.evaluation.unexplained import Residuals, measure_residuals
 from cryoeq.geometry.fourier import HalfPlane
+from cryoeq.geometry.soft_mask import soft_sphere
 from cryoeq.io.compose import compose_star
 from cryoeq.io.mrc import StackWriter
 from cryoeq.io.particles import read_particles, write_particle_star
@@ -36,9 +37,8 @@ def _molecules() -> tuple[Volume, Volume]:
     return first, replace(second, values=second.values * (first.values.norm() / second.values.norm()))
 
 
-def _halves(generator: torch.Generator) -> HalfMaps:
-    """Half maps of the first molecule, with a little noise of their own."""
-    first, _ = _molecules()
+def _halves(first: Volume, generator: torch.Generator) -> HalfMaps:
+    """Half maps of a molecule, with a little noise of their own."""
     noise = 0.05 * float(first.values.std())
     return HalfMaps(
         *(replace(first, values=first.values + noise * torch.randn(N, N, N, generator=generator)) for _ in range(2))
@@ -50,7 +50,7 @@ def open_particles(tmp_path: Path) -> Open:
     """Particles of the first molecule, of which some show the second, with their true poses."""
 
     def made(
-        second_share: float, noise: float = NOISE, *, is_premultiplied: bool = False
+        second_share: float, noise: float = NOISE, *, is_premultiplied: bool = False, is_masked: bool = False
     ) -> tuple[ParticleDataset, Poses]:
         generator = torch.Generator().manual_seed(5)
         poses = draw_poses(COUNT, "uniform", 4.0, generator)
@@ -64,6 +64,8 @@ def open_particles(tmp_path: Path) -> Open:
         images = images + noise * of_first.std() * torch.randn(images.shape, generator=generator)
         if is_premultiplied:
             images = _multiplied(images, ctf)
+        if is_masked:
+            images = images * soft_sphere(N, 0.35 * N, 2.0)[N // 2]
         folder = tmp_path / f"{second_share}_{noise}_{is_premultiplied}"
         folder.mkdir()
         with StackWriter(folder / "particles.mrcs", COUNT, N, PIXEL) as writer:
@@ -82,11 +84,13 @@ def _multiplied(images: Float[Tensor, "batch n n"], ctf: CtfParameters) -> Float
     return plane.images(plane.transform(images) * evaluate_ctf(ctf, plane.frequencies_per_angstrom(PIXEL)))
 
 
-def _measure(particles: tuple[ParticleDataset, Poses], generator: torch.Generator) -> Residuals:
+def _measure(
+    particles: tuple[ParticleDataset, Poses], generator: torch.Generator, volume: Volume | None = None
+) -> Residuals:
     dataset, poses = particles
     # Scale the half maps as normalisation scaled the images: the least-squares factor that a reconstruction would find.
     half_set = 1 + torch.arange(COUNT) % 2
-    halves = _halves(generator)
+    halves = _halves(volume or _molecules()[0], generator)
     scale = dataset.preprocessing.scale
     assert scale is not None
     scaled = HalfMaps(*(replace(half, values=half.values / scale) for half in (halves.first, halves.second)))
@@ -110,6 +114,31 @@ def test_a_second_molecule_is_not_explained(
     share = _measure(open_particles(second_share), generator).unexplained_share
     assert share is not None
     assert abs(share - second_share) < 0.08
+
+
+@pytest.mark.parametrize("is_premultiplied", [False, True])
+def test_the_signal_of_one_molecule_is_explained(
+    open_particles: Open, generator: torch.Generator, is_premultiplied: bool
+) -> None:
+    explained = _measure(open_particles(0.0, is_premultiplied=is_premultiplied), generator).explained_signal
+    assert explained is not None
+    assert abs(explained - 1) < 0.08
+
+
+def test_a_map_that_blends_two_molecules_explains_less_than_their_signal(
+    open_particles: Open, generator: torch.Generator
+) -> None:
+    dataset, poses = open_particles(0.5)
+    first, second = _molecules()
+    blend = replace(first, values=(first.values + second.values) / 2)
+    blended = _measure((dataset, poses), generator, blend).explained_signal
+    assert blended is not None
+    assert blended < 0.9
+
+
+def test_a_masked_background_is_no_background(open_particles: Open, generator: torch.Generator) -> None:
+    dataset, poses = open_particles(0.0, is_masked=True)
+    assert _measure((dataset, poses), generator).explained_signal is None
 
 
 def test_premultiplied_images_are_judged_like_the_others(open_particles: Open, generator: torch.Generator) -> None:

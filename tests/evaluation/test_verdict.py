@@ -35,6 +35,7 @@ def test_a_good_search_found_a_structure() -> None:
         ({"warnings": [f"The map has a mirror plane: {MIXED_HANDS_WARNING}."]}, "mirror image"),
         ({"pose_inference": "amortized", "shared_angstrom": None}, "over-optimistic"),
         ({"dependent_halves": "the half sets shared 9 images"}, "not independent: the half sets shared 9 images"),
+        ({"explained_signal": 0.84}, "explains 84% of the signal"),
         ({"unexplained_share": 0.28}, "does not explain 28% of the particles"),
     ],
 )

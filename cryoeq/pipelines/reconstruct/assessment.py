@@ -64,7 +64,11 @@ def assess_maps(
     if residuals is None:
         return metrics
     plot_residuals(run.path("residuals.png"), residuals)
-    return replace(metrics, unexplained_share=residuals.unexplained_share)
+    return replace(
+        metrics,
+        unexplained_share=residuals.unexplained_share,
+        explained_signal_share=residuals.explained_signal,
+    )
 
 
 def check_poses(

@@ -25,6 +25,8 @@ class ReconstructionMetrics:
         nonspherical_resolution_angstrom: where the unmasked FSC of the half maps, without their spherical averages,
             first drops below 0.143.
         unexplained_share: share of the particles that the map does not explain.
+        explained_signal_share: power of the map's projections over that of the images' signal, where the half maps agree
+            almost fully.
         wrong_optimum_share: share of the particles for which the map has a better pose elsewhere (amortized).
         dependent_halves: reason why the half maps are not independent, so that their FSC is no gold standard; a clause.
     """
@@ -44,6 +46,7 @@ class ReconstructionMetrics:
     nonspherical_share: float | None = None
     nonspherical_resolution_angstrom: float | None = None
     unexplained_share: float | None = None
+    explained_signal_share: float | None = None
     wrong_optimum_share: float | None = None
     dependent_halves: str | None = None
 
