@@ -209,8 +209,8 @@ def _on_particles(facts: RunFacts) -> Iterator[Reason]:
     if signal is not None and signal < _MIN_EXPLAINED_SIGNAL:
         yield Reason(
             "against",
-            f"The map explains {signal:.0%} of the signal in the images at low resolution, where its halves agree almost "
-            "fully. The rest is another structure, or of particles with wrong poses: one map blends several.",
+            f"The map explains {signal:.0%} of the signal in the images at low resolution, where its halves agree "
+            "almost fully. The rest is another structure, or of particles with wrong poses: one map blends several.",
             "Classify the particles (2D or 3D) and run on one class; compare with another --seed.",
         )
     if facts.nonspherical_share is not None and facts.nonspherical_share < MIN_NONSPHERICAL:

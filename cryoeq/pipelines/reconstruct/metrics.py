@@ -25,8 +25,8 @@ class ReconstructionMetrics:
         nonspherical_resolution_angstrom: where the unmasked FSC of the half maps, without their spherical averages,
             first drops below 0.143.
         unexplained_share: share of the particles that the map does not explain.
-        explained_signal_share: power of the map's projections over that of the images' signal, where the half maps agree
-            almost fully.
+        explained_signal_share: power of the map's projections over that of the images' signal, where the half maps
+            agree almost fully.
         wrong_optimum_share: share of the particles for which the map has a better pose elsewhere (amortized).
         dependent_halves: reason why the half maps are not independent, so that their FSC is no gold standard; a clause.
     """
