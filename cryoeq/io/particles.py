@@ -164,9 +164,10 @@ def pose_notes(star: StarTable) -> tuple[str, ...]:
     """A warning where the poses of a table are those of a 2D classification: in-plane angles, without a view.
 
     Args:
-        star: table with Euler angles.
+        star: table, with Euler angles or without.
     """
-    if len(star) < 2 or any(star.floats(column).any() for column in _EULER[:2]):
+    view = _EULER[:2]
+    if len(star) < 2 or not star.particles.keys() >= {*view} or any(star.floats(column).any() for column in view):
         return ()
     what = f"{star.name(_EULER[0])} and {star.name(_EULER[1])} are 0 for all {len(star)} particles"
     return (f"{star.where}: {what}, as a 2D classification leaves them: in-plane angles, no orientations in 3D.",)

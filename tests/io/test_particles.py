@@ -266,6 +266,8 @@ def test_in_plane_angles_are_no_orientations(make_star: Make, make_stack: Make) 
     assert ["2D classification" in note for note in read_particles(flat, with_poses=True).notes] == [True]
     assert read_particles(tilted, with_poses=True).notes == ()
     assert read_particles(flat).notes == ()
+    with pytest.raises(ParticleFileError, match=r"rlnAngleRot is missing.*let cryoeq infer them"):
+        read_particles(make_star(rlnAngleRot=None), with_poses=True)
 
 
 def test_boxes_that_differ_are_odd_or_tiny(make_star: Make, make_stack: Make) -> None:
