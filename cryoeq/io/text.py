@@ -7,15 +7,22 @@ from typing import Any
 from cryoeq.io.atomic import atomic_path
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8, atomically; bytes read with ``surrogateescape`` return unchanged."""
+def write_text(path: Path, text: str, errors: str = "surrogateescape") -> None:
+    """Write ``text`` as UTF-8, atomically; bytes read with ``surrogateescape`` return unchanged.
+
+    Args:
+        path: the file to create or replace.
+        text: its content.
+        errors: what becomes of characters that UTF-8 does not have, as for ``str.encode``.
+    """
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+        temporary.write_text(text, encoding="utf-8", errors=errors)
 
 
 def write_json(path: Path, obj: object) -> None:
     """Write ``obj`` as indented JSON, atomically; NaN and infinity are refused, since JSON has neither."""
-    write_text(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(path, text, errors="backslashreplace")  # bytes of file names as JSON's own escapes
 
 
 def read_json(path: Path) -> Any:  # JSON has no narrower type

@@ -100,12 +100,13 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
         RunFolder.create(tmp_path / "file", command=COMMAND, settings=SETTINGS)
 
 
-def test_a_resumed_run_keeps_its_record(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_record_with_todays_settings(tmp_path: Path) -> None:
     first = RunFolder.create(tmp_path, command=COMMAND, settings=SETTINGS)
     first.finish("stopped", {})
     again = RunFolder.create(tmp_path, command=[*COMMAND, "--resume"], settings={"seed": 8}, resume=True)
     job = again.job()
-    assert (job["settings"], job["status"], len(job["resumed"])) == (SETTINGS, "running", 1)
+    assert (job["settings"], job["status"], len(job["resumed"])) == ({"seed": 8}, "running", 1)
+    assert job["started"] == first.job()["started"]
     assert again.path("command.txt").read_text().count("\n") == 2
 
 

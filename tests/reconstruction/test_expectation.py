@@ -100,7 +100,7 @@ def test_chunks_make_no_difference(make_scene: Callable[..., Scene], monkeypatch
     scene = make_scene()
     whole = scene.expect(1.5)
     hypotheses = len(scene.likelihood.grid.inplane_rad) * 2 * len(scene.likelihood.grid.views)
-    monkeypatch.setattr(expectation, "_NUMBERS_CPU", 3 * scene.offsets_px.shape[1] * hypotheses)
+    monkeypatch.setattr(expectation, "LOG_LIKELIHOODS_ON_CPU", 3 * scene.offsets_px.shape[1] * hypotheses)
     steps = expectation_step(scene.particles, scene.likelihood, scene.offsets_px, shift_sigma_px=1.5)
     events, chunked = events_and_result(steps)
     assert events == [Progress("expectation", done, 10) for done in (3, 6, 9)]

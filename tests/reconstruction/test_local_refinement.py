@@ -169,7 +169,7 @@ def test_chunks_make_no_difference(make_scene: Callable[..., Scene], monkeypatch
     scene = make_scene(11, sigma=0.5)
     start = scene.off_by(5.0, 0.5)
     whole = scene.refine(start, steps=3)
-    monkeypatch.setattr(local_refinement, "_CHUNK_POINTS_CPU", 4 * len(scene.particles.plane))
+    monkeypatch.setattr(local_refinement, "CHUNK_POINTS_ON_CPU", 4 * len(scene.particles.plane))
     chunked = scene.refine(start, steps=3)
     assert chunked.poses.box_size_px == whole.poses.box_size_px == 16
     for ours, theirs in zip(chunked.tensors(), whole.tensors(), strict=True):
