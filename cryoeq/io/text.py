@@ -1,6 +1,9 @@
 """Text and JSON files, written atomically."""
 
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,25 @@ def write_json(path: Path, obj: object) -> None:
     """Write ``obj`` as indented JSON, atomically; NaN and infinity are refused, since JSON has neither."""
     text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_text(path, text, errors="backslashreplace")  # bytes of file names as JSON's own escapes
+
+
+@contextmanager
+def name_in_utf8(path: Path) -> Iterator[str]:
+    """A name of a file for libraries that take no other bytes than UTF-8: its own, or that of a link while it is read.
+
+    Args:
+        path: an existing file.
+
+    Yields:
+        The name, with the suffixes of the file.
+    """
+    if not any(0xDC80 <= ord(character) <= 0xDCFF for character in str(path)):  # bytes that are no UTF-8
+        yield str(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / f"file{''.join(path.suffixes)}"
+        link.symlink_to(path.absolute())
+        yield str(link)
 
 
 def read_json(path: Path) -> Any:  # JSON has no narrower type

@@ -41,12 +41,12 @@ class RunFolder:
 
     Args:
         folder: path of the folder.
-        is_new: whether the run is a new one.
-        is_made: whether its folder was made for it.
+        earlier: files that the folder held before a new run; None where the run is not a new one.
+        is_made: whether the folder was made for the run.
     """
 
     folder: Path
-    is_new: bool = False
+    earlier: frozenset[str] | None = None
     is_made: bool = False
 
     @classmethod
@@ -88,7 +88,7 @@ class RunFolder:
                 "Choose another -o, delete the folder, or add --resume to continue it",
             )
         is_old = resume and run.path("job.json").is_file()
-        run = replace(run, is_new=not is_old, is_made=is_made)
+        run = replace(run, earlier=None if is_old else frozenset(run._names()), is_made=is_made)
         write_text(run.path("command.txt"), _earlier_commands(run) + shlex.join(command) + "\n")
         if is_old:
             for unfinished in path.glob(".*.tmp*"):  # left by a process that was killed while it wrote
@@ -111,8 +111,8 @@ class RunFolder:
     ) -> None:
         if kind is not None and self.job()["status"] == "running":
             self.finish("failed" if issubclass(kind, Exception) else "stopped", {"error": str(error)} if error else {})
-            if issubclass(kind, ConfigError) and self.is_new and _is_empty_run(self):
-                self._remove()
+            if issubclass(kind, ConfigError) and self.earlier is not None:
+                self._remove_record(self._names() - self.earlier)
 
     def path(self, name: str) -> Path:
         """Path of a file in the folder."""
@@ -148,10 +148,15 @@ class RunFolder:
         """
         self._update(verdict=dict(verdict))
 
-    def _remove(self) -> None:
-        """Remove the record, and the folder if it was made for this run."""
-        for name in _RECORD:
-            self.path(name).unlink(missing_ok=True)
+    def _names(self) -> set[str]:
+        return {path.name for path in self.folder.iterdir()}
+
+    def _remove_record(self, written: set[str]) -> None:
+        """Remove what the run wrote, and the folder that was made for it, unless there are results."""
+        if not written <= _RECORD:
+            return
+        for name in written:
+            self.path(name).unlink()
         if self.is_made:
             self.folder.rmdir()
 

@@ -65,7 +65,7 @@ def search_memory(size: SearchSize) -> dict[str, int]:
     refinement = 4 * CHUNK_POINTS_ON_CPU * NUMBERS_PER_POINT
     batch = max(4 * _LIKELIHOOD_ARRAYS * max(LOG_LIKELIHOODS_ON_CPU, _poses_of_a_particle(size)), refinement)
     return {
-        "transforms of all particles": size.count * transform_bytes(size.box_px),
+        "transforms of all particles": size.count * (transform_bytes(size.box_px) + 8 * _points(radius)),  # variances
         "maps": max(maps + _basis_bytes(size), reading),
         "poses and offsets": size.threads * batch,
         "figures": _FIGURES,

@@ -165,3 +165,17 @@ def test_offsets_are_the_centre_and_a_polygon(count: int, generator: torch.Gener
         torch.testing.assert_close(sides, torch.full_like(sides, 2 * 1.7 * math.sin(math.pi / (count - 1))))
     again = hexagonal_offsets(centres, 1.7, count, generator)
     assert torch.equal(again, offsets) == (count == 1)
+
+
+def test_no_particles_add_nothing(make_scene: Callable[..., Scene]) -> None:
+    """As where other processes have them all."""
+    scene = make_scene()
+    steps = expectation_step(
+        scene.particles, scene.likelihood, scene.offsets_px[:0], shift_sigma_px=1.5, rows=torch.arange(0)
+    )
+    events, none = events_and_result(steps)
+    assert events == []
+    assert len(none.posterior.poses) == 0
+    some = scene.expect(1.5).sums
+    for name in ("cross_term", "quadratic_term"):
+        torch.testing.assert_close(getattr(none.sums + some, name), getattr(some, name), rtol=0, atol=0)

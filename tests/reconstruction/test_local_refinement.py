@@ -192,3 +192,16 @@ def test_rows_are_refined_as_if_they_were_all(make_scene: Callable[..., Scene]) 
     )
     for ours, theirs in zip(among.tensors(), alone.tensors(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_no_particles_have_no_poses(make_scene: Callable[..., Scene]) -> None:
+    """As where other processes have them all."""
+    scene = make_scene(4)
+    none = refine_poses(
+        scene.particles,
+        scene.reference,
+        scene.poses.rows(torch.arange(0)),
+        shift_sigma_px=SHIFT_SIGMA_PX,
+        rows=torch.arange(0),
+    )
+    assert len(none.poses) == len(none.log_likelihood) == 0

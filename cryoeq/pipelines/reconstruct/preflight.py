@@ -125,14 +125,16 @@ def _predict(config: ReconstructConfig, stack: ParticleStack, device: torch.devi
         batch = config.training.batch_size if isinstance(config.training.batch_size, int) else 64
         encoder = {"encoder": encoder_memory(4 * batch, box, is_wide=False)}
         return [{"images": _cached(count, box)} | encoder, final | encoder]
-    search = config.search
+    search, last = config.search, box // 2 - 1
+    if box == stored and search.half_sets.max_exhaustive_shell >= last:
+        final = {}  # the search makes the maps
     sigma = config.input.shift_sigma_angstrom
     sigma_px = DEFAULT_SHIFT * box if sigma is None else sigma * box / (stored * table.pixel_size_angstrom)
     size = SearchSize(
         count,
         box,
         sigma_px,
-        min(search.half_sets.max_exhaustive_shell, box // 2 - 1),
+        min(search.half_sets.max_exhaustive_shell, last),
         search.mask_radius,
         (config.threads or torch.get_num_threads()) if device.type == "cpu" else 1,
     )
