@@ -11,7 +11,7 @@ _WORDING = (
     (re.compile(r"Input should be a valid string"), "Expected text"),
     (re.compile(r"Input should be a valid (dictionary|mapping).*"), "Expected settings of the form key: value"),
     (re.compile(r"Input should be a valid dictionary or instance of .*"), "Expected settings of the form key: value"),
-    (re.compile(r"Input should be a (valid|finite) number"), "Expected a number"),
+    (re.compile(r"Input should be a valid number"), "Expected a number"),
     (re.compile(r"Input should be (greater|less) "), r"Expected a number \1 "),
     (re.compile(r"Input should be "), "Expected "),
 )
