@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -109,10 +110,14 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and self.job()["status"] == "running":
-            self.finish("failed" if issubclass(kind, Exception) else "stopped", {"error": str(error)} if error else {})
-            if issubclass(kind, ConfigError) and self.earlier is not None:
-                self._remove_record(self._names() - self.earlier)
+        if kind is None:
+            return
+        with suppress(OutputError):  # a disk that is full now: the error that comes through here says so
+            if self.job()["status"] == "running":
+                status: Status = "failed" if issubclass(kind, Exception) else "stopped"
+                self.finish(status, {"error": str(error)} if error else {})
+        if issubclass(kind, ConfigError) and self.earlier is not None:
+            self._remove_record(self._names() - self.earlier)
 
     def path(self, name: str) -> Path:
         """Path of a file in the folder."""
