@@ -83,6 +83,12 @@ class NoLatticeError(CryoEqError):
     exit_code = 4
 
 
+class InsufficientMemoryError(CryoEqError):
+    """A run that would need more memory than there is."""
+
+    exit_code = 4
+
+
 class LostProcessError(CryoEqError):
     """Another process of the job has ended, or cannot be reached."""
 

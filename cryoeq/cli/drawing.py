@@ -104,7 +104,7 @@ class LogFile:
         try:
             if self._file is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self._path.open("a", encoding="utf-8")
+                self._file = self._path.open("a", encoding="utf-8", errors="surrogateescape")
             self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
             self._file.flush()
         except OSError as error:

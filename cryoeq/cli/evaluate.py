@@ -82,4 +82,4 @@ def evaluate(
     }  # fmt: skip
     notes: list[str] = []
     config = load_config(EvaluateConfig, explicit=explicit, notes=notes)
-    draw(chain(map(Note, notes), pipeline.evaluate(config)))
+    draw(chain((Note(note, "warning") for note in notes), pipeline.evaluate(config)))

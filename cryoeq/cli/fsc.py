@@ -1,5 +1,6 @@
 """``cryoeq fsc``."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -142,6 +143,7 @@ def fsc(
     from cryoeq.cli.drawing import draw
     from cryoeq.config.fsc import FscConfig
     from cryoeq.config.loading import load_config
+    from cryoeq.domain.events import Note
     from cryoeq.pipelines.resolution import fsc as pipeline
 
     explicit = {
@@ -153,7 +155,9 @@ def fsc(
         "automask.extension_angstrom": mask_extend, "automask.edge_angstrom": mask_edge,
         "automask.diameter_angstrom": mask_diameter, "sharpening.bfactor_angstrom2": bfac,
         "sharpening.autob_lowres_angstrom": autob_lowres, "sharpening.autob_highres_angstrom": autob_highres,
-        "sharpening.with_fsc_weighting": not skip_fsc_weighting, "sharpening.low_pass_angstrom": low_pass,
-        "sharpening.mtf": mtf, "sharpening.mtf_angpix": mtf_angpix,
+        "sharpening.with_fsc_weighting": False if skip_fsc_weighting else None,
+        "sharpening.low_pass_angstrom": low_pass, "sharpening.mtf": mtf, "sharpening.mtf_angpix": mtf_angpix,
     }  # fmt: skip
-    draw(pipeline.fsc(load_config(FscConfig, explicit=explicit)))
+    notes: list[str] = []
+    config = load_config(FscConfig, explicit=explicit, notes=notes)
+    draw(chain((Note(note, "warning") for note in notes), pipeline.fsc(config)))

@@ -19,6 +19,7 @@ from cryoeq.cli.help_page import Command, Group
 from cryoeq.cli.infer import infer
 from cryoeq.cli.lattice import reduce
 from cryoeq.cli.lattice_find import find
+from cryoeq.cli.option_names import ALIASES, NOW_SETTINGS
 from cryoeq.cli.orientations import orientations
 from cryoeq.cli.reconstruct import reconstruct
 from cryoeq.cli.relion_job import run_for_relion
@@ -26,7 +27,8 @@ from cryoeq.cli.report import report
 from cryoeq.cli.screen import screen
 from cryoeq.cli.settings import settings
 from cryoeq.cli.simulate import simulate
-from cryoeq.errors import ConfigError, OutputClosed, Terminated
+from cryoeq.cli.streams import finish_streams, prepare_streams
+from cryoeq.errors import ConfigError, OutputClosed, OutputError, Terminated
 from cryoeq.runtime.torchrun import torchrun_environment
 
 # Without rich's help pages the program starts in a tenth of a second.
@@ -38,21 +40,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# What users of other programs type: RELION, cryoDRGN, EMAN2, ASPIRE. The empty name leaves the value as an argument.
-_ALIASES = {
-    "--i": "", "--i2": "", "--input": "", "--o": "--output", "--outdir": "--output", "--apix": "--angpix",
-    "--Apix": "--angpix", "--random-seed": "--seed", "--continue": "--resume", "--num-epochs": "--epochs",
-    "--j": "--threads", "--num-workers": "--threads", "--auto-mask": "--mask=auto", "--adhoc-bfac": "--bfac",
-    "--max-threads": "--threads", "--in-mask": "--mask", "--in-3dref": "--reference", "--symmetry": "--sym",
-    "--pixel-size": "--angpix", "--pixelsize": "--angpix",
-    "--data-folder": "--datadir", "--particles-dir": "--datadir",
-}  # fmt: skip
-# Options that reconstruct had in version 0.1, for its amortized mode.
-_NOW_SETTINGS = {
-    "--group": "encoder.group", "--heads": "encoder.heads", "--decoder": "decoder.kind",
-    "--symmetric-loss": "loss.symmetric", "-n": "training.epochs", "--epochs": "training.epochs",
-    "-b": "training.batch_size", "--batch-size": "training.batch_size",
-}  # fmt: skip
 
 _RECONSTRUCTION, _VALIDATION, _CRYSTALS, _HELP = "Reconstruction", "Validation", "2D crystals", "Getting started"
 lattice = typer.Typer(
@@ -109,13 +96,21 @@ def options(
 
 def main() -> NoReturn:
     """Run the command of ``sys.argv`` and exit with its code."""
+    prepare_streams()
     # Threads of torch that wait must not spin: on a shared node that costs a factor of ten.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Memory in huge pages: a third of the time of arithmetic on large maps is spent on first touching small ones.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     for number in (signal.SIGTERM, signal.SIGUSR1):  # schedulers send either before they take a node away
         signal.signal(number, _terminate)
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    try:
+        finish_streams()
+    except (OutputClosed, OutputError) as error:  # of a command that had ended
+        code = code or error.exit_code
+        if isinstance(error, OutputError):
+            print_message(explain(error)[0])
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -143,7 +138,6 @@ def _run(arguments: list[str]) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     except OutputClosed as end:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered has nowhere to go
         return end.exit_code
     except (Exception, KeyboardInterrupt, Terminated) as error:  # noqa: BLE001 - the outermost frame of the program
         message, code = explain(error, debug="--debug" in arguments)
@@ -171,7 +165,7 @@ def _refuse_old_options(arguments: list[str]) -> None:
         return
     for argument in arguments[: arguments.index("--") if "--" in arguments else None]:
         option, _, value = argument.partition("=")
-        if key := _NOW_SETTINGS.get(option):
+        if key := NOW_SETTINGS.get(option):
             value = value or ("true" if option == "--symmetric-loss" else "VALUE")
             raise ConfigError(
                 f"{option} is now a setting, for --pose-inference amortized", "", f"Use --set {key}={value}"
@@ -199,7 +193,7 @@ def _known(argument: str) -> str:
         return argument
     name, equals, value = argument.partition("=")
     name = name.replace("_", "-")
-    ours = _ALIASES.get(name, name)
+    ours = ALIASES.get(name, name)
     return ours + equals + value if ours else value
 
 

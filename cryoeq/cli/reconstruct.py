@@ -1,7 +1,6 @@
 """``cryoeq reconstruct``."""
 
 import sys
-from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +8,7 @@ import typer
 
 from cryoeq.cli import options as shared
 from cryoeq.cli.options import COMPUTE, EXPERT, IMAGING, INPUT, OUTPUT, SEARCH
-from cryoeq.cli.resume import record_to_resume, run_folder
+from cryoeq.cli.resume import is_finished, record_to_resume, run_folder
 from cryoeq.config.choices import PoseInference
 from cryoeq.runtime.torchrun import torchrun_environment
 
@@ -170,10 +169,11 @@ def reconstruct(
     )
 
     from cryoeq.cli.drawing import draw
-    from cryoeq.domain.events import Note
     from cryoeq.outputs.relion_job import write_output_nodes
     from cryoeq.pipelines.reconstruct import reconstruct as pipeline  # not above: settings are refused without torch
 
-    draw(chain(map(Note, notes), pipeline.reconstruct(resolved, resume=resume or repeats)), log=folder / "run.log")
+    if (resume or repeats) and is_finished(resolved):
+        return
+    draw(pipeline.reconstruct(resolved, resume=resume or repeats, doubts=notes), log=folder / "run.log")
     if in_parts is not None and torchrun_environment().is_main_process:
         write_output_nodes(folder)

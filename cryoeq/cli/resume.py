@@ -1,8 +1,12 @@
 """Where a reconstruction goes, and the record of the run that it resumes."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryoeq.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cryoeq.config.reconstruct import ReconstructConfig
 
 _DEFAULT = "cryoeq_reconstruction"
 
@@ -24,3 +28,24 @@ def record_to_resume(folder: Path, *, is_needed: bool) -> Path:
     if is_needed and not record.is_file():
         raise ConfigError(f"{folder} holds no run to resume", "", "Check -o, or give PARTICLES to start a run")
     return record
+
+
+def is_finished(config: "ReconstructConfig") -> bool:
+    """Whether the run that is to be resumed has ended; says so, and writes nothing into its folder.
+
+    Args:
+        config: settings of the resumed run.
+
+    Raises:
+        ConfigError: the run had other settings.
+        CheckpointError: there is no record of a run.
+    """
+    from cryoeq.cli.drawing import draw
+    from cryoeq.domain.events import Note
+    from cryoeq.pipelines.reconstruct.checkpoints import is_done, require_same_settings
+
+    require_same_settings(config)
+    if not is_done(config.output):
+        return False
+    draw(iter([Note(f"Nothing to resume: the run in {config.output} is done. Its files are left as they are.")]))
+    return True

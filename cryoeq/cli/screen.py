@@ -75,4 +75,4 @@ def screen(
     }  # fmt: skip
     notes: list[str] = []
     config = load_config(ScreenConfig, explicit=explicit, notes=notes)
-    draw(chain(map(Note, notes), pipeline.screen(config)))
+    draw(chain((Note(note, "warning") for note in notes), pipeline.screen(config)))

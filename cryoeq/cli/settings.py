@@ -27,7 +27,7 @@ def settings(
       cryoeq settings half_sets
     """
     from cryoeq.cli.main import app  # not above: it imports this module
-    from cryoeq.cli.settings_text import settings_text
+    from cryoeq.cli.settings_text import older_settings_text, settings_text
     from cryoeq.config.frozen import FrozenConfig
     from cryoeq.config.reconstruct import ReconstructConfig
     from cryoeq.config.simulate import SimulateConfig
@@ -39,6 +39,7 @@ def settings(
         options = {option for parameter in program.commands[name].params for option in parameter.opts}
         if listed := list(settings_text(kind, options, word or "")):
             lines += ["", f"cryoeq {name} --set KEY=VALUE, the defaults shown:", *listed]
+    lines += [line for kind in kinds.values() for line in older_settings_text(kind, word or "")]
     if not lines:
         raise ConfigError(f"No setting has {word!r} in its name or description", "", "`cryoeq settings` lists all")
-    typer.echo("\n".join(lines[1:]))
+    typer.echo("\n".join(lines).lstrip("\n"))

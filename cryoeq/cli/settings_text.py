@@ -32,6 +32,22 @@ def settings_text(kind: type[FrozenConfig], options: Set[str], word: str) -> Ite
             yield from _wrapped(notes, "      ")
 
 
+def older_settings_text(kind: type[FrozenConfig], word: str) -> Iterator[str]:
+    """Lines on settings of the version before whose name holds a word: today's name, or why they are gone.
+
+    Args:
+        kind: the settings of a command.
+        word: part of a key; nothing is listed for an empty one.
+    """
+    if word:
+        for old, new in kind.renamed.items():
+            if word.lower() in old:
+                yield f"{old} is now called {new}; the old name is read for one more version."
+        for old, gone in kind.removed.items():
+            if word.lower() in old:
+                yield f"{old} is no longer a setting: {gone.reason}."
+
+
 def _notes(setting: Setting, kind: type[FrozenConfig], options: Set[str]) -> str:
     option = kind.option_of(setting.key)
     names = f"; option {option}" if options & set(option.split("/")) else ""

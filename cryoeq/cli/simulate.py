@@ -1,5 +1,6 @@
 """``cryoeq simulate``."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -128,6 +129,7 @@ def simulate(
     from cryoeq.cli.drawing import draw
     from cryoeq.config.loading import load_config
     from cryoeq.config.simulate import SimulateConfig
+    from cryoeq.domain.events import Note
     from cryoeq.outputs.run_folder import free_folder
     from cryoeq.pipelines.simulate import simulate as pipeline
 
@@ -142,5 +144,6 @@ def simulate(
         "device": device, "crystal": crystal, "tilt_deg": tilt, "tilt_axis_deg": tilt_axis,
         "disorder_angstrom": disorder, "micrograph_px": micrograph,
     }  # fmt: skip
-    resolved = load_config(SimulateConfig, file=config, overrides=settings or (), explicit=explicit)
-    draw(pipeline.simulate(resolved))
+    notes: list[str] = []
+    resolved = load_config(SimulateConfig, file=config, overrides=settings or (), explicit=explicit, notes=notes)
+    draw(chain((Note(note, "warning") for note in notes), pipeline.simulate(resolved)))

@@ -42,3 +42,9 @@ class EvaluateConfig(FrozenConfig):
     json_file: Path | None = Field(default=None, description="JSON file for all results")
     plot_file: Path | None = Field(default=None, description="PNG file for the histogram of errors")
     output: Path | None = Field(default=None, description="folder for pose_errors.json, pose_errors.png and bound.json")
+
+    def unused(self) -> Mapping[str, str | None]:
+        """Settings of a bound without one, and of a comparison without poses."""
+        bound, poses = ("delta", "held_out_projections"), ("error_threshold_deg", "symmetry", "pixel_size_angstrom")
+        unused = dict.fromkeys(bound, "no --bound") if self.bound is None else {}
+        return unused | (dict.fromkeys((*poses, "plot_file"), "no PRED.star") if self.predicted is None else {})

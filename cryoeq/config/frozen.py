@@ -33,6 +33,14 @@ class FrozenConfig(BaseModel):
     renamed: ClassVar[Mapping[str, str]] = {}
     removed: ClassVar[Mapping[str, Removed]] = {}
 
+    def unused(self) -> Mapping[str, str | None]:
+        """What leaves a setting without effect, for example ``{"encoder": "--pose-inference search"}``.
+
+        Keys are dotted and name settings or sections; the longest one that fits a setting decides, and None says that
+        it has an effect.
+        """
+        return {}
+
     @classmethod
     def option_of(cls, key: str) -> str:
         """The option of the command line that sets this dotted key."""

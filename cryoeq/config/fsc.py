@@ -96,3 +96,16 @@ class FscConfig(FrozenConfig):
     device: str = Field(default="auto", description="device: auto, cpu or cuda:N")
     json_file: Path | None = Field(default=None, description="JSON file for all numbers")
     output: Path | None = Field(default=None, description="folder for the files")
+
+    def unused(self) -> Mapping[str, str | None]:
+        """Settings of a mask that is not found or drawn here, and of sharpening where none is wanted."""
+        unused: dict[str, str | None] = {"sharpening": None if self.postprocess is not False else "--no-postprocess"}
+        kind = None if self.mask is None else str(self.mask)
+        if kind == "auto":
+            unused["automask.diameter_angstrom"] = "--mask auto"
+        elif kind == "sphere":
+            names = ("low_pass_angstrom", "threshold", "extension_angstrom")
+            unused |= {f"automask.{name}": "--mask sphere" for name in names}
+        elif kind is not None:
+            unused["automask"] = f"--mask {kind}"
+        return unused

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from cryoeq.config.frozen import FrozenConfig
+from cryoeq.config.wording import in_words
 from cryoeq.errors import ConfigError
 
 C = TypeVar("C", bound=FrozenConfig)
@@ -47,7 +48,8 @@ def load_config(
         overrides: ``key=value`` (``--set``), the key dotted, the value in YAML; win over the file.
         explicit: options that the user gave on the command line, keys dotted or nested; None means not given. They win
             over all.
-        notes: gets a line for each key of the version before that was read as today's.
+        notes: gets a line for each key of the version before that was read as today's, and one for settings that were
+            given and have no effect.
 
     Returns:
         The checked configuration.
@@ -68,9 +70,44 @@ def load_config(
     for source in sources:
         merged = _merge(merged, source.settings)
     try:
-        return kind.model_validate(merged)
+        config = kind.model_validate(merged)
     except ValidationError as error:
         raise _explain(error.errors()[0], kind, merged, sources) from error
+    if notes is not None:
+        notes.extend(_notes_on_unused(config, sources[1:] if record is not None else sources))
+    return config
+
+
+def _notes_on_unused(config: FrozenConfig, sources: Sequence[_Source]) -> Iterator[str]:
+    """What was given and has no effect; of a file, which may hold all settings, what is not the default."""
+    unused, given = config.unused(), dict[str, list[str]]()
+    for source in sources:
+        for key, value in _leaves(source.settings):
+            fitting = [prefix for prefix in unused if f"{key}.".startswith(f"{prefix}.")]
+            why = unused[max(fitting, key=len)] if fitting else None
+            if why is not None and (source.are_options or source.name == "--set" or _differs(config, key, value)):
+                name = config.option_of(key) if source.are_options else key
+                given.setdefault(why, []).append(name)
+    for why, names in given.items():
+        yield f"Without effect, because of {why}: {', '.join(dict.fromkeys(names))}."
+
+
+def _leaves(settings: Settings, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _differs(config: FrozenConfig, key: str, value: object) -> bool:
+    """Whether a value is not the default of its setting."""
+    *sections, name = key.split(".")
+    kind: type[BaseModel] = type(config)
+    for section in sections:
+        kind = next(_sections(kind.model_fields[section].annotation))
+    default = kind.model_fields[name].default
+    return value != (list(default) if isinstance(default, tuple) else default)
 
 
 def recorded_settings(record: Path) -> Settings | None:
@@ -260,7 +297,7 @@ def _location(parts: Sequence[int | str], merged: Settings) -> tuple[str, ...]:
 
 
 def _expectation(details: ErrorDetails) -> str:
-    return details["msg"].removeprefix("Value error, ")
+    return in_words(details["msg"])
 
 
 def _holds(settings: Settings, location: Sequence[str]) -> bool:
@@ -277,15 +314,20 @@ def _holds(settings: Settings, location: Sequence[str]) -> bool:
 
 def _closest(path: str, kind: type[FrozenConfig]) -> tuple[str, str]:
     """What keys there are at this level, which one was probably meant, and where all are listed."""
-    keys = list(_dotted_keys(kind))
-    leaf = path.rpartition(".")[2]
+    keys, (section, _, leaf) = list(_dotted_keys(kind)), path.rpartition(".")
     same_leaf = [key for key in keys if key.rpartition(".")[2] == leaf]
     close = same_leaf or difflib.get_close_matches(path, keys, n=1) or _close_leaves(leaf, keys)
-    section = path.rpartition(".")[0]
-    siblings = [key for key in keys if key.rpartition(".")[0] == section]
+    above = f"{section}." if section else ""
+    siblings = dict.fromkeys(_at_level(key, above) for key in keys if key.startswith(above))
     expected = f"Settings {f'of {section}' if section else 'without a section'}: {', '.join(siblings)}"
     listing = f"`cryoeq settings{f' {section}' if section and siblings else ''}` lists them"
     return expected if siblings else "", f"Did you mean {close[0]}? {listing}" if close else listing
+
+
+def _at_level(key: str, above: str) -> str:
+    """A key within a section; of one further down, the section there."""
+    head, dot, _ = key.removeprefix(above).partition(".")
+    return f"{above}{head}{'.*' if dot else ''}"
 
 
 def _close_leaves(leaf: str, keys: Sequence[str]) -> list[str]:
@@ -294,9 +336,12 @@ def _close_leaves(leaf: str, keys: Sequence[str]) -> list[str]:
 
 
 def _dotted_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Keys of all settings; sections themselves are none."""
     for name, field in kind.model_fields.items():
-        yield f"{prefix}{name}"
-        for section in _sections(field.annotation):
+        sections = list(_sections(field.annotation))
+        if not sections:
+            yield f"{prefix}{name}"
+        for section in sections:
             yield from _dotted_keys(section, f"{prefix}{name}.")
 
 

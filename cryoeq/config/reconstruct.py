@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from cryoeq.config.choices import PoseInference
 from cryoeq.config.frozen import FrozenConfig, Removed
@@ -34,6 +34,7 @@ class InputConfig(FrozenConfig):
     working_box_px: int | None = Field(
         default=None,
         ge=16,
+        multiple_of=2,
         description="even box in px to which images are Fourier-cropped while poses are inferred; None for 64 at most, "
         "or 32 (amortized)",
     )
@@ -234,6 +235,20 @@ class ReconstructConfig(FrozenConfig):
     renamed: ClassVar[Mapping[str, str]] = RENAMED
     removed: ClassVar[Mapping[str, Removed]] = REMOVED
 
+    # Modes that use a setting or section; what is not listed counts in every mode.
+    used_by: ClassVar[Mapping[str, tuple[PoseInference, ...]]] = {
+        "search": ("search", "hybrid"),
+        "search.symmetry": ("search", "hybrid", "known"),
+        "hybrid": ("hybrid",),
+        "encoder": ("hybrid", "amortized"),
+        "decoder": ("amortized",),
+        "loss": ("amortized",),
+        "training": ("amortized",),
+        "input.shift_sigma_angstrom": ("search", "hybrid", "amortized"),
+        "input.working_box_px": ("search", "hybrid", "amortized"),
+        "input.scratch_dir": ("amortized",),  # the others read each image once or twice
+    }
+
     particles: Path = Field(description="RELION star file, or a bare stack with angpix")
     output: Path = Field(description="run folder")
     pose_inference: PoseInference = Field(
@@ -255,3 +270,17 @@ class ReconstructConfig(FrozenConfig):
     decoder: DecoderConfig = DecoderConfig()
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _symmetry_is_imposed(self) -> "ReconstructConfig":
+        if self.pose_inference == "amortized" and self.search.symmetry.strip().upper() != "C1":
+            raise ValueError(
+                f"--sym {self.search.symmetry} with --pose-inference amortized, which imposes no symmetry: leave --sym "
+                "out, or choose --pose-inference search"
+            )
+        return self
+
+    def unused(self) -> Mapping[str, str | None]:
+        """What the mode of pose inference leaves without effect."""
+        mode = self.pose_inference
+        return {key: None if mode in modes else f"--pose-inference {mode}" for key, modes in self.used_by.items()}

@@ -40,3 +40,14 @@ class ScreenConfig(FrozenConfig):
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="random seed of synthetic outliers and of the network's initial weights"
     )
+
+    def unused(self) -> Mapping[str, str | None]:
+        """Settings of scores where no particles are scored."""
+        if self.scorer == "none":
+            return {"datadir": "--scorer none", "seed": "--scorer none"}
+        is_star = self.run.suffix == ".star"
+        return (
+            dict.fromkeys(("scorer", "datadir", "seed"), "a star file, which has no maps to score with")
+            if is_star
+            else {}
+        )

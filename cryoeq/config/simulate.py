@@ -94,6 +94,15 @@ class SimulateConfig(FrozenConfig):
             raise ValueError("--snr is not a number; give a positive number, or inf for no noise")
         return self
 
+    def unused(self) -> Mapping[str, str | None]:
+        """Settings of crystals without one, of single particles with one, of a CTF or of noise that there is not."""
+        crystal = ("tilt_deg", "tilt_axis_deg", "disorder_angstrom", "micrograph_px")
+        single = ("views", "shift_sigma_angstrom", "astigmatism_angle_deg")
+        ctf = ("defocus_min_um", "defocus_max_um", "astigmatism_angstrom", "astigmatism_angle_deg")
+        unused = dict.fromkeys(*((crystal, "no --crystal") if self.crystal is None else (single, "--crystal")))
+        unused |= {} if self.with_ctf else dict.fromkeys(ctf, "--no-ctf")
+        return unused | ({} if math.isfinite(self.snr) else {"noise": "--snr inf"})
+
     @field_serializer("snr", when_used="json")
     def _snr_for_json(self, snr: float) -> float | str:
         return snr if math.isfinite(snr) else "inf"  # JSON has no infinity

@@ -25,6 +25,7 @@ from cryoeq.io.scratch import keep_on_scratch
 
 _SAMPLE_SIZE = 512
 _CHUNK = 256
+CACHE_BYTES = 2**30  # of preprocessed images that are kept in memory
 # Images read from the files: runs of 64 neighbours, of which 64 runs at a time are mixed.
 _RUN_LENGTH, _MIXED_RUNS = 64, 64
 _READ_BYTES = 2**28  # pixels read at once
@@ -65,7 +66,7 @@ class ParticleDataset:
         *,
         working_box_px: int | None = None,
         sign: int | None = None,
-        cache_bytes: int = 2**30,
+        cache_bytes: int = CACHE_BYTES,
         scratch: Path | None = None,
     ) -> "ParticleDataset":
         """Decide contrast and scale from up to 512 images, and read the whole stack into memory where it is small.
@@ -87,7 +88,7 @@ class ParticleDataset:
             OutputError: the scratch disk is too small.
         """
         table = stack.table
-        box = _checked_box(working_box_px, table.box_size_px)
+        box = checked_box(working_box_px, table.box_size_px)
         fits = len(table) * box * box * 4 <= cache_bytes
         all_rows = torch.arange(len(table))
         sample_rows = (
@@ -215,7 +216,16 @@ class ParticleDataset:
             yield self.batch(chunk)
 
 
-def _checked_box(working_box_px: int | None, stored_px: int) -> int:
+def checked_box(working_box_px: int | None, stored_px: int) -> int:
+    """The box of the images in the batches.
+
+    Args:
+        working_box_px: box to Fourier-crop to; None keeps that of the images.
+        stored_px: box of the images.
+
+    Raises:
+        ConfigError: the working box is odd, tiny, or larger than the images.
+    """
     box = stored_px if working_box_px is None else working_box_px
     if box % 2 or not SMALLEST_BOX_PX <= box <= stored_px:
         expected = f"an even number from {SMALLEST_BOX_PX} to the {stored_px} px of the images is needed"

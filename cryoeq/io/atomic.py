@@ -48,13 +48,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _force_to_disk(path.parent)
     except OSError as error:
-        if error.errno not in _ADVICE:
+        if (explained := why_unwritable(error)) is None:
             raise
-        reason, advice = _ADVICE[error.errno]
+        reason, advice = explained
         raise OutputError(f"{path} could not be written: {reason}", "", advice) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def why_unwritable(error: OSError) -> tuple[str, str] | None:
+    """Why a file cannot be written, and what to do; None where the system's reason is none of these."""
+    return _ADVICE.get(error.errno or 0)
 
 
 def _force_to_disk(path: Path) -> None:

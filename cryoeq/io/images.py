@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoeq.errors import ParticleFileError
+from cryoeq.io.image_places import ImagePlace, candidates, places_of_images
 from cryoeq.io.labels import IMAGE_NAME
 from cryoeq.io.mrc import MrcStack
 from cryoeq.io.star import StarTable
@@ -87,7 +88,7 @@ def locate_images(star: StarTable, datadir: Path | None) -> tuple[LazyImages, tu
     is_numbered = at == "@"
     distinct, stack_index = np.unique(np.where(is_numbered, path, names), return_inverse=True)
     slice_index = _image_numbers(star, np.where(is_numbered, number, "1")) - 1
-    located = _find_stacks(distinct.tolist(), (star.path or Path("star")).absolute().parent, datadir)
+    located = _find_stacks(distinct.tolist(), (star.path or Path("star")).absolute(), datadir)
     paths, file_index = _distinct_files(located)
     stack_index = file_index[stack_index]
     stacks = tuple(MrcStack.open(path) for path in paths)
@@ -193,11 +194,12 @@ def check_boxes(stacks: tuple[MrcStack, ...]) -> None:
         )
 
 
-def _find_stacks(names: list[str], star_folder: Path, datadir: Path | None) -> list[Path]:
-    """The file of each name, RELION's project folder being unknown: in the order of ``_candidates``."""
-    located = [next(filter(_is_file, _candidates(name, star_folder, datadir)), None) for name in names]
+def _find_stacks(names: list[str], star_path: Path, datadir: Path | None) -> list[Path]:
+    """The file of each name, RELION's project folder being unknown: in the order of ``candidates``."""
+    places = places_of_images(star_path, datadir)
+    located = [next(filter(_is_file, candidates(name, places)), None) for name in names]
     if missing := [name for name, path in zip(names, located, strict=True) if path is None]:
-        raise _missing_stacks(missing, len(names), star_folder, datadir)
+        raise _missing_stacks(missing, len(names), places, datadir)
     paths = [path for path in located if path is not None]
     names_of: dict[Path, list[str]] = {}
     for name, path in zip(names, paths, strict=True):
@@ -218,15 +220,19 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _missing_stacks(missing: list[str], count: int, star_folder: Path, datadir: Path | None) -> ParticleFileError:
+def _missing_stacks(
+    missing: list[str], count: int, places: Sequence[ImagePlace], datadir: Path | None
+) -> ParticleFileError:
     """The error of stacks that were not found, with what may have become of the first."""
-    name, candidates = missing[0], list(_candidates(missing[0], star_folder, datadir))
-    folders = [*([f"--datadir {datadir}"] if datadir else []), f"{star_folder} and its parents"]
+    name, sought = missing[0], list(candidates(missing[0], places))
+    star_folders = dict.fromkeys(place.star_folder for place in places)
+    folders = [f"--datadir {datadir}"] if datadir else []
+    folders += [f"{folder} and its parents" for folder in star_folders]
     found = f"{len(missing)} of {count} stacks were not found, the first is {name!r}; "
     found += f"looked in {', '.join([*folders, f'the current folder {Path.cwd()}'])}"
     advice = "Give the folder of the images with --datadir"
-    others = (path.with_suffix(suffix) for path in candidates if path.suffix for suffix in STACK_SUFFIXES)
-    if denied := next(filter(None, map(_denied_folder, candidates)), None):
+    others = (path.with_suffix(suffix) for path in sought if path.suffix for suffix in STACK_SUFFIXES)
+    if denied := next(filter(None, map(_denied_folder, sought)), None):
         found += f"; permission denied for the folder {denied}"
         advice = "Ask the folder's owner for access, or give another folder of the images with --datadir"
     elif other := next(filter(_is_file, others), None):
@@ -255,23 +261,6 @@ def _distinct_files(paths: list[Path]) -> tuple[list[Path], Int[np.ndarray, " pa
     number: dict[str, int] = {}
     index = np.array([number.setdefault(os.path.realpath(path), len(number)) for path in paths])
     return [paths[i] for i in np.unique(index, return_index=True)[1]], index
-
-
-def _candidates(name: str, star_folder: Path, datadir: Path | None) -> Iterator[Path]:
-    """Candidates for a stack: the data folder, the path itself, the star's folder and its parents, the current folder.
-
-    In the data folder and the star's own folder the path may be cut from the left, down to the bare file name.
-    """
-    path = Path(name)
-    parts = path.parts[1:] if path.is_absolute() else path.parts
-    shortened = [Path(*parts[start:]) for start in range(len(parts))]
-    if datadir is not None:
-        yield from (datadir / short for short in shortened)
-    if path.is_absolute():
-        yield path
-    else:
-        yield from (folder / path for folder in (star_folder, *star_folder.parents, Path.cwd()))
-    yield from (star_folder / short for short in shortened[1:])
 
 
 def _header_notes(stacks: tuple[MrcStack, ...]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from cryoeq.errors import MapFileError
 from cryoeq.io.atomic import atomic_path
 from cryoeq.io.compressed import read_start
 from cryoeq.io.foreign import recognise
+from cryoeq.io.text import name_in_utf8
 
 # B-factor over squared grid spacing from which a Gaussian atom is sampled well (Refmac's rule, gemmi).
 _GRID_BLUR = 8 * math.pi**2 / 1.1
@@ -182,7 +183,8 @@ def _first_model(path: Path) -> gemmi.Structure:
         kind = recognise(read_start(path, _START_BYTES, MapFileError), expects_text=True)
         if kind is not None:
             raise MapFileError(f"{path} is not an atomic model but {kind.name}", _EXPECTED, kind.advice)
-        structure = gemmi.read_structure(str(path))
+        with name_in_utf8(path) as name:
+            structure = gemmi.read_structure(name)
     except (RuntimeError, ValueError, OSError, EOFError) as error:
         raise MapFileError(f"{path}: gemmi cannot read it ({error})", _EXPECTED, _ADVICE) from error
     except IndexError:  # gemmi's word for a CIF file without a block

@@ -9,7 +9,8 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,7 @@ import yaml
 
 import cryoeq
 from cryoeq.domain.events import Note
-from cryoeq.errors import OutputError
+from cryoeq.errors import ConfigError, OutputError
 from cryoeq.io.text import read_json, write_json, write_text
 from cryoeq.outputs.folder import make_folder
 
@@ -29,20 +30,25 @@ Status = Literal["running", "done", "failed", "stopped"]
 _HASHED_BYTES = 64 * 1024**2
 # Files of a run: our own, and those with RELION's names.
 _RUN_FILES = ("job.json", "command.txt", "job.star", "run_*")
-_RECORD = {"job.json", "command.txt", "config.yaml", "run.log", "progress.csv", "report.html"}
+_RECORD = {"job.json", "command.txt", "config.yaml", "run.log", "progress.csv", "report.html", "traceback.txt"}
 
 
 @dataclass(frozen=True)
 class RunFolder:
     """A folder that belongs to one run.
 
-    As a context manager it marks the run as failed or stopped when the block is left by an error or a signal.
+    As a context manager it marks the run as failed or stopped when the block is left by an error or a signal. Settings
+    that cannot work leave nothing: the record of a new run that wrote no result goes with them.
 
     Args:
         folder: path of the folder.
+        earlier: files that the folder held before a new run; None where the run is not a new one.
+        is_made: whether the folder was made for the run.
     """
 
     folder: Path
+    earlier: frozenset[str] | None = None
+    is_made: bool = False
 
     @classmethod
     def create(
@@ -63,7 +69,8 @@ class RunFolder:
             settings: the resolved configuration, in types of JSON; ``seed`` is repeated at the top of ``job.json``.
             inputs: files whose checksums are recorded.
             device: the device that ``auto`` chose; None repeats the settings.
-            resume: whether to resume the run in the folder; an empty or missing folder starts a new one.
+            resume: whether to resume the run in the folder, its record brought up to the settings given; an empty or
+                missing folder starts a new one.
 
         Returns:
             The folder, its status "running".
@@ -72,8 +79,8 @@ class RunFolder:
             OutputError: the folder holds another run, unless that one failed before it wrote anything but its record;
                 or it cannot be written.
         """
-        run = cls(path)
-        make_folder(path)
+        is_made = not path.exists()
+        run = cls(make_folder(path))
         present = next(_present_files(path), None)
         if present is not None and not resume and not _is_empty_run(run):
             raise OutputError(
@@ -82,16 +89,19 @@ class RunFolder:
                 "Choose another -o, delete the folder, or add --resume to continue it",
             )
         is_old = resume and run.path("job.json").is_file()
+        run = replace(run, earlier=None if is_old else frozenset(run._names()), is_made=is_made)
         write_text(run.path("command.txt"), _earlier_commands(run) + shlex.join(command) + "\n")
         if is_old:
             for unfinished in path.glob(".*.tmp*"):  # left by a process that was killed while it wrote
                 unfinished.unlink()
-            run._update(status="running", resumed=[*run.job().get("resumed", []), _now()])
+            record = _new_job(command, settings, inputs, device)
+            current = {key: record[key] for key in ("settings", "seed", "device", "inputs", "working_directory")}
+            run._update(**current, status="running", resumed=[*run.job().get("resumed", []), _now()])
         else:
             for stale in ("progress.csv", "report.html"):
                 run.path(stale).unlink(missing_ok=True)
             write_json(run.path("job.json"), _new_job(command, settings, inputs, device))
-            write_text(run.path("config.yaml"), yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+        write_text(run.path("config.yaml"), yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
         return run
 
     def __enter__(self) -> "RunFolder":
@@ -100,8 +110,14 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and self.job()["status"] == "running":
-            self.finish("failed" if issubclass(kind, Exception) else "stopped", {"error": str(error)} if error else {})
+        if kind is None:
+            return
+        with suppress(OutputError):  # a disk that is full now: the error that comes through here says so
+            if self.job()["status"] == "running":
+                status: Status = "failed" if issubclass(kind, Exception) else "stopped"
+                self.finish(status, {"error": str(error)} if error else {})
+        if issubclass(kind, ConfigError) and self.earlier is not None:
+            self._remove_record(self._names() - self.earlier)
 
     def path(self, name: str) -> Path:
         """Path of a file in the folder."""
@@ -137,6 +153,18 @@ class RunFolder:
         """
         self._update(verdict=dict(verdict))
 
+    def _names(self) -> set[str]:
+        return {path.name for path in self.folder.iterdir()}
+
+    def _remove_record(self, written: set[str]) -> None:
+        """Remove what the run wrote, and the folder that was made for it, unless there are results."""
+        if not written <= _RECORD:
+            return
+        for name in written:
+            self.path(name).unlink()
+        if self.is_made:
+            self.folder.rmdir()
+
     def _update(self, **changes: object) -> None:
         write_json(self.path("job.json"), self.job() | changes)
 
@@ -166,7 +194,7 @@ def _is_empty_run(run: RunFolder) -> bool:
 
 def _earlier_commands(run: RunFolder) -> str:
     path = run.path("command.txt")
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    return path.read_text(encoding="utf-8", errors="surrogateescape") if path.is_file() else ""
 
 
 def _new_job(
@@ -176,6 +204,7 @@ def _new_job(
         "version": cryoeq.__version__,
         "commit": _commit(),
         "command": list(command),
+        "working_directory": str(Path.cwd()),
         "settings": dict(settings),
         "seed": settings.get("seed"),
         "device": device or settings.get("device"),

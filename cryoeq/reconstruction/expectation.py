@@ -15,7 +15,7 @@ from cryoeq.reconstruction.pose_likelihood import PoseLikelihood
 from cryoeq.runtime.batching import in_parallel, numbers_at_a_time
 
 # Log-likelihoods in memory at a time: few enough for a processor's cache, enough for its matrix products.
-_NUMBERS_CPU = 2**21
+LOG_LIKELIHOODS_ON_CPU = 2**21
 # Exponentials below this are as good as 0; smaller ones become denormal numbers, which take 20 times as long.
 _MIN_LOG_WEIGHT = -60.0
 
@@ -69,7 +69,7 @@ def expectation_step(
     """Posterior of each particle, in small batches; an event after each but the last.
 
     Args:
-        particles: one particle at least, up to the radius of the likelihood.
+        particles: particles up to the radius of the likelihood.
         likelihood: likelihood of the poses of a grid under the current map.
         offsets_px: offsets of each particle that takes part.
         shift_sigma_px: standard deviation of the normal prior of offsets, per axis; 0 for a flat prior.
@@ -78,7 +78,9 @@ def expectation_step(
         progress: the event after a number of particles.
     """
     rows = torch.arange(len(particles), device=offsets_px.device) if rows is None else rows
-    count, size = offsets_px.shape[1], numbers_at_a_time(particles.device, _NUMBERS_CPU)
+    if len(rows) == 0:  # another process's
+        return EStepResult(likelihood.no_images(), Posterior.empty(particles.plane.box_size_px, particles.device))
+    count, size = offsets_px.shape[1], numbers_at_a_time(particles.device, LOG_LIKELIHOODS_ON_CPU)
     hypotheses = len(likelihood.grid.inplane_rad) * 2 * len(likelihood.grid.views)
 
     def summarise(batch: Int[Tensor, " batch"]) -> tuple[LikelihoodTerms, Posterior]:

@@ -24,8 +24,8 @@ from cryoeq.runtime.random_streams import Stream, stream_generator
 
 STAGE = "global re-alignment"
 _FRACTION = 1 / 3  # of the particles, those of the lowest log-likelihood
-_REACH = 3.0  # radius of the search for offsets, over their standard deviation
-_OFFSETS_PER_WAVELENGTH = 2.5
+REACH = 3.0  # radius of the search for offsets, over their standard deviation
+OFFSETS_PER_WAVELENGTH = 2.5
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def search_poses_exhaustively(
     harmonics = disk_harmonics(n, radius, support_radius(settings.mask_radius, n), device)
     grid = pose_grid(radius, generator, device)
     likelihood = PoseLikelihood.build(reference, grid, harmonics)
-    step_px, reach_px = offset_step_px(n, radius, _OFFSETS_PER_WAVELENGTH), _REACH * settings.shift_sigma_px
+    step_px, reach_px = offset_step_px(n, radius, OFFSETS_PER_WAVELENGTH), REACH * settings.shift_sigma_px
     offsets = (
         disk_offsets(reach_px, step_px, len(rows), generator, device)
         if reach_px > 0

@@ -22,7 +22,7 @@ from cryoeq.runtime.distributed import shard
 
 _NOISE_SAMPLE = 1000  # images from which the noise of an optics group is measured
 _PARTICLE_RADIUS = 0.75  # of half the box: what lies outside is noise, as in the normalisation of the background
-_BATCH_PIXELS = 2**23  # in memory at a time: large enough that adding up the sums costs little
+BATCH_PIXELS = 2**23  # in memory at a time: large enough that adding up the sums costs little
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def reconstruct_from_poses(
     sets = torch.zeros(len(dataset), dtype=torch.long) if half_set is None else half_set.cpu()
     sums = {number: WienerBackprojection.empty(n, device=device) for number in sets.unique().tolist()}
     local_rows = shard(torch.arange(len(dataset)))
-    for batch in dataset.batches(batch_size or max(1, _BATCH_PIXELS // n**2), local_rows):
+    for batch in dataset.batches(batch_size or max(1, BATCH_PIXELS // n**2), local_rows):
         for number, subset in _split(batch, sets):
             weights = precision[dataset.table.optics_index[subset.indices]].to(plane.coords.device)
             on_device = subset.to(plane.coords.device)

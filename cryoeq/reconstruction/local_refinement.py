@@ -28,8 +28,8 @@ from cryoeq.runtime.distributed import all_gather, shard
 _FIRST_DAMPING = 0.1
 _MAX_STEP_RAD = 0.15
 _MAX_STEP_PX = 1.0
-_CHUNK_POINTS_CPU = 2**17
-_NUMBERS_PER_POINT = 64  # residual, Jacobian of five columns, eight channels of slices: complex, and copies of them
+CHUNK_POINTS_ON_CPU = 2**17
+NUMBERS_PER_POINT = 64  # residual, Jacobian of five columns, eight channels of slices: complex, and copies of them
 
 
 @dataclass(frozen=True)
@@ -109,15 +109,16 @@ def refine_poses(
         rows: particles to refine, copied a batch at a time only; None for all.
     """
     rows = torch.arange(len(particles), device=particles.device) if rows is None else rows
-    points = numbers_at_a_time(particles.device, _CHUNK_POINTS_CPU * _NUMBERS_PER_POINT) // _NUMBERS_PER_POINT
+    points = numbers_at_a_time(particles.device, CHUNK_POINTS_ON_CPU * NUMBERS_PER_POINT) // NUMBERS_PER_POINT
     target = _Target(reference.with_gradient, reference.weights(particles.plane), shift_sigma_px)
 
     def refine(batch: Int[Tensor, " batch"]) -> RefinedPoses:
         return _refine(particles.rows(rows[batch]), target, poses.rows(batch), steps)
 
     local = shard(torch.arange(len(rows), device=particles.device))
-    batches = local.split(max(1, points // len(particles.plane)))
-    return all_gather(RefinedPoses.cat(list(in_parallel(refine, batches))), local, len(rows))
+    batches = local.split(max(1, points // len(particles.plane))) if len(local) > 0 else ()
+    none = RefinedPoses(poses.rows(local[:0]), reference.precision[:0], reference.precision[:0])
+    return all_gather(RefinedPoses.cat([none, *in_parallel(refine, batches)]), local, len(rows))
 
 
 def _refine(particles: ParticleTransforms, target: _Target, poses: PoseSet, steps: int) -> RefinedPoses:

@@ -19,7 +19,7 @@ from cryoeq.physics.shift import shift_phases
 
 POWER_ORDERS = 3  # angular orders 0, 2 and 4 of the squared CTF
 _HAT_SPACING = 0.5  # cycles per box
-_BATCH = 1024
+READING_BATCH = 1024
 _ANGLES = 8  # over half a turn, to compute the angular harmonics of the squared CTF
 _MIN_NOISE, _QUIETEST = 0.05, 0.8  # least noise: fraction of the shell's own variance, of the quietest shell's
 
@@ -156,7 +156,7 @@ def load_transforms(
     plane = HalfPlane.up_to(n, n / 2 - 1, device)
     stack: ParticleTransforms | None = None
     done = 0
-    for batch in dataset.batches(_BATCH, rows):
+    for batch in dataset.batches(READING_BATCH, rows):
         transforms = _transform(batch.to(device), plane, dataset.pixel_size_angstrom)
         stack = _allocate(transforms, count) if stack is None else stack
         _write(stack, slice(done, done + len(batch)), transforms)

@@ -156,6 +156,14 @@ class PoseLikelihood:
         power = _sum_rows(moments[:POWER_ORDERS], images.quadratic_term, torch.ones_like(sign[:POWER_ORDERS]))
         return LikelihoodTerms(linear, power)
 
+    def no_images(self) -> LikelihoodTerms:
+        """Sums over no image, as ``sum_images`` has them."""
+        views, radial = len(self.grid.views), self.harmonics.basis.shape[-1]
+        return LikelihoodTerms(
+            self.precision.new_zeros(len(self.harmonics.orders), views, radial, 2),
+            self.precision.new_zeros(POWER_ORDERS, views, self.hats.shape[1], 2),
+        )
+
     def insert(
         self, sums: LikelihoodTerms, padded_size: int, symmetry: Float[Tensor, "order 3 3"] | None = None
     ) -> Float[Tensor, "3 m m m"]:
@@ -225,8 +233,19 @@ def pose_grid(radius: int, generator: torch.Generator, device: torch.device) -> 
         generator: random number generator of the frame.
         device: device of the grid.
     """
-    order = 2 if radius <= COARSE_SHELL else 3
     offset = 2 * math.pi * float(torch.rand(1, generator=generator))
-    return PoseGrid.build(
-        order, 2 * round(_INPLANE_PER_SHELL * radius), random_rotations(1, generator, device)[0], offset
-    )
+    frame = random_rotations(1, generator, device)[0]
+    return PoseGrid.build(_healpix_order(radius), _n_inplane(radius), frame, offset)
+
+
+def grid_size(radius: int) -> tuple[int, int]:
+    """Number of views, without their mirrors, and of in-plane angles of ``pose_grid``."""
+    return 6 * 4 ** _healpix_order(radius), _n_inplane(radius)
+
+
+def _healpix_order(radius: int) -> int:
+    return 2 if radius <= COARSE_SHELL else 3
+
+
+def _n_inplane(radius: int) -> int:
+    return 2 * round(_INPLANE_PER_SHELL * radius)

@@ -46,8 +46,10 @@ def in_parallel(function: Callable[[Tensor], Result], batches: tuple[Tensor, ...
 
     Args:
         function: function of the rows of a batch, without side effects on other batches.
-        batches: rows of each batch, at least one batch.
+        batches: rows of each batch.
     """
+    if not batches:
+        return
     workers = min(torch.get_num_threads(), len(batches)) if batches[0].device.type == "cpu" else 1
     if workers == 1:
         yield from _halving(function, batches)

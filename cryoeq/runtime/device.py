@@ -38,7 +38,8 @@ def choose_device(name: str, option: str = "") -> torch.device:
         raise ConfigError(
             f"{option or f'--device {name}'}: torch {torch.__version__} sees {count} CUDA devices on {place}",
             "",
-            "Use --device auto or --device cpu, or start fewer processes; `cryoeq doctor` shows what is missing",
+            f"{'Leave it out' if option else 'Use --device auto or --device cpu, or start fewer processes'}; "
+            "`cryoeq doctor` shows what is missing",
         )
     return torch.device("cuda", index)
 

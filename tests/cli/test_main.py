@@ -34,10 +34,34 @@ def test_underscores_are_dashes_in_names_only(typed: list[str], understood: list
     assert normalise(typed) == understood
 
 
-@pytest.mark.parametrize("typed", [["no-such-command"], ["doctor", "--no-such-option"], ["demo", "--seed", "many"]])
-def test_wrong_use_has_exit_code_2(typed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["no-such-command"], "'no-such-command'"),
+        (["doctor", "--no-such-option"], "No such option: --no-such-option. `cryoeq doctor --help`"),
+        (["demo", "--seed", "many"], "'--seed': expected a whole number"),
+        (["reconstruct", "x", "--angpix", "foo"], "'--angpix': expected a number"),
+        (["reconstruct", "x", "--angpix", "-1"], "--angpix is -1.0. Expected a number greater than 0."),
+        (["reconstruct", "x", "-j", "0"], "-j/--threads is 0. Expected"),
+        (["reconstruct", "x", "--pixel-sizes", "2"], "Did you mean --angpix?"),
+        (["reconstruct", "x", "--preset", "demo"], "No such option: --preset. `cryoeq reconstruct --help`"),
+        (["reconstruct", "x", "y"], "unexpected extra argument"),
+        (["simulate", "x", "-n", "0"], "-n/--count is 0. Expected"),
+        (["simulate"], "'MODEL'"),
+    ],
+)
+def test_wrong_use_is_one_line_and_code_2(typed: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(typed) == 2
-    assert "Error" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("cryoeq: ")
+    assert words in line
+    assert "Input should" not in line
+
+
+@pytest.mark.parametrize("typed", [[], ["lattice"]])
+def test_a_program_without_a_command_shows_its_help(typed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(typed) == 2
+    assert capsys.readouterr().err.startswith("Usage: cryoeq")
 
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,8 +33,10 @@ def command(tmp_path: Path, tiny_particles: Path, tiny_training: tuple[str, ...]
 
 @pytest.fixture
 def stopped(tmp_path: Path, tiny_run: Path) -> Path:
-    """A copy of the finished run, to be damaged or resumed."""
-    return shutil.copytree(tiny_run, tmp_path / "run")
+    """A copy of the run, stopped before its maps were written, to be damaged or resumed."""
+    copied = shutil.copytree(tiny_run, tmp_path / "run")
+    write_json(copied / "job.json", read_json(copied / "job.json") | {"status": "stopped"})
+    return copied
 
 
 KILLED_WHILE_WRITING = """
@@ -138,11 +140,26 @@ def test_resuming_nothing_starts_a_new_run(
     assert_same_results(tmp_path / "run", tiny_run)
 
 
-def test_a_finished_run_can_be_resumed(stopped: Path, command: list[str], tiny_run: Path) -> None:
+def test_a_finished_run_has_nothing_to_resume(
+    tmp_path: Path, command: list[str], tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    for words in (command, ["reconstruct", "-o", str(folder)]):
+        assert run([*words, "--resume"]) == 0
+        assert "Nothing to resume" in capsys.readouterr().err
+    assert run([*command, "--resume", "--seed", "5"]) == 2
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_finished_run_whose_results_are_lost_makes_them_again(
+    tmp_path: Path, command: list[str], tiny_run: Path
+) -> None:
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
     for name in (*RESULTS, *MAPS):
-        (stopped / name).unlink()
+        (folder / name).unlink()
     assert run([*command, "--resume"]) == 0
-    assert_same_results(stopped, tiny_run)
+    assert_same_results(folder, tiny_run)
 
 
 @pytest.mark.parametrize(
@@ -252,6 +269,7 @@ def test_a_training_of_version_0_1_goes_on(tmp_path: Path, command: list[str], t
         (stopped / name).unlink()
     assert run([*command, "--resume"]) == 0
     assert "Resumed at step 9." in (stopped / "run.log").read_text()
+    assert read_json(stopped / "job.json")["settings"]["loss"].keys() == job["settings"]["loss"].keys()
     assert_same_results(stopped, tiny_run)
 
 

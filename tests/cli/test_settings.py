@@ -89,3 +89,15 @@ def test_it_needs_no_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "heavy: []"
+
+
+@pytest.mark.parametrize(
+    ("word", "now"),
+    [
+        ("hybrid.rate", "is now called hybrid.learning_rate"),
+        ("search.decoder_steps", "is no longer a setting: an implicit decoder"),
+    ],
+)
+def test_names_of_the_version_before_lead_to_todays(word: str, now: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["settings", word]) == 0
+    assert f"{word} {now}" in capsys.readouterr().out

@@ -81,8 +81,8 @@ def test_settings_cannot_be_changed() -> None:
             r"--set: encoder\.gruop is not a setting.*group, .*channels.*Did you mean encoder\.group",
         ),
         (["group=so2"], r"group is not a setting.*Did you mean encoder\.group\?"),
-        (["encoder.channels=0"], r"encoder\.channels is 0\. Input should be greater than or equal to 1"),
-        (["encoder.channels=many"], r"encoder\.channels is 'many'.*valid integer"),
+        (["encoder.channels=0"], r"encoder\.channels is 0\. Expected a number greater than or equal to 1"),
+        (["encoder.channels=many"], r"encoder\.channels is 'many'.*whole number"),
         (["encoder=d4"], r"encoder is 'd4'"),
         (["rate=.nan"], r"rate is nan"),
         (["decoder.kind=voxel", "decoder.padding=0"], r"--set: decoder\.padding is 0"),
@@ -107,9 +107,9 @@ def test_the_layer_that_is_wrong_is_named(tmp_path: Path) -> None:
     file.write_text("particles: a.star\nseed: x\n")
     with pytest.raises(ConfigError, match=r"mine\.yaml: seed is 'x'"):
         load_config(Example, file=file)
-    with pytest.raises(ConfigError, match=r"^--seed is 'y'\. Input"):
+    with pytest.raises(ConfigError, match=r"^--seed is 'y'\. Expected"):
         load_config(Example, file=file, explicit={"seed": "y"})
-    with pytest.raises(ConfigError, match=r"^-c/--width is 0\. Input"):
+    with pytest.raises(ConfigError, match=r"^-c/--width is 0\. Expected"):
         load_config(Example, explicit={"particles": "a.star", "encoder.channels": 0})
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import cryoeq
-from cryoeq.errors import DivergedError, OutputError, Terminated
+from cryoeq.errors import ConfigError, DivergedError, OutputError, Terminated
 from cryoeq.io.text import read_json
 from cryoeq.outputs import run_folder
 from cryoeq.outputs.run_folder import RunFolder, free_folder
@@ -100,12 +100,13 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
         RunFolder.create(tmp_path / "file", command=COMMAND, settings=SETTINGS)
 
 
-def test_a_resumed_run_keeps_its_record(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_record_with_todays_settings(tmp_path: Path) -> None:
     first = RunFolder.create(tmp_path, command=COMMAND, settings=SETTINGS)
     first.finish("stopped", {})
     again = RunFolder.create(tmp_path, command=[*COMMAND, "--resume"], settings={"seed": 8}, resume=True)
     job = again.job()
-    assert (job["settings"], job["status"], len(job["resumed"])) == (SETTINGS, "running", 1)
+    assert (job["settings"], job["status"], len(job["resumed"])) == ({"seed": 8}, "running", 1)
+    assert job["started"] == first.job()["started"]
     assert again.path("command.txt").read_text().count("\n") == 2
 
 
@@ -147,3 +148,25 @@ def test_the_default_folder_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     Path("cryoeq_demo").mkdir()
     Path("cryoeq_demo_2").mkdir()
     assert free_folder("cryoeq_demo") == Path("cryoeq_demo_3")
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_settings_that_cannot_work_leave_nothing(tmp_path: Path, was_there: bool) -> None:
+    folder = tmp_path / "run"
+    if was_there:
+        folder.mkdir()
+        (folder / "mine.txt").touch()
+    run = RunFolder.create(folder, command=COMMAND, settings=SETTINGS)
+    with pytest.raises(ConfigError), run:
+        raise ConfigError("the box does not fit")
+    assert folder.exists() == was_there
+    if was_there:
+        assert [path.name for path in folder.iterdir()] == ["mine.txt"]
+
+
+def test_results_of_a_run_stay_whatever_ends_it(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, command=COMMAND, settings=SETTINGS)
+    run.path("run_class001.mrc").touch()
+    with pytest.raises(ConfigError), run:
+        raise ConfigError("too late")
+    assert run.job()["status"] == "failed"

@@ -100,7 +100,7 @@ def test_chunks_make_no_difference(make_scene: Callable[..., Scene], monkeypatch
     scene = make_scene()
     whole = scene.expect(1.5)
     hypotheses = len(scene.likelihood.grid.inplane_rad) * 2 * len(scene.likelihood.grid.views)
-    monkeypatch.setattr(expectation, "_NUMBERS_CPU", 3 * scene.offsets_px.shape[1] * hypotheses)
+    monkeypatch.setattr(expectation, "LOG_LIKELIHOODS_ON_CPU", 3 * scene.offsets_px.shape[1] * hypotheses)
     steps = expectation_step(scene.particles, scene.likelihood, scene.offsets_px, shift_sigma_px=1.5)
     events, chunked = events_and_result(steps)
     assert events == [Progress("expectation", done, 10) for done in (3, 6, 9)]
@@ -165,3 +165,17 @@ def test_offsets_are_the_centre_and_a_polygon(count: int, generator: torch.Gener
         torch.testing.assert_close(sides, torch.full_like(sides, 2 * 1.7 * math.sin(math.pi / (count - 1))))
     again = hexagonal_offsets(centres, 1.7, count, generator)
     assert torch.equal(again, offsets) == (count == 1)
+
+
+def test_no_particles_add_nothing(make_scene: Callable[..., Scene]) -> None:
+    """As where other processes have them all."""
+    scene = make_scene()
+    steps = expectation_step(
+        scene.particles, scene.likelihood, scene.offsets_px[:0], shift_sigma_px=1.5, rows=torch.arange(0)
+    )
+    events, none = events_and_result(steps)
+    assert events == []
+    assert len(none.posterior.poses) == 0
+    some = scene.expect(1.5).sums
+    for name in ("cross_term", "quadratic_term"):
+        torch.testing.assert_close(getattr(none.sums + some, name), getattr(some, name), rtol=0, atol=0)

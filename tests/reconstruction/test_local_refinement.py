@@ -169,7 +169,7 @@ def test_chunks_make_no_difference(make_scene: Callable[..., Scene], monkeypatch
     scene = make_scene(11, sigma=0.5)
     start = scene.off_by(5.0, 0.5)
     whole = scene.refine(start, steps=3)
-    monkeypatch.setattr(local_refinement, "_CHUNK_POINTS_CPU", 4 * len(scene.particles.plane))
+    monkeypatch.setattr(local_refinement, "CHUNK_POINTS_ON_CPU", 4 * len(scene.particles.plane))
     chunked = scene.refine(start, steps=3)
     assert chunked.poses.box_size_px == whole.poses.box_size_px == 16
     for ours, theirs in zip(chunked.tensors(), whole.tensors(), strict=True):
@@ -192,3 +192,16 @@ def test_rows_are_refined_as_if_they_were_all(make_scene: Callable[..., Scene]) 
     )
     for ours, theirs in zip(among.tensors(), alone.tensors(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_no_particles_have_no_poses(make_scene: Callable[..., Scene]) -> None:
+    """As where other processes have them all."""
+    scene = make_scene(4)
+    none = refine_poses(
+        scene.particles,
+        scene.reference,
+        scene.poses.rows(torch.arange(0)),
+        shift_sigma_px=SHIFT_SIGMA_PX,
+        rows=torch.arange(0),
+    )
+    assert len(none.poses) == len(none.log_likelihood) == 0

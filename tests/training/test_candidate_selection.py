@@ -8,9 +8,12 @@ from torch import Tensor
 
 from cryoeq.domain.pose import PoseSet
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
+from cryoeq.models.pose_encoder import PoseEncoder
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.reference import Reference
-from cryoeq.training.synthetic.candidate_selection import RankedPoses, rank_candidates
+from cryoeq.training.synthetic import candidate_selection
+from cryoeq.training.synthetic.candidate_selection import RankedPoses, propose_poses_for_all, rank_candidates
+from cryoeq.training.synthetic.encoder_input import EncoderInput, encoder_box_px
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 COUNT, RADIUS, MIN_CONFIDENCE = 64, 6, 0.9
@@ -58,3 +61,12 @@ def test_wrong_poses_are_of_low_confidence(known: Known) -> None:
     is_doubtful = ranked.low_confidence(MIN_CONFIDENCE)
     assert float(is_doubtful[is_wrong].float().mean()) > 0.7
     assert float(is_doubtful[~is_wrong].float().mean()) < 0.2
+
+
+def test_a_process_without_particles_proposes_nothing(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    particles, volume, _ = known
+    encoder = PoseEncoder("c4", encoder_box_px(RADIUS), 2, (32,), trunk="dense", low_passes=False).eval()
+    encoder_input = EncoderInput.from_map(particles, volume, RADIUS, 0.0)
+    monkeypatch.setattr(candidate_selection, "shard", lambda rows: rows[:0])
+    monkeypatch.setattr(candidate_selection, "all_gather", lambda table, rows, count: table)
+    assert len(propose_poses_for_all(encoder, particles, encoder_input).rotations) == 0

@@ -13,7 +13,7 @@ from cryoeq.reconstruction.settings import AbInitioSettings
 from cryoeq.reconstruction.state import RefinementSettings
 
 _DEFAULT_WORKING_BOX_PX = {"search": 64, "hybrid": 64, "amortized": 32}
-_DEFAULT_SHIFT = 0.05  # of the box
+DEFAULT_SHIFT = 0.05  # of the box
 
 
 def build_stack(config: ReconstructConfig, *, with_poses: bool) -> ParticleStack:
@@ -66,7 +66,7 @@ def shift_sigma_px(config: ReconstructConfig, dataset: ParticleDataset) -> float
     """Standard deviation of the offsets per axis, in pixels of the dataset's box; 0 for centred particles."""
     sigma_angstrom = config.input.shift_sigma_angstrom
     if sigma_angstrom is None:
-        return _DEFAULT_SHIFT * dataset.box_size_px
+        return DEFAULT_SHIFT * dataset.box_size_px
     return sigma_angstrom / dataset.pixel_size_angstrom
 
 

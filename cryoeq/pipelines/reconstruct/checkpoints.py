@@ -24,6 +24,7 @@ from cryoeq.runtime.signals import deferred_signals
 
 _STEPS_FOLDER = "checkpoints"
 _TRAINING_FILE = "checkpoint.pt"
+_RESULTS = ("run_class001.mrc", "run_data.star")
 # Settings that a continuation may change: they decide where and how often things are done, not what.
 _FREE = (
     "output", "device", "threads", "particles", "input.datadir", "input.scratch_dir", "input.mask",
@@ -156,6 +157,13 @@ def require_same_settings(config: ReconstructConfig) -> None:
     record = config.output / "job.json"
     if record.is_file():
         _require_same(_recorded_settings(record), config, record)
+
+
+def is_done(folder: Path) -> bool:
+    """Whether the run in a folder has ended, with its map and its poses in place."""
+    if not all((folder / name).is_file() for name in ("job.json", *_RESULTS)):
+        return False
+    return RunFolder(folder).job().get("status") == "done"
 
 
 def load_training_state(config: ReconstructConfig, count: int, device: torch.device) -> dict[str, Any] | None:

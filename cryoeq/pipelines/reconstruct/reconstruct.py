@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Event, Note, Progress, Report
 from cryoeq.domain.volume import Volume
-from cryoeq.errors import DivergedError, ParticleFileError
+from cryoeq.errors import DivergedError
 from cryoeq.evaluation.independence import find_dependence
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, compare_maps
 from cryoeq.evaluation.verdict import MIN_NONSPHERICAL, RunFacts, RunVerdict, judge_run
@@ -38,6 +38,7 @@ from cryoeq.pipelines.reconstruct.half_sets import (
 )
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
+from cryoeq.pipelines.reconstruct.preflight import check_run
 from cryoeq.pipelines.reconstruct.search import search_poses
 from cryoeq.pipelines.reconstruct.supplied_maps import SuppliedMaps, compare_with_reference, read_supplied_maps
 from cryoeq.pipelines.report import read_run
@@ -48,7 +49,7 @@ from cryoeq.runtime.distributed import is_main_process, process_group
 from cryoeq.runtime.torchrun import torchrun_environment
 
 
-def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[Event]:
+def reconstruct(config: ReconstructConfig, *, resume: bool = False, doubts: Sequence[str] = ()) -> Iterator[Event]:
     """Reconstruct a map, with or without known poses.
 
     The processes that torchrun starts share the work; the main process writes.
@@ -59,6 +60,7 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[
     Args:
         config: settings of the run.
         resume: go on from the checkpoints in the run folder, where there are any.
+        doubts: warnings about the settings, for the run's record.
 
     Yields:
         Notes, progress, and a report.
@@ -67,6 +69,7 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[
     # What is wrong with the input each process finds out by itself, before any waits for another.
     stack = build_stack(config, with_poses=config.pose_inference == "known")
     supplied = read_supplied_maps(config, stack.table)
+    notes = [*(Note(doubt, "warning") for doubt in doubts), *check_run(config, stack, device)]
     training_state = None
     if resume:
         require_same_settings(config)
@@ -74,6 +77,7 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False) -> Iterator[
 
     def work(run: RunFolder, checkpoints: Checkpoints) -> Generator[Event, None, ReconstructionMetrics]:
         job = _Job(config, stack, supplied, run, device)
+        yield from notes
         with torch_threads(config.threads):
             return (yield from job.work(checkpoints.run, training_state))
 
@@ -261,11 +265,7 @@ def _take_poses(stack: ParticleStack) -> Generator[Event, None, PosedParticles]:
     """The poses and half sets of the star file."""
     table = stack.table
     if table.poses is None:
-        raise ParticleFileError(
-            f"{stack.star.path or 'the star file'}: no poses",
-            "--pose-inference known needs rlnAngleRot, rlnAngleTilt and rlnAnglePsi",
-            "Leave the option out to infer them",
-        )
+        raise ValueError("the poses were asked for before")
     yield from given_half_set_notes(table.half_set)
     return PosedParticles(table.poses, table.half_set)
 

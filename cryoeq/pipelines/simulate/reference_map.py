@@ -18,11 +18,17 @@ from cryoeq.simulation.field_of_view import FieldOfView
 
 _MAP_SUFFIXES = (".mrc", ".map", ".ccp4", ".rec")
 _TIGHT_FILL = 0.9
+_MIN_SYMMETRY = 0.9  # correlation of rotated copies: 0.98 and more where there is symmetry, 0.5 on 1WCM with C4
 
 
 @dataclass(frozen=True)
 class Truth:
-    """The map to project, and notes on it for the user."""
+    """The map to project, and notes on it for the user.
+
+    Args:
+        volume: the map.
+        notes: where it comes from, and doubts about it, one sentence each.
+    """
 
     volume: Volume
     notes: tuple[Note, ...]
@@ -66,8 +72,12 @@ def _truth_from_atoms(config: SimulateConfig, operators: torch.Tensor, device: t
         notes.append(
             f"The density is the mean over the {len(operators)} rotations of {config.symmetry} about the centre."
         )
-        atoms = replicate_atoms(atoms, operators)
-    return Truth(sample_atoms(atoms, field.box_size_px, field.pixel_size_angstrom), tuple(map(Note, notes)))
+    volume = sample_atoms(atoms, field.box_size_px, field.pixel_size_angstrom)
+    if len(operators) == 1:
+        return Truth(volume, tuple(map(Note, notes)))
+    averaged = sample_atoms(replicate_atoms(atoms, operators), field.box_size_px, field.pixel_size_angstrom)
+    doubts = _doubts_on_symmetry(volume, averaged, len(operators), config.symmetry)
+    return Truth(averaged, (*map(Note, notes), *doubts))
 
 
 def _truth_from_map(config: SimulateConfig, operators: torch.Tensor, device: torch.device) -> Truth:
@@ -87,5 +97,28 @@ def _truth_from_map(config: SimulateConfig, operators: torch.Tensor, device: tor
         volume = resample_map(volume, field.box_size_px, field.pixel_size_angstrom)
     if len(operators) > 1:
         notes.append(f"The map is averaged over the {len(operators)} rotations of {config.symmetry} about its centre.")
-        volume = symmetrise_map(volume, operators)
-    return Truth(volume, (*(Note(doubt, "warning") for doubt in doubts), *map(Note, notes)))
+        averaged = symmetrise_map(volume, operators)
+        notes_on_symmetry = _doubts_on_symmetry(volume, averaged, len(operators), config.symmetry)
+        volume = averaged
+    else:
+        notes_on_symmetry = ()
+    return Truth(volume, (*(Note(doubt, "warning") for doubt in doubts), *map(Note, notes), *notes_on_symmetry))
+
+
+def _doubts_on_symmetry(volume: Volume, averaged: Volume, order: int, symmetry: str) -> tuple[Note, ...]:
+    """A warning where a map does not have the symmetry that it was averaged over.
+
+    The mean of G copies with a mean correlation of c between any two correlates with each by sqrt((1 + (G - 1) c) / G).
+    """
+    first, second = (values.values - values.values.mean() for values in (volume, averaged))
+    with_mean = float((first * second).sum() / (first.norm() * second.norm()))
+    copies = (order * with_mean**2 - 1) / (order - 1)
+    if copies >= _MIN_SYMMETRY:
+        return ()
+    return (
+        Note(
+            f"The model has no {symmetry} symmetry about z through its centre: its rotated copies correlate by "
+            f"{copies:.2f}. What is simulated is their mean, another molecule; leave --sym out for the model itself.",
+            "warning",
+        ),
+    )

@@ -70,14 +70,16 @@ def propose_poses_for_all(
         encoder_input: preprocessing of the encoder.
     """
     local_rows = shard(torch.arange(len(particles), device=particles.device))
+    encoded = local_rows if len(local_rows) > 0 else local_rows.new_zeros(1)  # no transform takes an empty batch
     images, features = particles.ctf_multiplied[:, : len(encoder_input.plane)], particles.ctf_features
     proposals = PoseProposals.cat(
         [
             propose_poses(encoder, images[rows], encoder_input, None if features is None else features[rows])
-            for rows in local_rows.split(_BATCH)
+            for rows in encoded.split(_BATCH)
         ]
     )
-    return all_gather(proposals, local_rows, len(particles))
+    own = torch.arange(len(local_rows), device=particles.device)
+    return all_gather(proposals.rows(own), local_rows, len(particles))
 
 
 def rank_candidates(

@@ -309,3 +309,13 @@ def test_atomic_images_agree_with_those_of_another_program(reference_data: Path,
     ours = torch.cat(list(NoiseFreeStack.from_map(truth, table.poses[rows], table.ctf[rows]).batches()))
     pixels = torch.stack([ours.flatten(), stack.images.read(rows).flatten()])
     assert 0.68 < torch.corrcoef(pixels)[0, 1] < math.sqrt(0.5)
+
+
+@pytest.mark.parametrize("is_symmetric", [False, True])
+def test_a_symmetry_that_the_model_lacks_is_warned_of(map_path: Path, tmp_path: Path, is_symmetric: bool) -> None:
+    if is_symmetric:
+        work(map_path, tmp_path / "first", symmetry="C4", count=2)
+        map_path = tmp_path / "first" / "truth_volume.mrc"
+    events = work(map_path, tmp_path / "out", symmetry="C4", count=2)
+    warnings = [event.text for event in events if isinstance(event, Note) and event.level == "warning"]
+    assert any("no C4 symmetry about z" in text for text in warnings) != is_symmetric

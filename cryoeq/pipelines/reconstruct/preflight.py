@@ -1,0 +1,163 @@
+"""What can be known before a run begins: settings that do not fit the particles, too few of them, too little memory.
+
+Nothing is written before these checks, so that what they refuse leaves no folder behind.
+"""
+
+import os
+from collections.abc import Iterator
+
+import torch
+
+from cryoeq.config.reconstruct import ReconstructConfig
+from cryoeq.data.dataset import CACHE_BYTES, checked_box
+from cryoeq.domain.events import Note
+from cryoeq.domain.particles import ParticleTable
+from cryoeq.errors import ConfigError, InsufficientMemoryError, ParticleFileError
+from cryoeq.io.particles import ParticleStack
+from cryoeq.pipelines.reconstruct.build import DEFAULT_SHIFT, working_box
+from cryoeq.reconstruction.memory import SearchSize, encoder_memory, reconstruction_memory, search_memory
+from cryoeq.runtime.memory_limits import MemoryLimit, memory_limits
+from cryoeq.runtime.torchrun import torchrun_environment
+
+_TOLERANCE = 1.2  # by which a prediction may be too high: a run that might fit is not refused
+_ADVICE = {
+    "transforms of all particles": "Search in a smaller box (-D/--box), or with fewer particles",
+    "poses and offsets": "Give a smaller --shift-sigma, or fewer threads (-j/--threads)",
+    "maps": "Search in a smaller box (-D/--box)",
+    "maps at full size": "Rescale the particles to fewer pixels, as with relion_image_handler --rescale_angpix",
+    "images": "Search in a smaller box (-D/--box)",
+    "encoder": "Give smaller batches (--set hybrid.batch_size, --set training.batch_size), or a smaller box (-D/--box)",
+    "figures": "Use a machine with more memory",
+}
+
+
+def check_run(config: ReconstructConfig, stack: ParticleStack, device: torch.device) -> Iterator[Note]:
+    """Refuse what cannot work; a note on the memory that will be needed.
+
+    Args:
+        config: settings of the run.
+        stack: the particles, of which no pixel has been read.
+        device: device of the computation.
+
+    Raises:
+        ConfigError: the working box or the offsets do not fit the images.
+        ParticleFileError: poses are missing, or there are too few particles.
+        InsufficientMemoryError: the run needs more memory than there is.
+    """
+    table = stack.table
+    checked_box(working_box(config, stack), table.box_size_px)
+    if config.pose_inference == "known":
+        _require_poses(stack)
+    else:
+        _check_shift(config, table)
+        _require_particles(config, stack)
+    yield _check_memory(config, stack, device)
+
+
+def _require_poses(stack: ParticleStack) -> None:
+    if stack.table.poses is None:
+        raise ParticleFileError(
+            f"{stack.star.path or 'the star file'}: no poses",
+            "--pose-inference known needs rlnAngleRot, rlnAngleTilt and rlnAnglePsi",
+            "Leave the option out to infer them",
+        )
+
+
+def _check_shift(config: ReconstructConfig, table: ParticleTable) -> None:
+    sigma, side = config.input.shift_sigma_angstrom, table.box_size_px * table.pixel_size_angstrom
+    if sigma is not None and sigma > side / 2:
+        raise ConfigError(
+            f"--shift-sigma {sigma:g} Å is more than half the box, which is {side:.4g} Å wide",
+            f"the standard deviation of the offsets must be at most {side / 2:.4g} Å, and is a few per cent of the box "
+            "in most data",
+            "Check the unit (Å) and the pixel size",
+        )
+
+
+def _require_particles(config: ReconstructConfig, stack: ParticleStack) -> None:
+    """Two half sets, and in a search of several processes some particles for each."""
+    count, processes = len(stack.table), torchrun_environment().size
+    needed = 2 * processes
+    if count < needed:
+        among = f" with {processes} processes" if processes > 1 else ""
+        raise ParticleFileError(
+            f"{config.particles} holds too few particles: {count}",
+            f"--pose-inference {config.pose_inference}{among} needs {needed} at least, and thousands for a good map",
+            "Give more particles" if processes == 1 else "Give more particles, or start fewer processes",
+        )
+
+
+def _check_memory(config: ReconstructConfig, stack: ParticleStack, device: torch.device) -> Note:
+    """The memory that the run will need, beside what there is."""
+    phases = _predict(config, stack, device)
+    limits = memory_limits() if device.type == "cpu" else [_of_gpu(device)]
+    if not limits:
+        return Note(f"Memory: about {_gigabytes(max(sum(parts.values()) for parts in phases))} will be needed.")
+    limit, parts = limits[0], max(phases, key=lambda parts: sum(parts.values()))
+    processes = _processes_of_machine() if limit.is_shared and device.type == "cpu" else 1
+    needed = processes * (sum(parts.values()) + limit.in_use)
+    among = f" by {processes} processes" if processes > 1 else ""
+    if needed > _TOLERANCE * limit.limit:
+        largest = max(parts, key=lambda name: parts[name])
+        raise InsufficientMemoryError(
+            f"this run would need about {_gigabytes(needed)} of memory{among}, most of it for {largest}: "
+            f"{_gigabytes(processes * parts[largest])}",
+            f"{limit.name.capitalize()} is {_gigabytes(limit.limit)}",
+            _ADVICE[largest],
+        )
+    is_tight = needed > limit.limit
+    text = f"Memory: about {_gigabytes(needed)} will be needed{among}; {limit.name} is {_gigabytes(limit.limit)}."
+    return Note(text, "warning" if is_tight else "info")
+
+
+def _predict(config: ReconstructConfig, stack: ParticleStack, device: torch.device) -> list[dict[str, int]]:
+    """Bytes beyond what the process has now, by what they are for, in each phase of the run."""
+    table = stack.table
+    count, stored, mode = len(table), table.box_size_px, config.pose_inference
+    box = working_box(config, stack) or stored
+    sizes = [count] if table.half_set is None else table.half_set.bincount().tolist()
+    sets = [size for size in sizes if size > 0]
+    images = {"images": _cached(count, stored)}
+    final = images | {"maps at full size": reconstruction_memory(count, stored, max(sets), len(sets))}
+    if mode == "known":
+        return [final]
+    if mode == "amortized":
+        batch = config.training.batch_size if isinstance(config.training.batch_size, int) else 64
+        encoder = {"encoder": encoder_memory(4 * batch, box, is_wide=False)}
+        return [{"images": _cached(count, box)} | encoder, final | encoder]
+    search, last = config.search, box // 2 - 1
+    if box == stored and search.half_sets.max_exhaustive_shell >= last:
+        final = {}  # the search makes the maps
+    sigma = config.input.shift_sigma_angstrom
+    sigma_px = DEFAULT_SHIFT * box if sigma is None else sigma * box / (stored * table.pixel_size_angstrom)
+    size = SearchSize(
+        count,
+        box,
+        sigma_px,
+        min(search.half_sets.max_exhaustive_shell, last),
+        search.mask_radius,
+        (config.threads or torch.get_num_threads()) if device.type == "cpu" else 1,
+    )
+    parts = search_memory(size)
+    if mode == "hybrid":
+        parts["encoder"] = encoder_memory(config.hybrid.batch_size, 2 * (config.hybrid.max_shell + 1), is_wide=True)
+    return [parts, final]
+
+
+def _cached(count: int, box_px: int) -> int:
+    """Bytes of images that are kept in memory."""
+    size = 4 * count * box_px**2
+    return size if size <= CACHE_BYTES else 0
+
+
+def _of_gpu(device: torch.device) -> MemoryLimit:
+    free, total = torch.cuda.mem_get_info(device)
+    return MemoryLimit(f"the memory of {device}", total, total - free, is_shared=False)
+
+
+def _processes_of_machine() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if torchrun_environment().size > 1 else 1
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.3g} GB"

@@ -1,0 +1,92 @@
+"""Predicted memory: what is allocated per particle, and how the peak grows. Measured peaks: benchmarks/memory.py."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from cryoeq.reconstruction.expectation import LOG_LIKELIHOODS_ON_CPU, disk_offsets, offset_step_px
+from cryoeq.reconstruction.global_realignment import OFFSETS_PER_WAVELENGTH, REACH
+from cryoeq.reconstruction.memory import (
+    SearchSize,
+    encoder_memory,
+    reconstruction_memory,
+    search_memory,
+    transform_bytes,
+)
+from cryoeq.reconstruction.pose_likelihood import COARSE_SHELL, grid_size, pose_grid
+from cryoeq.reconstruction.reference import Reference
+
+SMALL = SearchSize(1000, 32, 1.6, 15, 0.42, 1)
+
+
+def total(size: SearchSize) -> int:
+    return sum(search_memory(size).values())
+
+
+def test_bytes_of_a_particle_are_those_of_its_tensors(
+    make_known: Callable[..., Any], observe: Callable[..., Any]
+) -> None:
+    particles = observe(make_known(5).dataset)
+    tensors = (
+        particles.ctf_multiplied, particles.ctf_squared, particles.ctf_squared_harmonics, particles.ctf_features
+    )  # fmt: skip
+    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 5
+    assert transform_bytes(particles.plane.box_size_px) == pytest.approx(held, rel=0.1)
+
+
+@pytest.mark.parametrize("radius", [4, COARSE_SHELL, COARSE_SHELL + 1])
+def test_the_size_of_a_grid_is_known_without_it(radius: int, generator: torch.Generator) -> None:
+    grid = pose_grid(radius, generator, torch.device("cpu"))
+    assert grid_size(radius) == (len(grid.views), len(grid.inplane_rad))
+
+
+def test_offsets_of_one_particle_are_counted(generator: torch.Generator) -> None:
+    """Where those of a single particle exceed a batch, they decide."""
+    size = replace(SMALL, shift_sigma_px=12.0)
+    step = offset_step_px(32, COARSE_SHELL, OFFSETS_PER_WAVELENGTH)
+    offsets = disk_offsets(REACH * 12.0, step, 1, generator, torch.device("cpu")).shape[1]
+    views, angles = grid_size(COARSE_SHELL)
+    poses = 2 * views * angles * offsets
+    assert poses > LOG_LIKELIHOODS_ON_CPU
+    assert search_memory(size)["poses and offsets"] == pytest.approx(16 * poses, rel=0.03)
+
+
+def test_maps_are_at_least_what_is_held_while_one_is_made() -> None:
+    """Two references, one of them with its gradient, and the sums of both half sets."""
+    reference = Reference.build(torch.zeros(32, 32, 32), torch.zeros(10))
+    bytes_of = [tensor.numel() * tensor.element_size() for tensor in (reference.padded, reference.with_gradient)]
+    sums = 2 * 3 * 64**3 * 4
+    assert search_memory(SMALL)["maps"] > 2 * bytes_of[0] + bytes_of[1] + sums
+
+
+@pytest.mark.parametrize(
+    "larger",
+    [
+        {"count": 2000},
+        {"box_px": 48},
+        {"shift_sigma_px": 16.0},
+        {"threads": 4},
+        {"max_exhaustive_shell": 40, "box_px": 96},
+    ],
+)
+def test_more_of_anything_needs_more(larger: dict[str, Any]) -> None:
+    assert total(replace(SMALL, **larger)) > total(SMALL)
+
+
+def test_a_million_offsets_are_a_hundred_gigabytes() -> None:
+    """What is never split is what runs out of memory."""
+    assert total(replace(SMALL, shift_sigma_px=1300.0)) > 1e11
+
+
+def test_maps_of_known_poses_grow_with_the_box_alone_once_a_batch_is_full() -> None:
+    full = reconstruction_memory(10**6, 64, 5 * 10**5, 2)
+    assert reconstruction_memory(10**7, 64, 5 * 10**6, 2) == full
+    assert reconstruction_memory(10**6, 256, 5 * 10**5, 2) > 20 * full / 4
+
+
+def test_wide_encoders_and_large_inputs_need_more() -> None:
+    assert encoder_memory(256, 32, is_wide=False) < encoder_memory(256, 32, is_wide=True)
+    assert encoder_memory(256, 32, is_wide=False) < encoder_memory(256, 64, is_wide=False)
