@@ -247,7 +247,7 @@ def _refuse_empty(census: PixelCensus, stack: ParticleStack) -> None:
     if bool(census.empty[census.seen].all()):
         which = f"{stack.star.path}: all {int(census.seen.sum())} images that were looked at"
         raise ParticleFileError(
-            f"{which} are constant or beyond 1e15, the first is {census.name(census.empty)}",
+            f"{which} are constant, beyond 1e15 or below 1e-15, the first is {census.name(census.empty)}",
             "cryoeq needs images of particles",
             "Check the stack, for example with relion_display, and extract the particles again",
         )

@@ -66,10 +66,11 @@ def _median_and_typical_distance(
 
 
 def is_empty(images: Float[Tensor, "batch n n"]) -> Bool[Tensor, " batch"]:
-    """Whether an image shows nothing: all of its pixels are equal, or one of them is beyond 1e15."""
+    """Whether an image shows nothing: all pixels are equal, one of them is beyond 1e15, or all are below 1e-15."""
     flat = images.flatten(1)
     low, high = flat.amin(1), flat.amax(1)
-    return (low == high) | (torch.maximum(high, -low) > _ABSURD)
+    largest = torch.maximum(high, -low)
+    return (low == high) | (largest > _ABSURD) | (largest < 1 / _ABSURD)
 
 
 @dataclass
@@ -129,7 +130,7 @@ class PixelCensus:
             )
         if bool(self.empty.any()):
             notes.append(
-                f"{int(self.empty.sum())} of the {among} are constant or beyond 1e15, the first is "
+                f"{int(self.empty.sum())} of the {among} are constant, beyond 1e15 or below 1e-15, the first is "
                 f"{self.name(self.empty)}: they count as zero and only dilute the map. Remove these rows."
             )
         if bool(self.loud.any()):

@@ -187,28 +187,33 @@ def randomise_phases(
     return filter_map(values, _random_phases(from_shell, generator))
 
 
-def require_mask(mask: Volume, volume: Volume) -> None:
+def require_mask(mask: Volume, volume: Volume, *, name: str = "the mask") -> None:
     """Refuse a mask that does not fit a map.
+
+    Args:
+        mask: the mask.
+        volume: map that the mask is laid over.
+        name: name of the mask, for messages.
 
     Raises:
         MapFileError: a box of another size, values outside 0 to 1, or nothing but zeros.
     """
     if mask.box_size_px != volume.box_size_px:
         raise MapFileError(
-            f"the mask has a box of {mask.box_size_px} pixels, the maps have {volume.box_size_px}",
+            f"{name} has a box of {mask.box_size_px} pixels, the maps have {volume.box_size_px}",
             "Expected a mask on the grid of the maps",
             "Make the mask from one of these maps",
         )
     low, high = float(mask.values.min()), float(mask.values.max())
     if high <= 0.5 and low >= -1e-4:
         raise MapFileError(
-            f"the mask is empty: its largest value is {high:.4g}",
+            f"{name} is empty: its largest value is {high:.4g}",
             "Expected values up to 1 in the particle",
             "Make the mask again",
         )
     if low < -1e-4 or high > 1 + 1e-4:
         raise MapFileError(
-            f"the mask has values from {low:.4g} to {high:.4g}",
+            f"{name} has values from {low:.4g} to {high:.4g}",
             "Expected values between 0 and 1",
             "Make the mask again",
         )

@@ -102,8 +102,8 @@ def test_bad_pixels_are_replaced_and_no_other(noise: Tensor, piece: str, value: 
 
 def test_images_that_show_nothing(noise: Tensor) -> None:
     images = noise.clone()
-    images[1], images[2, 0, 0], images[3] = 7.0, 1e16, images[3] * 1e-30
-    assert is_empty(images).nonzero().flatten().tolist() == [1, 2]
+    images[1], images[2, 0, 0], images[3], images[4] = 7.0, 1e16, images[3] * 1e-10, images[4] * 1e-30
+    assert is_empty(images).nonzero().flatten().tolist() == [1, 2, 4]
 
 
 def test_a_few_bad_images_decide_nothing(dark: Tensor) -> None:
@@ -172,7 +172,7 @@ def test_constant_images_are_named_and_count_as_zero(
     images[10:35], images[35] = 5.0, 1e30
     dataset = opened(images, cache_bytes=cache_bytes)
     (warning,) = warnings_of(dataset)
-    assert "26 of the 40 images are constant or beyond 1e15, the first is row 11" in warning
+    assert "26 of the 40 images are constant, beyond 1e15 or below 1e-15, the first is row 11" in warning
     found = dataset.batch(torch.arange(N)).images
     assert found[10:36].abs().max() == 0
     assert dataset.preprocessing.sign == -1

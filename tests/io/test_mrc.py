@@ -1,6 +1,7 @@
 """MRC maps and stacks: what is written is valid, what is read is what was stored, and damage is named."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import mrcfile
@@ -10,7 +11,7 @@ import torch
 
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import MapFileError, ParticleFileError
-from cryoeq.io.mrc import MrcStack, StackWriter, header_notes, read_map, write_map
+from cryoeq.io.mrc import MrcStack, StackWriter, header_notes, read_density, read_map, write_map
 
 
 def _assert_valid(path: Path) -> None:
@@ -134,6 +135,28 @@ def test_bad_maps(tmp_path: Path, generator: torch.Generator) -> None:
     mrcfile.write(tmp_path / "slab.mrc", np.zeros((3, 4, 5), np.float32))
     with pytest.raises(MapFileError, match="3 x 4 x 5"):
         read_map(tmp_path / "slab.mrc")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (torch.zeros_like, "is constant"),
+        (lambda values: values * 0 + 3.0, "is constant"),
+        (lambda values: values / values.abs().max() + 1e6, "is constant"),  # what rounding has left
+        (lambda values: values * 1e30, "largest density is"),
+        (lambda values: values * 1e-30, "largest density is"),
+    ],
+    ids=["zero", "three", "rounded", "huge", "tiny"],
+)
+def test_a_map_that_shows_nothing_is_no_density(
+    tmp_path: Path, generator: torch.Generator, spoil: Callable[[torch.Tensor], torch.Tensor], said: str
+) -> None:
+    volume = _volume(generator)
+    write_map(tmp_path / "map.mrc", volume)
+    np.testing.assert_array_equal(read_density(tmp_path / "map.mrc").values, read_map(tmp_path / "map.mrc").values)
+    write_map(tmp_path / "map.mrc", Volume(spoil(volume.values), 1.0))
+    with pytest.raises(MapFileError, match=rf"map\.mrc:?.* {said}"):
+        read_density(tmp_path / "map.mrc")
 
 
 @pytest.mark.parametrize(

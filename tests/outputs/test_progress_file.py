@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,16 @@ def test_rows_come_back_without_what_is_not_a_number(tmp_path: Path) -> None:
     write_progress(tmp_path / "progress.csv", ROWS)
     back = read_progress(tmp_path / "progress.csv")
     assert back == [ROWS[0], ProgressRow(2.25, "refining, both halves", 10, 10, {"log_likelihood": 3.5}), ROWS[2]]
+
+
+@pytest.mark.parametrize(
+    "damaged", ["seconds,stage,done,total\n1.0,search,1,2\n1.0,search\n", "<html>\n<p>no such file</p>\n", "a\n1,2,3\n"]
+)
+def test_a_damaged_file_is_named(tmp_path: Path, damaged: str) -> None:
+    path = tmp_path / "progress.csv"
+    path.write_text(damaged)
+    with pytest.raises(OutputError, match=rf"{re.escape(str(path))}, row \d is no row of a run's progress"):
+        read_progress(path)
 
 
 def test_it_is_a_table(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Maps that the user gives beside the particles: a mask for the half maps, a reference to compare with."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from cryoeq.domain.particles import ParticleTable
 from cryoeq.domain.volume import MapFrame, Volume, frame_differences, require_same_frame
 from cryoeq.evaluation.resolution import compare_maps, require_mask
 from cryoeq.io.map_frame import read_map_frame
-from cryoeq.io.mrc import header_notes, read_map, read_map_pixel_size
+from cryoeq.io.mrc import header_notes, read_density, read_map, read_map_pixel_size
 from cryoeq.maps.alignment import align_map
 
 _TRUTH_THRESHOLD = 0.5
@@ -44,7 +45,8 @@ def read_supplied_maps(config: ReconstructConfig, table: ParticleTable) -> Suppl
     """
     box, pixel = table.box_size_px, table.pixel_size_angstrom
     of_images = Volume(torch.zeros(box, box, box), pixel)
-    (reference, notes), (mask, of_mask) = _read(config.input.reference, pixel), _read(config.input.mask, pixel)
+    reference, notes = _read(config.input.reference, pixel, read_density)
+    mask, of_mask = _read(config.input.mask, pixel, read_map)
     if reference is not None:
         require_same_frame(reference, of_images, names="the reference and the images")
     if mask is None or config.input.mask is None:
@@ -52,7 +54,7 @@ def read_supplied_maps(config: ReconstructConfig, table: ParticleTable) -> Suppl
     if config.pose_inference != "known":
         note = "The mask is not used: a map found without poses lies in a frame of its own. Use cryoeq fsc --mask."
         return SuppliedMaps(None, reference, (*notes, Note(note, "warning")))
-    require_mask(mask, of_images)
+    require_mask(mask, of_images, name=f"the mask {config.input.mask}")
     differences = frame_differences(MapFrame("the reconstruction", pixel), read_map_frame(config.input.mask))
     return SuppliedMaps(mask, reference, (*notes, *of_mask, *(Note(text, "warning") for text in differences)))
 
@@ -63,7 +65,9 @@ def compare_with_reference(found: Volume, reference: Volume) -> float | None:
     return compare_maps(moved, reference).resolutions_angstrom(_TRUTH_THRESHOLD)["unmasked"]
 
 
-def _read(path: Path | None, pixel_size_angstrom: float) -> tuple[Volume | None, tuple[Note, ...]]:
+def _read(
+    path: Path | None, pixel_size_angstrom: float, read: Callable[..., Volume]
+) -> tuple[Volume | None, tuple[Note, ...]]:
     """A map, with the pixel size of the images where its header has none, and notes on its header."""
     if path is None:
         return None, ()
@@ -73,4 +77,4 @@ def _read(path: Path | None, pixel_size_angstrom: float) -> tuple[Volume | None,
         angpix = pixel_size_angstrom
         text = f"{path.name}: its header has no pixel size of use; {angpix:.6g} Å is taken, as of the images."
         notes.append(Note(text, "warning"))
-    return read_map(path, angpix=angpix), tuple(notes)
+    return read(path, angpix=angpix), tuple(notes)

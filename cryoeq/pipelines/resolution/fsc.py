@@ -24,7 +24,7 @@ from cryoeq.evaluation.independence import (
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, TRUTH_THRESHOLD, FscCurves, add_mask, compare_maps
 from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.io.map_frame import read_map_frame
-from cryoeq.io.mrc import header_notes, read_map, write_map
+from cryoeq.io.mrc import header_notes, read_density, write_map
 from cryoeq.io.text import write_json
 from cryoeq.maps.alignment import MapAlignment, align_map
 from cryoeq.outputs.folder import make_folder
@@ -155,7 +155,7 @@ def _require_only_maps(config: FscConfig) -> None:
 
 def _read_pair(config: FscConfig, pair: MapPair) -> Generator[Note, None, tuple[Volume, Volume]]:
     device, angpix, paths = choose_device(config.device), config.pixel_size_angstrom, (pair.first, pair.second)
-    first, second = (read_map(path, angpix=angpix) for path in paths)
+    first, second = (read_density(path, angpix=angpix) for path in paths)
     require_same_frame(first, second)
     notes = [note for path in paths for note in header_notes(path)]
     if not config.with_alignment:

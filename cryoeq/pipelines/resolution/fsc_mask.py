@@ -18,7 +18,7 @@ from cryoeq.evaluation.masks import (
     spherical_mask,
     steepest_step,
 )
-from cryoeq.evaluation.resolution import FscCurves
+from cryoeq.evaluation.resolution import FscCurves, require_mask
 from cryoeq.geometry.shells import fourier_shell_correlation
 from cryoeq.io.map_frame import read_map_frame
 from cryoeq.io.mrc import header_notes, read_map
@@ -80,6 +80,7 @@ def make_mask(
         mask = spherical_mask(frame.box_size_px, pixel_size, edge, settings.diameter_angstrom)
     else:
         mask = read_map(Path(kind), angpix=pixel_size)
+        require_mask(mask, frame, name=f"the mask {kind}")
     return Volume(mask.values.to(frame.values.device), pixel_size)
 
 

@@ -14,11 +14,11 @@ from cryoeq.domain.events import Event, Note, Report
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import ConfigError, MapFileError
 from cryoeq.evaluation.model_mask import soft_mask_around
-from cryoeq.evaluation.resolution import TRUTH_THRESHOLD, FscCurves, compare_maps
+from cryoeq.evaluation.resolution import TRUTH_THRESHOLD, FscCurves, compare_maps, require_mask
 from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.io.map_frame import origin_notes, read_map_corner
 from cryoeq.io.model import AtomicModel, read_model
-from cryoeq.io.mrc import header_notes, read_map, write_map
+from cryoeq.io.mrc import header_notes, read_density, read_map, write_map
 from cryoeq.io.text import write_json
 from cryoeq.maps.alignment import MapAlignment, align_map
 from cryoeq.outputs.evaluation_plots import plot_fsc
@@ -84,7 +84,7 @@ def compare_with_model(config: FscConfig, path: Path) -> Iterator[Event]:
         MapFileError: map or model are damaged, or the model lies outside the map.
     """
     device = choose_device(config.device)
-    volume, model = read_map(config.first, angpix=config.pixel_size_angstrom), read_model(path)
+    volume, model = read_density(config.first, angpix=config.pixel_size_angstrom), read_model(path)
     pixel = volume.pixel_size_angstrom
     notes = (*header_notes(config.first), *(() if config.with_alignment else origin_notes(config.first, pixel)))
     yield from (Note(note, "warning") for note in notes)
@@ -96,6 +96,7 @@ def compare_with_model(config: FscConfig, path: Path) -> Iterator[Event]:
     yield from _require_overlap(model, frame, path, config.first)
     density = frame.density(model, config)
     mask = _read_mask(config, model, frame)
+    require_mask(mask, volume, name=f"the mask {config.mask or 'of the model'}")
     yield from given_mask_warnings(config, config.first)
     on_device = [Volume(part.values.to(device), pixel) for part in (density, mask)]
     curves = compare_maps(volume, *on_device)

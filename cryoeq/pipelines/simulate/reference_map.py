@@ -12,7 +12,7 @@ from cryoeq.errors import MapFileError
 from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.io.compressed import without_compression_suffix
 from cryoeq.io.model import read_atoms
-from cryoeq.io.mrc import header_notes, read_map, read_map_pixel_size
+from cryoeq.io.mrc import header_notes, read_density, read_map_pixel_size
 from cryoeq.simulation.density import replicate_atoms, resample_map, sample_atoms, symmetrise_map
 from cryoeq.simulation.field_of_view import FieldOfView
 
@@ -84,7 +84,7 @@ def _truth_from_map(config: SimulateConfig, operators: torch.Tensor, device: tor
     if config.assembly is not None:
         raise MapFileError(f"{config.model}: a map has no biological assemblies", "", "Leave --assembly out")
     has_pixel_size = read_map_pixel_size(config.model) is not None
-    read = read_map(config.model, angpix=None if has_pixel_size else config.pixel_size_angstrom)
+    read = read_density(config.model, angpix=None if has_pixel_size else config.pixel_size_angstrom)
     volume = Volume(read.values.to(device), read.pixel_size_angstrom)
     old = FieldOfView(volume.box_size_px, volume.pixel_size_angstrom)
     field = FieldOfView.from_map(old, config.box_size_px, config.pixel_size_angstrom)

@@ -93,11 +93,11 @@ def judge(mutant: Mutant, outcome: Outcome, folder: Path, expected: Result, usua
     fault = _crash(outcome, folder, mutant) or _half_done(mutant, outcome, folder)
     if fault is not None:
         return fault
+    new = [line for line in outcome.said.splitlines() if line.startswith("Warning: ") and line not in usual]
     if outcome.code:
-        return _refusal(mutant, outcome)
+        return _refusal(mutant, outcome, "\n".join(new))
     if same(measure(folder, mutant.files, outcome.results), expected):
         return Verdict("same")
-    new = [line for line in outcome.said.splitlines() if line.startswith("Warning: ") and line not in usual]
     if _is_named(mutant, "\n".join(new)):
         return Verdict("warned")
     if mutant.may == "any":
@@ -127,7 +127,7 @@ def _crash(outcome: Outcome, folder: Path, mutant: Mutant) -> Verdict | None:
     return None
 
 
-def _refusal(mutant: Mutant, outcome: Outcome) -> Verdict:
+def _refusal(mutant: Mutant, outcome: Outcome, warnings: str) -> Verdict:
     places = [match.start() for match in _MESSAGE.finditer(outcome.said)]
     message = outcome.said[places[0] :].strip() if places else outcome.said.strip()[-300:]
     is_help = not places and outcome.code == 2 and "Usage: cryoeq" in outcome.said + outcome.results
@@ -138,7 +138,7 @@ def _refusal(mutant: Mutant, outcome: Outcome) -> Verdict:
     if mutant.may == "harmless":
         return _fault("false refusal", mutant, message[:400], _pattern(message))
     needs_name = mutant.may == "broken" or outcome.code != 4
-    if needs_name and not _is_named(mutant, message):
+    if needs_name and not _is_named(mutant, message + warnings):
         return _fault("nameless", mutant, message[:400], _pattern(message))
     return Verdict("refused")
 

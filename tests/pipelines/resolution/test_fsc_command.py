@@ -167,6 +167,7 @@ def test_bad_input_is_named(maps: Path, capsys: pytest.CaptureFixture[str]) -> N
     holed[1, 2, 3] = torch.nan
     write_map(maps / "empty.mrc", Volume(torch.zeros(N, N, N), PIXEL))
     write_map(maps / "holed.mrc", Volume(holed, PIXEL))
+    write_map(maps / "flat.mrc", Volume(torch.full((N, N, N), 7.0), PIXEL))
     (maps / "text.mrc").write_text("no map" * 400)
 
     def message(*arguments: str) -> str:
@@ -177,11 +178,12 @@ def test_bad_input_is_named(maps: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "boxes of 32 and 24 pixels" in message("half1.mrc", "small.mrc")
     assert "pixel sizes of 3 and 4 Å" in message("half1.mrc", "coarse.mrc")
     assert "NaN" in message("holed.mrc", "half1.mrc")
+    assert "flat.mrc is constant" in message("half1.mrc", "flat.mrc")
     assert "nowhere.mrc does not exist" in message("nowhere.mrc", "half1.mrc")
     assert "text.mrc" in message("half1.mrc", "text.mrc")
-    assert "mask has a box of 24 pixels" in message("half1.mrc", "half2.mrc", "--mask", "small.mrc")
-    assert "mask is empty" in message("half1.mrc", "half2.mrc", "--mask", "empty.mrc")
-    assert "mask has values from" in message("half1.mrc", "half2.mrc", "--mask", "truth.mrc")
+    assert "small.mrc has a box of 24 pixels" in message("half1.mrc", "half2.mrc", "--mask", "small.mrc")
+    assert "empty.mrc is empty" in message("half1.mrc", "half2.mrc", "--mask", "empty.mrc")
+    assert "truth.mrc has values from" in message("half1.mrc", "half2.mrc", "--mask", "truth.mrc")
 
 
 def test_a_map_that_is_not_a_cube_is_refused(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
