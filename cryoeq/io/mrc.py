@@ -30,9 +30,6 @@ from cryoeq.io.mrc_header import (
 )
 from cryoeq.io.scratch import mapped_file
 
-_FLAT = 1e-4  # range of densities over the largest, below which rounding to single precision leaves no map
-_ABSURD = 1e15
-
 
 def header_notes(path: Path) -> tuple[str, ...]:
     """Oddities of the header of a readable map, one sentence each; empty for an ordinary one."""
@@ -74,35 +71,6 @@ def read_map(path: Path, *, angpix: float | None = None) -> Volume:
             f"{path}: {bad} voxels are NaN or infinite", "cryoeq needs finite densities", "Make the map again"
         )
     return Volume(torch.from_numpy(values), pixel_size)
-
-
-def read_density(path: Path, *, angpix: float | None = None) -> Volume:
-    """Read a map, as ``read_map`` does, and refuse one that shows nothing.
-
-    Args:
-        path: an MRC file of mode 0, 1, 2, 6 or 12, plain or packed by gzip or bzip2.
-        angpix: pixel size in Angstrom; overrides that of the header.
-
-    Raises:
-        MapFileError: as by ``read_map``; or all densities are equal up to rounding, or too small or too large for sums
-            of their squares in single precision.
-    """
-    volume = read_map(path, angpix=angpix)
-    low, high = (float(value) for value in volume.values.aminmax())
-    largest = max(high, -low)
-    if high - low <= _FLAT * largest:
-        raise MapFileError(
-            f"{path} is constant: its densities are from {low:.7g} to {high:.7g}",
-            "cryoeq needs a density that differs from its surroundings",
-            "Check how the map was made",
-        )
-    if not 1 / _ABSURD < largest < _ABSURD:
-        raise MapFileError(
-            f"{path}: its largest density is {largest:.3g}",
-            f"cryoeq adds up squares in single precision and needs densities from {1 / _ABSURD:g} to {_ABSURD:g}",
-            "Scale the map, or look for a damaged voxel",
-        )
-    return volume
 
 
 def _require_cube(path: Path, header: MrcHeader) -> None:

@@ -11,7 +11,8 @@ import torch
 
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import MapFileError, ParticleFileError
-from cryoeq.io.mrc import MrcStack, StackWriter, header_notes, read_density, read_map, write_map
+from cryoeq.io.density import read_density
+from cryoeq.io.mrc import MrcStack, StackWriter, header_notes, read_map, write_map
 
 
 def _assert_valid(path: Path) -> None:

@@ -11,8 +11,9 @@ from cryoeq.domain.events import Note
 from cryoeq.domain.particles import ParticleTable
 from cryoeq.domain.volume import MapFrame, Volume, frame_differences, require_same_frame
 from cryoeq.evaluation.resolution import compare_maps, require_mask
+from cryoeq.io.density import read_density
 from cryoeq.io.map_frame import read_map_frame
-from cryoeq.io.mrc import header_notes, read_density, read_map, read_map_pixel_size
+from cryoeq.io.mrc import header_notes, read_map, read_map_pixel_size
 from cryoeq.maps.alignment import align_map
 
 _TRUTH_THRESHOLD = 0.5

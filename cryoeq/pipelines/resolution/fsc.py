@@ -23,8 +23,9 @@ from cryoeq.evaluation.independence import (
 )
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, TRUTH_THRESHOLD, FscCurves, add_mask, compare_maps
 from cryoeq.geometry.so3 import rotation_angle_rad
+from cryoeq.io.density import read_density
 from cryoeq.io.map_frame import read_map_frame
-from cryoeq.io.mrc import header_notes, read_density, write_map
+from cryoeq.io.mrc import header_notes, write_map
 from cryoeq.io.text import write_json
 from cryoeq.maps.alignment import MapAlignment, align_map
 from cryoeq.outputs.folder import make_folder

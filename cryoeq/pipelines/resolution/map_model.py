@@ -16,9 +16,10 @@ from cryoeq.errors import ConfigError, MapFileError
 from cryoeq.evaluation.model_mask import soft_mask_around
 from cryoeq.evaluation.resolution import TRUTH_THRESHOLD, FscCurves, compare_maps, require_mask
 from cryoeq.geometry.so3 import rotation_angle_rad
+from cryoeq.io.density import read_density
 from cryoeq.io.map_frame import origin_notes, read_map_corner
 from cryoeq.io.model import AtomicModel, read_model
-from cryoeq.io.mrc import header_notes, read_density, read_map, write_map
+from cryoeq.io.mrc import header_notes, read_map, write_map
 from cryoeq.io.text import write_json
 from cryoeq.maps.alignment import MapAlignment, align_map
 from cryoeq.outputs.evaluation_plots import plot_fsc

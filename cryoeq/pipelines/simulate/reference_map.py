@@ -11,8 +11,9 @@ from cryoeq.domain.volume import Volume
 from cryoeq.errors import MapFileError
 from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.io.compressed import without_compression_suffix
+from cryoeq.io.density import read_density
 from cryoeq.io.model import read_atoms
-from cryoeq.io.mrc import header_notes, read_density, read_map_pixel_size
+from cryoeq.io.mrc import header_notes, read_map_pixel_size
 from cryoeq.simulation.density import replicate_atoms, resample_map, sample_atoms, symmetrise_map
 from cryoeq.simulation.field_of_view import FieldOfView
 
