@@ -108,7 +108,7 @@ def test_shifts_count_pixels_of_the_smaller_box(make_known: Make, observe: Make)
 def test_batches_are_joined(make_known: Make, monkeypatch: pytest.MonkeyPatch, observe: Make) -> None:
     known = make_known(10, sigma=0.5)
     whole = observe(known.dataset)
-    monkeypatch.setattr("cryoeq.reconstruction.particle_transforms._BATCH", 4)
+    monkeypatch.setattr("cryoeq.reconstruction.particle_transforms.READING_BATCH", 4)
     events = list(load_transforms(known.dataset, torch.device("cpu")))
     assert events == [Progress("reading", done, 10) for done in (4, 8, 10)]
     parts = observe(known.dataset)
