@@ -13,7 +13,7 @@ Level = Literal["found", "doubtful", "not found", "unfinished"]
 Weight = Literal["for", "against", "remark"]
 
 _MIN_SHELL = 5  # below, a round blob of the right size agrees with any molecule
-_MIN_PROBABILITY = 0.5
+_MIN_PROBABILITY, _UNDETERMINED = 0.5, 0.1  # one of two poses, and one of more than a symmetry such as D4 makes equal
 _MAX_UNSURE = 0.5  # fraction of the particles
 _MAX_UNEXPLAINED, _WORTH_SAYING = 0.2, 0.05  # share of the particles
 _MIN_EXPLAINED_SIGNAL = 0.9  # of single molecules 0.94 and more, of mixtures 0.88 and less
@@ -225,7 +225,7 @@ def _on_sphere(facts: RunFacts, share: float) -> Reason:
         f"The map is a sphere but for {share:.0%} of its power. The half maps agree by their spherical averages, which "
         f"need no poses; without them they agree {rest}."
     )
-    if facts.probabilities is not None and _unsure(facts.probabilities) <= _MAX_UNSURE:
+    if facts.probabilities is not None and not _are_undetermined(facts.probabilities):
         return Reason("remark", text)
     return Reason("against", text, "Give the symmetry with --sym, and use particles of more contrast or a larger box.")
 
@@ -282,19 +282,26 @@ def _on_optima(facts: RunFacts) -> Iterator[Reason]:
         yield Reason("remark", text)
 
 
-def _unsure(probabilities: Sequence[float]) -> float:
-    """Fraction of the particles whose most probable pose is improbable."""
-    return sum(value < _MIN_PROBABILITY for value in probabilities) / len(probabilities)
+def _are_undetermined(probabilities: Sequence[float]) -> bool:
+    """Whether most poses are so improbable that no symmetry of the particle can be the reason."""
+    return _below(probabilities, _UNDETERMINED) > _MAX_UNSURE
+
+
+def _below(probabilities: Sequence[float], limit: float) -> float:
+    """Fraction of the particles whose most probable pose is less probable than a limit."""
+    return sum(value < limit for value in probabilities) / len(probabilities)
 
 
 def _on_probabilities(ordered: Sequence[float]) -> Reason:
     """Weight of the poses' probabilities, lowest first."""
-    unsure = _unsure(ordered)
+    unsure = _below(ordered, _MIN_PROBABILITY)
     text = (
         f"The most probable pose has a probability of {ordered[len(ordered) // 2]:.2f} for the median particle, and "
         f"below {_MIN_PROBABILITY:g} for {unsure:.0%} of them."
     )
-    if unsure <= _MAX_UNSURE:
-        return Reason("for", text)
-    advice = "Use more particles, or particles of more contrast; give the symmetry with --sym where there is one."
-    return Reason("against", f"{text} The poses are not determined.", advice)
+    if _are_undetermined(ordered):
+        advice = "Use more particles, or particles of more contrast; give the symmetry with --sym where there is one."
+        return Reason("against", f"{text} The poses are not determined.", advice)
+    if unsure > _MAX_UNSURE:
+        return Reason("remark", f"{text} A symmetric particle has as many equal poses: give its symmetry with --sym.")
+    return Reason("for", text)

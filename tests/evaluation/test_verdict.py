@@ -31,7 +31,7 @@ def test_a_good_search_found_a_structure() -> None:
         ({"resolution_angstrom": 41.0}, "to 41 Å only"),
         ({"resolution_angstrom": 20.0}, "only beyond 20 Å"),
         ({"starts": 1}, "one random start only"),
-        ({"probabilities": [0.1, 0.2, 0.9]}, "below 0.5 for 67%"),
+        ({"probabilities": [0.05, 0.09, 0.9]}, "below 0.5 for 67%"),
         ({"warnings": [f"The map has a mirror plane: {MIXED_HANDS_WARNING}."]}, "mirror image"),
         ({"pose_inference": "amortized", "shared_angstrom": None}, "over-optimistic"),
         ({"dependent_halves": "the half sets shared 9 images"}, "not independent: the half sets shared 9 images"),
@@ -44,6 +44,12 @@ def test_one_doubt_makes_a_map_doubtful(change: dict[str, object], said: str) ->
     (doubt,) = [reason.text for reason in verdict.reasons if reason.weight == "against"]
     assert (verdict.level, verdict.sentence) == ("doubtful", "There is a map, but one thing casts doubt on it.")
     assert said in doubt
+
+
+def test_poses_of_a_symmetric_particle_share_their_probability() -> None:
+    verdict = judge_run(replace(GOOD, probabilities=[0.24, 0.25, 0.49]))
+    assert verdict.level == "found"
+    assert any(reason.weight == "remark" and "--sym" in reason.text for reason in verdict.reasons)
 
 
 def test_a_share_of_junk_is_remarked_on() -> None:
