@@ -84,7 +84,7 @@ def test_each_doubt_says_what_to_do() -> None:
             starts=1,
             unexplained_share=0.5,
             nonspherical_share=0.1,
-            probabilities=[0.1],
+            probabilities=[0.01],
             dependent_halves="copies",
             warnings=[MIXED_HANDS_WARNING],
         )
