@@ -4,17 +4,18 @@ The spherical average of a map does not change when particles are turned. The ha
 apoferritin agree by it far beyond the resolution of their poses.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoeq.domain.volume import HalfMaps
 from cryoeq.geometry.shells import fourier_shell_correlation
-from cryoeq.geometry.soft_mask import soft_sphere
+from cryoeq.geometry.soft_mask import falling_cosine
 
-_MASK_RADIUS, _EDGE = 0.45, 0.05  # of the box
+_MASK_RADIUS, _EDGE = 0.4, 0.05  # of the box
 _KNOTS_PER_VOXEL, _STEPS = 2, 8
 
 
@@ -37,14 +38,10 @@ def measure_roundness(halves: HalfMaps) -> Roundness:
     Args:
         halves: unfiltered half maps of independent half sets.
     """
-    maps = [half.values.double() for half in (halves.first, halves.second)]
-    rests = [values - spherical_average(values) for values in maps]
-    n = halves.first.box_size_px
-    mask = soft_sphere(n, (_MASK_RADIUS - _EDGE) * n, _EDGE * n, maps[0].device).double()
-    weights = mask / mask.sum()
-    centred = [values - (values * weights).sum() for values in maps]
+    first, second = halves.first.values, halves.second.values
+    rests = [values - spherical_average(values) for values in (first, second)]
     # Noise of the half maps does not correlate: their covariance is the variance of what they share.
-    total, rest = (float((first * second * weights).sum()) for first, second in (centred, rests))
+    total, rest = _covariance(first, second), _covariance(*rests)
     share = min(1.0, max(0.0, rest / total)) if total > 0 else 1.0
     return Roundness(fourier_shell_correlation(*rests), share)
 
@@ -56,15 +53,40 @@ def spherical_average(volume: Float[Tensor, "n n n"]) -> Float[Tensor, "n n n"]:
         volume: densities.
     """
     n = volume.shape[-1]
-    squared = (torch.arange(n, device=volume.device) - n // 2).square()
-    place = (squared[:, None, None] + squared[:, None] + squared).to(volume.dtype).sqrt() * _KNOTS_PER_VOXEL
-    knots = torch.stack([place.long(), place.long() + 1]).flatten(1)
-    weights = torch.stack([1 - place.frac(), place.frac()]).flatten(1)
+    sums = torch.zeros(3 * (n // 2) ** 2 + 1, dtype=torch.float64, device=volume.device)
+    counts = torch.zeros_like(sums)
+    for plane, squared in zip(volume, _squared_radii(volume), strict=True):
+        sums.index_add_(0, squared, plane.flatten().double())
+        counts.index_add_(0, squared, torch.ones_like(squared, dtype=torch.float64))
+    # All voxels of one squared radius have the same weights, so the profile is fitted to their means.
+    place = torch.arange(len(sums), dtype=torch.float64, device=volume.device).sqrt() * _KNOTS_PER_VOXEL
+    knots = torch.stack([place.long(), place.long() + 1])
+    weights = torch.stack([1 - place.frac(), place.frac()])
     size = int(knots.max()) + 1
-    average = torch.zeros_like(volume).flatten()
-    total = volume.new_zeros(size).index_add(0, knots.flatten(), weights.flatten()).clamp(min=1e-9)
+
+    def gathered(values: Float[Tensor, " radii"]) -> Float[Tensor, " knots"]:
+        return values.new_zeros(size).index_add(0, knots.flatten(), (weights * values).flatten())
+
+    total, fitted = gathered(counts).clamp(min=1e-9), torch.zeros_like(sums)
     for _ in range(_STEPS):  # towards the least-squares profile
-        rest = weights * (volume.flatten() - average)
-        profile = volume.new_zeros(size).index_add(0, knots.flatten(), rest.flatten()) / total
-        average = average + (weights * profile[knots]).sum(0)
-    return average.view_as(volume)
+        fitted = fitted + (weights * (gathered(sums - counts * fitted) / total)[knots]).sum(0)
+    return torch.stack([fitted[squared].view(n, n) for squared in _squared_radii(volume)]).to(volume.dtype)
+
+
+def _squared_radii(volume: Float[Tensor, "n n n"]) -> Iterator[Int[Tensor, " voxels"]]:
+    """Squared distance of each voxel from voxel n // 2, plane by plane."""
+    n = volume.shape[-1]
+    squared = (torch.arange(n, device=volume.device) - n // 2).square()
+    for height in squared:
+        yield (squared[:, None] + squared + height).flatten()
+
+
+def _covariance(first: Float[Tensor, "n n n"], second: Float[Tensor, "n n n"]) -> float:
+    """Covariance of two maps within the box's sphere, in float64."""
+    n, moments = first.shape[-1], torch.zeros(4, dtype=torch.float64, device=first.device)
+    for one, other, squared in zip(first, second, _squared_radii(first), strict=True):
+        weight = falling_cosine((squared.double().sqrt() - _MASK_RADIUS * n) / (_EDGE * n))
+        a, b = one.flatten().double(), other.flatten().double()
+        moments += torch.stack([weight.sum(), weight @ a, weight @ b, weight @ (a * b)])
+    count, mean_first, mean_second, product = moments.tolist()
+    return float(product / count - mean_first * mean_second / count**2)
