@@ -24,10 +24,10 @@ Normal approximation of the gamma distribution: Wilson and Hilferty 1931, PNAS 1
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cryoeq.data.dataset import ParticleDataset
@@ -44,7 +44,7 @@ from cryoeq.physics.projection import extract_slices, prepare_slices
 
 _RELIABLE = 0.5  # FSC of the half maps down to which residuals are compared
 _FIRST_SHELL = 2  # shell 1 holds what is left of uneven ice
-_MIN_SHELLS = 3
+_MIN_SHELLS, _SPARE_SHELLS = 3, 4
 _BEST = 0.2  # fraction of the particles, those of the smallest residuals, that sets the noise
 _Z_BEST = -0.8416  # standard normal quantile of that fraction
 _Z_LIMIT, _BEYOND = 1.6449, 0.05  # one particle in twenty that the map explains lies beyond, for each of two tests
@@ -55,6 +55,7 @@ _BATCH_PX = 2**20
 _CERTAIN = 0.95  # FSC of the half maps, from which on the map's own error is small
 _MAX_BEYOND_BACKGROUND = 1.5  # power of residuals over that of the background, at the last shell
 _BACKGROUND_RADIUS = 0.9  # of half the box
+_TOLERANCE = 0.1  # of the projection: without noise, the errors of a good map are seen too
 _MIN_POWER = 1.0  # below, a missing particle is lost in the noise
 
 
@@ -66,6 +67,8 @@ class Residuals:
         rows: rows of the particle table, a sample of it where that is large.
         z: power of each residual as a standard normal variable, where the map explains the particle.
         amplitude_z: amplitude of each particle in its projection likewise.
+        is_unexplained: whether the residual is larger, or the amplitude smaller, than chance allows one in twenty, by
+            more than a tenth of the projection.
         resolution_angstrom: resolution of the comparison.
         detectability: median power of the map's projections over the standard deviation of the residuals' power:
             below about 1, particles of another molecule are lost in the noise.
@@ -76,6 +79,7 @@ class Residuals:
     rows: Int[Tensor, " rows"]
     z: Float[Tensor, " rows"]
     amplitude_z: Float[Tensor, " rows"]
+    is_unexplained: Bool[Tensor, " rows"]
     resolution_angstrom: float
     detectability: float
     explained_signal: float | None = None
@@ -89,9 +93,8 @@ class Residuals:
         """
         if self.detectability < _MIN_POWER:
             return None
-        is_beyond = (self.z > _Z_LIMIT) | (self.amplitude_z < -_Z_LIMIT)
         by_chance = 1 - (1 - _BEYOND) ** 2
-        return max(0.0, (float(is_beyond.double().mean()) - by_chance) / (1 - by_chance))
+        return max(0.0, (float(self.is_unexplained.double().mean()) - by_chance) / (1 - by_chance))
 
 
 def measure_residuals(
@@ -116,7 +119,8 @@ def measure_residuals(
     if last - _FIRST_SHELL + 1 < _MIN_SHELLS or len(rows) < _MIN_SAMPLE:
         return None
     plane = HalfPlane.up_to(n, last + 0.5)
-    slices = [prepare_slices(_filtered(half.values, fsc, n)) for half in (halves.first, halves.second)]
+    box = min(n, 2 * (last + _SPARE_SHELLS))  # the maps hold nothing beyond the last shell
+    slices = [prepare_slices(_filtered(half.values, fsc, box)) for half in (halves.first, halves.second)]
     powers = [
         _shell_powers(batch, poses, half_set, slices, plane, dataset)
         for batch in dataset.batches(max(1, _BATCH_PX // n**2), rows)
@@ -129,10 +133,14 @@ def measure_residuals(
     residual, signal, cross, power = ((values / noise)[:, shells].sum(1) for values in (residual, signal, cross, power))
     mean, variance = expected[:, shells].sum(1), variance[:, shells].sum(1)
     detectability = float((signal / variance.sqrt()).median())
-    z = _standardised(residual / mean, mean.square() / variance)
-    amplitude_z = _from_upper_half(cross / power)
+    factor, z = _standardised(residual / mean, mean.square() / variance)
+    centre, amplitude_z = _from_upper_half(cross / power)
+    is_unexplained = (z > _Z_LIMIT) & (residual - factor * mean > _TOLERANCE * signal)
+    is_unexplained |= (amplitude_z < -_Z_LIMIT) & (cross / power < (1 - _TOLERANCE) * centre)
     explained = _explained_signal(fsc, *(values.sum(0) for values in sums))
-    return Residuals(rows, z, amplitude_z, n * dataset.pixel_size_angstrom / last, detectability, explained)
+    return Residuals(
+        rows, z, amplitude_z, is_unexplained, n * dataset.pixel_size_angstrom / last, detectability, explained
+    )
 
 
 def _sample(count: int, box_size_px: int) -> Int[Tensor, " rows"]:
@@ -175,10 +183,10 @@ def _shell_powers(
         transfer = image_transfer(batch.ctf, frequencies)
     centred = undo_optics(coefficients, local.shifts_px.float(), None, plane)
     observed = centred if factor is None else centred * factor
-    sharp = torch.empty_like(observed)
+    sharp, map_plane = torch.empty_like(observed), replace(plane, box_size_px=len(slices[0]) // 2)
     for half, other in ((1, 2), (2, 1)):
         of_half = half_set[batch.indices] == half
-        sharp[of_half] = extract_slices(slices[other - 1], local.rotations[of_half].float(), plane)
+        sharp[of_half] = extract_slices(slices[other - 1], local.rotations[of_half].float(), map_plane)
     predicted = sharp * squared
     seen = sharp if transfer is None else sharp * transfer
     background = background_spectrum(batch.images, _BACKGROUND_RADIUS * plane.box_size_px / 2)
@@ -241,15 +249,16 @@ def _with_few_joined(groups: Int[Tensor, " rows"]) -> Iterator[Int[Tensor, " mem
         yield (joined == number).nonzero().squeeze(1)
 
 
-def _standardised(ratio: Float[Tensor, " rows"], shape: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-    """Gamma variables of mean 1 up to a common factor, which their lower fifth sets, as standard normal variables."""
+def _standardised(ratio: Float[Tensor, " rows"], shape: Float[Tensor, " rows"]) -> tuple[float, Float[Tensor, " rows"]]:
+    """Gamma variables of mean 1 up to a common factor, set by their lower fifth: the factor, and normal variables."""
     width = (9 * shape).rsqrt()
-    factor = (ratio / (1 - width.square() + _Z_BEST * width).clamp(min=1e-3).pow(3)).quantile(_BEST)
-    return ((ratio / factor).pow(1 / 3) - (1 - width.square())) / width
+    factor = float((ratio / (1 - width.square() + _Z_BEST * width).clamp(min=1e-3).pow(3)).quantile(_BEST))
+    return factor, ((ratio / max(factor, 1e-30)).pow(1 / 3) - (1 - width.square())) / width
 
 
-def _from_upper_half(values: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-    """Normal variables as standard ones, by centre and width of those above the median."""
+def _from_upper_half(values: Float[Tensor, " rows"]) -> tuple[float, Float[Tensor, " rows"]]:
+    """Normal variables as standard ones, by centre and width of those above the median; the centre first."""
     low, high = (float(values.quantile(fraction)) for fraction in _UPPER)
     width = max((high - low) / (_Z_UPPER[1] - _Z_UPPER[0]), torch.finfo(values.dtype).tiny)
-    return (values - (low - _Z_UPPER[0] * width)) / width
+    centre = low - _Z_UPPER[0] * width
+    return centre, (values - centre) / width
