@@ -22,11 +22,15 @@ def record_to_resume(folder: Path, *, is_needed: bool) -> Path:
     """The ``job.json`` of a run; where it is not needed it may be missing, and a new run starts.
 
     Raises:
-        ConfigError: it is needed and missing.
+        ConfigError: it is needed, and missing or not the record of a run.
     """
+    from cryoeq.config.loading import recorded_settings
+
     record = folder / "job.json"
     if is_needed and not record.is_file():
         raise ConfigError(f"{folder} holds no run to resume", "", "Check -o, or give PARTICLES to start a run")
+    if is_needed and recorded_settings(record) is None:
+        raise ConfigError(f"{record} is not the record of a run", "", "Restore it, or give PARTICLES to start a run")
     return record
 
 

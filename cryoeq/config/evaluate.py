@@ -33,7 +33,7 @@ class EvaluateConfig(FrozenConfig):
     delta: float = Field(default=0.05, gt=0, lt=1, description="probability that a bound fails")
     symmetry: PointGroup = Field(default="C1", description="point group of the particle, in the frame of the truth")
     pixel_size_angstrom: float | None = Field(
-        default=None, gt=0, description="pixel size of the images; overrides the star files"
+        default=None, ge=0.01, le=1000, description="pixel size of the images; overrides the star files"
     )
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="random seed of the halves and of the search for the frame"

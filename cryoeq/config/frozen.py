@@ -1,9 +1,12 @@
 """The model that all settings derive from."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
+
+_OUTPUTS = {"output", "json_file", "plot_file"}
 
 
 class Removed(NamedTuple):
@@ -33,6 +36,18 @@ class FrozenConfig(BaseModel):
     renamed: ClassVar[Mapping[str, str]] = {}
     removed: ClassVar[Mapping[str, Removed]] = {}
 
+    @model_validator(mode="after")
+    def _spare_the_input(self) -> "FrozenConfig":
+        """No file of results takes the place of one that the command reads."""
+        written = [path for name in _OUTPUTS & type(self).model_fields.keys() for path in _files(getattr(self, name))]
+        read = [
+            path for name in type(self).model_fields if name not in _OUTPUTS for path in _files(getattr(self, name))
+        ]
+        for path in written:
+            if any(path.samefile(other) for other in read):
+                raise ValueError(f"{path} would be written over, which this command reads: choose another name")
+        return self
+
     def unused(self) -> Mapping[str, str | None]:
         """What leaves a setting without effect, for example ``{"encoder": "--pose-inference search"}``.
 
@@ -45,3 +60,19 @@ class FrozenConfig(BaseModel):
     def option_of(cls, key: str) -> str:
         """The option of the command line that sets this dotted key."""
         return cls.options.get(key, f"--{key.rpartition('.')[2].replace('_', '-')}")
+
+
+def _files(setting: object) -> Iterator[Path]:
+    """Files that are there, among a setting or the settings of a section."""
+    if isinstance(setting, BaseModel):
+        for name in type(setting).model_fields:
+            yield from _files(getattr(setting, name))
+    elif isinstance(setting, Path) and _is_file(setting):
+        yield setting
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long a name, or one with a zero byte
+        return False

@@ -49,7 +49,7 @@ class SharpenConfig(FrozenConfig):
     )
     mtf: Path | None = Field(default=None, description="star file of the detector's MTF, to divide by")
     mtf_angpix: float | None = Field(
-        default=None, gt=0, description="pixel size of the micrographs in Å; None for that of the maps"
+        default=None, ge=0.01, le=1000, description="pixel size of the micrographs in Å; None for that of the maps"
     )
 
 
@@ -87,7 +87,7 @@ class FscConfig(FrozenConfig):
     with_directional: bool = Field(default=False, description="resolution by direction: cFAR, sphericity, 3DFSC")
     with_local_resolution: bool = Field(default=False, description="resolution at each voxel, into the folder")
     pixel_size_angstrom: float | None = Field(
-        default=None, gt=0, description="pixel size of all maps in Å; overrides their headers"
+        default=None, ge=0.01, le=1000, description="pixel size of all maps in Å; overrides their headers"
     )
     model_bfactor_angstrom2: float | None = Field(
         default=None, ge=0, description="one B-factor for all atoms of the model; None for those of its file"

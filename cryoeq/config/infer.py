@@ -21,7 +21,9 @@ class InferConfig(FrozenConfig):
     run: Path = Field(description="folder of a hybrid reconstruction, or its encoder.pt")
     particles: Path = Field(description="star file or stack of the particles")
     output: Path = Field(default=Path("poses.star"), description="star file for the poses")
-    angpix: float | None = Field(default=None, gt=0, description="pixel size in Å; fills in or overrides the file")
+    angpix: float | None = Field(
+        default=None, ge=0.01, le=1000, description="pixel size in Å; fills in or overrides the file"
+    )
     datadir: Path | None = Field(default=None, description="folder that image names are relative to")
     contrast: Literal["auto", "keep", "invert"] = Field(
         default="auto", description="protein must be bright: decide from the images, keep them, or invert them"

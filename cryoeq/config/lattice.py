@@ -53,7 +53,9 @@ class FindConfig(FrozenConfig):
 
     micrograph: Path = Field(description="MRC file of one image")
     output: Path = Field(description="folder for all files")
-    pixel_size_angstrom: float | None = Field(default=None, gt=0, description="pixel size; None for the header's")
+    pixel_size_angstrom: float | None = Field(
+        default=None, ge=0.01, le=1000, description="pixel size; None for the header's"
+    )
     smallest_cell_angstrom: float = Field(default=20.0, gt=0, description="lower limit of the cell vectors' lengths")
     largest_cell_angstrom: float = Field(default=400.0, gt=0, description="upper limit of the cell vectors' lengths")
     finest_angstrom: float | None = Field(

@@ -231,12 +231,15 @@ def _given(explicit: Mapping[str, object]) -> Settings:
     return _nest({key: value for key, value in explicit.items() if value is not None})
 
 
-def _nest(settings: Mapping[str, object]) -> Settings:
-    """``{"encoder.group": "d4"}`` becomes ``{"encoder": {"group": "d4"}}``; dashes in keys become underscores."""
+def _nest(settings: Mapping[Any, object]) -> Settings:
+    """``{"encoder.group": "d4"}`` becomes ``{"encoder": {"group": "d4"}}``; dashes in keys become underscores.
+
+    Keys of YAML may be numbers, which become text.
+    """
     nested: Settings = {}
     for key, value in settings.items():
         inner: object = _nest(value) if isinstance(value, dict) else value
-        for part in reversed(key.replace("-", "_").split(".")):
+        for part in reversed(str(key).replace("-", "_").split(".")):
             inner = {part: inner}
         if isinstance(inner, dict):
             nested = _merge(nested, inner)

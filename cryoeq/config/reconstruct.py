@@ -17,7 +17,9 @@ Group = Literal["c1", "c2", "c4", "c8", "c16", "d1", "d2", "d4", "d8", "so2", "o
 class InputConfig(FrozenConfig):
     """How to read the particles."""
 
-    angpix: float | None = Field(default=None, gt=0, description="pixel size in Å; fills in or overrides the file")
+    angpix: float | None = Field(
+        default=None, ge=0.01, le=1000, description="pixel size in Å; fills in or overrides the file"
+    )
     datadir: Path | None = Field(default=None, description="folder that image names are relative to")
     with_ctf: bool = Field(default=True, description="use the CTF of the star file")
     contrast: Literal["auto", "keep", "invert"] = Field(
@@ -262,7 +264,7 @@ class ReconstructConfig(FrozenConfig):
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="random seed")
     device: str = Field(default="auto", description="device: auto, cpu or cuda:N")
-    threads: int | None = Field(default=None, ge=1, description="CPU threads; None for all cores")
+    threads: int | None = Field(default=None, ge=1, le=4096, description="CPU threads; None for all cores")
     input: InputConfig = InputConfig()
     search: SearchConfig = SearchConfig()
     hybrid: HybridConfig = HybridConfig()

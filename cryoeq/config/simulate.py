@@ -39,7 +39,7 @@ class SimulateConfig(FrozenConfig):
         description="box of the images in px; chosen for the model if not given",
     )
     pixel_size_angstrom: float | None = Field(
-        default=None, gt=0, description="pixel size in Å; chosen for the model if not given"
+        default=None, ge=0.01, le=1000, description="pixel size in Å; chosen for the model if not given"
     )
     count: int = Field(default=1000, ge=1, description="number of particles, or of micrographs of a crystal")
     crystal: tuple[float, float, float] | None = Field(

@@ -58,18 +58,20 @@ def find_dependence(curves: FscCurves) -> Dependence | None:
     return _same(curves) or _filtered_copy(curves) or _average_of_both(curves) or find_inverted_contrast(curves)
 
 
-def require_independent(curves: FscCurves) -> None:
+def require_independent(curves: FscCurves, *, names: str = "") -> None:
     """Refuse half maps that are not independent.
 
     Args:
         curves: unmasked curve with its spectra.
+        names: names of both maps, for the message; empty for none.
 
     Raises:
         MapFileError: ``find_dependence`` found a sign of it.
     """
     if dependence := find_dependence(curves):
         expected = "Expected two maps from independent halves of the particles"
-        raise MapFileError(dependence.found, expected, dependence.advice)
+        found = f"{names}: {dependence.found}" if names else dependence.found
+        raise MapFileError(found, expected, dependence.advice)
 
 
 def find_inverted_contrast(curves: FscCurves) -> Dependence | None:

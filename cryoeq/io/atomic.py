@@ -41,6 +41,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: the disk is full or the path cannot be written.
     """
+    if not path.name:
+        raise OutputError(f"{path} could not be written: it is a folder", "", "Choose another name")
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         yield temporary

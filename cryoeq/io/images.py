@@ -199,7 +199,7 @@ def _find_stacks(names: list[str], star_path: Path, datadir: Path | None) -> lis
     places = places_of_images(star_path, datadir)
     located = [next(filter(_is_file, candidates(name, places)), None) for name in names]
     if missing := [name for name, path in zip(names, located, strict=True) if path is None]:
-        raise _missing_stacks(missing, len(names), places, datadir)
+        raise _missing_stacks(star_path, missing, len(names), places, datadir)
     paths = [path for path in located if path is not None]
     names_of: dict[Path, list[str]] = {}
     for name, path in zip(names, paths, strict=True):
@@ -221,14 +221,14 @@ def _is_file(path: Path) -> bool:
 
 
 def _missing_stacks(
-    missing: list[str], count: int, places: Sequence[ImagePlace], datadir: Path | None
+    star_path: Path, missing: list[str], count: int, places: Sequence[ImagePlace], datadir: Path | None
 ) -> ParticleFileError:
     """The error of stacks that were not found, with what may have become of the first."""
     name, sought = missing[0], list(candidates(missing[0], places))
     star_folders = dict.fromkeys(place.star_folder for place in places)
     folders = [f"--datadir {datadir}"] if datadir else []
     folders += [f"{folder} and its parents" for folder in star_folders]
-    found = f"{len(missing)} of {count} stacks were not found, the first is {name!r}; "
+    found = f"{star_path}: {len(missing)} of {count} stacks were not found, the first is {name!r}; "
     found += f"looked in {', '.join([*folders, f'the current folder {Path.cwd()}'])}"
     advice = "Give the folder of the images with --datadir"
     others = (path.with_suffix(suffix) for path in sought if path.suffix for suffix in STACK_SUFFIXES)

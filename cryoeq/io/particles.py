@@ -19,12 +19,14 @@ from cryoeq.io.euler import relion_euler_deg, rotations_from_euler_deg
 from cryoeq.io.images import STACK_SUFFIXES, LazyImages, locate_images, open_bare_stack, require_images
 from cryoeq.io.optics import read_ctf, read_optics, star_pixel_size, used_optics, with_optics_block
 from cryoeq.io.optics_checks import ctf_notes, pixel_size_notes, with_flag_of_optimiser
-from cryoeq.io.star import StarTable, decimals, read_star, write_star
+from cryoeq.io.star import Numbers, StarTable, decimals, read_star, write_star
 from cryoeq.io.star_text import Text, text_column
 
 _EULER = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 _ORIGIN_ANGSTROM = ("rlnOriginXAngst", "rlnOriginYAngst")
 _ORIGIN_PX = ("rlnOriginX", "rlnOriginY")
+# Beyond these are no angles and no boxes, but columns in another order, or damage.
+_LARGEST_ANGLE_DEG, _LARGEST_ORIGIN_ANGSTROM = 1e4, 1e4
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ def read_particles(
     notes = (*notes, *pixel_size_notes(used, box, pixel_size), *aberration_notes(used, index))
     notes = notes if ctf is None else (*notes, *ctf_notes(used, ctf))
     notes = (*notes, *pose_notes(used)) if with_poses else notes
+    poses = star_poses(used) if with_poses else None
+    notes = notes if poses is None else (*notes, *_origin_notes(used, poses, box * pixel_size))
     table = ParticleTable(
         stack_paths=tuple(stack.path for stack in images.stacks),
         stack_index=images.stack_index,
@@ -94,7 +98,7 @@ def read_particles(
         optics=optics,
         optics_index=index,
         ctf=ctf,
-        poses=star_poses(used) if with_poses else None,
+        poses=poses,
         half_set=star_half_set(star) if with_poses else None,
     )
     return ParticleStack(table, star, images, notes)
@@ -137,7 +141,8 @@ def star_poses(star: StarTable, *, angpix: float | None = None) -> Poses:
         angpix: pixel size in Angstrom for origins in pixels; overrides that of the file.
 
     Raises:
-        ParticleFileError: an Euler angle is missing or not a number, or the pixel size is missing and needed.
+        ParticleFileError: an Euler angle is missing or not a number, the pixel size is missing and needed, or a value
+            is beyond all angles or boxes.
     """
     euler = star_euler_deg(star)
     if any(column in star.particles for column in _ORIGIN_ANGSTROM):
@@ -146,7 +151,9 @@ def star_poses(star: StarTable, *, angpix: float | None = None) -> Poses:
         columns, unit = _ORIGIN_PX, star_pixel_size(star, angpix=angpix)
     else:
         columns, unit = _ORIGIN_ANGSTROM, 0.0
-    shifts = np.stack([star.floats(column, default=0.0) for column in columns], 1) * unit
+    largest = _LARGEST_ORIGIN_ANGSTROM / (unit or 1.0)
+    origins = [_within(star, column, star.floats(column, default=0.0), largest) for column in columns]
+    shifts = np.stack(origins, 1) * unit
     return Poses(rotations_from_euler_deg(euler).float(), torch.from_numpy(shifts).float())
 
 
@@ -154,10 +161,31 @@ def star_euler_deg(star: StarTable) -> Float[Tensor, "particles 3"]:
     """rlnAngleRot, rlnAngleTilt and rlnAnglePsi in degrees, in float64.
 
     Raises:
-        ParticleFileError: a column is missing, or a value is not a number.
+        ParticleFileError: a column is missing, a value is not a number, or beyond 10,000 degrees.
     """
     advice = "Give a star file with orientations, or let cryoeq infer them"
-    return torch.from_numpy(np.stack([star.floats(column, advice=advice) for column in _EULER], 1))
+    angles = [_within(star, column, star.floats(column, advice=advice), _LARGEST_ANGLE_DEG) for column in _EULER]
+    return torch.from_numpy(np.stack(angles, 1))
+
+
+def _within(star: StarTable, column: str, values: Numbers, largest: float) -> Numbers:
+    """The values of a column, none of which may be larger."""
+    if (bad := np.flatnonzero(np.abs(values) > largest)).size:
+        row = int(bad[0])
+        found = f"{star.where}, row {row + 1}: {star.name(column)} is {values[row]:g}"
+        raise ParticleFileError(found, f"Expected {largest:g} at most", "Correct the value or remove the particle")
+    return values
+
+
+def _origin_notes(star: StarTable, poses: Poses, side_angstrom: float) -> tuple[str, ...]:
+    """A warning of origins that leave a particle's centre outside of its image."""
+    beyond = (poses.shifts_angstrom.abs() > side_angstrom / 2).any(1).nonzero()
+    if not len(beyond):
+        return ()
+    row = int(beyond[0])
+    x, y = poses.shifts_angstrom[row].tolist()
+    what = f"the origins of {len(beyond)} particles are beyond half the box, the first is row {row + 1}"
+    return (f"{star.where}: {what} ({x:.6g}, {y:.6g} Å): their centres lie outside of their images.",)
 
 
 def pose_notes(star: StarTable) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """``cryoeq evaluate``: pose errors against a truth, and a bound on the error of an encoder on new images."""
 
 import math
+import posixpath
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
@@ -110,24 +111,31 @@ def match_rows(predicted: StarTable, truth: StarTable) -> np.ndarray[tuple[int],
         return np.arange(len(truth))
     row_of = _row_of_names(truth)
     _row_of_names(predicted)
-    names = predicted.particles[IMAGE_NAME].tolist()
+    names = _image_keys(predicted)
     unknown = next((row for row, name in enumerate(names) if name not in row_of), None)
     if unknown is not None:
+        image = predicted.particles[IMAGE_NAME][unknown]
         raise ParticleFileError(
-            f"{predicted.path}, row {unknown + 1}: image {names[unknown]} is not in {truth.path}",
+            f"{predicted.path}, row {unknown + 1}: image {image} is not in {truth.path}",
             f"Rows are matched by {IMAGE_NAME}",
             "Compare star files of the same images, with the same paths to their stacks",
         )
     return np.array([row_of[name] for name in names])
 
 
+def _image_keys(star: StarTable) -> list[str]:
+    """Names of the images without what means nothing: zeros before the number, ``./`` in the path."""
+    split = (name.rpartition("@") for name in star.particles[IMAGE_NAME].tolist())
+    return [f"{number.lstrip('0')}{at}{posixpath.normpath(path)}" for number, at, path in split]
+
+
 def _row_of_names(star: StarTable) -> dict[str, int]:
-    names = star.particles[IMAGE_NAME].tolist()
+    names = _image_keys(star)
     row_of = {name: row for row, name in enumerate(names)}
     if len(row_of) < len(names):
         row = next(row for row, name in enumerate(names) if row_of[name] != row)
         raise ParticleFileError(
-            f"{star.path}, row {row + 1}: image {names[row]} appears twice",
+            f"{star.path}, row {row + 1}: image {star.particles[IMAGE_NAME][row]} appears twice",
             f"Rows are matched by {IMAGE_NAME}",
             "Remove the duplicates",
         )

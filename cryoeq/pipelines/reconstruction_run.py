@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from cryoeq.config.loading import with_current_keys
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
@@ -11,6 +13,24 @@ from cryoeq.data.preprocessing import CONTRAST_SIGNS
 from cryoeq.errors import OutputError, ParticleFileError
 from cryoeq.io.particles import ParticleStack, read_particles
 from cryoeq.outputs.run_folder import RunFolder
+
+
+class _Note(BaseModel):
+    text: str
+    level: str
+
+
+class _Record(BaseModel):
+    """What the readers of ``job.json`` rely on; it holds more."""
+
+    status: str
+    started: str = ""
+    settings: dict[str, Any]
+    command: list[str] = []
+    inputs: list[dict[str, Any]] = []
+    results: dict[str, Any] = {}
+    notes: list[_Note] = []
+    resumed: list[str] = []
 
 
 def read_reconstruction_job(run: RunFolder, advice: str) -> dict[str, Any]:
@@ -21,7 +41,8 @@ def read_reconstruction_job(run: RunFolder, advice: str) -> dict[str, Any]:
         advice: last sentence of the error where the folder holds no reconstruction.
 
     Raises:
-        OutputError: there is no record, or it is not one of a reconstruction.
+        OutputError: there is no record, it is not one of a reconstruction, or it is damaged; the message names the
+            value.
     """
     if not run.path("job.json").is_file():
         raise OutputError(f"{run.folder} holds no job.json", "Expected the folder of a reconstruction", advice)
@@ -32,6 +53,13 @@ def read_reconstruction_job(run: RunFolder, advice: str) -> dict[str, Any]:
         is_reconstruction = False
     if not is_reconstruction:
         raise OutputError(f"{run.path('job.json')} is not the record of a reconstruction", "", advice)
+    try:
+        _Record.model_validate(job, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        found = f"{run.path('job.json')} is damaged: {where} is {first['input']!r:.100}"
+        raise OutputError(found, first["msg"], "Restore the file") from error
     settings = with_current_keys(ReconstructConfig, job["settings"], str(run.path("job.json")), is_finished=True)
     return job | {"settings": settings}
 

@@ -151,6 +151,8 @@ def disk_offsets(
 ) -> Float[Tensor, "particles offsets 2"]:
     """The same offsets for all particles: a triangular lattice over a disk about the centre of the box.
 
+    Where no point of the lattice is within a disk that is smaller than its cells, there is one offset, zero.
+
     Args:
         radius_px: radius of the disk.
         spacing_px: distance of neighbours in the lattice, which is rotated and moved at random.
@@ -165,7 +167,8 @@ def disk_offsets(
     x, y = (lattice[:, 0] + 0.5 * lattice[:, 1]) * spacing_px, lattice[:, 1] * (0.75**0.5 * spacing_px)
     angle = torch.tensor(rotation * torch.pi / 3)
     rotated = torch.stack([x * angle.cos() - y * angle.sin(), x * angle.sin() + y * angle.cos()], -1)
-    return rotated[rotated.norm(dim=1) <= radius_px].to(device).expand(count, -1, -1)
+    inside = rotated[rotated.norm(dim=1) <= radius_px]
+    return (inside if len(inside) else torch.zeros(1, 2)).to(device).expand(count, -1, -1)
 
 
 def hexagonal_offsets(

@@ -127,7 +127,7 @@ NO_SUCH_VALUE = [
     (["--set", "input.contrast=dark"], ["--set: input.contrast is 'dark'", "'keep' or 'invert'"]),
     (["--box", "14"], ["-D/--box is 14", "16"]),
     (["--box", "33"], ["-D/--box is 33", "multiple of 2"]),
-    (["--angpix", "0"], ["--angpix is 0", "greater than 0"]),
+    (["--angpix", "0"], ["--angpix is 0", "greater than or equal to 0.01"]),
     (["--threads", "0"], ["-j/--threads is 0", "greater than or equal to 1"]),
     (["--shift-sigma", "-1"], ["--shift-sigma is -1", "greater than or equal to 0"]),
     (["--sym", "X3"], ["--sym is 'X3'", "Expected C1, C2,"]),

@@ -236,6 +236,9 @@ def test_the_record_of_another_program(
     assert run([*command, "--resume"]) == 3
     assert "job.json is not the record of a run of cryoeq" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["job.json"]
+    if '"settings"' not in record:
+        assert run(["reconstruct", "-o", str(tmp_path / "run"), "--resume"]) == 2
+        assert "job.json is not the record of a run" in capsys.readouterr().err
 
 
 def test_other_particles_cannot_go_on(

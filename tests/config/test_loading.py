@@ -133,3 +133,27 @@ def test_a_file_that_is_not_packed() -> None:
 def test_a_value_where_a_section_belongs_is_not_lost_under_an_option() -> None:
     with pytest.raises(ConfigError, match="encoder is 5"):
         load_config(Example, overrides=["particles=a.star", "encoder=5"], explicit={"encoder.channels": 3})
+
+
+class Compared(FrozenConfig):
+    first: Path
+    encoder: Encoder = Encoder()
+    output: Path = Path("results")
+    json_file: Path | None = None
+
+
+def test_no_output_takes_the_place_of_an_input(tmp_path: Path) -> None:
+    (tmp_path / "map.mrc").touch()
+    (tmp_path / "link.json").symlink_to(tmp_path / "map.mrc")
+    load_config(Compared, explicit={"first": tmp_path / "map.mrc", "json_file": tmp_path / "figures.json"})
+    load_config(Compared, explicit={"first": tmp_path, "output": tmp_path})  # into the folder of the input
+    for name in ("map.mrc", "link.json", "sub/../map.mrc"):
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        with pytest.raises(ConfigError, match=f"{name} would be written over"):
+            load_config(Compared, explicit={"first": tmp_path / "map.mrc", "json_file": tmp_path / name})
+
+
+def test_keys_of_a_section_that_are_no_text_are_named(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text("first: a\nencoder:\n  true: 1\n")
+    with pytest.raises(ConfigError, match=r"settings\.yaml: encoder\.True is not a setting"):
+        load_config(Compared, file=tmp_path / "settings.yaml")

@@ -18,6 +18,12 @@ from cryoeq.io.text import read_json, write_json, write_text
 CPU = torch.device("cpu")
 
 
+@pytest.mark.parametrize("name", ["/", "."])
+def test_a_path_without_a_name_is_no_file(name: str) -> None:
+    with pytest.raises(OutputError, match="could not be written: it is a folder"), atomic_path(Path(name)):
+        pass
+
+
 def test_the_new_file_takes_the_place_of_the_old(tmp_path: Path) -> None:
     path = tmp_path / "note.txt"
     path.write_text("old")

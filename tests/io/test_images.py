@@ -78,7 +78,7 @@ def test_a_stack_that_is_nowhere(tmp_path: Path, make_star: Make) -> None:
     with pytest.raises(ParticleFileError) as caught:
         read_particles(path, datadir=tmp_path / "data")
     message = str(caught.value)
-    assert "1 of 1 stacks were not found, the first is 'Extract/lost.mrcs'" in message
+    assert ".star: 1 of 1 stacks were not found, the first is 'Extract/lost.mrcs'" in message
     assert all(str(place) in message for place in (tmp_path / "data", tmp_path, Path.cwd()))
 
 

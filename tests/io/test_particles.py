@@ -140,6 +140,32 @@ def test_poses_only_when_asked_for(make_star: Make, make_stack: Make) -> None:
         star_half_set(read_star(path))
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rlnAngleTilt": ["0", "1e39", "0", "0"]}, "row 2: rlnAngleTilt is 1e\\+39"),
+        ({"rlnOriginXAngst": ["0", "0", "0", "-1e9"]}, "row 4: rlnOriginXAngst is -1e\\+09"),
+        ({"rlnOriginX": ["0", "1e6", "0", "0"]}, "row 2: rlnOriginX is 1e\\+06"),
+    ],
+)
+def test_what_is_no_angle_and_no_origin_is_named(
+    make_star: Make, make_stack: Make, changes: dict[str, object], said: str
+) -> None:
+    make_stack()
+    poses: dict[str, object] = {"rlnAngleRot": "0", "rlnAngleTilt": "0", "rlnAnglePsi": "-3600"}
+    with pytest.raises(ParticleFileError, match=said):
+        read_particles(make_star(**(poses | changes)), with_poses=True)
+
+
+def test_origins_outside_of_the_images_are_doubted(make_star: Make, make_stack: Make) -> None:
+    make_stack()
+    poses: dict[str, object] = {"rlnAngleRot": "0", "rlnAngleTilt": "10", "rlnAnglePsi": "0"}
+    inside = read_particles(make_star(**poses, rlnOriginXAngst="15.9"), with_poses=True)
+    outside = read_particles(make_star(**poses, rlnOriginYAngst=["0", "16.5", "0", "-99"]), with_poses=True)
+    (note,) = set(outside.notes) - set(inside.notes)
+    assert "origins of 2 particles are beyond half the box, the first is row 2 (0, 16.5 Å)" in note
+
+
 # Bad input
 
 

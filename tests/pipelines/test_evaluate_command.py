@@ -54,8 +54,10 @@ def predicted(truth: Poses) -> Poses:
 
 
 def test_rows_are_matched_by_image_name(tmp_path: Path, predicted: Poses, truth: Poses, names: list[str]) -> None:
+    """Zeros before the number and ``./`` mean nothing."""
     order = torch.randperm(N, generator=torch.Generator().manual_seed(3))
-    ours = write_star(tmp_path / "pred.star", predicted[order], [names[row] for row in order.tolist()])
+    renamed = [f"{row + 1}@./particles.mrcs" if row % 2 else names[row] for row in order.tolist()]
+    ours = write_star(tmp_path / "pred.star", predicted[order], renamed)
     theirs = write_star(tmp_path / "truth.star", truth, names)
     out, extra = tmp_path / "new" / "folder", tmp_path / "figures.json"
     config = EvaluateConfig(predicted=ours, truth=theirs, output=out, json_file=extra, device="cpu")

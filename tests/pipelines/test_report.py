@@ -179,6 +179,23 @@ def test_other_folders_are_refused(
     assert not (folder / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("damaged", "said"),
+    [
+        ({"command": 7}, "command is 7"),
+        ({"notes": [{"text": "a"}]}, "notes.0.level"),
+        ({"started": 2026}, "started is"),
+    ],
+)
+def test_a_damaged_record_is_refused(
+    tmp_path: Path, known_run: Path, capsys: pytest.CaptureFixture[str], damaged: dict[str, object], said: str
+) -> None:
+    folder = copied(known_run, tmp_path)
+    write_json(folder / "job.json", read_json(folder / "job.json") | damaged)
+    assert run(["report", str(folder)]) == 2
+    assert f"job.json is damaged: {said}" in capsys.readouterr().err
+
+
 def test_names_cannot_end_the_script(tmp_path: Path, known_run: Path) -> None:
     folder = copied(known_run, tmp_path).rename(tmp_path / "<b>run<b>")
     contents = read_run(folder)

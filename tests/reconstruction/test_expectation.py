@@ -13,7 +13,7 @@ from cryoeq.geometry.disk_harmonics import disk_harmonics
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
 from cryoeq.geometry.soft_mask import soft_sphere
 from cryoeq.reconstruction import expectation
-from cryoeq.reconstruction.expectation import EStepResult, expectation_step, hexagonal_offsets
+from cryoeq.reconstruction.expectation import EStepResult, disk_offsets, expectation_step, hexagonal_offsets
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.pose_likelihood import PoseGrid, PoseLikelihood
 from cryoeq.reconstruction.reference import Reference
@@ -149,6 +149,15 @@ def test_a_higher_temperature_flattens_the_posterior(make_scene: Callable[..., S
     cold, hot = (scene.expect(1.5, temperature).posterior for temperature in (1.0, 8.0))
     assert (hot.confidence < cold.confidence).all()
     torch.testing.assert_close(hot.poses.rotations, cold.poses.rotations)
+
+
+@pytest.mark.parametrize("radius_px", [0.0, 0.01, 0.3, 5.0])
+def test_offsets_over_a_disk_are_within_it_and_one_at_least(radius_px: float, generator: torch.Generator) -> None:
+    for _ in range(20):
+        offsets = disk_offsets(radius_px, 1.5, 3, generator, torch.device("cpu"))
+        assert len(offsets) == 3
+        assert offsets.shape[1] >= 1
+        assert (offsets.norm(dim=-1) <= radius_px).all()
 
 
 @pytest.mark.parametrize("count", [1, 4, 7])

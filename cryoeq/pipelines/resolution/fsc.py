@@ -90,7 +90,7 @@ def _compare_pair(config: FscConfig, pair: MapPair) -> Iterator[Event]:
         with_postprocessing = False
     curves = compare_maps(first, second)
     are_halves = pair.are_halves or with_postprocessing
-    yield from _check_independence(curves, (first, second), are_halves=are_halves)
+    yield from _check_independence(curves, (first, second), pair if are_halves else None)
     masked = _make_mask(config, pair, (first, second), curves, compared=with_postprocessing and folder is not None)
     if masked.mask is not None:
         curves = add_mask(curves, first, second, masked.mask, torch.Generator().manual_seed(config.seed))
@@ -193,10 +193,10 @@ def _rotation_deg(alignment: MapAlignment) -> float:
     return math.degrees(rotation_angle_rad(torch.eye(3, device=alignment.rotation.device), alignment.rotation))
 
 
-def _check_independence(curves: FscCurves, maps: tuple[Volume, Volume], *, are_halves: bool) -> Iterator[Note]:
+def _check_independence(curves: FscCurves, maps: tuple[Volume, Volume], halves: MapPair | None) -> Iterator[Note]:
     """Refuse half maps that are not independent, and warn where any two maps are the same."""
-    if are_halves:
-        require_independent(curves)
+    if halves is not None:
+        require_independent(curves, names=f"{halves.first} and {halves.second}")
         if reaches_nyquist(curves):
             yield Note(
                 f"The FSC stays above {HALF_MAP_THRESHOLD:g} up to Nyquist ({2 * curves.pixel_size_angstrom:.3g} Å): "

@@ -12,6 +12,7 @@ from cryoeq.data.half_sets import split_half_sets
 from cryoeq.domain.events import Event, Note, Progress, Report
 from cryoeq.domain.optics import Optics
 from cryoeq.domain.volume import Volume
+from cryoeq.errors import ConfigError
 from cryoeq.io.compose import compose_star
 from cryoeq.io.mrc import StackWriter, write_map
 from cryoeq.io.particles import write_particle_star
@@ -51,6 +52,10 @@ def simulate(config: SimulateConfig) -> Iterator[Event]:
         return
     device = choose_device(config.device)
     truth = read_truth(config, device)
+    half_box = truth.volume.box_size_px * truth.volume.pixel_size_angstrom / 2
+    if config.shift_sigma_angstrom > half_box:
+        found, expected = f"--shift-sigma is {config.shift_sigma_angstrom:g} Å", f"Half the box is {half_box:g} Å"
+        raise ConfigError(found, expected, "Choose offsets that leave the particles in their images")
     settings = config.model_dump(mode="json")
     started_s = time.monotonic()
     with RunFolder.create(
