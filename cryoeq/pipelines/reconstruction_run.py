@@ -87,7 +87,9 @@ def open_particles(
     box = stack.table.box_size_px
     if len(stack.table) != count or box != box_size_px:
         found = f"{source} holds {len(stack.table)} particles of {box} px now"
-        raise ParticleFileError(found, f"The run had {count} of {box_size_px} px")
+        raise ParticleFileError(
+            found, f"The results of the run (run_data.star, run_class001.mrc) are of {count} of {box_size_px} px"
+        )
     working_box_px = min(max_box_px, box)
     return stack, ParticleDataset.open(
         stack, working_box_px=working_box_px, sign=CONTRAST_SIGNS[settings["contrast"]], cache_bytes=cache_bytes

@@ -64,12 +64,15 @@ def crash() -> None:
 def careless() -> None:
     """What is no number counts as another one, and nobody says so."""
     from cryoeq.io import star
+    from cryoeq.io.star_text import text_column
 
     leave_out_pictures()
     numbers = star.StarTable._numbers
-    star.StarTable._numbers = lambda self, text, column, row: numbers(
-        self, star.text_column([v if _is_number(v) else "15000.0" for v in text.tolist()]), column, row
-    )
+
+    def guess(self: Any, text: Any, *rest: Any, **named: Any) -> Any:
+        return numbers(self, text_column([v if _is_number(v) else "15000.0" for v in text.tolist()]), *rest, **named)
+
+    star.StarTable._numbers = guess
 
 
 def _is_number(text: str) -> bool:
