@@ -79,6 +79,15 @@ def extended_header(chance: random.Random, content: bytes, scenario: Scenario) -
     return Change(header + chance.randbytes(size) + content[1024:], f"an extended header of {size} bytes")
 
 
+@mutation("mrc", "harmless")
+def axes_in_another_order(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
+    if (values := _values(content)) is None or _is_stack(content) or len(set(values.shape)) > 1:
+        return None
+    order = chance.choice(((0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)))  # sections, rows and columns
+    header = _put(content[:1024], 64, struct.pack("<3i", *(3 - axis for axis in order[::-1])))
+    return Change(header + values.transpose(order).astype("<f4").tobytes(), f"axes in the order {order}")
+
+
 @mutation("mrc", "broken", only=_MEASURING)
 def size_that_is_not_there(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
     if _values(content) is None:

@@ -196,7 +196,7 @@ def _words(chance: random.Random, mutant: Mutant) -> Found:
     else:
         words.insert(at, chance.choice(("--no-such-option", "-Z", "--angpixx=3", "--set", "-o")))
     names = tuple(part for each in (*words, word) for part in (each, each.rpartition("/")[2]) if part)
-    return tuple(words), f"word {at} {way}", "any", (*names, "argument", "option")
+    return tuple(words), f"a word {way}", "any", (*names, "argument", "option")
 
 
 def _leaves(model: type[BaseModel], prefix: str = "") -> list[str]:
@@ -258,7 +258,7 @@ def _setting(chance: random.Random, mutant: Mutant) -> Found:
     )
     leaf = key.rpartition(".")[2]
     options = ("-", "--" + leaf.replace("_", "-"), key[:-1], str(value))
-    return (*mutant.command, "--set", word), f"setting {word}", "any", (leaf, "--set", *options)
+    return (*mutant.command, "--set", word), "a setting", "any", (word, leaf, "--set", *options)
 
 
 @mutation("yaml", "any")

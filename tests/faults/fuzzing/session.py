@@ -20,6 +20,7 @@ import faults.fuzzing.cs_mutations
 import faults.fuzzing.file_mutations
 import faults.fuzzing.mrc_mutations
 import faults.fuzzing.option_mutations
+import faults.fuzzing.star_layouts
 import faults.fuzzing.star_mutations  # noqa: F401 - they enter themselves into the index
 from faults.fuzzing.bases import make_scenarios
 from faults.fuzzing.cases import Mutant, Scenario, draw_mutant, unchanged
