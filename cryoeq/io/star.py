@@ -127,7 +127,7 @@ class StarTable:
 
     def _numbers(self, text: Text, column: str, *, groups: Text | None = None) -> Numbers:
         try:
-            numbers = text.astype(np.float64)
+            numbers = np.where(np.strings.find(text, "_") < 0, text.astype(np.float64), np.nan)  # Python reads 1_000
         except ValueError:
             numbers = np.array([_float_or_nan(value) for value in text.tolist()])
         if not np.isfinite(numbers).all():
@@ -145,7 +145,7 @@ def decimals(values: Shaped[np.ndarray, "_"]) -> Text:
 
 def _float_or_nan(value: str) -> float:
     try:
-        return float(value)
+        return float(value) if "_" not in value else float("nan")
     except ValueError:
         return float("nan")
 

@@ -186,6 +186,7 @@ def test_a_missing_microscope_parameter_is_named(make_star: Make, make_stack: Ma
 BAD_ROWS = [
     ({"rlnDefocusU": ["1", "2", "oops", "4"]}, "row 3: rlnDefocusU is 'oops'"),
     ({"rlnDefocusV": ["1", "nan", "3", "4"]}, "row 2: rlnDefocusV is 'nan'"),
+    ({"rlnDefocusV": ["1e4", "1_0000", "1e4", "1e4"]}, "row 2: rlnDefocusV is '1_0000'"),
     ({"rlnImageName": ["1@stack.mrcs", "x@stack.mrcs", "3@stack.mrcs", "4@stack.mrcs"]}, "row 2: rlnImageName is"),
     ({"rlnImageName": ["1@stack.mrcs", "2@stack.mrcs", "3@stack.mrcs", "5@stack.mrcs"]}, "row 4: image 5 .* holds 4"),
     ({"rlnImageName": ["1@stack.mrcs", "0@stack.mrcs", "3@stack.mrcs", "4@stack.mrcs"]}, "row 2: image 0"),

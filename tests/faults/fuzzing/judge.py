@@ -149,8 +149,9 @@ def _pattern(message: str) -> str:
 
 
 def _is_named(mutant: Mutant, text: str) -> bool:
-    text = text.lower()
-    words = {word.lower() for word in mutant.subjects if word.strip()}
+    text = text.lower().replace("_", "-")
+    words = {word.lower().replace("_", "-") for word in mutant.subjects if word.strip()}
+    words |= {word.replace("\n", "\\n") for word in words}
     words |= {word.encode("utf-8", "backslashreplace").decode() for word in words}  # as it is written
     return any(word in text if len(word) > 2 else re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) for word in words)
 

@@ -78,9 +78,11 @@ _IMPOSSIBLE = {
     "--defocus-min": ("nan", "inf", "20000"), "--seed": ("-1", "x"), "--low-pass": ("nan",), "--bfac": ("nan", "inf"),
     "--device": ("tpu", "", "cuda:99"), "--sym": ("C0", "Z", "C-1", "D0", ""), "--mask-edge": ("nan", "-1", "inf"),
 }  # fmt: skip
-# They start processes or take minutes, or are changed elsewhere.
+# They start processes or take minutes, are changed elsewhere, or are older names.
 _LEFT_ALONE = {
     "--gpu",
+    "--wrong-beyond",
+    "--hole-deg",
     "--in-plane-symmetry",
     "--crystal",
     "--micrograph",

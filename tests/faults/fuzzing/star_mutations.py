@@ -335,7 +335,7 @@ def image_that_is_not_there(chance: random.Random, content: bytes, scenario: Sce
         f"{number}@nowhere.mrcs", f"000000@{path}", f"999999@{path}", f"-00001@{path}", f"1.5@{path}", f"@{path}",
         f"99999999999999999999@{path}", path, number, f"{number}@", f"1@2@{path}", f"a@{path}", f"{number}@{path}/",
         "1",
-        f"{number}@{path}.gz", f"+1@{path}", f"1e0@{path}", f"{number}@/dev/null", f"{number}@/root/x/{path}",
+        f"{number}@{path}.gz", f"1e0@{path}", f"{number}@/dev/null", f"{number}@/root/x/{path}",
         "0x1@", ".",
     ))  # fmt: skip
     block.set("rlnImageName", names)
