@@ -47,6 +47,7 @@ class RunFacts:
         explained_signal: share of the images' signal that the map explains, where the half maps agree almost fully;
             None where it cannot be told.
         wrong_optimum_share: share of the particles with a better pose elsewhere; None where it was not measured.
+        symmetry: point group that was imposed on the map.
     """
 
     status: str
@@ -65,6 +66,7 @@ class RunFacts:
     unexplained_share: float | None = None
     explained_signal: float | None = None
     wrong_optimum_share: float | None = None
+    symmetry: str = "C1"
 
     @classmethod
     def unfinished(cls, pose_inference: str) -> "RunFacts":
@@ -227,7 +229,7 @@ def _on_sphere(facts: RunFacts, share: float) -> Reason:
     )
     if facts.probabilities is not None and not _are_undetermined(facts.probabilities):
         return Reason("remark", text)
-    return Reason("against", text, "Give the symmetry with --sym, and use particles of more contrast or a larger box.")
+    return Reason("against", text, _more_particles(facts))
 
 
 def _on_views(facts: RunFacts) -> Iterator[Reason]:
@@ -247,7 +249,7 @@ def _on_poses(facts: RunFacts) -> Iterator[Reason]:
     if facts.pose_inference in {"search", "hybrid"}:
         yield _on_starts(facts.starts)
     if facts.probabilities is not None:
-        yield _on_probabilities(sorted(facts.probabilities))
+        yield _on_probabilities(facts, sorted(facts.probabilities))
     if any(MIXED_HANDS_WARNING in warning for warning in facts.warnings):
         yield Reason(
             "against",
@@ -292,7 +294,13 @@ def _below(probabilities: Sequence[float], limit: float) -> float:
     return sum(value < limit for value in probabilities) / len(probabilities)
 
 
-def _on_probabilities(ordered: Sequence[float]) -> Reason:
+def _more_particles(facts: RunFacts) -> str:
+    """Advice where poses are not determined."""
+    symmetry = " Give the symmetry with --sym where there is one." if facts.symmetry == "C1" else ""
+    return f"Use more particles, particles of more contrast, or a larger working box.{symmetry}"
+
+
+def _on_probabilities(facts: RunFacts, ordered: Sequence[float]) -> Reason:
     """Weight of the poses' probabilities, lowest first."""
     unsure = _below(ordered, _MIN_PROBABILITY)
     text = (
@@ -300,8 +308,7 @@ def _on_probabilities(ordered: Sequence[float]) -> Reason:
         f"below {_MIN_PROBABILITY:g} for {unsure:.0%} of them."
     )
     if _are_undetermined(ordered):
-        advice = "Use more particles, or particles of more contrast; give the symmetry with --sym where there is one."
-        return Reason("against", f"{text} The poses are not determined.", advice)
+        return Reason("against", f"{text} The poses are not determined.", _more_particles(facts))
     if unsure > _MAX_UNSURE:
         return Reason("remark", f"{text} A symmetric particle has as many equal poses: give its symmetry with --sym.")
     return Reason("for", text)

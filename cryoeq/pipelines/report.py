@@ -139,6 +139,7 @@ def _facts(
         unexplained_share=metrics.unexplained_share,
         explained_signal=metrics.explained_signal_share,
         wrong_optimum_share=metrics.wrong_optimum_share,
+        symmetry=settings["search"]["symmetry"],
     )
 
 

@@ -314,6 +314,8 @@ def _rows(metrics: ReconstructionMetrics, config: ReconstructConfig) -> dict[str
     share, rest = metrics.nonspherical_share, metrics.nonspherical_resolution_angstrom
     if share is not None and share < MIN_NONSPHERICAL:
         rows["without their spherical averages to"] = "no resolution" if rest is None else f"{rest:.1f} Å"
+    if metrics.unexplained_share is not None:
+        rows["particles that the map does not explain"] = f"{metrics.unexplained_share:.0%}"
     if metrics.reference_resolution_angstrom is not None:
         rows["agrees with the reference to (FSC 0.5)"] = f"{metrics.reference_resolution_angstrom:.1f} Å"
     return rows
