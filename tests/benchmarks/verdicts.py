@@ -172,6 +172,7 @@ def run(name: str, work: Path, seed: int) -> Record:
         "nonspherical_share",
         "nonspherical_resolution_angstrom",
         "unexplained_share",
+        "explained_signal_share",
     )
     record = {
         **key, "kind": kind, "answer": job["verdict"]["answer"],
