@@ -66,6 +66,7 @@ class Given:
 
 
 _BENCHMARKS = ("base", "5me2", "7ez0", "snr1", "preferred", "toy_cryodrgn", "s1", "s01", "s01sh", "relion_1wcm")
+_SETTLED = ("5me2", "preferred", "toy_cryodrgn")
 Recipe = Mixture | Given | benchmark_sets.Simulated | benchmark_sets.Given
 SETS: Mapping[str, tuple[str, Recipe]] = {
     "ribosome": ("settled", Given("real_spa/ribosome80s_10028/particles.star")),
@@ -77,12 +78,15 @@ SETS: Mapping[str, tuple[str, Recipe]] = {
     "1wcm_low": ("settled", Mixture((("1wcm.pdb", 1500, 0.05),), 48, 5.0, "white", 8)),
     "7ez0_5me2": ("settled", Mixture((("7ez0.pdb", 1000, 0.2), ("5me2.pdb", 1000, 0.11)), 48, 4.5, "white", 1)),
     "1wcm_6msm": ("settled", Mixture((("1wcm.pdb", 1600, 0.2), ("6msm.pdb", 400, 0.06)), 48, 5.3, "coloured", 5)),
-    **{f"bench_{name}": ("report", benchmark_sets.SETS[name]) for name in _BENCHMARKS},
+    **{
+        f"bench_{name}": ("settled" if name in _SETTLED else "report", benchmark_sets.SETS[name])
+        for name in _BENCHMARKS
+    },
     "7l2i": ("report", Mixture((("7l2i.cif", 1500, 0.1),), 48, 5.0, "coloured", 21)),
     "6vxx": ("report", Mixture((("6vxx.pdb", 1500, 0.1),), 48, 5.0, "coloured", 22)),
     "1hzh": ("report", Mixture((("1hzh.pdb", 1500, 0.2),), 48, 4.5, "white", 23)),
-    "7l2i_7ez0": ("report", Mixture((("7l2i.cif", 900, 0.2), ("7ez0.pdb", 900, 0.12)), 48, 4.8, "coloured", 24)),
-    "6vxx_1wcm": ("report", Mixture((("6vxx.pdb", 1000, 0.15), ("1wcm.pdb", 1000, 0.2)), 48, 5.2, "white", 25)),
+    "7l2i_7ez0": ("settled", Mixture((("7l2i.cif", 900, 0.2), ("7ez0.pdb", 900, 0.12)), 48, 4.8, "coloured", 24)),
+    "6vxx_1wcm": ("settled", Mixture((("6vxx.pdb", 1000, 0.15), ("1wcm.pdb", 1000, 0.2)), 48, 5.2, "white", 25)),
     "8bk7_6msm": ("report", Mixture((("8bk7.cif", 1200, 0.2), ("6msm.pdb", 800, 0.08)), 48, 5.3, "coloured", 26)),
     "1hzh_6msm": ("report", Mixture((("1hzh.pdb", 1000, 0.2), ("6msm.pdb", 1000, 0.2)), 48, 4.5, "white", 27)),
     "6vxx_open": ("report", Mixture((("6vxx.pdb", 1000, 0.2), ("6vxx_open.pdb", 1000, 0.2)), 48, 4.5, "white", 28)),
