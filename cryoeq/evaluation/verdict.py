@@ -169,12 +169,10 @@ def _on_half_maps(facts: RunFacts) -> Iterator[Reason]:
         )
         return
     if not math.isfinite(resolution) or facts.side_angstrom / resolution < _MIN_SHELL:
-        limit = "at no resolution" if math.isinf(resolution) else f"to {resolution:.0f} Å only"
-        yield Reason(
-            "against",
-            f"The half maps agree {limit} {criterion}, as any blob of the right size would.",
-            "Use more or cleaner particles, and check CTF, contrast, pixel size and --shift-sigma.",
-        )
+        blob = f"to {resolution:.0f} Å only {criterion}, as any blob of the right size would"
+        limit = f"at no resolution {criterion}, like noise" if math.isinf(resolution) else blob
+        check = "poses, CTF, contrast, pixel size" if _is_known(facts) else "CTF, contrast, pixel size, --shift-sigma"
+        yield Reason("against", f"The half maps agree {limit}.", f"Use more or cleaner particles, and check {check}.")
     elif facts.pose_inference == "amortized":
         yield Reason(
             "against",

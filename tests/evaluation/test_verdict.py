@@ -80,6 +80,10 @@ def test_doubts_on_given_poses_speak_of_these_poses() -> None:
     for nowhere in (None, 3 * resolution):
         (doubt,) = judge_run(replace(sphere, nonspherical_angstrom=nowhere)).doubts
         assert "Check the poses" in doubt.advice
+    (doubt,) = judge_run(replace(known, resolution_angstrom=math.inf)).doubts
+    assert "agree at no resolution (FSC 0.143, unmasked), like noise" in doubt.text
+    assert "check poses" in doubt.advice
+    assert "--shift-sigma" not in doubt.advice
     (doubt,) = judge_run(replace(known, unexplained_share=0.4)).doubts
     assert "poses in the star file are wrong" in doubt.text
     assert doubt.advice.startswith("Infer the poses")
