@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cryoeq.errors import ConfigError
+from cryoeq.errors import ConfigError, DivergedError
 
 if TYPE_CHECKING:
     from cryoeq.config.reconstruct import ReconstructConfig
@@ -35,7 +35,7 @@ def record_to_resume(folder: Path, *, is_needed: bool) -> Path:
 
 
 def is_finished(config: "ReconstructConfig") -> bool:
-    """Whether the run that is to be resumed has ended; says so, and writes nothing into its folder.
+    """Whether the run that is to be resumed has ended; says so, with its verdict, and writes nothing into its folder.
 
     Args:
         config: settings of the resumed run.
@@ -43,13 +43,19 @@ def is_finished(config: "ReconstructConfig") -> bool:
     Raises:
         ConfigError: the run had other settings.
         CheckpointError: there is no record of a run.
+        DivergedError: the run found no structure.
     """
     from cryoeq.cli.drawing import draw
     from cryoeq.domain.events import Note
+    from cryoeq.outputs.run_folder import RunFolder
     from cryoeq.pipelines.reconstruct.checkpoints import is_done, require_same_settings
 
     require_same_settings(config)
     if not is_done(config.output):
         return False
-    draw(iter([Note(f"Nothing to resume: the run in {config.output} is done. Its files are left as they are.")]))
+    verdict = RunFolder(config.output).job().get("verdict", {})
+    known = f" Verdict: {verdict['answer']}: {verdict['sentence']}" if verdict else ""
+    draw(iter([Note(f"Nothing to resume: the run in {config.output} is done. Its files are left as they are.{known}")]))
+    if verdict.get("answer") == "not found":
+        raise DivergedError(f"the run in {config.output} found no structure", "", "Read its report.html")
     return True

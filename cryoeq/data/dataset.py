@@ -17,6 +17,7 @@ from cryoeq.data.preprocessing import (
     loudest_deviation,
     normalise_background,
 )
+from cryoeq.domain.events import Remark
 from cryoeq.domain.particles import ParticleBatch, ParticleTable
 from cryoeq.errors import ConfigError, ParticleFileError
 from cryoeq.io.images import SMALLEST_BOX_PX, LazyImages
@@ -116,18 +117,18 @@ class ParticleDataset:
             cache = keep_on_scratch(scratch, (len(table), box, box), chunks)
         else:
             _preprocess(sample, sample_rows[~census.empty[sample_rows]], preprocessing, census)
-        warnings = (*stack.notes, *census.new_notes())
+        notes = (*stack.notes, *census.new_notes())
         pixel_size = table.pixel_size_angstrom * table.box_size_px / box
         return cls(
             table,
             box,
             pixel_size,
-            (*warnings, contrast_note, scale.reason),
+            (*notes, contrast_note, scale.reason),
             stack.images,
             preprocessing,
             cache,
             not fits,
-            warnings,
+            tuple(note for note in notes if not isinstance(note, Remark)),
             census,
         )
 

@@ -15,6 +15,10 @@ class Note:
     level: Literal["info", "warning"] = "info"
 
 
+class Remark(str):
+    """A sentence on the input that is no reason to worry, among others that are."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """The stages of a run, in the order in which they are expected; some may be repeated, or skipped.

@@ -16,6 +16,7 @@ _MIN_SHELL = 5  # below, a round blob of the right size agrees with any molecule
 _MIN_PROBABILITY, _UNDETERMINED = 0.5, 0.1  # one of two poses, and one of more than a symmetry such as D4 makes equal
 _MAX_UNSURE = 0.5  # fraction of the particles
 _MAX_UNEXPLAINED, _WORTH_SAYING = 0.2, 0.05  # share of the particles
+_AS_FAR = 1.5  # times the resolution of the half maps: without their spherical averages they agree as far
 _MIN_EXPLAINED_SIGNAL = 0.9  # of single molecules 0.94 and more, of mixtures 0.88 and less
 MIN_NONSPHERICAL = 0.2
 """Share of a map that is not spherical, below which its spherical average decides the agreement of its halves."""
@@ -168,12 +169,10 @@ def _on_half_maps(facts: RunFacts) -> Iterator[Reason]:
         )
         return
     if not math.isfinite(resolution) or facts.side_angstrom / resolution < _MIN_SHELL:
-        limit = "at no resolution" if math.isinf(resolution) else f"to {resolution:.0f} Å only"
-        yield Reason(
-            "against",
-            f"The half maps agree {limit} {criterion}, as any blob of the right size would.",
-            "Use more or cleaner particles, and check CTF, contrast, pixel size and --shift-sigma.",
-        )
+        blob = f"to {resolution:.0f} Å only {criterion}, as any blob of the right size would"
+        limit = f"at no resolution {criterion}, like noise" if math.isinf(resolution) else blob
+        check = "poses, CTF, contrast, pixel size" if _is_known(facts) else "CTF, contrast, pixel size, --shift-sigma"
+        yield Reason("against", f"The half maps agree {limit}.", f"Use more or cleaner particles, and check {check}.")
     elif facts.pose_inference == "amortized":
         yield Reason(
             "against",
@@ -197,12 +196,18 @@ def _on_particles(facts: RunFacts) -> Iterator[Reason]:
     """Whether the map explains the particles, and is more than a sphere."""
     share = facts.unexplained_share
     if share is not None and share > _MAX_UNEXPLAINED:
-        yield Reason(
-            "against",
+        text = (
             f"The map does not explain {share:.0%} of the particles: what is left of them when its projections are "
-            "subtracted is more than noise. One map was made of a mixture: of several structures, or of much junk.",
-            "Find them with cryoeq screen, or classify the particles (2D or 3D) and run on one class.",
+            "subtracted is more than noise."
         )
+        classify = "classify the particles (2D or 3D) and run on one class."
+        if _is_known(facts):
+            text = f"{text} Their poses in the star file are wrong, or they are junk, or of another structure."
+            advice = f"Infer the poses (leave out --pose-inference known), or {classify}"
+        else:
+            text = f"{text} One map was made of a mixture: of several structures, or of much junk."
+            advice = f"Find them with cryoeq screen, or {classify}"
+        yield Reason("against", text, advice)
     elif share is not None:
         weight: Weight = "for" if share <= _WORTH_SAYING else "remark"
         others = "" if share <= _WORTH_SAYING else f"; {share:.0%} it does not, as junk or another structure"
@@ -227,6 +232,10 @@ def _on_sphere(facts: RunFacts, share: float) -> Reason:
         f"The map is a sphere but for {share:.0%} of its power. The half maps agree by their spherical averages, which "
         f"need no poses; without them they agree {rest}."
     )
+    if _is_known(facts):
+        if agreed is not None and agreed <= _AS_FAR * (facts.resolution_angstrom or 0.0):
+            return Reason("remark", text)
+        return Reason("against", text, "Check the poses, or infer them (leave out --pose-inference known).")
     if facts.probabilities is not None and not _are_undetermined(facts.probabilities):
         return Reason("remark", text)
     return Reason("against", text, _more_particles(facts))

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from cryoeq.domain.events import Remark
 from cryoeq.domain.pose import Poses
 from cryoeq.errors import ParticleFileError
 from cryoeq.geometry.so3 import rotation_from_vector, rotation_vector
@@ -246,4 +247,5 @@ def _contrast_note(table: _CsTable) -> tuple[str, ...]:
         return ()
     shade = {-1.0: "dark", 1.0: "bright"}.get(float(table.numbers(_SIGN)[0]))
     name = table.path.name
-    return () if shade is None else (f"{name}: cryoSPARC takes the protein to be {shade} in the stored images.",)
+    said = f"{name}: cryoSPARC takes the protein to be {shade} in the stored images."
+    return () if shade is None else (Remark(said),)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cryoeq.domain.events import Remark
 from cryoeq.domain.optics import CtfParameters
 from cryoeq.errors import ParticleFileError
 from cryoeq.io.star import StarTable
@@ -17,7 +18,7 @@ from cryoeq.io.star import StarTable
 PREMULTIPLIED, PHASE_FLIPPED = "rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped"
 _DATA, _OPTIMISER = "_data.star", "_optimiser.star"  # RELION writes these of one iteration side by side
 
-_MICROMETRES = 100.0  # in Angstrom: no stack is so close to focus, while a defocus in micrometres is always below
+_MICROMETRES = 25.0  # in Angstrom: no fit is so close to focus, while a defocus in micrometres is always below
 _SMALL_DEFOCUS, _LARGE_DEFOCUS, _LARGEST_DEFOCUS = 1e3, 1e5, 1e6  # Angstrom
 _LARGE_AMPLITUDE_CONTRAST = 0.5
 _SMALL_BOX, _LARGE_BOX = 30.0, 10_000.0  # Angstrom: no particle has room in the one, none needs the other
@@ -167,22 +168,29 @@ def ctf_notes(star: StarTable, ctf: CtfParameters) -> tuple[str, ...]:
         star: table that the CTF was read from.
         ctf: parameters of the particles.
     """
-    notes = []
+    notes: list[str] = []
     if bool(ctf.is_premultiplied.any()):
-        notes.append(f"The images were multiplied by their CTF already ({PREMULTIPLIED}).")
+        notes.append(Remark(f"The images were multiplied by their CTF already ({PREMULTIPLIED})."))
     if bool(ctf.is_phase_flipped.any()):
         few = "" if bool(ctf.is_phase_flipped.all()) else f"{int(ctf.is_phase_flipped.sum())} of "
         notes.append(
-            f"The phases of {few}the images were flipped already ({PHASE_FLIPPED}): the absolute value of the CTF is "
-            "used for them."
+            Remark(
+                f"The phases of {few}the images were flipped already ({PHASE_FLIPPED}): the absolute value of the CTF "
+                "is used for them."
+            )
         )
     u, v = ctf.defocus_u_angstrom, ctf.defocus_v_angstrom
     smallest, largest = torch.minimum(u, v), torch.maximum(u, v)
     degrees = torch.rad2deg(ctf.phase_shift_rad)
     defocus = f"{star.name('rlnDefocusU')} or {star.name('rlnDefocusV')}"
     doubts = (
-        (smallest < _SMALL_DEFOCUS, u, f"{defocus} is below 1,000 Å or negative", "phase plate, overfocus, or nm?"),
-        (largest > _LARGE_DEFOCUS, u, f"{defocus} is above 100,000 Å", "check it"),
+        (
+            smallest < _SMALL_DEFOCUS,
+            smallest,
+            f"{defocus} is below 1,000 Å or negative",
+            "phase plate, overfocus, or nm?",
+        ),
+        (largest > _LARGE_DEFOCUS, largest, f"{defocus} is above 100,000 Å", "check it"),
         (
             ctf.amplitude_contrast > _LARGE_AMPLITUDE_CONTRAST,
             ctf.amplitude_contrast,

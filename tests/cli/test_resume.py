@@ -147,9 +147,21 @@ def test_a_finished_run_has_nothing_to_resume(
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     for words in (command, ["reconstruct", "-o", str(folder)]):
         assert run([*words, "--resume"]) == 0
-        assert "Nothing to resume" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "Nothing to resume" in said
+        assert f"Verdict: {read_json(folder / 'job.json')['verdict']['answer']}: " in said
     assert run([*command, "--resume", "--seed", "5"]) == 2
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_finished_run_without_a_structure_stays_a_failure(
+    tmp_path: Path, command: list[str], tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
+    job = read_json(folder / "job.json")
+    write_json(folder / "job.json", job | {"verdict": job["verdict"] | {"answer": "not found"}})
+    assert run([*command, "--resume"]) == 4
+    assert "found no structure. Read its report.html" in capsys.readouterr().err
 
 
 def test_a_finished_run_whose_results_are_lost_makes_them_again(

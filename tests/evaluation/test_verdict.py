@@ -71,6 +71,24 @@ def test_a_sphere_is_doubted_where_poses_are_not_determined() -> None:
     assert "agree at no resolution" in " ".join(reason.text for reason in nowhere.doubts)
 
 
+def test_doubts_on_given_poses_speak_of_these_poses() -> None:
+    known = replace(GOOD, pose_inference="known", probabilities=None, shared_angstrom=None)
+    resolution = known.resolution_angstrom
+    assert resolution is not None
+    sphere = replace(known, nonspherical_share=0.09, nonspherical_angstrom=resolution)
+    assert judge_run(sphere).level == "found"  # apoferritin with the poses of a refinement
+    for nowhere in (None, 3 * resolution):
+        (doubt,) = judge_run(replace(sphere, nonspherical_angstrom=nowhere)).doubts
+        assert "Check the poses" in doubt.advice
+    (doubt,) = judge_run(replace(known, resolution_angstrom=math.inf)).doubts
+    assert "agree at no resolution (FSC 0.143, unmasked), like noise" in doubt.text
+    assert "check poses" in doubt.advice
+    assert "--shift-sigma" not in doubt.advice
+    (doubt,) = judge_run(replace(known, unexplained_share=0.4)).doubts
+    assert "poses in the star file are wrong" in doubt.text
+    assert doubt.advice.startswith("Infer the poses")
+
+
 def test_particles_in_another_optimum_mean_that_nothing_was_found() -> None:
     amortized = replace(GOOD, pose_inference="amortized", shared_angstrom=None)
     assert judge_run(replace(amortized, wrong_optimum_share=0.5)).level == "not found"

@@ -109,7 +109,9 @@ def test_a_reconstruction_leaves_a_table_too(
 ) -> None:
     output = cs.with_name("run")
     assert run(["reconstruct", str(cs), "-o", str(output), "--pose-inference", "known"]) == 0
-    assert "particles.cs: cryoSPARC takes the protein to be bright" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "particles.cs: cryoSPARC takes the protein to be bright" in said
+    assert "Warning: particles.cs" not in said
     after, before = np.load(output / "run_data.cs"), table_of(tiny_particles)
     assert after["uid"].tolist() == before["uid"].tolist()
     ours, theirs = (Rotation.from_rotvec(table["alignments3D/pose"]) for table in (after, before))

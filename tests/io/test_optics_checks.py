@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cryoeq.domain.events import Remark
 from cryoeq.errors import ParticleFileError
 from cryoeq.io.particles import ParticleStack, read_particles, write_particle_star
 
@@ -69,7 +70,20 @@ def test_a_defocus_in_micrometres_is_refused_in_whole_groups_only(opened: Open) 
             rlnDefocusV=["1e4", "1e4", "1.5", "1.2"],
         )
     (note,) = opened(rlnDefocusU=["1e4", "2e4", "50", "3e4"], rlnDefocusV=["1e4", "2e4", "40", "3e4"]).notes
-    assert "below 1,000 Å or negative in 1 of 4 rows, first in row 3 (50)" in note
+    assert "below 1,000 Å or negative in 1 of 4 rows, first in row 3 (40)" in note
+
+
+def test_a_phase_plate_close_to_focus_is_read(opened: Open) -> None:
+    (note,) = opened(rlnDefocusU="80", rlnDefocusV="50", rlnPhaseShift="90").notes
+    assert "in 4 of 4 rows, first in row 1 (50): phase plate" in note
+
+
+def test_how_images_were_stored_is_no_warning(opened: Open) -> None:
+    for flag in ("rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped"):
+        (note,) = opened(optics={flag: "1"}).notes
+        assert isinstance(note, Remark)
+    (doubt,) = opened(rlnDefocusU="500").notes
+    assert not isinstance(doubt, Remark)
 
 
 @pytest.mark.parametrize(
