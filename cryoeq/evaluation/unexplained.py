@@ -23,6 +23,7 @@ says nothing.
 Normal approximation of the gamma distribution: Wilson and Hilferty 1931, PNAS 17, 684-688.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -54,8 +55,10 @@ _MIN_SAMPLE = 100
 _BATCH_PX = 2**20
 _CERTAIN = 0.95  # FSC of the half maps, from which on the map's own error is small
 _MAX_BEYOND_BACKGROUND = 1.5  # power of residuals over that of the background, at the last shell
+_MAX_EXPLAINED = 1.1
 _BACKGROUND_RADIUS = 0.9  # of half the box
-_TOLERANCE = 0.1  # of the projection: without noise, the errors of a good map are seen too
+_TOLERANCE = 0.1  # of the projection's amplitude: without noise, the errors of a good map are seen too
+_MIN_EXCESS = 0.25  # of its power: junk in j of the particles dampens the map, which leaves j² of the others' power
 _MIN_POWER = 1.0  # below, a missing particle is lost in the noise
 
 
@@ -68,7 +71,7 @@ class Residuals:
         z: power of each residual as a standard normal variable, where the map explains the particle.
         amplitude_z: amplitude of each particle in its projection likewise.
         is_unexplained: whether the residual is larger, or the amplitude smaller, than chance allows one in twenty, by
-            more than a tenth of the projection.
+            more than a quarter of the projection's power, or a tenth of its amplitude.
         resolution_angstrom: resolution of the comparison.
         detectability: median power of the map's projections over the standard deviation of the residuals' power:
             below about 1, particles of another molecule are lost in the noise.
@@ -135,7 +138,7 @@ def measure_residuals(
     detectability = float((signal / variance.sqrt()).median())
     factor, z = _standardised(residual / mean, mean.square() / variance)
     centre, amplitude_z = _from_upper_half(cross / power)
-    is_unexplained = (z > _Z_LIMIT) & (residual - factor * mean > _TOLERANCE * signal)
+    is_unexplained = (z > _Z_LIMIT) & (residual - factor * mean > _MIN_EXCESS * signal)
     is_unexplained |= (amplitude_z < -_Z_LIMIT) & (cross / power < (1 - _TOLERANCE) * centre)
     explained = _explained_signal(fsc, *(values.sum(0) for values in sums))
     return Residuals(
@@ -222,7 +225,8 @@ def _explained_signal(
     shells = slice(_FIRST_SHELL, last)
     signal = ((images - background) * fsc[: len(images)])[shells].sum()
     explained = (cross.square() / projections.clamp(min=1e-30))[shells].sum()
-    return float(explained / signal) if float(signal) > 0 else None
+    ratio = float(explained / signal) if float(signal) > 0 else math.inf
+    return ratio if ratio < _MAX_EXPLAINED else None  # else neighbours or ice are part of the background
 
 
 def _shell_sums(values: Float[Tensor, "batch points"], plane: HalfPlane) -> Float[Tensor, "batch shells"]:

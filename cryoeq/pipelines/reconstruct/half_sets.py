@@ -142,7 +142,7 @@ def separate_copies(
 
 
 def independence_notes(metrics: ReconstructionMetrics, pixel_size_angstrom: float) -> Iterator[Note]:
-    """What the half maps' FSC is worth, where it is not what it seems.
+    """That pixels limit the resolution; what makes half maps dependent the verdict says.
 
     Args:
         metrics: metrics of the run, with the resolution of the half maps.
@@ -152,9 +152,7 @@ def independence_notes(metrics: ReconstructionMetrics, pixel_size_angstrom: floa
         One note at most.
     """
     resolution, nyquist = metrics.half_map_resolution_angstrom, 2 * pixel_size_angstrom
-    if metrics.dependent_halves:
-        yield Note(f"The half maps are not independent: {metrics.dependent_halves}.", "warning")
-    elif resolution is not None and resolution < 1.001 * nyquist:
+    if not metrics.dependent_halves and resolution is not None and resolution < 1.001 * nyquist:
         yield Note(
             f"The half maps agree up to Nyquist ({nyquist:.3g} Å): the pixels limit the resolution, not the noise, "
             "unless the half sets are not independent."

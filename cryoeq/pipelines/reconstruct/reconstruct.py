@@ -1,10 +1,12 @@
 """``cryoeq reconstruct``: from particles to maps."""
 
 import math
+import shlex
 import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -108,7 +110,8 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False, doubts: Sequ
             f"The map, which is wrong, and the report on it are in {run.folder}",
             verdict.doubts[0].advice.removesuffix("."),
         )
-    yield Report(f"Reconstruction in {run.folder}", _rows(metrics, config) | {"verdict": verdict.summary})
+    rows = _rows(metrics, config) | {"verdict": verdict.summary} | _next_command(verdict, metrics, run.folder)
+    yield Report(f"Reconstruction in {run.folder}", rows)
     yield from _doubts(verdict)
 
 
@@ -123,7 +126,16 @@ def _close(run: RunFolder) -> RunVerdict:
 def _doubts(verdict: RunVerdict) -> Iterator[Note]:
     """The doubts that a verdict casts on a map, each with what to do."""
     for doubt in verdict.doubts:
-        yield Note(f"Doubt: {doubt.text} {doubt.advice}".rstrip(), "warning")
+        yield Note(f"{doubt.text} {doubt.advice}".rstrip(), "warning")
+
+
+def _next_command(verdict: RunVerdict, metrics: ReconstructionMetrics, folder: Path) -> dict[str, str]:
+    """The command to go on with, as a row of the report."""
+    if metrics.half_map_resolution_angstrom is None:
+        return {}
+    half = folder / "run_half1_class001_unfil.mrc"
+    command = ["cryoeq", "fsc", str(half)] if verdict.level == "found" else ["cryoeq", "screen", str(folder)]
+    return {"next": shlex.join(command)}
 
 
 @dataclass(frozen=True)

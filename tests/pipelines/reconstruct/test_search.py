@@ -69,7 +69,7 @@ def test_the_verdict_stands_in_the_record_and_at_the_end_of_the_log(searched_run
     log = (searched_run / "run.log").read_text(encoding="utf-8")
     assert f"{verdict['answer']}: {verdict['sentence']}" in log
     doubts = [reason for reason in verdict["reasons"] if reason["weight"] == "against"]
-    assert all(f"Doubt: {doubt['text']} {doubt['advice']}".rstrip() in log for doubt in doubts)
+    assert all(f"Warning: {doubt['text']} {doubt['advice']}".rstrip() in log for doubt in doubts)
 
 
 def test_what_is_left(searched_run: Path, searched_particles: Path) -> None:
