@@ -182,7 +182,7 @@ def run(name: str, work: Path, seed: int) -> Record:
         **key, "kind": kind, "answer": job["verdict"]["answer"],
         "against": [reason["text"] for reason in job["verdict"]["reasons"] if reason["weight"] == "against"],
         **{field: job["results"].get(field) for field in measured},
-        **cost_record(cost, [command], {"{work}": work, "{data}": DATA}),
+        **cost_record(cost, [command], {"{work}": work, "{data}": DATA, "cryoeq": Path(CRYOEQ)}),
     }  # fmt: skip
     truth = particles.with_name("truth.star")
     if cost.exit_code == 0 and truth.is_file() and _CLASS in read_star(truth).particles:
