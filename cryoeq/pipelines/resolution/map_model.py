@@ -149,7 +149,7 @@ def _require_overlap(model: AtomicModel, frame: _Frame, path: Path, map_path: Pa
             f"{path}: {outside:.0%} of the atoms lie outside {map_path}, in whose grid they have voxels "
             f"({low}) to ({high}) of 0 to {frame.box_size_px - 1}",
             "Expected a model in the frame of the map, as the map's header (ORIGIN, NXSTART) gives it",
-            "Pass --align to have the model placed, or check the pixel size",
+            "Pass --align to have the model placed, or check the pixel size (--angpix)",
         )
     if outside > _MAX_OUTSIDE:
         yield Note(f"{outside:.0%} of the model's atoms lie outside the box and are left out.", "warning")
