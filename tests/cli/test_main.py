@@ -41,7 +41,7 @@ def test_underscores_are_dashes_in_names_only(typed: list[str], understood: list
         (["doctor", "--no-such-option"], "No such option: --no-such-option. `cryoeq doctor --help`"),
         (["demo", "--seed", "many"], "'--seed': expected a whole number"),
         (["reconstruct", "x", "--angpix", "foo"], "'--angpix': expected a number"),
-        (["reconstruct", "x", "--angpix", "-1"], "--angpix is -1.0. Expected a number greater than 0."),
+        (["reconstruct", "x", "--angpix", "-1"], "--angpix is -1.0. Expected a number greater than or equal to 0.01."),
         (["reconstruct", "x", "-j", "0"], "-j/--threads is 0. Expected"),
         (["reconstruct", "x", "--pixel-sizes", "2"], "Did you mean --angpix?"),
         (["reconstruct", "x", "--preset", "demo"], "No such option: --preset. `cryoeq reconstruct --help`"),
