@@ -24,7 +24,9 @@ _WIENER_FILTER, _DENSITY_COMPENSATION = 80, 64  # arrays that come and go while 
 # weights and indices of the eight neighbours.
 _READING_BYTES, _BACKPROJECTION_BYTES, _IMAGE_BYTES = 80, 210, 10
 _LIKELIHOOD_ARRAYS = 4  # of all poses of a batch: its Fourier series, even and odd orders, and their sum
-_FIGURES = 85 * 2**20  # libraries of pictures and the report, loaded at the end
+_FIGURES = 153 * 2**20  # libraries of pictures, tables and the report, loaded at the end
+_EVENTS = 20 * 2**20  # what else a search keeps while it compares poses
+_ROW_BYTES = 6_000  # of a particle: its row as text, and what is measured of its fit
 _ENCODER_LIBRARY = 122 * 2**20  # escnn
 # Bytes per pixel of an encoder's input: filters as large as the image, which are solved for; and for each image of a
 # batch its feature maps, of 1,024 channels in a wide encoder.
@@ -66,9 +68,9 @@ def search_memory(size: SearchSize) -> dict[str, int]:
     batch = max(4 * _LIKELIHOOD_ARRAYS * max(LOG_LIKELIHOODS_ON_CPU, _poses_of_a_particle(size)), refinement)
     return {
         "transforms of all particles": size.count * (transform_bytes(size.box_px) + 8 * _points(radius)),  # variances
+        "rows": size.count * _ROW_BYTES,
         "maps": max(maps + _basis_bytes(size), reading),
-        "poses and offsets": size.threads * batch,
-        "figures": _FIGURES,
+        "poses and offsets, then figures": max(size.threads * batch + _EVENTS, _FIGURES),
     }
 
 
