@@ -66,11 +66,13 @@ def search_memory(size: SearchSize) -> dict[str, int]:
     reading = min(size.count, READING_BATCH) * _points(radius) * _READING_BYTES
     refinement = 4 * CHUNK_POINTS_ON_CPU * NUMBERS_PER_POINT
     batch = max(4 * _LIKELIHOOD_ARRAYS * max(LOG_LIKELIHOODS_ON_CPU, _poses_of_a_particle(size)), refinement)
+    poses = size.threads * batch
+    per_particle = transform_bytes(size.box_px) + 8 * _points(radius) + _ROW_BYTES  # with variances
     return {
-        "transforms of all particles": size.count * (transform_bytes(size.box_px) + 8 * _points(radius)),  # variances
-        "rows": size.count * _ROW_BYTES,
+        "transforms of all particles": size.count * per_particle,
         "maps": max(maps + _basis_bytes(size), reading),
-        "poses and offsets, then figures": max(size.threads * batch + _EVENTS, _FIGURES),
+        "poses and offsets": poses,
+        "figures": max(_EVENTS, _FIGURES - poses),  # loaded when the poses' memory is free again
     }
 
 

@@ -68,7 +68,7 @@ def test_maps_are_at_least_what_is_held_while_one_is_made() -> None:
         {"count": 2000},
         {"box_px": 48},
         {"shift_sigma_px": 16.0},
-        {"threads": 4},
+        {"threads": 8},
         {"max_exhaustive_shell": 40, "box_px": 96},
     ],
 )
