@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from cryoeq.config.loading import with_current_keys
 from cryoeq.config.reconstruct import ReconstructConfig
@@ -33,6 +33,35 @@ class _Record(BaseModel):
     resumed: list[str] = []
 
 
+class _MultiStart(BaseModel):
+    min: int
+
+
+class _Consensus(BaseModel):
+    shells: list[int] = Field(min_length=1)
+
+
+class _Search(BaseModel):
+    symmetry: str
+    multi_start: _MultiStart
+    consensus: _Consensus
+
+
+class _Input(BaseModel):
+    angpix: float | None
+    datadir: str | None
+    with_ctf: bool
+    contrast: str
+
+
+class _Settings(BaseModel):
+    """Settings of the run, under current keys, that its readers rely on."""
+
+    pose_inference: str
+    search: _Search
+    input: _Input
+
+
 def read_reconstruction_job(run: RunFolder, advice: str) -> dict[str, Any]:
     """The ``job.json`` of a reconstruction, its settings under current keys.
 
@@ -53,15 +82,20 @@ def read_reconstruction_job(run: RunFolder, advice: str) -> dict[str, Any]:
         is_reconstruction = False
     if not is_reconstruction:
         raise OutputError(f"{run.path('job.json')} is not the record of a reconstruction", "", advice)
+    _require_sound(_Record, job, run)
+    settings = with_current_keys(ReconstructConfig, job["settings"], str(run.path("job.json")), is_finished=True)
+    _require_sound(_Settings, settings, run)
+    return job | {"settings": settings}
+
+
+def _require_sound(model: type[BaseModel], record: Mapping[str, Any], run: RunFolder) -> None:
     try:
-        _Record.model_validate(job, strict=True)
+        model.model_validate(record, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         found = f"{run.path('job.json')} is damaged: {where} is {first['input']!r:.100}"
         raise OutputError(found, first["msg"], "Restore the file") from error
-    settings = with_current_keys(ReconstructConfig, job["settings"], str(run.path("job.json")), is_finished=True)
-    return job | {"settings": settings}
 
 
 def open_particles(

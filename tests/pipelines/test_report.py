@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cryoeq.cli.main import run
-from cryoeq.errors import DivergedError
+from cryoeq.errors import DivergedError, OutputError
 from cryoeq.io.text import read_json, write_json
 from cryoeq.outputs import report as page
 from cryoeq.outputs.run_folder import RunFolder
@@ -249,3 +249,12 @@ def test_a_browser_shows_it(tmp_path: Path, searched_run: Path) -> None:
     (tmp_path / "fails.html").write_text(text.replace("Plotly.newPlot(", "Plotly.newestPlot("))
     assert any("Content Security Policy" in line for line in browse(tmp_path / "calls.html", tmp_path)[1])
     assert any("TypeError" in line for line in browse(tmp_path / "fails.html", tmp_path)[1])
+
+
+@pytest.mark.parametrize("search", [[], {"symmetry": 1}, {"multi_start": {"min": 2}}])
+def test_settings_of_a_damaged_record_are_named(tiny_run: Path, tmp_path: Path, search: object) -> None:
+    job = read_json(tiny_run / "job.json")
+    (tmp_path / "run").mkdir()
+    write_json(tmp_path / "run" / "job.json", job | {"settings": job["settings"] | {"search": search}})
+    with pytest.raises(OutputError, match=r"job\.json is damaged: search"):
+        read_reconstruction_job(RunFolder(tmp_path / "run"), "")
