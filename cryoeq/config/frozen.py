@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -35,6 +35,16 @@ class FrozenConfig(BaseModel):
     usage: ClassVar[str] = ""
     renamed: ClassVar[Mapping[str, str]] = {}
     removed: ClassVar[Mapping[str, Removed]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_files(cls, values: Any) -> Any:
+        """An empty path would be the working directory."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(name)
+            if value == "" and field is not None and Path in (field.annotation, *get_args(field.annotation)):
+                raise ValueError(f"{name} is empty; the name of a file or folder was expected")
+        return values
 
     @model_validator(mode="after")
     def _spare_the_input(self) -> "FrozenConfig":

@@ -28,7 +28,7 @@ class InferConfig(FrozenConfig):
     contrast: Literal["auto", "keep", "invert"] = Field(
         default="auto", description="protein must be bright: decide from the images, keep them, or invert them"
     )
-    batch_size: int = Field(default=1024, ge=1, description="particles in memory at a time")
+    batch_size: int = Field(default=1024, ge=1, le=10**6, description="particles in memory at a time")
     device: str = Field(default="auto", description="device: auto, cpu or cuda:N")
     precision: InferencePrecision = Field(
         default="fp32", description="numbers that the encoder computes with; int8: CPU, groups of quarter turns"

@@ -72,7 +72,9 @@ def load_config(
     try:
         config = kind.model_validate(merged)
     except ValidationError as error:
-        raise _explain(error.errors()[0], kind, merged, sources) from error
+        # An unknown key may be the missing one with a letter changed, so it is told first.
+        first = min(error.errors(), key=lambda details: details["type"] == "missing")
+        raise _explain(first, kind, merged, sources) from error
     if notes is not None:
         notes.extend(_notes_on_unused(config, sources[1:] if record is not None else sources))
     return config

@@ -158,7 +158,7 @@ class HybridConfig(FrozenConfig):
     final_training_steps: int = Field(
         default=300, ge=0, description="training steps on projections of the final map, for encoder.pt"
     )
-    batch_size: int = Field(default=256, ge=2, description="images per training step")
+    batch_size: int = Field(default=256, ge=2, le=10**6, description="images per training step")
     learning_rate: float = Field(default=1e-2, gt=0, description="learning rate")
     concentration: float = Field(
         default=2.0, gt=0, description="inverse temperature of the hypotheses, for the squared distance of rotations"
@@ -206,7 +206,7 @@ class TrainingConfig(FrozenConfig):
         default=64,
         description="images per step, of all processes together; auto for as many as a GPU has memory for, 64 on a CPU",
     )
-    synthetic_batch_size: int = Field(default=64, ge=1, description="synthetic projections per step")
+    synthetic_batch_size: int = Field(default=64, ge=1, le=10**6, description="synthetic projections per step")
     encoder_learning_rate: float = Field(default=2e-3, gt=0, description="learning rate of the encoder")
     decoder_learning_rate: float | None = Field(
         default=None, gt=0, description="learning rate of the decoder; None for 1e-2 (voxel), 1e-3 (implicit)"

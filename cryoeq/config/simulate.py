@@ -41,7 +41,7 @@ class SimulateConfig(FrozenConfig):
     pixel_size_angstrom: float | None = Field(
         default=None, ge=0.01, le=1000, description="pixel size in Å; chosen for the model if not given"
     )
-    count: int = Field(default=1000, ge=1, description="number of particles, or of micrographs of a crystal")
+    count: int = Field(default=1000, ge=1, le=10**9, description="number of particles, or of micrographs of a crystal")
     crystal: tuple[float, float, float] | None = Field(
         default=None, description="a, b in Å and gamma in degrees of a 2D crystal of the model"
     )

@@ -214,7 +214,13 @@ def _alignments(table: _CsTable) -> tuple[dict[str, Text], tuple[str, ...]]:
         vectors = torch.from_numpy(table.numbers(_POSE, (3,)).astype(np.float64))
         euler = relion_euler_deg(rotation_from_vector(vectors).mT).numpy()
         columns |= {f"rlnAngle{name}": decimals(euler[:, axis]) for axis, name in enumerate(("Rot", "Tilt", "Psi"))}
-        shifts = table.numbers(_SHIFT, (2,)) * table.numbers(_PIXEL).astype(np.float64)[:, None]
+        pixel = table.numbers(_PIXEL).astype(np.float64)
+        if not (pixel > 0).all():  # NaN neither
+            bad = float(pixel[~(pixel > 0)][0])
+            raise ParticleFileError(
+                f"{table.path}: {_PIXEL} is {bad:g}", "A positive pixel size of the shifts was expected", _EXPORT
+            )
+        shifts = table.numbers(_SHIFT, (2,)) * pixel[:, None]
         columns |= {f"rlnOrigin{name}Angst": decimals(shifts[:, axis]) for axis, name in enumerate("XY")}
     if _CLASS in table.names:
         columns["rlnClassNumber"] = (table.numbers(_CLASS).astype(np.int64) + 1).astype(np.str_)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import MapFileError
-from cryoeq.io.mrc import read_map
+from cryoeq.io.mrc import LARGEST_DENSITY, read_map
 
 _FLAT = 1e-4  # range of densities over the largest, below which rounding to single precision leaves no map
-_ABSURD = 1e15
+_SMALLEST = 1 / LARGEST_DENSITY
 
 
 def read_density(path: Path, *, angpix: float | None = None) -> Volume:
@@ -30,10 +30,10 @@ def read_density(path: Path, *, angpix: float | None = None) -> Volume:
             "cryoeq needs a density that differs from its surroundings",
             "Check how the map was made",
         )
-    if not 1 / _ABSURD < largest < _ABSURD:
+    if largest <= _SMALLEST:
         raise MapFileError(
             f"{path}: its largest density is {largest:.3g}",
-            f"cryoeq adds up squares in single precision and needs densities from {1 / _ABSURD:g} to {_ABSURD:g}",
-            "Scale the map, or look for a damaged voxel",
+            f"cryoeq adds up squares in single precision and needs densities from {_SMALLEST:g} on",
+            "Scale the map",
         )
     return volume

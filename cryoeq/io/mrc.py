@@ -30,6 +30,8 @@ from cryoeq.io.mrc_header import (
 )
 from cryoeq.io.scratch import mapped_file
 
+LARGEST_DENSITY = 1e15
+
 
 def header_notes(path: Path) -> tuple[str, ...]:
     """Oddities of the header of a readable map, one sentence each; empty for an ordinary one."""
@@ -69,6 +71,12 @@ def read_map(path: Path, *, angpix: float | None = None) -> Volume:
     if bad := int(values.size - np.isfinite(values).sum()):
         raise MapFileError(
             f"{path}: {bad} voxels are NaN or infinite", "cryoeq needs finite densities", "Make the map again"
+        )
+    if (largest := float(np.abs(values).max(initial=0.0))) >= LARGEST_DENSITY:
+        raise MapFileError(
+            f"{path}: its largest density is {largest:.3g}",
+            f"cryoeq adds up squares in single precision and needs densities up to {LARGEST_DENSITY:g}",
+            "Scale the map, or look for a damaged voxel",
         )
     return Volume(torch.from_numpy(values), pixel_size)
 

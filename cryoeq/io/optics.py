@@ -21,6 +21,7 @@ _NO_CTF = "Run CTF estimation again, or pass --no-ctf"
 # RELION reads no star without these; they stand in where the user works without a CTF, and nothing comes of them.
 _PLACEHOLDERS = {"rlnVoltage": 300.0, "rlnSphericalAberration": 2.7, "rlnAmplitudeContrast": 0.1}
 _SAME_PIXEL_SIZE = 1e-3
+_SMALLEST_PIXEL_ANGSTROM, _LARGEST_PIXEL_ANGSTROM = 0.01, 1000.0  # as of --angpix
 
 
 def with_optics_block(
@@ -90,12 +91,11 @@ def star_pixel_size(star: StarTable, *, angpix: float | None = None) -> float:
         ParticleFileError: it is missing, zero, or differs between particles.
     """
     sizes = np.array([angpix], dtype=np.float64) if angpix is not None else _pixel_sizes(star)
-    is_sound = np.isfinite(sizes) & (sizes > 0)
+    is_sound = (sizes >= _SMALLEST_PIXEL_ANGSTROM) & (sizes <= _LARGEST_PIXEL_ANGSTROM)
     if not is_sound.all():
-        bad = float(sizes[~is_sound][0])
-        raise ParticleFileError(
-            f"{star.where}: pixel size is {bad:g}", "cryoeq needs a positive pixel size", "Give it with --angpix"
-        )
+        found = f"{star.where}: pixel size is {float(sizes[~is_sound][0]):g}"
+        expected = f"Expected {_SMALLEST_PIXEL_ANGSTROM:g} to {_LARGEST_PIXEL_ANGSTROM:g} Å"
+        raise ParticleFileError(found, expected, "Give it with --angpix")
     if sizes.max() > sizes.min() * (1 + _SAME_PIXEL_SIZE):
         listed = ", ".join(f"{size:g}" for size in np.unique(sizes))
         expected = "cryoeq reconstructs from images of one pixel size"

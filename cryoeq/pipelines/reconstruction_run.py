@@ -20,6 +20,10 @@ class _Note(BaseModel):
     level: str
 
 
+class _InputFile(BaseModel):
+    path: str
+
+
 class _Record(BaseModel):
     """What the readers of ``job.json`` rely on; it holds more."""
 
@@ -27,7 +31,7 @@ class _Record(BaseModel):
     started: str = ""
     settings: dict[str, Any]
     command: list[str] = []
-    inputs: list[dict[str, Any]] = []
+    inputs: list[_InputFile] = []
     results: dict[str, Any] = {}
     notes: list[_Note] = []
     resumed: list[str] = []
@@ -115,6 +119,8 @@ def open_particles(
         ParticleFileError: the stack was moved or changed since.
     """
     settings = job["settings"]["input"]
+    if not job.get("inputs"):
+        raise ParticleFileError("the record of the run (job.json) names no particles", "", "Restore the file")
     source = Path(job["inputs"][0]["path"])
     folder = datadir or (Path(settings["datadir"]) if settings["datadir"] else None)
     stack = read_particles(source, angpix=settings["angpix"], datadir=folder, ignore_ctf=not settings["with_ctf"])

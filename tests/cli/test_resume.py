@@ -197,7 +197,8 @@ def test_other_settings_cannot_go_on(
     assert run([*command, *options, "--resume"]) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert said in message
-    assert "Leave the option or setting out" in message
+    named = options[0] if options[0] != "--set" else "the setting"
+    assert f"Leave {named} out" in message
     # The run that was there, its record included, is as it was.
     assert {path.name: path.read_bytes() for path in stopped.iterdir() if path.name != "run.log"} == before
 

@@ -102,6 +102,18 @@ def test_a_missing_setting_is_named() -> None:
         load_config(Example)
 
 
+def test_a_name_that_is_misspelt_is_not_told_as_missing(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("pticles: a.star\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: pticles is not a setting.*Did you mean particles"):
+        load_config(Example, file=file)
+
+
+def test_an_empty_path_is_not_the_working_directory() -> None:
+    with pytest.raises(ConfigError, match="particles is empty"):
+        load_config(Example, overrides=["particles=''"])
+
+
 def test_the_layer_that_is_wrong_is_named(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("particles: a.star\nseed: x\n")

@@ -217,6 +217,14 @@ def test_messages_speak_of_cryosparc(cs: Path, dropped: str, said: str) -> None:
     assert not any(word in str(caught.value) for word in ("rln", "star"))
 
 
+def test_a_pixel_size_of_shifts_that_cannot_be(cs: Path) -> None:
+    table = np.load(cs)
+    table["alignments3D/psize_A"][3] = -5.0
+    write_table(cs, table)
+    with pytest.raises(ParticleFileError, match=r"particles\.cs: alignments3D/psize_A is -5"):
+        read_particles(cs, with_poses=True)
+
+
 def test_values_are_named_by_their_field(cs: Path) -> None:
     table = np.load(cs)
     table["ctf/df1_A"][4] = np.nan

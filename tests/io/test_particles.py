@@ -201,6 +201,8 @@ BAD_ROWS = [
     ({"rlnOpticsGroup": ["1", "1", "2", "1"]}, "row 3: optics group 2 is not"),
     ({"optics": {"rlnImagePixelSize": "0"}}, "pixel size is 0"),
     ({"optics": {"rlnImagePixelSize": "-1"}}, "pixel size is -1"),
+    ({"optics": {"rlnImagePixelSize": "1e-320"}}, "pixel size is 9.99989e-321. Expected 0.01 to 1000 Å"),
+    ({"optics": {"rlnImagePixelSize": "nan"}}, "rlnImagePixelSize|pixel size is nan"),
     ({"optics": {"rlnImagePixelSize": None}}, "pixel size missing"),
     ({"optics": {"rlnImageSize": "32"}}, "rlnImageSize of the optics groups is 32 px, the images are 16 px"),
 ]

@@ -185,6 +185,7 @@ def test_other_folders_are_refused(
         ({"command": 7}, "command is 7"),
         ({"notes": [{"text": "a"}]}, "notes.0.level"),
         ({"started": 2026}, "started is"),
+        ({"inputs": [{"path": True}]}, "inputs.0.path is True"),
     ],
 )
 def test_a_damaged_record_is_refused(

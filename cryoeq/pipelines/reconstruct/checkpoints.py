@@ -224,10 +224,12 @@ def _require_same(recorded: dict[str, Any], config: ReconstructConfig, path: Pat
     now = _binding(config.model_dump(mode="json"))
     for key in sorted(now.keys() | then.keys()):
         if now.get(key) != then.get(key):
+            has_option = "." not in key or key in ReconstructConfig.options
+            named = ReconstructConfig.option_of(key) if has_option else "the setting"
             raise ConfigError(
                 f"{path}: {key} was {then.get(key)}, and is now {now.get(key)}",
                 "A run resumes with the settings that it started with",
-                "Leave the option or setting out, or start a new run in another folder",
+                f"Leave {named} out, or start a new run in another folder",
             )
 
 

@@ -24,14 +24,13 @@ def stack_in_two_files(chance: random.Random, content: bytes, scenario: Scenario
         return None
     nx, ny, nz = struct.unpack_from("<3i", stack)
     at = chance.randrange(1, nz)
-    first, second = (stack[:8] + struct.pack("<i", count) + stack[12:1024] for count in (at, nz - at))
-    cut = 1024 + 4 * nx * ny * at
+    first = stack[:8] + struct.pack("<i", at) + stack[12 : 1024 + 4 * nx * ny * at]
     names = []
     for name in blocks[-1].column("rlnImageName"):
         number = int(name.partition("@")[0])
-        names.append(f"{number}@first.mrcs" if number <= at else f"{number - at}@sub/second.mrcs")
+        names.append(f"{number}@{'first' if number <= at else 'sub/second'}.mrcs")  # numbers tell results apart
     blocks[-1].set("rlnImageName", names)
-    also = {"first.mrcs": first + stack[1024:cut], "sub/second.mrcs": second + stack[cut:]}
+    also = {"first.mrcs": first, "sub/second.mrcs": stack}
     return Change(render(blocks), f"the stack in two files, {at} images in the first", also=also)
 
 
