@@ -16,14 +16,22 @@ def simulate(
         typer.Argument(metavar="MODEL", help="PDB or mmCIF (also .gz), or an MRC map.", rich_help_panel=INPUT),
     ],
     *,
+    other_models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="FILE:SHARE",
+            help="Another molecule and its share of the particles, repeatable; MODEL has the rest [none].",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
     assembly: Annotated[
-        str | None, typer.Option(help="Biological assembly to build, for example 1 [none].", rich_help_panel=INPUT)
+        str | None,
+        typer.Option(help="Biological assembly of MODEL to build, for example 1 [none].", rich_help_panel=INPUT),
     ] = None,
     sym: Annotated[
         str | None,
-        typer.Option(
-            help="Point group that the density is averaged over: Cn, Dn, T, O, I [C1].", rich_help_panel=SPECIMEN
-        ),
+        typer.Option(help="Point group that MODEL is averaged over: Cn, Dn, T, O, I [C1].", rich_help_panel=SPECIMEN),
     ] = None,
     count: Annotated[
         int | None,
@@ -38,6 +46,36 @@ def simulate(
     shift_sigma: Annotated[
         float | None,
         typer.Option(help="Standard deviation of the offsets per axis, in Å [0].", rich_help_panel=SPECIMEN),
+    ] = None,
+    scale_sd: Annotated[
+        float | None,
+        typer.Option(
+            help="Standard deviation of the particles' contrast, whose mean is 1 [0].", rich_help_panel=SPECIMEN
+        ),
+    ] = None,
+    junk: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of images that are no particles: empty, edges of carbon or ice, overlapping, broken [0].",
+            rich_help_panel=SPECIMEN,
+        ),
+    ] = None,
+    neighbours: Annotated[
+        float | None,
+        typer.Option(help="Share of images with another particle reaching into the box [0].", rich_help_panel=SPECIMEN),
+    ] = None,
+    n_micrographs: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of micrographs, whose particles share a defocus [none: a defocus for each particle].",
+            rich_help_panel=SPECIMEN,
+        ),
+    ] = None,
+    optics_groups: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of optics groups of these micrographs, of different noise [1].", rich_help_panel=SPECIMEN
+        ),
     ] = None,
     crystal: Annotated[
         tuple[float, float, float] | None,
@@ -77,7 +115,8 @@ def simulate(
     noise: Annotated[
         Noise | None,
         typer.Option(
-            help="Spectrum of the noise; coloured: stronger at low frequency [white].", rich_help_panel=IMAGING
+            help="Spectrum of the noise; coloured: stronger at low frequency; ice: half of it through the CTF [white].",
+            rich_help_panel=IMAGING,
         ),
     ] = None,
     defocus_min: Annotated[
@@ -95,6 +134,16 @@ def simulate(
         float | None,
         typer.Option(help="Direction of defocus U, degrees from x [random].", rich_help_panel=IMAGING),
     ] = None,
+    defocus_error: Annotated[
+        float | None,
+        typer.Option(
+            help="Standard deviation of the error of the defocus in particles.star, in Å [0].", rich_help_panel=IMAGING
+        ),
+    ] = None,
+    bfactor: Annotated[
+        float | None,
+        typer.Option(help="B-factor of an envelope of the images, in Å² [0].", rich_help_panel=IMAGING),
+    ] = None,
     kv: Annotated[float | None, typer.Option(help="Acceleration voltage in kV [300].", rich_help_panel=IMAGING)] = None,
     cs: Annotated[float | None, typer.Option(help="Spherical aberration in mm [2.7].", rich_help_panel=IMAGING)] = None,
     amplitude_contrast: Annotated[
@@ -102,6 +151,14 @@ def simulate(
     ] = None,
     no_ctf: Annotated[
         bool, typer.Option("--no-ctf", help="Plain projections, without a CTF.", rich_help_panel=IMAGING)
+    ] = False,
+    normalise: Annotated[
+        bool,
+        typer.Option(
+            "--normalise",
+            help="Normalise each image's background, as RELION's extraction does.",
+            rich_help_panel=IMAGING,
+        ),
     ] = False,
     output: Annotated[
         Path | None,
@@ -119,11 +176,12 @@ def simulate(
 ) -> None:
     """Simulate particles of a molecule, or its 2D crystals.
 
-    Writes particles.star without poses, and truth.star with them.
+    Writes particles.star without poses, and truth.star with poses, classes and kinds of junk.
 
     Examples:
       cryoeq simulate model.pdb -o particles --box 64 -n 2000
       cryoeq simulate map.mrc -n 500 --snr 0.05 --shift-sigma 10
+      cryoeq simulate a.pdb --model b.pdb:0.4 --junk 0.2 --noise ice --normalise
       cryoeq simulate model.pdb --crystal 90 110 90 --tilt 30
     """
     from cryoeq.cli.drawing import draw
@@ -142,7 +200,10 @@ def simulate(
         "voltage_kv": kv, "spherical_aberration_mm": cs, "amplitude_contrast": amplitude_contrast,
         "with_ctf": False if no_ctf else None, "views": views, "symmetry": sym, "noise": noise, "seed": seed,
         "device": device, "crystal": crystal, "tilt_deg": tilt, "tilt_axis_deg": tilt_axis,
-        "disorder_angstrom": disorder, "micrograph_px": micrograph,
+        "disorder_angstrom": disorder, "micrograph_px": micrograph, "other_models": other_models,
+        "junk_share": junk, "neighbour_share": neighbours, "scale_sd": scale_sd,
+        "micrograph_count": n_micrographs, "optics_group_count": optics_groups,
+        "defocus_error_angstrom": defocus_error, "bfactor_angstrom2": bfactor, "normalise": True if normalise else None,
     }  # fmt: skip
     notes: list[str] = []
     resolved = load_config(SimulateConfig, file=config, overrides=settings or (), explicit=explicit, notes=notes)

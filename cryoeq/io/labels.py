@@ -6,6 +6,11 @@ MICROGRAPH_NAME = "rlnMicrographName"
 COORDINATES = ("rlnCoordinateX", "rlnCoordinateY")
 MAX_PROBABILITY = "rlnMaxValueProbDistribution"
 SELECTION_Z_SCORE = "rlnParticleSelectZScore"
+CLASS_NUMBER = "rlnClassNumber"
+CTF_SCALE = "rlnCtfScalefactor"
+CTF_BFACTOR = "rlnCtfBfactor"
+JUNK_KIND = "cryoeqJunkKind"  # of a simulated truth: none, empty, edge, overlap, broken
+HAS_NEIGHBOUR = "cryoeqHasNeighbour"  # of a simulated truth: 1 where another particle reaches into the box
 
 # Half maps and their mask, in postprocess.star
 HALF_MAP_1 = "rlnUnfilteredMapHalf1"

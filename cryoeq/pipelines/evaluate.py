@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from cryoeq.config.evaluate import EvaluateConfig
 from cryoeq.domain.events import Event, Note, Report
+from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import SAME_PIXEL_SIZE
 from cryoeq.errors import ConfigError, ParticleFileError
-from cryoeq.evaluation.poses import PoseErrors, PoseGauge, compare_poses, summarise_errors
-from cryoeq.io.labels import IMAGE_NAME
+from cryoeq.evaluation.poses import MIN_IMAGES, PoseErrors, PoseGauge, compare_poses, summarise_errors
+from cryoeq.io.labels import CLASS_NUMBER, IMAGE_NAME, JUNK_KIND
 from cryoeq.io.optics import star_pixel_size
 from cryoeq.io.particles import pose_notes, read_table, star_poses
 from cryoeq.io.star import StarTable
@@ -69,15 +72,15 @@ def _compare(
     pixel_size = star_pixel_size(truth, angpix=config.pixel_size_angstrom)
     if config.pixel_size_angstrom is None:
         yield from _pixel_size_warnings(predicted, truth)
-    errors = compare_poses(
+    errors = yield from _errors_of_particles(
+        config,
         star_poses(predicted, angpix=config.pixel_size_angstrom).to(device),
         star_poses(truth, angpix=config.pixel_size_angstrom)[torch.from_numpy(rows)].to(device),
-        symmetry=config.symmetry,
-        generator=torch.Generator().manual_seed(config.seed),
+        _true_classes(truth, rows),
     )
     summary = summarise_errors(errors, pixel_size)
     yield from _warnings(errors)
-    yield Report(f"Pose errors of {len(rows)} images", _rows(summary, errors, config.symmetry))
+    yield Report(f"Pose errors of {len(errors.rotation_rad)} images", _rows(summary, errors, config.symmetry))
     results = _as_json(config, errors, summary)
     if config.output is not None:
         path = make_folder(config.output) / "pose_errors.json"
@@ -89,6 +92,42 @@ def _compare(
         plot_pose_errors(path, errors, title=f"{predicted_path.name} against {truth_path.name}")
         yield Note(f"Histogram of errors: {path}")
     return results
+
+
+def _true_classes(truth: StarTable, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Int[Tensor, " images"]:
+    """Class of each image: 0 for junk; all others are 1, but in a simulated truth, whose classes are molecules."""
+    classes = torch.from_numpy(truth.floats(CLASS_NUMBER, default=1.0)[rows]).long().clamp(min=0)
+    return classes if JUNK_KIND in truth.particles else classes.clamp(max=1)
+
+
+def _errors_of_particles(
+    config: EvaluateConfig, predicted: Poses, truth: Poses, classes: Int[Tensor, " images"]
+) -> Generator[Event, None, PoseErrors]:
+    """Errors over the particles of the molecule that the map shows: the one whose particles have the least error.
+
+    Each molecule has a frame of its own, so that the poses of the others mean nothing; and junk has no pose.
+    """
+    if n_junk := int((classes == 0).sum()):
+        yield Note(f"{n_junk} of {len(classes)} images are no particles ({CLASS_NUMBER} 0 in the truth): not scored.")
+    counts = torch.bincount(classes)
+    numbers = [number for number in range(1, len(counts)) if counts[number] >= MIN_IMAGES]
+    if len(numbers) <= 1:
+        chosen = (classes == (numbers[0] if numbers else 1)).nonzero().squeeze(1)
+        return _errors(config, predicted, truth, chosen)
+    found = {number: _errors(config, predicted, truth, (classes == number).nonzero().squeeze(1)) for number in numbers}
+    medians = {number: math.degrees(float(errors.rotation_rad.median())) for number, errors in found.items()}
+    shown = min(medians, key=lambda number: medians[number])
+    each = ", ".join(f"{number}: {medians[number]:.3g}° ({counts[number]})" for number in numbers)
+    yield Note(
+        f"Median rotation errors by class (and images): {each}. The map shows class {shown}: it alone is scored."
+    )
+    return found[shown]
+
+
+def _errors(config: EvaluateConfig, predicted: Poses, truth: Poses, rows: Int[Tensor, " rows"]) -> PoseErrors:
+    rows = rows.to(truth.rotations.device)
+    generator = torch.Generator().manual_seed(config.seed)
+    return compare_poses(predicted[rows], truth[rows], symmetry=config.symmetry, generator=generator)
 
 
 def match_rows(predicted: StarTable, truth: StarTable) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

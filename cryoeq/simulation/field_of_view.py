@@ -28,7 +28,12 @@ class FieldOfView:
 
     @classmethod
     def around_molecule(
-        cls, diameter_angstrom: float, box_size_px: int | None, pixel_size_angstrom: float | None
+        cls,
+        diameter_angstrom: float,
+        box_size_px: int | None,
+        pixel_size_angstrom: float | None,
+        *,
+        name: str = "the molecule",
     ) -> "FieldOfView":
         """A box that the molecule fills to 0.8, as far as box and pixel size are not given.
 
@@ -36,6 +41,7 @@ class FieldOfView:
             diameter_angstrom: diameter of the smallest sphere about the centre of mass that holds all atoms.
             box_size_px: side of the box; None derives it from the diameter.
             pixel_size_angstrom: pixel size; None derives it from box and diameter.
+            name: what the molecule is called in messages.
 
         Raises:
             ConfigError: the molecule is larger than the box that was given.
@@ -49,7 +55,7 @@ class FieldOfView:
         if diameter_angstrom > field.side_angstrom:
             needed = 2 * math.ceil(diameter_angstrom / DEFAULT_FILL / pixel_size_angstrom / 2)
             raise ConfigError(
-                f"the molecule is {diameter_angstrom:.0f} Å across, the box {field.side_angstrom:.0f} Å "
+                f"{name} is {diameter_angstrom:.0f} Å across, the box {field.side_angstrom:.0f} Å "
                 f"({box_size_px} px of {pixel_size_angstrom:g} Å)",
                 "the molecule must fit into the box",
                 f"Use --box {needed}, or a larger --angpix",

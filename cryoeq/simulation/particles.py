@@ -1,16 +1,16 @@
-"""Particles of a known map: views, defocus and shifts drawn at random, images without noise, and noise.
+"""Particles of known maps: views, defocus and shifts drawn at random, images without noise, and noise.
 
 Grey scale: over all pixels of all images the noise has variance 1 and the signal variance SNR; without noise the signal
 has variance 1.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryoeq.domain.optics import CtfParameters, Optics
@@ -24,10 +24,11 @@ from cryoeq.physics.image_formation import apply_optics
 from cryoeq.simulation.slicing import FourierSampler
 
 Views = Literal["uniform", "preferred"]
-Noise = Literal["white", "coloured"]
+Noise = Literal["white", "coloured", "ice"]
 
 PREFERRED_SHARE = 0.7  # of the particles show the molecule from near +z, the others from anywhere
 PREFERRED_KAPPA = 10.0  # concentration of the von Mises-Fisher distribution: half of them within 21 degrees of the axis
+NOISE_CORNER = 0.2  # of Nyquist, where the low-frequency part of coloured noise has fallen to a half
 _PIXELS_AT_ONCE = 2**21
 
 
@@ -110,19 +111,21 @@ def _views_near_z(count: int, generator: torch.Generator) -> Float[Tensor, "coun
     return about_z(in_plane) @ rotation_from_vector(torch.stack([zeros, -tilt, zeros], -1)) @ about_z(azimuth)
 
 
-def noise_amplitudes(box_size_px: int, noise: Noise) -> Float[Tensor, "n n"]:
+def noise_amplitudes(box_size_px: int, noise: Noise, corner: float = NOISE_CORNER) -> Float[Tensor, "n n"]:
     """Standard deviation of the noise in each coefficient of a centred orthonormal transform; the mean variance is 1.
 
     Args:
         box_size_px: n.
-        noise: ``white``, or ``coloured`` with power proportional to 0.25 + 1 / (1 + (s / 0.2 Nyquist)^2): five times as
-            strong at the origin as at high frequency, as of structural noise in ice.
+        noise: ``white``; or ``coloured`` with power proportional to 0.25 + 1 / (1 + (s / 0.2 Nyquist)^2): five times as
+            strong at the origin as at high frequency, as of structural noise in ice. Of ``ice`` this is the shot noise,
+            which is white.
+        corner: frequency of coloured noise at which its second term has fallen to a half, as a fraction of Nyquist.
     """
-    if noise == "white":
+    if noise != "coloured":
         return torch.ones(box_size_px, box_size_px)
     k = torch.fft.fftshift(torch.fft.fftfreq(box_size_px)) / 0.5
     squared = k[:, None].square() + k.square()
-    power = 0.25 + 1 / (1 + squared / 0.2**2)
+    power = 0.25 + 1 / (1 + squared / corner**2)
     amplitudes: Tensor = (power / power.mean()).sqrt()
     return amplitudes
 
@@ -135,21 +138,23 @@ def draw_noise(count: int, amplitudes: Float[Tensor, "n n"], generator: torch.Ge
 
 @dataclass(frozen=True)
 class NoiseFreeStack:
-    """Noise-free images of a map, computed on demand, always in the same batches.
+    """Noise-free images of one map or several, computed on demand, always in the same batches.
 
     Args:
-        sampler: transform of the map.
+        samplers: transform of each map.
         plane: coefficients within Nyquist; images are band-limited to them.
         poses: poses of the particles.
         ctf: CTF parameters of the particles; None for images without a CTF.
-        pixel_size_angstrom: pixel size of map and images.
+        pixel_size_angstrom: pixel size of maps and images.
+        model_index: index of the map that each particle shows; None where there is one.
     """
 
-    sampler: FourierSampler
+    samplers: tuple[FourierSampler, ...]
     plane: HalfPlane
     poses: Poses
     ctf: CtfParameters | None
     pixel_size_angstrom: float
+    model_index: Int[Tensor, " particles"] | None = None
 
     @classmethod
     def from_map(cls, volume: Volume, poses: Poses, ctf: CtfParameters | None) -> "NoiseFreeStack":
@@ -160,23 +165,61 @@ class NoiseFreeStack:
             poses: poses of the particles, on the map's device.
             ctf: CTF parameters of the particles, on the map's device; None for images without a CTF.
         """
-        n = volume.box_size_px
-        plane = HalfPlane.up_to(n, (n - 1) / 2, volume.values.device)
-        return cls(FourierSampler(volume.values), plane, poses, ctf, volume.pixel_size_angstrom)
+        return cls.from_maps([volume], poses, ctf)
+
+    @classmethod
+    def from_maps(
+        cls,
+        volumes: Sequence[Volume],
+        poses: Poses,
+        ctf: CtfParameters | None,
+        model_index: Int[Tensor, " particles"] | None = None,
+    ) -> "NoiseFreeStack":
+        """Images of several maps of one box and pixel size; see ``from_map``.
+
+        Args:
+            volumes: maps that are projected.
+            poses: poses of the particles, on the maps' device.
+            ctf: CTF parameters of the particles, on the maps' device; None for images without a CTF.
+            model_index: index of each particle's map, on the maps' device; None for the first.
+        """
+        n = volumes[0].box_size_px
+        plane = HalfPlane.up_to(n, (n - 1) / 2, volumes[0].values.device)
+        samplers = tuple(FourierSampler(volume.values) for volume in volumes)
+        return cls(samplers, plane, poses, ctf, volumes[0].pixel_size_angstrom, model_index)
 
     def __len__(self) -> int:
         return len(self.poses)
 
     def batches(self) -> Iterator[Float[Tensor, "batch n n"]]:
         """All images in order: exact slice of the map's transform, times CTF, times shift."""
-        frequencies = self.plane.frequencies_per_angstrom(self.pixel_size_angstrom)
+        for rows in self.batch_rows():
+            yield self.images(rows)
+
+    def batch_rows(self) -> Iterator[slice]:
+        """The rows of each batch."""
         step = max(1, _PIXELS_AT_ONCE // self.plane.box_size_px**2)
         for start in range(0, len(self), step):
-            rows = slice(start, start + step)
-            poses = PoseSet.from_angstrom(self.poses[rows], self.pixel_size_angstrom, self.plane.box_size_px)
-            transfer = None if self.ctf is None else image_transfer(self.ctf[rows], frequencies)
-            slices = self.sampler.slices(poses.rotations, self.plane)
-            yield ifft_image(self.plane.scatter(apply_optics(slices, poses.shifts_px, transfer, self.plane)))
+            yield slice(start, min(start + step, len(self)))
+
+    def images(self, rows: slice) -> Float[Tensor, "batch n n"]:
+        """The images of some particles."""
+        frequencies = self.plane.frequencies_per_angstrom(self.pixel_size_angstrom)
+        poses = PoseSet.from_angstrom(self.poses[rows], self.pixel_size_angstrom, self.plane.box_size_px)
+        transfer = None if self.ctf is None else image_transfer(self.ctf[rows], frequencies)
+        slices = self._slices(poses.rotations, None if self.model_index is None else self.model_index[rows])
+        return ifft_image(self.plane.scatter(apply_optics(slices, poses.shifts_px, transfer, self.plane)))
+
+    def _slices(
+        self, rotations: Float[Tensor, "batch 3 3"], models: Int[Tensor, " batch"] | None
+    ) -> Complex[Tensor, "batch points"]:
+        if models is None:
+            return self.samplers[0].slices(rotations, self.plane)
+        slices = rotations.new_zeros(len(rotations), len(self.plane), dtype=torch.complex64)
+        for number, sampler in enumerate(self.samplers):
+            chosen = (models == number).nonzero().squeeze(1)
+            slices[chosen] = sampler.slices(rotations[chosen], self.plane)
+        return slices
 
 
 @dataclass(frozen=True)
@@ -199,6 +242,11 @@ class SignalStatistics:
         return SignalStatistics(
             self.count + values.numel(), self.total + float(values.sum()), self.squares + float(values.square().sum())
         )
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the pixels."""
+        return math.sqrt(max(0.0, self.squares / self.count - (self.total / self.count) ** 2))
 
     def scale_for(self, snr: float) -> float:
         """Factor on the images that gives them variance ``snr`` (1 for an infinite one)."""

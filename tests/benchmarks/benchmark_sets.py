@@ -41,6 +41,8 @@ class Simulated:
         shift_of_box: spread of the shifts per axis, as a fraction of the box.
         views: uniform or preferred.
         options: of ``cryoeq reconstruct``: what the user knows of the data.
+        simulation: more options of ``cryoeq simulate``.
+        seed: of the simulation.
     """
 
     model: str = "1wcm.pdb"
@@ -51,6 +53,8 @@ class Simulated:
     shift_of_box: float = 0.05
     views: str = "uniform"
     options: tuple[str, ...] = ()
+    simulation: tuple[str, ...] = ()
+    seed: int = SIMULATION_SEED
 
 
 @dataclass(frozen=True)
@@ -136,9 +140,10 @@ def _simulation(recipe: Simulated, model: Path, folder: Path) -> list[str]:
     options = {
         "-o": folder, "--box": recipe.box_px, "-n": recipe.count, "--snr": recipe.snr,
         "--shift-sigma": round(recipe.shift_of_box * field.side_angstrom, 3), "--views": recipe.views,
-        "--defocus-min": 1.0, "--defocus-max": 2.5, "--astigmatism": 300, "--seed": SIMULATION_SEED,
+        "--defocus-min": 1.0, "--defocus-max": 2.5, "--astigmatism": 300, "--seed": recipe.seed,
     }  # fmt: skip
-    return [CRYOEQ, "simulate", str(model), *(str(word) for option in options.items() for word in option)]
+    words = [str(word) for option in options.items() for word in option]
+    return [CRYOEQ, "simulate", str(model), *words, *recipe.simulation]
 
 
 def _copy_given(recipe: Given, source: Path, folder: Path) -> None:

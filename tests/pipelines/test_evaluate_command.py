@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from cryoeq.domain.events import Note, Report
 from cryoeq.domain.pose import Poses
 from cryoeq.geometry.so3 import random_rotations, rotation_from_vector
 from cryoeq.io.particles import write_particle_star
-from cryoeq.io.star import StarTable
+from cryoeq.io.star import StarTable, read_star
 from cryoeq.io.text import read_json
 from cryoeq.pipelines.evaluate import evaluate
 
@@ -91,6 +92,55 @@ def test_images_without_a_prediction_are_counted(
     theirs = write_star(tmp_path / "truth.star", truth, names)
     events = list(evaluate(EvaluateConfig(predicted=ours, truth=theirs, device="cpu")))
     assert any(isinstance(event, Note) and "50 of 200 images" in event.text for event in events)
+
+
+def with_classes(path: Path, classes: torch.Tensor, *, is_simulated: bool) -> None:
+    star = read_star(path)
+    columns = {"rlnClassNumber": classes.numpy().astype(np.str_)}
+    if is_simulated:
+        columns["cryoeqJunkKind"] = np.where(classes.numpy() == 0, "empty", "none")
+    write_particle_star(path, star, None, extra_columns=columns)
+
+
+def notes_and_figures(config: EvaluateConfig) -> tuple[str, dict[str, Any]]:
+    assert config.json_file is not None
+    events = list(evaluate(config))
+    return " ".join(event.text for event in events if isinstance(event, Note)), read_json(config.json_file)
+
+
+def test_junk_is_not_scored(tmp_path: Path, predicted: Poses, truth: Poses, names: list[str]) -> None:
+    """The last 20 poses are wrong; as junk they do not count, in whatever order the rows are."""
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(4))
+    ours = write_star(tmp_path / "pred.star", predicted[order], [names[row] for row in order.tolist()])
+    theirs = write_star(tmp_path / "truth.star", truth, names)
+    with_classes(theirs, (torch.arange(N) < N - 20).long(), is_simulated=True)
+    config = EvaluateConfig(predicted=ours, truth=theirs, json_file=tmp_path / "figures.json", device="cpu")
+    said, figures = notes_and_figures(config)
+    assert f"20 of {N} images are no particles" in said
+    assert figures["images"] == N - 20
+    assert figures["rotation_deg"]["share_below_30"] == 1.0
+
+
+def test_each_molecule_has_its_frame_and_the_one_in_the_map_is_scored(
+    tmp_path: Path, predicted: Poses, truth: Poses, names: list[str]
+) -> None:
+    """The first half is of another molecule, whose poses the map cannot have."""
+    rotations = predicted.rotations.clone()
+    rotations[: N // 2] = random_rotations(N // 2, torch.Generator().manual_seed(6))
+    ours = write_star(tmp_path / "pred.star", Poses(rotations, predicted.shifts_angstrom), names)
+    theirs = write_star(tmp_path / "truth.star", truth, names)
+    config = EvaluateConfig(predicted=ours, truth=theirs, json_file=tmp_path / "figures.json", device="cpu")
+    classes = (torch.arange(N) >= N // 2).long() + 1
+    with_classes(theirs, classes, is_simulated=True)
+    said, figures = notes_and_figures(config)
+    assert "The map shows class 2" in said
+    assert figures["images"] == N // 2
+    assert figures["rotation_deg"]["median"] < 10
+    with_classes(theirs, classes, is_simulated=False)  # of a 2D classification, say, which means nothing here
+    star = read_star(theirs)
+    bare = {name: values for name, values in star.particles.items() if name != "cryoeqJunkKind"}
+    write_particle_star(theirs, StarTable(star.optics, bare), None)
+    assert notes_and_figures(config)[1]["images"] == N
 
 
 def test_random_poses_raise_a_doubt(tmp_path: Path, truth: Poses, names: list[str]) -> None:

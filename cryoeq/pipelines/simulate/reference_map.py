@@ -61,7 +61,9 @@ def read_truth(config: SimulateConfig, device: torch.device) -> Truth:
 def _truth_from_atoms(config: SimulateConfig, operators: torch.Tensor, device: torch.device) -> Truth:
     atoms = read_atoms(config.model, assembly=config.assembly).centred().to(device)
     diameter = 2 * atoms.radius_angstrom
-    field = FieldOfView.around_molecule(diameter, config.box_size_px, config.pixel_size_angstrom)
+    field = FieldOfView.around_molecule(
+        diameter, config.box_size_px, config.pixel_size_angstrom, name=f"the molecule of {config.model.name}"
+    )
     fill = diameter / field.side_angstrom
     notes = [
         f"{config.model.name}: {len(atoms)} atoms, {diameter:.0f} Å across, centred on their centre of mass; "
@@ -93,6 +95,10 @@ def _truth_from_map(config: SimulateConfig, operators: torch.Tensor, device: tor
     if not has_pixel_size:
         doubts.append(f"{config.model.name}: its header has no pixel size of use; that of --angpix is taken.")
     notes = [f"{config.model.name}: {old.box_size_px} px of {old.pixel_size_angstrom:g} Å, not recentred."]
+    if field.side_angstrom < 0.99 * old.side_angstrom:
+        doubts.append(
+            f"{config.model.name}: its box of {old.side_angstrom:.0f} Å is cut to {field.side_angstrom:.0f} Å."
+        )
     if field != old:
         notes.append(f"Resampled to {field.box_size_px} px of {field.pixel_size_angstrom:g} Å.")
         volume = resample_map(volume, field.box_size_px, field.pixel_size_angstrom)

@@ -1,45 +1,38 @@
-"""``cryoeq simulate``: particles of a molecule or a map, with their truth beside them."""
+"""``cryoeq simulate``: particles of molecules or maps, with their truth beside them."""
 
 import math
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
 from cryoeq.config.simulate import SimulateConfig
-from cryoeq.data.half_sets import split_half_sets
 from cryoeq.domain.events import Event, Note, Progress, Report
-from cryoeq.domain.optics import Optics
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import ConfigError
-from cryoeq.io.compose import compose_star
 from cryoeq.io.mrc import StackWriter, write_map
-from cryoeq.io.particles import write_particle_star
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.simulate.crystal import simulate_crystal
-from cryoeq.pipelines.simulate.reference_map import read_truth
+from cryoeq.pipelines.simulate.species import read_species
+from cryoeq.pipelines.simulate.stack import Stack, draw_stack
+from cryoeq.pipelines.simulate.stack_tables import write_tables
 from cryoeq.runtime.device import choose_device
-from cryoeq.runtime.random_streams import Stream, stream_generator
-from cryoeq.simulation.particles import (
-    PREFERRED_KAPPA,
-    PREFERRED_SHARE,
-    DefocusRange,
-    NoiseFreeStack,
-    SignalStatistics,
-    draw_ctf,
-    draw_noise,
-    draw_poses,
-    noise_amplitudes,
-)
+from cryoeq.simulation.contents import NEIGHBOUR_DISTANCE, OVERLAP_DISTANCE, JunkKind
+from cryoeq.simulation.particles import PREFERRED_KAPPA, PREFERRED_SHARE, SignalStatistics
+from cryoeq.simulation.stack_images import StackImages
+from cryoeq.simulation.stack_noise import normalise_extracted
 
 
 def simulate(config: SimulateConfig) -> Iterator[Event]:
     """Simulate a particle stack, or micrographs of a crystal.
 
     Writes into the output folder ``particles.star`` and ``particles.mrcs`` without any pose, ``truth.star`` (the same
-    rows with poses, shifts and half sets), ``truth_volume.mrc`` in the grey scale of the projections, and the record of
-    the run. Every file appears whole or not at all, ``particles.star`` last. Crystals: see ``simulate_crystal``.
+    rows with poses, shifts and half sets, and with whatever else is asked for and hidden: class, kind of junk,
+    contrast, true defocus), ``truth_volume.mrc`` in the grey scale of the projections (of several models
+    ``truth_volume_class001.mrc`` and on), and the record of the run. Every file appears whole or not at all,
+    ``particles.star`` last. Crystals: see ``simulate_crystal``.
 
     Args:
         config: settings of the simulation.
@@ -51,82 +44,110 @@ def simulate(config: SimulateConfig) -> Iterator[Event]:
         yield from simulate_crystal(config, config.crystal)
         return
     device = choose_device(config.device)
-    truth = read_truth(config, device)
-    half_box = truth.volume.box_size_px * truth.volume.pixel_size_angstrom / 2
-    if config.shift_sigma_angstrom > half_box:
-        found, expected = f"--shift-sigma is {config.shift_sigma_angstrom:g} Å", f"Half the box is {half_box:g} Å"
+    truths = read_species(config, device)
+    volumes = tuple(truth.volume for truth in truths)
+    side = volumes[0].box_size_px * volumes[0].pixel_size_angstrom
+    if config.shift_sigma_angstrom > side / 2:
+        found, expected = f"--shift-sigma is {config.shift_sigma_angstrom:g} Å", f"Half the box is {side / 2:g} Å"
         raise ConfigError(found, expected, "Choose offsets that leave the particles in their images")
+    stack = draw_stack(config, volumes, device)
     settings = config.model_dump(mode="json")
     started_s = time.monotonic()
-    with RunFolder.create(
-        config.output, command=sys.argv, settings=settings, inputs=[config.model], device=str(device)
-    ) as run:
-        yield from (*truth.notes, *map(Note, _notes_on_choices(config)))
-        yield from _write_particles(config, truth.volume, run, device)
+    inputs = [path for path, _ in config.models_with_shares]
+    names = volume_names(len(volumes))
+    with RunFolder.create(config.output, command=sys.argv, settings=settings, inputs=inputs, device=str(device)) as run:
+        yield from (note for truth in truths for note in truth.notes)
+        yield from map(Note, _notes_on_choices(config, stack))
+        yield from _write_particles(config, stack, run, names)
         results = {"seconds": round(time.monotonic() - started_s, 2)}
         run.finish("done", results)
     yield Report(
         f"{config.count} simulated particles in {config.output}",
         {
-            "box": f"{truth.volume.box_size_px} px of {truth.volume.pixel_size_angstrom:g} Å",
+            "box": f"{volumes[0].box_size_px} px of {volumes[0].pixel_size_angstrom:g} Å",
             "SNR": f"{config.snr:g}" if math.isfinite(config.snr) else "no noise",
             "particles": "particles.star, particles.mrcs",
-            "truth": "truth.star, truth_volume.mrc",
+            "truth": ", ".join(("truth.star", *names)),
         },
     )
 
 
-def _write_particles(config: SimulateConfig, volume: Volume, run: RunFolder, device: torch.device) -> Iterator[Event]:
-    """Draw, project, add noise and write. All that is random comes from the CPU, so that devices agree."""
-    generator = stream_generator(config.seed, Stream.SIMULATION)
-    poses = draw_poses(config.count, config.views, config.shift_sigma_angstrom, generator)
-    optics = Optics(
-        "simulated",
-        volume.pixel_size_angstrom,
-        config.voltage_kv,
-        config.spherical_aberration_mm,
-        config.amplitude_contrast,
-    )
-    angle = None if config.astigmatism_angle_deg is None else math.radians(config.astigmatism_angle_deg)
-    defocus = DefocusRange(config.defocus_min_um * 1e4, config.defocus_max_um * 1e4, config.astigmatism_angstrom, angle)
-    drawn_ctf = draw_ctf(config.count, optics, defocus, generator)
-    ctf = drawn_ctf if config.with_ctf else None
-    half_set = split_half_sets(config.count, generator)
-    stack = NoiseFreeStack.from_map(volume, poses.to(device), None if ctf is None else ctf.to(device))
+def volume_names(count: int) -> tuple[str, ...]:
+    """File names of the true maps.
+
+    Args:
+        count: number of models.
+    """
+    if count == 1:
+        return ("truth_volume.mrc",)
+    return tuple(f"truth_volume_class{number:03d}.mrc" for number in range(1, count + 1))
+
+
+def _write_particles(config: SimulateConfig, stack: Stack, run: RunFolder, names: tuple[str, ...]) -> Iterator[Event]:
+    """Project, add noise and write. All that is random comes from the CPU, so that devices agree."""
     statistics = SignalStatistics()
-    for batch in stack.batches():
-        statistics = statistics.including(batch)
-        yield Progress("measuring the signal", statistics.count // batch[0].numel(), config.count)
+    whole, contents = stack.whole, stack.contents
+    for rows in whole.batch_rows():
+        images = whole.images(rows)
+        if config.is_as_it_comes:
+            images = (images * contents.scale[rows, None, None])[contents.is_particle[rows]]
+        statistics = statistics.including(images)
+        yield Progress("measuring the signal", rows.stop, config.count)
     scale = statistics.scale_for(config.snr)
-    box = volume.box_size_px
-    with StackWriter(run.path("particles.mrcs"), config.count, box, volume.pixel_size_angstrom) as writer:
-        amplitudes = noise_amplitudes(box, config.noise)
-        done = 0
-        for batch in stack.batches():
-            images = batch.cpu() * scale
+    drawn = StackImages(whole, stack.volumes, contents, statistics.deviation)
+    divisors = []
+    n, pixel_size = whole.plane.box_size_px, whole.pixel_size_angstrom
+    with StackWriter(run.path("particles.mrcs"), config.count, n, pixel_size) as writer:
+        for rows in whole.batch_rows():
+            shown = drawn.images(rows, stack.generators.contaminants) if config.is_as_it_comes else whole.images(rows)
+            images = shown.cpu() * scale
             if math.isfinite(config.snr):
-                images = images + draw_noise(len(images), amplitudes, generator)
+                images = images + stack.draw_noise(rows)
+            if config.normalises:
+                images, divisor = normalise_extracted(images)
+                divisors.append(divisor)
             writer.append(images)
-            done += len(images)
-            yield Progress("writing particles", done, config.count)
-    scaled = Volume(volume.values * scale, volume.pixel_size_angstrom)
-    write_map(run.path("truth_volume.mrc"), scaled, label="truth of simulated particles")
-    star = compose_star("particles.mrcs", config.count, box, optics, ctf)
-    write_particle_star(run.path("truth.star"), star, poses, half_set=half_set)
-    write_particle_star(run.path("particles.star"), star, None)
+            yield Progress("writing particles", rows.stop, config.count)
+    for name, volume in zip(names, stack.volumes, strict=True):
+        scaled = Volume(volume.values * scale, volume.pixel_size_angstrom)
+        write_map(run.path(name), scaled, label="truth of simulated particles")
+    write_tables(config, stack, torch.cat(divisors) if divisors else None, run)
 
 
-def _notes_on_choices(config: SimulateConfig) -> Iterator[str]:
+def _notes_on_choices(config: SimulateConfig, stack: Stack) -> Iterator[str]:
     """Notes for the user on the random draws."""
     if config.views == "preferred":
         yield (
             f"Preferred views: {PREFERRED_SHARE:.0%} von Mises-Fisher about +z (kappa {PREFERRED_KAPPA:g}), "
             "the others uniform, in-plane angles uniform."
         )
-    if config.noise == "coloured" and math.isfinite(config.snr):
-        yield "Coloured noise: power 0.25 + 1 / (1 + (s / 0.2 Nyquist)^2), total variance 1."
+    if config.other_models or config.junk_share or config.neighbour_share:
+        yield _note_on_contents(config, stack)
+    if math.isfinite(config.snr):
+        yield from _notes_on_noise(config)
     yield (
-        "Grey scale: noise of variance 1."
-        if math.isfinite(config.snr)
-        else "Grey scale: signal of variance 1, no noise."
+        "Grey scale: signal of variance 1, no noise."
+        if not math.isfinite(config.snr)
+        else "Grey scale: noise of variance 1."
+        if not config.normalises
+        else "Grey scale: background of each image of mean 0 and deviation 1."
     )
+
+
+def _note_on_contents(config: SimulateConfig, stack: Stack) -> str:
+    contents = stack.contents
+    classes = torch.bincount(contents.class_number, minlength=len(stack.volumes) + 1).tolist()
+    junk = torch.bincount(contents.junk, minlength=len(JunkKind)).tolist()
+    paths = [path for path, _ in config.models_with_shares]
+    shown = [f"{count} of {path.name}" for count, path in zip(classes[1:], map(Path, paths), strict=True)]
+    shown += [f"{count} {kind.name.lower()}" for kind, count in zip(JunkKind, junk, strict=True) if kind and count]
+    beside = int(contents.has_neighbour.sum())
+    where = f"{beside} particles have a neighbour ({NEIGHBOUR_DISTANCE[0]}-{NEIGHBOUR_DISTANCE[1]} box)"
+    return f"Images: {', '.join(shown)} (overlap: {OVERLAP_DISTANCE[0]}-{OVERLAP_DISTANCE[1]} box); {where}."
+
+
+def _notes_on_noise(config: SimulateConfig) -> Iterator[str]:
+    if config.noise == "coloured":
+        yield "Coloured noise: power 0.25 + 1 / (1 + (s / 0.2 Nyquist)^2), total variance 1."
+    if config.noise == "ice":
+        yield "Noise as of ice: half of its variance 1 has passed the CTF (power 1 / (1 + (200 Å s)^2)), half is white."

@@ -25,6 +25,7 @@ from cryoeq.physics.image_formation import form_images
 from cryoeq.physics.projection import prepare_slices
 from cryoeq.pipelines.simulate.reference_map import read_truth
 from cryoeq.pipelines.simulate.simulate import simulate
+from cryoeq.pipelines.simulate.stack import Stack
 from cryoeq.simulation.particles import NoiseFreeStack
 
 POSE_COLUMNS = {
@@ -160,10 +161,10 @@ def test_symmetry_makes_the_truth_symmetric(map_path: Path, tmp_path: Path) -> N
 def test_an_interrupted_run_leaves_no_particles(
     map_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(count: int, amplitudes: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def fail(stack: Stack, rows: slice) -> torch.Tensor:
         raise MemoryError
 
-    monkeypatch.setattr("cryoeq.pipelines.simulate.simulate.draw_noise", fail)
+    monkeypatch.setattr(Stack, "draw_noise", fail)
     with pytest.raises(MemoryError):
         work(map_path, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["command.txt", "config.yaml", "job.json"]
@@ -241,6 +242,8 @@ def test_command_line_reaches_every_setting(map_path: Path, tmp_path: Path) -> N
         "astigmatism_angstrom": 100.0, "astigmatism_angle_deg": 25.0, "voltage_kv": 200.0,
         "spherical_aberration_mm": 2.0, "amplitude_contrast": 0.07,
         "with_ctf": True, "views": "preferred", "symmetry": "c2", "noise": "coloured", "seed": 4, "device": "cpu",
+        "other_models": [], "junk_share": 0.0, "neighbour_share": 0.0, "scale_sd": 0.0, "defocus_error_angstrom": 0.0,
+        "bfactor_angstrom2": 0.0, "micrograph_count": None, "optics_group_count": 1, "normalise": False,
         "crystal": None, "tilt_deg": 0.0, "tilt_axis_deg": 0.0, "disorder_angstrom": 0.0, "micrograph_px": 1024,
     }  # fmt: skip
     again = tmp_path / "again"
