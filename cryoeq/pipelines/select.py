@@ -16,6 +16,7 @@ from cryoeq.errors import ConfigError, OutputError, ParticleFileError
 from cryoeq.evaluation.selection import ViewBalance, balance_views, best_share
 from cryoeq.io.cryosparc import CS_SUFFIX, cs_numbers, write_cs_rows
 from cryoeq.io.image_places import record_beside
+from cryoeq.io.images import image_keys
 from cryoeq.io.labels import CLASS_NUMBER, HALF_SET, IMAGE_NAME, JUNK_PROBABILITY
 from cryoeq.io.particle_figures import particle_figure
 from cryoeq.io.particles import read_table, star_half_set, star_poses, write_particle_star
@@ -196,17 +197,18 @@ def _no_junk(table: StarTable, rows: Int[Tensor, " rows"], below: float) -> _Cho
 
 def _of_file(path: Path, *, is_wanted: bool) -> Callable[[StarTable, Int[Tensor, " rows"]], _Choice]:
     def choose(table: StarTable, rows: Int[Tensor, " rows"]) -> _Choice:
-        named, ours = set(_images(read_table(path))), _images(table)
+        ours, theirs = image_keys(table), image_keys(read_table(path))
+        named, known = set(theirs), set(ours)
         is_kept = torch.tensor([(ours[row] in named) == is_wanted for row in rows.tolist()], dtype=torch.bool)
         found = f"No image has a name of {path}" if is_wanted else f"{path} names them all"
-        return _Choice(is_kept, f"{table.name(IMAGE_NAME)} ({len(named)} names)", found)
+        label, unknown = table.name(IMAGE_NAME), [name for name in theirs if name not in known]
+        notes = (
+            f"{len(unknown)} of {len(theirs)} images that {path} names are not in {table.where}, by {label}; the first"
+            f" is {unknown[0]}.",
+        ) if unknown else ()  # fmt: skip
+        return _Choice(is_kept, f"{label} ({len(theirs)} names)", found, notes)
 
     return choose
-
-
-def _images(table: StarTable) -> list[str]:
-    """The images' names, their numbers without leading zeros."""
-    return [name.lstrip("0") if "@" in name else name for name in table.require(IMAGE_NAME).tolist()]
 
 
 def _best(config: SelectConfig, source: _Source, rows: Int[Tensor, " rows"], share: float) -> _Choice:

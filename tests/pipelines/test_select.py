@@ -135,11 +135,19 @@ def test_the_score_of_screen_comes_first(star: Path, capsys: pytest.CaptureFixtu
 def test_images_of_other_files(star: Path) -> None:
     select(star, "--class", 1, "-o", "one.star")
     text = Path("one.star").read_text()
-    Path("renumbered.star").write_text(text.replace("\n0000", "\n"))
+    Path("renumbered.star").write_text(text.replace("\n0000", "\n").replace("@", "@./x/../"))
     select(star, "--only", "renumbered.star", "-o", "only.star")
     assert Path("only.star").read_text() == text
     select(star, "--exclude", "renumbered.star", "--half", 1, "-o", "others.star")
     assert numbers(Path("others.star")) == [i for i in range(0, COUNT, 2) if i % 3]
+
+
+def test_names_that_are_not_among_the_particles_are_told(star: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("more.star").write_text("data_\nloop_\n_rlnImageName\n3@s.mrcs\n2@other.mrcs\n")
+    select(star, "--only", "more.star", "-o", "out.star")
+    assert numbers(Path("out.star")) == [3]
+    said = capsys.readouterr().err
+    assert f"1 of 2 images that more.star names are not in {star}, by rlnImageName; the first is 2@other.mrcs" in said
 
 
 @pytest.mark.parametrize(
