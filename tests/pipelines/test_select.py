@@ -1,8 +1,11 @@
 """``cryoeq select``: which rows are kept, that nothing else changes, and what is refused."""
 
 import base64
+import gzip
 import io
+import re
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +86,16 @@ def test_files_of_relion_30_stay_flat(star: Path, heading: str) -> None:
     star.write_text(text + "".join(rows))
     select(star, "--class", 2, "-o", "out.star")
     assert Path("out.star").read_text() == text + "".join(rows[1::2])
+
+
+@pytest.mark.parametrize(
+    "encode", [lambda text: gzip.compress(text.encode()), lambda text: text.encode("utf-16")], ids=["gzip", "utf-16"]
+)
+def test_packed_files_and_other_encodings_become_plain(star: Path, encode: Callable[[str], bytes]) -> None:
+    text = star.read_text()
+    star.write_bytes(encode(text))
+    select(star, "--class", 1, "-o", "out.star")
+    assert Path("out.star").read_text() == HEAD + "".join(ROWS[::3]) + TAIL
 
 
 def test_one_row_as_a_list_stays_a_list(star: Path) -> None:
@@ -198,8 +211,6 @@ def test_what_is_refused(star: Path, capsys: pytest.CaptureFixture[str], words: 
 def test_columns_that_are_missing(
     star: Path, capsys: pytest.CaptureFixture[str], label: str, words: list[str], said: str
 ) -> None:
-    import re
-
     star.write_text(star.read_text().replace(label, "rlnElse"))
     select(star, *words, code=3)
     assert re.search(said, capsys.readouterr().err.replace("\n", " "))
