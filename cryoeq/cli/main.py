@@ -25,6 +25,7 @@ from cryoeq.cli.reconstruct import reconstruct
 from cryoeq.cli.relion_job import run_for_relion
 from cryoeq.cli.report import report
 from cryoeq.cli.screen import screen
+from cryoeq.cli.select import select
 from cryoeq.cli.settings import settings
 from cryoeq.cli.simulate import simulate
 from cryoeq.cli.streams import finish_streams, prepare_streams
@@ -60,6 +61,7 @@ app.command("settings", cls=Command, rich_help_panel=_HELP)(settings)
 app.command("simulate", cls=Command, rich_help_panel=_RECONSTRUCTION)(simulate)
 app.command("reconstruct", cls=Command, rich_help_panel=_RECONSTRUCTION)(reconstruct)
 app.command("infer", cls=Command, rich_help_panel=_RECONSTRUCTION)(infer)
+app.command("select", cls=Command, rich_help_panel=_RECONSTRUCTION)(select)
 app.command("report", cls=Command, rich_help_panel=_RECONSTRUCTION)(report)
 app.command("fsc", cls=Command, rich_help_panel=_VALIDATION)(fsc)
 app.command("orientations", cls=Command, rich_help_panel=_VALIDATION)(orientations)

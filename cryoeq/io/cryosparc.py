@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from cryoeq.domain.events import Remark
@@ -124,6 +124,33 @@ def write_cs(path: Path, source: Path, poses: Poses, *, half_set: Int[Tensor, " 
         table[name] = column
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, table, allow_pickle=False)
+
+
+def write_cs_rows(path: Path, source: Path, is_kept: Bool[np.ndarray, " particles"]) -> None:
+    """Write some rows of a table of cryoSPARC, every field as it is.
+
+    Args:
+        path: the ``.cs`` file to create or replace.
+        source: the table.
+        is_kept: for each of its rows, whether it is written.
+
+    Raises:
+        ParticleFileError: the table has another number of rows.
+        OutputError: the disk is full or the path cannot be written.
+    """
+    fields = _load(source)
+    if len(fields) != len(is_kept):
+        found = f"{source} has {len(fields)} rows"
+        raise ParticleFileError(found, f"The same {len(is_kept)} particles were expected", "Give a star file or a .cs")
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, fields[is_kept], allow_pickle=False)
+
+
+def cs_numbers(path: Path) -> dict[str, Fields]:
+    """The fields of a table of cryoSPARC that hold one number of each particle, by name."""
+    fields = _load(path)
+    kinds = {name: fields.dtype[name] for name in fields.dtype.names or ()}
+    return {name: fields[name] for name, kind in kinds.items() if kind.kind in "fiu" and not kind.shape}
 
 
 def _load(path: Path) -> Fields:

@@ -1,7 +1,8 @@
 """Where the stacks of a star file are looked for.
 
 RELION names images relative to its project folder, which a star file does not tell. What a run of cryoeq writes has the
-names of its input, so that it can be used in that project; the record of the run tells where the input lay.
+names of its input, so that it can be used in that project; the record of the run tells where the input lay. A selection
+of particles has a record of its own beside it, ``NAME.star.json``.
 """
 
 from collections.abc import Iterable, Iterator
@@ -31,16 +32,15 @@ class ImagePlace:
 
 
 def places_of_images(star_path: Path, datadir: Path | None) -> list[ImagePlace]:
-    """The place of a star file, and those of the input of the run whose folder it lies in.
+    """The place of a star file, and those of the input of the run whose folder it lies in, or that made it.
 
-    For a result of a run these come first; for any other file, its own.
+    For a result of a run, and for a file with a record of its own, these come first; for any other file, its own.
 
     Args:
         star_path: the star file, absolute.
         datadir: folder that is searched before all others; None for none.
     """
-    here, recorded = ImagePlace(star_path.parent, Path.cwd()), _recorded_places(star_path)
-    places = [*recorded, here] if star_path.name in _RESULTS else [here, *recorded]
+    places = _places(star_path, ImagePlace(star_path.parent, Path.cwd()), frozenset({star_path}))
     return [replace(places[0], datadir=datadir), *places] if datadir else places
 
 
@@ -68,23 +68,25 @@ def candidates(name: str, places: Iterable[ImagePlace]) -> Iterator[Path]:
         yield from (place.star_folder / short for short in shortened[1:])
 
 
-def _recorded_places(star_path: Path) -> list[ImagePlace]:
-    """The place of the input of the run that a file lies in; where that is another run's result, of its input too."""
-    places: list[ImagePlace] = []
-    seen = {star_path}
-    while True:
-        found = next(filter(None, map(_read_record, (star_path.parent, star_path.parent.parent))), None)
-        if found is None or found[0] in seen:
-            return places
-        star_path, place = found
-        seen.add(star_path)
-        places.append(place)
+def record_beside(path: Path) -> Path:
+    """The record of one file of results: ``NAME.star.json`` of ``NAME.star``."""
+    return path.with_name(f"{path.name}.json")
 
 
-def _read_record(folder: Path) -> tuple[Path, ImagePlace] | None:
-    """Particle file and place of the run in a folder; None without a record of one that had particles."""
+def _places(star_path: Path, here: ImagePlace, seen: frozenset[Path]) -> list[ImagePlace]:
+    """Its own place and those of the input of the run that a file lies in; where that is a result, of its input too."""
+    own, folders = record_beside(star_path), (star_path.parent, star_path.parent.parent)
+    found = next(filter(None, map(_read_record, (own, *(folder / _RECORD for folder in folders)))), None)
+    if found is None or found[0] in seen:
+        return [here]
+    others = _places(*found, seen | {found[0]})
+    return [*others, here] if star_path.name in _RESULTS or own.is_file() else [here, *others]
+
+
+def _read_record(record: Path) -> tuple[Path, ImagePlace] | None:
+    """Particle file and place of the run of a record; None without a record of one that had particles."""
     try:
-        job = read_json(folder / _RECORD)
+        job = read_json(record)
         settings = job["settings"]
         if "particles" not in settings:
             return None

@@ -72,6 +72,20 @@ class LazyImages:
         return images
 
 
+def image_keys(star: StarTable) -> list[str]:
+    """The images' names in one spelling: numbers without leading zeros, paths without needless parts.
+
+    Args:
+        star: its column rlnImageName may be of a file that is not there.
+
+    Raises:
+        ParticleFileError: there is no such column.
+    """
+    parts = [name.rpartition("@") for name in star.require(IMAGE_NAME).tolist()]
+    paths = {path: os.path.normpath(path) for _, _, path in parts}
+    return [f"{number.lstrip('0')}{at}{paths[path]}" for number, at, path in parts]
+
+
 def locate_images(star: StarTable, datadir: Path | None) -> tuple[LazyImages, tuple[str, ...]]:
     """The images that rlnImageName points to, and notes on oddities of their files. Reads headers, no pixels.
 

@@ -61,17 +61,23 @@ def read_blocks(path: Path) -> dict[str, dict[str, Text]]:
         ParticleFileError: no such file, not a text, a repeated label or block, or a row with too few or too
             many values.
     """
+    with _lines_of(path) as lines:
+        blocks: dict[str, dict[str, Text]] = {}
+        for name, rows in _split_blocks(lines):
+            if name in blocks:
+                found = f"{path}, line {next(rows)[0]}: a second table data_{name}"
+                raise ParticleFileError(found, "Each table of a star file has a name of its own", _JOIN)
+            blocks[name] = _parse_block(path, rows)
+        return blocks
+
+
+@contextmanager
+def _lines_of(path: Path) -> Iterator[io.TextIOWrapper]:
+    """The lines of a text file; what goes wrong while they are read is an error of that file."""
     try:
         with _opened(path) as file:
             encoding = _encoding(path, file.peek(_PEEKED)[:_PEEKED])
-            lines = io.TextIOWrapper(file, encoding, errors="surrogateescape")
-            blocks: dict[str, dict[str, Text]] = {}
-            for name, rows in _split_blocks(lines):
-                if name in blocks:
-                    found = f"{path}, line {next(rows)[0]}: a second table data_{name}"
-                    raise ParticleFileError(found, "Each table of a star file has a name of its own", _JOIN)
-                blocks[name] = _parse_block(path, rows)
-            return blocks
+            yield io.TextIOWrapper(file, encoding, errors="surrogateescape")
     except FileNotFoundError as error:
         raise ParticleFileError(f"{path} does not exist", "", "Check the path") from error
     except OSError as error:
@@ -210,6 +216,42 @@ def write_blocks(path: Path, blocks: Mapping[str, Columns]) -> None:
     ):
         for name, columns in blocks.items():
             file.writelines(_format_block(name, columns))
+
+
+def copy_rows(source: Path, path: Path, block: str, is_kept: Sequence[bool]) -> None:
+    """Copy a star file line by line, but for some rows of one of its tables: all else stays, comments too.
+
+    Args:
+        source: a star file that ``read_blocks`` has read; unpacked where it is packed.
+        path: the file to create or replace.
+        block: name of the table without ``data_``.
+        is_kept: for each of its rows, whether it is copied.
+
+    Raises:
+        ParticleFileError: the file is not what it was when it was read.
+        OutputError: the disk is full or the path cannot be written.
+    """
+    with _lines_of(source) as lines:
+        rows = _row_lines(lines, block)
+    if rows and len(rows) != len(is_kept):
+        found = f"{source}: {len(rows)} rows now, {len(is_kept)} when it was read"
+        raise ParticleFileError(found, "", "Start again when nothing else writes to it")
+    left_out = {number for number, kept in zip(rows, is_kept, strict=False) if not kept}
+    with (
+        _lines_of(source) as lines,
+        atomic_path(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file,
+    ):
+        file.writelines(line for number, line in enumerate(lines, 1) if number not in left_out)
+
+
+def _row_lines(lines: Iterable[str], block: str) -> list[int]:
+    """Line numbers of the rows of a table; none for a list of labels and values, which is one row."""
+    for name, content in _split_blocks(lines):
+        if name == block:
+            is_loop = _without_comment(next(content)[1]) == ["loop_"]
+            return [number for number, _ in _split_loop(content)[1]] if is_loop else []
+    return []
 
 
 def _format_block(name: str, columns: Columns) -> Iterator[str]:

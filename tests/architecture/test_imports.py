@@ -126,6 +126,7 @@ UNUSED = {
     "orientations {star}": {"matplotlib", "plotly", "jinja2", "escnn", "scipy", "joblib"},
     "evaluate {star} {star}": {"matplotlib", "plotly", "jinja2", "escnn", "scipy", "joblib"},
     "screen {star} -o {folder}/screening": {"plotly", "jinja2", "escnn", "scipy.stats", "joblib"},
+    "select {star} --half 1 -o {folder}/half.star": {"matplotlib", "plotly", "jinja2", "escnn", "scipy", "joblib"},
     "reconstruct {star} --pose-inference known -o {folder}/run": {"escnn", "joblib", "scipy.optimize", "scipy.stats"},
     "simulate {maps[0]} -n 4 -o {folder}/simulated": {"matplotlib", "plotly", "jinja2", "escnn", "scipy", "joblib"},
     "lattice reduce --cell '100 60 17'": {"matplotlib", "plotly", "jinja2", "escnn", "scipy", "joblib", "gemmi"},

@@ -21,13 +21,14 @@ from cryoeq.config.orientations import OrientationsConfig
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.config.report import ReportConfig
 from cryoeq.config.screen import ScreenConfig
+from cryoeq.config.select import SelectConfig
 from cryoeq.config.simulate import SimulateConfig
 
 KINDS: dict[str, type[FrozenConfig]] = {
     "demo": DemoConfig, "evaluate x y": EvaluateConfig, "fsc x": FscConfig, "infer x y": InferConfig,
     "lattice find x": FindConfig, "lattice reduce": ReduceConfig, "orientations x": OrientationsConfig,
     "reconstruct x": ReconstructConfig, "report x": ReportConfig, "screen x": ScreenConfig,
-    "simulate x": SimulateConfig,
+    "select x": SelectConfig, "simulate x": SimulateConfig,
 }  # fmt: skip
 WIDTH = 80
 

@@ -285,6 +285,15 @@ def _keep_checkpoints() -> None:
     Checkpoints.clear = lambda self: None
 
 
+def _write_chosen(folder: Path) -> None:
+    """The particles with classes, probabilities of junk and a figure."""
+    blocks = parse((folder / "truth.star").read_bytes()) or []
+    blocks[-1].set("rlnClassNumber", [str(1 + i % 2) for i in range(COUNT)])
+    blocks[-1].set("cryoeqJunkProbability", [f"{i / COUNT:.6f}" for i in range(COUNT)])
+    blocks[-1].set("rlnMaxValueProbDistribution", [f"{1 - (7 * i % COUNT) / COUNT:.6f}" for i in range(COUNT)])
+    (folder / "chosen.star").write_bytes(render(blocks))
+
+
 def _instruments(folder: Path) -> list[Scenario]:
     run_files = [
         f"run/{path.name}" for path in sorted((folder / "run").iterdir()) if path.suffix not in {".png", ".html"}
@@ -299,7 +308,9 @@ def _instruments(folder: Path) -> list[Scenario]:
         noisy = [f"{float(value) + 4 * math.sin(37 * i):.6f}" for i, value in enumerate(blurred[-1].column(label))]
         blurred[-1].set(label, noisy)
     (folder / "posed.star").write_bytes(render(blurred))
+    _write_chosen(folder)
     stars = {"posed.star": "star", "truth.star": "star"}
+    chosen = ("--class", "2", "--junk-below", "0.8", "--keep", "0.9", "--balance-views", "--healpix-order", "1")
     cell = ("lattice", "find", "micrograph.mrc", "-o", "out")
     return [
         _scenario(
@@ -312,6 +323,28 @@ def _instruments(folder: Path) -> list[Scenario]:
         ),
         _scenario(
             folder, "report", ("report", "run", "-o", "report.html"), of_run, more=[*others, "truth.star", _STACK]
+        ),
+        _scenario(
+            folder, "select", ("select", "chosen.star", *chosen, "-o", "out.star"), {"chosen.star": "star"}, weight=1.5
+        ),
+        _scenario(
+            folder,
+            "select, run",
+            ("select", "run", "--half", "1", "--balance-views", "-o", "out.star"),
+            of_run,
+            more=others,
+        ),
+        _scenario(
+            folder,
+            "select, RELION 3.0",
+            ("select", "older.star", "--only", "chosen.star", "-o", "out.star"),
+            {"older.star": "star", "chosen.star": "star"},
+        ),
+        _scenario(
+            folder,
+            "select, cryoSPARC",
+            ("select", "particles.cs", "--class", "1", "--half", "2", "-o", "out.cs"),
+            {"particles.cs": "cs"},
         ),
         _scenario(folder, "crystal", cell, {"micrograph.mrc": "mrc"}, weight=0.7),
         _scenario(folder, "cell", ("lattice", "reduce", "--cell", "100 60 17"), {}, weight=0.3),

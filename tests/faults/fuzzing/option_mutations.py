@@ -77,6 +77,8 @@ _IMPOSSIBLE = {
     "--box": ("0", "-2", "7", "3"), "--gap-threshold": ("nan", "-5", "400"), "--mtf-angpix": ("nan", "0", "-1"),
     "--defocus-min": ("nan", "inf", "20000"), "--seed": ("-1", "x"), "--low-pass": ("nan",), "--bfac": ("nan", "inf"),
     "--device": ("tpu", "", "cuda:99"), "--sym": ("C0", "Z", "C-1", "D0", ""), "--mask-edge": ("nan", "-1", "inf"),
+    "--keep": ("nan", "-1", "0", "7"), "--junk-below": ("nan", "-1", "0", "7"), "--half": ("0", "3", "x"),
+    "--class": ("0", "x", ","), "--balance-percentile": ("nan", "-1", "101"), "--healpix-order": ("0", "9"),
 }  # fmt: skip
 # They start processes or take minutes, are changed elsewhere, or are older names.
 _LEFT_ALONE = {

@@ -32,7 +32,7 @@ _USED = (
     "cli.drawing", "cli.settings_text", "pipelines.reconstruct.reconstruct", "pipelines.resolution.fsc",
     "pipelines.resolution.map_model", "pipelines.orientations", "pipelines.evaluate", "pipelines.report",
     "pipelines.screening.screen", "pipelines.screening.score_particles", "pipelines.simulate.simulate",
-    "pipelines.lattice.find", "pipelines.lattice.reduce",
+    "pipelines.lattice.find", "pipelines.lattice.reduce", "pipelines.select",
 )  # fmt: skip
 _USED_BY_ENCODERS = ("pipelines.reconstruct.hybrid", "pipelines.infer")
 _PICTURES_EVERY = 12  # inputs
