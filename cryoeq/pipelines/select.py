@@ -24,7 +24,6 @@ from cryoeq.io.star import StarTable, read_star
 from cryoeq.io.star_text import copy_rows
 from cryoeq.io.text import read_json, write_json
 from cryoeq.outputs.run_folder import RunFolder
-from cryoeq.pipelines.reconstruction_run import read_reconstruction_job
 
 Mask = Bool[Tensor, " particles"]
 _COMMAND = "cryoeq select"
@@ -136,11 +135,19 @@ def _open(config: SelectConfig) -> _Source:
     if not star.is_file():
         found = f"{path} holds no {star.name}"
         raise ParticleFileError(found, "Expected the folder of a run that is done", "Give a star file or a .cs")
-    table, cs, run = read_star(star), path / "run_data.cs", RunFolder(path)
-    symmetry = "C1"
-    if config.balance_views and config.symmetry is None and run.path("job.json").is_file():
-        symmetry = read_reconstruction_job(run, "Name the point group by --sym")["settings"]["search"]["symmetry"]
-    return _Source(table, star, cs if cs.is_file() else None, symmetry=symmetry)
+    cs, is_asked = path / "run_data.cs", config.balance_views and config.symmetry is None
+    symmetry = _symmetry_of(RunFolder(path)) if is_asked else "C1"
+    return _Source(read_star(star), star, cs if cs.is_file() else None, symmetry=symmetry)
+
+
+def _symmetry_of(run: RunFolder) -> str:
+    """Point group of a run; C1 where it has no record."""
+    from cryoeq.pipelines.reconstruction_run import read_reconstruction_job  # not above, because of scipy
+
+    if not run.path("job.json").is_file():
+        return "C1"
+    symmetry: str = read_reconstruction_job(run, "Name the point group by --sym")["settings"]["search"]["symmetry"]
+    return symmetry
 
 
 def _conditions(config: SelectConfig, source: _Source) -> Iterator[_Condition]:

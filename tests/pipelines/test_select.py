@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from cryoeq.cli.main import run
+from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.io.particles import read_particles, read_table
 from cryoeq.io.star import read_star
 from cryoeq.io.text import read_json
+from cryoeq.outputs.run_folder import RunFolder
 
 COUNT = 24
 # What Dataset.load("out.cs").save("again.cs") of cryosparc-tools 5.0.3 wrote of classes 1 and 3, half set 2, of
@@ -288,6 +290,22 @@ def test_a_run_is_selected_by_its_table(
     assert "views (C2):" in printed
     assert "directions thinned out, the fullest from" in printed
     assert read_json(Path("selected.star.json"))["inputs"] == [{"path": str(folder / "run_data.star")}]
+
+
+def test_views_are_those_of_the_symmetry_of_the_run(
+    tiny_particles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = ReconstructConfig.model_validate({"particles": "p.star", "output": "run", "search": {"symmetry": "d3"}})
+    run_folder = RunFolder.create(tmp_path / "run", command=["cryoeq"], settings=settings.model_dump(mode="json"))
+    run_folder.path("run_data.star").write_bytes((tiny_particles / "truth.star").read_bytes())
+    select("run", "--balance-views", "-o", "out.star")
+    select("run", "--balance-views", "--sym", "C2", "-o", "out.star")
+    printed = capsys.readouterr().out
+    assert printed.index("views (D3)") < printed.index("views (C2)")
+    run_folder.path("job.json").write_text("{}")
+    select("run", "--balance-views", "-o", "out.star", code=2)
+    assert "Name the point group by --sym" in capsys.readouterr().err
 
 
 def cs_table(count: int = COUNT) -> np.ndarray:
