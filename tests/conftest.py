@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 sys.stderr = sys.stdout = open({said!r}, "a", buffering=1)
 sys.argv[1:] = {arguments!r}
 from cryoeq.pipelines.reconstruct import amortized, reconstruct
-amortized.plot_training = reconstruct.plot_map = reconstruct.plot_fsc = reconstruct.write_report = lambda *_: None
+amortized.plot_training = reconstruct.plot_map = reconstruct.plot_fsc = reconstruct.write_report = lambda *_, **__: None
 from cryoeq.cli.main import main
 main()
 """
@@ -90,7 +90,7 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(amortized, "plot_training", lambda *_: None)
     for name in ("plot_map", "plot_fsc", "write_report"):
-        monkeypatch.setattr(reconstruct, name, lambda *_: None)
+        monkeypatch.setattr(reconstruct, name, lambda *_, **__: None)
 
 
 @pytest.fixture(scope="session")

@@ -46,10 +46,19 @@ def reconstruct(
             "--sym", help="Point group to impose: Cn, Dn, T, O, I; not with amortized [C1].", rich_help_panel=SEARCH
         ),
     ] = None,
+    particle_diameter: Annotated[
+        float | None,
+        typer.Option(
+            help="Diameter of the particle in Å: of the mask and of the circle outside of which an image is background "
+            "[0.84 and 0.75 of the box].",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
     shift_sigma: Annotated[
         float | None,
         typer.Option(
-            help="Standard deviation of the offsets in Å, 0 for centred particles [5 % of the box].",
+            help="Standard deviation of the offsets in Å, 0 for centred particles [5 % of the box, or 6 % of "
+            "--particle-diameter].",
             rich_help_panel=SEARCH,
         ),
     ] = None,
@@ -160,7 +169,8 @@ def reconstruct(
         "device": device, "threads": threads, "input.mask": mask, "input.reference": reference,
         "input.angpix": angpix, "input.datadir": datadir, "input.scratch_dir": scratch_dir,
         "input.with_ctf": False if no_ctf else None, "input.contrast": shared.contrast_of(invert_data),
-        "input.working_box_px": box, "input.shift_sigma_angstrom": shift_sigma,
+        "input.working_box_px": box, "input.particle_diameter_angstrom": particle_diameter,
+        "input.shift_sigma_angstrom": shift_sigma,
         "both_hands": both_hands or None, "in_plane_symmetry": in_plane_symmetry or None, "search.symmetry": sym,
     }  # fmt: skip
     notes: list[str] = []

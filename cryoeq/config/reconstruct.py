@@ -25,10 +25,17 @@ class InputConfig(FrozenConfig):
     contrast: Literal["auto", "keep", "invert"] = Field(
         default="auto", description="protein must be bright: decide from the images, keep them, or invert them"
     )
+    particle_diameter_angstrom: float | None = Field(
+        default=None,
+        gt=0,
+        description="diameter of the particle in Å, which mask, background and offsets follow; None for a mask of 0.84 "
+        "of the box and a background beyond 0.75",
+    )
     shift_sigma_angstrom: float | None = Field(
         default=None,
         ge=0,
-        description="standard deviation of the offsets per axis, in Å; None for 5 % of the box, 0 for centred",
+        description="standard deviation of the offsets per axis, in Å; None for 6 % of the particle diameter, where "
+        "that is given, else for 5 % of the box; 0 for centred",
     )
     scratch_dir: Path | None = Field(default=None, description="folder on a local disk for images beyond 1 GiB")
     mask: Path | None = Field(default=None, description="mask for the FSC of the half maps, with known poses")
@@ -95,8 +102,12 @@ class SearchConfig(FrozenConfig):
     consensus: ConsensusConfig = ConsensusConfig()
     half_sets: HalfSetsConfig = HalfSetsConfig()
     local_refinement: LocalRefinementConfig = LocalRefinementConfig()
-    mask_radius: float = Field(
-        default=0.42, gt=0.1, le=0.5, description="radius of the spherical mask, as a fraction of the box"
+    mask_radius: float | None = Field(
+        default=None,
+        gt=0.1,
+        le=0.5,
+        description="radius of the spherical mask, as a fraction of the box; None for that of the particle, where its "
+        "diameter is given, else for 0.42",
     )
     offset_samples: int = Field(
         default=4, ge=1, le=37, description="offsets sampled for each particle at low resolution"
@@ -231,7 +242,8 @@ class ReconstructConfig(FrozenConfig):
     options: ClassVar[Mapping[str, str]] = {
         "particles": "PARTICLES", "output": "-o/--output", "threads": "-j/--threads",
         "input.with_ctf": "--no-ctf", "input.contrast": "--invert-data/--uninvert-data",
-        "input.shift_sigma_angstrom": "--shift-sigma", "input.working_box_px": "-D/--box", "search.symmetry": "--sym",
+        "input.particle_diameter_angstrom": "--particle-diameter", "input.shift_sigma_angstrom": "--shift-sigma",
+        "input.working_box_px": "-D/--box", "search.symmetry": "--sym",
     }  # fmt: skip
     usage: ClassVar[str] = "cryoeq reconstruct PARTICLES.star -o map"
     renamed: ClassVar[Mapping[str, str]] = RENAMED

@@ -11,6 +11,7 @@ from torch import Tensor
 from cryoeq.data.pixels import PixelCensus
 from cryoeq.data.preprocessing import (
     Preprocessing,
+    background_radius,
     crop,
     decide_contrast,
     decide_scale,
@@ -69,6 +70,7 @@ class ParticleDataset:
         sign: int | None = None,
         cache_bytes: int = CACHE_BYTES,
         scratch: Path | None = None,
+        particle_diameter_angstrom: float | None = None,
     ) -> "ParticleDataset":
         """Decide contrast and scale from up to 512 images, and read the whole stack into memory where it is small.
 
@@ -82,6 +84,8 @@ class ParticleDataset:
                 images.
             cache_bytes: largest preprocessed stack, in bytes, that is kept in memory; 0 reads from the files each time.
             scratch: folder on a local disk that keeps a larger preprocessed stack; None for none.
+            particle_diameter_angstrom: diameter of the circle outside of which an image is background; None for 0.75 of
+                the box.
 
         Raises:
             ConfigError: the working box is odd, tiny, or larger than the images.
@@ -99,14 +103,16 @@ class ParticleDataset:
         cropped = _read_cropped(stack.images, all_rows if fits else sample_rows, box, census)
         _refuse_empty(census, stack)
         sample = (cropped[sample_rows] if fits else cropped)[~census.empty[sample_rows]]
-        scale = decide_scale(sample, is_premultiplied=any(group.is_ctf_premultiplied for group in table.optics))
+        radius = background_radius(particle_diameter_angstrom, table.box_size_px * table.pixel_size_angstrom)
+        is_premultiplied = any(group.is_ctf_premultiplied for group in table.optics)
+        scale = decide_scale(sample, is_premultiplied=is_premultiplied, radius=radius)
         if sign is None:
             contrast = decide_contrast(sample)
             sign, contrast_note = contrast.sign, contrast.reason
         else:
             contrast_note = f"Contrast: as given, the images are {'kept' if sign == 1 else 'multiplied by -1'}."
-        loudest = loudest_deviation(normalise_background(sample, scale.value))
-        preprocessing = Preprocessing(box, scale.value, sign, loudest)
+        loudest = loudest_deviation(normalise_background(sample, scale.value, radius))
+        preprocessing = Preprocessing(box, scale.value, sign, loudest, radius)
         cache = None
         if fits:
             cache = cropped

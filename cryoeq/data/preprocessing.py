@@ -58,12 +58,14 @@ class Preprocessing:
         sign: factor that makes protein bright, 1 or -1.
         loudest: standard deviation of a whole image after the scale above which it would drown the others: it is made
             as loud as the typical image is, see ``loudest_deviation``.
+        background_radius: radius of the circle around the particle, as a fraction of half the box.
     """
 
     working_box_px: int
     scale: float | None
     sign: int
     loudest: float = math.inf
+    background_radius: float = _BACKGROUND_RADIUS
 
     def apply(self, images: Float[Tensor, "batch n n"]) -> Float[Tensor, "batch m m"]:
         """Preprocessed images."""
@@ -73,7 +75,7 @@ class Preprocessing:
         self, images: Float[Tensor, "batch n n"]
     ) -> tuple[Float[Tensor, "batch m m"], Bool[Tensor, " batch"]]:
         """Preprocessed images, and whether each was so loud that it was scaled down."""
-        scaled = normalise_background(crop(images, self.working_box_px), self.scale)
+        scaled = normalise_background(crop(images, self.working_box_px), self.scale, self.background_radius)
         # No image is louder than its largest pixel, which is found much faster.
         is_loud = torch.maximum(scaled.amax((1, 2)), -scaled.amin((1, 2))) > self.loudest
         if bool(is_loud.any()):
@@ -94,9 +96,29 @@ def _squared_radius(box_size_px: int, device: torch.device) -> Float[Tensor, "n 
     return axis[:, None].square() + axis.square()
 
 
-def background_mask(box_size_px: int, device: torch.device | None = None) -> Bool[Tensor, "n n"]:
-    """The pixels outside the circle of 0.75 of half the box."""
-    return _squared_radius(box_size_px, device or torch.device("cpu")) > _BACKGROUND_RADIUS**2
+def background_radius(particle_diameter_angstrom: float | None, side_angstrom: float) -> float:
+    """Radius of the circle outside of which an image is background, as a fraction of half the box.
+
+    Args:
+        particle_diameter_angstrom: diameter of the particle, which the circle has too; None for 0.75 of the box.
+        side_angstrom: side of the box.
+    """
+    if particle_diameter_angstrom is None:
+        return _BACKGROUND_RADIUS
+    return particle_diameter_angstrom / side_angstrom
+
+
+def background_mask(
+    box_size_px: int, device: torch.device | None = None, radius: float = _BACKGROUND_RADIUS
+) -> Bool[Tensor, "n n"]:
+    """The pixels outside a circle.
+
+    Args:
+        box_size_px: side of the images.
+        device: where to make it; None for the CPU.
+        radius: of the circle, as a fraction of half the box.
+    """
+    return _squared_radius(box_size_px, device or torch.device("cpu")) > radius**2
 
 
 def is_ordinary(images: Float[Tensor, "batch n n"]) -> Bool[Tensor, " batch"]:
@@ -138,7 +160,9 @@ def decide_contrast(images: Float[Tensor, "batch n n"]) -> ContrastDecision:
     return ContrastDecision(1, f"Contrast: undecided ({how}); the images are kept. Override with --invert-data.")
 
 
-def decide_scale(images: Float[Tensor, "batch n n"], *, is_premultiplied: bool = False) -> BackgroundScale:
+def decide_scale(
+    images: Float[Tensor, "batch n n"], *, is_premultiplied: bool = False, radius: float = _BACKGROUND_RADIUS
+) -> BackgroundScale:
     """One scale for the stack, or one for each image.
 
     The standard deviation of one image's few background pixels is itself uncertain (3 % at 32 px), and the particle's
@@ -150,11 +174,12 @@ def decide_scale(images: Float[Tensor, "batch n n"], *, is_premultiplied: bool =
     Args:
         images: sample of the stack, cropped to the working box.
         is_premultiplied: whether the images were multiplied by their CTF.
+        radius: radius of the circle around the particle, as a fraction of half the box.
     """
     images = images[is_ordinary(images)]
     if not len(images):
         return BackgroundScale(1.0, "Scale: the images are constant; they are left as they are.")
-    sigmas = images[:, background_mask(images.shape[-1], images.device)].std(1)
+    sigmas = images[:, background_mask(images.shape[-1], images.device, radius)].std(1)
     middle = sigmas.median()
     whole = (images - images.mean((1, 2), keepdim=True)).square().mean().sqrt()
     if middle < _NOISE_FREE * whole:
@@ -180,15 +205,18 @@ def loudest_deviation(images: Float[Tensor, "batch n n"]) -> float:
     return _LOUD * float(images.flatten(1).std(1).median())
 
 
-def normalise_background(images: Float[Tensor, "batch n n"], scale: float | None = None) -> Float[Tensor, "batch n n"]:
-    """Images whose background, outside the circle of 0.75 of half the box, has mean 0 and standard deviation 1.
+def normalise_background(
+    images: Float[Tensor, "batch n n"], scale: float | None = None, radius: float = _BACKGROUND_RADIUS
+) -> Float[Tensor, "batch n n"]:
+    """Images whose background, outside of a circle around the particle, has mean 0 and standard deviation 1.
 
     Args:
         images: images at the working box.
         scale: standard deviation by which all images are divided; None takes that of each image's background, and
             leaves a constant background unscaled.
+        radius: radius of the circle, as a fraction of half the box.
     """
-    background = images[:, background_mask(images.shape[-1], images.device)]
+    background = images[:, background_mask(images.shape[-1], images.device, radius)]
     centred = images - background.mean(1)[:, None, None]
     if scale is not None:
         return centred / scale

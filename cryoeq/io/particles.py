@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from cryoeq.domain.optics import CtfParameters
 from cryoeq.domain.particles import ParticleTable
 from cryoeq.domain.pose import Poses
 from cryoeq.errors import ParticleFileError
@@ -199,6 +200,18 @@ def pose_notes(star: StarTable) -> tuple[str, ...]:
         return ()
     what = f"{star.name(_EULER[0])} and {star.name(_EULER[1])} are 0 for all {len(star)} particles"
     return (f"{star.where}: {what}, as a 2D classification leaves them: in-plane angles, no orientations in 3D.",)
+
+
+def star_ctf(star: StarTable) -> CtfParameters | None:
+    """The CTF of each particle of a star file; the images need not be there. None where there is no defocus.
+
+    Raises:
+        ParticleFileError: optics groups or values of the CTF that make no sense.
+    """
+    if "rlnDefocusU" not in star.particles:
+        return None
+    used, index = used_optics(with_optics_block(star))
+    return read_ctf(used, read_optics(used, star_pixel_size(used)), index)
 
 
 def star_half_set(star: StarTable) -> Int[Tensor, " particles"] | None:

@@ -1,7 +1,7 @@
 """Pictures of an evaluation: FSC curves and pose errors."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
+from cryoeq.evaluation.fsc_dips import CtfDip
 from cryoeq.evaluation.poses import PoseErrors
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves, resolution_angstrom
 from cryoeq.outputs.figure import (
@@ -34,6 +35,8 @@ def plot_fsc(
     *,
     title: str = "Fourier shell correlation of the half maps",
     threshold: float = HALF_MAP_THRESHOLD,
+    ctf_power: Float[Tensor, " shells"] | None = None,
+    dips: Sequence[CtfDip] = (),
 ) -> None:
     """Draw all curves against spatial frequency, with resolution in Å along the top.
 
@@ -42,6 +45,8 @@ def plot_fsc(
         curves: the curves; missing ones are left out.
         title: title of the picture.
         threshold: correlation at which resolutions are read off: 0.143 between half maps, else 0.5.
+        ctf_power: mean |CTF|^2 of the particles per shell, drawn behind the curves; None without.
+        dips: dips of the unmasked curve at zeros of the CTF, which are marked.
 
     Raises:
         OutputError: the disk is full or the place cannot be written.
@@ -49,7 +54,10 @@ def plot_fsc(
     named = {"corrected": curves.corrected, "masked": curves.masked, "unmasked": curves.unmasked}
     present = {name: curve for name, curve in named.items() if curve is not None}
     side = curves.box_size_px * curves.pixel_size_angstrom
-    plot_correlations(path, present, side, title=title, threshold=threshold, randomised=curves.randomised)
+    plot_correlations(
+        path, present, side, title=title, threshold=threshold, randomised=curves.randomised, ctf_power=ctf_power,
+        dips=dips,
+    )  # fmt: skip
 
 
 def plot_correlations(
@@ -60,6 +68,8 @@ def plot_correlations(
     title: str = "",
     threshold: float = HALF_MAP_THRESHOLD,
     randomised: Float[Tensor, " shells"] | None = None,
+    ctf_power: Float[Tensor, " shells"] | None = None,
+    dips: Sequence[CtfDip] = (),
 ) -> None:
     """Draw FSC curves against spatial frequency, with resolution in Å along the top.
 
@@ -70,6 +80,8 @@ def plot_correlations(
         title: title of the picture.
         threshold: correlation at which resolutions are read off: 0.143 between half maps, else 0.5.
         randomised: correlation after phase randomisation, which has no resolution.
+        ctf_power: mean |CTF|^2 of the particles per shell, drawn behind the curves; None without.
+        dips: dips at zeros of the CTF, which are marked.
 
     Raises:
         OutputError: the disk is full or the place cannot be written.
@@ -78,6 +90,8 @@ def plot_correlations(
     frequencies = torch.arange(n_shells, dtype=torch.float64) / side_angstrom
     with png_figure(path, size_inches=CURVES_INCHES, margins=CURVE_MARGINS) as figure:
         axes = figure.subplots()
+        if ctf_power is not None:
+            _add_ctf(axes, frequencies, ctf_power, dips)
         for (name, curve), colour, style in zip(curves.items(), _CURVE_COLOURS, _LINE_STYLES, strict=False):
             label = f"{name}: {_resolution_text(curve, threshold, side_angstrom)}"
             axes.plot(frequencies[1:], curve.cpu()[1:], linestyle=style, color=colour, label=label)
@@ -119,6 +133,17 @@ def plot_pose_errors(path: Path, errors: PoseErrors, *, title: str = "") -> None
         _draw_cumulative(cumulative, kinds)
         if title:
             figure.suptitle(title)
+
+
+def _add_ctf(
+    axes: Axes, frequencies: Float[Tensor, " shells"], ctf_power: Float[Tensor, " shells"], dips: Sequence[CtfDip]
+) -> None:
+    """Mean |CTF|^2 as an area behind the curves, and stripes where a curve dips at its zeros."""
+    axes.fill_between(frequencies[1:], ctf_power[1:], color=GREY, alpha=0.13, linewidth=0, label="mean |CTF|²")
+    for number, dip in enumerate(dips):
+        label = "dip at a CTF zero" if number == 0 else None
+        first, last = (float(frequencies[shell]) for shell in (dip.last_before, dip.first_after))
+        axes.axvspan(first, last, color=COLOURS[4], alpha=0.25, linewidth=0, label=label)
 
 
 def _resolution_text(curve: Float[Tensor, " shells"], threshold: float, side_angstrom: float) -> str:

@@ -18,6 +18,7 @@ import cryoeq
 from cryoeq.domain.events import Note
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import Volume
+from cryoeq.evaluation.fsc_dips import CtfDip
 from cryoeq.evaluation.particle_fit import ParticleFits
 from cryoeq.evaluation.resolution import FscCurves
 from cryoeq.evaluation.verdict import RunVerdict
@@ -41,6 +42,10 @@ _RESULTS = {
     "explained_variance": "Fraction of the variance explained by the model",
     "held_out_median_deg": "Encoder, held-out particles: median rotation difference (°)",
     "half_map_resolution_angstrom": "Half maps agree to (Å, FSC 0.143, unmasked)",
+    "masked_resolution_angstrom": "Half maps agree to (Å, FSC 0.143, masked)",
+    "corrected_resolution_angstrom": "Half maps agree to (Å, FSC 0.143, corrected for the mask)",
+    "resolution_beyond_ctf_zeros_angstrom": "Half maps agree to (Å, FSC 0.143, unmasked, beyond a zero of the CTF)",
+    "map_diameter_angstrom": "Diameter of the map (Å)",
     "reference_resolution_angstrom": "Agrees with the reference to (Å, FSC 0.5)",
     "in_plane_divergence": "In-plane symmetry: divergence from uniform (nats)",
     "in_plane_p_value": "In-plane symmetry: p",
@@ -55,6 +60,10 @@ _RESULTS = {
     "wrong_optimum_share": "Share of the particles with a better pose elsewhere",
     "dependent_halves": "Half maps are not independent",
 }
+_SURFACE_RAW = "run_class001.mrc."
+_SURFACE_POSTPROCESSED = (
+    "run_postprocess.mrc within run_mask.mrc: the average of the half maps, weighted by their correlation."
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,10 @@ class RunContents:
         verdict: verdict on the run.
         facts: key metrics by label, in the order of the page.
         volume: map of all particles.
+        postprocessed: post-processed map within the mask, whose surface is drawn; without it that of the map.
         curves: FSC of the half maps.
+        ctf_power: mean |CTF|^2 of the particles per shell of the curves.
+        dips: dips of the unmasked curve at zeros of the CTF.
         poses: poses of all particles.
         progress: rows of ``progress.csv``.
         notes: notes of the run.
@@ -96,7 +108,10 @@ class RunContents:
     verdict: RunVerdict
     facts: Mapping[str, str]
     volume: Volume | None
+    postprocessed: Volume | None
     curves: FscCurves | None
+    ctf_power: Float[Tensor, " shells"] | None
+    dips: Sequence[CtfDip]
     poses: Poses | None
     progress: Sequence[ProgressRow]
     notes: Sequence[Note]
@@ -128,6 +143,8 @@ def write_report(path: Path, run: RunContents) -> None:
         facts=run.facts,
         figures=figures,
         curves=list(curves),
+        surface_note=_SURFACE_RAW if run.postprocessed is None else _SURFACE_POSTPROCESSED,
+        resolution_note=_resolution_note(run),
         slices=[name for name in figures if name.startswith("slice_")],
         stages=stage_colours(run.progress),
         symmetry=settings.get("search.symmetry", "C1"),
@@ -149,12 +166,20 @@ def write_report(path: Path, run: RunContents) -> None:
 def _figures(run: RunContents) -> dict[str, Figure]:
     figures = {}
     if run.volume is not None:
-        figures = {"surface": surface_figure(run.volume), **slice_figures(run.volume)}
+        shown = run.volume if run.postprocessed is None else run.postprocessed
+        figures = {"surface": surface_figure(shown), **slice_figures(run.volume)}
     if run.curves is not None:
-        figures["fsc"] = fsc_figure(run.curves)
+        figures["fsc"] = fsc_figure(run.curves, run.ctf_power, run.dips)
     if run.poses is not None:
         figures["orientations"] = orientation_figure(run.poses)
     return figures
+
+
+def _resolution_note(run: RunContents) -> str:
+    note = "Resolutions are those of the last shell before a curve first drops below 0.143; dotted, the unmasked one."
+    if run.dips:
+        note += " Orange: the unmasked curve dips where the CTFs of all particles are near zero, and comes back."
+    return note
 
 
 def _subtitle(job: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import Volume
+from cryoeq.evaluation.fsc_dips import CtfDip
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves
 from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map, pad_centred
 from cryoeq.outputs.figure import COLOURS, GREY, resolution_ticks_angstrom
@@ -28,7 +29,7 @@ _FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans
 _GRID = "#e4e4e4"
 _SURFACE_PX = 48  # plotly.js takes a second for 48 voxels along each axis
 _LEVELS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)  # fractions of the density that one voxel in 1,000 exceeds
-_FIRST_LEVEL = 3
+_FIRST_LEVEL = 5
 _COARSE_PX = 64  # box in which the molecule is located
 _MARGIN_PX = 2
 _SLICE_PX = 256
@@ -36,27 +37,38 @@ _SLICE_AXIS = {"showgrid": False, "zeroline": False, "nticks": 5, "constrain": "
 _MAX_POINTS = 300
 
 
-def fsc_figure(curves: FscCurves) -> Figure:
-    """FSC of the half maps: spatial frequency below, resolution above, threshold and resolution marked."""
+def fsc_figure(
+    curves: FscCurves, ctf_power: Float[Tensor, " shells"] | None = None, dips: Sequence[CtfDip] = ()
+) -> Figure:
+    """FSC of the half maps: spatial frequency below, resolution above, threshold and resolution marked.
+
+    Args:
+        curves: the curves; missing ones are left out.
+        ctf_power: mean |CTF|^2 of the particles per shell, drawn behind the curves; None without.
+        dips: dips of the unmasked curve at zeros of the CTF, which are marked.
+    """
     side = curves.box_size_px * curves.pixel_size_angstrom
     frequencies = (torch.arange(1, len(curves.unmasked)) / side).tolist()
     ticks = resolution_ticks_angstrom(side / len(frequencies))
-    resolution = curves.resolutions_angstrom(HALF_MAP_THRESHOLD)["unmasked"] or math.inf
-    curve = {
-        "type": "scatter", "mode": "lines+markers" if len(frequencies) < 40 else "lines",
-        "x": frequencies, "y": _rounded(curves.unmasked[1:]), "line": {"color": COLOURS[0], "width": 2.5},
-        "customdata": [f"{1 / frequency:.4g}" for frequency in frequencies],
-        "hovertemplate": "%{customdata} Å: FSC %{y:.3f}<extra></extra>",
+    resolutions = curves.resolutions_angstrom(HALF_MAP_THRESHOLD)
+    named = {"unmasked": curves.unmasked, "masked": curves.masked, "corrected": curves.corrected}
+    drawn = {name: curve for name, curve in named.items() if curve is not None}
+    traces = [
+        _fsc_curve(f"{name}: {_resolution_text(resolutions[name])}", frequencies, curve, COLOURS[number])
+        for number, (name, curve) in enumerate(drawn.items())
+    ]
+    if curves.randomised is not None:
+        traces.append(_fsc_curve("phases randomised", frequencies, curves.randomised, COLOURS[3], dash="dot"))
+    if ctf_power is not None:
+        traces.insert(0, _ctf_area(frequencies, ctf_power))
+    on_top = {
+        "type": "scatter", "x": [frequencies[0]], "y": [None], "xaxis": "x2", "hoverinfo": "skip", "showlegend": False,
     }  # fmt: skip
-    on_top = {"type": "scatter", "x": [frequencies[0]], "y": [None], "xaxis": "x2", "hoverinfo": "skip"}
-    shapes = [_line(HALF_MAP_THRESHOLD, [0, 1], "x domain")]
-    notes = [_threshold_label(HALF_MAP_THRESHOLD)]
+    shapes = [_line(HALF_MAP_THRESHOLD, [0, 1], "x domain"), *(_dip_stripe(dip, side) for dip in dips)]
+    resolution = resolutions["unmasked"] or math.inf
     if math.isfinite(resolution):
         shapes.append(_upright_line(1 / resolution))
-        notes.append(
-            {"x": 1 / resolution, "y": 1.0, "text": f"{resolution:.1f} Å", "xanchor": "right", "showarrow": False,
-             "font": {"color": COLOURS[1], "size": 15}, "xshift": -4}
-        )  # fmt: skip
+    lowest = min(float(curve[1:].min()) for curve in drawn.values())
     limits = [0, frequencies[-1] * 1.01]
     axis = {"range": limits, "gridcolor": _GRID, "zeroline": False}
     layout = {
@@ -66,12 +78,42 @@ def fsc_figure(curves: FscCurves) -> Figure:
             "tickvals": [1 / tick for tick in ticks], "ticktext": [f"{tick:g}" for tick in ticks],
             "title": {"text": "Resolution (Å)"}, "ticks": "outside",
         },
-        "yaxis": {"range": [min(-0.05, float(curves.unmasked[1:].min()) - 0.05), 1.05], "gridcolor": _GRID,
+        "yaxis": {"range": [min(-0.05, lowest - 0.05), 1.05], "gridcolor": _GRID,
                   "title": {"text": "Fourier shell correlation"}, "zerolinecolor": GREY},
-        "shapes": shapes, "annotations": notes, "showlegend": False, "height": 420,
+        "shapes": shapes, "annotations": [_threshold_label(HALF_MAP_THRESHOLD)], "height": 470,
+        "legend": {"orientation": "h", "x": 0, "y": -0.18, "yanchor": "top", "font": {"size": 13}},
         "margin": {"l": 64, "r": 56, "t": 64, "b": 56},
     }  # fmt: skip
-    return _figure([curve, on_top], layout)
+    return _figure([*traces, on_top], layout)
+
+
+def _fsc_curve(
+    name: str, frequencies: Sequence[float], curve: Float[Tensor, " shells"], colour: str, *, dash: str = "solid"
+) -> Figure:
+    return {
+        "type": "scatter", "mode": "lines", "name": name, "x": list(frequencies), "y": _rounded(curve[1:]),
+        "line": {"color": colour, "width": 2.5, "dash": dash},
+        "customdata": [f"{1 / frequency:.4g}" for frequency in frequencies],
+        "hovertemplate": "%{customdata} Å: FSC %{y:.3f}<extra>" + name.partition(":")[0] + "</extra>",
+    }  # fmt: skip
+
+
+def _ctf_area(frequencies: Sequence[float], ctf_power: Float[Tensor, " shells"]) -> Figure:
+    return {
+        "type": "scatter", "mode": "lines", "name": "mean |CTF|² of the particles", "x": list(frequencies),
+        "y": _rounded(ctf_power[1:]), "line": {"width": 0}, "fill": "tozeroy", "fillcolor": "rgba(102,102,102,0.14)",
+        "hoverinfo": "skip",
+    }  # fmt: skip
+
+
+def _dip_stripe(dip: CtfDip, side_angstrom: float) -> Figure:
+    return {"type": "rect", "yref": "y domain", "y0": 0, "y1": 1, "x0": dip.last_before / side_angstrom,
+            "x1": dip.first_after / side_angstrom, "layer": "below", "line": {"width": 0},
+            "fillcolor": COLOURS[4], "opacity": 0.25}  # fmt: skip
+
+
+def _resolution_text(resolution: float | None) -> str:
+    return "none" if resolution is None or math.isinf(resolution) else f"{resolution:.1f} Å"
 
 
 def slice_figures(volume: Volume) -> dict[str, Figure]:

@@ -56,6 +56,7 @@ class _Input(BaseModel):
     datadir: str | None
     with_ctf: bool
     contrast: str
+    particle_diameter_angstrom: float | None = None
 
 
 class _Settings(BaseModel):
@@ -132,5 +133,6 @@ def open_particles(
         )
     working_box_px = min(max_box_px, box)
     return stack, ParticleDataset.open(
-        stack, working_box_px=working_box_px, sign=CONTRAST_SIGNS[settings["contrast"]], cache_bytes=cache_bytes
-    )
+        stack, working_box_px=working_box_px, sign=CONTRAST_SIGNS[settings["contrast"]], cache_bytes=cache_bytes,
+        particle_diameter_angstrom=settings.get("particle_diameter_angstrom"),
+    )  # fmt: skip

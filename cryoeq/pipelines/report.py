@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,22 @@ import torch
 from cryoeq.config.report import ReportConfig
 from cryoeq.domain.events import Event, Note, Report
 from cryoeq.domain.pose import Poses
-from cryoeq.domain.volume import Volume
+from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.errors import CryoEqError
 from cryoeq.evaluation.orientations import OrientationSummary, summarise_orientations
 from cryoeq.evaluation.particle_fit import fit_particles
-from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves, compare_maps
+from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves
 from cryoeq.evaluation.verdict import RunFacts, judge_run
 from cryoeq.io.euler import rotations_from_euler_deg
 from cryoeq.io.labels import IMAGE_NAME, MAX_PROBABILITY
 from cryoeq.io.mrc import read_map
-from cryoeq.io.particles import star_euler_deg, star_poses
+from cryoeq.io.particles import star_ctf, star_euler_deg, star_poses
 from cryoeq.io.star import StarTable, read_star
 from cryoeq.outputs.progress_file import read_progress
 from cryoeq.outputs.report import ComparedParticles, RunContents, write_report
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.reconstruct.event_log import PROGRESS_FILE
+from cryoeq.pipelines.reconstruct.half_map_resolution import HalfMapResolution, compare_half_maps
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruction_run import open_particles, read_reconstruction_job
 
@@ -64,7 +66,9 @@ def read_run(folder: Path, datadir: Path | None = None) -> RunContents:
     """
     run = RunFolder(folder)
     job = read_reconstruction_job(run, "Give the folder that cryoeq reconstruct -o made; in a demo it is map/")
-    volume, curves, star = _read_maps(run), _read_halves(run), _read_poses(run)
+    volume, star = _read_map(run, "run_class001.mrc"), _read_poses(run)
+    resolved = _read_halves(run, job, star)
+    curves = None if resolved is None else resolved.curves
     views = _summarise_views(job, star)
     facts = _facts(job, volume, curves, star, views)
     poses = None if star is None else star_poses(star)
@@ -72,9 +76,12 @@ def read_run(folder: Path, datadir: Path | None = None) -> RunContents:
         name=folder.resolve().name,
         job=job,
         verdict=judge_run(facts),
-        facts=_key_metrics(job, facts, volume, star) | _view_metrics(views),
+        facts=_key_metrics(job, facts, volume, star, resolved) | _view_metrics(views),
         volume=volume,
+        postprocessed=_read_surface(run, resolved),
         curves=curves,
+        ctf_power=None if resolved is None else resolved.ctf_power,
+        dips=() if resolved is None else resolved.dips,
         poses=poses,
         progress=read_progress(run.path(PROGRESS_FILE)),
         notes=run.notes(),
@@ -82,14 +89,26 @@ def read_run(folder: Path, datadir: Path | None = None) -> RunContents:
     )
 
 
-def _read_maps(run: RunFolder) -> Volume | None:
-    path = run.path("run_class001.mrc")
+def _read_map(run: RunFolder, name: str) -> Volume | None:
+    path = run.path(name)
     return read_map(path) if path.is_file() else None
 
 
-def _read_halves(run: RunFolder) -> FscCurves | None:
-    paths = [run.path(f"run_half{half}_class001_unfil.mrc") for half in (1, 2)]
-    return compare_maps(*map(read_map, paths)) if all(path.is_file() for path in paths) else None
+def _read_halves(run: RunFolder, job: Mapping[str, Any], star: StarTable | None) -> HalfMapResolution | None:
+    """Agreement of the half maps, within the mask of the run; None where they are not there."""
+    first, second = (_read_map(run, f"run_half{half}_class001_unfil.mrc") for half in (1, 2))
+    if first is None or second is None:
+        return None
+    ctf = star_ctf(star) if star is not None and job["settings"]["input"]["with_ctf"] else None
+    return compare_half_maps(HalfMaps(first, second), _read_map(run, "run_mask.mrc"), ctf)
+
+
+def _read_surface(run: RunFolder, resolved: HalfMapResolution | None) -> Volume | None:
+    """The post-processed map within the mask of the run; None for runs without."""
+    postprocessed = _read_map(run, "run_postprocess.mrc")
+    if postprocessed is None or resolved is None or resolved.mask is None:
+        return None
+    return replace(postprocessed, values=postprocessed.values * resolved.mask.values)
 
 
 def _read_poses(run: RunFolder) -> StarTable | None:
@@ -144,7 +163,11 @@ def _facts(
 
 
 def _key_metrics(
-    job: Mapping[str, Any], facts: RunFacts, volume: Volume | None, star: StarTable | None
+    job: Mapping[str, Any],
+    facts: RunFacts,
+    volume: Volume | None,
+    star: StarTable | None,
+    resolved: HalfMapResolution | None,
 ) -> dict[str, str]:
     resolution, seconds = facts.resolution_angstrom, job.get("results", {}).get("seconds")
     symmetry = job["settings"]["search"]["symmetry"]
@@ -154,7 +177,10 @@ def _key_metrics(
     if volume is not None:
         metrics["Box and pixel"] = f"{volume.box_size_px} px, {volume.pixel_size_angstrom:.4g} Å"
     if resolution is not None:
-        metrics["Half maps agree to"] = f"{resolution:.1f} Å" if math.isfinite(resolution) else "no resolution"
+        metrics["Half maps, unmasked"] = f"{resolution:.1f} Å" if math.isfinite(resolution) else "no resolution"
+    corrected = None if resolved is None else resolved.resolution_angstrom("corrected")
+    if corrected is not None:
+        metrics["Half maps, corrected for the mask"] = f"{corrected:.1f} Å"
     if symmetry != "C1":
         metrics["Symmetry"] = symmetry
     if seconds is not None:

@@ -28,6 +28,7 @@ from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
 from cryoeq.pipelines.reconstruct.build import build_dataset, build_stack
 from cryoeq.pipelines.reconstruct.build_autoencoder import build_encoder
 from cryoeq.pipelines.reconstruct.hybrid import SHIFTED_STEPS
+from cryoeq.pipelines.reconstruct.particle_diameter import mask_radius
 from cryoeq.reconstruction.expectation import disk_offsets, expectation_step, offset_step_px
 from cryoeq.reconstruction.local_refinement import refine_poses
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms, load_transforms
@@ -121,7 +122,7 @@ def search_grid(
     def build() -> tuple[ParticleTransforms, PoseLikelihood]:
         disk_harmonics.cache_clear()
         subset = scene.particles.within(radius, n)
-        harmonics = disk_harmonics(n, radius, support_radius(config.search.mask_radius, n), CPU)
+        harmonics = disk_harmonics(n, radius, support_radius(mask_radius(config, float(n)), n), CPU)
         angles, frame = 2 * round(INPLANE_PER_SHELL * radius), random_rotations(1, generator)[0]
         grid = PoseGrid.build(healpix_order(radius), angles, frame)
         return subset, PoseLikelihood.build(Reference.prepare(scene.volume, scene.particles), grid, harmonics)

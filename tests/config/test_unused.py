@@ -46,6 +46,7 @@ def test_all_that_a_mode_does_not_use_is_one_line() -> None:
         ("loss.symmetric", True, ("amortized",)),
         ("training.epochs", 5, ("amortized",)),
         ("input.shift_sigma_angstrom", 3.0, ("search", "hybrid", "amortized")),
+        ("input.particle_diameter_angstrom", 60.0, MODES),  # of the background, with poses that are known
         ("input.angpix", 2.0, MODES),
         ("seed", 3, MODES),
         ("both_hands", True, MODES),

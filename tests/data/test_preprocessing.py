@@ -9,6 +9,7 @@ import torch
 from cryoeq.data.preprocessing import (
     Preprocessing,
     background_mask,
+    background_radius,
     crop,
     decide_contrast,
     decide_scale,
@@ -63,14 +64,28 @@ def test_contrast_of_equal_images(generator: torch.Generator) -> None:
     assert "undecided" in decide_contrast(torch.ones(5, BOX, BOX)).reason
 
 
-def test_background_becomes_zero_and_one(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("diameter_angstrom", [None, 30.0, 96.0, 120.0])
+def test_background_becomes_zero_and_one(generator: torch.Generator, diameter_angstrom: float | None) -> None:
+    """Whatever the diameter of the particle, up to the whole box."""
     images = 7 + 3 * _blobs(8, generator, snr=1.0)
-    before = images.clone()
-    outside = normalise_background(images)[:, background_mask(BOX)]
+    before, radius = images.clone(), background_radius(diameter_angstrom, 120.0)
+    once = normalise_background(images, radius=radius)
+    outside = once[:, background_mask(BOX, radius=radius)]
     torch.testing.assert_close(outside.mean(1), torch.zeros(8), rtol=0, atol=1e-5)
     torch.testing.assert_close(outside.std(1), torch.ones(8))
-    torch.testing.assert_close(normalise_background(normalise_background(images)), normalise_background(images))
+    torch.testing.assert_close(normalise_background(once, radius=radius), once)
     assert torch.equal(images, before)
+
+
+def test_a_ring_around_a_small_particle_is_background(generator: torch.Generator) -> None:
+    """Neighbours at the edge of the box count less where more of the box is background."""
+    radii = torch.cartesian_prod(*[torch.arange(BOX) - BOX // 2] * 2).float().norm(dim=1).reshape(BOX, BOX)
+    images = torch.randn(8, BOX, BOX, generator=generator) + 3.0 * (radii > 0.46 * BOX)
+    levels = [
+        normalise_background(images, 1.0, background_radius(diameter, 120.0))[:, radii < 0.2 * BOX].mean()
+        for diameter in (None, 48.0)
+    ]
+    assert float(levels[0]) < float(levels[1]) < 0
 
 
 def test_one_scale_keeps_the_amplitudes(generator: torch.Generator) -> None:

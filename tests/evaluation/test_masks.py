@@ -49,6 +49,17 @@ def test_a_fine_map_is_searched_on_a_coarse_grid() -> None:
     assert tuple(region.mask(5.0, 5.0).values.shape) == (96, 96, 96)
 
 
+@pytest.mark.parametrize("radius", [8.0, 12.0])
+def test_the_diameter_is_that_of_the_particle_wherever_it_lies_and_without_specks(radius: float) -> None:
+    n, centre = 48, (4.0, -3.0, 2.0)
+    values = 3 * ball(n, radius, centre)
+    whisker = values.clone()
+    whisker[n // 2 + 2, n // 2 - 3, :] = 3.0  # a line of noise through the box, one voxel thick
+    for volume in (values, whisker):
+        region = find_particle(Volume(volume, 4.0), low_pass_angstrom=15.0, threshold=1.5)
+        assert region.diameter_angstrom == pytest.approx(8 * radius, rel=0.12)
+
+
 def test_a_threshold_can_be_given_but_not_above_everything() -> None:
     volume = Volume(ball(32, 8), 4.0)
     low, high = (float(find_particle(volume, 15.0, threshold).mask(0.1, 0.1).values.sum()) for threshold in (0.2, 0.8))

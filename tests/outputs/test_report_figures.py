@@ -11,6 +11,7 @@ import torch
 
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import Volume
+from cryoeq.evaluation.fsc_dips import CtfDip
 from cryoeq.evaluation.resolution import compare_maps
 from cryoeq.geometry.so3 import random_rotations
 from cryoeq.outputs.progress_file import ProgressRow
@@ -96,15 +97,30 @@ def test_slices_are_in_angstrom_from_the_centre() -> None:
 def test_the_resolution_is_marked(generator: torch.Generator) -> None:
     first = torch.randn(24, 24, 24, generator=generator)
     curves = compare_maps(Volume(first, 2.0), Volume(first + torch.randn(24, 24, 24, generator=generator), 2.0))
-    layout = fsc_figure(curves)["layout"]
+    figure = fsc_figure(curves)
+    layout = figure["layout"]
     resolution = curves.resolutions_angstrom(0.143)["unmasked"]
     assert resolution is not None
     assert any(shape["x0"] == pytest.approx(1 / resolution) for shape in layout["shapes"])
     assert 0.143 in {shape["y0"] for shape in layout["shapes"]}
     assert 0.5 not in {shape["y0"] for shape in layout["shapes"]}  # of half maps
-    assert f"{resolution:.1f} Å" in [note["text"] for note in layout["annotations"]]
+    assert f"unmasked: {resolution:.1f} Å" in {trace.get("name") for trace in figure["data"]}
     axis = layout["xaxis2"]
     assert [float(text) for text in axis["ticktext"]] == pytest.approx([1 / place for place in axis["tickvals"]])
+
+
+def test_a_dip_is_marked_over_the_power_of_the_ctf(generator: torch.Generator) -> None:
+    """And every curve that there is has its resolution in the legend."""
+    first, second = (Volume(torch.randn(16, 16, 16, generator=generator), 2.0) for _ in range(2))
+    curves = compare_maps(first, second, Volume(torch.ones(16, 16, 16), 2.0), generator=generator)
+    power = torch.rand(9, generator=generator)
+    figure = fsc_figure(curves, power, [CtfDip(3, 5, 7)])
+    go.Figure(figure)
+    named = {trace["name"].partition(":")[0]: trace for trace in figure["data"] if "name" in trace}
+    assert set(named) == {"mean |CTF|² of the particles", "unmasked", "masked", "corrected", "phases randomised"}
+    assert named["mean |CTF|² of the particles"]["y"] == pytest.approx(power[1:].tolist(), abs=1e-5)
+    (stripe,) = [shape for shape in figure["layout"]["shapes"] if shape["type"] == "rect"]
+    assert (stripe["x0"], stripe["x1"]) == pytest.approx((3 / 32, 5 / 32))
 
 
 def test_uniform_views_have_density_one_and_a_top_view_stands_out(generator: torch.Generator) -> None:

@@ -8,12 +8,12 @@ from cryoeq.data.preprocessing import CONTRAST_SIGNS
 from cryoeq.data.repeated_images import DigestedImages
 from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.io.particles import ParticleStack, read_particles
+from cryoeq.pipelines.reconstruct.particle_diameter import mask_radius, shift_sigma_px
 from cryoeq.reconstruction.initial_model import InitialModelSettings
 from cryoeq.reconstruction.settings import AbInitioSettings
 from cryoeq.reconstruction.state import RefinementSettings
 
 _DEFAULT_WORKING_BOX_PX = {"search": 64, "hybrid": 64, "amortized": 32}
-DEFAULT_SHIFT = 0.05  # of the box
 
 
 def build_stack(config: ReconstructConfig, *, with_poses: bool) -> ParticleStack:
@@ -47,11 +47,16 @@ def build_dataset(
     """
     if sign is None:
         sign = CONTRAST_SIGNS[config.input.contrast]
+    diameter = config.input.particle_diameter_angstrom
     if reads_once:
-        return ParticleDataset.open(stack, working_box_px=working_box_px, sign=sign, cache_bytes=0)
+        return ParticleDataset.open(
+            stack, working_box_px=working_box_px, sign=sign, cache_bytes=0, particle_diameter_angstrom=diameter
+        )
     # At their own box images are read once or twice, for the maps; at the working box again and again.
     scratch = None if working_box_px is None else config.input.scratch_dir
-    return ParticleDataset.open(stack, working_box_px=working_box_px, sign=sign, scratch=scratch)
+    return ParticleDataset.open(
+        stack, working_box_px=working_box_px, sign=sign, scratch=scratch, particle_diameter_angstrom=diameter
+    )
 
 
 def working_box(config: ReconstructConfig, stack: ParticleStack) -> int | None:
@@ -60,14 +65,6 @@ def working_box(config: ReconstructConfig, stack: ParticleStack) -> int | None:
         return None
     widest = _DEFAULT_WORKING_BOX_PX[config.pose_inference]
     return config.input.working_box_px or min(widest, stack.table.box_size_px)
-
-
-def shift_sigma_px(config: ReconstructConfig, dataset: ParticleDataset) -> float:
-    """Standard deviation of the offsets per axis, in pixels of the dataset's box; 0 for centred particles."""
-    sigma_angstrom = config.input.shift_sigma_angstrom
-    if sigma_angstrom is None:
-        return DEFAULT_SHIFT * dataset.box_size_px
-    return sigma_angstrom / dataset.pixel_size_angstrom
 
 
 def build_ab_initio_settings(config: ReconstructConfig, dataset: ParticleDataset) -> AbInitioSettings:
@@ -85,7 +82,7 @@ def build_ab_initio_settings(config: ReconstructConfig, dataset: ParticleDataset
 
 
 def _initial_model_settings(config: ReconstructConfig, dataset: ParticleDataset) -> InitialModelSettings:
-    search, sigma = config.search, shift_sigma_px(config, dataset)
+    search, sigma = config.search, shift_sigma_px(config, dataset.box_size_px, dataset.pixel_size_angstrom)
     return InitialModelSettings(
         iterations=search.initial_model.iterations,
         batch_size=min(search.initial_model.batch_size, len(dataset)),
@@ -93,12 +90,12 @@ def _initial_model_settings(config: ReconstructConfig, dataset: ParticleDataset)
         last_shell=min(search.initial_model.last_shell, dataset.box_size_px // 2 - 1),
         n_offsets=search.offset_samples if sigma > 0 else 1,
         shift_sigma_px=sigma,
-        mask_radius=search.mask_radius,
+        mask_radius=mask_radius(config, dataset.box_size_px * dataset.pixel_size_angstrom),
     )
 
 
 def _refinement_settings(config: ReconstructConfig, dataset: ParticleDataset) -> RefinementSettings:
-    search, sigma = config.search, shift_sigma_px(config, dataset)
+    search, sigma = config.search, shift_sigma_px(config, dataset.box_size_px, dataset.pixel_size_angstrom)
     last = dataset.box_size_px // 2 - 1
     max_exhaustive_shell = min(search.half_sets.max_exhaustive_shell, last)
     return RefinementSettings(
@@ -110,7 +107,7 @@ def _refinement_settings(config: ReconstructConfig, dataset: ParticleDataset) ->
         local_iterations=search.local_refinement.iterations if last > max_exhaustive_shell else 0,
         n_offsets=search.offset_samples if sigma > 0 else 1,
         shift_sigma_px=sigma,
-        mask_radius=search.mask_radius,
+        mask_radius=mask_radius(config, dataset.box_size_px * dataset.pixel_size_angstrom),
         symmetry=symmetry_rotations(search.symmetry).float(),
         box_side_angstrom=dataset.box_size_px * dataset.pixel_size_angstrom,
     )

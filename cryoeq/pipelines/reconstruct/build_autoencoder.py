@@ -14,7 +14,7 @@ from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.models.implicit_decoder import ImplicitDecoder
 from cryoeq.models.pose_encoder import EncoderDesign, PoseEncoder
 from cryoeq.models.voxel_decoder import VoxelDecoder
-from cryoeq.pipelines.reconstruct.build import shift_sigma_px
+from cryoeq.pipelines.reconstruct.particle_diameter import shift_sigma_px
 from cryoeq.training.autoencoder.loop import TrainingSettings
 from cryoeq.training.autoencoder.schedule import Schedule
 from cryoeq.training.autoencoder.state import TrainingState
@@ -164,6 +164,6 @@ def build_settings(
         image_loss_start=training.image_loss_start if config.loss.synthetic_weight > 0 else 0.0,
         wta_epsilon=config.loss.wta_epsilon,
         is_symmetric=config.loss.symmetric,
-        shift_sigma_px=shift_sigma_px(config, dataset),
+        shift_sigma_px=shift_sigma_px(config, dataset.box_size_px, dataset.pixel_size_angstrom),
         is_augmented=training.augment,
     )

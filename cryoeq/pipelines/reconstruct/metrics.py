@@ -14,6 +14,11 @@ class ReconstructionMetrics:
         explained_variance: fraction of the images' variance that the model explains (amortized).
         held_out_median_deg: median difference of the encoder's poses of held-out particles from their final poses.
         half_map_resolution_angstrom: where the unmasked FSC of the half maps first drops below 0.143.
+        masked_resolution_angstrom: where their FSC within the mask does.
+        corrected_resolution_angstrom: where that does, corrected for the mask by phase randomisation.
+        resolution_beyond_ctf_zeros_angstrom: where the unmasked FSC does, where its dips at zeros of the CTF that all
+            particles share do not count; None without such dips.
+        map_diameter_angstrom: diameter of the dense region of the map that the automatic mask surrounds.
         reference_resolution_angstrom: where the FSC with a supplied reference first drops below 0.5.
         in_plane_divergence: learnt divergence of in-plane angles from the uniform distribution.
         in_plane_p_value: probability of such a divergence where in-plane symmetry holds.
@@ -36,6 +41,10 @@ class ReconstructionMetrics:
     explained_variance: float | None = None
     held_out_median_deg: float | None = None
     half_map_resolution_angstrom: float | None = None
+    masked_resolution_angstrom: float | None = None
+    corrected_resolution_angstrom: float | None = None
+    resolution_beyond_ctf_zeros_angstrom: float | None = None
+    map_diameter_angstrom: float | None = None
     reference_resolution_angstrom: float | None = None
     in_plane_divergence: float | None = None
     in_plane_p_value: float | None = None

@@ -14,11 +14,15 @@ from cryoeq.domain.events import Note
 from cryoeq.domain.particles import ParticleTable
 from cryoeq.errors import ConfigError, InsufficientMemoryError, ParticleFileError
 from cryoeq.io.particles import ParticleStack
-from cryoeq.pipelines.reconstruct.build import DEFAULT_SHIFT, working_box
+from cryoeq.pipelines.reconstruct.build import working_box
+from cryoeq.pipelines.reconstruct.particle_diameter import mask_radius, shift_sigma_px
 from cryoeq.reconstruction.memory import SearchSize, encoder_memory, reconstruction_memory, search_memory
 from cryoeq.runtime.memory_limits import MemoryLimit, memory_limits
 from cryoeq.runtime.torchrun import torchrun_environment
 
+_LEAST_OF_BOX = (
+    0.2  # particle diameter: a smaller one leaves a mask of a few voxels at the resolution of the first maps
+)
 _TOLERANCE = 1.2  # by which a prediction may be too high: a run that might fit is not refused
 _ADVICE = {
     "transforms of all particles": "Search in a smaller box (-D/--box), or with fewer particles",
@@ -40,12 +44,13 @@ def check_run(config: ReconstructConfig, stack: ParticleStack, device: torch.dev
         device: device of the computation.
 
     Raises:
-        ConfigError: the working box or the offsets do not fit the images.
+        ConfigError: the working box, the particle diameter or the offsets do not fit the images.
         ParticleFileError: poses are missing, or there are too few particles.
         InsufficientMemoryError: the run needs more memory than there is.
     """
     table = stack.table
     checked_box(working_box(config, stack), table.box_size_px)
+    _check_diameter(config, table)
     if config.pose_inference == "known":
         _require_poses(stack)
     else:
@@ -61,6 +66,18 @@ def _require_poses(stack: ParticleStack) -> None:
             "--pose-inference known needs rlnAngleRot, rlnAngleTilt and rlnAnglePsi",
             "Leave the option out to infer them",
         )
+
+
+def _check_diameter(config: ReconstructConfig, table: ParticleTable) -> None:
+    diameter, side = config.input.particle_diameter_angstrom, table.box_size_px * table.pixel_size_angstrom
+    if diameter is None or _LEAST_OF_BOX * side <= diameter <= side:
+        return
+    share, other = ("more than", "larger") if diameter > side else (f"less than {_LEAST_OF_BOX:g} of", "smaller")
+    raise ConfigError(
+        f"--particle-diameter {diameter:g} Å is {share} the box, which is {side:.4g} Å wide",
+        f"a diameter from {_LEAST_OF_BOX * side:.4g} to {side:.4g} Å was expected",
+        f"Check the unit (Å) and the pixel size, or extract the particles again in a {other} box",
+    )
 
 
 def _check_shift(config: ReconstructConfig, table: ParticleTable) -> None:
@@ -128,14 +145,13 @@ def _predict(config: ReconstructConfig, stack: ParticleStack, device: torch.devi
     search, last = config.search, box // 2 - 1
     if box == stored and search.half_sets.max_exhaustive_shell >= last:
         final = {}  # the search makes the maps
-    sigma = config.input.shift_sigma_angstrom
-    sigma_px = DEFAULT_SHIFT * box if sigma is None else sigma * box / (stored * table.pixel_size_angstrom)
+    side = stored * table.pixel_size_angstrom
     size = SearchSize(
         count,
         box,
-        sigma_px,
+        shift_sigma_px(config, box, side / box),
         min(search.half_sets.max_exhaustive_shell, last),
-        search.mask_radius,
+        mask_radius(config, side),
         (config.threads or torch.get_num_threads()) if device.type == "cpu" else 1,
     )
     parts = search_memory(size)

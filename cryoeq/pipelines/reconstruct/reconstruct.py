@@ -1,6 +1,5 @@
 """``cryoeq reconstruct``: from particles to maps."""
 
-import math
 import shlex
 import sys
 import time
@@ -16,8 +15,7 @@ from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Event, Note, Progress, Report
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import DivergedError
-from cryoeq.evaluation.independence import find_dependence
-from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, compare_maps
+from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD
 from cryoeq.evaluation.verdict import MIN_NONSPHERICAL, RunFacts, RunVerdict, judge_run
 from cryoeq.io.cryosparc import CS_SUFFIX, write_cs
 from cryoeq.io.mrc import write_map
@@ -32,6 +30,7 @@ from cryoeq.pipelines.reconstruct.assessment import assess_maps, check_poses
 from cryoeq.pipelines.reconstruct.build import build_dataset, build_stack, working_box
 from cryoeq.pipelines.reconstruct.checkpoints import Checkpoints, load_training_state, require_same_settings
 from cryoeq.pipelines.reconstruct.event_log import record_events
+from cryoeq.pipelines.reconstruct.half_map_resolution import HalfMapResolution, resolve_half_maps
 from cryoeq.pipelines.reconstruct.half_sets import (
     given_half_set_notes,
     independence_notes,
@@ -39,6 +38,7 @@ from cryoeq.pipelines.reconstruct.half_sets import (
     separate_copies,
 )
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
+from cryoeq.pipelines.reconstruct.particle_diameter import cut_notes, diameter_notes
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
 from cryoeq.pipelines.reconstruct.preflight import check_run
 from cryoeq.pipelines.reconstruct.search import search_poses
@@ -176,6 +176,7 @@ class _Job:
         is_search = self.config.pose_inference in {"search", "hybrid"}
         dataset = build_dataset(self.config, self.stack, working_box(self.config, self.stack), reads_once=is_search)
         yield from (Note(note, "warning" if note in dataset.warnings else "info") for note in dataset.notes)
+        yield from diameter_notes(self.config, dataset.box_size_px * dataset.pixel_size_angstrom)
         posed = yield from self._infer_poses(dataset, checkpoint, training_state)
         inferred_at = dataset
         yield from (Note(text, "warning") for text in dataset.new_warnings())
@@ -199,7 +200,7 @@ class _Job:
         if not is_main_process():
             return ReconstructionMetrics()
         posed = replace(posed, metrics=assess_maps(inferred_at, maps, posed, self.run))
-        metrics = self._write_results(maps, posed)
+        metrics = yield from self._write_results(maps, posed)
         yield from independence_notes(metrics, table.pixel_size_angstrom)
         return (yield from self._check_symmetry(dataset, posed, maps, metrics))
 
@@ -221,12 +222,19 @@ class _Job:
 
                 return (yield from infer_by_encoder(config, dataset, self.stack.star, run, device, training_state))
 
-    def _write_results(self, maps: ReconstructedMaps, posed: PosedParticles) -> ReconstructionMetrics:
+    def _write_results(
+        self, maps: ReconstructedMaps, posed: PosedParticles
+    ) -> Generator[Event, None, ReconstructionMetrics]:
         """Maps, poses and pictures; the metrics."""
-        config, run, supplied = self.config, self.run, self.supplied
-        resolution, dependence = _write_maps(run, maps, supplied.mask)
-        dependence = posed.metrics.dependent_halves or dependence
-        metrics = replace(posed.metrics, half_map_resolution_angstrom=resolution, dependent_halves=dependence)
+        config, run, supplied, metrics, resolved = self.config, self.run, self.supplied, posed.metrics, None
+        if maps.halves is not None:
+            resolved = resolve_half_maps(maps.halves, supplied.mask, self.stack.table.ctf)
+            yield from resolved.notes()
+            yield from cut_notes(
+                config, resolved.diameter_angstrom, maps.all.box_size_px * maps.all.pixel_size_angstrom
+            )
+            metrics = resolved.into(metrics)
+        _write_maps(run, maps, resolved)
         if supplied.reference is not None:
             agreed = compare_with_reference(maps.all, supplied.reference)
             metrics = replace(metrics, reference_resolution_angstrom=agreed)
@@ -234,7 +242,7 @@ class _Job:
         if config.particles.suffix == CS_SUFFIX:
             write_cs(run.path("run_data.cs"), config.particles, posed.poses, half_set=posed.half_set)
         if config.both_hands:
-            for name, volume in _named_maps(maps).items():
+            for name, volume in _named_maps(maps, resolved).items():
                 mirrored = replace(volume, values=mirror_map(volume.values))
                 write_map(run.path(f"{name}_mirrored.mrc"), mirrored)
             self._write_poses("run_data_mirrored.star", replace(posed, poses=posed.poses.of_other_hand()))
@@ -264,13 +272,14 @@ class _Job:
         return (yield from check_in_plane_symmetry(self.run, dataset, posed, maps, metrics, seed=seed, device=device))
 
 
-def _named_maps(maps: ReconstructedMaps) -> dict[str, Volume]:
+def _named_maps(maps: ReconstructedMaps, resolved: HalfMapResolution | None) -> dict[str, Volume]:
     """Files of the maps, without ending."""
-    named = {"run_class001": maps.all}
-    if maps.halves is None:
-        return named
-    halves = (maps.halves.first, maps.halves.second)
-    return named | {f"run_half{number}_class001_unfil": volume for number, volume in enumerate(halves, 1)}
+    named: dict[str, Volume | None] = {"run_class001": maps.all}
+    if maps.halves is not None:
+        named |= {"run_half1_class001_unfil": maps.halves.first, "run_half2_class001_unfil": maps.halves.second}
+    if resolved is not None:
+        named |= {"run_mask": resolved.mask, "run_postprocess": resolved.postprocessed}
+    return {name: volume for name, volume in named.items() if volume is not None}
 
 
 def _take_poses(stack: ParticleStack) -> Generator[Event, None, PosedParticles]:
@@ -293,24 +302,16 @@ def _make_maps(
     return merged if halves is None else filter_by_halves(merged.all, halves)
 
 
-def _write_maps(run: RunFolder, maps: ReconstructedMaps, mask: Volume | None) -> tuple[float | None, str | None]:
-    """Maps, pictures and the half maps' FSC; their resolution in Å, and a sign that they are dependent; or None."""
-    for name, volume in _named_maps(maps).items():
+def _write_maps(run: RunFolder, maps: ReconstructedMaps, resolved: HalfMapResolution | None) -> None:
+    """Maps, pictures, and the half maps' FSC."""
+    for name, volume in _named_maps(maps, resolved).items():
         write_map(run.path(f"{name}.mrc"), volume)
     plot_map(run.path("slices.png"), run.path("projections.png"), maps.all)
-    if maps.halves is None:
-        return None, None
-    phases = torch.Generator().manual_seed(0)
-    curves = compare_maps(maps.halves.first, maps.halves.second, mask, generator=phases)
-    write_fsc_star(run.path("run_fsc.star"), curves)
-    write_fsc_xml(run.path("run_fsc.xml"), curves)
-    plot_fsc(run.path("run_fsc.png"), curves)
-    resolution = curves.resolutions_angstrom(HALF_MAP_THRESHOLD)["unmasked"]
-    dependence = find_dependence(curves)
-    return (
-        resolution if resolution and math.isfinite(resolution) else None,
-        dependence.found if dependence else None,
-    )
+    if resolved is None:
+        return
+    write_fsc_star(run.path("run_fsc.star"), resolved.curves)
+    write_fsc_xml(run.path("run_fsc.xml"), resolved.curves)
+    plot_fsc(run.path("run_fsc.png"), resolved.curves, ctf_power=resolved.ctf_power, dips=resolved.dips)
 
 
 def _rows(metrics: ReconstructionMetrics, config: ReconstructConfig) -> dict[str, str]:
@@ -320,9 +321,9 @@ def _rows(metrics: ReconstructionMetrics, config: ReconstructConfig) -> dict[str
         rows["variance explained by the model"] = f"{metrics.explained_variance:.1%}"
     if metrics.held_out_median_deg is not None:
         rows["encoder, held-out particles (median)"] = f"{metrics.held_out_median_deg:.1f}°"
-    if metrics.half_map_resolution_angstrom is not None:
-        doubt = ", but are not independent" if metrics.dependent_halves else ""
-        rows["half maps agree to (FSC 0.143, unmasked)"] = f"{metrics.half_map_resolution_angstrom:.1f} Å{doubt}"
+    rows |= _resolution_rows(metrics)
+    if metrics.map_diameter_angstrom is not None:
+        rows["diameter of the map"] = f"{metrics.map_diameter_angstrom:.0f} Å"
     share, rest = metrics.nonspherical_share, metrics.nonspherical_resolution_angstrom
     if share is not None and share < MIN_NONSPHERICAL:
         rows["without their spherical averages to"] = "no resolution" if rest is None else f"{rest:.1f} Å"
@@ -331,3 +332,19 @@ def _rows(metrics: ReconstructionMetrics, config: ReconstructConfig) -> dict[str
     if metrics.reference_resolution_angstrom is not None:
         rows["agrees with the reference to (FSC 0.5)"] = f"{metrics.reference_resolution_angstrom:.1f} Å"
     return rows
+
+
+def _resolution_rows(metrics: ReconstructionMetrics) -> dict[str, str]:
+    """Resolution of the half maps: unmasked, masked, corrected for the mask, beyond zeros of the CTF."""
+    named = {
+        "unmasked": metrics.half_map_resolution_angstrom,
+        "unmasked, beyond a zero of the CTF": metrics.resolution_beyond_ctf_zeros_angstrom,
+        "masked": metrics.masked_resolution_angstrom,
+        "corrected for the mask": metrics.corrected_resolution_angstrom,
+    }
+    doubt = ", but are not independent" if metrics.dependent_halves else ""
+    return {
+        f"half maps agree to (FSC {HALF_MAP_THRESHOLD:g}, {name})": f"{resolution:.1f} Å{doubt}"
+        for name, resolution in named.items()
+        if resolution is not None
+    }

@@ -37,13 +37,11 @@ from cryoeq.pipelines.resolution.fsc_mask import (
     given_mask_warnings,
     make_mask,
     mask_warnings,
+    masked_curve_warnings,
 )
 from cryoeq.pipelines.resolution.half_map_names import MapPair, find_pair
 from cryoeq.pipelines.resolution.postprocess import HalfMapResult, PostprocessMetrics, postprocess, sharpening_of
 from cryoeq.runtime.device import choose_device
-
-_HIGH_MASK_CORRELATION = 0.1
-_FAR_BEYOND = 2.0
 
 
 @dataclass(frozen=True)
@@ -96,13 +94,13 @@ def _compare_pair(config: FscConfig, pair: MapPair) -> Iterator[Event]:
         curves = add_mask(curves, first, second, masked.mask, torch.Generator().manual_seed(config.seed))
         yield from given_mask_warnings(config, pair.second if config.with_alignment else pair.first)
         yield from mask_warnings(masked.mask)
-    yield from _warnings(curves)
+    yield from masked_curve_warnings(curves)
     sharpened = None
     if folder is not None and masked.by_mask is not None:
         result = HalfMapResult(
             pair, first, second, curves, masked.mask, masked.kind, masked.by_mask, frame.corner_angstrom
         )
-        sharpened = yield from postprocess(make_folder(folder), result, sharpening_of(config, curves))
+        sharpened = yield from postprocess(make_folder(folder), result, sharpening_of(config.sharpening, curves))
     threshold = _threshold(config, pair)
     yield Report(f"Resolution of {pair.first.name} and {pair.second.name}", _rows(curves, sharpened, threshold))
     results = _as_json(config, pair, masked.kind, curves, alignment) | _sharpened_as_json(curves, sharpened)
@@ -175,9 +173,9 @@ def _make_mask(
 ) -> _Masked:
     """The mask, made last: at 512 pixels it is half a gigabyte, and so is each mask that it is compared with."""
     kind = str(config.mask or "") or ("auto" if pair.are_halves and not config.with_alignment else "none")
-    region = find_region(config, average(*maps), curves) if kind == "auto" or compared else None
+    region = find_region(config.automask, average(*maps), curves) if kind == "auto" or compared else None
     by_mask = curves_by_mask(*maps, region) if compared and region is not None else None
-    return _Masked(make_mask(config, kind, maps[0], curves, region), kind, by_mask)
+    return _Masked(make_mask(config.automask, kind, maps[0], curves, region), kind, by_mask)
 
 
 def _alignment_text(alignment: MapAlignment, pixel_size_angstrom: float) -> str:
@@ -213,36 +211,6 @@ def _check_independence(curves: FscCurves, maps: tuple[Volume, Volume], halves: 
         yield Note("The two maps are the same map: their FSC is 1 in every shell.", "warning")
     elif inverted := find_inverted_contrast(curves):
         yield Note(f"{inverted.found[0].upper()}{inverted.found[1:]}.", "warning")
-
-
-def _warnings(curves: FscCurves) -> Iterator[Note]:
-    """Signs of an unsuitable mask: those of RELION, and a corrected resolution far beyond the unmasked one."""
-    if curves.masked is None:
-        return
-    if curves.corrected is None or curves.randomised is None:
-        yield Note("The unmasked FSC never falls below 0.8, so the masked one cannot be corrected.", "warning")
-        return
-    resolutions = curves.resolutions_angstrom(HALF_MAP_THRESHOLD)
-    unmasked, corrected = resolutions["unmasked"] or math.inf, resolutions["corrected"] or math.inf
-    if corrected > unmasked:
-        yield Note(
-            "The unmasked resolution is better than the corrected one: the mask does not fit, and the unmasked one is "
-            "the final resolution.",
-            "warning",
-        )
-    elif unmasked > _FAR_BEYOND * corrected:
-        yield Note(
-            f"The corrected resolution, {corrected:.2f} Å, is far beyond the unmasked one, {unmasked:.2f} Å: "
-            "check the mask, and that the half maps were refined independently.",
-            "warning",
-        )
-    side = curves.box_size_px * curves.pixel_size_angstrom
-    at_resolution = float(curves.randomised[round(side / corrected)])
-    if math.isfinite(corrected) and at_resolution > _HIGH_MASK_CORRELATION:
-        yield Note(
-            f"The mask alone correlates by {at_resolution:.2f} at the resolution: it is too tight or too hard-edged.",
-            "warning",
-        )
 
 
 def _threshold(config: FscConfig, pair: MapPair) -> float:

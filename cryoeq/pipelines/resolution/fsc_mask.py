@@ -1,4 +1,4 @@
-"""The mask of ``cryoeq fsc``: automatic, spherical or from a file, with warnings where it is unsuitable."""
+"""The mask of half maps: automatic, spherical or from a file, with warnings where it is unsuitable."""
 
 import math
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cryoeq.config.fsc import FscConfig
+from cryoeq.config.fsc import FscConfig, MaskConfig
 from cryoeq.domain.events import Note
 from cryoeq.domain.volume import Volume, frame_differences
 from cryoeq.evaluation.masks import (
@@ -18,7 +18,7 @@ from cryoeq.evaluation.masks import (
     spherical_mask,
     steepest_step,
 )
-from cryoeq.evaluation.resolution import FscCurves, require_mask
+from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves, require_mask
 from cryoeq.geometry.shells import fourier_shell_correlation
 from cryoeq.io.map_frame import read_map_frame
 from cryoeq.io.mrc import header_notes, read_map
@@ -30,6 +30,8 @@ _EDGE_IN_RESOLUTIONS = 1.5
 _LOOSE_EXTENSION_ANGSTROM, _LOOSE_EDGE_ANGSTROM = 25.0, 15.0
 _MADE_MASKS = {"auto", "sphere", "none"}
 _AT_BOX_EDGE, _HARD_STEP = 0.1, 0.5
+_HIGH_MASK_CORRELATION = 0.1
+_FAR_BEYOND = 2.0
 
 
 def average(first: Volume, second: Volume) -> Volume:
@@ -37,28 +39,28 @@ def average(first: Volume, second: Volume) -> Volume:
     return Volume(torch.lerp(first.values, second.values, 0.5), first.pixel_size_angstrom)
 
 
-def find_region(config: FscConfig, full: Volume, curves: FscCurves) -> ParticleRegion:
+def find_region(settings: MaskConfig, full: Volume, curves: FscCurves) -> ParticleRegion:
     """Region of the particle, by the settings of the automatic mask.
 
     Args:
-        config: settings of the command.
+        settings: of the mask.
         full: average of the half maps.
         curves: curves of the half maps; the unmasked one sets the low-pass filter.
 
     Raises:
         MapFileError: no voxel is as dense as the threshold.
     """
-    low_pass = config.automask.low_pass_angstrom or max(_LOW_PASS_ANGSTROM, _resolution(curves))
-    return find_particle(full, low_pass, config.automask.threshold)
+    low_pass = settings.low_pass_angstrom or max(_LOW_PASS_ANGSTROM, _resolution(curves))
+    return find_particle(full, low_pass, settings.threshold)
 
 
 def make_mask(
-    config: FscConfig, kind: str, frame: Volume, curves: FscCurves, region: ParticleRegion | None
+    settings: MaskConfig, kind: str, frame: Volume, curves: FscCurves, region: ParticleRegion | None
 ) -> Volume | None:
     """The requested mask, on the device of the maps; None without one.
 
     Args:
-        config: settings of the command.
+        settings: of the mask.
         kind: ``auto``, ``sphere``, ``none`` or a path.
         frame: one of the maps.
         curves: curves of the half maps; the unmasked one sets extension and edge.
@@ -67,7 +69,7 @@ def make_mask(
     Raises:
         MapFileError: the mask is damaged.
     """
-    settings, pixel_size = config.automask, frame.pixel_size_angstrom
+    pixel_size = frame.pixel_size_angstrom
     extension, edge = (
         default if chosen is None else chosen
         for chosen, default in zip((settings.extension_angstrom, settings.edge_angstrom), _soft(curves), strict=True)
@@ -129,6 +131,36 @@ def mask_warnings(mask: Volume) -> Iterator[Note]:
         )
 
 
+def masked_curve_warnings(curves: FscCurves) -> Iterator[Note]:
+    """Signs of an unsuitable mask: those of RELION, and a corrected resolution far beyond the unmasked one."""
+    if curves.masked is None:
+        return
+    if curves.corrected is None or curves.randomised is None:
+        yield Note("The unmasked FSC never falls below 0.8, so the masked one cannot be corrected.", "warning")
+        return
+    resolutions = curves.resolutions_angstrom(HALF_MAP_THRESHOLD)
+    unmasked, corrected = resolutions["unmasked"] or math.inf, resolutions["corrected"] or math.inf
+    if corrected > unmasked:
+        yield Note(
+            "The unmasked resolution is better than the corrected one: the mask does not fit, and the unmasked one is "
+            "the final resolution.",
+            "warning",
+        )
+    elif unmasked > _FAR_BEYOND * corrected:
+        yield Note(
+            f"The corrected resolution, {corrected:.2f} Å, is far beyond the unmasked one, {unmasked:.2f} Å: "
+            "check the mask, and that the half maps were refined independently.",
+            "warning",
+        )
+    side = curves.box_size_px * curves.pixel_size_angstrom
+    at_resolution = float(curves.randomised[round(side / corrected)])
+    if math.isfinite(corrected) and at_resolution > _HIGH_MASK_CORRELATION:
+        yield Note(
+            f"The mask alone correlates by {at_resolution:.2f} at the resolution: it is too tight or too hard-edged.",
+            "warning",
+        )
+
+
 def _soft(curves: FscCurves) -> tuple[float, float]:
     """Extension and edge in Å: a mask must not be sharper than the map, nor than the voxels allow."""
     resolution = _resolution(curves)
@@ -138,5 +170,5 @@ def _soft(curves: FscCurves) -> tuple[float, float]:
 
 def _resolution(curves: FscCurves) -> float:
     """Unmasked resolution, a quarter of the box at worst: coarser shells cannot show a particle."""
-    resolution = curves.resolutions_angstrom(0.143)["unmasked"] or math.inf
+    resolution = curves.resolutions_angstrom(HALF_MAP_THRESHOLD)["unmasked"] or math.inf
     return min(resolution, curves.box_size_px * curves.pixel_size_angstrom / 4)

@@ -8,7 +8,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from cryoeq.config.fsc import FscConfig
+from cryoeq.config.fsc import SharpenConfig
 from cryoeq.domain.events import Note
 from cryoeq.domain.volume import Volume
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves, resolution_angstrom
@@ -63,13 +63,16 @@ class HalfMapResult:
     corner_angstrom: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
-def sharpening_of(config: FscConfig, curves: FscCurves) -> Sharpening:
+def sharpening_of(settings: SharpenConfig, curves: FscCurves) -> Sharpening:
     """Settings of the sharpening, with a low-pass filter at the final resolution where that is requested.
+
+    Args:
+        settings: as given.
+        curves: curves of the half maps.
 
     Raises:
         MapFileError: the file of the MTF holds no MTF.
     """
-    settings = config.sharpening
     final = curves.final_resolution_angstrom if math.isfinite(curves.final_resolution_angstrom) else None
     return Sharpening(
         bfactor_angstrom2=settings.bfactor_angstrom2,

@@ -66,6 +66,17 @@ def test_offsets_are_at_most_half_the_box(check: Check) -> None:
     check(star="truth.star", input__shift_sigma_angstrom=41.0, pose_inference="known")  # which does not use it
 
 
+@pytest.mark.parametrize("mode", ["search", "known"])
+def test_the_particle_fits_into_the_box_and_fills_some_of_it(check: Check, mode: str) -> None:
+    settings = {"star": "truth.star", "pose_inference": mode}
+    for diameter in (16.0, 80.0):
+        check(**settings, input__particle_diameter_angstrom=diameter)
+    with pytest.raises(ConfigError, match=r"--particle-diameter 81 Å is more than the box, which is 80 Å wide.*larger"):
+        check(**settings, input__particle_diameter_angstrom=81.0)
+    with pytest.raises(ConfigError, match=r"--particle-diameter 15 Å is less than 0.2 of the box.*from 16 to 80 Å"):
+        check(**settings, input__particle_diameter_angstrom=15.0)
+
+
 def test_a_box_beyond_the_images(check: Check) -> None:
     with pytest.raises(ConfigError, match="working box of 18 px"):
         check(input__working_box_px=18)

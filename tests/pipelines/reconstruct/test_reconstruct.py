@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 FILES = {
     "checkpoint.pt", "command.txt", "config.yaml", "decoder_class001.mrc", "job.json", "progress.csv",
     "projections.png", "report.html", "run.log", "run_class001.mrc", "run_data.star", "run_fsc.png",
-    "run_fsc.star", "run_fsc.xml",
+    "run_fsc.star", "run_fsc.xml", "run_mask.mrc", "run_postprocess.mrc",
     "run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc", "slices.png", "training.png",
 }  # fmt: skip
 MAPS = sorted(name for name in FILES if name.endswith(".mrc"))

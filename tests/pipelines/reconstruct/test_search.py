@@ -42,7 +42,7 @@ MAPS = ("run_class001.mrc", "run_half1_class001_unfil.mrc", "run_half2_class001_
 FILES = {
     *MAPS, "command.txt", "config.yaml", "job.json", "progress.csv", "projections.png", "report.html", "run.log",
     "residuals.png", "run_data.star", "run_fsc.png",
-    "run_fsc.star", "run_fsc.xml", "slices.png",
+    "run_fsc.star", "run_fsc.xml", "run_mask.mrc", "run_postprocess.mrc", "slices.png",
 }  # fmt: skip
 STAGES = (
     "reading 300/300: ", "initial model 40/40: log-likelihood ", "consensus refinement 3/", "global re-alignment: ",
