@@ -224,14 +224,14 @@ def _weight(stack: ParticleTransforms, relative_precision: Float[Tensor, "groups
     plane, group = stack.plane, stack.group
     if group is None:
         return
-    weights = at_radii(relative_precision, plane.radii).to(stack.ctf_squared)
-    radii = power_radii(float(plane.radii.max()), stack.device)
-    at_hats = at_radii(relative_precision, radii).to(stack.ctf_squared)
-    for rows in torch.arange(len(stack), device=stack.device).split(READING_BATCH):
-        there = slice(int(rows[0]), int(rows[-1]) + 1)
-        stack.ctf_multiplied[there] *= weights[group[there]]
-        stack.ctf_squared[there] *= weights[group[there]]
-        stack.ctf_squared_harmonics[:, there] *= at_hats[group[there], :, None]
+    hats = power_radii(float(plane.radii.max()), stack.device)
+    for first in range(0, len(stack), READING_BATCH):
+        there = slice(first, first + READING_BATCH)
+        precision = relative_precision[group[there]].to(stack.ctf_squared)
+        weights = at_radii(precision, plane.radii)
+        stack.ctf_multiplied[there] *= weights
+        stack.ctf_squared[there] *= weights
+        stack.ctf_squared_harmonics[:, there] *= at_radii(precision, hats)[..., None]
 
 
 def _allocate(batch: ParticleTransforms, count: int) -> ParticleTransforms:
