@@ -13,7 +13,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryoeq.data.dataset import ParticleDataset
-from cryoeq.domain.events import Event, Progress
+from cryoeq.domain.events import Event, Note, Progress
 from cryoeq.domain.optics import CtfParameters
 from cryoeq.domain.particles import ParticleBatch
 from cryoeq.geometry.disk_harmonics import DiskHarmonics
@@ -21,7 +21,7 @@ from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.physics.ctf import ctf_features, matched_filter
 from cryoeq.physics.noise import background_spectrum, shell_means
 from cryoeq.physics.shift import shift_phases
-from cryoeq.reconstruction.noise_groups import BACKGROUND_RADIUS, BackgroundSums, NoiseGroups, at_radii
+from cryoeq.reconstruction.noise_groups import BACKGROUND_RADIUS, MIN_PARTICLES, BackgroundSums, NoiseGroups, at_radii
 
 POWER_ORDERS = 3  # angular orders 0, 2 and 4 of the squared CTF
 _HAT_SPACING = 0.5  # cycles per box
@@ -202,7 +202,13 @@ def load_transforms(
         raise ValueError("there are no particles")
     if len(groups) > 1:
         stack = replace(stack, group=groups.of_particle.to(device))
-        _weight(stack, backgrounds.relative_precision(groups))
+        relative_precision = backgrounds.relative_precision(groups)
+        _weight(stack, relative_precision)
+        differences = float(relative_precision[stack.group, 1:].log().std(0).mean())
+        yield Note(
+            f"Noise: a spectrum for each of {len(groups)} groups of particles (optics groups, and micrographs of "
+            f"{MIN_PARTICLES} particles or more); they differ by {differences:.0%}."
+        )
     return stack
 
 

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from cryoeq.data.dataset import ParticleDataset
+from cryoeq.domain.events import Note
 from cryoeq.domain.optics import Optics
 from cryoeq.domain.particles import ParticleTable
 from cryoeq.geometry.so3_grid import so3_grid
 from cryoeq.physics.noise import background_spectrum
 from cryoeq.physics.projection import extract_slices, prepare_slices
 from cryoeq.reconstruction.noise_groups import MIN_PARTICLES, BackgroundSums, NoiseGroups, at_radii
-from cryoeq.reconstruction.particle_transforms import POWER_ORDERS, power_hats
+from cryoeq.reconstruction.particle_transforms import POWER_ORDERS, load_transforms, power_hats
 
 Make = Callable[..., Any]
 N, SHELLS = 32, 16
@@ -118,6 +119,16 @@ def test_the_noise_that_a_map_leaves_is_that_of_each_group(make_known: Make, obs
         ratio = (particles.ctf_squared / plain.ctf_squared.clamp(min=1e-9))[optics == group].median(0).values
         found = common[particles.plane.shells] / ratio
         assert float((found[particles.plane.shells > 1] / deviation**2).mean()) == pytest.approx(1, abs=0.15)
+
+
+def test_the_user_is_told_of_the_groups(make_known: Make) -> None:
+    known = make_known(60, sigma=1.0)
+    notes = {
+        count: [event for event in load_transforms(data, torch.device("cpu")) if isinstance(event, Note)]
+        for count, data in ((1, known.dataset), (2, in_groups(known.dataset, torch.arange(60) % 2)))
+    }
+    assert notes[1] == []
+    assert notes[2][0].text.startswith("Noise: a spectrum for each of 2 groups")
 
 
 def test_hats_hold_the_weighted_squared_ctf(make_known: Make, observe: Make) -> None:
