@@ -27,6 +27,7 @@ class ParticleTable:
         ctf: CTF parameters of the particles; None without a CTF (``--no-ctf``, or a stack that has none).
         poses: poses of the file; None unless they were requested: inference never sees them.
         half_set: half set of each particle, 1 or 2 (rlnRandomSubset); None unless requested.
+        micrograph_index: number of each particle's micrograph, from 0; None where the file names none.
     """
 
     stack_paths: tuple[Path, ...]
@@ -39,6 +40,7 @@ class ParticleTable:
     ctf: CtfParameters | None = None
     poses: Poses | None = None
     half_set: Int[Tensor, " particles"] | None = None
+    micrograph_index: Int[Tensor, " particles"] | None = None
 
     def __len__(self) -> int:
         return len(self.slice_index)

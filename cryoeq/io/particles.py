@@ -20,6 +20,7 @@ from cryoeq.io.euler import relion_euler_deg, rotations_from_euler_deg
 from cryoeq.io.images import STACK_SUFFIXES, LazyImages, locate_images, open_bare_stack, require_images
 from cryoeq.io.optics import read_ctf, read_optics, star_pixel_size, used_optics, with_optics_block
 from cryoeq.io.optics_checks import ctf_notes, pixel_size_notes, with_flag_of_optimiser
+from cryoeq.io.positions import micrograph_numbers
 from cryoeq.io.star import Numbers, StarTable, decimals, read_star, write_star
 from cryoeq.io.star_text import Text, text_column
 
@@ -101,6 +102,7 @@ def read_particles(
         ctf=ctf,
         poses=poses,
         half_set=star_half_set(star) if with_poses else None,
+        micrograph_index=micrograph_numbers(star),
     )
     return ParticleStack(table, star, images, notes)
 

@@ -1,4 +1,4 @@
-"""Positions of particles on their micrographs."""
+"""Micrographs of particles, and positions on them."""
 
 import numpy as np
 import torch
@@ -7,6 +7,22 @@ from torch import Tensor
 
 from cryoeq.io.labels import COORDINATES, MICROGRAPH_NAME
 from cryoeq.io.star import StarTable
+
+
+def micrograph_numbers(star: StarTable) -> Int[Tensor, " particles"] | None:
+    """Number of the micrograph of each particle, from 0, in the order of their first particles.
+
+    Args:
+        star: a particle table.
+
+    Returns:
+        The numbers; None where the table names no micrographs.
+    """
+    names = star.particles.get(MICROGRAPH_NAME)
+    if names is None:
+        return None
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(name, len(numbers)) for name in names.tolist()])
 
 
 def position_numbers(star: StarTable) -> Int[Tensor, " particles"] | None:

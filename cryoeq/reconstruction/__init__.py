@@ -8,6 +8,12 @@ Likelihood. With noise precision p per coefficient, up to a constant of the imag
 
     log p(y | R, t) = sum_k p_k [ Re(C_k y_k exp(-2 pi i k.t / n) conj P_R(k)) - 1/2 C_k^2 |P_R(k)|^2 ]
 
+Noise and scale of a particle. A group of particles (optics, micrograph) whose noise is 1 / w(k) of the common one, and
+a particle whose amplitude is s, have C_k y_k times w s and C_k^2 times w s^2: nothing else changes (``noise_groups``,
+``particle_scale``)::
+
+    s = ( sum_k p_k w_k Re(C_k y_k conj P(k)) + 1 / sigma_s^2 ) / ( sum_k p_k w_k C_k^2 |P(k)|^2 + 1 / sigma_s^2 )
+
 E-step (``expectation``). The posterior of each particle over a grid of poses and a few offsets. For g in O(2) the image
 g.y at pose R is y at pose rho(g) R, so one product of disk harmonics gives all in-plane angles and both mirrors of a
 view (``pose_likelihood``)::
@@ -22,6 +28,7 @@ M-step (``maximization``). Half maps from posterior-weighted sums, Wiener-filter
 The whole::
 
     particles   <- CTF-multiplied transforms of all images                           particle_transforms
+                   weighted by the noise of their groups                             noise_groups
     half_set    <- random half sets                                                  data.half_sets
     repeat                                                                           ab_initio
         initial models: stochastic EM from noise, random starts until reproduced     initial_model, multi_start
@@ -30,6 +37,7 @@ The whole::
     until the map is of one hand, or for the second time                             acceptance
     rotate to the symmetry axes, average                                             ab_initio
     split: from here on each half set has its own reference                          state.HalfSetMaps
+    before each of the following: the scale of each particle at its pose             particle_scale
     half-set refinement: EM over all orientations; the halves' FSC sets the radius   half_set_refinement
     global re-alignment: exhaustive search of the particles that fit worst           global_realignment
     beyond the exhaustive search: local refinement of each half set, and maps        local_refinement

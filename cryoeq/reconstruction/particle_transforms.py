@@ -1,4 +1,8 @@
-"""Particle images in Fourier space for the E-step: CTF-multiplied coefficients, and the squared CTF."""
+"""Particle images in Fourier space for the E-step: CTF-multiplied coefficients, and the squared CTF.
+
+Both carry the relative noise precision of the particle's group (``noise_groups``), and its scale as a factor of its
+CTF (``particle_scale``), so that nothing else has to know of either.
+"""
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
@@ -9,13 +13,15 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryoeq.data.dataset import ParticleDataset
-from cryoeq.domain.events import Event, Progress
+from cryoeq.domain.events import Event, Note, Progress
 from cryoeq.domain.optics import CtfParameters
 from cryoeq.domain.particles import ParticleBatch
 from cryoeq.geometry.disk_harmonics import DiskHarmonics
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.physics.ctf import ctf_features, matched_filter
+from cryoeq.physics.noise import background_spectrum, shell_means
 from cryoeq.physics.shift import shift_phases
+from cryoeq.reconstruction.noise_groups import BACKGROUND_RADIUS, MIN_PARTICLES, BackgroundSums, NoiseGroups, at_radii
 
 POWER_ORDERS = 3  # angular orders 0, 2 and 4 of the squared CTF
 _HAT_SPACING = 0.5  # cycles per box
@@ -57,6 +63,8 @@ class ParticleTransforms:
         ctf_squared_harmonics: the CTF squared at the hat functions' radii, real and imaginary part of angular orders
             0, 2 and 4.
         ctf_features: conditioning vector of each CTF for an encoder; None without a CTF.
+        scale: amplitude of each particle, which ``rows`` multiplies its CTF by; None for 1, as after ``rows``.
+        group: group of each particle, of ``noise_groups``; None where all are one.
     """
 
     plane: HalfPlane
@@ -64,6 +72,8 @@ class ParticleTransforms:
     ctf_squared: Float[Tensor, "particles points"]
     ctf_squared_harmonics: Float[Tensor, "power_orders particles hats 2"]
     ctf_features: Float[Tensor, "particles 3"] | None = None
+    scale: Float[Tensor, " particles"] | None = None
+    group: Int[Tensor, " particles"] | None = None
 
     def __len__(self) -> int:
         return len(self.ctf_multiplied)
@@ -75,7 +85,10 @@ class ParticleTransforms:
 
     @cached_property
     def total_variance(self) -> Float[Tensor, " shells"]:
-        """Variance per coefficient of signal and noise together, per shell, at a CTF of 1."""
+        """Variance per coefficient of signal and noise together, per shell, at a CTF of 1 and a scale of 1.
+
+        The spread of the scales is left in the noise: neither half set is to see the scales of the other.
+        """
         return _shell_sums(self.ctf_multiplied.abs().square().sum(0), self.plane) / self._ctf_squared_sums
 
     def residual_noise_variance(self, map_power: Float[Tensor, " points"]) -> Float[Tensor, " shells"]:
@@ -117,16 +130,33 @@ class ParticleTransforms:
             self.ctf_squared[:, :count],
             self.ctf_squared_harmonics[:, :, :hats],
             self.ctf_features,
+            self.scale,
+            self.group,
         )
 
+    def with_scale(self, scale: Float[Tensor, " particles"]) -> "ParticleTransforms":
+        """The same particles, with other scales."""
+        return replace(self, scale=scale)
+
     def rows(self, rows: Int[Tensor, " rows"]) -> "ParticleTransforms":
-        """Some of the particles."""
+        """Some of the particles, their CTFs times their scale."""
+        some = ParticleTransforms(
+            self.plane,
+            self.ctf_multiplied[rows],
+            self.ctf_squared[rows],
+            self.ctf_squared_harmonics[:, rows],
+            None if self.ctf_features is None else self.ctf_features[rows],
+            group=None if self.group is None else self.group[rows],
+        )
+        return some if self.scale is None else some._scaled(self.scale[rows, None])
+
+    def _scaled(self, scale: Float[Tensor, "particles 1"]) -> "ParticleTransforms":
+        squared = scale.square()
         return replace(
             self,
-            ctf_multiplied=self.ctf_multiplied[rows],
-            ctf_squared=self.ctf_squared[rows],
-            ctf_squared_harmonics=self.ctf_squared_harmonics[:, rows],
-            ctf_features=None if self.ctf_features is None else self.ctf_features[rows],
+            ctf_multiplied=self.ctf_multiplied * scale,
+            ctf_squared=self.ctf_squared * squared,
+            ctf_squared_harmonics=self.ctf_squared_harmonics * squared[..., None],
         )
 
     def centred(self, shifts_px: Float[Tensor, "particles 2"]) -> Complex[Tensor, "particles points"]:
@@ -152,19 +182,62 @@ def load_transforms(
         device: device that keeps the transforms.
         rows: rows of the particle table, for some of the particles only; None for all.
     """
-    n, count = dataset.box_size_px, len(dataset) if rows is None else len(rows)
-    plane = HalfPlane.up_to(n, n / 2 - 1, device)
+    n, rows = dataset.box_size_px, torch.arange(len(dataset)) if rows is None else rows
+    plane, count = HalfPlane.up_to(n, n / 2 - 1, device), len(rows)
+    groups = NoiseGroups.of_table(dataset.table, rows)
+    backgrounds = BackgroundSums.empty(len(groups), int(plane.shells.max()) + 1, device)
     stack: ParticleTransforms | None = None
     done = 0
     for batch in dataset.batches(READING_BATCH, rows):
-        transforms = _transform(batch.to(device), plane, dataset.pixel_size_angstrom)
+        there, on_device = slice(done, done + len(batch)), batch.to(device)
+        transforms = _transform(on_device, plane, dataset.pixel_size_angstrom)
         stack = _allocate(transforms, count) if stack is None else stack
-        _write(stack, slice(done, done + len(batch)), transforms)
+        _write(stack, there, transforms)
+        if len(groups) > 1:
+            group = groups.of_particle[there].to(device)
+            backgrounds = backgrounds.adding(*_background(on_device, transforms), group)
         done += len(batch)
         yield Progress("reading", done, count)
     if stack is None:
         raise ValueError("there are no particles")
+    if len(groups) > 1:
+        stack = replace(stack, group=groups.of_particle.to(device))
+        relative_precision = backgrounds.relative_precision(groups)
+        _weight(stack, relative_precision)
+        differences = float(relative_precision[stack.group, 1:].log().std(0).mean())
+        yield Note(
+            f"Noise: a spectrum for each of {len(groups)} groups of particles (optics groups, and micrographs of "
+            f"{MIN_PARTICLES} particles or more); they differ by {differences:.0%}."
+        )
     return stack
+
+
+def _background(
+    batch: ParticleBatch, transforms: ParticleTransforms
+) -> tuple[Float[Tensor, "batch shells"], Float[Tensor, "batch shells"]]:
+    """Power of the background of each image per shell, and the factor by which premultiplication changed it."""
+    n_shells = int(transforms.plane.shells.max()) + 1
+    radius_px = BACKGROUND_RADIUS * transforms.plane.box_size_px / 2
+    power = background_spectrum(batch.images, radius_px)[:, :n_shells]
+    if batch.ctf is None:
+        return power, torch.ones_like(power)
+    mean = shell_means(transforms.ctf_squared, transforms.plane)[:, :n_shells]
+    return power, torch.where(batch.ctf.is_premultiplied[:, None] > 0, mean, torch.ones_like(mean))
+
+
+def _weight(stack: ParticleTransforms, relative_precision: Float[Tensor, "groups shells"]) -> None:
+    """Multiply images and squared CTF, which are written to, by the relative noise precision of their group."""
+    plane, group = stack.plane, stack.group
+    if group is None:
+        return
+    hats = power_radii(float(plane.radii.max()), stack.device)
+    for first in range(0, len(stack), READING_BATCH):
+        there = slice(first, first + READING_BATCH)
+        precision = relative_precision[group[there]].to(stack.ctf_squared)
+        weights = at_radii(precision, plane.radii)
+        stack.ctf_multiplied[there] *= weights
+        stack.ctf_squared[there] *= weights
+        stack.ctf_squared_harmonics[:, there] *= at_radii(precision, hats)[..., None]
 
 
 def _allocate(batch: ParticleTransforms, count: int) -> ParticleTransforms:

@@ -1,13 +1,20 @@
-"""Particles that were picked twice have one position."""
+"""Particles of one micrograph share its number; those that were picked twice have one position."""
 
 import pytest
 
-from cryoeq.io.positions import position_numbers
+from cryoeq.io.positions import micrograph_numbers, position_numbers
 from cryoeq.io.star import StarTable, text_column
 
 
 def table(**columns: list[str]) -> StarTable:
     return StarTable(None, {f"rln{name}": text_column(values) for name, values in columns.items()})
+
+
+def test_rows_of_one_micrograph_share_a_number() -> None:
+    numbers = micrograph_numbers(table(MicrographName=list("baabc")))
+    assert numbers is not None
+    assert numbers.tolist() == [0, 1, 1, 0, 2]
+    assert micrograph_numbers(table(ImageName=["1@a", "2@a"])) is None
 
 
 def test_rows_of_one_position_share_a_number() -> None:
