@@ -22,7 +22,7 @@ from cryoeq.io.labels import HAS_NEIGHBOUR, JUNK_KIND
 from cryoeq.io.particles import read_particles
 from cryoeq.outputs.figure import png_figure
 
-COLUMNS, COUNT = 10, 400
+COLUMNS, COUNT = 8, 400
 _STACK = ("--junk", "0.4", "--neighbours", "0.2", "--scale-sd", "0.15", "--bfactor", "80", "--normalise")
 KINDS: Mapping[str, tuple[str, str]] = {  # row: noise, kind of junk or neighbour
     "white noise": ("white", "none"),
@@ -98,7 +98,7 @@ def draw(path: Path, rows: Mapping[str, Float[Tensor, "batch n n"]]) -> None:
     """
     margins = {"left": 0.11, "right": 0.995, "top": 0.995, "bottom": 0.005}
     size = (0.85 * (COLUMNS + 1.2), 0.85 * len(rows))
-    with png_figure(path, size_inches=size, dpi=100, margins=margins) as figure:
+    with png_figure(path, size_inches=size, dpi=75, margins=margins) as figure:
         grid = figure.subplots(len(rows), COLUMNS, squeeze=False)
         figure.subplots_adjust(wspace=0.03, hspace=0.03)
         for line, (name, images) in zip(grid, rows.items(), strict=True):

@@ -46,3 +46,16 @@ def test_a_million_particles(tmp_path: Path) -> None:
     assert found["first_step, 2,000 rows"]["cpu_s"] > 0
     assert found["reading, 2,000 rows"]["plain_mb_per_s"] > 0
     assert found["write_starfile, 500 rows"]["peak_rss_mib"] > 0
+
+
+@pytest.mark.slow
+def test_pictures_of_simulated_stacks(tmp_path: Path) -> None:
+    """Beside particles that stand for real ones, which a picture shows and no folder keeps."""
+    model = FOLDER.parents[1] / "data_samples" / "1wcm_ca.pdb.gz"
+    words = ("--work", str(tmp_path / "stacks"), "--options", "--box 24 --snr 0.5")
+    said(str(FOLDER / "simulated_stacks.py"), str(model), *words, "-o", str(tmp_path / "alone.png"))
+    real = ("--real", str(tmp_path / "stacks" / "white" / "particles.star"))
+    said(str(FOLDER / "simulated_stacks.py"), str(model), *words, *real, "-o", str(tmp_path / "beside.png"))
+    sizes = [(tmp_path / name).read_bytes()[16:24] for name in ("alone.png", "beside.png")]
+    assert sizes[0][:4] == sizes[1][:4]
+    assert int.from_bytes(sizes[1][4:]) > int.from_bytes(sizes[0][4:])

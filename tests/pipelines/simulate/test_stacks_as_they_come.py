@@ -167,6 +167,17 @@ def test_the_box_holds_the_largest_molecule(tmp_path: Path, models: tuple[Path, 
     assert any("no common grey scale" in event.text for event in events if isinstance(event, Note))
 
 
+@pytest.mark.gpu
+def test_gpu_and_cpu_agree(models: tuple[Path, Path], tmp_path: Path) -> None:
+    for device in ("cpu", "cuda:0"):
+        work(models, tmp_path / device[:4], **REAL, other_models=[f"{models[1]}:0.4"], noise="ice", device=device)
+    on_cpu, on_gpu = (
+        read_particles(tmp_path / name / "particles.star").images.read(torch.arange(100)) for name in ("cpu", "cuda")
+    )
+    torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-3, atol=1e-3)
+    assert (tmp_path / "cpu" / "truth.star").read_bytes() == (tmp_path / "cuda" / "truth.star").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
