@@ -16,6 +16,7 @@ Efron and Morris 1973, J. Am. Stat. Assoc. 68, 117-130). Micrographs are compare
 those of 20 particles and more: with fewer, one image with a piece of ice in its corner would decide.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,7 @@ from cryoeq.domain.particles import ParticleTable
 MIN_PARTICLES = 20  # of a micrograph that has a spectrum of its own
 BACKGROUND_RADIUS = 0.75  # of half the box: what lies outside is noise, as in the normalisation of the background
 _LEAST = 1e-3  # least variance of a shell, over the mean of the group's shells
+_LARGEST = 10.0  # of a ratio: beyond it one background was masked, and tells nothing of the noise
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ def _log_ratios(
     """Logarithm of each group's variance over its parent's, shrunk towards 0 as far as it is uncertain."""
     variance = _variance(sums)
     ratio = (variance / _variance(parents)).log()
+    ratio = torch.where(ratio.abs() > math.log(_LARGEST), torch.zeros_like(ratio), ratio)
     _, transfer, power2, crossed, transfer2 = sums
     scatter = power2 - 2 * variance * crossed + variance.square() * transfer2
     of_image = scatter.clamp(min=0).sum(0) / (variance.square() * transfer2).sum(0).clamp(min=1e-300)

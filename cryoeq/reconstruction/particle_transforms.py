@@ -22,6 +22,7 @@ from cryoeq.physics.ctf import ctf_features, matched_filter
 from cryoeq.physics.noise import background_spectrum, shell_means
 from cryoeq.physics.shift import shift_phases
 from cryoeq.reconstruction.noise_groups import BACKGROUND_RADIUS, MIN_PARTICLES, BackgroundSums, NoiseGroups, at_radii
+from cryoeq.runtime.distributed import broadcast
 
 POWER_ORDERS = 3  # angular orders 0, 2 and 4 of the squared CTF
 _HAT_SPACING = 0.5  # cycles per box
@@ -202,7 +203,7 @@ def load_transforms(
         raise ValueError("there are no particles")
     if len(groups) > 1:
         stack = replace(stack, group=groups.of_particle.to(device))
-        relative_precision = backgrounds.relative_precision(groups)
+        relative_precision = broadcast(backgrounds.relative_precision(groups))
         _weight(stack, relative_precision)
         differences = float(relative_precision[stack.group, 1:].log().std(0).mean())
         yield Note(

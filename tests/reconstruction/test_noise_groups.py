@@ -87,6 +87,15 @@ def test_premultiplication_is_no_difference_of_the_noise() -> None:
     assert precision_of(groups, power).log().abs().max() > 0.2
 
 
+@pytest.mark.parametrize("n_masked", [200, 400])
+def test_a_background_that_was_masked_tells_nothing(n_masked: int) -> None:
+    """Of one group or of both: neither does its group count for more, nor is anything infinite."""
+    groups = NoiseGroups.of_table(table((torch.arange(400) >= 200).long()), torch.arange(400))
+    power = spectra_of(torch.ones(400))
+    power[:n_masked] = 0.0
+    assert precision_of(groups, power).log().abs().max() < 0.8
+
+
 def test_the_values_between_shells_are_linear() -> None:
     shells = torch.tensor([[1.0, 2.0, 4.0]])
     assert at_radii(shells, torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 7.0]))[0].tolist() == [1.0, 1.5, 2.0, 3.0, 4.0, 4.0]
