@@ -45,6 +45,7 @@ _RESULTS = {
     "masked_resolution_angstrom": "Half maps agree to (Å, FSC 0.143, masked)",
     "corrected_resolution_angstrom": "Half maps agree to (Å, FSC 0.143, corrected for the mask)",
     "resolution_beyond_ctf_zeros_angstrom": "Half maps agree to (Å, FSC 0.143, unmasked, beyond a zero of the CTF)",
+    "bfactor_angstrom2": "B-factor of run_postprocess.mrc (Å², 0 for none)",
     "map_diameter_angstrom": "Diameter of the map (Å)",
     "reference_resolution_angstrom": "Agrees with the reference to (Å, FSC 0.5)",
     "in_plane_divergence": "In-plane symmetry: divergence from uniform (nats)",

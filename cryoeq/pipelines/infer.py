@@ -152,4 +152,10 @@ def _open(config: InferConfig, stack: ParticleStack, estimator: PoseEstimator) -
             "Extract the particles with that box, and check --angpix",
         )
     sign = CONTRAST_SIGNS[config.contrast]
-    return ParticleDataset.open(stack, working_box_px=estimator.box_size_px, sign=sign, cache_bytes=0)
+    return ParticleDataset.open(
+        stack,
+        working_box_px=estimator.box_size_px,
+        sign=sign,
+        cache_bytes=0,
+        particle_diameter_angstrom=estimator.particle_diameter_angstrom,
+    )

@@ -1,5 +1,6 @@
 """A trained encoder as a file: read as it was written, also by a later version."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,13 +38,17 @@ def assert_same(first: PoseEstimator, second: PoseEstimator, generator: torch.Ge
 
 
 def test_a_file_gives_the_encoder_back(tmp_path: Path, estimator: PoseEstimator, generator: torch.Generator) -> None:
-    save_checkpoint(tmp_path / "encoder.pt", estimator.to_state())
-    assert_same(load_encoder(tmp_path, CPU), estimator, generator)
+    for diameter in (None, 50.0):
+        save_checkpoint(tmp_path / "encoder.pt", replace(estimator, particle_diameter_angstrom=diameter).to_state())
+        loaded = load_encoder(tmp_path, CPU)
+        assert_same(loaded, estimator, generator)
+        assert loaded.particle_diameter_angstrom == diameter
 
 
 def test_a_file_of_version_0_1_is_read(tmp_path: Path, estimator: PoseEstimator, generator: torch.Generator) -> None:
     state = estimator.to_state()
     state["trials_px"] = state.pop("offsets_px")
+    del state["particle_diameter_angstrom"]
     state["architecture"] = {**state["architecture"], "head": "rows"}
     save_checkpoint(tmp_path / "encoder.pt", state)
     assert_same(load_encoder(tmp_path, CPU), estimator, generator)

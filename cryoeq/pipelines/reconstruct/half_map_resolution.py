@@ -1,6 +1,7 @@
 """Resolution of a reconstruction: FSC of its half maps, unmasked and within a mask, and the map filtered by it.
 
-Mask, correction and filter are those of ``cryoeq fsc`` without options.
+Mask, correction and filter are those of ``cryoeq fsc`` without options; a B-factor of which that command would warn
+is left out.
 """
 
 import math
@@ -21,7 +22,7 @@ from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves, add_mask
 from cryoeq.evaluation.sharpening import sharpen
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.resolution.fsc_mask import average, find_region, make_mask, masked_curve_warnings
-from cryoeq.pipelines.resolution.postprocess import sharpening_of
+from cryoeq.pipelines.resolution.postprocess import is_reliable, sharpening_of
 
 _SEED = 0  # of the randomised phases, as in ``cryoeq fsc``
 
@@ -33,8 +34,9 @@ class HalfMapResolution:
     Args:
         curves: their FSC, within a mask too where there is one.
         mask: the mask; None where the halves agree nowhere, or are not independent.
-        postprocessed: average of the halves, weighted by the final curve and sharpened where a B-factor can be fitted;
-            None where it was not made.
+        postprocessed: average of the halves, weighted by the final curve and sharpened where a B-factor can be fitted
+            reliably; None where it was not made.
+        bfactor_angstrom2: the B-factor that sharpened it, 0 for none; None where it was not made.
         dependence: sign that the halves are not independent, a clause; None without.
         dips: of the unmasked curve, at zeros of the CTF.
         ctf_power: mean |CTF|^2 of the particles per shell; None without a CTF.
@@ -44,6 +46,7 @@ class HalfMapResolution:
     curves: FscCurves
     mask: Volume | None = None
     postprocessed: Volume | None = None
+    bfactor_angstrom2: float | None = None
     dependence: str | None = None
     dips: tuple[CtfDip, ...] = ()
     ctf_power: Float[Tensor, " shells"] | None = None
@@ -67,6 +70,7 @@ class HalfMapResolution:
             masked_resolution_angstrom=self.resolution_angstrom("masked"),
             corrected_resolution_angstrom=self.resolution_angstrom("corrected"),
             resolution_beyond_ctf_zeros_angstrom=self.beyond_zeros_angstrom,
+            bfactor_angstrom2=self.bfactor_angstrom2,
             map_diameter_angstrom=self.diameter_angstrom,
             dependent_halves=metrics.dependent_halves or self.dependence,
         )
@@ -101,9 +105,8 @@ def resolve_half_maps(halves: HalfMaps, mask: Volume | None, ctf: CtfParameters 
     if mask is None:
         return found
     found = _within(found, halves, mask)
-    sharpening = sharpening_of(SharpenConfig(), found.curves)
-    postprocessed, _ = sharpen(average(halves.first, halves.second), found.curves.final, sharpening)
-    return replace(found, postprocessed=postprocessed)
+    postprocessed, bfactor_angstrom2 = _postprocess(halves, found.curves)
+    return replace(found, postprocessed=postprocessed, bfactor_angstrom2=bfactor_angstrom2)
 
 
 def compare_half_maps(halves: HalfMaps, mask: Volume | None, ctf: CtfParameters | None) -> HalfMapResolution:
@@ -124,6 +127,15 @@ def compare_half_maps(halves: HalfMaps, mask: Volume | None, ctf: CtfParameters 
         curves, dependence=dependence.found if dependence else None, dips=tuple(dips), ctf_power=ctf_power
     )
     return found if mask is None else _within(found, halves, mask)
+
+
+def _postprocess(halves: HalfMaps, curves: FscCurves) -> tuple[Volume, float]:
+    """The average of the halves, weighted by the final curve, and sharpened by a B-factor if its fit is reliable."""
+    mean, settings = average(halves.first, halves.second), sharpening_of(SharpenConfig(), curves)
+    sharpened, guinier = sharpen(mean, curves.final, settings)
+    if guinier.fit is None or is_reliable(guinier, settings, curves.final_resolution_angstrom):
+        return sharpened, guinier.bfactor_angstrom2
+    return sharpen(mean, curves.final, replace(settings, bfactor_angstrom2=0.0))[0], 0.0
 
 
 def _within(found: HalfMapResolution, halves: HalfMaps, mask: Volume) -> HalfMapResolution:

@@ -226,6 +226,7 @@ class HybridRun:
             dataset.box_size_px,
             dataset.pixel_size_angstrom,
             has_ctf=dataset.table.ctf is not None,
+            particle_diameter_angstrom=self.config.input.particle_diameter_angstrom,
         )
         record = TrainingRecord(
             volume=volume,

@@ -18,6 +18,7 @@ class ReconstructionMetrics:
         corrected_resolution_angstrom: where that does, corrected for the mask by phase randomisation.
         resolution_beyond_ctf_zeros_angstrom: where the unmasked FSC does, where its dips at zeros of the CTF that all
             particles share do not count; None without such dips.
+        bfactor_angstrom2: B-factor of the post-processed map, 0 for none.
         map_diameter_angstrom: diameter of the dense region of the map that the automatic mask surrounds.
         reference_resolution_angstrom: where the FSC with a supplied reference first drops below 0.5.
         in_plane_divergence: learnt divergence of in-plane angles from the uniform distribution.
@@ -44,6 +45,7 @@ class ReconstructionMetrics:
     masked_resolution_angstrom: float | None = None
     corrected_resolution_angstrom: float | None = None
     resolution_beyond_ctf_zeros_angstrom: float | None = None
+    bfactor_angstrom2: float | None = None
     map_diameter_angstrom: float | None = None
     reference_resolution_angstrom: float | None = None
     in_plane_divergence: float | None = None

@@ -322,6 +322,8 @@ def _rows(metrics: ReconstructionMetrics, config: ReconstructConfig) -> dict[str
     if metrics.held_out_median_deg is not None:
         rows["encoder, held-out particles (median)"] = f"{metrics.held_out_median_deg:.1f}°"
     rows |= _resolution_rows(metrics)
+    if metrics.bfactor_angstrom2:
+        rows["B-factor of run_postprocess.mrc"] = f"{metrics.bfactor_angstrom2:.0f} Å²"
     if metrics.map_diameter_angstrom is not None:
         rows["diameter of the map"] = f"{metrics.map_diameter_angstrom:.0f} Å"
     share, rest = metrics.nonspherical_share, metrics.nonspherical_resolution_angstrom

@@ -129,9 +129,26 @@ def postprocess(folder: Path, result: HalfMapResult, settings: Sharpening) -> Ge
     return PostprocessMetrics(guinier.bfactor_angstrom2, guinier.fit, resolutions)
 
 
+def is_reliable(guinier: GuinierPlot, settings: Sharpening, final_resolution_angstrom: float) -> bool:
+    """Whether a fitted B-factor sharpens, and rests on ten shells with signal at least.
+
+    Args:
+        guinier: amplitudes with the fit.
+        settings: settings of the sharpening.
+        final_resolution_angstrom: resolution of the map.
+    """
+    n_signal = _count_signal(guinier, settings, final_resolution_angstrom)
+    return guinier.fit is not None and n_signal >= _FEW_SHELLS and guinier.bfactor_angstrom2 <= 0
+
+
+def _count_signal(guinier: GuinierPlot, settings: Sharpening, final_resolution_angstrom: float) -> int:
+    """Shells with signal from the lowest resolution of the fit on."""
+    x = guinier.inverse_square_resolution
+    return int(((x >= settings.fit_from_angstrom**-2) & (x <= final_resolution_angstrom**-2)).sum())
+
+
 def _bfactor_warnings(guinier: GuinierPlot, settings: Sharpening, final_resolution_angstrom: float) -> Iterator[Note]:
-    lowest, x = settings.fit_from_angstrom, guinier.inverse_square_resolution
-    n_signal = int(((x >= lowest**-2) & (x <= final_resolution_angstrom**-2)).sum())
+    lowest, n_signal = settings.fit_from_angstrom, _count_signal(guinier, settings, final_resolution_angstrom)
     if settings.bfactor_angstrom2 is None and guinier.fit is None:
         yield Note(
             f"The map is not sharpened: there is no signal beyond {lowest:g} Å to fit a B-factor to. "

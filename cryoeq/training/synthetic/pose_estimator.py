@@ -54,6 +54,7 @@ class PoseEstimator:
         pixel_size_angstrom: pixel size of the particles of the training.
         has_ctf: whether the particles of the training have a CTF.
         exported: network that runs in the encoder's place; None for the encoder itself.
+        particle_diameter_angstrom: diameter by which the background of the particles was told; None where the box did.
     """
 
     encoder: PoseEncoder
@@ -63,6 +64,7 @@ class PoseEstimator:
     pixel_size_angstrom: float
     has_ctf: bool
     exported: nn.Module | None = None
+    particle_diameter_angstrom: float | None = None
 
     @torch.no_grad()
     def propose(self, batch: ParticleBatch) -> PoseProposals:
@@ -131,6 +133,7 @@ class PoseEstimator:
             "offsets_px": self.encoder_input.offsets_px.cpu(),
             "is_centred": self.encoder_input.is_centred,
             "has_ctf": self.has_ctf,
+            "particle_diameter_angstrom": self.particle_diameter_angstrom,
         }
 
     @classmethod
@@ -156,6 +159,7 @@ class PoseEstimator:
             box,
             state["pixel_size_angstrom"],
             state["has_ctf"],
+            particle_diameter_angstrom=state.get("particle_diameter_angstrom"),  # of older versions: None
         )
 
 

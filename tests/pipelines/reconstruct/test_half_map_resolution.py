@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from cryoeq.cli.main import run
 from cryoeq.domain.optics import Optics
@@ -41,6 +42,26 @@ def test_the_figures_are_those_of_cryoeq_fsc(halves: HalfMaps, tmp_path: Path) -
     assert found.postprocessed is not None
     torch.testing.assert_close(found.mask.values, read_map(tmp_path / "fsc" / "mask.mrc").values)
     torch.testing.assert_close(found.postprocessed.values, read_map(tmp_path / "fsc" / "postprocess.mrc").values)
+
+
+@pytest.mark.parametrize(("pixel", "is_sharpened"), [(2.0, True), (4.0, False)])
+def test_it_is_sharpened_where_the_fit_rests_on_ten_shells(
+    pixel: float, is_sharpened: bool, generator: torch.Generator
+) -> None:
+    """Of the same map with other voxels: fewer shells of it lie beyond 10 Å."""
+    truth = torch.randn(64, 64, 64, generator=generator)
+    truth = low_pass_gaussian(truth, 0.15) * spherical_mask(64, 1.0, 8.0, 36.0).values
+    noise = 0.03 * float(truth.std()) * torch.randn(2, 64, 64, 64, generator=generator)
+    found = resolve_half_maps(HalfMaps(*(Volume(truth + one, pixel) for one in noise)), None, None)
+    assert found.bfactor_angstrom2 is not None
+    assert (found.bfactor_angstrom2 < 0) == is_sharpened
+
+
+def low_pass_gaussian(values: Tensor, width_per_px: float) -> Tensor:
+    """Amplitudes that fall as those of a map with a B-factor do."""
+    frequencies = torch.fft.fftfreq(len(values))
+    squared = frequencies[:, None, None] ** 2 + frequencies[:, None] ** 2 + frequencies**2
+    return torch.fft.ifftn(torch.fft.fftn(values) * torch.exp(-squared / (2 * width_per_px**2))).real.contiguous()
 
 
 def test_noise_around_the_molecule_counts_without_a_mask_only(halves: HalfMaps) -> None:

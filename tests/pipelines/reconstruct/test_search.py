@@ -1,6 +1,7 @@
 """``cryoeq reconstruct --pose-inference search``, from end to end: what it finds, leaves, may not know, and refuses."""
 
 import math
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -88,6 +89,20 @@ def test_what_is_left(searched_run: Path, searched_particles: Path) -> None:
     for column, values in before.particles.items():
         assert after.particles[column].tolist() == values.tolist()
     assert sorted(after.particles["rlnRandomSubset"].tolist()) == ["1"] * 150 + ["2"] * 150
+
+
+def test_resolutions_are_told_in_the_same_terms_everywhere(searched_run: Path) -> None:
+    """In the log as on the terminal, in the record and in the report."""
+    results = read_json(searched_run / "job.json")["results"]
+    log, page = ((searched_run / name).read_text(encoding="utf-8") for name in ("run.log", "report.html"))
+    names = {"half_map": "unmasked", "masked": "masked", "corrected": "corrected for the mask"}
+    for key, name in names.items():
+        resolution = results[f"{key}_resolution_angstrom"]
+        (row,) = [line for line in log.splitlines() if f"half maps agree to (FSC 0.143, {name})" in line]
+        assert row.endswith(f" {resolution:.1f} Å")
+        assert re.search(rf"Half maps agree to \(Å, FSC 0.143, {name}\)</th><td>{resolution:.5g}</td>", page)
+    curves = starfile.read(searched_run / "run_fsc.star")["fsc"]
+    assert {"rlnFourierShellCorrelationMaskedMaps", "rlnFourierShellCorrelationCorrected"} <= set(curves.columns)
 
 
 def test_confidence_and_figure_of_merit(searched_run: Path) -> None:
