@@ -20,11 +20,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from ab_initio import latest, listed, markdown_table, seed_list
+from real_pictures import LOOKS, draw
 from real_scores import Known, read_known, same_map, score_against
 from recorded_runs import (
     CRYOEQ,
@@ -39,10 +40,15 @@ from recorded_runs import (
 )
 from scipy.stats import binomtest
 
+from cryoeq.domain.volume import Volume
 from cryoeq.io.mrc import read_map, write_map
+from cryoeq.io.particles import read_particles
 from cryoeq.io.text import read_json
+from cryoeq.maps.alignment import align_map, mirror_map
+from cryoeq.simulation.density import resample_map
 
 RESULTS = Path(__file__).with_suffix(".json")
+BACTERIAL = "warptools_test_box-32_angpix-12_reconstruct.mrc"  # beside the tilt images
 MATCH = Path(__file__).with_name("match_truth.py")
 _NAMED = re.compile(r"--sym ([CD]\d+|T|O|I)\b")
 
@@ -116,6 +122,7 @@ class Bench:
     def record(self, key: Record, commands: Sequence[Sequence[str]], cost: Cost, scores: Record) -> Record:
         """Append what a run took and reached."""
         places = {"{work}": self.work, "{data}": self.data, "cryoeq": Path(CRYOEQ), "python": Path(sys.executable)}
+        places["tests/benchmarks"] = MATCH.parent
         if self.tilts:
             places["{tilts}"] = self.tilts
         record = {**key, **cost_record(cost, commands, places), **scores}
@@ -176,7 +183,40 @@ def score_run(name: str, run: Path, bench: Bench, first: Path | None = None) -> 
         scores["against_reference"], _ = score_against(found, known, chosen.imposed)
     elif first and (first / "run_class001.mrc").is_file():
         scores["same_as_first"] = same_map(read_map(first / "run_class001.mrc"), found)
+    if name == "ribosome" and bench.tilts:
+        scores["against_70s"] = against_another(found, read_map(bench.tilts / BACTERIAL))
     return scores
+
+
+def against_another(volume: Volume, other: Volume) -> Record:
+    """Mean FSC with the map of a like molecule on a coarser grid, and whether it has the other hand."""
+    moving = resample_map(volume, other.box_size_px, other.pixel_size_angstrom)
+    alignment = align_map(moving, other, with_hand=True)
+    return {"mean_fsc": round(alignment.correlation, 3), "is_mirrored": alignment.is_mirrored}
+
+
+def draw_run(name: str, run: Path, bench: Bench, picture: Path, *, with_curves: bool = True) -> None:
+    """The picture of a run, in the hand and the frame of its reference where there is one.
+
+    Args:
+        name: of the set.
+        run: its folder.
+        bench: where particles and references are.
+        picture: PNG file.
+        with_curves: correlations too.
+    """
+    volume, stack = read_map(run / "run_class001.mrc"), read_particles(bench.folder(name) / "particles.star")
+    scores = half_map_figures(run)["fsc"]
+    curves = {f"half maps, {way}": curve for way, curve in scores.items()}
+    if SETS[name].reference:
+        known = bench.known(name, volume.box_size_px, volume.pixel_size_angstrom)
+        scores, alignment = score_against(volume, known, SETS[name].imposed)
+        volume = alignment.apply(volume)
+        curves["against the reference, within its mask"] = scores["corrected"]["fsc"]
+    elif bench.tilts and against_another(volume, read_map(bench.tilts / BACTERIAL))["is_mirrored"]:
+        volume = replace(volume, values=mirror_map(volume.values))
+    mass = draw(picture, stack, volume, LOOKS[name], curves if with_curves else {})
+    print(f"{picture}: {mass:.0f} kDa within the surface", flush=True)
 
 
 def named_symmetry(run: Path) -> Record:
@@ -231,6 +271,13 @@ def run_limit(bench: Bench, name: str, like: Path) -> Record:
     found = read_map(run / "run_class001.mrc")
     scores, _ = score_against(found, known, SETS[name].imposed)
     return bench.record(key, [match, known_poses], cost, {"against_reference": scores})
+
+
+def draw_pictures(bench: Bench, name: str, run: Path) -> None:
+    """The picture of a set beside this file, and of the ribosome that of the README."""
+    draw_run(name, run, bench, RESULTS.with_name(f"real_{name}.png"))
+    if name == "ribosome":
+        draw_run(name, run, bench, RESULTS.parents[2] / "data_samples" / "ribosome.png", with_curves=False)
 
 
 def is_reached(record: Record) -> bool:
@@ -322,6 +369,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=seed_list, default=tuple(range(10)), help="such as 0-9 or 0,3")
     parser.add_argument("--threads", type=int, default=1, help="of each run")
     parser.add_argument("--limits", action="store_true", help="also poses matched to the references")
+    parser.add_argument("--pictures", action="store_true", help="draw the first seed's run of each set")
     parser.add_argument("--score-only", type=Path, metavar="RUN", help="figures of one run folder")
     parser.add_argument("--set", choices=SETS, help="the set of --score-only")
     parser.add_argument("--first", type=Path, metavar="RUN", help="--score-only: compare with the map of this run")
@@ -359,6 +407,8 @@ def main() -> None:
             run_one(bench, name, seed, given.seeds[0])
         if given.limits and name in {"betagal", "apoferritin"}:
             run_limit(bench, name, bench.output(name, given.seeds[0]) / "run_class001.mrc")
+        if given.pictures and name in LOOKS:
+            draw_pictures(bench, name, bench.output(name, given.seeds[0]))
     print(f"\n{report()}")
 
 

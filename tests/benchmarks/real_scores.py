@@ -22,6 +22,7 @@ from cryoeq.domain.volume import Volume
 from cryoeq.evaluation.masks import find_particle
 from cryoeq.evaluation.resolution import TRUTH_THRESHOLD, compare_maps, crossing_shells, resolution_angstrom
 from cryoeq.geometry.fourier import fft_map, ifft_map, shell_index
+from cryoeq.geometry.shells import fourier_shell_correlation
 from cryoeq.io.model import read_atoms
 from cryoeq.io.mrc import read_map
 from cryoeq.maps.alignment import MapAlignment, align_map, rotate_map
@@ -182,3 +183,14 @@ def same_map(first: Volume, second: Volume, resolution: float = 30.0) -> dict[st
         "correlation": round(float(torch.corrcoef(torch.stack(pair))[0, 1]), 4),
         "is_mirrored": alignment.is_mirrored,
     }
+
+
+def shared_fsc(first: Volume, second: Volume) -> list[float]:
+    """Correlation per shell of two maps after alignment, hand free, without a mask.
+
+    Args:
+        first: stays in place.
+        second: is aligned.
+    """
+    moved = align_map(second, first, with_hand=True).apply(second)
+    return [round(value, 3) for value in fourier_shell_correlation(first.values, moved.values).tolist()]
