@@ -19,13 +19,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from ab_initio import latest, listed, markdown_table, seed_list
+from ab_initio import listed, seed_list
 from real_pictures import LOOKS, draw
+from real_report import report
 from real_scores import Known, read_known, same_map, score_against
 from recorded_runs import (
     CRYOEQ,
@@ -38,7 +39,6 @@ from recorded_runs import (
     read_records,
     stop_children_when_terminated,
 )
-from scipy.stats import binomtest
 
 from cryoeq.domain.volume import Volume
 from cryoeq.io.mrc import read_map, write_map
@@ -93,12 +93,14 @@ class Bench:
         tilts: folder of the tilt images; None without.
         work: folder of the runs.
         threads: of each run.
+        records: the JSON file.
     """
 
     data: Path
     tilts: Path | None
     work: Path
     threads: int
+    records: Path = RESULTS
 
     def folder(self, name: str) -> Path:
         """Where the particles of a set are."""
@@ -126,7 +128,7 @@ class Bench:
         if self.tilts:
             places["{tilts}"] = self.tilts
         record = {**key, **cost_record(cost, commands, places), **scores}
-        append_record(RESULTS, record)
+        append_record(self.records, record)
         print(
             f"{key['set']} {key['mode']} seed {key['seed']}: {cost.cpu_s:.0f} CPU s, {json.dumps(scores)}", flush=True
         )
@@ -143,9 +145,9 @@ def is_same_code(record: Record) -> bool:
     return subprocess.run(words, check=False, capture_output=True).returncode == 0
 
 
-def done_before(key: Record) -> Record | None:
+def done_before(key: Record, records: Path) -> Record | None:
     """The record of a run, if this code made it."""
-    before = find_record(read_records(RESULTS), key)
+    before = find_record(read_records(records), key)
     return before if before and is_same_code(before) else None
 
 
@@ -229,7 +231,7 @@ def named_symmetry(run: Path) -> Record:
 def run_one(bench: Bench, name: str, seed: int, first_seed: int) -> Record:
     """The record of one run, done now unless this code did it before."""
     key = {"set": name, "mode": "search", "seed": seed, "options": list(SETS[name].options)}
-    if before := done_before(key):
+    if before := done_before(key, bench.records):
         return before
     output = bench.output(name, seed)
     shutil.rmtree(output, ignore_errors=True)
@@ -248,7 +250,7 @@ def run_limit(bench: Bench, name: str, like: Path) -> Record:
         like: map of these images.
     """
     key = {"set": name, "mode": "limit", "seed": 0, "options": list(SETS[name].options)}
-    if before := done_before(key):
+    if before := done_before(key, bench.records):
         return before
     output = bench.work / f"{name}_limit"
     shutil.rmtree(output, ignore_errors=True)
@@ -280,85 +282,6 @@ def draw_pictures(bench: Bench, name: str, run: Path) -> None:
         draw_run(name, run, bench, RESULTS.parents[2] / "data_samples" / "ribosome.png", with_curves=False)
 
 
-def is_reached(record: Record) -> bool:
-    """Whether a run reached the goal of its set."""
-    against = record.get("against_reference") or {}
-    match record["set"]:
-        case "ribosome":
-            corrected = (record.get("half_maps") or {}).get("corrected")
-            return bool(corrected and corrected <= 15.0)
-        case "betagal":
-            return against.get("fsc_at_14.5", 0.0) >= 0.5
-        case "betagal_c1":
-            return record.get("named") == "D2"
-        case "apoferritin":
-            return (against.get("corrected", {}).get("shell_angstrom") or 99.0) <= 12.0
-        case _:
-            return record["exit_code"] == 4
-
-
-GOALS = {
-    "ribosome": "≤ 15 Å within the automatic mask, corrected",
-    "betagal": "FSC ≥ 0.5 at 14.5 Å against the reference",
-    "betagal_c1": "D2 is named",
-    "apoferritin": "≤ 12 Å at FSC 0.5 against the model",
-    "tilts": "exit code 4",
-}
-
-
-def report_rows(records: Sequence[Record]) -> Iterator[list[str]]:
-    """One row per set and way: runs, how many reached the goal, medians and ranges."""
-    for name, mode in ((name, mode) for name in SETS for mode in ("search", "limit")):
-        runs = latest(records, set=name, mode=mode)
-        if not runs:
-            continue
-        reached = sum(map(is_reached, runs))
-        interval = binomtest(reached, len(runs)).proportion_ci(method="wilson")
-        share = f"{reached} of {len(runs)} ({100 * interval.low:.0f}–{100 * interval.high:.0f} %)"
-        yield [
-            name if mode == "search" else f"{name}, poses matched to the reference",
-            " ".join(SETS[name].options) or "–",
-            GOALS[name],
-            share,
-            *(spread([figure(run) for run in runs]) for figure in FIGURES.values()),
-            ", ".join(sorted({(run["commit"] or "–")[:7] for run in runs})),
-        ]
-
-
-def _in(record: Record, *names: str) -> float | None:
-    """A figure some levels down; None where it is missing."""
-    found: object = record
-    for name in names:
-        found = found.get(name) if isinstance(found, dict) else None
-    return found if isinstance(found, float | int) else None
-
-
-FIGURES = {
-    "half maps, unmasked Å": lambda record: _in(record, "half_maps", "unmasked"),
-    "masked, corrected Å": lambda record: _in(record, "half_maps", "corrected"),
-    "same map to 30 Å": lambda record: _in(record, "same_as_first", "correlation"),
-    "FSC 0.5 to reference Å": lambda record: _in(record, "against_reference", "corrected", "crossing_angstrom"),
-    "FSC at 14.5 Å": lambda record: _in(record, "against_reference", "fsc_at_14.5"),
-    "CPU s": lambda record: record["cpu_s"],
-    "MiB": lambda record: record["peak_rss_mib"],
-}
-
-
-def spread(values: Sequence[float | None]) -> str:
-    """Median and range; a dash where there is no value."""
-    there = sorted(value for value in values if value is not None)
-    if not there:
-        return "–"
-    middle = f"{torch.tensor(there, dtype=torch.float64).quantile(0.5).item():.4g}"
-    return middle if len(there) == 1 else f"{middle} ({there[0]:.4g}–{there[-1]:.4g})"
-
-
-def report() -> str:
-    """The table of what is recorded."""
-    head = ["set", "options", "goal", "reached (95 % Wilson)", *FIGURES, "code"]
-    return markdown_table(head, list(report_rows(read_records(RESULTS))))
-
-
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -373,6 +296,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--score-only", type=Path, metavar="RUN", help="figures of one run folder")
     parser.add_argument("--set", choices=SETS, help="the set of --score-only")
     parser.add_argument("--first", type=Path, metavar="RUN", help="--score-only: compare with the map of this run")
+    parser.add_argument("--records", type=Path, default=RESULTS, help=f"JSON file (default {RESULTS.name})")
     parser.add_argument("--report", action="store_true", help="the table of what is recorded")
     given = parser.parse_args()
     if unknown := [name for name in given.sets if name not in SETS]:
@@ -390,10 +314,10 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(given.threads))
     if given.report:
-        print(report())
+        print(report(read_records(given.records)))
         return
     work = given.work.resolve() if given.work else given.score_only.parent
-    bench = Bench(given.data.resolve(), given.tilts, work, given.threads)
+    bench = Bench(given.data.resolve(), given.tilts, work, given.threads, given.records)
     if given.score_only:
         print(json.dumps(score_run(given.set, given.score_only, bench, given.first), indent=1))
         return
@@ -409,7 +333,7 @@ def main() -> None:
             run_limit(bench, name, bench.output(name, given.seeds[0]) / "run_class001.mrc")
         if given.pictures and name in LOOKS:
             draw_pictures(bench, name, bench.output(name, given.seeds[0]))
-    print(f"\n{report()}")
+    print(f"\n{report(read_records(given.records))}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ Resolutions at a threshold are given twice. ``shell_angstrom`` follows RELION: t
 curve first drops below it. ``crossing_angstrom`` interpolates between shells.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
@@ -48,24 +49,21 @@ class Known:
     symmetry: str
 
 
-def read_known(path: Path, symmetry: str, box_size_px: int, pixel_size_angstrom: float, scale: float = 1.0) -> Known:
+def read_known(path: Path, symmetry: str, box_size_px: int, pixel_size_angstrom: float) -> Known:
     """The reference of a set: a map on any grid, or an atomic model, brought onto the grid of the particles.
 
     Args:
         path: the file.
         symmetry: point group that it has.
         box_size_px: side of the images.
-        pixel_size_angstrom: their nominal pixel size.
-        scale: by which the images' true pixel size differs from it.
+        pixel_size_angstrom: their pixel size.
     """
-    pixel = pixel_size_angstrom * scale
     if path.suffix == ".mrc":
-        volume = resample_map(read_map(path), box_size_px, pixel)
+        volume = resample_map(read_map(path), box_size_px, pixel_size_angstrom)
     else:
         atoms = read_atoms(path).centred()
         atoms = replace(atoms, bfactors_angstrom2=torch.full_like(atoms.weights, _MODEL_BFACTOR))
-        volume = sample_atoms(atoms, box_size_px, pixel)
-    volume = replace(volume, pixel_size_angstrom=pixel_size_angstrom)
+        volume = sample_atoms(atoms, box_size_px, pixel_size_angstrom)
     fit = find_symmetry(volume, symmetry)
     if fit.correlation < 0.9:
         raise ValueError(f"{path}: no {symmetry} symmetry, correlation {fit.correlation:.2f}")
@@ -119,11 +117,17 @@ def curve_figures(fsc: Float[Tensor, " shells"], threshold: float, side_angstrom
     }
 
 
-def fsc_at(fsc: Float[Tensor, " shells"], side_angstrom: float, resolution: float) -> float:
-    """A curve at a resolution in Angstrom, linear between shells."""
+def fsc_at(fsc: Sequence[float], side_angstrom: float, resolution: float) -> float:
+    """A curve at a resolution, linear between shells.
+
+    Args:
+        fsc: correlation per shell.
+        side_angstrom: side of the box.
+        resolution: in Angstrom.
+    """
     shell = side_angstrom / resolution
     low = min(int(shell), len(fsc) - 2)
-    return float(torch.lerp(fsc[low], fsc[low + 1], shell - low))
+    return float(fsc[low] + (shell - low) * (fsc[low + 1] - fsc[low]))
 
 
 def score_against(
@@ -151,7 +155,7 @@ def score_against(
             for name, curve in named.items()
             if curve is not None
         },
-        f"fsc_at_{at_angstrom:g}": round(fsc_at(final, side, at_angstrom), 3),
+        f"fsc_at_{at_angstrom:g}": round(fsc_at(final.tolist(), side, at_angstrom), 3),
         "lowest_fsc_to_12.3": round(float(final[1 : int(side / 12.3) + 1].min()), 3),
     }, alignment
 
