@@ -3,7 +3,8 @@
     python tests/benchmarks/match_truth.py PARTICLES.star --map TRUTH.mrc --start TRUTH.star -o DIR [--shift-sigma A]
 
 For ``ab_initio.py --limit``. No search without a map can do better on average than this one with the map. The true
-poses serve once: to find the scale between map and images.
+poses serve once: to find the scale between map and images. Where they are not known, ``--like MAP.mrc`` gives the true
+map the power per shell of a map that was made from the images.
 """
 
 import argparse
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from scoring import with_power_of
 
 from cryoeq.config.loading import load_config
 from cryoeq.config.reconstruct import ReconstructConfig
@@ -114,7 +116,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("particles", type=Path)
     parser.add_argument("--map", type=Path, required=True, help="true map")
-    parser.add_argument("--start", type=Path, required=True, help="star file with the true poses")
+    scale = parser.add_mutually_exclusive_group(required=True)
+    scale.add_argument("--start", type=Path, help="star file with the true poses")
+    scale.add_argument("--like", type=Path, help="map made from the images")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--shift-sigma", type=float, help="Angstrom, as of cryoeq reconstruct")
     parser.add_argument("--seed", type=int, default=0)
@@ -124,10 +128,13 @@ def main() -> None:
     stack = build_stack(config, with_poses=False)
     dataset = build_dataset(config, stack, None)
     particles = result_of(load_transforms(dataset, torch.device("cpu")))
-    _, truth = true_poses(given.start)
     volume = read_map(given.map, angpix=dataset.pixel_size_angstrom).values
+    if given.like:
+        volume = with_power_of(volume, read_map(given.like, angpix=dataset.pixel_size_angstrom).values)
+    else:
+        _, truth = true_poses(given.start)
+        volume = scaled_to(particles, volume, truth, dataset.pixel_size_angstrom)
     settings = replace(build_ab_initio_settings(config, dataset).refinement, symmetry=torch.eye(3)[None])
-    volume = scaled_to(particles, volume, truth, dataset.pixel_size_angstrom)
     found = match(particles, volume, settings, torch.Generator().manual_seed(given.seed))
     given.output.mkdir(parents=True, exist_ok=True)
     poses = found.poses.to_angstrom(dataset.pixel_size_angstrom)
