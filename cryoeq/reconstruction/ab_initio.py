@@ -8,6 +8,8 @@ from torch import Tensor
 
 from cryoeq.domain.events import Event, Note
 from cryoeq.domain.volume import Volume
+from cryoeq.errors import DivergedError
+from cryoeq.geometry.map_filter import low_pass
 from cryoeq.maps.symmetry import find_symmetry, impose_symmetry
 from cryoeq.reconstruction.acceptance import mixed_handedness
 from cryoeq.reconstruction.global_realignment import with_realigned_worst
@@ -27,6 +29,10 @@ def reconstruct_ab_initio(
 ) -> Generator[Event, None, RefinementState]:
     """Consensus map at low resolution from random starts, on the axes of its symmetry; half sets are not yet split.
 
+    T, O and I are imposed from the start, other groups on the map without symmetry, whose axes are found: a map that is
+    only nearly symmetric must not be trapped. Where nothing is found without symmetry, they too are imposed from the
+    start.
+
     Args:
         particles: CTF-multiplied transforms of the particles.
         half_set: half set of each particle, 1 or 2.
@@ -36,9 +42,32 @@ def reconstruct_ab_initio(
     Raises:
         DivergedError: nothing was found.
     """
+    symmetric = settings.with_symmetric_start(particles.plane.box_size_px // 2 - 1)
+    if settings.is_polyhedral:
+        state = yield from _consensus(particles, half_set, symmetric, 0, checkpoint)
+        return _shared_part(state, settings)
+    try:
+        state = yield from _consensus(particles, half_set, settings, 0, checkpoint)
+    except DivergedError:
+        if settings.symmetry == "C1":
+            raise
+        yield Note(f"Nothing was found without symmetry: {settings.symmetry} is imposed from the start.")
+        state = yield from _consensus(particles, half_set, symmetric, MAX_RESTARTS + 1, checkpoint)
+        return _shared_part(state, settings)
+    return state if settings.symmetry == "C1" else (yield from _rotate_to_axes(state, settings))
+
+
+def _consensus(
+    particles: ParticleTransforms,
+    half_set: Int[Tensor, " particles"],
+    settings: AbInitioSettings,
+    first_restart: int,
+    checkpoint: Checkpointer,
+) -> Generator[Event, None, RefinementState]:
+    """Random starts and the refinement of the best, once more where its hands are mixed."""
     small, low_resolution = at_low_resolution(particles, settings)
     refinement, seed = low_resolution.refinement, settings.seed
-    for restart in range(MAX_RESTARTS):
+    for restart in range(first_restart, first_restart + MAX_RESTARTS):
         state = yield from run_multi_start(small, half_set, low_resolution, restart=restart, checkpoint=checkpoint)
         steps = refine_consensus(state, small, refinement, seed=seed)
         state = yield from checkpoint(f"consensus_{restart}", steps)
@@ -46,12 +75,19 @@ def reconstruct_ab_initio(
         state = state.to_box(particles.plane.box_size_px)
         shell = min(state.radius, settings.refinement.max_exhaustive_shell)
         score = mixed_handedness(state, settings.pixel_size_angstrom, shell)
-        if score is None or restart == MAX_RESTARTS - 1:
+        if score is None:
             break
-        yield Note(f"Mixed handedness (mirror-symmetry score {score:.2f}): restarting from new random initialisations.")
-    if settings.symmetry != "C1":
-        state = yield from _rotate_to_axes(state, settings)
+        if restart < first_restart + MAX_RESTARTS - 1:
+            yield Note(
+                f"Mixed handedness (mirror-symmetry score {score:.2f}): restarting from new random initialisations."
+            )
     return state
+
+
+def _shared_part(state: RefinementState, settings: AbInitioSettings) -> RefinementState:
+    """The state without the shells of its map that half sets are not to share."""
+    shell = settings.refinement.shared_shell
+    return replace(state, reference=ConsensusMap(low_pass(state.reference.mean, shell)), radius=shell)
 
 
 def _rotate_to_axes(state: RefinementState, settings: AbInitioSettings) -> Generator[Event, None, RefinementState]:

@@ -1,10 +1,16 @@
 """Acceptance of a reconstruction: reproducibility, and handedness."""
 
 from collections.abc import Generator
+from dataclasses import replace
+
+import torch
 
 from cryoeq.domain.events import Event, Note
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import DivergedError
+from cryoeq.geometry.map_filter import low_pass
+from cryoeq.geometry.shells import remove_round_part
+from cryoeq.maps.alignment import rotate_map
 from cryoeq.maps.symmetry import MIXED_HANDS_SCORE, MIXED_HANDS_WARNING, planar_symmetry_score
 from cryoeq.reconstruction.multi_start import at_low_resolution, verify_with_another_start
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
@@ -12,6 +18,7 @@ from cryoeq.reconstruction.settings import AbInitioSettings
 from cryoeq.reconstruction.state import RefinementSettings, RefinementState
 
 _MIN_SHELL = 5  # up to which the half maps of a structure agree
+_CENTRE_SHELL = 4  # up to which the centre of mass is that of the particle
 _MIXED_FROM_SHELL = 9  # below, mixed handedness cannot be told from a round map
 
 
@@ -39,6 +46,8 @@ def require_reproducible(
     # One shell more is what a mask makes of the shells that they share.
     is_doubted = halves.resolution_shell <= min(settings.refinement.shared_shell + 1, last - 1)
     if is_doubted and settings.min_starts > 1:
+        if settings.is_polyhedral:
+            settings = settings.with_symmetric_start(last)
         small, low_resolution = at_low_resolution(particles, settings)
         yield from verify_with_another_start(small, consensus, low_resolution)
 
@@ -82,5 +91,19 @@ def mixed_handedness(state: RefinementState, pixel_size_angstrom: float, shell: 
     """
     if shell < _MIXED_FROM_SHELL:
         return None
-    score = planar_symmetry_score(Volume(state.reference.of_half(1).cpu(), pixel_size_angstrom))
-    return score if score > MIXED_HANDS_SCORE else None
+    volume = Volume(state.reference.of_half(1).cpu(), pixel_size_angstrom)
+    score = planar_symmetry_score(volume)
+    # A map that is all but round is near to its mirror image: what is not round in it must be so too.
+    if score < MIXED_HANDS_SCORE or planar_symmetry_score(_without_round_part(volume)) < MIXED_HANDS_SCORE:
+        return None
+    return score
+
+
+def _without_round_part(volume: Volume) -> Volume:
+    """The map less its rotational average about its centre of mass, which comes to the centre of the box."""
+    values, n = volume.values, volume.box_size_px
+    line = torch.arange(n, dtype=values.dtype) - n // 2
+    mass = low_pass(values, _CENTRE_SHELL).clamp(min=0).square()
+    moments = torch.stack([(mass.sum(axes) * line).sum() for axes in ((0, 1), (0, 2), (1, 2))])
+    centred = rotate_map(values, torch.eye(3), -moments / mass.sum().clamp(min=torch.finfo(values.dtype).tiny))
+    return replace(volume, values=remove_round_part(centred))
