@@ -1,7 +1,7 @@
 """Acceptance of a reconstruction: reproducibility, and handedness."""
 
 from collections.abc import Generator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -68,10 +68,10 @@ def report_handedness(state: RefinementState, pixel_size_angstrom: float) -> Gen
         state: state after the final iteration.
         pixel_size_angstrom: pixel size of the map.
     """
-    score = mixed_handedness(state, pixel_size_angstrom, state.resolution_shell)
-    if score is not None:
+    found = mirror_symmetry(state, pixel_size_angstrom, state.resolution_shell)
+    if found.is_mixed:
         yield Note(
-            f"The map has a mirror plane or an inversion centre (score {score:.2f}): {MIXED_HANDS_WARNING}. "
+            f"The map has a mirror plane or an inversion centre (score {found.score:.2f}): {MIXED_HANDS_WARNING}. "
             "Run again with another --seed and compare.",
             "warning",
         )
@@ -81,8 +81,31 @@ def report_handedness(state: RefinementState, pixel_size_angstrom: float) -> Gen
     )
 
 
-def mixed_handedness(state: RefinementState, pixel_size_angstrom: float, shell: int) -> float | None:
-    """Score of the map's best mirror plane or inversion centre, where it is a sign of mixed handedness; else None.
+@dataclass(frozen=True)
+class MirrorSymmetry:
+    """How near a map is to its own mirror image, and whether that is a sign of mixed handedness.
+
+    Args:
+        score: of the best mirror plane or inversion centre; 0 where the map reaches too few shells to tell.
+        nonround_score: of the map without its rotational average; 0 where the whole map is of one hand.
+    """
+
+    score: float
+    nonround_score: float
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether both hands may be mixed: what is not round in the map is its own mirror image too."""
+        return min(self.score, self.nonround_score) > MIXED_HANDS_SCORE
+
+    @property
+    def is_round(self) -> bool:
+        """Whether the map is its own mirror image because it is all but round."""
+        return self.score > MIXED_HANDS_SCORE >= self.nonround_score
+
+
+def mirror_symmetry(state: RefinementState, pixel_size_angstrom: float, shell: int) -> MirrorSymmetry:
+    """Test a map for mixed handedness.
 
     Args:
         state: state with the map to test.
@@ -90,13 +113,12 @@ def mixed_handedness(state: RefinementState, pixel_size_angstrom: float, shell: 
         shell: shell up to which the map is reliable.
     """
     if shell < _MIXED_FROM_SHELL:
-        return None
+        return MirrorSymmetry(0.0, 0.0)
     volume = Volume(state.reference.of_half(1).cpu(), pixel_size_angstrom)
     score = planar_symmetry_score(volume)
-    # A map that is all but round is near to its mirror image: what is not round in it must be so too.
-    if score < MIXED_HANDS_SCORE or planar_symmetry_score(_without_round_part(volume)) < MIXED_HANDS_SCORE:
-        return None
-    return score
+    if score <= MIXED_HANDS_SCORE:
+        return MirrorSymmetry(score, 0.0)
+    return MirrorSymmetry(score, planar_symmetry_score(_without_round_part(volume)))
 
 
 def _without_round_part(volume: Volume) -> Volume:
