@@ -4,7 +4,7 @@ import math
 import re
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cryoeq.errors import ConfigError
@@ -21,6 +21,7 @@ _POLYHEDRAL: dict[str, tuple[tuple[int, float, float, float], ...]] = {
 }
 _POLYHEDRAL["I"] = _POLYHEDRAL["I2"]
 _MAX_ORDER = 360
+_GENERIC_DIRECTION = (0.215, 0.378, 0.901)  # on no axis and no mirror plane of any group
 
 
 def symmetry_rotations(name: str) -> Float[Tensor, "order 3 3"]:
@@ -34,6 +35,35 @@ def symmetry_rotations(name: str) -> Float[Tensor, "order 3 3"]:
         ConfigError: no such group.
     """
     return _generate([_about(*generator) for generator in _generators(name)])
+
+
+def frames_of_polyhedral_group(name: str) -> Float[Tensor, "frames 3 3"]:
+    """Rotations that take the axes of T, O or I onto themselves, one of each coset of the group: two for T, else one.
+
+    Args:
+        name: T, O, I, I1 or I2.
+    """
+    identity = torch.eye(3, dtype=torch.float64)[None]
+    is_tetrahedral = name.strip().upper() == "T"
+    # A quarter turn about a 2-fold axis of T is in the octahedral group.
+    return torch.cat([identity, _about(4, 0.0, math.sqrt(2), 1.0)[None]]) if is_tetrahedral else identity
+
+
+def in_asymmetric_unit(
+    directions: Float[Tensor, "directions 3"], group: Float[Tensor, "order 3 3"]
+) -> Bool[Tensor, " directions"]:
+    """Whether each direction, or its opposite, is the one of its orbit to keep: that nearest to a fixed direction.
+
+    Of the directions +-g d over all g in the group one pair at most is kept, and one pair exactly but where two are
+    equally near.
+
+    Args:
+        directions: unit vectors; of an opposite pair both are kept or neither.
+        group: rotations, a group.
+    """
+    near = directions.new_tensor(_GENERIC_DIRECTION)
+    distances = (directions @ (group.to(directions) @ near).T).abs()
+    return distances[:, 0] >= distances.amax(1)
 
 
 def _generators(name: str) -> tuple[tuple[int, float, float, float], ...]:

@@ -16,7 +16,7 @@ a particle whose amplitude is s, have C_k y_k times w s and C_k^2 times w s^2: n
 
 E-step (``expectation``). The posterior of each particle over a grid of poses and a few offsets. For g in O(2) the image
 g.y at pose R is y at pose rho(g) R, so one product of disk harmonics gives all in-plane angles and both mirrors of a
-view (``pose_likelihood``)::
+view, and views of one asymmetric unit are enough for a map of a point group (``pose_likelihood``)::
 
     gamma_i(R, t) = p(y_i | R, t) p(t) / sum_{R', t'} p(y_i | R', t') p(t')
 
@@ -45,7 +45,9 @@ The whole::
     final iteration: all particles against the mean map                              half_set_refinement
     final poses: local refinement to the last shell, and global re-alignment         global_realignment
 
-Half maps for the FSC come from the two half sets alone. Where poses are given, ``known_poses`` makes the maps at once.
+T, O and I are imposed from the first map on, on their axes, and so are other groups where the map without symmetry is
+no more than round. Half maps for the FSC come from the two half sets alone. Where poses are given, ``known_poses``
+makes the maps at once.
 
 Scheres 2012, J. Mol. Biol. 415, 406-418 (EM, regularised likelihood). Scheres and Chen 2012, Nature Methods 9, 853-854
 (independent half sets). Punjani et al. 2017, Nature Methods 14, 290-296 (stochastic ab initio).

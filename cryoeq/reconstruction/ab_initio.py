@@ -8,8 +8,10 @@ from torch import Tensor
 
 from cryoeq.domain.events import Event, Note
 from cryoeq.domain.volume import Volume
+from cryoeq.errors import DivergedError
+from cryoeq.geometry.map_filter import low_pass
 from cryoeq.maps.symmetry import find_symmetry, impose_symmetry
-from cryoeq.reconstruction.acceptance import mixed_handedness
+from cryoeq.reconstruction.acceptance import MirrorSymmetry, mirror_symmetry
 from cryoeq.reconstruction.global_realignment import with_realigned_worst
 from cryoeq.reconstruction.half_set_refinement import refine_consensus
 from cryoeq.reconstruction.multi_start import MAX_RESTARTS, at_low_resolution, run_multi_start
@@ -27,6 +29,10 @@ def reconstruct_ab_initio(
 ) -> Generator[Event, None, RefinementState]:
     """Consensus map at low resolution from random starts, on the axes of its symmetry; half sets are not yet split.
 
+    T, O and I are imposed from the start, other groups on the map without symmetry, whose axes are found: a map that is
+    only nearly symmetric must not be trapped. Where that map is round, or none was found, they are imposed from the
+    start too.
+
     Args:
         particles: CTF-multiplied transforms of the particles.
         half_set: half set of each particle, 1 or 2.
@@ -36,22 +42,58 @@ def reconstruct_ab_initio(
     Raises:
         DivergedError: nothing was found.
     """
+    first_restart = 0
+    if not settings.is_polyhedral:
+        try:
+            state, found = yield from _consensus(particles, half_set, settings, first_restart, checkpoint)
+        except DivergedError:
+            if settings.symmetry == "C1":
+                raise
+        else:
+            if settings.symmetry == "C1":
+                return state
+            if not found.is_round:
+                return (yield from _rotate_to_axes(state, settings))
+        yield Note(
+            f"Without symmetry no more than a round map was found: {settings.symmetry} is imposed from the start."
+        )
+        first_restart = MAX_RESTARTS + 1
+    symmetric = settings.with_symmetric_start(particles.plane.box_size_px // 2 - 1)
+    state, _ = yield from _consensus(particles, half_set, symmetric, first_restart, checkpoint)
+    return _shared_part(state, settings)
+
+
+def _consensus(
+    particles: ParticleTransforms,
+    half_set: Int[Tensor, " particles"],
+    settings: AbInitioSettings,
+    first_restart: int,
+    checkpoint: Checkpointer,
+) -> Generator[Event, None, tuple[RefinementState, MirrorSymmetry]]:
+    """Random starts and the refinement of the best, once more where its hands are mixed."""
     small, low_resolution = at_low_resolution(particles, settings)
     refinement, seed = low_resolution.refinement, settings.seed
-    for restart in range(MAX_RESTARTS):
+    restart, last_restart = first_restart, first_restart + MAX_RESTARTS - 1
+    while True:
         state = yield from run_multi_start(small, half_set, low_resolution, restart=restart, checkpoint=checkpoint)
         steps = refine_consensus(state, small, refinement, seed=seed)
         state = yield from checkpoint(f"consensus_{restart}", steps)
         state = yield from with_realigned_worst(state, small, refinement, seed=seed)
         state = state.to_box(particles.plane.box_size_px)
         shell = min(state.radius, settings.refinement.max_exhaustive_shell)
-        score = mixed_handedness(state, settings.pixel_size_angstrom, shell)
-        if score is None or restart == MAX_RESTARTS - 1:
-            break
-        yield Note(f"Mixed handedness (mirror-symmetry score {score:.2f}): restarting from new random initialisations.")
-    if settings.symmetry != "C1":
-        state = yield from _rotate_to_axes(state, settings)
-    return state
+        found = mirror_symmetry(state, settings.pixel_size_angstrom, shell)
+        if not found.is_mixed or restart == last_restart:
+            return state, found
+        yield Note(
+            f"Mixed handedness (mirror-symmetry score {found.score:.2f}): restarting from new random initialisations."
+        )
+        restart += 1
+
+
+def _shared_part(state: RefinementState, settings: AbInitioSettings) -> RefinementState:
+    """The state without the shells of its map that half sets are not to share."""
+    shell = settings.refinement.shared_shell
+    return replace(state, reference=ConsensusMap(low_pass(state.reference.mean, shell)), radius=shell)
 
 
 def _rotate_to_axes(state: RefinementState, settings: AbInitioSettings) -> Generator[Event, None, RefinementState]:

@@ -1,10 +1,16 @@
 """Acceptance of a reconstruction: reproducibility, and handedness."""
 
 from collections.abc import Generator
+from dataclasses import dataclass, replace
+
+import torch
 
 from cryoeq.domain.events import Event, Note
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import DivergedError
+from cryoeq.geometry.map_filter import low_pass
+from cryoeq.geometry.shells import remove_round_part
+from cryoeq.maps.alignment import rotate_map
 from cryoeq.maps.symmetry import MIXED_HANDS_SCORE, MIXED_HANDS_WARNING, planar_symmetry_score
 from cryoeq.reconstruction.multi_start import at_low_resolution, verify_with_another_start
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
@@ -12,6 +18,7 @@ from cryoeq.reconstruction.settings import AbInitioSettings
 from cryoeq.reconstruction.state import RefinementSettings, RefinementState
 
 _MIN_SHELL = 5  # up to which the half maps of a structure agree
+_CENTRE_SHELL = 4  # up to which the centre of mass is that of the particle
 _MIXED_FROM_SHELL = 9  # below, mixed handedness cannot be told from a round map
 
 
@@ -39,6 +46,8 @@ def require_reproducible(
     # One shell more is what a mask makes of the shells that they share.
     is_doubted = halves.resolution_shell <= min(settings.refinement.shared_shell + 1, last - 1)
     if is_doubted and settings.min_starts > 1:
+        if settings.is_polyhedral:
+            settings = settings.with_symmetric_start(last)
         small, low_resolution = at_low_resolution(particles, settings)
         yield from verify_with_another_start(small, consensus, low_resolution)
 
@@ -59,10 +68,10 @@ def report_handedness(state: RefinementState, pixel_size_angstrom: float) -> Gen
         state: state after the final iteration.
         pixel_size_angstrom: pixel size of the map.
     """
-    score = mixed_handedness(state, pixel_size_angstrom, state.resolution_shell)
-    if score is not None:
+    found = mirror_symmetry(state, pixel_size_angstrom, state.resolution_shell)
+    if found.is_mixed:
         yield Note(
-            f"The map has a mirror plane or an inversion centre (score {score:.2f}): {MIXED_HANDS_WARNING}. "
+            f"The map has a mirror plane or an inversion centre (score {found.score:.2f}): {MIXED_HANDS_WARNING}. "
             "Run again with another --seed and compare.",
             "warning",
         )
@@ -72,8 +81,31 @@ def report_handedness(state: RefinementState, pixel_size_angstrom: float) -> Gen
     )
 
 
-def mixed_handedness(state: RefinementState, pixel_size_angstrom: float, shell: int) -> float | None:
-    """Score of the map's best mirror plane or inversion centre, where it is a sign of mixed handedness; else None.
+@dataclass(frozen=True)
+class MirrorSymmetry:
+    """How near a map is to its own mirror image, and whether that is a sign of mixed handedness.
+
+    Args:
+        score: of the best mirror plane or inversion centre; 0 where the map reaches too few shells to tell.
+        nonround_score: of the map without its rotational average; 0 where the whole map is of one hand.
+    """
+
+    score: float
+    nonround_score: float
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether both hands may be mixed: what is not round in the map is its own mirror image too."""
+        return min(self.score, self.nonround_score) > MIXED_HANDS_SCORE
+
+    @property
+    def is_round(self) -> bool:
+        """Whether the map is its own mirror image because it is all but round."""
+        return self.score > MIXED_HANDS_SCORE >= self.nonround_score
+
+
+def mirror_symmetry(state: RefinementState, pixel_size_angstrom: float, shell: int) -> MirrorSymmetry:
+    """Test a map for mixed handedness.
 
     Args:
         state: state with the map to test.
@@ -81,6 +113,19 @@ def mixed_handedness(state: RefinementState, pixel_size_angstrom: float, shell: 
         shell: shell up to which the map is reliable.
     """
     if shell < _MIXED_FROM_SHELL:
-        return None
-    score = planar_symmetry_score(Volume(state.reference.of_half(1).cpu(), pixel_size_angstrom))
-    return score if score > MIXED_HANDS_SCORE else None
+        return MirrorSymmetry(0.0, 0.0)
+    volume = Volume(state.reference.of_half(1).cpu(), pixel_size_angstrom)
+    score = planar_symmetry_score(volume)
+    if score <= MIXED_HANDS_SCORE:
+        return MirrorSymmetry(score, 0.0)
+    return MirrorSymmetry(score, planar_symmetry_score(_without_round_part(volume)))
+
+
+def _without_round_part(volume: Volume) -> Volume:
+    """The map less its rotational average about its centre of mass, which comes to the centre of the box."""
+    values, n = volume.values, volume.box_size_px
+    line = torch.arange(n, dtype=values.dtype) - n // 2
+    mass = low_pass(values, _CENTRE_SHELL).clamp(min=0).square()
+    moments = torch.stack([(mass.sum(axes) * line).sum() for axes in ((0, 1), (0, 2), (1, 2))])
+    centred = rotate_map(values, torch.eye(3), -moments / mass.sum().clamp(min=torch.finfo(values.dtype).tiny))
+    return replace(volume, values=remove_round_part(centred))

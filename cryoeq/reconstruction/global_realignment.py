@@ -136,7 +136,7 @@ def search_poses_exhaustively(
     radius = min(COARSE_SHELL, settings.max_exhaustive_shell)
     subset = particles.within(radius, n)
     harmonics = disk_harmonics(n, radius, support_radius(settings.mask_radius, n), device)
-    grid = pose_grid(radius, generator, device)
+    grid = pose_grid(radius, generator, device, settings.symmetry)
     likelihood = PoseLikelihood.build(reference, grid, harmonics)
     step_px, reach_px = offset_step_px(n, radius, OFFSETS_PER_WAVELENGTH), REACH * settings.shift_sigma_px
     offsets = (

@@ -234,7 +234,7 @@ def em_iteration(
     subset = particles.within(reach, n)
     harmonics = disk_harmonics(n, reach, support_radius(settings.mask_radius, n), device)
     generator = stream_generator(seed, Stream.REFINEMENT, state.iteration)
-    grid = pose_grid(radius, generator, device)
+    grid = pose_grid(radius, generator, device, settings.symmetry)
     n_offsets = settings.n_offsets if radius <= COARSE_SHELL else 1
     step_px = offset_step_px(n, radius, _OFFSETS_PER_WAVELENGTH)
     halves = [(rows, shard_half_set(rows, half), volume) for half, rows, volume in state.halves(rows)]

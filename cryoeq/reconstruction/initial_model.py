@@ -4,13 +4,16 @@ A random map, a coarse grid of poses in a new random frame in every iteration, s
 posterior over all poses of each particle, an exponential moving average of the sums, and a radius that grows. In the
 few shells in use the likelihood has few other maxima, and annealing passes most of those.
 
+Where symmetry is imposed from the start, the map with the opposite sign of all that is not round is such a maximum:
+second moments of the images do not depend on that sign. So the end of the iterations is repeated from there.
+
 Stochastic ab initio: Punjani et al. 2017, Nature Methods 14, 290-296. Annealed likelihood: Ueda and Nakano 1998, Neural
 Networks 11, 271-282.
 """
 
 import math
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -19,12 +22,13 @@ from torch import Tensor
 from cryoeq.domain.events import Event, Progress, result_of
 from cryoeq.geometry.disk_harmonics import disk_harmonics, support_radius
 from cryoeq.geometry.map_filter import low_pass
-from cryoeq.geometry.shells import shell_power
+from cryoeq.geometry.shells import remove_round_part, shell_power
 from cryoeq.geometry.so3 import random_rotations
 from cryoeq.geometry.soft_mask import soft_sphere
+from cryoeq.maps.alignment import rotate_map
 from cryoeq.physics.backprojection import WienerBackprojection
 from cryoeq.reconstruction.centring import centre_images
-from cryoeq.reconstruction.expectation import expectation_step, hexagonal_offsets, offset_step_px
+from cryoeq.reconstruction.expectation import Posterior, expectation_step, hexagonal_offsets, offset_step_px
 from cryoeq.reconstruction.noise_model import shell_precision
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.pose_likelihood import PoseGrid, PoseLikelihood
@@ -34,13 +38,16 @@ from cryoeq.runtime.random_streams import Stream, stream_generator
 
 STAGE = "initial model"
 _FIRST_TEMPERATURE = 2.0  # of the annealed posterior; falls to 1 over the first half of the iterations
-_HEALPIX_ORDER, _N_INPLANE = 1, 24  # views 29 degrees apart: in a new frame each time, they need not be closer
+_HEALPIX_ORDER = 1  # views 29 degrees apart: in a new frame each time, they need not be closer
+_MIN_VIEWS = 6  # of an asymmetric unit, on average; views are closer where there would be fewer
+_N_INPLANE, _INPLANE_PER_SHELL = 24, 2  # in-plane angles, and half their number over the last shell with symmetry
 _MARCHED = 2 / 3  # fraction of the iterations after which the last shell is reached
 _STOCHASTIC = 0.8  # fraction of the iterations with random batches and a moving average
 _EMA_DECAY = 0.7  # weight of the previous sums in the moving average
 _PRIOR = 0.1  # of the mean weight: with less data than this a coefficient is damped
 _INITIAL_SIGNAL = 0.02  # power of the random map, over the variance of the images
-_CENTRING_SHELL = 3
+_CENTRING_SHELL, _ROUND_CENTRING_SHELL = 3, 7  # with symmetry the offsets of a round particle are seen further out
+_FLIPPED = 2 / 3  # fraction of the iterations from which they are repeated with the opposite sign
 _RECENTRING = 0.3  # fraction of the iterations after which offsets follow their posterior mean
 _MAX_STEP = 1.5  # distance of neighbouring offsets, at most, over the standard deviation that centring leaves
 _OFFSETS_PER_WAVELENGTH = 2.7
@@ -58,6 +65,7 @@ class InitialModelSettings:
         n_offsets: offsets sampled for each particle in each iteration.
         shift_sigma_px: standard deviation of the offsets per axis, in pixels of the particles' box; 0 where centred.
         mask_radius: radius of the spherical mask, as a fraction of the box.
+        symmetry: rotations of a point group that is imposed from the start, on its standard axes; None for C1.
     """
 
     iterations: int
@@ -67,6 +75,12 @@ class InitialModelSettings:
     n_offsets: int
     shift_sigma_px: float
     mask_radius: float
+    symmetry: Float[Tensor, "order 3 3"] | None = None
+
+    @property
+    def first_flipped(self) -> int:
+        """Number of the iteration from which all are repeated with the opposite sign of what is not round."""
+        return round(_FLIPPED * self.iterations) if self.symmetry is not None else self.iterations
 
 
 @dataclass(frozen=True)
@@ -99,37 +113,93 @@ def estimate_initial_model(
     small = particles.within(settings.last_shell, n)
     mask = soft_sphere(n, settings.mask_radius * n, 2.0, small.device)
     generator = stream_generator(seed, Stream.INITIAL_MODEL, start)
-    total = small.total_variance
-    volume = _random_map(total, settings.first_shell, mask, generator)
-    sums = WienerBackprojection.empty(n, device=volume.device)
+    volume = _random_map(small.total_variance, settings, mask, generator)
+    is_symmetric = settings.symmetry is not None
+    centring_shell = min(_ROUND_CENTRING_SHELL if is_symmetric else _CENTRING_SHELL, settings.last_shell)
     sigma_px = settings.shift_sigma_px * n / full
-    centring = centre_images(small.within(_CENTRING_SHELL, n), sigma_px)
-    shifts, evidence = centring.shifts_px, 0.0
-    for iteration in range(settings.iterations):
-        fraction = iteration / max(1, settings.iterations - 1)
-        is_stochastic = fraction < _STOCHASTIC
-        rows = _draw(len(particles), settings, seed, iteration if is_stochastic else None, start).to(volume.device)
+    centring = centre_images(small.within(centring_shell, n), sigma_px)
+    search = _StochasticSearch(small, settings, mask, seed, start, sigma_px, _MAX_STEP * centring.sigma_px)
+    model = yield from search.run(InitialModel(volume, centring.shifts_px, 0.0), generator)
+    if is_symmetric:
+        flipped = replace(model, volume=model.volume - 2 * remove_round_part(model.volume))
+        other = yield from search.run(flipped, generator, first=settings.first_flipped)
+        model = max(model, other, key=lambda found: found.log_evidence)
+    return replace(model, shifts_px=model.shifts_px * (full / n))
+
+
+@dataclass(frozen=True)
+class _StochasticSearch:
+    """Stochastic EM of one random start.
+
+    Args:
+        particles: all particles, in the small box.
+        settings: settings of stochastic EM.
+        mask: spherical mask.
+        seed: random seed of the run.
+        start: number of this random start.
+        sigma_px: standard deviation of the offsets per axis, in pixels of the small box.
+        max_step_px: distance of neighbouring offsets, at most, likewise.
+    """
+
+    particles: ParticleTransforms
+    settings: InitialModelSettings
+    mask: Float[Tensor, "n n n"]
+    seed: int
+    start: int
+    sigma_px: float
+    max_step_px: float
+
+    def run(
+        self, model: InitialModel, generator: torch.Generator, *, first: int = 0
+    ) -> Generator[Event, None, InitialModel]:
+        """Iterations from a map; progress after each.
+
+        Args:
+            model: map and offsets to start from, in the small box.
+            generator: random number generator of grids and offsets.
+            first: number of the first iteration.
+        """
+        settings, n = self.settings, self.particles.plane.box_size_px
+        sums = WienerBackprojection.empty(n, device=model.volume.device)
+        for iteration in range(first, settings.iterations):
+            fraction = iteration / max(1, settings.iterations - 1)
+            radius, is_stochastic = _radius(settings, fraction), fraction < _STOCHASTIC
+            rows = _draw(len(self.particles), settings, self.seed, iteration if is_stochastic else None, self.start)
+            if settings.symmetry is not None and not is_stochastic:
+                # In one frame for all starts, whose axes are the same: few views differ much from frame to frame.
+                generator = stream_generator(self.seed, Stream.INITIAL_MODEL_IMAGES, 1 + iteration)
+            new, posterior = self._expectation(model, rows.to(model.volume.device), fraction, generator)
+            shifts = model.shifts_px
+            if fraction >= _RECENTRING:
+                shifts = shifts.index_copy(0, rows.to(shifts.device), posterior.mean_shifts_px)
+            sums = WienerBackprojection(n, sums.padding, (_EMA_DECAY if is_stochastic else 0.0) * sums.sums + new)
+            volume = broadcast(low_pass(_maximize(sums, radius) * self.mask, radius))
+            model = InitialModel(volume, shifts, float(posterior.log_evidence.mean()))
+            before = settings.iterations - first if first else 0  # iterations of the map that was not flipped
+            done = (before + iteration + 1, 2 * settings.iterations - settings.first_flipped)
+            yield Progress(STAGE, *done, {"log_likelihood": model.log_evidence}, done)
+        return model
+
+    def _expectation(
+        self, model: InitialModel, rows: Int[Tensor, " rows"], fraction: float, generator: torch.Generator
+    ) -> tuple[Float[Tensor, "3 m m m"], Posterior]:
+        """Sums over some particles, and their posterior."""
+        settings, n = self.settings, self.particles.plane.box_size_px
         radius = _radius(settings, fraction)
         local_rows = shard(torch.arange(len(rows), device=rows.device))
-        subset = small.rows(rows[local_rows]).within(radius, n)
-        likelihood = _likelihood(volume, shell_precision(total), radius, settings, generator)
-        step_px = min(offset_step_px(n, radius, _OFFSETS_PER_WAVELENGTH), _MAX_STEP * centring.sigma_px)
-        offsets = hexagonal_offsets(shifts[rows], step_px, settings.n_offsets, generator)
+        subset = self.particles.rows(rows[local_rows]).within(radius, n)
+        precision = shell_precision(self.particles.total_variance)
+        likelihood = _likelihood(model.volume, precision, radius, settings, generator)
+        step_px = min(offset_step_px(n, radius, _OFFSETS_PER_WAVELENGTH), self.max_step_px)
+        offsets = hexagonal_offsets(model.shifts_px[rows], step_px, settings.n_offsets, generator)
         temperature = max(1.0, _FIRST_TEMPERATURE * (1 - 2 * fraction))
-        steps = expectation_step(
-            subset, likelihood, offsets[local_rows], shift_sigma_px=sigma_px, temperature=temperature
+        result = result_of(
+            expectation_step(
+                subset, likelihood, offsets[local_rows], shift_sigma_px=self.sigma_px, temperature=temperature
+            )
         )
-        result = result_of(steps)
-        posterior = all_gather(result.posterior, local_rows, len(rows))
-        if fraction >= _RECENTRING:
-            shifts = shifts.index_copy(0, rows, posterior.mean_shifts_px)
-        new = all_reduce(likelihood.insert(result.sums, sums.sums.shape[-1]))
-        sums = WienerBackprojection(n, sums.padding, (_EMA_DECAY if is_stochastic else 0.0) * sums.sums + new)
-        volume = broadcast(low_pass(_maximize(sums, radius) * mask, radius))
-        evidence = float(posterior.log_evidence.mean())
-        done = (iteration + 1, settings.iterations)
-        yield Progress(STAGE, *done, {"log_likelihood": evidence}, done)
-    return InitialModel(volume, shifts * (full / n), evidence)
+        sums = all_reduce(likelihood.insert(result.sums, 2 * n, settings.symmetry))
+        return sums, all_gather(result.posterior, local_rows, len(rows))
 
 
 def _maximize(sums: WienerBackprojection, radius: int) -> Float[Tensor, "n n n"]:
@@ -145,13 +215,16 @@ def _radius(settings: InitialModelSettings, fraction: float) -> int:
 
 def _random_map(
     total_variance: Float[Tensor, " shells"],
-    first_shell: int,
+    settings: InitialModelSettings,
     mask: Float[Tensor, "n n n"],
     generator: torch.Generator,
 ) -> Float[Tensor, "n n n"]:
-    n = mask.shape[-1]
+    n, first_shell = mask.shape[-1], settings.first_shell
     noise = torch.randn(n, n, n, generator=generator).to(mask.device)
     volume = low_pass(noise * mask, first_shell) * mask
+    if settings.symmetry is not None:
+        copies = [rotate_map(volume, element, volume.new_zeros(3)) for element in settings.symmetry]
+        volume = torch.stack(copies).mean(0)
     power = shell_power(volume)[1 : first_shell + 1].mean()
     return volume * (_INITIAL_SIGNAL * total_variance.mean() / power).sqrt()
 
@@ -175,9 +248,14 @@ def _likelihood(
     settings: InitialModelSettings,
     generator: torch.Generator,
 ) -> PoseLikelihood:
-    n = volume.shape[-1]
+    n, symmetry = volume.shape[-1], settings.symmetry
     harmonics = disk_harmonics(n, radius, support_radius(settings.mask_radius, n), volume.device)
     frame = random_rotations(1, generator, volume.device)[0]
     offset = 2 * math.pi * float(torch.rand(1, generator=generator))
-    grid = PoseGrid.build(_HEALPIX_ORDER, _N_INPLANE, frame, offset)
+    order, n_inplane = _HEALPIX_ORDER, _N_INPLANE
+    if symmetry is not None:
+        n_inplane = max(n_inplane, 2 * _INPLANE_PER_SHELL * settings.last_shell)
+        while 6 * 4**order < _MIN_VIEWS * len(symmetry):
+            order += 1
+    grid = PoseGrid.build(order, n_inplane, frame, offset, symmetry)
     return PoseLikelihood.build(Reference.build(volume, precision[harmonics.plane.shells]), grid, harmonics)

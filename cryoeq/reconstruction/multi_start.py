@@ -1,18 +1,19 @@
 """Multi-start: random restarts of the initial model until the best one is reproduced."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoeq.domain.events import Event, Note
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import DivergedError
 from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map
+from cryoeq.geometry.pointgroup import frames_of_polyhedral_group
 from cryoeq.geometry.shells import fourier_shell_correlation, remove_round_part
-from cryoeq.maps.alignment import align_map, mirror_map
+from cryoeq.maps.alignment import align_map, mirror_map, rotate_map
 from cryoeq.reconstruction.half_set_refinement import begin_refinement, refine_consensus
 from cryoeq.reconstruction.initial_model import InitialModel, estimate_initial_model
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
@@ -37,14 +38,18 @@ _DETAIL_SHELLS = slice(5, 11)
 def at_low_resolution(
     particles: ParticleTransforms, settings: AbInitioSettings
 ) -> tuple[ParticleTransforms, AbInitioSettings]:
-    """Particles and settings of the consensus refinement: without symmetry, and in a smaller box where that saves work.
+    """Particles and settings of the consensus refinement, in a smaller box where that saves work.
+
+    Without symmetry, unless it is imposed from the start.
 
     Args:
         particles: CTF-multiplied transforms of all particles.
         settings: settings of the reconstruction.
     """
-    # Without symmetry until its axes are known: pseudo-symmetric maps must not be trapped in it.
-    refinement = replace(settings.refinement, symmetry=torch.eye(3)[None])
+    refinement = settings.refinement
+    if not settings.starts_symmetric:
+        # Without symmetry until its axes are known: pseudo-symmetric maps must not be trapped in it.
+        refinement = replace(refinement, symmetry=torch.eye(3)[None])
     n, box = particles.plane.box_size_px, 2 * (_OVERSAMPLING * refinement.shared_shell // 2)
     if box > _WORTH_CROPPING * n:
         return particles, replace(settings, refinement=refinement)
@@ -91,8 +96,9 @@ def run_multi_start(
         candidates.sort(key=lambda candidate: -candidate[0])
         if len(candidates) >= settings.min_starts:
             last_shell = settings.initial_model.last_shell
+            compared = _symmetric_shells(last_shell) if settings.starts_symmetric else _SHELLS
             best, *others = [_first_shells(candidate, last_shell) for _, candidate in candidates]
-            agreement = max((_agreement(best, other, _SHELLS, _MIN_FSC) for other in others), default=1.0)
+            agreement = max((_agreement(best, other, settings, compared, _MIN_FSC) for other in others), default=1.0)
         if agreement > _MIN_FSC:
             break
     if len(candidates) > 1:
@@ -121,7 +127,8 @@ def verify_with_another_start(
     unused = MAX_RESTARTS * settings.max_starts
     state = yield from _start(particles, found.half_set, settings, unused)
     last = settings.refinement.shared_shell
-    agreement = _agreement(_first_shells(found, last), _first_shells(state, last), _DETAIL_SHELLS, _MIN_DETAIL_FSC)
+    maps = _first_shells(found, last), _first_shells(state, last)
+    agreement = _agreement(*maps, settings, _DETAIL_SHELLS, _MIN_DETAIL_FSC)
     shared = settings.refinement.resolution_angstrom(last)
     doubt = f"the half maps agree no further than {shared:.0f} Å, up to which they shared a reference"
     if agreement < _MIN_DETAIL_FSC:
@@ -156,15 +163,30 @@ def _first_shells(state: RefinementState, last_shell: int) -> Volume:
     return Volume(remove_round_part(cropped), 1.0)
 
 
-def _agreement(best: Volume, other: Volume, shells: slice, enough: float) -> float:
+def _symmetric_shells(last_shell: int) -> slice:
+    """The shells in which what is not round in a symmetric map is to be seen."""
+    return slice(last_shell // 2, last_shell + 1)
+
+
+def _agreement(best: Volume, other: Volume, settings: AbInitioSettings, shells: slice, enough: float) -> float:
     """Mean FSC of two maps after alignment over rotation and shift; of the other hand too, where that is too little."""
     agreement = -1.0
-    for candidate in (other, replace(other, values=mirror_map(other.values))):
-        moved = align_map(candidate, best, with_hand=False).apply(candidate)
-        agreement = max(agreement, float(fourier_shell_correlation(moved.values, best.values)[shells].mean()))
+    for moved in _placements(other, best, settings):
+        agreement = max(agreement, float(fourier_shell_correlation(moved, best.values)[shells].mean()))
         if agreement > enough:
             break
     return agreement
+
+
+def _placements(moving: Volume, fixed: Volume, settings: AbInitioSettings) -> Iterator[Float[Tensor, "n n n"]]:
+    """A map as near to another as it may be, in its own hand and in the other one."""
+    if settings.starts_symmetric and settings.is_polyhedral:  # both are on the axes of their group
+        for hand in (moving.values, ifft_map(fft_map(moving.values).conj())):
+            for frame in frames_of_polyhedral_group(settings.symmetry):
+                yield rotate_map(hand, frame, torch.zeros(3))
+    else:
+        for candidate in (moving, replace(moving, values=mirror_map(moving.values))):
+            yield align_map(candidate, fixed, with_hand=False).apply(candidate).values
 
 
 def _require_agreement(agreement: float, count: int) -> None:

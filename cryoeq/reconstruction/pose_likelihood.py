@@ -23,6 +23,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryoeq.geometry.disk_harmonics import DiskHarmonics
+from cryoeq.geometry.pointgroup import in_asymmetric_unit
 from cryoeq.geometry.so3 import random_rotations
 from cryoeq.geometry.so3_grid import so3_grid
 from cryoeq.physics.projection import extract_slices, spread_slices
@@ -30,12 +31,16 @@ from cryoeq.reconstruction.particle_transforms import POWER_ORDERS, LikelihoodTe
 from cryoeq.reconstruction.reference import Reference
 
 COARSE_SHELL = 10  # up to which views 15 degrees apart are fine enough, and offsets are sampled
+_MIN_VIEWS = 12  # of an asymmetric unit, on average
 _INPLANE_PER_SHELL = 2.4  # half the number of in-plane angles, over the radius
 
 
 @dataclass(frozen=True)
 class PoseGrid:
     """An even grid over SO(3): views of one hemisphere, both mirrors of each, in-plane angles.
+
+    A map of a point group looks the same from every view of an orbit, so one view of each is enough: the mean of the
+    likelihood over the grid is that over all, and sums over views are inserted once for each element of the group.
 
     Args:
         views: RELION's matrix A of each view.
@@ -47,21 +52,30 @@ class PoseGrid:
 
     @classmethod
     def build(
-        cls, healpix_order: int, n_inplane: int, frame: Float[Tensor, "3 3"], offset_rad: float = 0.0
+        cls,
+        healpix_order: int,
+        n_inplane: int,
+        frame: Float[Tensor, "3 3"],
+        offset_rad: float = 0.0,
+        symmetry: Float[Tensor, "order 3 3"] | None = None,
     ) -> "PoseGrid":
-        """A grid of 12 * 4^order views with their mirrors.
+        """A grid of 12 * 4^order views with their mirrors, or those of them in the asymmetric unit of a point group.
 
         Args:
             healpix_order: resolution of the views.
             n_inplane: number of in-plane angles, even.
             frame: rotation of the whole grid; a random one makes up for the grid's coarseness over the iterations.
             offset_rad: first in-plane angle.
+            symmetry: rotations of the map's point group; None for C1.
         """
         views = so3_grid(healpix_order, 1, device=frame.device)
         direction = views[:, 2]
         rank = direction @ direction.new_tensor([1.0, 1e2, 1e4])
+        views = views[rank > 0] @ frame
+        if symmetry is not None and len(symmetry) > 1:
+            views = views[in_asymmetric_unit(views[:, 2], symmetry)]
         angles = torch.arange(n_inplane, device=frame.device) * (2 * math.pi / n_inplane) + offset_rad
-        return cls(views[rank > 0] @ frame, angles)
+        return cls(views, angles)
 
     def rotations(self, angle: Int[Tensor, " rows"], hypothesis: Int[Tensor, " rows"]) -> Float[Tensor, "rows 3 3"]:
         """RELION's matrices A of grid points.
@@ -225,21 +239,28 @@ def _sum_rows(
     return torch.stack([real[:, 0] + sign * real[:, 1], imag[:, 0] - sign * imag[:, 1]], -1)
 
 
-def pose_grid(radius: int, generator: torch.Generator, device: torch.device) -> PoseGrid:
+def pose_grid(
+    radius: int, generator: torch.Generator, device: torch.device, symmetry: Float[Tensor, "order 3 3"] | None = None
+) -> PoseGrid:
     """A grid as fine as a radius needs, in a random frame.
 
     Args:
         radius: resolution of the comparison, in cycles per box.
         generator: random number generator of the frame.
         device: device of the grid.
+        symmetry: rotations of the map's point group, whose asymmetric unit the views are in; None for C1.
     """
     offset = 2 * math.pi * float(torch.rand(1, generator=generator))
     frame = random_rotations(1, generator, device)[0]
-    return PoseGrid.build(_healpix_order(radius), _n_inplane(radius), frame, offset)
+    healpix_order = _healpix_order(radius)
+    # Few views cover an asymmetric unit unevenly: they are closer there, and still fewer than without symmetry.
+    while symmetry is not None and 6 * 4**healpix_order < _MIN_VIEWS * len(symmetry):
+        healpix_order += 1
+    return PoseGrid.build(healpix_order, _n_inplane(radius), frame, offset, symmetry)
 
 
 def grid_size(radius: int) -> tuple[int, int]:
-    """Number of views, without their mirrors, and of in-plane angles of ``pose_grid``."""
+    """Number of views, without their mirrors, and of in-plane angles of ``pose_grid`` in C1; no group has more."""
     return 6 * 4 ** _healpix_order(radius), _n_inplane(radius)
 
 

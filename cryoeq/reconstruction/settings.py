@@ -1,9 +1,14 @@
 """Settings of an ab initio reconstruction, built once and handed down."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cryoeq.reconstruction.initial_model import InitialModelSettings
 from cryoeq.reconstruction.state import RefinementSettings
+
+# The first rotational harmonics that T, O and I leave to a map are of degree 3, 4 and 6, the first that tell its hand
+# of 9 (O) and 15 (I): what is not round in it is seen at higher shells.
+_SHELL_FACTOR = 2
+_MAX_SHARED = 2 / 3  # of the particles' shells: half sets share what is found from the start
 
 
 @dataclass(frozen=True)
@@ -27,3 +32,31 @@ class AbInitioSettings:
     symmetry: str
     pixel_size_angstrom: float
     seed: int
+
+    @property
+    def is_polyhedral(self) -> bool:
+        """Whether the point group is T, O or I."""
+        return self.symmetry.strip().upper()[:1] in ("T", "O", "I")
+
+    @property
+    def starts_symmetric(self) -> bool:
+        """Whether symmetry is imposed from the first map."""
+        return self.initial_model.symmetry is not None
+
+    def with_symmetric_start(self, last_shell: int) -> "AbInitioSettings":
+        """Symmetry imposed from the first map, and more shells in the initial model and the consensus refinement.
+
+        Args:
+            last_shell: the last shell of the particles.
+        """
+        initial, refinement = self.initial_model, self.refinement
+        furthest = min(int(_MAX_SHARED * last_shell), refinement.max_exhaustive_shell)
+        reach = max(initial.last_shell, min(_SHELL_FACTOR * initial.last_shell, furthest))
+        initial = replace(
+            initial,
+            symmetry=refinement.symmetry,
+            first_shell=min(_SHELL_FACTOR * initial.first_shell, reach),
+            last_shell=reach,
+        )
+        shells = tuple(max(shell, reach) for shell in refinement.consensus_shells)
+        return replace(self, initial_model=initial, refinement=replace(refinement, consensus_shells=shells))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cryoeq.errors import ConfigError
-from cryoeq.geometry.pointgroup import symmetry_rotations
-from cryoeq.geometry.so3 import rotation_from_vector
+from cryoeq.geometry.pointgroup import in_asymmetric_unit, symmetry_rotations
+from cryoeq.geometry.so3 import random_rotations, rotation_from_vector
 
 ORDERS = {"C1": 1, "C2": 2, "C7": 7, "D1": 2, "D2": 4, "D7": 14, "T": 12, "O": 24, "I": 60, "I1": 60, "I2": 60}
 
@@ -61,3 +61,12 @@ def test_capitals_do_not_matter() -> None:
 def test_unknown_groups_are_named(name: str) -> None:
     with pytest.raises(ConfigError, match=r"is not known.*C1.*--sym"):
         symmetry_rotations(name)
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_an_asymmetric_unit_has_one_direction_of_each_orbit_with_its_opposite(name: str) -> None:
+    group = symmetry_rotations(name)
+    directions = random_rotations(50, torch.Generator().manual_seed(1))[:, 2].double()
+    orbits = torch.cat([directions @ group, -directions @ group])
+    kept = in_asymmetric_unit(orbits.flatten(0, 1), group).view(len(orbits), -1)
+    assert kept.sum(0).tolist() == [2] * len(directions), "one direction and its opposite"

@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from cryoeq.domain.events import result_of
 from cryoeq.geometry.disk_harmonics import disk_harmonics
 from cryoeq.geometry.fourier import HalfPlane
+from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
 from cryoeq.geometry.soft_mask import soft_sphere
+from cryoeq.maps.alignment import rotate_map
 from cryoeq.physics.backprojection import WienerBackprojection
 from cryoeq.physics.projection import extract_slices, prepare_slices
+from cryoeq.reconstruction.expectation import expectation_step
 from cryoeq.reconstruction.particle_transforms import (
     POWER_ORDERS,
     LikelihoodTerms,
@@ -23,7 +27,7 @@ from cryoeq.reconstruction.particle_transforms import (
     power_hats,
     power_radii,
 )
-from cryoeq.reconstruction.pose_likelihood import PoseGrid, PoseLikelihood
+from cryoeq.reconstruction.pose_likelihood import PoseGrid, PoseLikelihood, grid_size, pose_grid
 from cryoeq.reconstruction.reference import Reference
 
 Make = Callable[..., Any]
@@ -149,12 +153,57 @@ def test_symmetry_inserts_every_copy(make_scene: Callable[[float], Scene]) -> No
     torch.testing.assert_close(twice[:, :, 1:, 1:], once[:, :, 1:, 1:] + rotated, atol=1e-3, rtol=1e-3)
 
 
+def cubic_group(name: str) -> torch.Tensor:
+    """A group that maps the lattice of coefficients onto itself, so that interpolation breaks no symmetry."""
+    if name != "T":
+        return symmetry_rotations(name).float()
+    group = symmetry_rotations("O").float()
+    return group[torch.linalg.det(group.abs()) > 0]  # the even permutations of the axes
+
+
+@pytest.mark.parametrize("name", ["C4", "D2", "T", "O"])
+def test_the_asymmetric_unit_is_as_good_as_all_views(make_scene: Callable[[float], Scene], name: str) -> None:
+    """For a map of the group: the same evidence, the same most probable pose but for the group, and the same map."""
+    scene, group = make_scene(0.0), cubic_group(name)
+    volume = sum(rotate_map(scene.volume, element, torch.zeros(3)) for element in group) / len(group)
+    frame = random_rotations(1, torch.Generator().manual_seed(4))[0]
+    unit = PoseGrid.build(2, 24, frame, 0.3, group)
+    assert len(unit.views) == pytest.approx(96 / len(group), abs=4)
+    whole = replace(unit, views=(unit.views[:, None] @ group).flatten(0, 1))
+    posteriors, sums = [], []
+    for grid, elements in ((unit, group), (whole, None)):
+        reference = Reference.build(volume, scene.likelihood.precision)
+        likelihood = PoseLikelihood.build(reference, grid, scene.likelihood.harmonics)
+        steps = expectation_step(scene.particles, likelihood, scene.shifts_px[:, None], shift_sigma_px=0.0)
+        result = result_of(steps)
+        posteriors.append(result.posterior)
+        sums.append(likelihood.insert(result.sums, 32, elements))
+    of_unit, of_whole = posteriors
+    torch.testing.assert_close(of_unit.log_evidence, of_whole.log_evidence, rtol=0, atol=0.1)
+    torch.testing.assert_close(of_unit.confidence, len(group) * of_whole.confidence, rtol=0.1, atol=0)
+    copies = of_unit.poses.rotations[:, None] @ group
+    nearest = rotation_angle_rad(copies, of_whole.poses.rotations[:, None].expand_as(copies)).amin(1)
+    assert int((nearest < 2e-3).sum()) >= len(nearest) - 1, "but for a tie"
+    # Each image counts once for each element in the unit's sums, once in those of all views.
+    assert (sums[0] - len(group) * sums[1]).norm() < 0.05 * sums[0].norm()
+
+
 def test_scaling_images_scales_their_sums(make_scene: Callable[[float], Scene]) -> None:
     scene = make_scene(0.0)
     factor = torch.arange(1.0, 13.0)
     scaled = scene.terms.scaled(factor)
     torch.testing.assert_close(scaled.cross_term[:, 4], 5 * scene.terms.cross_term[:, 4])
     torch.testing.assert_close(scaled.quadratic_term[:, 4], 5 * scene.terms.quadratic_term[:, 4])
+
+
+@pytest.mark.parametrize("name", ["C1", "C4", "C360", "D2", "D7", "T", "O", "I"])
+@pytest.mark.parametrize("radius", [7, 12])
+def test_no_group_needs_more_views_than_none(name: str, radius: int) -> None:
+    """Nor is its asymmetric unit ever without views."""
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(3):
+        grid = pose_grid(radius, generator, torch.device("cpu"), symmetry_rotations(name).float())
+        assert 4 <= len(grid.views) <= grid_size(radius)[0]
 
 
 @pytest.mark.parametrize(("order", "covering_deg"), [(0, 50.0), (1, 27.0)])

@@ -1,0 +1,61 @@
+"""Mixed hands: seen in maps of any structure, and not in what is all but round."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from cryoeq.domain.pose import PoseSet
+from cryoeq.geometry.map_filter import low_pass
+from cryoeq.geometry.pointgroup import symmetry_rotations
+from cryoeq.geometry.soft_mask import soft_sphere
+from cryoeq.maps.alignment import mirror_map, rotate_map
+from cryoeq.reconstruction.acceptance import MirrorSymmetry, mirror_symmetry
+from cryoeq.reconstruction.state import ConsensusMap, ParticlePoses, RefinementState
+from cryoeq.simulation.density import sample_atoms
+from phantoms import chiral_phantom
+
+N, SHELL, PIXEL_ANGSTROM = 32, 10, 5.0
+ASIDE_PX = torch.tensor([1.5, -1.0, 2.0])
+
+
+def tested(values: Tensor) -> MirrorSymmetry:
+    particles = ParticlePoses.unknown(PoseSet.identity(1, N))
+    reference = ConsensusMap(low_pass(values, SHELL))
+    state = RefinementState(reference, torch.tensor([1]), particles, torch.ones(N // 2 + 1), SHELL, 1)
+    return mirror_symmetry(state, PIXEL_ANGSTROM, SHELL)
+
+
+def hollow_sphere() -> Tensor:
+    return soft_sphere(N, 11.0, 2.0) - soft_sphere(N, 7.0, 2.0)
+
+
+def chiral() -> Tensor:
+    return sample_atoms(chiral_phantom(50.0), N, PIXEL_ANGSTROM).values
+
+
+@pytest.mark.parametrize("detail", [0.05, 0.3])
+def test_a_shell_is_not_of_mixed_hands(detail: float) -> None:
+    """Whatever poses reproduce it, and whatever noise it carries: of that both hands would have to be alike."""
+    shell = hollow_sphere()
+    noise = low_pass(torch.randn(N, N, N, generator=torch.Generator().manual_seed(1)), SHELL)
+    assert not tested(shell + detail * shell.std() / noise.std() * noise).is_mixed
+
+
+def test_an_octahedral_map_is_not_of_mixed_hands_for_being_nearly_round() -> None:
+    aside = rotate_map(chiral(), torch.eye(3), torch.tensor([6.0, 3.0, 2.0])) * soft_sphere(N, 14.0, 2.0)
+    copies = [rotate_map(aside, element, torch.zeros(3)) for element in symmetry_rotations("O").float()]
+    octahedral = torch.stack(copies).mean(0)
+    assert not tested(hollow_sphere() + 0.2 * octahedral / octahedral.std()).is_mixed
+
+
+@pytest.mark.parametrize(("shift_px", "roundness"), [(torch.zeros(3), 0.0), (ASIDE_PX, 1.0)])
+def test_both_hands_in_one_map_are_seen_wherever_it_lies(shift_px: Tensor, roundness: float) -> None:
+    """Also beside a round part as strong as they are."""
+    shell = roundness * hollow_sphere() * (chiral().std() / hollow_sphere().std())
+    mixed, one = (
+        rotate_map(values + shell, torch.eye(3), shift_px) for values in (chiral() + mirror_map(chiral()), chiral())
+    )
+    assert not tested(one).is_mixed
+    found = tested(mixed)
+    assert found.is_mixed
+    assert not found.is_round
