@@ -19,7 +19,7 @@ from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.geometry.so3 import random_rotations, rotation_from_vector, rotation_vector
 from cryoeq.geometry.so3_grid import so3_grid
-from cryoeq.maps.point_groups import GroupAgreement, PointGroups
+from cryoeq.maps.point_groups import ROUND, GroupAgreement, PointGroups
 from cryoeq.maps.self_comparison import Placement, SelfComparison, centre_of_mass, highest_peaks, refine_placement
 from cryoeq.maps.symmetry import SymmetryFit, find_symmetry, one_of_each_pair
 
@@ -65,6 +65,8 @@ def find_point_groups(
     search = _Search.prepare(volume, halves, resolution_angstrom, last_shell)
     if symmetry is not None:
         groups = [search.place_anywhere(symmetry.strip().upper())]
+    elif search.contrast < ROUND:
+        groups = []
     else:
         cyclic = search.cyclic_groups(max_order)
         groups = [*cyclic.values(), *search.combined_groups({n: each for n, each in cyclic.items() if each.holds})]

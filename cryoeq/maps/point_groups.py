@@ -24,9 +24,10 @@ from cryoeq.maps.symmetry import SymmetryFit
 
 HOLDS = 0.9
 """Score from which on a group holds."""
+ROUND = 0.2
+"""Share of the half maps' agreement that a random rotation destroys, below which a map is round."""
 _WEAKEST = 0.8  # and that of each element; of many elements the lowest is lower by chance
 _NEAR = 0.3  # score of the weakest element; of no symmetry 0.2 and less
-_ROUND = 0.2  # share of the half maps' agreement that a random rotation destroys, below which a map is round
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class PointGroups:
     """Point groups of a map.
 
     Args:
-        groups: all that were scored, those of fewer elements first.
+        groups: all that were scored, those of fewer elements first; none of a round map in a search for all.
         half_correlations: correlation of the half maps per shell; 1 without half maps.
         random_correlations: of one half map with the randomly rotated other, per shell: the mean.
         random_deviations: and the standard deviation.
@@ -99,7 +100,7 @@ class PointGroups:
     @property
     def is_round(self) -> bool:
         """Whether the map agrees with its copies however they are rotated, so that no group can be named."""
-        return self.contrast < _ROUND
+        return self.contrast < ROUND
 
     @property
     def best(self) -> GroupAgreement | None:

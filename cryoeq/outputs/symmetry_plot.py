@@ -39,6 +39,6 @@ def plot_point_groups(path: Path, groups: PointGroups, side_angstrom: float, *, 
         axes.axhline(0.0, color=GREY, linewidth=0.8)
         axes.axvline(groups.last_shell / side_angstrom, color=GREY, linewidth=1.0, linestyle=(0, (6, 4)))
         axes.set(xlabel="Spatial frequency (1/Å)", ylabel="Fourier shell correlation", xlim=(0, float(frequencies[-1])))
-        axes.set_ylim(-0.35, 1.03)
+        axes.set_ylim(-0.1, 1.03)
         figure.legend(ncols=3, **LEGEND_BELOW)
         figure.suptitle(title or "Half maps, one of them rotated by a point group")

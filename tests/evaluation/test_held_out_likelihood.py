@@ -8,7 +8,7 @@ import torch
 
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.evaluation.held_out_likelihood import Gain, held_out_log_likelihoods
-from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map
+from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map, shell_index
 from cryoeq.maps.symmetry import average_over_group, find_symmetry
 from cryoeq.simulation.density import sample_atoms
 from known_particles import ANGPIX, Known, N
@@ -37,11 +37,8 @@ def test_an_average_over_a_symmetry_that_is_there_explains_particles_better(
 ) -> None:
     phantom = symmetric_phantom("C3", generator)
     small = replace(phantom, positions_angstrom=phantom.positions_angstrom * 0.45)
-    for shown, is_symmetric in (
-        (sample_atoms(small, N, ANGPIX), True),
-        (sample_atoms(chiral_phantom(28.0), N, ANGPIX), False),
-    ):
-        known = make_known(COUNT, sigma=1.0, with_ctf=with_ctf, shown=shown)
+    for atoms, is_symmetric in ((small, True), (chiral_phantom(28.0), False)):
+        known = make_known(COUNT, sigma=1.0, with_ctf=with_ctf, shown=sample_atoms(atoms, N, ANGPIX))
         halves = halves_of(known.volume, 0.5, generator)
         fit = find_symmetry(known.volume, "C3")
         averaged = HalfMaps(*(average_over_group(half, "C3", fit) for half in (halves.first, halves.second)))
@@ -80,9 +77,8 @@ def test_a_smaller_box_leaves_out_the_last_shells_only(
     known = make_known(COUNT, sigma=1.0)
 
     def low(volume: Volume, box: int) -> Volume:
-        small = crop_centred(fft_map(volume.values), 8, 3)
-        whole = torch.nn.functional.pad(small, ((box - 8) // 2,) * 6)
-        return Volume(ifft_map(whole).contiguous(), ANGPIX * N / box)
+        transform = torch.where(shell_index(N, 3) <= 3, fft_map(volume.values), 0)
+        return Volume(ifft_map(crop_centred(transform, box, 3)).contiguous(), ANGPIX * N / box)
 
     halves, others = (halves_of(known.volume, level, generator) for level in (0.3, 0.6))
     large, small = (
@@ -93,5 +89,7 @@ def test_a_smaller_box_leaves_out_the_last_shells_only(
         held_out_log_likelihoods(known.dataset, known.poses, half_set, pairs) for pairs in (large, small)
     )
     differences = [(pair[1] - pair[0]) for pair in (of_large, of_small)]
-    assert float(torch.corrcoef(torch.stack(differences))[0, 1]) > 0.99
+    assert (
+        float(torch.corrcoef(torch.stack(differences))[0, 1]) > 0.95
+    )  # noise fills the box, which slices of the smaller one fold
     assert float(differences[0].std()) == pytest.approx(float(differences[1].std()), rel=0.1)

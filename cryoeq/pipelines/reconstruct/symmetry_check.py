@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
-from cryoeq.domain.events import Event, Note, Progress
+from cryoeq.domain.events import Event, Note
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.evaluation.held_out_likelihood import Gain, held_out_log_likelihoods
@@ -20,7 +20,6 @@ from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
 from cryoeq.reconstruction.known_poses import ReconstructedMaps
 
-STAGE = "symmetry"
 _MIN_PARTICLES = 100
 _SIGMAS = 3.0
 _SPARE_SHELLS = 4  # beyond the resolution
@@ -41,13 +40,11 @@ def name_symmetry(
     is_asked = config.search.symmetry.strip().upper() == "C1" and config.pose_inference != "known"
     if not is_asked or maps.halves is None or posed.half_set is None or len(dataset) < _MIN_PARTICLES:
         return metrics
-    yield Progress(STAGE, 0, 1)
     box = dataset.box_size_px
     whole, first, second = (cropped(each, box) for each in (maps.all, maps.halves.first, maps.halves.second))
     halves, poses = HalfMaps(first, second), posed.half_poses or posed.poses
     groups = find_point_groups(whole, halves)
     supported = supported_group(groups, dataset, poses, posed.half_set, halves)
-    yield Progress(STAGE, 1, 1)
     if supported is None:
         return metrics
     group, gain = supported
