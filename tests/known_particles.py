@@ -66,23 +66,30 @@ def make_dataset() -> MakeDataset:
 
 @pytest.fixture(scope="session")
 def make_known(phantom_map: Volume, make_dataset: MakeDataset) -> Callable[..., Known]:
-    """Noise-free particles by ``cryoeq.physics``, shifted and with astigmatic CTFs by default."""
+    """Particles by ``cryoeq.physics``, 16 px of 5 Angstrom: noise-free, shifted and with astigmatic CTFs by default."""
 
-    def make(count: int, *, shift_sigma_angstrom: float = 6.0, with_ctf: bool = True, sigma: float = 0.0) -> Known:
+    def make(
+        count: int,
+        *,
+        shift_sigma_angstrom: float = 6.0,
+        with_ctf: bool = True,
+        sigma: float = 0.0,
+        shown: Volume = phantom_map,
+    ) -> Known:
         generator = torch.Generator().manual_seed(11)
         poses = draw_poses(count, "uniform", shift_sigma_angstrom, generator)
         drawn = draw_ctf(count, Optics("one", ANGPIX, 300.0, 2.7, 0.1), DefocusRange(9000.0, 20000.0, 900.0), generator)
         ctf = drawn if with_ctf else None
         plane = HalfPlane.up_to(N, N / 2 - 1)
         transfer = None if ctf is None else image_transfer(ctf, plane.frequencies_per_angstrom(ANGPIX))
-        padded = prepare_slices(phantom_map.values)
+        padded = prepare_slices(shown.values)
         coefficients = form_images(
             padded, poses.rotations, PoseSet.from_angstrom(poses, ANGPIX, N).shifts_px, transfer, plane
         )
         images = ifft_image(plane.scatter(coefficients))
         scale = 1 / float(images.square().mean().sqrt())
         noise = sigma * torch.randn(images.shape, generator=generator)
-        volume = Volume(phantom_map.values * scale, ANGPIX)
+        volume = Volume(shown.values * scale, ANGPIX)
         return Known(make_dataset(images * scale + noise, ctf), volume, poses)
 
     return make

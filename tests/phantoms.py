@@ -1,12 +1,15 @@
 """Small analytic molecules for tests: Gaussian blobs whose transforms are known in closed form."""
 
 import math
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from cryoeq.domain.atoms import Atoms
+from cryoeq.geometry.pointgroup import symmetry_rotations
+from cryoeq.simulation.density import replicate_atoms
 
 
 def gaussian_blobs(
@@ -51,3 +54,15 @@ def random_phantom(count: int, radius_angstrom: float, generator: torch.Generato
     radii = radius_angstrom * torch.rand(count, 1, generator=generator) ** (1 / 3)
     weights = 0.5 + torch.rand(count, generator=generator)
     return gaussian_blobs(directions * radii, weights, radius_angstrom / 8)
+
+
+def symmetric_phantom(symmetry: str, generator: torch.Generator) -> Atoms:
+    """Blobs beside the axes of a point group, and their copies, within about 60 Angstrom.
+
+    Args:
+        symmetry: the group.
+        generator: source of chance.
+    """
+    unit = random_phantom(12, 30.0, generator)
+    aside = replace(unit, positions_angstrom=unit.positions_angstrom + torch.tensor([20.0, 12.0, 8.0]))
+    return replicate_atoms(aside, symmetry_rotations(symmetry))

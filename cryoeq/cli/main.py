@@ -29,6 +29,7 @@ from cryoeq.cli.select import select
 from cryoeq.cli.settings import settings
 from cryoeq.cli.simulate import simulate
 from cryoeq.cli.streams import finish_streams, prepare_streams
+from cryoeq.cli.symmetry import symmetry
 from cryoeq.errors import ConfigError, OutputClosed, OutputError, Terminated
 from cryoeq.runtime.torchrun import torchrun_environment
 
@@ -64,6 +65,7 @@ app.command("infer", cls=Command, rich_help_panel=_RECONSTRUCTION)(infer)
 app.command("select", cls=Command, rich_help_panel=_RECONSTRUCTION)(select)
 app.command("report", cls=Command, rich_help_panel=_RECONSTRUCTION)(report)
 app.command("fsc", cls=Command, rich_help_panel=_VALIDATION)(fsc)
+app.command("symmetry", cls=Command, rich_help_panel=_VALIDATION)(symmetry)
 app.command("orientations", cls=Command, rich_help_panel=_VALIDATION)(orientations)
 app.command("screen", cls=Command, rich_help_panel=_VALIDATION)(screen)
 app.command("evaluate", cls=Command, rich_help_panel=_VALIDATION)(evaluate)

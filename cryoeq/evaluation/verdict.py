@@ -49,6 +49,7 @@ class RunFacts:
             None where it cannot be told.
         wrong_optimum_share: share of the particles with a better pose elsewhere; None where it was not measured.
         symmetry: point group that was imposed on the map.
+        apparent_symmetry: point group that a map made without symmetry has; None where none was found.
     """
 
     status: str
@@ -68,6 +69,7 @@ class RunFacts:
     explained_signal: float | None = None
     wrong_optimum_share: float | None = None
     symmetry: str = "C1"
+    apparent_symmetry: str | None = None
 
     @classmethod
     def unfinished(cls, pose_inference: str) -> "RunFacts":
@@ -123,7 +125,10 @@ def judge_run(facts: RunFacts) -> RunVerdict:
     """Verdict on a run; any reason against the map makes it doubtful."""
     if facts.status != "done":
         return _without_map(facts)
-    reasons = (*_on_optima(facts), *_on_half_maps(facts), *_on_particles(facts), *_on_views(facts), *_on_poses(facts))
+    reasons = (
+        *_on_optima(facts), *_on_half_maps(facts), *_on_particles(facts), *_on_symmetry(facts), *_on_views(facts),
+        *_on_poses(facts),
+    )  # fmt: skip
     doubts = [reason.text for reason in reasons if reason.weight == "against"]
     if facts.wrong_optimum_share is not None and facts.wrong_optimum_share > MAX_WRONG_OPTIMUM:
         return RunVerdict("not found", "There is a map, but its particles are not where it shows them.", reasons)
@@ -239,6 +244,12 @@ def _on_sphere(facts: RunFacts, share: float) -> Reason:
     if facts.probabilities is not None and not _are_undetermined(facts.probabilities):
         return Reason("remark", text)
     return Reason("against", text, _more_particles(facts))
+
+
+def _on_symmetry(facts: RunFacts) -> Iterator[Reason]:
+    if facts.apparent_symmetry is not None:
+        name = facts.apparent_symmetry
+        yield Reason("remark", f"The map looks like {name}, and so do its particles.", f"Run again with --sym {name}.")
 
 
 def _on_views(facts: RunFacts) -> Iterator[Reason]:

@@ -159,6 +159,7 @@ def _facts(
         explained_signal=metrics.explained_signal_share,
         wrong_optimum_share=metrics.wrong_optimum_share,
         symmetry=settings["search"]["symmetry"],
+        apparent_symmetry=metrics.apparent_symmetry,
     )
 
 
@@ -183,6 +184,8 @@ def _key_metrics(
         metrics["Half maps, corrected for the mask"] = f"{corrected:.1f} Å"
     if symmetry != "C1":
         metrics["Symmetry"] = symmetry
+    if facts.apparent_symmetry is not None:
+        metrics["Looks like"] = facts.apparent_symmetry
     if seconds is not None:
         metrics["Time"] = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
     return metrics

@@ -17,6 +17,7 @@ from cryoeq.config.frozen import FrozenConfig
 from cryoeq.config.fsc import FscConfig
 from cryoeq.config.infer import InferConfig
 from cryoeq.config.lattice import FindConfig, ReduceConfig
+from cryoeq.config.map_symmetry import SymmetryConfig
 from cryoeq.config.orientations import OrientationsConfig
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.config.report import ReportConfig
@@ -28,7 +29,7 @@ KINDS: dict[str, type[FrozenConfig]] = {
     "demo": DemoConfig, "evaluate x y": EvaluateConfig, "fsc x": FscConfig, "infer x y": InferConfig,
     "lattice find x": FindConfig, "lattice reduce": ReduceConfig, "orientations x": OrientationsConfig,
     "reconstruct x": ReconstructConfig, "report x": ReportConfig, "screen x": ScreenConfig,
-    "select x": SelectConfig, "simulate x": SimulateConfig,
+    "select x": SelectConfig, "simulate x": SimulateConfig, "symmetry x": SymmetryConfig,
 }  # fmt: skip
 WIDTH = 80
 

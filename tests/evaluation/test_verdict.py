@@ -52,6 +52,14 @@ def test_poses_of_a_symmetric_particle_share_their_probability() -> None:
     assert any(reason.weight == "remark" and "--sym" in reason.text for reason in verdict.reasons)
 
 
+@pytest.mark.parametrize("source", ["search", "known"])
+def test_a_symmetry_that_shows_is_no_doubt(source: str) -> None:
+    verdict = judge_run(replace(GOOD, pose_inference=source, shared_angstrom=None, apparent_symmetry="C4"))
+    assert verdict.level == "found"
+    (named,) = [reason for reason in verdict.reasons if "looks like C4" in reason.text]
+    assert (named.weight, "--sym C4" in named.advice) == ("remark", True)
+
+
 def test_a_share_of_junk_is_remarked_on() -> None:
     few, some = (judge_run(replace(GOOD, unexplained_share=share)) for share in (0.02, 0.12))
     assert (few.level, some.level) == ("found", "found")

@@ -1,7 +1,6 @@
 """Symmetry of maps: axes and centres come back, imposing removes noise, mixed hands are seen."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,8 @@ from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad, rotation_f
 from cryoeq.io.model import read_atoms
 from cryoeq.maps.alignment import mirror_map, rotate_map
 from cryoeq.maps.symmetry import MIXED_HANDS_SCORE, find_symmetry, impose_symmetry, planar_symmetry_score
-from cryoeq.simulation.density import replicate_atoms, sample_atoms
-from phantoms import random_phantom
+from cryoeq.simulation.density import sample_atoms
+from phantoms import random_phantom, symmetric_phantom
 
 N, PIXEL_ANGSTROM = 32, 5.0
 MOVE_PX = torch.tensor([1.5, -1.0, 2.0])
@@ -30,9 +29,7 @@ def blobs(generator: torch.Generator) -> Tensor:
 
 def symmetric_map(symmetry: str, generator: torch.Generator) -> Tensor:
     """Blobs beside the axes, and their copies."""
-    unit = random_phantom(12, 30.0, generator)
-    aside = replace(unit, positions_angstrom=unit.positions_angstrom + torch.tensor([20.0, 12.0, 8.0]))
-    return sample_atoms(replicate_atoms(aside, symmetry_rotations(symmetry)), N, PIXEL_ANGSTROM).values
+    return sample_atoms(symmetric_phantom(symmetry, generator), N, PIXEL_ANGSTROM).values
 
 
 def noisy(values: Tensor, level: float, generator: torch.Generator) -> Tensor:

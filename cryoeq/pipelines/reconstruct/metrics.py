@@ -34,6 +34,9 @@ class ReconstructionMetrics:
         explained_signal_share: power of the map's projections over that of the images' signal, where the half maps
             agree almost fully.
         wrong_optimum_share: share of the particles for which the map has a better pose elsewhere (amortized).
+        apparent_symmetry: point group that a map made without symmetry has, where map and particles speak for it.
+        symmetry_score: agreement of the map's copies under that group: 1 as of the half maps, 0 as at random.
+        symmetry_gain_nats: log-likelihood per particle that averaging over that group adds.
         dependent_halves: reason why the half maps are not independent, so that their FSC is no gold standard; a clause.
     """
 
@@ -59,6 +62,9 @@ class ReconstructionMetrics:
     unexplained_share: float | None = None
     explained_signal_share: float | None = None
     wrong_optimum_share: float | None = None
+    apparent_symmetry: str | None = None
+    symmetry_score: float | None = None
+    symmetry_gain_nats: float | None = None
     dependent_halves: str | None = None
 
     def to_json(self) -> dict[str, float | str]:

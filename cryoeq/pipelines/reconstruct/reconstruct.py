@@ -43,6 +43,7 @@ from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
 from cryoeq.pipelines.reconstruct.preflight import check_run
 from cryoeq.pipelines.reconstruct.search import search_poses
 from cryoeq.pipelines.reconstruct.supplied_maps import SuppliedMaps, compare_with_reference, read_supplied_maps
+from cryoeq.pipelines.reconstruct.symmetry_check import name_symmetry, symmetry_rows
 from cryoeq.pipelines.report import read_run
 from cryoeq.reconstruction.known_poses import ReconstructedMaps, filter_by_halves, reconstruct_from_poses
 from cryoeq.reconstruction.state import Checkpointer
@@ -200,6 +201,7 @@ class _Job:
         if not is_main_process():
             return ReconstructionMetrics()
         posed = replace(posed, metrics=assess_maps(inferred_at, maps, posed, self.run))
+        posed = replace(posed, metrics=(yield from name_symmetry(self.config, inferred_at, maps, posed)))
         metrics = yield from self._write_results(maps, posed)
         yield from independence_notes(metrics, table.pixel_size_angstrom)
         return (yield from self._check_symmetry(dataset, posed, maps, metrics))
@@ -333,7 +335,7 @@ def _rows(metrics: ReconstructionMetrics, config: ReconstructConfig) -> dict[str
         rows["particles that the map does not explain"] = f"{metrics.unexplained_share:.0%}"
     if metrics.reference_resolution_angstrom is not None:
         rows["agrees with the reference to (FSC 0.5)"] = f"{metrics.reference_resolution_angstrom:.1f} Å"
-    return rows
+    return rows | symmetry_rows(metrics)
 
 
 def _resolution_rows(metrics: ReconstructionMetrics) -> dict[str, str]:

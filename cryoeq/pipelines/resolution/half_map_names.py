@@ -15,6 +15,7 @@ _NAMES = (
     re.compile(r"([-_])([AB])(?=[-_.]|$)"),
     re.compile(r"([-_]h)([12])(?=[-_.]|$)"),
 )
+_WHOLE = re.compile(r"(.+)_(class\d+)\.")  # RELION's run_class001.mrc
 _OTHER = str.maketrans("12ABab", "21BAba")
 
 
@@ -52,7 +53,7 @@ def find_pair(config: FscConfig) -> MapPair:
             "Names with half1, half_map_1, half_A, _A or _h1 can",
             "Give the other half map as the second argument",
         )
-    found = next((path for path in _plain_and_packed(guessed) if path.is_file()), None)
+    found = plain_or_packed(guessed)
     if found is None:
         raise MapFileError(
             f"{guessed} does not exist",
@@ -64,6 +65,32 @@ def find_pair(config: FscConfig) -> MapPair:
 
 def _plain_name(path: Path) -> str:
     return without_compression_suffix(path.name)
+
+
+def halves_beside(path: Path) -> tuple[Path, Path] | None:
+    """The half maps of a map, found by name: its own and the other, or RELION's beside ``run_class001.mrc``.
+
+    Args:
+        path: a half map, or a map of all particles.
+
+    Returns:
+        Their files; None where the name tells none that exist.
+    """
+    other = other_half(path)
+    if other is not None:
+        found = plain_or_packed(other)
+        return None if found is None else (path, found)
+    whole = _WHOLE.match(path.name)
+    if whole is None:
+        return None
+    names = (f"{whole[1]}_half{half}_{whole[2]}_unfil.mrc" for half in (1, 2))
+    first, second = (plain_or_packed(path.with_name(name)) for name in names)
+    return None if first is None or second is None else (first, second)
+
+
+def plain_or_packed(path: Path) -> Path | None:
+    """The file itself where it exists, else the same unpacked, or packed by gzip or bzip2; else None."""
+    return next((each for each in _plain_and_packed(path) if each.is_file()), None)
 
 
 def _plain_and_packed(path: Path) -> Iterator[Path]:
