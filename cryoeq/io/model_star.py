@@ -29,7 +29,8 @@ class ClassModel:
         reference: name of its map, as RELION has it: relative to the project folder.
         share: share of the particles, 0 to 1.
         fsc: Fourier shell correlation of its half maps, from shell 0.
-        completeness: share of the coefficients of each shell that particles reach.
+        completeness: share of the coefficients of each shell whose own SSNR is at least 1: the sum of CTF^2 over noise
+            variance there, times the power tau^2 of the map.
         rotation_accuracy_deg: expected error of a rotation; None where it is not known.
         offset_accuracy_angstrom: expected error of an offset; None where it is not known.
     """
@@ -107,10 +108,10 @@ def write_model_star(
 
 
 def overall_completeness(completeness: Float[Tensor, " shells"], last_shell: int) -> float:
-    """Share of all coefficients up to a shell that particles reach, as RELION counts them: radii are rounded down.
+    """Completeness of all coefficients up to a shell, as RELION counts them: radii are rounded down.
 
     Args:
-        completeness: share of the coefficients of each shell, from shell 0.
+        completeness: that of each shell, from shell 0.
         last_shell: the last shell that counts.
     """
     if last_shell == 0:

@@ -27,6 +27,7 @@ from cryoeq.outputs.run_folder import RunFolder
 
 Mask = Bool[Tensor, " particles"]
 _COMMAND = "cryoeq select"
+_LEAST_PER_DIRECTION = 5
 _NO_CLASSES = "A run of one structure writes no classes: give the table of a classification"
 _NO_JUNK = "This table has no probabilities of junk; --keep chooses by other figures"
 _NO_HALVES = "Give the star file of a reconstruction or refinement"
@@ -236,7 +237,13 @@ def _balanced(config: SelectConfig, symmetry: str, table: StarTable, rows: Int[T
         percentile=config.balance_percentile,
         generator=torch.Generator().manual_seed(config.seed),
     )
-    return _Choice(balance.is_kept, _told(balance, symmetry))
+    directions = len(balance.counts)
+    few = (
+        f"{len(rows)} particles are few for {directions} directions: chance decides which have more of them. Choose a "
+        "smaller --healpix-order."
+    )
+    is_sparse = len(rows) < _LEAST_PER_DIRECTION * directions
+    return _Choice(balance.is_kept, _told(balance, symmetry), notes=(few,) if is_sparse else ())
 
 
 def _told(balance: ViewBalance, symmetry: str) -> str:
@@ -293,8 +300,10 @@ def _write(output: Path, source: _Source, rows: Int[Tensor, " rows"]) -> Iterato
         write_cs_rows(output, source.cs, is_kept)
     elif source.path.suffix == CS_SUFFIX:
         write_particle_star(output, source.table.rows(rows.tolist()), None)
-        kept = "images, optics, CTF, poses, classes and half sets"
-        yield Note(f"{output} holds {kept} of {source.path}; all other fields are kept in a .cs only (-o NAME.cs).")
+        read = (
+            f"{output} holds what cryoeq reads of {source.path}: images, optics, CTF, alignments3D where there are any"
+        )
+        yield Note(f"{read}. All other fields are kept in a .cs only (-o NAME.cs).")
     else:
         copy_rows(source.path, output, source.table.block, is_kept.tolist())
 

@@ -301,7 +301,8 @@ def test_views_are_those_of_the_symmetry_of_the_run(
     run_folder.path("run_data.star").write_bytes((tiny_particles / "truth.star").read_bytes())
     select("run", "--balance-views", "-o", "out.star")
     select("run", "--balance-views", "--sym", "C2", "-o", "out.star")
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
+    assert "48 particles are few for 128 directions" in said
     assert printed.index("views (D3)") < printed.index("views (C2)")
     run_folder.path("job.json").write_text("{}")
     select("run", "--balance-views", "-o", "out.star", code=2)
@@ -364,7 +365,7 @@ def test_fields_of_cryosparc_tell_who_is_best(cs: Path, capsys: pytest.CaptureFi
 
 def test_a_star_of_a_cs_says_what_it_leaves_out(cs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     select(cs, "--class", 2, "-o", "out.star")
-    assert "all other fields are kept in a .cs only" in capsys.readouterr().err
+    assert "All other fields are kept in a .cs only" in capsys.readouterr().err
     star = read_star(Path("out.star"))
     assert star.particles["rlnImageName"].tolist() == [f"{i + 1:06d}@J1/s.mrcs" for i in range(1, COUNT, 3)]
     assert set(star.particles["rlnClassNumber"].tolist()) == {"2"}
