@@ -102,12 +102,11 @@ class SearchConfig(FrozenConfig):
     consensus: ConsensusConfig = ConsensusConfig()
     half_sets: HalfSetsConfig = HalfSetsConfig()
     local_refinement: LocalRefinementConfig = LocalRefinementConfig()
-    mask_radius: float | None = Field(
-        default=None,
+    mask_radius: float = Field(
+        default=0.42,
         gt=0.1,
         le=0.5,
-        description="radius of the spherical mask, as a fraction of the box; None for that of the particle, where its "
-        "diameter is given, else for 0.42",
+        description="radius of the spherical mask, as a fraction of the box, where no particle diameter is given",
     )
     offset_samples: int = Field(
         default=4, ge=1, le=37, description="offsets sampled for each particle at low resolution"
@@ -295,6 +294,9 @@ class ReconstructConfig(FrozenConfig):
         return self
 
     def unused(self) -> Mapping[str, str | None]:
-        """What the mode of pose inference leaves without effect."""
+        """What the mode of pose inference, or the diameter of the particle, leaves without effect."""
         mode = self.pose_inference
-        return {key: None if mode in modes else f"--pose-inference {mode}" for key, modes in self.used_by.items()}
+        unused = {key: None if mode in modes else f"--pose-inference {mode}" for key, modes in self.used_by.items()}
+        if unused["search"] is None and self.input.particle_diameter_angstrom is not None:
+            unused["search.mask_radius"] = "--particle-diameter"
+        return unused

@@ -35,6 +35,13 @@ def test_all_that_a_mode_does_not_use_is_one_line() -> None:
     )
 
 
+def test_the_diameter_of_the_particle_counts_before_the_radius_of_the_mask() -> None:
+    explicit = INPUT | {"input.particle_diameter_angstrom": 60.0}
+    (note,) = notes_on(ReconstructConfig, explicit, "search.mask_radius=0.4")
+    assert note == "Without effect, because of --particle-diameter: search.mask_radius."
+    assert notes_on(ReconstructConfig, explicit, "search.offset_samples=5") == []
+
+
 @pytest.mark.parametrize(
     ("key", "value", "modes"),
     [

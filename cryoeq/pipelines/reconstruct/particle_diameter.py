@@ -9,7 +9,6 @@ from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.domain.events import Note
 
 _DEFAULT_SHIFT, _SHIFT_OF_DIAMETER = 0.05, 0.06  # of the box, of the particle's diameter
-_DEFAULT_MASK_RADIUS = 0.42  # of the box
 _CUT = 0.97  # diameter of the map over that of the mask, above which the mask may have cut it
 
 
@@ -21,9 +20,7 @@ def mask_radius(config: ReconstructConfig, side_angstrom: float) -> float:
         side_angstrom: side of the box.
     """
     diameter = config.input.particle_diameter_angstrom
-    if config.search.mask_radius is not None:
-        return config.search.mask_radius
-    return _DEFAULT_MASK_RADIUS if diameter is None else diameter / 2 / side_angstrom
+    return config.search.mask_radius if diameter is None else diameter / 2 / side_angstrom
 
 
 def shift_sigma_px(config: ReconstructConfig, box_size_px: int, pixel_size_angstrom: float) -> float:

@@ -32,10 +32,10 @@ def test_both_follow_the_diameter_in_whatever_box(diameter: float) -> None:
     assert note.text == f"Particle diameter: {diameter:g} Å, as given."
 
 
-def test_what_is_given_by_itself_does_not_follow() -> None:
-    config = settings(input__particle_diameter_angstrom=100.0, search__mask_radius=0.3, input__shift_sigma_angstrom=8.0)
-    assert mask_radius(config, SIDE) == 0.3
+def test_offsets_that_are_given_do_not_follow() -> None:
+    config = settings(input__particle_diameter_angstrom=100.0, input__shift_sigma_angstrom=8.0)
     assert shift_sigma_px(config, BOX, SIDE / BOX) == 2.0
+    assert mask_radius(settings(search__mask_radius=0.3), SIDE) == 0.3
 
 
 def test_the_assumed_diameter_is_told_where_it_counts() -> None:
