@@ -48,6 +48,7 @@ def first(stack: ParticleStack, count: int) -> ParticleStack:
         slice_index=table.slice_index[:count],
         optics_index=table.optics_index[:count],
         ctf=None,
+        micrograph_index=None,
     )
     return replace(stack, table=kept)
 
