@@ -104,6 +104,16 @@ def test_a_file_may_hold_all_settings(tmp_path: Path) -> None:
         ),
         (
             SimulateConfig,
+            {"model": "m", "output": "o", "crystal": (9, 9, 90), "scale_sd": 0.1, "normalise": True},
+            "--crystal: --scale-sd, --normalise.",
+        ),
+        (
+            SimulateConfig,
+            {"model": "m", "output": "o", "with_ctf": False, "defocus_error_angstrom": 9.0, "bfactor_angstrom2": 9.0},
+            "--no-ctf: --defocus-error, --bfactor.",
+        ),
+        (
+            SimulateConfig,
             {"model": "m", "output": "o", "snr": float("inf"), "noise": "coloured"},
             "--snr inf: --noise.",
         ),
