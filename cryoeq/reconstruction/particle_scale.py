@@ -10,6 +10,10 @@ own. Likewise the mean of a group has a normal prior about that of all, as wide 
 errors. So where noise hides the scales they are all 1. The mean over each half set is 1 by definition: the common
 factor is the map's. No half set sees the scales of the other.
 
+A map from known poses needs no scales: where they spread by 15 %, the true ones raise its FSC with the truth by 0.003
+at most (1WCM, 32 px, SNR 0.1 and 1). In the search of that molecule in coloured noise they left the median error of the
+rotations as it was, within 4 %, and raised the FSC of the last shells by up to 0.03.
+
 Scheres 2012, J. Struct. Biol. 180, 519-530 (a scale per group). Prior widths from the data: Efron and Morris 1973, J.
 Am. Stat. Assoc. 68, 117-130.
 """

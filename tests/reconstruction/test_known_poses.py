@@ -63,6 +63,23 @@ def test_phase_flipped_images_give_the_same_map(
     assert (unflagged - first).norm() > 0.3 * first.norm()
 
 
+def test_a_defocus_that_is_wrong_by_some_hundred_angstrom_does_not_matter(
+    make_known: Callable[..., Known], make_dataset: Callable[..., ParticleDataset]
+) -> None:
+    """To 10 A; one that is wrong by half a micrometre does."""
+    known = make_known(200, sigma=1.0)
+    (batch,) = known.dataset.batches(200)
+    drawn = torch.randn(200, generator=torch.Generator().manual_seed(5))
+    found = []
+    for error in (0.0, 300.0, 5000.0):
+        defocus = {f"defocus_{axis}_angstrom": getattr(batch.ctf, f"defocus_{axis}_angstrom") for axis in "uv"}
+        ctf = replace(batch.ctf, **{name: values + error * drawn for name, values in defocus.items()})
+        values = reconstruct_from_poses(make_dataset(batch.images, ctf), known.poses).all.values
+        found.append(fourier_shell_correlation(values, known.volume.values)[1:8])
+    assert (found[0] - found[1]).max() < 0.01
+    assert (found[0] - found[2]).max() > 0.1
+
+
 @pytest.mark.realdata
 def test_70s_tilts_give_relions_correlations(reference_data: Path) -> None:
     folder = reference_data / "real_70s_tilts"
