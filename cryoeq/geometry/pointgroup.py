@@ -38,6 +38,11 @@ def symmetry_rotations(name: str) -> Float[Tensor, "order 3 3"]:
     return _generate([_about(*generator) for generator in _generators(name)])
 
 
+def is_polyhedral(name: str) -> bool:
+    """Whether a point group is T, O or I, whose axes meet in one point and leave it no freedom."""
+    return name.strip().upper() in _POLYHEDRAL
+
+
 def frames_of_polyhedral_group(name: str) -> Float[Tensor, "frames 3 3"]:
     """Rotations that take the axes of T, O or I onto themselves, one of each coset of the group: two for T, else one.
 
