@@ -21,6 +21,7 @@ _POLYHEDRAL: dict[str, tuple[tuple[int, float, float, float], ...]] = {
 }
 _POLYHEDRAL["I"] = _POLYHEDRAL["I2"]
 _MAX_ORDER = 360
+_TOLERANCE = 1e-4
 _GENERIC_DIRECTION = (0.215, 0.378, 0.901)  # on no axis and no mirror plane of any group
 
 
@@ -37,6 +38,11 @@ def symmetry_rotations(name: str) -> Float[Tensor, "order 3 3"]:
     return _generate([_about(*generator) for generator in _generators(name)])
 
 
+def is_polyhedral(name: str) -> bool:
+    """Whether a point group is T, O or I, whose axes meet in one point and leave it no freedom."""
+    return name.strip().upper() in _POLYHEDRAL
+
+
 def frames_of_polyhedral_group(name: str) -> Float[Tensor, "frames 3 3"]:
     """Rotations that take the axes of T, O or I onto themselves, one of each coset of the group: two for T, else one.
 
@@ -47,6 +53,24 @@ def frames_of_polyhedral_group(name: str) -> Float[Tensor, "frames 3 3"]:
     is_tetrahedral = name.strip().upper() == "T"
     # A quarter turn about a 2-fold axis of T is in the octahedral group.
     return torch.cat([identity, _about(4, 0.0, math.sqrt(2), 1.0)[None]]) if is_tetrahedral else identity
+
+
+def split_over_lattice(
+    group: Float[Tensor, "order 3 3"],
+) -> tuple[Float[Tensor, "cosets 3 3"], Float[Tensor, "elements 3 3"]]:
+    """Rotations r and s with each element of a group once as r s, where s permutes the axes of a grid, signs apart.
+
+    Args:
+        group: rotations, a group.
+    """
+    is_permutation = ((group - group.round()).abs() < _TOLERANCE).all((-2, -1))
+    on_lattice = group[is_permutation]
+    representatives: list[Tensor] = []
+    for element in group:
+        cosets = torch.stack(representatives) @ on_lattice[:, None] if representatives else group[:0, None]
+        if not bool(((cosets - element).abs() < _TOLERANCE).all((-2, -1)).any()):
+            representatives.append(element)
+    return torch.stack(representatives), on_lattice.round()
 
 
 def in_asymmetric_unit(

@@ -78,6 +78,14 @@ class WienerBackprojection:
         channels = torch.stack([matched.real, matched.imag, power])
         return replace(self, sums=self.sums + spread_slices(channels, rotations, plane, self.sums.shape[-1]))
 
+    def symmetrised(self, elements: Float[Tensor, "elements 3 3"]) -> "WienerBackprojection":
+        """The sums in which each image counts once for each of some rotations.
+
+        Args:
+            elements: rotations that permute the axes, signs apart: those of ``pointgroup.split_over_lattice``.
+        """
+        return replace(self, sums=rotate_on_lattice(self.sums, elements))
+
     def __add__(self, other: "WienerBackprojection") -> "WienerBackprojection":
         return replace(self, sums=self.sums + other.sums)
 
@@ -117,6 +125,29 @@ class WienerBackprojection:
         """Real part, imaginary part and weight of the sums over all coefficients, the Friedel mates' too."""
         mate = _friedel_mate(self.sums)
         return self.sums[0] + mate[0], self.sums[1] - mate[1], self.sums[2] + mate[2]
+
+
+def rotate_on_lattice(
+    sums: Float[Tensor, "channels m m m"], elements: Float[Tensor, "elements 3 3"]
+) -> Float[Tensor, "channels m m m"]:
+    """The sum of copies of a transform that are rotated about sample m // 2, exactly: slices of A g for each g.
+
+    Args:
+        sums: sums of slices of rotations A, with axes (z, y, x) and m even.
+        elements: rotations g that permute the axes, signs apart.
+    """
+    total = torch.zeros_like(sums)
+    for element in elements:
+        # The copy at k is the transform at g k, whose component i is sign i times component source i of k.
+        source, sign = element.abs().argmax(1).tolist(), element.sum(1).tolist()
+        reversed_axes = [2 - axis for axis in range(3) if sign[axis] < 0]
+        order = [2 - source.index(2 - axis) for axis in range(3)]
+        for number, channel in enumerate(sums):  # one at a time, which saves memory
+            turned = channel.flip(reversed_axes)
+            for axis in reversed_axes:  # sample 0 is -m / 2, whose opposite is itself
+                turned = turned.roll(1, axis)
+            total[number] += turned.permute(order)
+    return total
 
 
 def wiener_filter(volume: Float[Tensor, "n n n"], signal_to_noise: Float[Tensor, " shells"]) -> Float[Tensor, "n n n"]:

@@ -81,7 +81,9 @@ def _consensus(
         state = yield from with_realigned_worst(state, small, refinement, seed=seed)
         state = state.to_box(particles.plane.box_size_px)
         shell = min(state.radius, settings.refinement.max_exhaustive_shell)
-        found = mirror_symmetry(state, settings.pixel_size_angstrom, shell)
+        found = mirror_symmetry(
+            state, settings.pixel_size_angstrom, shell, settings.symmetry if settings.starts_symmetric else "C1"
+        )
         if not found.is_mixed or restart == last_restart:
             return state, found
         yield Note(

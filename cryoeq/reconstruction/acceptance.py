@@ -8,8 +8,10 @@ import torch
 from cryoeq.domain.events import Event, Note
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import DivergedError
+from cryoeq.geometry.fourier import fft_map, ifft_map
 from cryoeq.geometry.map_filter import low_pass
-from cryoeq.geometry.shells import remove_round_part
+from cryoeq.geometry.pointgroup import is_polyhedral
+from cryoeq.geometry.shells import fourier_shell_correlation, remove_round_part
 from cryoeq.maps.alignment import rotate_map
 from cryoeq.maps.symmetry import MIXED_HANDS_SCORE, MIXED_HANDS_WARNING, planar_symmetry_score
 from cryoeq.reconstruction.multi_start import at_low_resolution, verify_with_another_start
@@ -61,14 +63,17 @@ def shared_resolution_note(settings: RefinementSettings) -> Note:
     )
 
 
-def report_handedness(state: RefinementState, pixel_size_angstrom: float) -> Generator[Event, None, None]:
+def report_handedness(
+    state: RefinementState, pixel_size_angstrom: float, symmetry: str = "C1"
+) -> Generator[Event, None, None]:
     """Report the handedness of the map, and warn where both hands may be mixed.
 
     Args:
         state: state after the final iteration.
         pixel_size_angstrom: pixel size of the map.
+        symmetry: point group that was imposed.
     """
-    found = mirror_symmetry(state, pixel_size_angstrom, state.resolution_shell)
+    found = mirror_symmetry(state, pixel_size_angstrom, state.resolution_shell, symmetry)
     if found.is_mixed:
         yield Note(
             f"The map has a mirror plane or an inversion centre (score {found.score:.2f}): {MIXED_HANDS_WARNING}. "
@@ -104,17 +109,28 @@ class MirrorSymmetry:
         return self.score > MIXED_HANDS_SCORE >= self.nonround_score
 
 
-def mirror_symmetry(state: RefinementState, pixel_size_angstrom: float, shell: int) -> MirrorSymmetry:
+def mirror_symmetry(
+    state: RefinementState, pixel_size_angstrom: float, shell: int, symmetry: str = "C1"
+) -> MirrorSymmetry:
     """Test a map for mixed handedness.
+
+    In its first shells any map of T, O or I is its own mirror image. So its outer shells are tested; the mirror image
+    has the same axes and the same centre.
 
     Args:
         state: state with the map to test.
         pixel_size_angstrom: pixel size of the map.
         shell: shell up to which the map is reliable.
+        symmetry: point group that was imposed.
     """
     if shell < _MIXED_FROM_SHELL:
         return MirrorSymmetry(0.0, 0.0)
     volume = Volume(state.reference.of_half(1).cpu(), pixel_size_angstrom)
+    if is_polyhedral(symmetry):
+        values = remove_round_part(volume.values)
+        inverted = ifft_map(fft_map(values).conj())
+        score = float(fourier_shell_correlation(values, inverted)[shell // 2 : shell + 1].mean())
+        return MirrorSymmetry(score, score)
     score = planar_symmetry_score(volume)
     if score <= MIXED_HANDS_SCORE:
         return MirrorSymmetry(score, 0.0)

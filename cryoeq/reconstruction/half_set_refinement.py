@@ -20,6 +20,7 @@ from cryoeq.domain.events import Event, Progress
 from cryoeq.domain.pose import PoseSet
 from cryoeq.geometry.disk_harmonics import disk_harmonics, support_radius
 from cryoeq.geometry.fourier import fft_map, ifft_map, pad_centred
+from cryoeq.geometry.pointgroup import split_over_lattice
 from cryoeq.physics.backprojection import WienerBackprojection
 from cryoeq.reconstruction.expectation import Posterior, expectation_step, hexagonal_offsets, offset_step_px
 from cryoeq.reconstruction.initial_model import InitialModel
@@ -296,13 +297,14 @@ def _sum_half_set(
     subset = particles.within(radius, n)
     precision = reference.precision[: len(subset.plane)]
     sums = WienerBackprojection.empty(n, device=particles.device)
+    cosets, on_lattice = split_over_lattice(settings.symmetry.to(precision))
     for batch_rows in torch.split(shard(rows), max(1, _CHUNK_POINTS // len(subset.plane))):
         batch, poses = subset.rows(batch_rows), state.poses.rows(batch_rows)
         ctf_multiplied, ctf_squared = batch.centred(poses.shifts_px) * precision, batch.ctf_squared * precision
-        for element in settings.symmetry.to(precision):
+        for element in cosets:
             rotations: Float[Tensor, "rows 3 3"] = poses.rotations @ element
             sums = sums.add(ctf_multiplied, ctf_squared, rotations, subset.plane)
-    return sums.all_reduced()
+    return sums.symmetrised(on_lattice).all_reduced()
 
 
 def _resolutions(state: RefinementState, settings: RefinementSettings) -> dict[str, float]:

@@ -12,7 +12,7 @@ from cryoeq.domain.particles import ParticleBatch
 from cryoeq.domain.pose import Poses, PoseSet
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.geometry.fourier import HalfPlane
-from cryoeq.geometry.pointgroup import symmetry_rotations
+from cryoeq.geometry.pointgroup import split_over_lattice, symmetry_rotations
 from cryoeq.geometry.shells import fourier_shell_correlation, signal_to_noise
 from cryoeq.physics.backprojection import WienerBackprojection, wiener_filter
 from cryoeq.physics.ctf import matched_filter
@@ -65,15 +65,16 @@ def reconstruct_from_poses(
     sets = torch.zeros(len(dataset), dtype=torch.long) if half_set is None else half_set.cpu()
     sums = {number: WienerBackprojection.empty(n, device=device) for number in sets.unique().tolist()}
     local_rows = shard(torch.arange(len(dataset)))
+    cosets, on_lattice = split_over_lattice(symmetry_rotations(symmetry))
     for batch in dataset.batches(batch_size or max(1, BATCH_PIXELS // n**2), local_rows):
         for number, subset in _split(batch, sets):
             weights = precision[dataset.table.optics_index[subset.indices]].to(plane.coords.device)
             on_device = subset.to(plane.coords.device)
             local = poses[subset.indices.to(poses.rotations.device)].to(plane.coords.device)
-            for element in symmetry_rotations(symmetry):
+            for element in cosets:
                 equivalent = replace(local, rotations=local.rotations @ element.to(local.rotations))
                 sums[number] = _accumulate(sums[number], on_device, equivalent, weights, plane, dataset)
-    sums = {number: half_sums.all_reduced() for number, half_sums in sums.items()}
+    sums = {number: half_sums.symmetrised(on_lattice).all_reduced() for number, half_sums in sums.items()}
     total = sum((sums[number] for number in list(sums)[1:]), next(iter(sums.values())))
     if 1 not in sums or 2 not in sums:
         return ReconstructedMaps(_as_volume(total.reconstruct(), dataset), None, None)

@@ -23,9 +23,10 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryoeq.geometry.disk_harmonics import DiskHarmonics
-from cryoeq.geometry.pointgroup import in_asymmetric_unit
+from cryoeq.geometry.pointgroup import in_asymmetric_unit, split_over_lattice
 from cryoeq.geometry.so3 import random_rotations
 from cryoeq.geometry.so3_grid import so3_grid
+from cryoeq.physics.backprojection import rotate_on_lattice
 from cryoeq.physics.projection import extract_slices, spread_slices
 from cryoeq.reconstruction.particle_transforms import POWER_ORDERS, LikelihoodTerms, power_hats
 from cryoeq.reconstruction.reference import Reference
@@ -194,10 +195,10 @@ class PoseLikelihood:
         power = torch.einsum("lvj,pjl,l->vp", harmonics, self.hats, twice).real * self.precision
         channels = torch.stack([matched.real, matched.imag, power])
         identity = torch.eye(3, device=channels.device)[None]
-        volumes = channels.new_zeros(3, padded_size, padded_size, padded_size)
-        for element in identity if symmetry is None else symmetry.to(channels):
-            volumes += spread_slices(channels, self.grid.views @ element, self.harmonics.plane, padded_size)
-        return volumes
+        cosets, on_lattice = split_over_lattice(identity if symmetry is None else symmetry.to(channels))
+        views = (self.grid.views @ cosets[:, None]).flatten(0, 1)
+        slices = spread_slices(channels.repeat(1, len(cosets), 1), views, self.harmonics.plane, padded_size)
+        return slices if len(on_lattice) == 1 else rotate_on_lattice(slices, on_lattice)
 
     def _phases(self, *, is_analysis: bool) -> Float[Tensor, "half orders 2"]:
         """Cosine and sine of m times the first half of the angles, to sum a series or to find its coefficients."""

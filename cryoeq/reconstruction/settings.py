@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from cryoeq.geometry.pointgroup import is_polyhedral
 from cryoeq.reconstruction.initial_model import InitialModelSettings
 from cryoeq.reconstruction.state import RefinementSettings
 
@@ -36,7 +37,7 @@ class AbInitioSettings:
     @property
     def is_polyhedral(self) -> bool:
         """Whether the point group is T, O or I."""
-        return self.symmetry.strip().upper()[:1] in ("T", "O", "I")
+        return is_polyhedral(self.symmetry)
 
     @property
     def starts_symmetric(self) -> bool:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cryoeq.errors import ConfigError
-from cryoeq.geometry.pointgroup import in_asymmetric_unit, symmetry_rotations
+from cryoeq.geometry.pointgroup import in_asymmetric_unit, split_over_lattice, symmetry_rotations
 from cryoeq.geometry.so3 import random_rotations, rotation_from_vector
 
 ORDERS = {"C1": 1, "C2": 2, "C7": 7, "D1": 2, "D2": 4, "D7": 14, "T": 12, "O": 24, "I": 60, "I1": 60, "I2": 60}
@@ -70,3 +70,18 @@ def test_an_asymmetric_unit_has_one_direction_of_each_orbit_with_its_opposite(na
     orbits = torch.cat([directions @ group, -directions @ group])
     kept = in_asymmetric_unit(orbits.flatten(0, 1), group).view(len(orbits), -1)
     assert kept.sum(0).tolist() == [2] * len(directions), "one direction and its opposite"
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_a_group_is_split_into_lattice_rotations_and_one_of_each_coset(name: str) -> None:
+    group = symmetry_rotations(name)
+    cosets, on_lattice = split_over_lattice(group)
+    products = (cosets[:, None] @ on_lattice).flatten(0, 1)
+    assert len(products) == len(group)
+    assert all(holds(products, element) for element in group)
+    assert set(on_lattice.unique().tolist()) <= {-1.0, 0.0, 1.0}
+
+
+def test_most_rotations_of_cubic_groups_are_on_the_lattice() -> None:
+    sizes = {name: len(split_over_lattice(symmetry_rotations(name))[1]) for name in ("C4", "D2", "O", "I", "C7")}
+    assert sizes == {"C4": 4, "D2": 4, "O": 24, "I": 12, "C7": 1}

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from cryoeq.geometry.fourier import HalfPlane, fft_map, ifft_map, shell_index
+from cryoeq.geometry.pointgroup import split_over_lattice, symmetry_rotations
 from cryoeq.geometry.so3 import random_rotations
 from cryoeq.physics.backprojection import WienerBackprojection, wiener_filter
 from cryoeq.physics.projection import extract_slices, gridding_correction, prepare_slices
@@ -150,3 +151,21 @@ def test_nothing_seen_is_a_map_of_zeros() -> None:
     empty = WienerBackprojection.empty(16)
     assert empty.shell_weights.abs().max() == 0
     assert empty.most_probable(torch.ones(8)).abs().max() == 0
+
+
+@pytest.mark.parametrize("name", ["C1", "C2", "C4", "D3", "O", "I"])
+def test_rotating_the_sums_is_inserting_each_image_once_for_each_element(name: str) -> None:
+    n = 12
+    volume = ball_of_blobs(n)
+    plane = HalfPlane.up_to(n, n / 2 - 1)
+    rotations = random_rotations(5, torch.Generator().manual_seed(7)).double()
+    slices = extract_slices(prepare_slices(volume), rotations, plane)
+    power = slices.abs()
+    group = symmetry_rotations(name)
+    cosets, on_lattice = split_over_lattice(group)
+    fast = slow = WienerBackprojection.empty(n, dtype=torch.float64)
+    for element in cosets:
+        fast = fast.add(slices, power, rotations @ element, plane)
+    for element in group:
+        slow = slow.add(slices, power, rotations @ element, plane)
+    torch.testing.assert_close(fast.symmetrised(on_lattice).sums, slow.sums)

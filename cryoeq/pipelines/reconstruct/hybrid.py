@@ -297,7 +297,7 @@ def search_with_encoder(
         hybrid.save(simulator, mean_map, run)
     final, refined = yield from hybrid.refine_all(halves)
     yield shared_resolution_note(settings.refinement)
-    yield from report_handedness(final, dataset.pixel_size_angstrom)
+    yield from report_handedness(final, dataset.pixel_size_angstrom, config.search.symmetry)
     exhaustive_shell = settings.refinement.max_exhaustive_shell if hybrid.is_searchable else 0
     posed = posed_particles(dataset, halves, final, refined, exhaustive_shell=exhaustive_shell)
     return (yield from _report_held_out(hybrid, posed, encoder_poses, refined))

@@ -55,7 +55,7 @@ def search_poses(
     final = yield from checkpoint("final", final_iteration(halves, particles, refinement, seed=seed))
     refined = yield from refine_final_poses(final, particles, refinement, seed=seed)
     yield shared_resolution_note(refinement)
-    yield from report_handedness(final, dataset.pixel_size_angstrom)
+    yield from report_handedness(final, dataset.pixel_size_angstrom, config.search.symmetry)
     return posed_particles(dataset, halves, final, refined, exhaustive_shell=refinement.max_exhaustive_shell)
 
 
