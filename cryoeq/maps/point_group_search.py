@@ -33,7 +33,7 @@ _SPARE_SHELLS = 2  # beyond the last one that is compared, for pictures
 _RANDOM_ROTATIONS, _SEED = 64, 0
 _GRID_ORDER = 3  # directions about 7 degrees apart
 _SEARCH_RADIUS, _REFINE_RADIUS, _FINAL_RADIUS = 6, 8, 24
-_PEAKS = 4
+_PEAKS, _PEAKS_ABOUT_AXIS = 4, 2
 _TURN_RAD = math.radians(3.0)
 _CHUNK_POINTS = 2**20
 
@@ -263,7 +263,8 @@ class _Search:
     ) -> GroupAgreement:
         """Refine the highest peaks of a search, then the best of them again, and judge it."""
         start = torch.eye(3, device=centre.device)
-        peaks = [Placement(row, start, centre, float(scores[row])) for row in highest_peaks(grid, scores, _PEAKS)]
+        count = _PEAKS if symmetry.startswith("C") else _PEAKS_ABOUT_AXIS
+        peaks = [Placement(row, start, centre, float(scores[row])) for row in highest_peaks(grid, scores, count)]
         refined = [refine_placement(self._low, grid[peak.row], peak) for peak in peaks]
         best = max(refined, key=lambda peak: peak.score)
         best = refine_placement(self._fine, grid[best.row], best)

@@ -27,7 +27,7 @@ HOLDS = 0.9
 ROUND = 0.2
 """Share of the half maps' agreement that a random rotation destroys, below which a map is round."""
 _WEAKEST = 0.8  # and that of each element; of many elements the lowest is lower by chance
-_NEAR = 0.3  # score of the weakest element; of no symmetry 0.2 and less
+_NEAR = 0.4  # score of the weakest element; of no symmetry 0.33 and less, and that for few particles
 
 
 @dataclass(frozen=True)

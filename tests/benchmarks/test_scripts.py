@@ -30,6 +30,14 @@ def test_every_stage_of_a_gpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_symmetries_that_are_named(tmp_path: Path) -> None:
+    text = said(str(FOLDER / "symmetry.py"), "--work", str(tmp_path), "--no-runs", "--table", str(tmp_path / "t.md"))
+    for name, group in (("5me2", "C2"), ("7l2i", "C4"), ("8bk7", "D2"), ("6msm", "none (pseudo-C2)")):
+        assert f"| {name} | {group} |" in text
+    assert (tmp_path / "t.md").read_text() in text
+
+
+@pytest.mark.slow
 def test_weak_scaling(tmp_path: Path) -> None:
     text = said(
         str(FOLDER / "scaling.py"), "--repeats", "1", "--scale", "0.05", "--output", str(tmp_path / "scaling.json")
