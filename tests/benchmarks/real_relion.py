@@ -6,7 +6,8 @@ Commands of ``relion_refine``, one thread: ``sgd``, stochastic gradient descent 
 an iteration; ``global``, one iteration of all particles over all poses; ``local``, three of local searches; and beside
 these ``finer``, from the map of the first over all poses on a grid twice as fine, to see what more time gives. What has
 a ``cost.json`` in ``--work`` is not run again. RELION 3.1 cannot read 16-bit float stacks: particles are copied to 32
-bits first. Its maps are compared with that of a run of cryoeq (``--ours``); the record goes to ``real_particles.json``.
+bits first. Its maps are compared with that of a run of cryoeq (``--ours``); the last is drawn (``real_relion.png``);
+the record goes to ``real_particles.json``.
 """
 
 import argparse
@@ -17,12 +18,14 @@ from pathlib import Path
 
 import torch
 from real_particles import RESULTS, SETS
+from real_pictures import LOOKS, draw
 from real_scores import same_map, shared_fsc
 from recorded_runs import Cost, append_record, cost_record, measure, stop_children_when_terminated
 
 from cryoeq.io.mrc import StackWriter, read_map
 from cryoeq.io.particles import read_particles
 from cryoeq.io.text import read_json, write_json
+from cryoeq.maps.alignment import align_map
 
 _ALL = (
     "--K 1 --ctf --sym C1 --flatten_solvent --zero_mask --preread_images --pool 10 --particle_diameter 300 "
@@ -44,15 +47,15 @@ STAGES = {
 LAST_ITERATIONS = {"sgd": 70, "global": 1, "local": 3, "finer": 3}
 
 
-def copy_particles(folder: Path, work: Path) -> None:
+def copy_particles(particles: Path, work: Path) -> None:
     """Star file and stack of 32-bit floats."""
     if (work / "particles.star").is_file():
         return
-    stack = read_particles(folder / "particles.star")
+    stack = read_particles(particles)
     images = stack.images.read(torch.arange(len(stack.images)))
     with StackWriter(work / "particles.mrcs", *images.shape[:2], stack.table.pixel_size_angstrom) as writer:
         writer.append(images)
-    (work / "particles.star").write_bytes((folder / "particles.star").read_bytes())
+    (work / "particles.star").write_bytes(particles.read_bytes())
 
 
 def run_stage(name: str, work: Path, program: str) -> tuple[list[str], Cost]:
@@ -81,7 +84,8 @@ def main() -> None:
     stop_children_when_terminated()
     torch.set_num_threads(1)
     given.work.mkdir(parents=True, exist_ok=True)
-    copy_particles(given.data / SETS["ribosome"].folder, given.work)
+    particles = given.data / SETS["ribosome"].folder / "particles.star"
+    copy_particles(particles, given.work)
     program = str(given.relion / "relion_refine") if given.relion else "relion_refine"
     ours = read_map(given.ours / "run_class001.mrc")
     commands, total, stages = [], Cost(), {}
@@ -91,6 +95,8 @@ def main() -> None:
         total = total.then(cost)
         theirs = read_map(given.work / name / f"run_it{LAST_ITERATIONS[name]:03d}_class001.mrc")
         stages[name] = {"cpu_s": cost.cpu_s, **same_map(ours, theirs), "fsc": shared_fsc(ours, theirs)}
+    moved = align_map(theirs, ours, with_hand=True).apply(theirs)
+    draw(RESULTS.with_name("real_relion.png"), read_particles(particles), moved, LOOKS["ribosome"], {})
     key = {"set": "ribosome", "mode": "relion", "seed": 1, "options": []}
     record = {**key, **cost_record(total, commands, {"{work}": given.work}), "stages": stages}
     append_record(RESULTS, record)
