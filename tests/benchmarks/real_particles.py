@@ -50,7 +50,6 @@ from cryoeq.simulation.density import resample_map
 RESULTS = Path(__file__).with_suffix(".json")
 BACTERIAL = "warptools_test_box-32_angpix-12_reconstruct.mrc"  # beside the tilt images
 MATCH = Path(__file__).with_name("match_truth.py")
-_NAMED = re.compile(r"--sym ([CD]\d+|T|O|I)\b")
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,8 @@ def score_run(name: str, run: Path, bench: Bench, first: Path | None = None) -> 
     chosen, volume = SETS[name], run / "run_class001.mrc"
     job = read_json(run / "job.json")
     reasons = [reason["text"] for reason in job["verdict"]["reasons"] if reason["weight"] == "against"]
-    scores: Record = {"answer": job["verdict"]["answer"], "against": reasons, **named_symmetry(run)}
+    named = job.get("results", {}).get("apparent_symmetry")
+    scores: Record = {"answer": job["verdict"]["answer"], "against": reasons, "named": named}
     if not volume.is_file():
         return scores
     scores["half_maps"] = half_map_figures(run)
@@ -219,13 +219,6 @@ def draw_run(name: str, run: Path, bench: Bench, picture: Path, *, with_curves: 
         volume = replace(volume, values=mirror_map(volume.values))
     mass = draw(picture, stack, volume, LOOKS[name], curves if with_curves else {})
     print(f"{picture}: {mass:.0f} kDa within the surface", flush=True)
-
-
-def named_symmetry(run: Path) -> Record:
-    """The point group that a run proposes in its log."""
-    log = run / "run.log"
-    named = _NAMED.findall(log.read_text(encoding="utf-8")) if log.is_file() else []
-    return {"named": named[-1] if named else None}
 
 
 def run_one(bench: Bench, name: str, seed: int, first_seed: int) -> Record:

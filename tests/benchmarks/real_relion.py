@@ -2,10 +2,12 @@
 
     python tests/benchmarks/real_relion.py --data DIR --work DIR --ours RUN [--relion BIN_DIR]
 
-Three commands of ``relion_refine``, one thread: stochastic gradient descent from noise to 40 A on 60 to 100 particles
-an iteration; one iteration of all particles over all poses; three of local searches. A command whose ``cost.json`` is
-in ``--work`` is not run again. RELION 3.1 cannot read 16-bit float stacks: particles are copied to 32 bits first. Its
-map is compared with that of a run of cryoeq (``--ours``); the record goes to ``real_particles.json``.
+Commands of ``relion_refine``, one thread: ``sgd``, stochastic gradient descent from noise to 40 A, 60 to 100 particles
+an iteration; ``global``, one iteration of all particles over all poses; ``local``, three of local searches; and beside
+these ``finer``, from the map of the first over all poses on a grid twice as fine, to see what more time gives. What has
+a ``cost.json`` in ``--work`` is not run again. RELION 3.1 cannot read 16-bit float stacks: particles are copied to 32
+bits first. Its maps are compared with that of a run of cryoeq (``--ours``); the last is drawn (``real_relion.png``);
+the record goes to ``real_particles.json``.
 """
 
 import argparse
@@ -16,12 +18,14 @@ from pathlib import Path
 
 import torch
 from real_particles import RESULTS, SETS
+from real_pictures import LOOKS, draw
 from real_scores import same_map, shared_fsc
 from recorded_runs import Cost, append_record, cost_record, measure, stop_children_when_terminated
 
 from cryoeq.io.mrc import StackWriter, read_map
 from cryoeq.io.particles import read_particles
 from cryoeq.io.text import read_json, write_json
+from cryoeq.maps.alignment import align_map
 
 _ALL = (
     "--K 1 --ctf --sym C1 --flatten_solvent --zero_mask --preread_images --pool 10 --particle_diameter 300 "
@@ -37,19 +41,21 @@ STAGES = {
     "local": "--i global/run_it001_data.star --o local/run --ref global/run_it001_class001.mrc --ini_high 40 --iter 3 "
     "--tau2_fudge 4 --pad 2 --ctf_corrected_ref --healpix_order 3 --sigma_ang 10 --oversampling 1 --offset_range 3 "
     "--offset_step 1.5",
+    "finer": "--i particles.star --o finer/run --ref sgd/run_it070_class001.mrc --ini_high 40 --iter 3 --tau2_fudge 4 "
+    "--pad 2 --ctf_corrected_ref --healpix_order 2 --oversampling 1 --offset_range 6 --offset_step 2",
 }
-LAST_MAPS = {"sgd": "run_it070_class001.mrc", "global": "run_it001_class001.mrc", "local": "run_it003_class001.mrc"}
+LAST_ITERATIONS = {"sgd": 70, "global": 1, "local": 3, "finer": 3}
 
 
-def copy_particles(folder: Path, work: Path) -> None:
+def copy_particles(particles: Path, work: Path) -> None:
     """Star file and stack of 32-bit floats."""
     if (work / "particles.star").is_file():
         return
-    stack = read_particles(folder / "particles.star")
+    stack = read_particles(particles)
     images = stack.images.read(torch.arange(len(stack.images)))
     with StackWriter(work / "particles.mrcs", *images.shape[:2], stack.table.pixel_size_angstrom) as writer:
         writer.append(images)
-    (work / "particles.star").write_bytes((folder / "particles.star").read_bytes())
+    (work / "particles.star").write_bytes(particles.read_bytes())
 
 
 def run_stage(name: str, work: Path, program: str) -> tuple[list[str], Cost]:
@@ -78,7 +84,8 @@ def main() -> None:
     stop_children_when_terminated()
     torch.set_num_threads(1)
     given.work.mkdir(parents=True, exist_ok=True)
-    copy_particles(given.data / SETS["ribosome"].folder, given.work)
+    particles = given.data / SETS["ribosome"].folder / "particles.star"
+    copy_particles(particles, given.work)
     program = str(given.relion / "relion_refine") if given.relion else "relion_refine"
     ours = read_map(given.ours / "run_class001.mrc")
     commands, total, stages = [], Cost(), {}
@@ -86,8 +93,10 @@ def main() -> None:
         command, cost = run_stage(name, given.work, program)
         commands.append(command)
         total = total.then(cost)
-        theirs = read_map(given.work / name / LAST_MAPS[name])
+        theirs = read_map(given.work / name / f"run_it{LAST_ITERATIONS[name]:03d}_class001.mrc")
         stages[name] = {"cpu_s": cost.cpu_s, **same_map(ours, theirs), "fsc": shared_fsc(ours, theirs)}
+    moved = align_map(theirs, ours, with_hand=True).apply(theirs)
+    draw(RESULTS.with_name("real_relion.png"), read_particles(particles), moved, LOOKS["ribosome"], {})
     key = {"set": "ribosome", "mode": "relion", "seed": 1, "options": []}
     record = {**key, **cost_record(total, commands, {"{work}": given.work}), "stages": stages}
     append_record(RESULTS, record)

@@ -95,6 +95,11 @@ def report(records: Sequence[Record]) -> str:
     """
     text = markdown_table(["set", "reached (95 % Wilson)", *FIGURES, "code"], list(rows(records)))
     if theirs := list(relion_rows(records)):
-        head = ["RELION", "CPU s", "correlation with cryoeq's map to 30 Å", "FSC with it at 60, 40, 30, 20 Å"]
+        head = [
+            "RELION",
+            "CPU s",
+            "correlation with cryoeq's map to 30 Å",
+            "FSC with it within its mask at 60, 40, 30, 20 Å",
+        ]
         text += "\n" + markdown_table(head, theirs)
     return text

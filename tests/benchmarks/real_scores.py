@@ -190,11 +190,13 @@ def same_map(first: Volume, second: Volume, resolution: float = 30.0) -> dict[st
 
 
 def shared_fsc(first: Volume, second: Volume) -> list[float]:
-    """Correlation per shell of two maps after alignment, hand free, without a mask.
+    """Correlation per shell of two maps after alignment, hand free, within a soft mask of the first.
 
     Args:
         first: stays in place.
         second: is aligned.
     """
     moved = align_map(second, first, with_hand=True).apply(second)
-    return [round(value, 3) for value in fourier_shell_correlation(first.values, moved.values).tolist()]
+    mask = find_particle(first).mask(MASK_EXTENSION_ANGSTROM, MASK_EDGE_PX * first.pixel_size_angstrom)
+    curve = fourier_shell_correlation(first.values, moved.values, mask.values)
+    return [round(value, 3) for value in curve.tolist()]
