@@ -129,8 +129,15 @@ class RunFolder:
         return job
 
     def notes(self) -> tuple[Note, ...]:
-        """Notes in ``job.json``."""
-        return tuple(Note(**note) for note in self.job().get("notes", []))
+        """Notes in ``job.json``.
+
+        Raises:
+            OutputError: they are damaged.
+        """
+        try:
+            return tuple(Note(**note) for note in self.job().get("notes", []))
+        except TypeError as error:
+            raise OutputError(f"{self.path('job.json')} is damaged: notes", str(error), "Restore the file") from error
 
     def keep_notes(self, notes: Sequence[Note]) -> None:
         """Write all notes of the run to ``job.json``."""

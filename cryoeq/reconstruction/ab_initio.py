@@ -14,10 +14,15 @@ from cryoeq.maps.symmetry import find_symmetry, impose_symmetry
 from cryoeq.reconstruction.acceptance import MirrorSymmetry, mirror_symmetry
 from cryoeq.reconstruction.global_realignment import with_realigned_worst
 from cryoeq.reconstruction.half_set_refinement import refine_consensus
+from cryoeq.reconstruction.initial_model import estimate_initial_model
 from cryoeq.reconstruction.multi_start import MAX_RESTARTS, at_low_resolution, run_multi_start
+from cryoeq.reconstruction.particle_radius import MARGIN, outer_radius
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.settings import AbInitioSettings
 from cryoeq.reconstruction.state import Checkpointer, ConsensusMap, RefinementState, no_checkpoints
+from cryoeq.runtime.device import torch_threads
+
+_LOOK, _LOOK_ITERATIONS = 2**30, 30  # number of a random start that no other has, and its iterations
 
 
 def reconstruct_ab_initio(
@@ -59,6 +64,8 @@ def reconstruct_ab_initio(
         )
         first_restart = MAX_RESTARTS + 1
     symmetric = settings.with_symmetric_start(particles.plane.box_size_px // 2 - 1)
+    if symmetric.is_polyhedral:
+        symmetric = yield from _with_tight_mask(particles, symmetric)
     state, _ = yield from _consensus(particles, half_set, symmetric, first_restart, checkpoint)
     return _shared_part(state, settings)
 
@@ -90,6 +97,27 @@ def _consensus(
             f"Mixed handedness (mirror-symmetry score {found.score:.2f}): restarting from new random initialisations."
         )
         restart += 1
+
+
+def _with_tight_mask(
+    particles: ParticleTransforms, settings: AbInitioSettings
+) -> Generator[Event, None, AbInitioSettings]:
+    """The mask no wider than the particle needs, by a first look: neighbours lead all starts to one wrong map.
+
+    Particles of T, O and I are about as wide in all directions, and their spherical average needs no right pose.
+    """
+    small, low_resolution = at_low_resolution(particles, settings)
+    first = replace(low_resolution.initial_model, iterations=min(_LOOK_ITERATIONS, settings.initial_model.iterations))
+    with torch_threads(1):
+        model = yield from estimate_initial_model(small, first, seed=settings.seed, start=_LOOK)
+    radius = min(MARGIN * outer_radius(model.volume), settings.initial_model.mask_radius)
+    side = settings.refinement.box_side_angstrom
+    yield Note(f"Particle diameter: {2 * radius * side:.0f} Å for the initial models, from a first map.")
+    return replace(
+        settings,
+        initial_model=replace(settings.initial_model, mask_radius=radius),
+        refinement=replace(settings.refinement, mask_radius=radius),
+    )
 
 
 def _shared_part(state: RefinementState, settings: AbInitioSettings) -> RefinementState:

@@ -165,9 +165,6 @@ class _StochasticSearch:
             fraction = iteration / max(1, settings.iterations - 1)
             radius, is_stochastic = _radius(settings, fraction), fraction < _STOCHASTIC
             rows = _draw(len(self.particles), settings, self.seed, iteration if is_stochastic else None, self.start)
-            if settings.symmetry is not None and not is_stochastic:
-                # In one frame for all starts, whose axes are the same: few views differ much from frame to frame.
-                generator = stream_generator(self.seed, Stream.INITIAL_MODEL_IMAGES, 1 + iteration)
             new, posterior = self._expectation(model, rows.to(model.volume.device), fraction, generator)
             shifts = model.shifts_px
             if fraction >= _RECENTRING:

@@ -9,8 +9,9 @@ from cryoeq.reconstruction.state import RefinementSettings
 # The first rotational harmonics that T, O and I leave to a map are of degree 3, 4 and 6, the first that tell its hand
 # of 9 (O) and 15 (I): what is not round in it is seen at higher shells.
 _SHELL_FACTOR = 2
-# Of three starts on apoferritin one kept the wrong sign of what is not round; two such would agree.
-_MIN_STARTS = 3
+# About half of the starts on apoferritin keep the wrong sign of what is not round, and agree with each other; their
+# log-likelihood after the first consensus iterations is lower.
+_MIN_STARTS, _MAX_STARTS = 4, 8
 _MAX_SHARED = 2 / 3  # of the particles' shells: half sets share what is found from the start
 
 
@@ -66,7 +67,7 @@ class AbInitioSettings:
         return replace(
             self,
             min_starts=starts,
-            max_starts=max(self.max_starts, starts),
+            max_starts=max(self.max_starts, _MAX_STARTS if starts > 1 else 1),
             initial_model=initial,
             refinement=replace(refinement, consensus_shells=shells),
         )

@@ -263,6 +263,13 @@ def test_a_browser_shows_it(tmp_path: Path, searched_run: Path) -> None:
     assert any("TypeError" in line for line in browse(tmp_path / "fails.html", tmp_path)[1])
 
 
+def test_damaged_notes_of_a_record_are_named(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    write_json(tmp_path / "run" / "job.json", read_json(tiny_run / "job.json") | {"notes": [5]})
+    with pytest.raises(OutputError, match=r"job\.json is damaged: notes"):
+        RunFolder(tmp_path / "run").notes()
+
+
 @pytest.mark.parametrize("search", [[], {"symmetry": 1}, {"multi_start": {"min": 2}}])
 def test_settings_of_a_damaged_record_are_named(tiny_run: Path, tmp_path: Path, search: object) -> None:
     job = read_json(tiny_run / "job.json")

@@ -333,8 +333,9 @@ def _rows(metrics: ReconstructionMetrics, config: ReconstructConfig) -> dict[str
         rows["without their spherical averages to"] = "no resolution" if rest is None else f"{rest:.1f} Å"
     if metrics.unexplained_share is not None:
         rows["particles that the map does not explain"] = f"{metrics.unexplained_share:.0%}"
-    if metrics.reference_resolution_angstrom is not None:
-        rows["agrees with the reference to (FSC 0.5)"] = f"{metrics.reference_resolution_angstrom:.1f} Å"
+    if config.input.reference is not None:
+        agreed = metrics.reference_resolution_angstrom
+        rows["agrees with the reference to (FSC 0.5)"] = "no resolution" if agreed is None else f"{agreed:.1f} Å"
     return rows | symmetry_rows(metrics)
 
 

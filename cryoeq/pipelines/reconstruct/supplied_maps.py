@@ -1,5 +1,6 @@
 """Maps that the user gives beside the particles: a mask for the half maps, a reference to compare with."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,8 @@ def read_supplied_maps(config: ReconstructConfig, table: ParticleTable) -> Suppl
 def compare_with_reference(found: Volume, reference: Volume) -> float | None:
     """Resolution in Angstrom to which a map agrees with a reference after alignment, hand included; None if nowhere."""
     moved = align_map(found, reference, with_hand=True).apply(found)
-    return compare_maps(moved, reference).resolutions_angstrom(_TRUTH_THRESHOLD)["unmasked"]
+    agreed = compare_maps(moved, reference).resolutions_angstrom(_TRUTH_THRESHOLD)["unmasked"]
+    return agreed if agreed and math.isfinite(agreed) else None
 
 
 def _read(

@@ -12,7 +12,7 @@ from cryoeq.domain.particles import ParticleTable
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import MapFileError
 from cryoeq.io.mrc import write_map
-from cryoeq.pipelines.reconstruct.supplied_maps import SuppliedMaps, read_supplied_maps
+from cryoeq.pipelines.reconstruct.supplied_maps import SuppliedMaps, compare_with_reference, read_supplied_maps
 from known_particles import ANGPIX, MakeDataset, N
 
 Read = Callable[..., SuppliedMaps]
@@ -51,6 +51,12 @@ def test_maps_of_the_frame_of_the_images_are_taken_without_a_word(read: Read, ba
     assert supplied.notes == ()
     assert supplied.mask is not None
     assert torch.equal(supplied.mask.values, ball.values)
+
+
+def test_a_map_that_agrees_with_its_reference_nowhere_has_no_resolution(ball: Volume) -> None:
+    inverted = Volume(-ball.values, ball.pixel_size_angstrom)
+    assert compare_with_reference(inverted, ball) is None
+    assert compare_with_reference(ball, ball) == pytest.approx(2 * ANGPIX, rel=0.2)
 
 
 def test_a_mask_in_another_frame_is_doubted(read: Read, ball: Volume, tmp_path: Path) -> None:
