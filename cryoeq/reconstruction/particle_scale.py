@@ -64,6 +64,8 @@ def most_probable_scales(
         return torch.ones_like(cross)
     alone = cross / power.clamp(min=1e-12)
     centre = alone.median()
+    if not float(centre) > 0:  # most images speak against the map: it tells nothing of their scales
+        return torch.ones_like(cross)
     spread = 1.4826 * (alone - centre).abs().median()
     width2 = (spread.square() - power.median().reciprocal()).clamp(min=0.0, max=float(_MAX_WIDTH * centre) ** 2)
     certainty = power / (1 + power * width2)

@@ -70,6 +70,12 @@ def test_junk_neither_inverts_an_image_nor_widens_the_prior() -> None:
     assert found[COUNT // 5 :].std() < 0.1
 
 
+def test_a_map_that_most_images_contradict_tells_no_scales() -> None:
+    cross, power = drawn(50.0, -true_scales(0.15))
+    assert (most_probable_scales(cross, power, one_group()) == 1).all()
+    assert (most_probable_scales(0 * cross, power, one_group()) == 1).all()
+
+
 def test_a_scale_is_a_factor_of_the_ctf(make_known: Make, make_dataset: Make, observe: Make) -> None:
     known = make_known(8, sigma=0.5)
     scales, rows = torch.linspace(0.5, 1.5, 8), torch.tensor([6, 0, 3])

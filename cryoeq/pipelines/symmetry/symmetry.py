@@ -66,9 +66,10 @@ def symmetry(config: SymmetryConfig) -> Iterator[Event]:
         last_shell=_LAST_SHELL,
     )
     gains = {} if config.run is None else _ask_particles(config, config.run, groups)
-    yield Report(f"Symmetry of {config.volume.name}", _rows(groups, gains, maps.whole))
+    best = _named(groups, config)
+    yield Report(f"Symmetry of {config.volume.name}", _rows(groups, best, gains, maps.whole))
     yield _conclusion(groups, config)
-    yield from _objections(groups, gains)
+    yield from _objections(groups, best, gains)
     results = _as_json(config, maps, groups, gains)
     if config.json_file is not None:
         write_json(config.json_file, results)
@@ -124,8 +125,18 @@ def _ask_particles(config: SymmetryConfig, folder: Path, groups: PointGroups) ->
     return {group.symmetry: Gain.of(each, plain) for group, each in zip(asked, others, strict=True)}
 
 
-def _rows(groups: PointGroups, gains: Mapping[str, Gain], volume: Volume) -> dict[str, str]:
-    best, side = groups.best, volume.box_size_px * volume.pixel_size_angstrom
+def _named(groups: PointGroups, config: SymmetryConfig) -> GroupAgreement | None:
+    """The point group of the map; where one alone was asked about, that one, if it holds."""
+    if config.symmetry is None:
+        return groups.best
+    only = groups.groups[0]
+    return only if only.holds and not groups.is_round else None
+
+
+def _rows(
+    groups: PointGroups, best: GroupAgreement | None, gains: Mapping[str, Gain], volume: Volume
+) -> dict[str, str]:
+    side = volume.box_size_px * volume.pixel_size_angstrom
     rows = {"Compared to": f"{side / groups.last_shell:.1f} Å (shell {groups.last_shell})"}
     if best is not None:
         x, y, z = best.axis.tolist()
@@ -166,8 +177,8 @@ def _conclusion(groups: PointGroups, config: SymmetryConfig) -> Note:
     return Note("No point group holds.")
 
 
-def _objections(groups: PointGroups, gains: Mapping[str, Gain]) -> Iterator[Note]:
-    best, pseudo = groups.best, groups.pseudo
+def _objections(groups: PointGroups, best: GroupAgreement | None, gains: Mapping[str, Gain]) -> Iterator[Note]:
+    pseudo = groups.pseudo
     gain = None if best is None else gains.get(best.symmetry)
     if best is not None and gain is not None and gain.sigmas < _SIGMAS:
         yield Note(
@@ -185,14 +196,14 @@ def _objections(groups: PointGroups, gains: Mapping[str, Gain]) -> Iterator[Note
 
 def _as_json(config: SymmetryConfig, maps: _Maps, groups: PointGroups, gains: Mapping[str, Gain]) -> dict[str, object]:
     side = maps.whole.box_size_px * maps.whole.pixel_size_angstrom
-    best, pseudo = groups.best, groups.pseudo
+    best, pseudo = _named(groups, config), groups.pseudo
     return {
         "map": str(config.volume),
         "half_maps": None if maps.files is None else [str(path) for path in maps.files],
         "point_group": "C1" if best is None else best.symmetry,
         "pseudo_symmetry": None if pseudo is None else pseudo.symmetry,
         "is_round": groups.is_round,
-        "is_of_revolution": groups.is_of_revolution,
+        "is_of_revolution": config.symmetry is None and groups.is_of_revolution,
         "contrast": groups.contrast,
         "resolution_angstrom": side / groups.last_shell,
         "groups": [_group_as_json(group, gains.get(group.symmetry)) for group in groups.groups],

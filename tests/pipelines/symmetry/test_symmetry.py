@@ -76,6 +76,15 @@ def test_a_half_map_finds_the_other_and_one_group_can_be_scored(
         assert [group["symmetry"] for group in read_json(tmp_path / "s.json")["groups"]] == [sym.upper()]
 
 
+def test_one_group_that_is_part_of_a_larger_one_holds(tmp_path: Path) -> None:
+    values = sample_atoms(symmetric_phantom("C4", torch.Generator().manual_seed(0)), N, PIXEL).values
+    words = ["symmetry", str(write_maps(tmp_path, values) / HALVES[0]), "--json", str(tmp_path / "s.json")]
+    assert run([*words, "--sym", "C2"]) == 0
+    figures: dict[str, Any] = read_json(tmp_path / "s.json")
+    assert figures["point_group"] == "C2"
+    assert not figures["is_of_revolution"]
+
+
 def test_without_half_maps_a_doubt_is_said(threefold: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_map(tmp_path / "map.mrc", read_map(threefold / "run_class001.mrc"))
     assert run(["symmetry", str(tmp_path / "map.mrc"), "--sym", "C3", "--resolution", "20"]) == 0
