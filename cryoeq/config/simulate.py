@@ -101,6 +101,7 @@ class SimulateConfig(FrozenConfig):
     micrograph_count: int | None = Field(
         default=None,
         ge=1,
+        le=10**9,
         description="number of micrographs, whose particles share their defocus; None for one of each particle",
     )
     optics_group_count: int = Field(

@@ -44,14 +44,33 @@ def require_reproducible(
             f"Expected half maps that agree to shell {_MIN_SHELL} at least",
             "Try another --seed, or more or cleaner particles, and check CTF, contrast and pixel size",
         )
-    last = particles.plane.box_size_px // 2 - 1
     # One shell more is what a mask makes of the shells that they share.
-    is_doubted = halves.resolution_shell <= min(settings.refinement.shared_shell + 1, last - 1)
-    if is_doubted and settings.min_starts > 1:
-        if settings.is_polyhedral:
-            settings = settings.with_symmetric_start(last)
+    shared = min(settings.refinement.shared_shell + 1, particles.plane.box_size_px // 2 - 2)
+    if settings.min_starts == 1:
+        return
+    if settings.is_polyhedral:
+        _require_independent_detail(halves, shared)
+    elif halves.resolution_shell <= shared:
         small, low_resolution = at_low_resolution(particles, settings)
         yield from verify_with_another_start(small, consensus, low_resolution)
+
+
+def _require_independent_detail(halves: RefinementState, shared_shell: int) -> None:
+    """Stop where half maps of T, O or I share no more than their first reference.
+
+    On the axes of such a group even images of noise lead all starts to one map (mean FSC 0.93), and any poses reproduce
+    what is round. So half maps without their round part must agree where they are independent.
+    """
+    rests = [remove_round_part(halves.reference.of_half(half).cpu()) for half in (1, 2)]
+    fsc = fourier_shell_correlation(*rests)
+    found = replace(halves, fsc=torch.where(torch.arange(len(fsc)) <= shared_shell, 1.0, fsc)).resolution_shell
+    if found <= shared_shell:
+        raise DivergedError(
+            f"no structure was found: without what is round in them, the half maps do not agree beyond shell "
+            f"{shared_shell}, up to which they shared a reference",
+            "Expected half maps that agree beyond it",
+            "Check --sym; try another --seed, or more or cleaner particles",
+        )
 
 
 def shared_resolution_note(settings: RefinementSettings) -> Note:

@@ -9,6 +9,8 @@ from cryoeq.reconstruction.state import RefinementSettings
 # The first rotational harmonics that T, O and I leave to a map are of degree 3, 4 and 6, the first that tell its hand
 # of 9 (O) and 15 (I): what is not round in it is seen at higher shells.
 _SHELL_FACTOR = 2
+# Of three starts on apoferritin one kept the wrong sign of what is not round; two such would agree.
+_MIN_STARTS = 3
 _MAX_SHARED = 2 / 3  # of the particles' shells: half sets share what is found from the start
 
 
@@ -45,7 +47,7 @@ class AbInitioSettings:
         return self.initial_model.symmetry is not None
 
     def with_symmetric_start(self, last_shell: int) -> "AbInitioSettings":
-        """Symmetry imposed from the first map, and more shells in the initial model and the consensus refinement.
+        """Symmetry imposed from the first map, more shells in initial model and consensus refinement, and more starts.
 
         Args:
             last_shell: the last shell of the particles.
@@ -60,4 +62,11 @@ class AbInitioSettings:
             last_shell=reach,
         )
         shells = tuple(max(shell, reach) for shell in refinement.consensus_shells)
-        return replace(self, initial_model=initial, refinement=replace(refinement, consensus_shells=shells))
+        starts = self.min_starts if self.min_starts == 1 else max(self.min_starts, _MIN_STARTS)
+        return replace(
+            self,
+            min_starts=starts,
+            max_starts=max(self.max_starts, starts),
+            initial_model=initial,
+            refinement=replace(refinement, consensus_shells=shells),
+        )

@@ -5,14 +5,15 @@ import torch
 from torch import Tensor
 
 from cryoeq.domain.pose import PoseSet
+from cryoeq.errors import DivergedError
 from cryoeq.geometry.fourier import fft_map, ifft_map
 from cryoeq.geometry.map_filter import low_pass
 from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.geometry.soft_mask import soft_sphere
 from cryoeq.maps.alignment import mirror_map, rotate_map
 from cryoeq.maps.symmetry import MIXED_HANDS_SCORE
-from cryoeq.reconstruction.acceptance import MirrorSymmetry, mirror_symmetry
-from cryoeq.reconstruction.state import ConsensusMap, ParticlePoses, RefinementState
+from cryoeq.reconstruction.acceptance import MirrorSymmetry, _require_independent_detail, mirror_symmetry
+from cryoeq.reconstruction.state import ConsensusMap, HalfSetMaps, ParticlePoses, RefinementState
 from cryoeq.simulation.density import sample_atoms
 from phantoms import chiral_phantom
 
@@ -66,3 +67,19 @@ def test_both_hands_in_one_map_are_seen_wherever_it_lies(shift_px: Tensor, round
     found = handedness_of(mixed)
     assert found.is_mixed
     assert not found.is_round
+
+
+@pytest.mark.parametrize("last_shared", [True, False])
+def test_half_maps_of_a_polyhedral_group_must_share_what_is_not_round(last_shared: bool) -> None:
+    """Their first reference they share anyway, and round parts agree whatever the poses."""
+    shared, noise = low_pass(chiral(), 8), torch.Generator().manual_seed(3)
+    detail = [0.01 * torch.randn(N, N, N, generator=noise) for _ in range(2)]
+    halves = [shared + hollow_sphere() + (chiral() - shared if last_shared else one) for one in detail]
+    particles = ParticlePoses.unknown(PoseSet.identity(1, N))
+    maps = HalfSetMaps(low_pass(halves[0], 12), low_pass(halves[1], 12))
+    state = RefinementState(maps, torch.tensor([1]), particles, torch.ones(N // 2 + 1), 12, 1)
+    if last_shared:
+        _require_independent_detail(state, 9)
+    else:
+        with pytest.raises(DivergedError, match="without what is round"):
+            _require_independent_detail(state, 9)

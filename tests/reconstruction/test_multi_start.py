@@ -1,6 +1,7 @@
 """The box and the settings of the consensus refinement."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,6 +43,9 @@ def test_a_symmetric_start_reaches_further_but_leaves_shells_to_the_half_sets(
     symmetric = settings.with_symmetric_start(last_shell)
     assert (settings.starts_symmetric, symmetric.starts_symmetric) == (False, True)
     assert symmetric.initial_model.last_shell == reach
+    assert symmetric.min_starts == 1, "whoever skips the check of reproducibility skips it here too"
+    checked = replace(settings, min_starts=2, max_starts=2).with_symmetric_start(last_shell)
+    assert checked.max_starts >= checked.min_starts > 2
     assert set(symmetric.refinement.consensus_shells) <= {reach, max(reach, 8)}
 
 
