@@ -15,7 +15,7 @@ from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.errors import CryoEqError
 from cryoeq.evaluation.orientations import OrientationSummary, summarise_orientations
 from cryoeq.evaluation.particle_fit import fit_particles
-from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves
+from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves, require_mask
 from cryoeq.evaluation.verdict import RunFacts, judge_run
 from cryoeq.io.euler import rotations_from_euler_deg
 from cryoeq.io.labels import IMAGE_NAME, MAX_PROBABILITY
@@ -100,7 +100,10 @@ def _read_halves(run: RunFolder, job: Mapping[str, Any], star: StarTable | None)
     if first is None or second is None:
         return None
     ctf = star_ctf(star) if star is not None and job["settings"]["input"]["with_ctf"] else None
-    return compare_half_maps(HalfMaps(first, second), _read_map(run, "run_mask.mrc"), ctf)
+    mask = _read_map(run, "run_mask.mrc")
+    if mask is not None:
+        require_mask(mask, first, name=str(run.path("run_mask.mrc")))
+    return compare_half_maps(HalfMaps(first, second), mask, ctf)
 
 
 def _read_surface(run: RunFolder, resolved: HalfMapResolution | None) -> Volume | None:

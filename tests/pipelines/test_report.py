@@ -4,13 +4,16 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
 from cryoeq.cli.main import run
 from cryoeq.errors import DivergedError, OutputError
+from cryoeq.io.mrc import read_map, write_map
 from cryoeq.io.text import read_json, write_json
 from cryoeq.outputs import report as page
 from cryoeq.outputs.run_folder import RunFolder
@@ -195,6 +198,14 @@ def test_a_damaged_record_is_refused(
     write_json(folder / "job.json", read_json(folder / "job.json") | damaged)
     assert run(["report", str(folder)]) == 2
     assert f"job.json is damaged: {said}" in capsys.readouterr().err
+
+
+def test_a_damaged_mask_is_named(tmp_path: Path, known_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = copied(known_run, tmp_path)
+    mask = read_map(folder / "run_class001.mrc")
+    write_map(folder / "run_mask.mrc", replace(mask, values=torch.full_like(mask.values, 1000.0)))
+    assert run(["report", str(folder)]) == 2
+    assert "run_mask.mrc has values from 1000 to 1000" in capsys.readouterr().err
 
 
 def test_names_cannot_end_the_script(tmp_path: Path, known_run: Path) -> None:
