@@ -32,6 +32,7 @@ _LAST_SHELL = 64
 _MAX_BOX_PX = 64  # in which particles are compared
 _PARTICLES = 3  # groups about which particles are asked
 _SIGMAS = 3.0
+_FIRST_SHELLS, _SAME_MAP = slice(1, 6), 0.9  # correlation of a map with the average of its half maps there
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def symmetry(config: SymmetryConfig) -> Iterator[Event]:
         max_order=config.max_order,
         last_shell=_LAST_SHELL,
     )
-    gains = {} if config.run is None else _ask_particles(config, config.run, groups)
+    gains = {} if config.run is None else _ask_particles(config, config.run, maps.whole, groups)
     best = _named(groups, config)
     yield Report(f"Symmetry of {config.volume.name}", _rows(groups, best, gains, maps.whole))
     yield _conclusion(groups, config)
@@ -101,14 +102,15 @@ def _read_maps(config: SymmetryConfig) -> Generator[Note, None, _Maps]:
     return _Maps(whole, HalfMaps(first, second), files)
 
 
-def _ask_particles(config: SymmetryConfig, folder: Path, groups: PointGroups) -> Mapping[str, Gain]:
+def _ask_particles(config: SymmetryConfig, folder: Path, whole: Volume, groups: PointGroups) -> Mapping[str, Gain]:
     """Log-likelihood that averaging over a group adds, of the groups with the highest scores, by their names."""
     run = RunFolder(folder)
     job = read_reconstruction_job(run, "Give the folder that cryoeq reconstruct -o made")
     paths = [run.path(f"run_half{half}_class001_unfil.mrc") for half in (1, 2)]
     if not all(path.is_file() for path in paths):
         raise MapFileError(f"{folder} holds no half maps", "Each particle is compared with the other half set's map")
-    first, second = (read_density(path) for path in paths)
+    first, second = (read_density(path, angpix=config.pixel_size_angstrom) for path in paths)
+    _require_map_of_run(config.volume, whole, folder, average(first, second))
     star = read_star(run.path("run_data.star"))
     poses, half_set = star_poses(star), star_half_set(star)
     if half_set is None:
@@ -123,6 +125,18 @@ def _ask_particles(config: SymmetryConfig, folder: Path, groups: PointGroups) ->
         dataset, poses, half_set, [halves, *(averaged(halves, group) for group in asked)]
     )
     return {group.symmetry: Gain.of(each, plain) for group, each in zip(asked, others, strict=True)}
+
+
+def _require_map_of_run(path: Path, whole: Volume, folder: Path, of_run: Volume) -> None:
+    """Stop where a map is not that of a run, at its place: its axes say nothing of the run's particles."""
+    require_same_frame(whole, of_run, names=f"{path} and the half maps of {folder}")
+    agreement = float(compare_maps(whole, of_run).unmasked[_FIRST_SHELLS].mean())
+    if not agreement > _SAME_MAP:
+        raise MapFileError(
+            f"{path} is not the map of {folder}, or not at its place: their first shells correlate by {agreement:.2f}",
+            "The poses of the particles are those of the run's own map",
+            f"Give {folder / 'run_class001.mrc'}, or leave out --run",
+        )
 
 
 def _named(groups: PointGroups, config: SymmetryConfig) -> GroupAgreement | None:
@@ -167,7 +181,7 @@ def _conclusion(groups: PointGroups, config: SymmetryConfig) -> Note:
         return Note(f"{only.symmetry} {'holds' if only.holds else 'does not hold'}; no other group was tried.")
     if groups.best is not None:
         best = groups.best
-        return Note(f"The map looks like {best.symmetry}: its copies agree as the half maps do ({best.score:.2f}).")
+        return Note(f"The map looks like {best.symmetry}: its copies agree with a score of {best.score:.2f} (1: a symmetry).")
     if groups.is_of_revolution:
         return Note(
             f"The map agrees with its copies at any angle about an axis: its order, if there is one, is beyond "
