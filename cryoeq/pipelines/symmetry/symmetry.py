@@ -181,7 +181,7 @@ def _conclusion(groups: PointGroups, config: SymmetryConfig) -> Note:
         return Note(f"{only.symmetry} {'holds' if only.holds else 'does not hold'}; no other group was tried.")
     if groups.best is not None:
         best = groups.best
-        return Note(f"The map looks like {best.symmetry}: its copies agree with a score of {best.score:.2f} (1: a symmetry).")
+        return Note(f"The map looks like {best.symmetry}: its copies agree, with a score of {best.score:.2f}.")
     if groups.is_of_revolution:
         return Note(
             f"The map agrees with its copies at any angle about an axis: its order, if there is one, is beyond "
