@@ -204,7 +204,7 @@ def test_a_damaged_mask_is_named(tmp_path: Path, known_run: Path, capsys: pytest
     folder = copied(known_run, tmp_path)
     mask = read_map(folder / "run_class001.mrc")
     write_map(folder / "run_mask.mrc", replace(mask, values=torch.full_like(mask.values, 1000.0)))
-    assert run(["report", str(folder)]) == 2
+    assert run(["report", str(folder)]) == 3
     assert "run_mask.mrc has values from 1000 to 1000" in capsys.readouterr().err
 
 
