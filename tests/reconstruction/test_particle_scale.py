@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from cryoeq.reconstruction.particle_scale import most_probable_scales, with_scales
+from cryoeq.reconstruction.particle_scale import most_probable_scales, update_scales
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
+from cryoeq.reconstruction.reference import References
 from cryoeq.reconstruction.state import ConsensusMap, ParticlePoses, RefinementState
 
 Make = Callable[..., Any]
@@ -103,9 +104,19 @@ def posed(make_known: Make, observe: Make) -> tuple[ParticleTransforms, Refineme
     return particles, state, scales
 
 
+def scales_in(state: RefinementState, particles: ParticleTransforms) -> torch.Tensor:
+    references = References(particles)
+    update_scales(state, references)
+    scale = references.particles.scale
+    assert scale is not None
+    update_scales(state, references)
+    assert torch.equal(scale, references.particles.scale), "scales do not depend on those before"
+    return scale
+
+
 def test_scales_follow_from_poses_and_map(make_known: Make, observe: Make) -> None:
     particles, state, scales = posed(make_known, observe)
-    found = with_scales(state, particles).scale
+    found = scales_in(state, particles)
     is_posed = state.particles.log_evidence > 0
     assert float(torch.corrcoef(torch.stack([found, scales])[:, is_posed])[0, 1]) > 0.8
     assert (found[~is_posed] == 1).all()
@@ -116,6 +127,6 @@ def test_neither_half_set_sees_the_scales_of_the_other(make_known: Make, observe
     is_first = (state.half_set == 1)[:, None]
     signs = 1 - 2.0 * torch.randint(2, particles.ctf_squared.shape, generator=torch.Generator().manual_seed(1))
     scrambled = replace(particles, ctf_multiplied=torch.where(is_first, 1.0, signs) * particles.ctf_multiplied)
-    first, second = (with_scales(state, images).scale for images in (particles, scrambled))
+    first, second = (scales_in(state, images) for images in (particles, scrambled))
     assert torch.equal(first[is_first[:, 0]], second[is_first[:, 0]])
     assert not torch.equal(first[~is_first[:, 0]], second[~is_first[:, 0]])
