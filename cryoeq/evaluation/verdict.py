@@ -212,6 +212,9 @@ def _on_particles(facts: RunFacts) -> Iterator[Reason]:
         else:
             text = f"{text} One map was made of a mixture: of several structures, or of much junk."
             advice = f"Find them with cryoeq screen, or {classify}"
+        if facts.symmetry != "C1":
+            text = f"{text} Or they do not have the symmetry {facts.symmetry}, which was imposed."
+            advice = f"{advice} Run without --sym {facts.symmetry} and compare."
         yield Reason("against", text, advice)
     elif share is not None:
         weight: Weight = "for" if share <= _WORTH_SAYING else "remark"

@@ -109,10 +109,16 @@ class PointGroups:
 
     @property
     def holding(self) -> tuple[GroupAgreement, ...]:
-        """The best group and those that hold beside it, most elements first; none where no order can be named."""
-        exact = [] if self.is_round else [group.order for group in self.groups if group.is_exact]
-        holding = [group for group in self.groups if group.holds and group.order <= max(exact, default=0)]
-        return tuple(sorted(holding, key=lambda group: (group.order, group.score), reverse=True))
+        """The best group and those that hold beside it, most elements first; none where no order can be named.
+
+        That is where a larger group holds than any whose order is exact: of a C12 map that is compared up to C8, C4 is
+        exact, but C6 holds as well; of a rod, a half turn across it is exact, and any turn about it holds.
+        """
+        holding = [group for group in self.groups if group.holds]
+        largest = max((group.order for group in holding), default=0)
+        if self.is_round or not any(group.is_exact for group in holding if group.order == largest):
+            return ()
+        return tuple(sorted(holding, key=lambda group: (group.order, group.is_exact, group.score), reverse=True))
 
     @property
     def pseudo(self) -> GroupAgreement | None:

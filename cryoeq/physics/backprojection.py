@@ -82,9 +82,11 @@ class WienerBackprojection:
         """The sums in which each image counts once for each of some rotations.
 
         Args:
-            elements: rotations that permute the axes, signs apart: those of ``pointgroup.split_over_lattice``.
+            elements: rotations that permute the axes, signs apart: those of ``pointgroup.split_over_lattice``; a
+                group, so that one alone is the identity.
         """
-        return replace(self, sums=rotate_on_lattice(self.sums, elements))
+        # Without symmetry no copy: a copy of these sums is much of the memory of a reconstruction.
+        return self if len(elements) == 1 else replace(self, sums=rotate_on_lattice(self.sums, elements))
 
     def __add__(self, other: "WienerBackprojection") -> "WienerBackprojection":
         return replace(self, sums=self.sums + other.sums)

@@ -15,7 +15,7 @@ from cryoeq.domain.events import Event, Progress, result_of
 from cryoeq.geometry.disk_harmonics import disk_harmonics, support_radius
 from cryoeq.reconstruction.expectation import Posterior, disk_offsets, expectation_step, offset_step_px
 from cryoeq.reconstruction.local_refinement import RefinedPoses, refine_poses
-from cryoeq.reconstruction.particle_scale import with_scales
+from cryoeq.reconstruction.particle_scale import update_scales
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.pose_likelihood import COARSE_SHELL, PoseLikelihood, pose_grid
 from cryoeq.reconstruction.reference import Reference, References
@@ -54,8 +54,10 @@ def realign_worst(
         radius: resolution of the local refinement that decides, in cycles per box.
         seed: random seed of the run.
     """
-    generator, particles = stream_generator(seed, Stream.REALIGNMENT, state.iteration), with_scales(state, particles)
+    generator = stream_generator(seed, Stream.REALIGNMENT, state.iteration)
     references, sigma_px = References(particles), settings.shift_sigma_px
+    update_scales(state, references)
+    particles = references.particles
     fine, coarse = (
         particles.within(reach, particles.plane.box_size_px) for reach in (radius, min(COARSE_SHELL, radius))
     )

@@ -26,7 +26,7 @@ from cryoeq.reconstruction.expectation import Posterior, expectation_step, hexag
 from cryoeq.reconstruction.initial_model import InitialModel
 from cryoeq.reconstruction.local_refinement import RefinedPoses, refine_poses
 from cryoeq.reconstruction.maximization import maximization_step, particle_mask
-from cryoeq.reconstruction.particle_scale import with_scales
+from cryoeq.reconstruction.particle_scale import update_scales
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.pose_likelihood import COARSE_SHELL, PoseLikelihood, pose_grid
 from cryoeq.reconstruction.reference import Reference, References
@@ -138,9 +138,10 @@ def refine_half_sets(
         settings: settings of the refinement.
         seed: random seed of the run.
     """
-    state, count = state.split(), settings.iterations
+    state, references, count = state.split(), References(particles), settings.iterations
     for number in range(1, count + 1):
-        iteration, references = _Iteration(HALF_SETS_STAGE, number, count), References(with_scales(state, particles))
+        iteration = _Iteration(HALF_SETS_STAGE, number, count)
+        update_scales(state, references)
         state = yield from em_iteration(state, references, settings, iteration, seed=seed, sums_to_end=number == count)
     return state
 
@@ -156,7 +157,8 @@ def final_iteration(
         settings: settings of the refinement.
         seed: random seed of the run.
     """
-    iteration, references = _Iteration(FINAL_STAGE), References(with_scales(state, particles))
+    iteration, references = _Iteration(FINAL_STAGE), References(particles)
+    update_scales(state, references)
     return (yield from em_iteration(state.merged(), references, settings, iteration, seed=seed, sums_to_end=True))
 
 
@@ -171,14 +173,14 @@ def refine_half_sets_locally(
         settings: settings of the refinement.
         iterations: number of iterations.
     """
-    state = state.split()
+    state, references = state.split(), References(particles)
     for number in range(1, iterations + 1):
-        radius, scaled = state.radius, with_scales(state, particles)
-        references = References(scaled)
+        radius = state.radius
+        update_scales(state, references)
         refined = refine_locally(state, references, radius, settings.shift_sigma_px)
         state = state.with_poses(refined.poses)
         first, second = (
-            _sum_half_set(state, rows, references.of(volume), scaled, settings, radius)
+            _sum_half_set(state, rows, references.of(volume), references.particles, settings, radius)
             for _, rows, volume in state.halves()
         )
         state = maximization_step(state, (first, second), settings, radius)

@@ -28,6 +28,7 @@ from cryoeq.domain.particles import ParticleTable
 MIN_PARTICLES = 20  # of a micrograph that has a spectrum of its own
 BACKGROUND_RADIUS = 0.75  # of half the box: what lies outside is noise, as in the normalisation of the background
 _LEAST = 1e-3  # least variance of a shell, over the mean of the group's shells
+_NO_FREEDOM = 1e-9  # of the scatter in a group: rounding of 0
 _LARGEST = 10.0  # of a ratio: beyond it one background was masked, and tells nothing of the noise
 
 
@@ -128,7 +129,12 @@ def _log_ratios(
     ratio = torch.where(ratio.abs() > math.log(_LARGEST), torch.zeros_like(ratio), ratio)
     _, transfer, power2, crossed, transfer2 = sums
     scatter = power2 - 2 * variance * crossed + variance.square() * transfer2
-    of_image = scatter.clamp(min=0).sum(0) / (variance.square() * transfer2).sum(0).clamp(min=1e-300)
+    # The images of a group scatter less about their own mean than about the true one, and one image alone not at all.
+    freedom = 1 - transfer2 / transfer.square().clamp(min=1e-300)
+    freedom = torch.where(freedom > _NO_FREEDOM, freedom, torch.zeros_like(freedom))
+    expected = (variance.square() * transfer2 * freedom).sum(0)
+    scatter = torch.where(freedom > 0, scatter.clamp(min=0), torch.zeros_like(scatter)).sum(0)
+    of_image = torch.where(expected > 0, scatter / expected, torch.full_like(expected, math.inf))
     error = of_image * transfer2 / transfer.square().clamp(min=1e-300)
     between = ((ratio.square() - error) * transfer).sum(0) / transfer.sum(0).clamp(min=1e-300)
     between = between.clamp(min=0)

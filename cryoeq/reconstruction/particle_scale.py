@@ -34,20 +34,21 @@ _MAX_WIDTH = 0.3  # of the prior: real particles differ by less, and beyond it a
 _LEAST, _LARGEST = 0.3, 2.0  # of a scale: junk has none, and noise must not decide
 
 
-def with_scales(state: RefinementState, particles: ParticleTransforms) -> ParticleTransforms:
-    """The particles with the scales that their present poses and maps give them; 1 where no pose is known yet.
+def update_scales(state: RefinementState, references: References) -> None:
+    """Give the particles the scales that their present poses and maps say; 1 where no pose is known yet.
 
     Args:
         state: maps, half sets and poses.
-        particles: CTF-multiplied transforms of all particles.
+        references: references with the particles, which are rescaled.
     """
-    references, scale = References(particles), torch.ones(len(particles), device=particles.device)
+    particles = references.unscaled
+    scale = torch.ones(len(particles), device=particles.device)
     subset = particles.within(state.radius, particles.plane.box_size_px)
     for _, rows, volume in state.halves(state.particles.log_evidence.nonzero().squeeze(1)):
         cross, power = _cross_and_power(subset, references.of(volume), state, rows)
         group = torch.zeros_like(rows) if particles.group is None else particles.group[rows]
         scale[rows] = broadcast(most_probable_scales(cross, power, group))
-    return particles.with_scale(scale)
+    references.rescale(scale)
 
 
 def most_probable_scales(
@@ -64,6 +65,8 @@ def most_probable_scales(
         return torch.ones_like(cross)
     alone = cross / power.clamp(min=1e-12)
     centre = alone.median()
+    if not float(centre) > 0:  # most images speak against the map: it tells nothing of their scales
+        return torch.ones_like(cross)
     spread = 1.4826 * (alone - centre).abs().median()
     width2 = (spread.square() - power.median().reciprocal()).clamp(min=0.0, max=float(_MAX_WIDTH * centre) ** 2)
     certainty = power / (1 + power * width2)

@@ -70,7 +70,16 @@ class References:
 
     def __init__(self, particles: ParticleTransforms) -> None:
         self.particles = particles
+        self.unscaled = particles  # keeps its sums over all particles, from which the noise is estimated
         self._prepared: list[Reference] = []
+
+    def rescale(self, scale: Float[Tensor, " particles"]) -> None:
+        """Give the particles other scales. The noise does not depend on them, so that what was prepared is kept.
+
+        Args:
+            scale: amplitude of each particle.
+        """
+        self.particles = self.unscaled.with_scale(scale)
 
     def of(self, volume: Float[Tensor, "n n n"]) -> Reference:
         """Reference of a map."""
@@ -80,7 +89,7 @@ class References:
         for reference in self._prepared:
             if reference.volume is volume:
                 return reference
-        reference = Reference.prepare(volume, self.particles)
+        reference = Reference.prepare(volume, self.unscaled)
         self._prepared = [*self._prepared[1 - _MAX_PREPARED :], reference]
         return reference
 

@@ -76,7 +76,7 @@ class StackImages:
                 points = (wide.coords / 2) @ contents.second_rotations[row, :2]
                 transforms[row] = sampler.at(points) / 2  # orthonormal in a box of twice the side
         transfer = None if ctf is None else image_transfer(ctf, wide.frequencies_per_angstrom(pixel_size))
-        shifts_px = first.shifts_angstrom / pixel_size - contents.second_offsets_px
+        shifts_px = PoseSet.from_angstrom(first, pixel_size, n).shifts_px - contents.second_offsets_px
         images = middle(wide.images(apply_optics(transforms, shifts_px, transfer, wide)), n)
         return images * contents.second_scale[:, None, None]
 

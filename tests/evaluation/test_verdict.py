@@ -140,3 +140,11 @@ def test_without_an_end_there_is_no_map(status: str, level: str) -> None:
     verdict = judge_run(replace(GOOD, status=status, error="no structure was found twice."))
     assert verdict.level == level
     assert [reason.text for reason in verdict.reasons] == ["no structure was found twice."]
+
+
+def test_a_map_that_explains_few_particles_may_have_been_given_a_symmetry_that_they_lack() -> None:
+    for symmetry, is_named in (("C1", False), ("I2", True)):
+        verdict = judge_run(replace(GOOD, unexplained_share=0.36, symmetry=symmetry))
+        (reason,) = (reason for reason in verdict.reasons if "does not explain" in reason.text)
+        assert ("symmetry I2, which was imposed" in reason.text) == is_named
+        assert ("--sym I2" in reason.advice) == is_named

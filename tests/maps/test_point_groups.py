@@ -12,8 +12,8 @@ from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
 from cryoeq.maps.alignment import rotate_map
 from cryoeq.maps.point_group_search import find_point_groups
-from cryoeq.maps.point_groups import PointGroups
-from cryoeq.maps.symmetry import average_over_group, find_symmetry
+from cryoeq.maps.point_groups import GroupAgreement, PointGroups
+from cryoeq.maps.symmetry import SymmetryFit, average_over_group, find_symmetry
 from cryoeq.simulation.density import sample_atoms
 from phantoms import chiral_phantom, random_phantom, symmetric_phantom
 
@@ -115,6 +115,29 @@ def test_a_body_of_revolution_is_given_no_order(generator: torch.Generator) -> N
     assert vase.is_of_revolution
     assert vase.best is None
     assert not vase.is_round
+
+
+def agreement(symmetry: str, score: float, between: float) -> GroupAgreement:
+    fit = SymmetryFit(torch.eye(3), torch.zeros(3), 1.0, torch.ones(len(symmetry_rotations(symmetry))))
+    return GroupAgreement(symmetry, fit, score, score, score, score, 9.0, between, torch.ones(8))
+
+
+@pytest.mark.parametrize(
+    ("between", "best"),
+    [
+        pytest.param({"C2": 1.0, "C4": 0.3}, "C4", id="C4"),
+        pytest.param({"C4": 0.3, "C6": 1.0}, None, id="C12, compared up to C8"),
+        pytest.param({"C2": 0.3, "D2": 0.3, "C4": 1.0, "D8": 1.0}, None, id="rod"),
+    ],
+)
+def test_no_subgroup_is_named_in_place_of_a_group_beyond_the_search(
+    between: dict[str, float], best: str | None
+) -> None:
+    curve = torch.ones(8)
+    groups = tuple(agreement(name, 1.0, half_step) for name, half_step in between.items())
+    found = PointGroups(groups, curve, 0 * curve, 0 * curve, 7, 1.0)
+    assert (None if found.best is None else found.best.symmetry) == best
+    assert found.is_of_revolution == (best is None)
 
 
 def test_the_average_over_a_group_stays_in_the_frame_of_the_map(generator: torch.Generator) -> None:

@@ -169,3 +169,8 @@ def test_rotating_the_sums_is_inserting_each_image_once_for_each_element(name: s
     for element in group:
         slow = slow.add(slices, power, rotations @ element, plane)
     torch.testing.assert_close(fast.symmetrised(on_lattice).sums, slow.sums)
+
+
+def test_without_symmetry_the_sums_take_no_more_memory() -> None:
+    sums = sums_of(ball_of_blobs(16), 3.0)
+    assert sums.symmetrised(symmetry_rotations("C1")).sums.data_ptr() == sums.sums.data_ptr()

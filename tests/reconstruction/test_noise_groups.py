@@ -153,3 +153,11 @@ def test_hats_hold_the_weighted_squared_ctf(make_known: Make, observe: Make) -> 
     error = (found - particles.ctf_squared).square().mean().sqrt()
     assert float(error) < 0.04 * float(particles.ctf_squared.max())
     assert float(particles.ctf_squared[optics == 0].mean()) > 3 * float(particles.ctf_squared[optics == 1].mean())
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_chance_makes_no_spectrum_of_an_optics_group_of_few_images(size: int) -> None:
+    optics = torch.arange(60) // size
+    groups = NoiseGroups.of_table(table(optics), torch.arange(60))
+    logs = precision_of(groups, spectra_of(torch.ones(60))).log()
+    assert float(logs.std(0)[1:].mean()) < 0.05  # of the images alone: 0.3 of one, 0.2 of two

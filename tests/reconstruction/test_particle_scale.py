@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from cryoeq.reconstruction.particle_scale import most_probable_scales, with_scales
+from cryoeq.reconstruction.particle_scale import most_probable_scales, update_scales
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
+from cryoeq.reconstruction.reference import References
 from cryoeq.reconstruction.state import ConsensusMap, ParticlePoses, RefinementState
 
 Make = Callable[..., Any]
@@ -70,6 +71,12 @@ def test_junk_neither_inverts_an_image_nor_widens_the_prior() -> None:
     assert found[COUNT // 5 :].std() < 0.1
 
 
+def test_a_map_that_most_images_contradict_tells_no_scales() -> None:
+    cross, power = drawn(50.0, -true_scales(0.15))
+    assert (most_probable_scales(cross, power, one_group()) == 1).all()
+    assert (most_probable_scales(0 * cross, power, one_group()) == 1).all()
+
+
 def test_a_scale_is_a_factor_of_the_ctf(make_known: Make, make_dataset: Make, observe: Make) -> None:
     known = make_known(8, sigma=0.5)
     scales, rows = torch.linspace(0.5, 1.5, 8), torch.tensor([6, 0, 3])
@@ -97,9 +104,19 @@ def posed(make_known: Make, observe: Make) -> tuple[ParticleTransforms, Refineme
     return particles, state, scales
 
 
+def scales_in(state: RefinementState, particles: ParticleTransforms) -> torch.Tensor:
+    references = References(particles)
+    update_scales(state, references)
+    scale = references.particles.scale
+    assert scale is not None
+    update_scales(state, references)
+    assert torch.equal(scale, references.particles.scale), "scales do not depend on those before"
+    return scale
+
+
 def test_scales_follow_from_poses_and_map(make_known: Make, observe: Make) -> None:
     particles, state, scales = posed(make_known, observe)
-    found = with_scales(state, particles).scale
+    found = scales_in(state, particles)
     is_posed = state.particles.log_evidence > 0
     assert float(torch.corrcoef(torch.stack([found, scales])[:, is_posed])[0, 1]) > 0.8
     assert (found[~is_posed] == 1).all()
@@ -110,6 +127,6 @@ def test_neither_half_set_sees_the_scales_of_the_other(make_known: Make, observe
     is_first = (state.half_set == 1)[:, None]
     signs = 1 - 2.0 * torch.randint(2, particles.ctf_squared.shape, generator=torch.Generator().manual_seed(1))
     scrambled = replace(particles, ctf_multiplied=torch.where(is_first, 1.0, signs) * particles.ctf_multiplied)
-    first, second = (with_scales(state, images).scale for images in (particles, scrambled))
+    first, second = (scales_in(state, images) for images in (particles, scrambled))
     assert torch.equal(first[is_first[:, 0]], second[is_first[:, 0]])
     assert not torch.equal(first[~is_first[:, 0]], second[~is_first[:, 0]])

@@ -103,4 +103,4 @@ def test_an_iteration_prepares_no_map_that_the_one_before_has_prepared(
     assert len(prepared) == 4 * 2 * 2, "the half maps that two iterations began with"
     prepared.clear()
     result_of(final_iteration(halves, particles, SETTINGS, seed=0))
-    assert len(prepared) == 1 + 4, "the mean map, then the new one"
+    assert len(prepared) == 2 + 1 + 4, "the half maps, which the scales follow from, the mean map, then the new one"

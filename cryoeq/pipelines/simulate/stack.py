@@ -30,6 +30,8 @@ from cryoeq.simulation.stack_noise import StackNoise
 class Generators:
     """Random number generators on the CPU, one for each purpose, so that one option changes no draw of another.
 
+    The number of micrographs does: as many defocus values are drawn before half sets and noise.
+
     Args:
         particles: poses, defocus, half sets and the noise that has not passed the CTF.
         acquisition: micrographs, heights and optics groups.

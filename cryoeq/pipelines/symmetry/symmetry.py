@@ -32,6 +32,7 @@ _LAST_SHELL = 64
 _MAX_BOX_PX = 64  # in which particles are compared
 _PARTICLES = 3  # groups about which particles are asked
 _SIGMAS = 3.0
+_FIRST_SHELLS, _SAME_MAP = slice(1, 6), 0.9  # correlation of a map with the average of its half maps there
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,11 @@ def symmetry(config: SymmetryConfig) -> Iterator[Event]:
         max_order=config.max_order,
         last_shell=_LAST_SHELL,
     )
-    gains = {} if config.run is None else _ask_particles(config, config.run, groups)
-    yield Report(f"Symmetry of {config.volume.name}", _rows(groups, gains, maps.whole))
+    gains = {} if config.run is None else _ask_particles(config, config.run, maps.whole, groups)
+    best = _named(groups, config)
+    yield Report(f"Symmetry of {config.volume.name}", _rows(groups, best, gains, maps.whole))
     yield _conclusion(groups, config)
-    yield from _objections(groups, gains)
+    yield from _objections(groups, best, gains)
     results = _as_json(config, maps, groups, gains)
     if config.json_file is not None:
         write_json(config.json_file, results)
@@ -100,14 +102,15 @@ def _read_maps(config: SymmetryConfig) -> Generator[Note, None, _Maps]:
     return _Maps(whole, HalfMaps(first, second), files)
 
 
-def _ask_particles(config: SymmetryConfig, folder: Path, groups: PointGroups) -> Mapping[str, Gain]:
+def _ask_particles(config: SymmetryConfig, folder: Path, whole: Volume, groups: PointGroups) -> Mapping[str, Gain]:
     """Log-likelihood that averaging over a group adds, of the groups with the highest scores, by their names."""
     run = RunFolder(folder)
     job = read_reconstruction_job(run, "Give the folder that cryoeq reconstruct -o made")
     paths = [run.path(f"run_half{half}_class001_unfil.mrc") for half in (1, 2)]
     if not all(path.is_file() for path in paths):
         raise MapFileError(f"{folder} holds no half maps", "Each particle is compared with the other half set's map")
-    first, second = (read_density(path) for path in paths)
+    first, second = (read_density(path, angpix=config.pixel_size_angstrom) for path in paths)
+    _require_map_of_run(config.volume, whole, folder, average(first, second))
     star = read_star(run.path("run_data.star"))
     poses, half_set = star_poses(star), star_half_set(star)
     if half_set is None:
@@ -124,8 +127,30 @@ def _ask_particles(config: SymmetryConfig, folder: Path, groups: PointGroups) ->
     return {group.symmetry: Gain.of(each, plain) for group, each in zip(asked, others, strict=True)}
 
 
-def _rows(groups: PointGroups, gains: Mapping[str, Gain], volume: Volume) -> dict[str, str]:
-    best, side = groups.best, volume.box_size_px * volume.pixel_size_angstrom
+def _require_map_of_run(path: Path, whole: Volume, folder: Path, of_run: Volume) -> None:
+    """Stop where a map is not that of a run, at its place: its axes say nothing of the run's particles."""
+    require_same_frame(whole, of_run, names=f"{path} and the half maps of {folder}")
+    agreement = float(compare_maps(whole, of_run).unmasked[_FIRST_SHELLS].mean())
+    if not agreement > _SAME_MAP:
+        raise MapFileError(
+            f"{path} is not the map of {folder}, or not at its place: their first shells correlate by {agreement:.2f}",
+            "The poses of the particles are those of the run's own map",
+            f"Give {folder / 'run_class001.mrc'}, or leave out --run",
+        )
+
+
+def _named(groups: PointGroups, config: SymmetryConfig) -> GroupAgreement | None:
+    """The point group of the map; where one alone was asked about, that one, if it holds."""
+    if config.symmetry is None:
+        return groups.best
+    only = groups.groups[0]
+    return only if only.holds and not groups.is_round else None
+
+
+def _rows(
+    groups: PointGroups, best: GroupAgreement | None, gains: Mapping[str, Gain], volume: Volume
+) -> dict[str, str]:
+    side = volume.box_size_px * volume.pixel_size_angstrom
     rows = {"Compared to": f"{side / groups.last_shell:.1f} Å (shell {groups.last_shell})"}
     if best is not None:
         x, y, z = best.axis.tolist()
@@ -156,7 +181,7 @@ def _conclusion(groups: PointGroups, config: SymmetryConfig) -> Note:
         return Note(f"{only.symmetry} {'holds' if only.holds else 'does not hold'}; no other group was tried.")
     if groups.best is not None:
         best = groups.best
-        return Note(f"The map looks like {best.symmetry}: its copies agree as the half maps do ({best.score:.2f}).")
+        return Note(f"The map looks like {best.symmetry}: its copies agree, with a score of {best.score:.2f}.")
     if groups.is_of_revolution:
         return Note(
             f"The map agrees with its copies at any angle about an axis: its order, if there is one, is beyond "
@@ -166,8 +191,8 @@ def _conclusion(groups: PointGroups, config: SymmetryConfig) -> Note:
     return Note("No point group holds.")
 
 
-def _objections(groups: PointGroups, gains: Mapping[str, Gain]) -> Iterator[Note]:
-    best, pseudo = groups.best, groups.pseudo
+def _objections(groups: PointGroups, best: GroupAgreement | None, gains: Mapping[str, Gain]) -> Iterator[Note]:
+    pseudo = groups.pseudo
     gain = None if best is None else gains.get(best.symmetry)
     if best is not None and gain is not None and gain.sigmas < _SIGMAS:
         yield Note(
@@ -185,14 +210,14 @@ def _objections(groups: PointGroups, gains: Mapping[str, Gain]) -> Iterator[Note
 
 def _as_json(config: SymmetryConfig, maps: _Maps, groups: PointGroups, gains: Mapping[str, Gain]) -> dict[str, object]:
     side = maps.whole.box_size_px * maps.whole.pixel_size_angstrom
-    best, pseudo = groups.best, groups.pseudo
+    best, pseudo = _named(groups, config), groups.pseudo
     return {
         "map": str(config.volume),
         "half_maps": None if maps.files is None else [str(path) for path in maps.files],
         "point_group": "C1" if best is None else best.symmetry,
         "pseudo_symmetry": None if pseudo is None else pseudo.symmetry,
         "is_round": groups.is_round,
-        "is_of_revolution": groups.is_of_revolution,
+        "is_of_revolution": config.symmetry is None and groups.is_of_revolution,
         "contrast": groups.contrast,
         "resolution_angstrom": side / groups.last_shell,
         "groups": [_group_as_json(group, gains.get(group.symmetry)) for group in groups.groups],

@@ -76,6 +76,15 @@ def test_a_half_map_finds_the_other_and_one_group_can_be_scored(
         assert [group["symmetry"] for group in read_json(tmp_path / "s.json")["groups"]] == [sym.upper()]
 
 
+def test_one_group_that_is_part_of_a_larger_one_holds(tmp_path: Path) -> None:
+    values = sample_atoms(symmetric_phantom("C4", torch.Generator().manual_seed(0)), N, PIXEL).values
+    words = ["symmetry", str(write_maps(tmp_path, values) / HALVES[0]), "--json", str(tmp_path / "s.json")]
+    assert run([*words, "--sym", "C2"]) == 0
+    figures: dict[str, Any] = read_json(tmp_path / "s.json")
+    assert figures["point_group"] == "C2"
+    assert not figures["is_of_revolution"]
+
+
 def test_without_half_maps_a_doubt_is_said(threefold: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_map(tmp_path / "map.mrc", read_map(threefold / "run_class001.mrc"))
     assert run(["symmetry", str(tmp_path / "map.mrc"), "--sym", "C3", "--resolution", "20"]) == 0
@@ -108,7 +117,7 @@ def test_half_maps_are_known_by_name(name: str, is_found: bool, threefold: Path)
 
 
 @pytest.mark.slow
-def test_particles_of_a_run_are_asked(tmp_path: Path) -> None:
+def test_particles_of_a_run_are_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     atoms = symmetric_phantom("C3", torch.Generator().manual_seed(0))
     write_map(tmp_path / "molecule.mrc", sample_atoms(atoms, N, PIXEL))
     simulated, made = tmp_path / "particles", tmp_path / "run"
@@ -122,3 +131,9 @@ def test_particles_of_a_run_are_asked(tmp_path: Path) -> None:
     assert figures["point_group"] == "C3"
     assert asked["C3"]["sigmas"] > 3
     assert all(gain["sigmas"] < 0 for name, gain in asked.items() if name != "C3")
+    # Nobody's axes but those of the run's own map, at its place, say anything of its particles.
+    for name, size in (("turned", N), ("other", N + 2)):
+        values = rotate_map(sample_atoms(atoms, size, PIXEL).values, torch.eye(3)[[2, 0, 1]], NOWHERE)
+        write_map(tmp_path / f"{name}.mrc", Volume(values, PIXEL))
+        assert run(["symmetry", str(tmp_path / f"{name}.mrc"), "--run", str(made)]) == 3
+        assert str(made) in capsys.readouterr().err
