@@ -29,7 +29,7 @@ Mask = Bool[Tensor, " particles"]
 _COMMAND = "cryoeq select"
 _LEAST_PER_DIRECTION = 5
 _NO_CLASSES = "A run of one structure writes no classes: give the table of a classification"
-_NO_JUNK = "This table has no probabilities of junk; --keep chooses by other figures"
+_NO_JUNK = "--junk-below goes by probabilities of junk, --keep by other figures"
 _NO_HALVES = "Give the star file of a reconstruction or refinement"
 
 

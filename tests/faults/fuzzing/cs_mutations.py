@@ -10,7 +10,7 @@ from faults.fuzzing.cases import Change, Scenario, mutation
 
 Table = np.ndarray[Any, Any]
 _IMPOSSIBLE: dict[str, tuple[float, ...]] = {
-    "blob/psize_A": (0, -5, 1e9), "ctf/accel_kv": (0, -300, 300000), "ctf/cs_mm": (-1, 2.7e6),
+    "blob/psize_A": (0, -5, 1e9), "ctf/accel_kv": (0, -300, 300000), "ctf/cs_mm": (-2, 2.7e6),
     "ctf/amp_contrast": (-0.1, 10), "ctf/df1_A": (1.5, 1e30), "ctf/df2_A": (1.5, 1e30), "blob/idx": (2**31, 99),
     "alignments3D/shift": (1e6, 1e30), "alignments3D/psize_A": (0, -5, 1e9), "alignments3D/pose": (1e30,),
     "alignments3D/split": (7,), "blob/shape": (0, 48),

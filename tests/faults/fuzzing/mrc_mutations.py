@@ -83,6 +83,8 @@ def extended_header(chance: random.Random, content: bytes, scenario: Scenario) -
 def axes_in_another_order(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
     if (values := _values(content)) is None or _is_stack(content) or len(set(values.shape)) > 1:
         return None
+    if struct.unpack_from("<3i", content, 64) != (1, 2, 3):  # they are in another order already
+        return None
     order = chance.choice(((0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)))  # sections, rows and columns
     header = _put(content[:1024], 64, struct.pack("<3i", *(3 - axis for axis in order[::-1])))
     return Change(header + values.transpose(order).astype("<f4").tobytes(), f"axes in the order {order}")

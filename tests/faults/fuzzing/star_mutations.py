@@ -134,7 +134,7 @@ def rows_in_another_order(chance: random.Random, content: bytes, scenario: Scena
 def tables_added_or_moved(chance: random.Random, content: bytes, scenario: Scenario) -> Change | None:
     if (blocks := parse(content)) is None:
         return None
-    new = Block("general", ["rlnFinalResolution"], [["7.5"]])
+    new = Block(f"general{len(blocks)}", ["rlnFinalResolution"], [["7.5"]])
     blocks = chance.choice(([new, *blocks], [*blocks, new], blocks[::-1]))
     return Change(render(blocks), f"tables {[block.name for block in blocks]}")
 
