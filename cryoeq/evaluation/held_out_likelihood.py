@@ -29,6 +29,7 @@ from cryoeq.physics.ctf import matched_filter
 from cryoeq.physics.image_formation import undo_optics
 from cryoeq.physics.projection import extract_slices, prepare_slices
 
+SURE_SIGMAS = 3.0  # standard errors of a gain that counts
 _BATCH_PX = 2**18
 _SAMPLE_PX = 2**22  # pixels of the particles that are compared at most: 4,096 of 32 px, 1,024 of 64 px
 
@@ -126,10 +127,5 @@ def _shell_terms(
     predictions = [predict(pair) for pair in slices]
     agreements = [(observed * each.conj()).real - 0.5 * squared * each.abs().square() for each in predictions]
     residual = (observed - squared * predictions[0]).abs().square()
-    scores = torch.stack([_shell_sums(agreement, plane) for agreement in agreements])
-    return scores, _shell_sums(residual, plane), _shell_sums(squared, plane)
-
-
-def _shell_sums(values: Float[Tensor, "batch points"], plane: HalfPlane) -> Float[Tensor, "batch shells"]:
-    sums = values.new_zeros(len(values), int(plane.shells.max()) + 1)
-    return sums.index_add(1, plane.shells, values * plane.weights).double()
+    scores = torch.stack([plane.shell_sums(agreement).double() for agreement in agreements])
+    return scores, plane.shell_sums(residual).double(), plane.shell_sums(squared).double()

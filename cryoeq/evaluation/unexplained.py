@@ -205,7 +205,7 @@ def _shell_powers(
         (centred * seen.conj()).real,
         seen.abs().square(),
     )
-    return tuple(_shell_sums(power, plane) for power in powers)
+    return tuple(plane.shell_sums(power) for power in powers)
 
 
 def _explained_signal(
@@ -227,11 +227,6 @@ def _explained_signal(
     explained = (cross.square() / projections.clamp(min=1e-30))[shells].sum()
     ratio = float(explained / signal) if float(signal) > 0 else math.inf
     return ratio if ratio < _MAX_EXPLAINED else None  # else neighbours or ice are part of the background
-
-
-def _shell_sums(values: Float[Tensor, "batch points"], plane: HalfPlane) -> Float[Tensor, "batch shells"]:
-    shells = plane.shells
-    return values.new_zeros(len(values), int(shells.max()) + 1).index_add(1, shells, values * plane.weights)
 
 
 def _noise(

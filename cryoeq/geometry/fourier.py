@@ -163,6 +163,15 @@ class HalfPlane:
         """Number of coefficients in each shell."""
         return self.shells.bincount()
 
+    def shell_sums(self, values: Float[Tensor, "*batch points"]) -> Float[Tensor, "*batch shells"]:
+        """Sums over each shell, in which a coefficient counts for its Friedel mate too.
+
+        Args:
+            values: a value of each coefficient, the same at its mate.
+        """
+        sums = values.new_zeros(*values.shape[:-1], int(self.shells.max()) + 1)
+        return sums.index_add(-1, self.shells, values * self.weights)
+
     @cached_property
     def _squared_radii(self) -> Int[np.ndarray, " points"]:
         """In memory, so that no step of a training waits for a GPU to tell them."""

@@ -90,7 +90,7 @@ class ParticleTransforms:
 
         The spread of the scales is left in the noise: neither half set is to see the scales of the other.
         """
-        return _shell_sums(self.ctf_multiplied.abs().square().sum(0), self.plane) / self._ctf_squared_sums
+        return self.plane.shell_sums(self.ctf_multiplied.abs().square().sum(0)) / self._ctf_squared_sums
 
     def residual_noise_variance(self, map_power: Float[Tensor, " points"]) -> Float[Tensor, " shells"]:
         """Noise variance per shell: the variance of the images without that of a map's projections.
@@ -102,14 +102,14 @@ class ParticleTransforms:
         Args:
             map_power: mean |P|^2 of the map's projections at each coefficient.
         """
-        signal = _shell_sums(self._ctf_fourth_power * map_power, self.plane) / self._ctf_squared_sums
+        signal = self.plane.shell_sums(self._ctf_fourth_power * map_power) / self._ctf_squared_sums
         total = self.total_variance
         floor = (_MIN_NOISE * total).clamp(min=_QUIETEST * float(total[1:].min()))
         return torch.maximum(total - signal, floor)
 
     @cached_property
     def _ctf_squared_sums(self) -> Float[Tensor, " shells"]:
-        return _shell_sums(self.ctf_squared.sum(0), self.plane).clamp(min=torch.finfo(torch.float32).tiny)
+        return self.plane.shell_sums(self.ctf_squared.sum(0)).clamp(min=torch.finfo(torch.float32).tiny)
 
     @cached_property
     def _ctf_fourth_power(self) -> Float[Tensor, " points"]:
@@ -299,8 +299,3 @@ def _ctf_squared_harmonics(
     _, squared = matched_filter(ctf, coords / (plane.box_size_px * pixel_size_angstrom))
     series = torch.fft.fft(squared.view(len(squared), len(radii), _ANGLES), norm="forward")[..., :POWER_ORDERS]
     return torch.view_as_real(series.permute(2, 0, 1).contiguous())
-
-
-def _shell_sums(values: Float[Tensor, " points"], plane: HalfPlane) -> Float[Tensor, " shells"]:
-    shells = plane.shells
-    return values.new_zeros(int(shells.max()) + 1).index_add(0, shells, values * plane.weights)

@@ -93,3 +93,14 @@ def test_shells_round_half_up() -> None:
     assert shells[4, 8] == 4
     assert shells[5, 5] == 1  # sqrt(2) = 1.41
     assert shells[6, 6] == 3  # sqrt(8) = 2.83
+
+
+def test_shell_sums_of_power_are_those_of_the_whole_transform(generator: torch.Generator) -> None:
+    images = torch.randn(2, 3, 12, 12, generator=generator)
+    plane = HalfPlane.up_to(12, 5.0)
+    power = fft_image(images).abs().square()
+    k = torch.arange(12) - 6
+    radii = (k[:, None].square() + k.square()).sqrt()
+    for shell, sums in enumerate(plane.shell_sums(plane.transform(images).abs().square()).unbind(-1)):
+        inside = ((radii + 0.5).floor() == shell) & (radii <= 5.0)
+        torch.testing.assert_close(sums, (power * inside).sum((-2, -1)))

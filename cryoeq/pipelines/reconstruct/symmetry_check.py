@@ -11,7 +11,7 @@ from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Event, Note
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import HalfMaps, Volume
-from cryoeq.evaluation.held_out_likelihood import Gain, held_out_log_likelihoods
+from cryoeq.evaluation.held_out_likelihood import SURE_SIGMAS, Gain, held_out_log_likelihoods
 from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map
 from cryoeq.maps.point_group_search import find_point_groups
 from cryoeq.maps.point_groups import GroupAgreement, PointGroups
@@ -21,7 +21,6 @@ from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
 from cryoeq.reconstruction.known_poses import ReconstructedMaps
 
 _MIN_PARTICLES = 100
-_SIGMAS = 3.0
 _SPARE_SHELLS = 4  # beyond the resolution
 
 
@@ -84,7 +83,7 @@ def supported_group(
         candidates = [halves, *(averaged(halves, each) for each in (group, *smaller))]
         plain, ours, *others = held_out_log_likelihoods(dataset, poses, half_set, candidates)
         gain = Gain.of(ours, plain)
-        if gain.sigmas > _SIGMAS and all(Gain.of(ours, other).sigmas > -_SIGMAS for other in others):
+        if gain.sigmas > SURE_SIGMAS and all(Gain.of(ours, other).sigmas > -SURE_SIGMAS for other in others):
             return group, gain
     return None
 

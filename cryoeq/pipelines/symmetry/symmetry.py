@@ -8,7 +8,7 @@ from cryoeq.config.map_symmetry import SymmetryConfig
 from cryoeq.domain.events import Event, Note, Report
 from cryoeq.domain.volume import HalfMaps, Volume, require_same_frame
 from cryoeq.errors import ConfigError, MapFileError
-from cryoeq.evaluation.held_out_likelihood import Gain, held_out_log_likelihoods
+from cryoeq.evaluation.held_out_likelihood import SURE_SIGMAS, Gain, held_out_log_likelihoods
 from cryoeq.evaluation.independence import require_independent
 from cryoeq.evaluation.resolution import compare_maps
 from cryoeq.io.density import read_density
@@ -31,7 +31,6 @@ from cryoeq.pipelines.resolution.half_map_names import halves_beside, other_half
 _LAST_SHELL = 64
 _MAX_BOX_PX = 64  # in which particles are compared
 _PARTICLES = 3  # groups about which particles are asked
-_SIGMAS = 3.0
 _FIRST_SHELLS, _SAME_MAP = slice(1, 6), 0.9  # correlation of a map with the average of its half maps there
 
 
@@ -194,7 +193,7 @@ def _conclusion(groups: PointGroups, config: SymmetryConfig) -> Note:
 def _objections(groups: PointGroups, best: GroupAgreement | None, gains: Mapping[str, Gain]) -> Iterator[Note]:
     pseudo = groups.pseudo
     gain = None if best is None else gains.get(best.symmetry)
-    if best is not None and gain is not None and gain.sigmas < _SIGMAS:
+    if best is not None and gain is not None and gain.sigmas < SURE_SIGMAS:
         yield Note(
             f"{best.symmetry} holds in the map, but the particles do not speak for it: averaging changes their "
             f"log-likelihood by {gain.mean:+.2g} nats each ({gain.sigmas:.1f} σ).",
