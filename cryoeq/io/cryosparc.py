@@ -47,6 +47,7 @@ _CTF = {  # RELION's label and unit over theirs
     "ctf/bfactor": ("rlnCtfBfactor", 1.0),
 }
 _POSE, _SHIFT, _PIXEL, _SPLIT = (f"alignments3D/{name}" for name in ("pose", "shift", "psize_A", "split"))
+_LARGEST_ROTATION = 30.0  # radians: some programs add whole turns
 _GROUP, _CLASS, _SIGN, _SHAPE = "ctf/exp_group_id", "alignments3D/class", "blob/sign", "blob/shape"
 _OTHER_TABLES = {  # by a field that only they have
     "map/path": "volumes",
@@ -239,6 +240,9 @@ def _alignments(table: _CsTable) -> tuple[dict[str, Text], tuple[str, ...]]:
     columns: dict[str, Text] = {}
     if {_POSE, _SHIFT, _PIXEL} <= set(table.names):
         vectors = torch.from_numpy(table.numbers(_POSE, (3,)).astype(np.float64))
+        if len(vectors) and (largest := float(vectors.abs().max())) > _LARGEST_ROTATION:
+            expected = "Rotation vectors in radians, of pi at most, were expected"
+            raise ParticleFileError(f"{table.path}: a value of {_POSE} is {largest:g}", expected, _EXPORT)
         euler = relion_euler_deg(rotation_from_vector(vectors).mT).numpy()
         columns |= {f"rlnAngle{name}": decimals(euler[:, axis]) for axis, name in enumerate(("Rot", "Tilt", "Psi"))}
         pixel = table.numbers(_PIXEL).astype(np.float64)

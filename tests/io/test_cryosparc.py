@@ -225,6 +225,14 @@ def test_a_pixel_size_of_shifts_that_cannot_be(cs: Path) -> None:
         read_particles(cs, with_poses=True)
 
 
+def test_rotations_that_cannot_be(cs: Path) -> None:
+    table = np.load(cs)
+    table["alignments3D/pose"][5, 1] = 120.0  # degrees
+    write_table(cs, table)
+    with pytest.raises(ParticleFileError, match=r"particles\.cs: a value of alignments3D/pose is 120"):
+        read_particles(cs, with_poses=True)
+
+
 def test_values_are_named_by_their_field(cs: Path) -> None:
     table = np.load(cs)
     table["ctf/df1_A"][4] = np.nan
