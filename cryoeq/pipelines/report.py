@@ -12,7 +12,7 @@ from cryoeq.config.report import ReportConfig
 from cryoeq.domain.events import Event, Note, Report
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import HalfMaps, Volume
-from cryoeq.errors import CryoEqError
+from cryoeq.errors import CryoEqError, MapFileError
 from cryoeq.evaluation.orientations import OrientationSummary, summarise_orientations
 from cryoeq.evaluation.particle_fit import fit_particles
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves, require_mask
@@ -111,6 +111,9 @@ def _read_surface(run: RunFolder, resolved: HalfMapResolution | None) -> Volume 
     postprocessed = _read_map(run, "run_postprocess.mrc")
     if postprocessed is None or resolved is None or resolved.mask is None:
         return None
+    if (n := postprocessed.box_size_px) != resolved.mask.box_size_px:
+        found = f"{run.path('run_postprocess.mrc')} has a box of {n} px, the half maps {resolved.mask.box_size_px} px"
+        raise MapFileError(found, "Expected the files of one run", "Restore the file, or remove it")
     return replace(postprocessed, values=postprocessed.values * resolved.mask.values)
 
 

@@ -208,6 +208,15 @@ def test_a_damaged_mask_is_named(tmp_path: Path, known_run: Path, capsys: pytest
     assert "run_mask.mrc has values from 1000 to 1000" in capsys.readouterr().err
 
 
+def test_a_map_of_another_box_is_named(tmp_path: Path, known_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = copied(known_run, tmp_path)
+    whole = read_map(folder / "run_class001.mrc")
+    write_map(folder / "run_mask.mrc", replace(whole, values=torch.ones_like(whole.values)))
+    write_map(folder / "run_postprocess.mrc", replace(whole, values=whole.values[2:, 2:, 2:].contiguous()))
+    assert run(["report", str(folder)]) == 3
+    assert "run_postprocess.mrc has a box of" in capsys.readouterr().err
+
+
 def test_names_cannot_end_the_script(tmp_path: Path, known_run: Path) -> None:
     folder = copied(known_run, tmp_path).rename(tmp_path / "<b>run<b>")
     contents = read_run(folder)

@@ -76,7 +76,10 @@ def fsc(config: FscConfig) -> Iterator[Event]:
 
 
 def _compare_pair(config: FscConfig, pair: MapPair) -> Iterator[Event]:
-    folder = config.output
+    folder, written = config.output, config.json_file
+    if written is not None and written.is_file() and written.samefile(pair.second):
+        found = f"--json {written} would be written over, which is the other half map"
+        raise ConfigError(found, "", "Choose another name")
     with_postprocessing = pair.are_halves if config.postprocess is None else config.postprocess
     first, second = yield from _read_pair(config, pair)
     frame = read_map_frame(pair.second if config.with_alignment else pair.first, angpix=config.pixel_size_angstrom)

@@ -186,6 +186,13 @@ def test_bad_input_is_named(maps: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "truth.mrc has values from" in message("half1.mrc", "half2.mrc", "--mask", "truth.mrc")
 
 
+def test_the_half_map_that_was_found_is_not_written_over(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (maps / "half2.mrc").read_bytes()
+    assert run(["fsc", str(maps / "half1.mrc"), "--json", str(maps / "half2.mrc")]) == 2
+    assert "half2.mrc would be written over, which is the other half map" in capsys.readouterr().err
+    assert (maps / "half2.mrc").read_bytes() == before
+
+
 def test_a_map_that_is_not_a_cube_is_refused(maps: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import mrcfile
 
