@@ -19,6 +19,7 @@ from cryoeq.io.foreign import recognise
 from cryoeq.io.text import name_in_utf8
 
 # B-factor over squared grid spacing from which a Gaussian atom is sampled well (Refmac's rule, gemmi).
+_LARGEST_BFACTOR = 1e4
 _GRID_BLUR = 8 * math.pi**2 / 1.1
 _START_BYTES = 1024
 _EXPECTED = "cryoeq reads PDB and mmCIF coordinate files"
@@ -109,7 +110,7 @@ def read_model(path: Path) -> AtomicModel:
         path: a file named .pdb, .ent, .cif or .mmcif, with or without .gz.
 
     Raises:
-        MapFileError: no such file, or no model in it, or a coordinate that is not a number.
+        MapFileError: no such file, or no model in it, or a number that cannot be.
     """
     structure = _first_model(path)
     while len(structure) > 1:
@@ -117,6 +118,12 @@ def read_model(path: Path) -> AtomicModel:
     model = AtomicModel(structure)
     if not len(model.positions_angstrom) or not torch.isfinite(model.positions_angstrom).all():
         raise MapFileError(f"{path}: no atoms, or coordinates that are not numbers", _EXPECTED, _ADVICE)
+    for number, site in enumerate(structure[0].all(), 1):
+        atom = site.atom
+        if not (math.isfinite(atom.occ) and abs(atom.b_iso) <= _LARGEST_BFACTOR):  # NaN neither
+            found = f"{path}: atom {number} has an occupancy of {atom.occ:g} and a B-factor of {atom.b_iso:g}"
+            expected = f"Finite occupancies and B-factors up to {_LARGEST_BFACTOR:g} Å² were expected"
+            raise MapFileError(found, expected, "Repair the file")
     return model
 
 

@@ -10,7 +10,7 @@ import torch
 
 from cryoeq.domain.atoms import is_atomic_model
 from cryoeq.errors import MapFileError
-from cryoeq.io.model import read_atoms
+from cryoeq.io.model import read_atoms, read_model
 
 # A glycine with a hydrogen and two places for its oxygen, a zinc ion, a water, an empty place and a second model.
 PDB = """\
@@ -106,6 +106,13 @@ def test_bad_files_are_explained(tmp_path: Path, name: str, content: str | None,
     with pytest.raises(MapFileError, match=message) as caught:
         read_atoms(path)
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(("there", "damaged"), [("1.00 20.00", "1.00  -inf"), ("1.00 20.00", "1.00 -9e+9")])
+def test_numbers_of_atoms_that_cannot_be_are_named(tmp_path: Path, there: str, damaged: str) -> None:
+    (tmp_path / "model.pdb").write_text(PDB.replace(there, damaged, 1))
+    with pytest.raises(MapFileError, match="atom 2 has an occupancy of 1 and a B-factor of -"):
+        read_model(tmp_path / "model.pdb")
 
 
 def test_names_of_models_are_recognised() -> None:
