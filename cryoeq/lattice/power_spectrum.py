@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+SMALLEST_SIDE_PX = 32  # of a micrograph: less than the background is averaged over
 _BACKGROUND_PX = 31  # side of the square over which the background is averaged
 _CLIP = 4.0  # power over the background above which a pixel does not count towards the background
 _ITERATIONS = 3

@@ -11,7 +11,7 @@ from torch import Tensor
 from cryoeq.config.lattice import FindConfig
 from cryoeq.data.pixels import replace_outliers
 from cryoeq.domain.events import Event, Note, Report
-from cryoeq.errors import NoLatticeError
+from cryoeq.errors import MapFileError, NoLatticeError
 from cryoeq.io.mrc import header_notes, read_micrograph, write_image
 from cryoeq.io.text import write_json
 from cryoeq.lattice.indexing import (
@@ -23,7 +23,7 @@ from cryoeq.lattice.indexing import (
     match_spots,
     node_orders,
 )
-from cryoeq.lattice.power_spectrum import Spectrum, whiten_spectrum
+from cryoeq.lattice.power_spectrum import SMALLEST_SIDE_PX, Spectrum, whiten_spectrum
 from cryoeq.lattice.reduction import integer_determinant, log_orthogonality_defect, transform_basis
 from cryoeq.lattice.subtraction import subtract_lattice
 from cryoeq.lattice.unit_cell import cell_of_basis
@@ -63,6 +63,11 @@ def find(config: FindConfig) -> Iterator[Event]:
         OutputError: a file cannot be written.
     """
     image, pixel_size = read_micrograph(config.micrograph, angpix=config.pixel_size_angstrom)
+    if min(image.shape) < SMALLEST_SIDE_PX:
+        found = f"{config.micrograph} is {image.shape[1]} x {image.shape[0]} px"
+        raise MapFileError(
+            found, f"A micrograph of {SMALLEST_SIDE_PX} px or more a side was expected", "Check the file"
+        )
     yield from (Note(text, "warning") for text in header_notes(config.micrograph))
     (image,), replaced = replace_outliers(image[None])
     if count := int(replaced):

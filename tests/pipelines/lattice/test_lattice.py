@@ -69,6 +69,12 @@ def test_a_hot_pixel_does_not_hide_the_lattice(
     assert written["b_angstrom"] == pytest.approx(110, rel=0.01)
 
 
+def test_a_strip_is_no_micrograph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_image(tmp_path / "strip.mrc", torch.randn(7, 128, generator=torch.Generator().manual_seed(2)), 2.0)
+    assert run(["lattice", "find", str(tmp_path / "strip.mrc"), "-o", str(tmp_path / "out")]) == 3
+    assert "strip.mrc is 128 x 7 px. A micrograph of 32 px or more a side" in capsys.readouterr().err
+
+
 def test_noise_has_no_lattice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = torch.randn(200, 256, generator=torch.Generator().manual_seed(2))
     write_image(tmp_path / "noise.mrc", image, 2.0)
