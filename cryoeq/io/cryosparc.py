@@ -128,7 +128,7 @@ def write_cs(path: Path, source: Path, poses: Poses, *, half_set: Int[Tensor, " 
 
 
 def write_cs_rows(path: Path, source: Path, is_kept: Bool[np.ndarray, " particles"]) -> None:
-    """Write some rows of a table of cryoSPARC, every field as it is.
+    """Write some rows of a table of cryoSPARC, every field unchanged.
 
     Args:
         path: the ``.cs`` file to create or replace.

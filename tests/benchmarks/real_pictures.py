@@ -56,7 +56,7 @@ class Look:
         turns: rotations of the map in which its surface is seen.
         side_angstrom: of the field of view.
         slices_angstrom: heights of the slices, from the centre towards the viewer.
-        has_two_parts: two subunits are coloured, and the map is turned into its principal axes; else it stays as it is.
+        has_two_parts: two subunits are coloured, and the map is turned into its principal axes; else it is not turned.
     """
 
     particles: tuple[int, ...]
@@ -84,7 +84,7 @@ class Surface:
 
     Args:
         volume: map of one connected molecule.
-        has_two_parts: colour two parts, and turn the map into its principal axes; else it stays as it is.
+        has_two_parts: colour two parts, and turn the map into its principal axes; else it is not turned.
     """
 
     def __init__(self, volume: Volume, *, has_two_parts: bool) -> None:

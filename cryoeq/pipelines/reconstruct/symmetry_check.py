@@ -66,7 +66,7 @@ def supported_group(
 ) -> tuple[GroupAgreement, Gain] | None:
     """The group of most elements that holds in the map and for which its particles speak.
 
-    The averaged map is to explain the particles better than the map as it is, and no worse than the map that is
+    The averaged map is to explain the particles better than the map itself, and no worse than the map that is
     averaged over the next smaller group.
 
     Args:
