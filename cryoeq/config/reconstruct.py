@@ -61,8 +61,18 @@ class InitialModelConfig(FrozenConfig):
 class MultiStartConfig(FrozenConfig):
     """Random starts until the best initial model is reproduced."""
 
-    min: int = Field(default=2, ge=1, le=64, description="random starts at least; 1 skips the check of reproducibility")
-    max: int = Field(default=4, ge=1, le=64, description="random starts at most, until the best map is reproduced")
+    min: int = Field(
+        default=2,
+        ge=1,
+        le=64,
+        description="random starts at least, 4 with T, O, I; 1 skips the check of reproducibility",
+    )
+    max: int = Field(
+        default=4,
+        ge=1,
+        le=64,
+        description="random starts at most, until the best map is reproduced; 8 at least with T, O, I",
+    )
 
 
 class ConsensusConfig(FrozenConfig):
