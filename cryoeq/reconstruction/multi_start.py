@@ -31,10 +31,7 @@ from cryoeq.runtime.random_streams import Stream, stream_generator
 MAX_RESTARTS = 2  # multi-starts, where the map of the first is of mixed hands
 _OVERSAMPLING = 3  # pixels of the consensus refinement's box per cycle of its last shell
 _WORTH_CROPPING = 0.75  # fraction of the particles' box up to which that smaller box is used
-# Iterations of consensus refinement after which random starts are compared; one with symmetry from the start, where the
-# noise of the first shells may fall to its least value and rise again, with the power of the map, in each start's own
-# iterations: maps after three were compared wrongly with those after two.
-_TRIAL_ITERATIONS, _SYMMETRIC_TRIAL_ITERATIONS = 3, 1
+_TRIAL_ITERATIONS = 3  # of consensus refinement, after which random starts are compared
 # Mean FSC, without the spherical average that all maps of noise share, from which two starts found the same map: 0.94
 # to 0.99 on 1WCM, 8BK7 (D2) and 7L2I (C4) at SNR 0.1, 0.31 to 0.40 on images of noise.
 _MIN_FSC = 0.7
@@ -86,11 +83,6 @@ def run_multi_start(
 ) -> Generator[Event, None, RefinementState]:
     """Random starts until that of the highest likelihood is reproduced; each is refined for a few iterations.
 
-    On apoferritin (seeds 100 to 105, four starts each, six of them wrong) every wrong start is 0.2 nats or more below
-    every right one of its seed, of 26.6, after one iteration at one noise. After two more, and at the noise that each
-    map leaves, one wrong start ranked above a right one; with that noise kept above half the variance of the
-    background, wrong starts ranked first with two of the six seeds.
-
     Args:
         particles: CTF-multiplied transforms of all particles, in the box of the consensus refinement.
         half_set: half set of each particle, 1 or 2.
@@ -101,8 +93,7 @@ def run_multi_start(
     Raises:
         DivergedError: no two starts agree.
     """
-    iterations = _SYMMETRIC_TRIAL_ITERATIONS if settings.starts_symmetric else _TRIAL_ITERATIONS
-    shells = settings.refinement.consensus_shells[:iterations]
+    shells = settings.refinement.consensus_shells[:_TRIAL_ITERATIONS]
     trial = replace(settings, refinement=replace(settings.refinement, consensus_shells=shells, max_extra_iterations=0))
     candidates: list[tuple[float, RefinementState]] = []
     agreement, count = -1.0, settings.max_starts
