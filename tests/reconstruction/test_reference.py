@@ -53,7 +53,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
 def beginning(particles: ParticleTransforms) -> RefinementState:
     volume = torch.randn(8, 8, 8, generator=torch.Generator().manual_seed(0))
-    model = InitialModel(volume, torch.zeros(COUNT, 2), 0.0)
+    model = InitialModel(volume[None], torch.zeros(COUNT, 2), 0.0)
     return begin_refinement(model, particles, torch.arange(COUNT) % 2 + 1, SETTINGS, 3)
 
 

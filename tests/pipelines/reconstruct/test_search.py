@@ -205,7 +205,7 @@ def opened(searched_particles: Path) -> Callable[..., tuple[ParticleTransforms, 
 
 def beginning(volume: torch.Tensor, particles: ParticleTransforms, settings: AbInitioSettings) -> RefinementState:
     """Both half sets at a map."""
-    model = InitialModel(volume, torch.zeros(len(particles), 2), 0.0)
+    model = InitialModel(volume[None], torch.zeros(len(particles), 2), 0.0)
     return begin_refinement(model, particles, torch.arange(len(particles)) % 2 + 1, settings.refinement, 9)
 
 
