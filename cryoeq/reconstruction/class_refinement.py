@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cryoeq.domain.events import Event, Progress
+from cryoeq.domain.events import Event
+from cryoeq.domain.pose import PoseSet
 from cryoeq.geometry.disk_harmonics import disk_harmonics, support_radius
 from cryoeq.physics.backprojection import WienerBackprojection
 from cryoeq.physics.projection import prepare_slices
@@ -37,13 +38,9 @@ from cryoeq.runtime.distributed import all_gather, shard_half_set
 from cryoeq.runtime.random_streams import Stream, stream_generator
 
 STAGE = "class refinement"
-_TOLERANCE, _PATIENCE = 0.001, 3
+_LEAST_SHARE = 1e-6  # of a class, before its logarithm
 _OFFSETS_PER_WAVELENGTH = 3.5
 _OFFSET_REFINEMENT_STEPS = 2
-LOCAL_STAGE = "local class refinement"
-_FEW_CHANGES = 0.002
-_LEAST_PROBABILITY = 0.01
-_CHUNK_POINTS = 2**20
 
 
 @dataclass(frozen=True)
@@ -69,9 +66,33 @@ class ClassesState:
         return total / total.sum().clamp(min=1e-12) if float(total.sum()) > 0 else torch.ones_like(total) / len(total)
 
     @property
+    def log_evidence(self) -> Float[Tensor, " particles"]:
+        """Log-likelihood of the best pose under each map, summed over the maps with their shares."""
+        return (self.best.log_likelihood + self.shares.clamp(min=_LEAST_SHARE).log()).logsumexp(1)
+
+    @property
     def class_of(self) -> Int[Tensor, " particles"]:
         """Most probable class of each particle, from 0."""
         return self.probability.argmax(1)
+
+    def best_poses(self, box_size_px: int) -> PoseSet:
+        """Pose of each particle under the map of its most probable class.
+
+        Args:
+            box_size_px: side of the box in whose pixels the offsets are.
+        """
+        return self.best.poses_of(self.class_of, box_size_px)
+
+    def by_size(self) -> "ClassesState":
+        """The same classes, the largest first."""
+        order = self.class_of.bincount(minlength=len(self.maps)).argsort(descending=True, stable=True)
+        best = BestPoses(self.best.rotations[:, order], self.best.shifts_px[:, order], self.best.log_likelihood[:, order])
+        maps = tuple(self.maps[number] for number in order.tolist())
+        return replace(self, maps=maps, probability=self.probability[:, order], best=best)
+
+    def at_radius(self, radius: int) -> "ClassesState":
+        """The state with another radius of the next iteration, in cycles per box."""
+        return replace(self, maps=tuple(replace(each, radius=radius) for each in self.maps))
 
 
 def begin_classes(
@@ -96,38 +117,28 @@ def begin_classes(
     )
     count, device = len(particles), particles.device
     best = BestPoses.unknown(count, len(maps), device)
+    best = replace(best, shifts_px=model.shifts_px[:, None].expand(-1, len(maps), -1).contiguous())
     return ClassesState(maps, maps[0].particles, torch.zeros(count, len(maps), device=device), best)
 
 
 def refine_classes(
     state: ClassesState, particles: ParticleTransforms, settings: RefinementSettings, *, seed: int
 ) -> Generator[Event, None, ClassesState]:
-    """Iterations of all particles against the maps of all classes at low resolution, until they converge.
+    """Iterations of all particles against the maps of all classes, at low resolution.
 
     Args:
         state: state with one reference for both half sets.
-        particles: CTF-multiplied transforms of all particles, of which ``max_particles`` take part.
+        particles: CTF-multiplied transforms of all particles, of which ``max_particles`` for each class take part.
         settings: settings of the refinement.
         seed: random seed of the run.
     """
     order = torch.randperm(len(particles), generator=stream_generator(seed, Stream.INITIAL_MODEL_IMAGES))
     rows = order[: settings.max_particles * len(state.maps)].to(particles.device)
     shells = settings.consensus_shells
-    count = len(shells) + settings.max_extra_iterations
-    best, waited = -float("inf"), 0
-    for number in range(1, count + 1):
-        if waited == _PATIENCE:
-            break
-        if number <= len(shells):
-            radius = shells[number - 1]
-            state = replace(state, maps=tuple(replace(each, radius=radius) for each in state.maps))
-        state = yield from class_iteration(
-            state, particles, settings, Iteration(STAGE, number, count), seed=seed, rows=rows
-        )
-        log_likelihood = float(state.particles.log_evidence[rows].mean())
-        if number > len(shells):
-            waited = 0 if log_likelihood > best + _TOLERANCE * abs(best) else waited + 1
-        best = max(best, log_likelihood) if number > len(shells) else log_likelihood
+    for number, radius in enumerate(shells, 1):
+        iteration = Iteration(STAGE, number, len(shells))
+        state = state.at_radius(radius)
+        state = yield from class_iteration(state, particles, settings, iteration, seed=seed, rows=rows)
     return state
 
 
@@ -219,68 +230,6 @@ def class_iteration(
     metrics = {"log_likelihood": float(posterior.log_evidence.mean()), **shares}
     yield iteration.progress(total, total, metrics)
     return state
-
-
-def refine_classes_locally(
-    state: ClassesState, particles: ParticleTransforms, settings: RefinementSettings, *, iterations: int
-) -> Generator[Event, None, ClassesState]:
-    """Iterations in which poses are refined locally under the map of each class, which decides on the class.
-
-    Args:
-        state: maps of both half sets, and a pose of each particle under the map of each class.
-        particles: CTF-multiplied transforms of all particles.
-        settings: settings of the refinement.
-        iterations: iterations at most; they end where fewer than 0.2 % of the particles change.
-    """
-    n = particles.plane.box_size_px
-    for number in range(1, iterations + 1):
-        before, radius = state.class_of, max(each.radius for each in state.maps)
-        subset = particles.within(radius, n)
-        best, maps = _best_locally(state, subset, particles, settings)
-        probability = (best.log_likelihood + state.shares.clamp(min=1e-6).log()).softmax(1)
-        state = replace(state, best=best, probability=probability)
-        references = {half: class_references(state, half, particles) for half in (1, 2)}
-        maps = []
-        for index, each in enumerate(state.maps):
-            sums = tuple(
-                _sum_class(state, index, half, references[half][index], subset, settings) for half in (1, 2)
-            )
-            maps.append(maximization_step(each, sums, settings, radius))
-        state = replace(state, maps=tuple(maps))
-        changed = float((state.class_of != before).float().mean())
-        yield Progress(LOCAL_STAGE, number, iterations, {"changed": changed}, (number, iterations))
-        if changed < _FEW_CHANGES:
-            break
-    return state
-
-
-def _best_locally(
-    state: ClassesState, subset: ParticleTransforms, particles: ParticleTransforms, settings: RefinementSettings
-) -> tuple[BestPoses, list[RefinementState]]:
-    n, best = particles.plane.box_size_px, state.best
-    rotations, shifts, scores = best.rotations.clone(), best.shifts_px.clone(), best.log_likelihood.clone()
-    for half, members, _ in state.maps[0].halves():
-        for number, reference in enumerate(class_references(state, 3 - half, particles)):
-            of_class = torch.full((len(particles),), number, device=particles.device)
-            poses = best.poses_of(of_class, n).rows(members)
-            refined = refine_poses(subset, reference, poses, shift_sigma_px=settings.shift_sigma_px, steps=3, rows=members)
-            rotations[members, number] = refined.poses.rotations
-            shifts[members, number] = refined.poses.shifts_px
-            scores[members, number] = refined.log_likelihood
-    return BestPoses(rotations, shifts, scores), []
-
-
-def _sum_class(state, number, half, reference, subset, settings):
-    n = subset.plane.box_size_px
-    sums = WienerBackprojection.empty(n, device=subset.device)
-    rows = ((state.maps[0].half_set == half) & (state.probability[:, number] > _LEAST_PROBABILITY)).nonzero().squeeze(1)
-    precision = reference.precision[: len(subset.plane)]
-    for batch_rows in torch.split(rows, max(1, _CHUNK_POINTS // len(subset.plane))):
-        batch = subset.rows(batch_rows)
-        weight = state.probability[batch_rows, number, None] * precision
-        shifts, rotations = state.best.shifts_px[batch_rows, number], state.best.rotations[batch_rows, number]
-        sums = sums.add(batch.centred(shifts) * weight, batch.ctf_squared * weight, rotations, subset.plane)
-    return sums
 
 
 def _refine_offsets(

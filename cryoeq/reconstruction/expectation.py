@@ -42,6 +42,15 @@ class BestPoses(ParticleRows):
         shifts, scores = (torch.zeros(count, n_classes, *shape, device=device) for shape in ((2,), ()))
         return cls(rotations, shifts, scores)
 
+    def better_of(self, other: "BestPoses") -> "BestPoses":
+        """Of each particle under each map, the pose of the higher log-likelihood; these, where they are equal."""
+        is_better = other.log_likelihood > self.log_likelihood
+        return BestPoses(
+            torch.where(is_better[..., None, None], other.rotations, self.rotations),
+            torch.where(is_better[..., None], other.shifts_px, self.shifts_px),
+            torch.where(is_better, other.log_likelihood, self.log_likelihood),
+        )
+
     def poses_of(self, of_class: Int[Tensor, " particles"], box_size_px: int) -> PoseSet:
         """The pose of each particle under one map.
 
