@@ -15,8 +15,8 @@ from cryoeq.evaluation.fsc_dips import CtfDip
 from cryoeq.evaluation.resolution import compare_maps
 from cryoeq.geometry.so3 import random_rotations
 from cryoeq.outputs.progress_file import ProgressRow
+from cryoeq.outputs.report_curves import fsc_figure
 from cryoeq.outputs.report_figures import (
-    fsc_figure,
     orientation_figure,
     progress_figures,
     slice_figures,

@@ -1,7 +1,7 @@
 """Metrics of a reconstruction, as ``job.json`` records them under "results"."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 
@@ -18,6 +18,11 @@ class ClassMetrics:
         corrected_resolution_angstrom: where that does, corrected for the mask by phase randomisation.
         symmetry: point group that was imposed on it.
         reproduced: share of its particles that are in the matched class of another random start.
+        nonspherical_share: share of its map's variance that is not spherical.
+        nonspherical_resolution_angstrom: where the unmasked FSC of its half maps, without their spherical averages,
+            first drops below 0.143.
+        unexplained_share: share of its particles that its map does not explain.
+        explained_signal_share: power of its map's projections over that of its images' signal.
     """
 
     number: int
@@ -28,6 +33,10 @@ class ClassMetrics:
     corrected_resolution_angstrom: float | None = None
     symmetry: str = "C1"
     reproduced: float | None = None
+    nonspherical_share: float | None = None
+    nonspherical_resolution_angstrom: float | None = None
+    unexplained_share: float | None = None
+    explained_signal_share: float | None = None
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "ClassMetrics":
@@ -69,8 +78,7 @@ class ReconstructionMetrics:
         symmetry_score: agreement of the map's copies under that group: 1 as of the half maps, 0 as at random.
         symmetry_gain_nats: log-likelihood per particle that averaging over that group adds.
         dependent_halves: reason why the half maps are not independent, so that their FSC is no gold standard; a clause.
-        classes: of a run of several classes, in the order of their numbers; the figures above are then those of the
-            first.
+        classes: of a run of several classes, in the order of their numbers.
         class_agreement: agreement of the classes of two random starts, matched, over all particles: 1 where they are
             the same, 0 as by chance.
         class_moves: number of particles in each class here (rows) and in each matched class of the other start
@@ -106,6 +114,20 @@ class ReconstructionMetrics:
     classes: tuple[ClassMetrics, ...] | None = None
     class_agreement: float | None = None
     class_moves: tuple[tuple[int, ...], ...] | None = None
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes of the run."""
+        return len(self.classes) if self.classes else 1
+
+    def of_class(self, number: int) -> "ReconstructionMetrics":
+        """The metrics of one class of a run of several, under the names of those of a run.
+
+        Args:
+            number: of the class, from 1.
+        """
+        ours, theirs = {field.name for field in fields(self)}, asdict((self.classes or ())[number - 1])
+        return replace(self, **{name: value for name, value in theirs.items() if name in ours})
 
     def to_json(self) -> dict[str, Any]:
         """What was measured."""

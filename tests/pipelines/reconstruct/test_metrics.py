@@ -6,7 +6,7 @@ import pytest
 
 from cryoeq.pipelines.reconstruct.metrics import ClassMetrics, ReconstructionMetrics
 
-FIRST = ClassMetrics(1, 70, 0.7, 9.1, 8.2, 8.4, "C3", 0.96)
+FIRST = ClassMetrics(1, 70, 0.7, 9.1, 8.2, 8.4, "C3", 0.96, unexplained_share=0.1)
 SECOND = ClassMetrics(2, 30, 0.3)
 
 
@@ -29,3 +29,10 @@ def test_entries_of_a_later_version_are_left_out() -> None:
     record = ReconstructionMetrics(classes=(FIRST,)).to_json() | {"seconds": 3.0}
     record["classes"][0]["colour"] = "blue"
     assert ReconstructionMetrics.from_json(record).classes == (FIRST,)
+
+
+def test_a_class_has_its_own_metrics_and_those_of_the_run() -> None:
+    metrics = ReconstructionMetrics(log_evidence=2.5, unexplained_share=0.5, classes=(FIRST, SECOND))
+    first, second = metrics.of_class(1), metrics.of_class(2)
+    assert (first.log_evidence, first.half_map_resolution_angstrom, first.unexplained_share) == (2.5, 9.1, 0.1)
+    assert (second.half_map_resolution_angstrom, second.unexplained_share) == (None, None)
