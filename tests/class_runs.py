@@ -57,7 +57,11 @@ def class_run(tmp_path_factory: pytest.TempPathFactory, mixture: Path) -> Path:
     given = star_poses(truth)
     turned = torch.where((classes == 1)[:, None, None], given.rotations @ TURN, given.rotations)
     settings = ReconstructConfig.model_validate(
-        {"particles": str(mixture / "particles.star"), "output": str(folder), "search": {"multi_start": {"min": 2}}}
+        {
+            "particles": str(mixture / "particles.star"),
+            "output": str(folder),
+            "search": {"consensus": {"shells": [5, 6]}},
+        }
     )
     command = ["cryoeq", "reconstruct", "particles.star", "-o", str(folder)]
     recorded = settings.model_dump(mode="json")

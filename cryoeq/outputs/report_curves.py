@@ -132,7 +132,7 @@ def _fsc_figure(traces: Sequence[Figure], shapes: list[Figure], frequencies: Seq
         "yaxis": {"range": [min(-0.05, lowest - 0.05), 1.05], "gridcolor": GRID,
                   "title": {"text": "Fourier shell correlation"}, "zerolinecolor": GREY},
         "shapes": shapes, "annotations": [threshold_label(HALF_MAP_THRESHOLD)], "height": 470,
-        "legend": {"orientation": "h", "x": 0, "y": -0.18, "yanchor": "top", "font": {"size": 13}},
+        "legend": {"orientation": "h", "x": 0, "y": -0.25, "yanchor": "top", "font": {"size": 13}},
         "margin": {"l": 64, "r": 56, "t": 64, "b": 56},
     }  # fmt: skip
     return plotly_figure([*traces, on_top], layout)

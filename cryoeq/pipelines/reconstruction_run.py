@@ -24,6 +24,24 @@ class _InputFile(BaseModel):
     path: str
 
 
+class _Class(BaseModel):
+    number: int
+    particles: int
+    share: float
+    symmetry: str = "C1"
+    reproduced: float | None = None
+    nonspherical_share: float | None = None
+    nonspherical_resolution_angstrom: float | None = None
+    unexplained_share: float | None = None
+    explained_signal_share: float | None = None
+
+
+class _Results(BaseModel):
+    classes: list[_Class] | None = None
+    class_agreement: float | None = None
+    class_moves: list[list[int]] | None = None
+
+
 class _Record(BaseModel):
     """What the readers of ``job.json`` rely on; it holds more."""
 
@@ -32,7 +50,7 @@ class _Record(BaseModel):
     settings: dict[str, Any]
     command: list[str] = []
     inputs: list[_InputFile] = []
-    results: dict[str, Any] = {}
+    results: _Results = _Results()
     notes: list[_Note] = []
     resumed: list[str] = []
 
