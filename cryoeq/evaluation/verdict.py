@@ -32,7 +32,8 @@ class RunFacts:
         status: status in ``job.json``.
         error: reason of a failure; None without a failure, or where it is not recorded.
         pose_inference: source of the poses: search, hybrid, amortized or known.
-        starts: minimal number of random starts; where there is more than one, two had to agree.
+        starts: minimal number of random starts; where there is more than one, two had to agree. 0 where they do not
+            count here, as of a class of several.
         side_angstrom: side of the box.
         resolution_angstrom: resolution of the half maps; infinite where they agree at no shell, None without half maps.
         shared_angstrom: resolution up to which both half sets shared a reference; None where they shared none, or
@@ -269,7 +270,7 @@ def _on_poses(facts: RunFacts) -> Iterator[Reason]:
     if _is_known(facts):
         yield Reason("remark", "The poses were taken from the star file; they were not checked.")
         return
-    if facts.pose_inference in {"search", "hybrid"}:
+    if facts.starts and facts.pose_inference in {"search", "hybrid"}:
         yield _on_starts(facts.starts)
     if facts.probabilities is not None:
         yield _on_probabilities(facts, sorted(facts.probabilities))

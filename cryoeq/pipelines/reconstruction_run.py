@@ -11,8 +11,14 @@ from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.data.preprocessing import CONTRAST_SIGNS
 from cryoeq.errors import OutputError, ParticleFileError
+from cryoeq.io.image_places import record_beside
 from cryoeq.io.particles import ParticleStack, read_particles
+from cryoeq.io.text import read_json
 from cryoeq.outputs.run_folder import RunFolder
+from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
+
+_TABLE, _SCREENED = "run_data.star", "screened.star"
+_RESULTS_OF_RUN = {_TABLE, "run_data_mirrored.star", "run_data.cs", _SCREENED}
 
 
 class _Note(BaseModel):
@@ -24,6 +30,24 @@ class _InputFile(BaseModel):
     path: str
 
 
+class _Class(BaseModel):
+    number: int
+    particles: int
+    share: float
+    symmetry: str = "C1"
+    reproduced: float | None = None
+    nonspherical_share: float | None = None
+    nonspherical_resolution_angstrom: float | None = None
+    unexplained_share: float | None = None
+    explained_signal_share: float | None = None
+
+
+class _Results(BaseModel):
+    classes: list[_Class] | None = None
+    class_agreement: float | None = None
+    class_moves: list[list[int]] | None = None
+
+
 class _Record(BaseModel):
     """What the readers of ``job.json`` rely on; it holds more."""
 
@@ -32,7 +56,7 @@ class _Record(BaseModel):
     settings: dict[str, Any]
     command: list[str] = []
     inputs: list[_InputFile] = []
-    results: dict[str, Any] = {}
+    results: _Results = _Results()
     notes: list[_Note] = []
     resumed: list[str] = []
 
@@ -101,6 +125,45 @@ def _require_sound(model: type[BaseModel], record: Mapping[str, Any], run: RunFo
         where = ".".join(map(str, first["loc"]))
         found = f"{run.path('job.json')} is damaged: {where} is {first['input']!r:.100}"
         raise OutputError(found, first["msg"], "Restore the file") from error
+
+
+def table_of(path: Path) -> Path:
+    """A table of particles, or that of the folder of a run.
+
+    Args:
+        path: the file, or the folder.
+
+    Raises:
+        ParticleFileError: the folder holds none.
+    """
+    if not path.is_dir():
+        return path
+    if not (path / _TABLE).is_file():
+        found = f"{path} holds no {_TABLE}"
+        raise ParticleFileError(found, "Expected the folder of a run that is done", "Give a star file or a .cs")
+    return path / _TABLE
+
+
+def classes_of_table(path: Path) -> int:
+    """Number of classes of the run that wrote a table or that its particles were selected from; 1 without a record.
+
+    Columns do not tell: a run of one class keeps the class numbers of its input, which mean something else.
+
+    Args:
+        path: the table, by ``table_of``.
+    """
+    seen = set[Path]()
+    while path not in seen:
+        seen.add(path)
+        try:
+            if (own := record_beside(path)).is_file():
+                path = Path(read_json(own)["inputs"][0]["path"])
+            elif path.name in _RESULTS_OF_RUN:
+                folder = path.parent if path.name != _SCREENED else path.parent.parent
+                return ReconstructionMetrics.from_json(read_json(folder / "job.json")["results"]).n_classes
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):  # none, or that of another program
+            return 1
+    return 1
 
 
 def open_particles(

@@ -96,9 +96,10 @@ def test_an_amortized_run_shows_its_losses(tiny_run: Path) -> None:
 
 def test_known_poses_predict_their_particles(known_run: Path) -> None:
     contents = read_run(known_run)
-    assert not isinstance(contents.particles, str)
-    assert len(contents.particles.fits.rows) == contents.particles.total == 48
-    assert float(contents.particles.fits.correlations.median()) > 0.7
+    (only,) = contents.classes
+    assert not isinstance(only.particles, str)
+    assert len(only.particles.fits.rows) == only.particles.total == 48
+    assert float(only.particles.fits.correlations.median()) > 0.7
     assert "progress0" not in Outline(known_run / "report.html").ids
 
 

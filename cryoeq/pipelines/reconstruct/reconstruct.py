@@ -13,7 +13,6 @@ import torch
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Event, Note, Progress, Report
-from cryoeq.domain.volume import Volume
 from cryoeq.errors import DivergedError
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD
 from cryoeq.evaluation.verdict import MIN_NONSPHERICAL, RunFacts, RunVerdict, judge_run
@@ -21,16 +20,14 @@ from cryoeq.io.cryosparc import CS_SUFFIX, write_cs
 from cryoeq.io.mrc import write_map
 from cryoeq.io.particles import ParticleStack, write_particle_star
 from cryoeq.maps.alignment import mirror_map
-from cryoeq.outputs.evaluation_plots import plot_fsc
-from cryoeq.outputs.fsc_files import write_fsc_star, write_fsc_xml
-from cryoeq.outputs.reconstruction_plots import plot_map
 from cryoeq.outputs.report import write_report
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.reconstruct.assessment import assess_maps, check_poses
 from cryoeq.pipelines.reconstruct.build import build_dataset, build_stack, working_box
 from cryoeq.pipelines.reconstruct.checkpoints import Checkpoints, load_training_state, require_same_settings
+from cryoeq.pipelines.reconstruct.class_files import named_maps, write_class_maps
 from cryoeq.pipelines.reconstruct.event_log import record_events
-from cryoeq.pipelines.reconstruct.half_map_resolution import HalfMapResolution, resolve_half_maps
+from cryoeq.pipelines.reconstruct.half_map_resolution import resolve_half_maps
 from cryoeq.pipelines.reconstruct.half_sets import (
     given_half_set_notes,
     independence_notes,
@@ -236,7 +233,7 @@ class _Job:
                 config, resolved.diameter_angstrom, maps.all.box_size_px * maps.all.pixel_size_angstrom
             )
             metrics = resolved.into(metrics)
-        _write_maps(run, maps, resolved)
+        write_class_maps(run, 1, 1, maps, resolved)
         if supplied.reference is not None:
             agreed = compare_with_reference(maps.all, supplied.reference)
             metrics = replace(metrics, reference_resolution_angstrom=agreed)
@@ -244,9 +241,9 @@ class _Job:
         if config.particles.suffix == CS_SUFFIX:
             write_cs(run.path("run_data.cs"), config.particles, posed.poses, half_set=posed.half_set)
         if config.both_hands:
-            for name, volume in _named_maps(maps, resolved).items():
+            for name, volume in named_maps(1, 1, maps, resolved).items():
                 mirrored = replace(volume, values=mirror_map(volume.values))
-                write_map(run.path(f"{name}_mirrored.mrc"), mirrored)
+                write_map(run.path(name).with_stem(f"{Path(name).stem}_mirrored"), mirrored)
             self._write_poses("run_data_mirrored.star", replace(posed, poses=posed.poses.of_other_hand()))
         return metrics
 
@@ -274,16 +271,6 @@ class _Job:
         return (yield from check_in_plane_symmetry(self.run, dataset, posed, maps, metrics, seed=seed, device=device))
 
 
-def _named_maps(maps: ReconstructedMaps, resolved: HalfMapResolution | None) -> dict[str, Volume]:
-    """Files of the maps, without ending."""
-    named: dict[str, Volume | None] = {"run_class001": maps.all}
-    if maps.halves is not None:
-        named |= {"run_half1_class001_unfil": maps.halves.first, "run_half2_class001_unfil": maps.halves.second}
-    if resolved is not None:
-        named |= {"run_mask": resolved.mask, "run_postprocess": resolved.postprocessed}
-    return {name: volume for name, volume in named.items() if volume is not None}
-
-
 def _take_poses(stack: ParticleStack) -> Generator[Event, None, PosedParticles]:
     """The poses and half sets of the star file."""
     table = stack.table
@@ -302,18 +289,6 @@ def _make_maps(
     halves = reconstruct_from_poses(dataset, posed.half_poses, posed.half_set, device=device, symmetry=symmetry).halves
     merged = reconstruct_from_poses(dataset, posed.poses, device=device, symmetry=symmetry)
     return merged if halves is None else filter_by_halves(merged.all, halves)
-
-
-def _write_maps(run: RunFolder, maps: ReconstructedMaps, resolved: HalfMapResolution | None) -> None:
-    """Maps, pictures, and the half maps' FSC."""
-    for name, volume in _named_maps(maps, resolved).items():
-        write_map(run.path(f"{name}.mrc"), volume)
-    plot_map(run.path("slices.png"), run.path("projections.png"), maps.all)
-    if resolved is None:
-        return
-    write_fsc_star(run.path("run_fsc.star"), resolved.curves)
-    write_fsc_xml(run.path("run_fsc.xml"), resolved.curves)
-    plot_fsc(run.path("run_fsc.png"), resolved.curves, ctf_power=resolved.ctf_power, dips=resolved.dips)
 
 
 def _rows(metrics: ReconstructionMetrics, config: ReconstructConfig) -> dict[str, str]:

@@ -1,0 +1,102 @@
+"""Files of the maps of a run, of one class or of each of several, and their rows of ``run_model.star``."""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cryoeq.domain.optics import CtfParameters
+from cryoeq.domain.volume import Volume
+from cryoeq.evaluation.completeness import fourier_completeness
+from cryoeq.evaluation.resolution import FscCurves
+from cryoeq.io.model_star import ClassModel
+from cryoeq.io.mrc import write_map
+from cryoeq.outputs.evaluation_plots import plot_fsc
+from cryoeq.outputs.fsc_files import write_fsc_star, write_fsc_xml
+from cryoeq.outputs.map_names import map_names
+from cryoeq.outputs.reconstruction_plots import plot_map
+from cryoeq.outputs.run_folder import RunFolder
+from cryoeq.pipelines.reconstruct.half_map_resolution import HalfMapResolution
+from cryoeq.reconstruction.known_poses import ReconstructedMaps
+
+
+def write_class_maps(
+    run: RunFolder, number: int, n_classes: int, maps: ReconstructedMaps, resolved: HalfMapResolution | None
+) -> None:
+    """Write maps and pictures of a class, and the correlation of its half maps.
+
+    Args:
+        run: run folder.
+        number: of the class, from 1.
+        n_classes: number of classes of the run.
+        maps: maps of the class.
+        resolved: agreement of its half maps; None without half maps.
+    """
+    names = map_names(number, n_classes)
+    for name, volume in named_maps(number, n_classes, maps, resolved).items():
+        write_map(run.path(name), volume)
+    plot_map(run.path(names.slices), run.path(names.projections), maps.all)
+    if resolved is None:
+        return
+    write_fsc_star(run.path(f"{names.fsc}.star"), resolved.curves)
+    write_fsc_xml(run.path(f"{names.fsc}.xml"), resolved.curves)
+    plot_fsc(run.path(f"{names.fsc}.png"), resolved.curves, ctf_power=resolved.ctf_power, dips=resolved.dips)
+
+
+def named_maps(
+    number: int, n_classes: int, maps: ReconstructedMaps, resolved: HalfMapResolution | None
+) -> dict[str, Volume]:
+    """The maps of a class by the names of their files.
+
+    Args:
+        number: of the class, from 1.
+        n_classes: number of classes of the run.
+        maps: maps of the class.
+        resolved: agreement of its half maps; None without half maps.
+    """
+    names = map_names(number, n_classes)
+    named: dict[str, Volume | None] = {names.whole: maps.all}
+    if maps.halves is not None:
+        named |= {names.first_half: maps.halves.first, names.second_half: maps.halves.second}
+    if resolved is not None:
+        named |= {names.mask: resolved.mask, names.postprocessed: resolved.postprocessed}
+    return {name: volume for name, volume in named.items() if volume is not None}
+
+
+def class_model(
+    run: RunFolder,
+    number: int,
+    n_classes: int,
+    curves: FscCurves,
+    *,
+    share: float,
+    rotations: Float[Tensor, "particles 3 3"],
+    ctf: CtfParameters | None,
+    symmetry: str = "C1",
+    accuracies: tuple[float | None, float | None] = (None, None),
+) -> ClassModel:
+    """A class as ``run_model.star`` has it.
+
+    Args:
+        run: run folder, by which the map is named: relative to where the run was started, as RELION's project is.
+        number: of the class, from 1.
+        n_classes: number of classes of the run.
+        curves: correlation of its half maps.
+        share: share of the particles, 0 to 1.
+        rotations: RELION's matrices A of its particles.
+        ctf: their CTF; None without.
+        symmetry: point group of the class.
+        accuracies: expected error of a rotation in degrees and of an offset in Angstrom; None where it is not known.
+    """
+    reference = (run.folder / map_names(number, n_classes).whole).as_posix()
+    model = ClassModel(reference, share, curves.unmasked, torch.zeros_like(curves.unmasked), *accuracies)
+    completeness = fourier_completeness(
+        rotations,
+        ctf,
+        model.ssnr,
+        box_size_px=curves.box_size_px,
+        pixel_size_angstrom=curves.pixel_size_angstrom,
+        symmetry=symmetry,
+    )
+    return replace(model, completeness=completeness)
