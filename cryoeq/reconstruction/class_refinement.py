@@ -86,7 +86,9 @@ class ClassesState:
     def by_size(self) -> "ClassesState":
         """The same classes, the largest first."""
         order = self.class_of.bincount(minlength=len(self.maps)).argsort(descending=True, stable=True)
-        best = BestPoses(self.best.rotations[:, order], self.best.shifts_px[:, order], self.best.log_likelihood[:, order])
+        best = BestPoses(
+            self.best.rotations[:, order], self.best.shifts_px[:, order], self.best.log_likelihood[:, order]
+        )
         maps = tuple(self.maps[number] for number in order.tolist())
         return replace(self, maps=maps, probability=self.probability[:, order], best=best)
 

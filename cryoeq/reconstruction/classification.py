@@ -146,8 +146,6 @@ def _start(
 ) -> Generator[Event, None, ClassesState]:
     """One random start: initial models and their joint refinement."""
     with torch_threads(1):  # its tensors are so small that two threads would wait for each other
-        model = yield from estimate_initial_model(
-            particles, settings.initial_model, seed=settings.seed, start=start
-        )
+        model = yield from estimate_initial_model(particles, settings.initial_model, seed=settings.seed, start=start)
     state = begin_classes(model, particles, half_set, settings.refinement, settings.initial_model.last_shell)
     return (yield from refine_classes(state, particles, settings.refinement, seed=settings.seed))

@@ -32,8 +32,8 @@ def noise_precision(
     # The steps between shells are too coarse for the first ones: power falls steeply within them.
     views = so3_grid(1, 1, device=particles.device)
     powers = [extract_slices(each, views, particles.plane).abs().square().mean(0) for each in padded]
-    shares = powers[0].new_ones(len(powers)) / len(powers) if shares is None else shares
-    noise = particles.residual_noise_variance(sum((power * share for power, share in zip(powers, shares, strict=True)), torch.zeros_like(powers[0])))
+    shares = powers[0].new_full((len(powers),), 1 / len(powers)) if shares is None else shares
+    noise = particles.residual_noise_variance((torch.stack(powers) * shares[:, None]).sum(0))
     return shell_precision(noise)[particles.plane.shells]
 
 

@@ -146,9 +146,7 @@ class PoseLikelihood:
         return cls.of_classes([reference], grid, harmonics)
 
     @classmethod
-    def of_classes(
-        cls, references: Sequence[Reference], grid: PoseGrid, harmonics: DiskHarmonics
-    ) -> "PoseLikelihood":
+    def of_classes(cls, references: Sequence[Reference], grid: PoseGrid, harmonics: DiskHarmonics) -> "PoseLikelihood":
         """Project several maps along all views.
 
         Args:

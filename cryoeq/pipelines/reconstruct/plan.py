@@ -1,6 +1,8 @@
 """Plan of a run: the stages that each mode of pose inference goes through, for progress as stage n of N."""
 
 from cryoeq.domain.events import Plan
+from cryoeq.reconstruction.class_assignment import STAGE as ASSIGNMENT_STAGE
+from cryoeq.reconstruction.class_refinement import STAGE as CLASS_STAGE
 from cryoeq.reconstruction.global_realignment import STAGE as REALIGNMENT_STAGE
 from cryoeq.reconstruction.half_set_refinement import CONSENSUS_STAGE, FINAL_STAGE, HALF_SETS_STAGE, LOCAL_STAGE
 from cryoeq.reconstruction.initial_model import STAGE as INITIAL_MODEL_STAGE
@@ -14,6 +16,13 @@ def plan_search(settings: RefinementSettings) -> Plan:
     local = (LOCAL_STAGE,) if settings.local_iterations else ()
     final = (FINAL_STAGE, REALIGNMENT_STAGE, _MAPS)
     return Plan((*_ab_initio(settings), HALF_SETS_STAGE, *_realignment(settings), *local, *final))
+
+
+def plan_classes(settings: RefinementSettings) -> Plan:
+    """Stages of a search for several classes; those of the refinement come once for each class."""
+    local = (LOCAL_STAGE,) if settings.local_iterations else ()
+    of_class = (HALF_SETS_STAGE, *_realignment(settings), *local, FINAL_STAGE, REALIGNMENT_STAGE)
+    return Plan(("reading", INITIAL_MODEL_STAGE, CLASS_STAGE, ASSIGNMENT_STAGE, *of_class, _MAPS))
 
 
 def plan_hybrid(settings: RefinementSettings, *, is_searchable: bool) -> Plan:

@@ -1,14 +1,16 @@
 """Particles with assigned poses: what every mode of pose inference returns, and what maps are made from."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.pose import Poses
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
-from cryoeq.reconstruction.known_poses import ReconstructedMaps
+from cryoeq.reconstruction.known_poses import ReconstructedMaps, filter_by_halves, reconstruct_from_poses
 
 
 @dataclass(frozen=True)
@@ -40,3 +42,27 @@ class PosedParticles:
         """Expected cosine of the error of the rotation, to second order (rlnParticleFigureOfMerit)."""
         sigma = self.rotation_sigma_rad
         return None if sigma is None else torch.exp(-0.5 * sigma.square())
+
+
+def make_maps(
+    dataset: ParticleDataset,
+    posed: PosedParticles,
+    device: torch.device,
+    symmetry: str,
+    rows: Int[Tensor, " rows"] | None = None,
+) -> ReconstructedMaps:
+    """Maps from poses; where the halves were posed independently, half maps from those poses.
+
+    Args:
+        dataset: the particles, at the box of the maps.
+        posed: particles with assigned poses.
+        device: where to compute.
+        symmetry: point group of the map.
+        rows: particles that the maps are made from; None for all.
+    """
+    make = partial(reconstruct_from_poses, dataset, device=device, symmetry=symmetry, rows=rows)
+    if posed.half_poses is None:
+        return make(posed.poses, posed.half_set)
+    halves = make(posed.half_poses, posed.half_set).halves
+    merged = make(posed.poses)
+    return merged if halves is None else filter_by_halves(merged.all, halves)

@@ -26,6 +26,8 @@ from cryoeq.pipelines.reconstruct.assessment import assess_maps, check_poses
 from cryoeq.pipelines.reconstruct.build import build_dataset, build_stack, working_box
 from cryoeq.pipelines.reconstruct.checkpoints import Checkpoints, load_training_state, require_same_settings
 from cryoeq.pipelines.reconstruct.class_files import named_maps, write_class_maps
+from cryoeq.pipelines.reconstruct.class_results import ClassJob, class_rows, mirrored_name, write_classes
+from cryoeq.pipelines.reconstruct.classes import search_classes
 from cryoeq.pipelines.reconstruct.event_log import record_events
 from cryoeq.pipelines.reconstruct.half_map_resolution import resolve_half_maps
 from cryoeq.pipelines.reconstruct.half_sets import (
@@ -36,13 +38,13 @@ from cryoeq.pipelines.reconstruct.half_sets import (
 )
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruct.particle_diameter import cut_notes, diameter_notes
-from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
+from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles, make_maps
 from cryoeq.pipelines.reconstruct.preflight import check_run
 from cryoeq.pipelines.reconstruct.search import search_poses
 from cryoeq.pipelines.reconstruct.supplied_maps import SuppliedMaps, compare_with_reference, read_supplied_maps
 from cryoeq.pipelines.reconstruct.symmetry_check import name_symmetry, symmetry_rows
 from cryoeq.pipelines.report import read_run
-from cryoeq.reconstruction.known_poses import ReconstructedMaps, filter_by_halves, reconstruct_from_poses
+from cryoeq.reconstruction.known_poses import ReconstructedMaps
 from cryoeq.reconstruction.state import Checkpointer
 from cryoeq.runtime.device import choose_device, torch_threads
 from cryoeq.runtime.distributed import is_main_process, process_group
@@ -175,6 +177,8 @@ class _Job:
         dataset = build_dataset(self.config, self.stack, working_box(self.config, self.stack), reads_once=is_search)
         yield from (Note(note, "warning" if note in dataset.warnings else "info") for note in dataset.notes)
         yield from diameter_notes(self.config, dataset.box_size_px * dataset.pixel_size_angstrom)
+        if self.config.search.classes != 1:
+            return (yield from self._work_on_classes(dataset, checkpoint))
         posed = yield from self._infer_poses(dataset, checkpoint, training_state)
         inferred_at = dataset
         yield from (Note(text, "warning") for text in dataset.new_warnings())
@@ -183,12 +187,12 @@ class _Job:
             sign = dataset.preprocessing.sign
             dataset = build_dataset(self.config, self.stack, None, sign=sign, reads_once=posed.maps is not None)
         yield Progress("reconstructing", 0, 1)
-        maps = posed.maps or _make_maps(dataset, posed, self.device, self.config.search.symmetry)
+        maps = posed.maps or make_maps(dataset, posed, self.device, self.config.search.symmetry)
         separated = yield from separate_copies(
             dataset, posed, seed=self.config.seed, is_known=self.config.pose_inference == "known"
         )
         if separated.half_set is not posed.half_set:
-            maps = _make_maps(dataset, separated, self.device, self.config.search.symmetry)
+            maps = make_maps(dataset, separated, self.device, self.config.search.symmetry)
         posed = separated
         yield Progress("reconstructing", 1, 1)
         if self.config.pose_inference == "amortized":
@@ -202,6 +206,17 @@ class _Job:
         metrics = yield from self._write_results(maps, posed)
         yield from independence_notes(metrics, table.pixel_size_angstrom)
         return (yield from self._check_symmetry(dataset, posed, maps, metrics))
+
+    def _work_on_classes(
+        self, dataset: ParticleDataset, checkpoint: Checkpointer
+    ) -> Generator[Event, None, ReconstructionMetrics]:
+        """Poses and maps of several classes."""
+        config, stack, device = self.config, self.stack, self.device
+        found = yield from search_classes(config, dataset, device, checkpoint)
+        yield from (Note(text, "warning") for text in dataset.new_warnings())
+        stored = build_dataset(config, stack, None, sign=dataset.preprocessing.sign)
+        job = ClassJob(config, stack, dataset, stored, self.supplied, self.run, device)
+        return (yield from write_classes(job, found))
 
     def _infer_poses(
         self, dataset: ParticleDataset, checkpoint: Checkpointer, training_state: dict[str, Any] | None
@@ -243,7 +258,7 @@ class _Job:
         if config.both_hands:
             for name, volume in named_maps(1, 1, maps, resolved).items():
                 mirrored = replace(volume, values=mirror_map(volume.values))
-                write_map(run.path(name).with_stem(f"{Path(name).stem}_mirrored"), mirrored)
+                write_map(run.path(mirrored_name(name)), mirrored)
             self._write_poses("run_data_mirrored.star", replace(posed, poses=posed.poses.of_other_hand()))
         return metrics
 
@@ -280,18 +295,9 @@ def _take_poses(stack: ParticleStack) -> Generator[Event, None, PosedParticles]:
     return PosedParticles(table.poses, table.half_set)
 
 
-def _make_maps(
-    dataset: ParticleDataset, posed: PosedParticles, device: torch.device, symmetry: str
-) -> ReconstructedMaps:
-    """Maps from poses; where the halves were posed independently, half maps from those poses."""
-    if posed.half_poses is None:
-        return reconstruct_from_poses(dataset, posed.poses, posed.half_set, device=device, symmetry=symmetry)
-    halves = reconstruct_from_poses(dataset, posed.half_poses, posed.half_set, device=device, symmetry=symmetry).halves
-    merged = reconstruct_from_poses(dataset, posed.poses, device=device, symmetry=symmetry)
-    return merged if halves is None else filter_by_halves(merged.all, halves)
-
-
 def _rows(metrics: ReconstructionMetrics, config: ReconstructConfig) -> dict[str, str]:
+    if metrics.classes is not None:
+        return class_rows(metrics, config)
     files = {"map": "run_class001.mrc", "poses": "run_data.star", "report": "report.html"}
     rows = {label: str(config.output / name) for label, name in files.items()}
     if metrics.explained_variance is not None:
