@@ -99,7 +99,7 @@ class ClassOfRun:
             "Particles": f"{len(self.rows):,}",
             "Share": share,
             "Half maps, unmasked": resolutions.get("Half maps, unmasked", "–"),
-            "corrected for the mask": resolutions.get("Half maps, corrected for the mask", "–"),
+            "Corrected for the mask": resolutions.get("Half maps, corrected for the mask", "–"),
             "Symmetry": "–" if recorded is None else recorded.symmetry,
             "In the matching class of another start": again,
             "Junk": is_junk,
