@@ -55,6 +55,8 @@ def _shared_by(item: pytest.Item) -> str | None:
     fixtures = {*getattr(item, "fixturenames", ()), parameters.get("case")}
     if fixtures & {"searched_run", "searched_particles", "search"}:
         return "searched run"
+    if fixtures & {"class_run", "mixture"}:
+        return "class run"
     if fixtures & {"tiny_run", "training"}:
         return "tiny run"
     groups = [value for key, value in parameters.items() if key in {"group", "name"} and value in _PLANE_GROUPS]

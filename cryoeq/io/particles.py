@@ -1,7 +1,7 @@
 """Particle stacks: read from star files, cryoSPARC tables or bare stacks, written with every column kept."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,13 @@ class ParticleStack:
     star: StarTable
     images: LazyImages
     notes: tuple[str, ...]
+
+    def rows(self, rows: Int[Tensor, " rows"]) -> "ParticleStack":
+        """Some of the particles, in the given order."""
+        images = replace(
+            self.images, stack_index=self.images.stack_index[rows], slice_index=self.images.slice_index[rows]
+        )
+        return replace(self, table=self.table.rows(rows), star=self.star.rows(rows.tolist()), images=images)
 
 
 def read_particles(

@@ -108,7 +108,7 @@ def junk_figure(probabilities: Mapping[int, Float[Tensor, " particles"]], cut: f
         "barmode": "stack", "bargap": 0, "shapes": [upright_line(cut)], "height": 340,
         "annotations": [{"x": cut, "y": 1, "yref": "y domain", "yanchor": "bottom", "showarrow": False,
                          "text": f"cut: {cut:g}", "font": {"color": GREY}}],
-        "legend": {"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top"},
+        "legend": {"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top", "traceorder": "normal"},
         "margin": {"l": 64, "r": 20, "t": 30, "b": 56},
     }  # fmt: skip
     return plotly_figure(traces, layout)

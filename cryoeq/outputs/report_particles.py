@@ -11,7 +11,7 @@ from torch import Tensor
 from cryoeq.evaluation.particle_fit import ParticleFits
 from cryoeq.outputs.report_contents import ClassContents
 
-_SHOWN, _SHOWN_OF_CLASS = 6, 4  # particles of each kind
+_SHOWN, _SHOWN_OF_CLASS = 6, 3  # particles of each kind
 
 
 def shown_particles(contents: ClassContents, n_classes: int) -> dict[str, Any]:

@@ -22,8 +22,7 @@ from cryoeq.io.particles import pose_notes, read_table, star_poses
 from cryoeq.io.star import StarTable
 from cryoeq.io.text import write_json
 from cryoeq.outputs.folder import make_folder
-from cryoeq.pipelines.evaluate_classes import score_classes
-from cryoeq.pipelines.reconstruction_run import classes_of_table, table_of
+from cryoeq.pipelines.class_choice import metrics_of_table, table_of
 from cryoeq.runtime.device import choose_device
 
 _HANDS = {
@@ -80,8 +79,10 @@ def _compare(
         star_poses(truth, angpix=config.pixel_size_angstrom)[torch.from_numpy(rows)].to(device),
     )
     title = f"{predicted_path.name} against {truth_path.name}"
-    is_by_class = classes_of_table(predicted_path) > 1 if config.by_class is None else config.by_class
+    is_by_class = metrics_of_table(predicted_path).n_classes > 1 if config.by_class is None else config.by_class
     if is_by_class:
+        from cryoeq.pipelines.evaluate_classes import score_classes  # not above, because of scipy
+
         found = yield from score_classes(config, (predicted, truth), rows, poses)
         classes = []
         for each in found.classes:

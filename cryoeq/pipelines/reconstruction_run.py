@@ -4,21 +4,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Int
 from pydantic import BaseModel, Field, ValidationError
+from torch import Tensor
 
 from cryoeq.config.loading import with_current_keys
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.data.preprocessing import CONTRAST_SIGNS
 from cryoeq.errors import OutputError, ParticleFileError
-from cryoeq.io.image_places import record_beside
 from cryoeq.io.particles import ParticleStack, read_particles
-from cryoeq.io.text import read_json
 from cryoeq.outputs.run_folder import RunFolder
-from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
-
-_TABLE, _SCREENED = "run_data.star", "screened.star"
-_RESULTS_OF_RUN = {_TABLE, "run_data_mirrored.star", "run_data.cs", _SCREENED}
 
 
 class _Note(BaseModel):
@@ -127,47 +123,15 @@ def _require_sound(model: type[BaseModel], record: Mapping[str, Any], run: RunFo
         raise OutputError(found, first["msg"], "Restore the file") from error
 
 
-def table_of(path: Path) -> Path:
-    """A table of particles, or that of the folder of a run.
-
-    Args:
-        path: the file, or the folder.
-
-    Raises:
-        ParticleFileError: the folder holds none.
-    """
-    if not path.is_dir():
-        return path
-    if not (path / _TABLE).is_file():
-        found = f"{path} holds no {_TABLE}"
-        raise ParticleFileError(found, "Expected the folder of a run that is done", "Give a star file or a .cs")
-    return path / _TABLE
-
-
-def classes_of_table(path: Path) -> int:
-    """Number of classes of the run that wrote a table or that its particles were selected from; 1 without a record.
-
-    Columns do not tell: a run of one class keeps the class numbers of its input, which mean something else.
-
-    Args:
-        path: the table, by ``table_of``.
-    """
-    seen = set[Path]()
-    while path not in seen:
-        seen.add(path)
-        try:
-            if (own := record_beside(path)).is_file():
-                path = Path(read_json(own)["inputs"][0]["path"])
-            elif path.name in _RESULTS_OF_RUN:
-                folder = path.parent if path.name != _SCREENED else path.parent.parent
-                return ReconstructionMetrics.from_json(read_json(folder / "job.json")["results"]).n_classes
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):  # none, or that of another program
-            return 1
-    return 1
-
-
 def open_particles(
-    job: Mapping[str, Any], datadir: Path | None, *, count: int, box_size_px: int, max_box_px: int, cache_bytes: int = 0
+    job: Mapping[str, Any],
+    datadir: Path | None,
+    *,
+    count: int,
+    box_size_px: int,
+    max_box_px: int,
+    cache_bytes: int = 0,
+    rows: Int[Tensor, " rows"] | None = None,
 ) -> tuple[ParticleStack, ParticleDataset]:
     """The stack of a run, read with the settings of the run.
 
@@ -178,6 +142,7 @@ def open_particles(
         box_size_px: box of the particles in the run.
         max_box_px: size to which larger boxes are cropped in Fourier space.
         cache_bytes: maximum size of the cropped stack that is kept in memory.
+        rows: rows of the particles to open, as of one class; None for all.
 
     Raises:
         ParticleFileError: the stack was moved or changed since.
@@ -195,6 +160,7 @@ def open_particles(
             found, f"The results of the run (run_data.star, run_class001.mrc) are of {count} of {box_size_px} px"
         )
     working_box_px = min(max_box_px, box)
+    stack = stack if rows is None else stack.rows(rows)
     return stack, ParticleDataset.open(
         stack, working_box_px=working_box_px, sign=CONTRAST_SIGNS[settings["contrast"]], cache_bytes=cache_bytes,
         particle_diameter_angstrom=settings.get("particle_diameter_angstrom"),

@@ -17,7 +17,7 @@ from cryoeq.evaluation.orientations import OrientationSummary, summarise_orienta
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, require_mask
 from cryoeq.evaluation.verdict import RunFacts, RunVerdict
 from cryoeq.io.euler import rotations_from_euler_deg
-from cryoeq.io.labels import CLASS_NUMBER, JUNK_PROBABILITY, MAX_PROBABILITY
+from cryoeq.io.labels import JUNK_PROBABILITY, MAX_PROBABILITY
 from cryoeq.io.mrc import read_map
 from cryoeq.io.particles import star_ctf, star_euler_deg, star_poses
 from cryoeq.io.star import StarTable
@@ -25,6 +25,7 @@ from cryoeq.outputs.map_names import MapNames, map_names
 from cryoeq.outputs.report_classes import JUNK_CUT
 from cryoeq.outputs.report_contents import ClassContents, ComparedParticles
 from cryoeq.outputs.run_folder import RunFolder
+from cryoeq.pipelines.class_choice import rows_of_class
 from cryoeq.pipelines.reconstruct.half_map_resolution import HalfMapResolution, compare_half_maps
 from cryoeq.pipelines.reconstruct.metrics import ClassMetrics, ReconstructionMetrics
 
@@ -98,7 +99,7 @@ class ClassOfRun:
             "Particles": f"{len(self.rows):,}",
             "Share": share,
             "Half maps, unmasked": resolutions.get("Half maps, unmasked", "–"),
-            "corrected for the mask": resolutions.get("Half maps, corrected for the mask", "–"),
+            "Corrected for the mask": resolutions.get("Half maps, corrected for the mask", "–"),
             "Symmetry": "–" if recorded is None else recorded.symmetry,
             "In the matching class of another start": again,
             "Junk": is_junk,
@@ -136,7 +137,8 @@ def read_class(run: RunFolder, job: Mapping[str, Any], star: StarTable | None, n
     """
     metrics = ReconstructionMetrics.from_json(job.get("results", {}))
     names, recorded = map_names(number, metrics.n_classes), metrics.classes[number - 1] if metrics.classes else None
-    rows = rows_of_class(star, number if metrics.n_classes > 1 else None)
+    none = torch.zeros(0, dtype=torch.long)
+    rows = none if star is None else rows_of_class(star, number if metrics.n_classes > 1 else None)
     of_class = None if star is None or not len(rows) else star.rows(rows.tolist())
     volume, resolved = _read_map(run, names.whole), _read_halves(run, job, of_class, names)
     symmetry = job["settings"]["search"]["symmetry"] if recorded is None else recorded.symmetry
@@ -158,23 +160,6 @@ def read_class(run: RunFolder, job: Mapping[str, Any], star: StarTable | None, n
         facts=facts,
         recorded=recorded,
     )
-
-
-def rows_of_class(star: StarTable | None, number: int | None) -> Int[Tensor, " rows"]:
-    """Rows of the particles of a class.
-
-    Args:
-        star: table of a run; None for none.
-        number: of the class, from 1; None for all particles.
-
-    Raises:
-        ParticleFileError: there is no column of classes.
-    """
-    if star is None:
-        return torch.zeros(0, dtype=torch.long)
-    if number is None:
-        return torch.arange(len(star))
-    return (torch.from_numpy(star.floats(CLASS_NUMBER)) == number).nonzero().squeeze(1)
 
 
 def junk_probabilities(star: StarTable | None) -> Float[Tensor, " rows"] | None:

@@ -13,7 +13,7 @@ from cryoeq.cli.main import run
 from cryoeq.io.particles import write_particle_star
 from cryoeq.io.star import read_star
 from cryoeq.io.text import read_json
-from cryoeq.pipelines.reconstruction_run import classes_of_table
+from cryoeq.pipelines.class_choice import metrics_of_table
 
 
 def figures(folder: Path, *words: object) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def test_a_selection_of_a_run_is_scored_by_class(
     monkeypatch.chdir(tmp_path)
     assert run(["select", str(class_run), "--junk-below", "0.5", "--class", "2", "-o", "one.star"]) == 0
     assert run(["select", "one.star", "--half", "1", "-o", "half.star"]) == 0
-    assert classes_of_table(tmp_path / "half.star") == 2
+    assert metrics_of_table(tmp_path / "half.star").n_classes == 2
     found = figures(tmp_path, "half.star", mixture / "truth.star")
     assert found["good"] == planted(mixture)[0]
     assert found["matched"] == {"2": 1}

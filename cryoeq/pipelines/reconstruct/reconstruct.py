@@ -22,6 +22,7 @@ from cryoeq.io.particles import ParticleStack, write_particle_star
 from cryoeq.maps.alignment import mirror_map
 from cryoeq.outputs.report import write_report
 from cryoeq.outputs.run_folder import RunFolder
+from cryoeq.pipelines.class_choice import rows_of_one_frame
 from cryoeq.pipelines.reconstruct.assessment import assess_maps, check_poses
 from cryoeq.pipelines.reconstruct.build import build_dataset, build_stack, working_box
 from cryoeq.pipelines.reconstruct.checkpoints import Checkpoints, load_training_state, require_same_settings
@@ -70,6 +71,8 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False, doubts: Sequ
     device, started_s = choose_device(config.device), time.monotonic()
     # What is wrong with the input each process finds out by itself, before any waits for another.
     stack = build_stack(config, with_poses=config.pose_inference == "known")
+    if config.pose_inference == "known":
+        rows_of_one_frame(stack.star, config.particles, None)
     supplied = read_supplied_maps(config, stack.table)
     notes = [*(Note(doubt, "warning") for doubt in doubts), *check_run(config, stack, device)]
     training_state = None
