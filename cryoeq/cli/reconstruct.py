@@ -161,6 +161,7 @@ def reconstruct(
     Examples:
       cryoeq reconstruct particles.star -o map
       cryoeq reconstruct particles.star -o map --sym C4 --both-hands
+      cryoeq reconstruct particles.star -o maps --classes 2
       cryoeq reconstruct -o map --resume
     """
     if gpu is not None:
@@ -182,9 +183,8 @@ def reconstruct(
         "input.angpix": angpix, "input.datadir": datadir, "input.scratch_dir": scratch_dir,
         "input.with_ctf": False if no_ctf else None, "input.contrast": shared.contrast_of(invert_data),
         "input.working_box_px": box, "input.particle_diameter_angstrom": particle_diameter,
-        "input.shift_sigma_angstrom": shift_sigma,
-        "both_hands": both_hands or None, "in_plane_symmetry": in_plane_symmetry or None, "search.symmetry": sym,
-        "search.classes": classes,
+        "input.shift_sigma_angstrom": shift_sigma, "search.symmetry": sym, "search.classes": classes,
+        "both_hands": both_hands or None, "in_plane_symmetry": in_plane_symmetry or None,
     }  # fmt: skip
     notes: list[str] = []
     resolved = load_config(

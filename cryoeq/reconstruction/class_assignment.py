@@ -15,7 +15,7 @@ from collections.abc import Generator
 from dataclasses import replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoeq.domain.events import Event, Progress, result_of
@@ -25,6 +25,7 @@ from cryoeq.reconstruction.class_refinement import ClassesState, class_reference
 from cryoeq.reconstruction.expectation import BestPoses, expectation_step, hexagonal_offsets, offset_step_px
 from cryoeq.reconstruction.local_refinement import refine_poses
 from cryoeq.reconstruction.maximization import maximization_step
+from cryoeq.reconstruction.noise_model import shell_precision
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.pose_likelihood import PoseLikelihood, pose_grid
 from cryoeq.reconstruction.reference import Reference
@@ -43,7 +44,7 @@ _CHUNK_POINTS = 2**20
 def assign_classes(
     state: ClassesState, particles: ParticleTransforms, settings: RefinementSettings, *, seed: int
 ) -> Generator[Event, None, ClassesState]:
-    """Class and pose of each particle, and the maps that follow; one reference for both half sets in the end.
+    """Class and pose of each particle, and the maps of each half set that follow.
 
     Args:
         state: maps of the classes.
@@ -53,7 +54,7 @@ def assign_classes(
     """
     radius = min(settings.shared_shell, settings.max_exhaustive_shell)
     subset = particles.within(radius, particles.plane.box_size_px)
-    state = replace(state, maps=tuple(each.split() for each in state.maps))
+    state = replace(state, maps=tuple(each.split() for each in state.maps)).at_radius(radius)
     for number in range(1, _ROUNDS + 1):
         yield Progress(STAGE, number - 1, _ROUNDS)
         state = _search_poses(state, particles, subset, settings, number=number, seed=seed)
@@ -65,7 +66,31 @@ def assign_classes(
         log_likelihood = float(state.log_evidence.mean())
         metrics = {"changed": changed, "log_likelihood": log_likelihood}
         yield Progress(STAGE, number, _ROUNDS, metrics, (number, _ROUNDS))
-    return replace(state, maps=tuple(each.merged() for each in state.maps))
+    return state
+
+
+def held_out_log_likelihood(
+    state: ClassesState, particles: ParticleTransforms, settings: RefinementSettings
+) -> Float[Tensor, " particles"]:
+    """Log-likelihood of each particle under the maps of the other half set, at a noise that all classifications share.
+
+    More classes explain the particles of their own half set better whatever they are; those of the other half set only
+    where there are more structures. The noise is the variance of the images, signal included: the noise that maps leave
+    differs with their number.
+
+    Args:
+        state: maps of both half sets, from ``assign_classes`` before they are merged.
+        particles: CTF-multiplied transforms of all particles.
+        settings: settings of the refinement.
+    """
+    subset = particles.within(state.maps[0].radius, particles.plane.box_size_px)
+    precision = shell_precision(particles.total_variance)[particles.plane.shells]
+    best = state.best
+    for half, members, _ in state.maps[0].halves():
+        references = [replace(each, precision=precision) for each in class_references(state, 3 - half, particles)]
+        refined = _refined(best.rows(members), references, subset, members, settings, steps=_STEPS)
+        best = best.with_rows(members, refined)
+    return replace(state, best=best).log_evidence
 
 
 def _search_poses(

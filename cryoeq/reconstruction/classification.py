@@ -8,7 +8,8 @@ reproduces.
 """
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -16,17 +17,19 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from cryoeq.domain.events import Event, Note
-from cryoeq.reconstruction.class_assignment import assign_classes
+from cryoeq.reconstruction.class_assignment import assign_classes, held_out_log_likelihood
 from cryoeq.reconstruction.class_refinement import ClassesState, begin_classes, refine_classes
 from cryoeq.reconstruction.initial_model import estimate_initial_model
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.settings import AbInitioSettings
-from cryoeq.reconstruction.state import Checkpointer, no_checkpoints
+from cryoeq.reconstruction.state import Checkpointer, State, Step, no_checkpoints
 from cryoeq.runtime.device import torch_threads
 
 # Agreement of two partitions beyond chance (Cohen's kappa) from which they are the same before the particles are
 # assigned one by one: 0.96 and more for two molecules, 0.5 for two conformations, 0.1 for two different partitions.
 _SAME = 0.4
+_MAX_STARTS = 8  # at least
+_MOST_CLASSES, _SURE = 8, 3.0  # tried at most; standard errors of the mean gain that are no chance
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class PartitionAgreement:
         """Cohen's kappa: 0 where the classes have nothing to do with each other, 1 where they are the same."""
         total = max(1, int(self.moves.sum()))
         chance = float((self.moves.sum(0).double() * self.moves.sum(1).double()).sum()) / total**2
-        return (self.share - chance) / (1 - chance) if chance < 1 else 0.0
+        return (self.share - chance) / (1 - chance) if chance < 1 else 1.0
 
     @property
     def of_class(self) -> Float[Tensor, " classes"]:
@@ -109,7 +112,7 @@ def classify(
     starts: list[tuple[float, int, ClassesState]] = []
     values: list[float] = []
     agreement = -1.0
-    for start in range(settings.max_starts):
+    for start in range(max(settings.max_starts, _MAX_STARTS) if settings.min_starts > 1 else 1):
         state = yield from checkpoint(f"class_start_{start}", _start(particles, half_set, settings, start))
         taking_part = state.particles.log_evidence.nonzero().squeeze(1)
         values.append(float(state.particles.log_evidence[taking_part].mean()))
@@ -139,6 +142,50 @@ def classify(
     if len(ends) == 1:
         return Classification(state, None)
     return Classification(state, PartitionAgreement.of(state.class_of, ends[1].class_of, n_classes))
+
+
+def classify_by_evidence(
+    particles: ParticleTransforms,
+    half_set: Int[Tensor, " particles"],
+    settings: AbInitioSettings,
+    *,
+    checkpoint: Checkpointer = no_checkpoints,
+) -> Generator[Event, None, Classification]:
+    """Find as many classes as held-out particles tell apart: one more, until it explains them no better.
+
+    Args:
+        particles: CTF-multiplied transforms of all particles, in the box of the consensus refinement.
+        half_set: half set of each particle, 1 or 2.
+        settings: settings of the consensus refinement, from ``at_low_resolution``, for one class.
+        checkpoint: saves finished steps.
+    """
+    initial, found, before = settings.initial_model, None, None
+    for n_classes in range(1, _MOST_CLASSES + 1):
+        batch_size = min(n_classes * initial.batch_size, len(particles))
+        of_number = replace(settings, initial_model=replace(initial, n_classes=n_classes, batch_size=batch_size))
+        named = partial(_named, checkpoint, f"of{n_classes}_")
+        another = yield from classify(particles, half_set, of_number, checkpoint=named)
+        evidence = held_out_log_likelihood(another.state, particles, settings.refinement)
+        if found is None or before is None:
+            found, before = another, evidence
+            continue
+        gain = evidence - before
+        mean, error = float(gain.mean()), float(gain.std()) / len(gain) ** 0.5
+        yield Note(
+            f"{n_classes} classes explain a particle by maps of the other half set better by {mean:.3g} ± {error:.1g} "
+            f"nats than {n_classes - 1}."
+        )
+        if mean < _SURE * error:
+            break
+        found, before = another, evidence
+    if found is None:
+        raise ValueError("at least one class is tried")
+    yield Note(f"--classes auto: {len(found.state.maps)} structures.")
+    return found
+
+
+def _named(checkpoint: Checkpointer, prefix: str, name: str, step: Step[State]) -> Step[State]:
+    return checkpoint(prefix + name, step)
 
 
 def _start(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -208,6 +208,7 @@ State = TypeVar("State")
 Step = Generator[Event, None, State]
 
 
+@runtime_checkable
 class Checkpointer(Protocol):
     """Runs a named step, or restores its result: ``state = yield from checkpoint("consensus", step)``."""
 

@@ -61,7 +61,7 @@ def test_a_reference_holds_the_transform_and_the_noise_of_its_map(particles: Par
     volume = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(0))
     found = References(particles).of(volume)
     torch.testing.assert_close(found.padded, prepare_slices(volume))
-    torch.testing.assert_close(found.precision, noise_precision(found.padded, particles))
+    torch.testing.assert_close(found.precision, noise_precision([found.padded], particles))
     plane = particles.within(4.0, 16).plane
     torch.testing.assert_close(found.weights(plane), found.precision[: len(plane)] * plane.weights)
     channels = found.with_gradient

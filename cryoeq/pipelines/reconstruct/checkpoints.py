@@ -137,7 +137,7 @@ class Checkpoints:
         )
 
 
-def _packed(state: RefinementState | ClassesState) -> dict[str, Any]:
+def _packed(state: object) -> dict[str, Any]:
     if isinstance(state, ClassesState):
         return {
             "classes": [_packed(replace(each, particles=state.particles)) for each in state.maps],
@@ -146,6 +146,8 @@ def _packed(state: RefinementState | ClassesState) -> dict[str, Any]:
             "best_shifts_px": state.best.shifts_px,
             "best_log_likelihood": state.best.log_likelihood,
         }
+    if not isinstance(state, RefinementState):
+        raise TypeError(f"{type(state).__name__} is no state of a refinement")
     sums = state.sums and tuple((half.box_size_px, half.padding, half.sums) for half in state.sums)
     return {
         "is_consensus": isinstance(state.reference, ConsensusMap),

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.domain.optics import CtfParameters
 from cryoeq.domain.volume import Volume
 from cryoeq.evaluation.completeness import fourier_completeness
@@ -18,6 +19,7 @@ from cryoeq.outputs.map_names import map_names
 from cryoeq.outputs.reconstruction_plots import plot_map
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.reconstruct.half_map_resolution import HalfMapResolution
+from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.reconstruction.known_poses import ReconstructedMaps
 
 
@@ -62,6 +64,38 @@ def named_maps(
     if resolved is not None:
         named |= {names.mask: resolved.mask, names.postprocessed: resolved.postprocessed}
     return {name: volume for name, volume in named.items() if volume is not None}
+
+
+def class_rows(metrics: ReconstructionMetrics, config: ReconstructConfig) -> dict[str, str]:
+    """Rows of the report in the terminal: files, size and resolution of each class.
+
+    Args:
+        metrics: metrics of a run of several classes.
+        config: settings of the run.
+    """
+    classes = metrics.classes or ()
+    files = {"poses and classes": "run_data.star", "model": "run_model.star", "report": "report.html"}
+    rows = {label: str(config.output / name) for label, name in files.items()}
+    for each in classes:
+        unmasked, corrected = each.half_map_resolution_angstrom, each.corrected_resolution_angstrom
+        told = "half maps agree nowhere" if unmasked is None else f"half maps agree to {unmasked:.1f} Å"
+        if corrected is not None:
+            told += f", {corrected:.1f} Å within the mask, corrected"
+        if each.reproduced is not None:
+            told += f"; {each.reproduced:.0%} of it found again by another start"
+        name = config.output / map_names(each.number, len(classes)).whole
+        rows[str(name)] = f"{each.particles} particles ({each.share:.0%}), {told}"
+    if config.input.reference is not None:
+        agreed = metrics.reference_resolution_angstrom
+        rows["the best agrees with the reference to (FSC 0.5)"] = (
+            "no resolution" if agreed is None else f"{agreed:.1f} Å"
+        )
+    return rows
+
+
+def mirrored_name(name: str) -> str:
+    """Name of the file of a map's mirror image."""
+    return f"{name.removesuffix('.mrc')}_mirrored.mrc"
 
 
 def class_model(

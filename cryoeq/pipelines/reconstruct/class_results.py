@@ -1,5 +1,6 @@
 """Results of a run of several classes: maps and half maps of each, particles with their class, ``run_model.star``."""
 
+import math
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 
@@ -14,15 +15,15 @@ from cryoeq.io.model_star import ClassModel, write_model_star
 from cryoeq.io.mrc import write_map
 from cryoeq.io.particles import ParticleStack, write_particle_star
 from cryoeq.maps.alignment import mirror_map
-from cryoeq.outputs.map_names import map_names
 from cryoeq.outputs.run_folder import RunFolder
-from cryoeq.pipelines.reconstruct.class_files import class_model, named_maps, write_class_maps
+from cryoeq.pipelines.reconstruct.class_files import class_model, mirrored_name, named_maps, write_class_maps
 from cryoeq.pipelines.reconstruct.classes import FoundClasses
-from cryoeq.pipelines.reconstruct.half_map_resolution import resolve_half_maps
+from cryoeq.pipelines.reconstruct.half_map_resolution import HalfMapResolution, resolve_half_maps
 from cryoeq.pipelines.reconstruct.half_sets import separate_copies
 from cryoeq.pipelines.reconstruct.metrics import ClassMetrics, ReconstructionMetrics
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles, make_maps
 from cryoeq.pipelines.reconstruct.supplied_maps import SuppliedMaps, compare_with_reference
+from cryoeq.reconstruction.known_poses import ReconstructedMaps
 from cryoeq.runtime.distributed import is_main_process
 
 _STAGE = "reconstructing"
@@ -61,97 +62,80 @@ def write_classes(job: ClassJob, found: FoundClasses) -> Generator[Event, None, 
     Returns:
         The metrics of the run, with those of each class.
     """
-    stack, run, sizes = job.stack, job.run, found.sizes
+    sizes, classes, models, references = found.sizes, list[ClassMetrics](), list[ClassModel](), list[float]()
     posed = yield from separate_copies(job.stored, found.posed, seed=job.config.seed, is_known=False)
-    classes, models, metrics = [], [], posed.metrics
     for number, symmetry in enumerate(found.symmetries, 1):
         yield Progress(_STAGE, number - 1, len(sizes))
         rows = found.rows(number - 1)
         maps = make_maps(job.stored, posed, job.device, symmetry, rows)
         if not is_main_process():
             continue
-        reproduced = None if found.agreement is None else float(found.agreement.of_class[number - 1])
-        of_class = ClassMetrics(
-            number, len(rows), len(rows) / len(posed.poses), symmetry=symmetry, reproduced=reproduced
-        )
-        ctf = None if stack.table.ctf is None else stack.table.ctf[rows]
         resolved = None
         if maps.halves is not None:
-            resolved = resolve_half_maps(maps.halves, None, ctf)
+            ctf = job.stack.table.ctf
+            resolved = resolve_half_maps(maps.halves, None, None if ctf is None else ctf[rows])
             yield from resolved.notes()
-            of_class = replace(
-                of_class,
-                half_map_resolution_angstrom=resolved.resolution_angstrom("unmasked"),
-                masked_resolution_angstrom=resolved.resolution_angstrom("masked"),
-                corrected_resolution_angstrom=resolved.resolution_angstrom("corrected"),
-            )
-            models.append(
-                class_model(
-                    run,
-                    number,
-                    len(sizes),
-                    resolved.curves,
-                    share=of_class.share,
-                    rotations=posed.poses.rotations[rows],
-                    ctf=ctf,
-                    symmetry=symmetry,
-                )
-            )
-        classes.append(of_class)
-        write_class_maps(run, number, len(sizes), maps, resolved)
-        if job.config.both_hands:
-            for name, volume in named_maps(number, len(sizes), maps, resolved).items():
-                write_map(run.path(mirrored_name(name)), replace(volume, values=mirror_map(volume.values)))
+            models.append(_model(job, number, found, posed, resolved))
+        classes.append(_metrics(number, found, resolved))
+        _write_maps(job, number, len(sizes), maps, resolved)
         if job.supplied.reference is not None:
-            agreed = compare_with_reference(maps.all, job.supplied.reference)
-            best = metrics.reference_resolution_angstrom
-            if agreed is not None and (best is None or agreed < best):
-                metrics = replace(metrics, reference_resolution_angstrom=agreed)
+            references.append(compare_with_reference(maps.all, job.supplied.reference) or math.inf)
     yield Progress(_STAGE, len(sizes), len(sizes))
     yield from (Note(text, "warning") for text in job.stored.new_warnings())
     if not is_main_process():
         return ReconstructionMetrics()
     _write_particles(job, found, posed)
-    _write_model(job, models, posed)
-    agreement = found.agreement
+    if len(models) == len(sizes):
+        _write_model(job, models, posed)
+    agreement, best = found.agreement, min(references, default=math.inf)
     return replace(
-        metrics,
+        posed.metrics,
+        reference_resolution_angstrom=best if math.isfinite(best) else None,
         classes=tuple(classes),
         class_agreement=None if agreement is None else agreement.beyond_chance,
         class_moves=None if agreement is None else tuple(map(tuple, agreement.moves.tolist())),
     )
 
 
-def class_rows(metrics: ReconstructionMetrics, config: ReconstructConfig) -> dict[str, str]:
-    """Rows of the report in the terminal: files, size and resolution of each class.
-
-    Args:
-        metrics: metrics of a run of several classes.
-        config: settings of the run.
-    """
-    classes = metrics.classes or ()
-    files = {"poses and classes": "run_data.star", "model": "run_model.star", "report": "report.html"}
-    rows = {label: str(config.output / name) for label, name in files.items()}
-    for each in classes:
-        unmasked, corrected = each.half_map_resolution_angstrom, each.corrected_resolution_angstrom
-        told = "half maps agree nowhere" if unmasked is None else f"half maps agree to {unmasked:.1f} Å"
-        if corrected is not None:
-            told += f", {corrected:.1f} Å within the mask, corrected"
-        if each.reproduced is not None:
-            told += f"; {each.reproduced:.0%} of it found again by another start"
-        name = config.output / map_names(each.number, len(classes)).whole
-        rows[str(name)] = f"{each.particles} particles ({each.share:.0%}), {told}"
-    if config.input.reference is not None:
-        agreed = metrics.reference_resolution_angstrom
-        rows["the best agrees with the reference to (FSC 0.5)"] = (
-            "no resolution" if agreed is None else f"{agreed:.1f} Å"
-        )
-    return rows
+def _model(
+    job: ClassJob, number: int, found: FoundClasses, posed: PosedParticles, resolved: HalfMapResolution
+) -> ClassModel:
+    rows, ctf = found.rows(number - 1), job.stack.table.ctf
+    return class_model(
+        job.run,
+        number,
+        len(found.symmetries),
+        resolved.curves,
+        share=len(rows) / len(found.class_of),
+        rotations=posed.poses.rotations[rows],
+        ctf=None if ctf is None else ctf[rows],
+        symmetry=found.symmetries[number - 1],
+    )
 
 
-def mirrored_name(name: str) -> str:
-    """Name of the file of a map's mirror image."""
-    return f"{name.removesuffix('.mrc')}_mirrored.mrc"
+def _metrics(number: int, found: FoundClasses, resolved: HalfMapResolution | None) -> ClassMetrics:
+    size, agreement = found.sizes[number - 1], found.agreement
+    reproduced = None if agreement is None else float(agreement.of_class[number - 1])
+    metrics = ClassMetrics(
+        number, size, size / len(found.class_of), symmetry=found.symmetries[number - 1], reproduced=reproduced
+    )
+    if resolved is None:
+        return metrics
+    return replace(
+        metrics,
+        half_map_resolution_angstrom=resolved.resolution_angstrom("unmasked"),
+        masked_resolution_angstrom=resolved.resolution_angstrom("masked"),
+        corrected_resolution_angstrom=resolved.resolution_angstrom("corrected"),
+    )
+
+
+def _write_maps(
+    job: ClassJob, number: int, n_classes: int, maps: ReconstructedMaps, resolved: HalfMapResolution | None
+) -> None:
+    write_class_maps(job.run, number, n_classes, maps, resolved)
+    if job.config.both_hands:
+        for name, volume in named_maps(number, n_classes, maps, resolved).items():
+            write_map(job.run.path(mirrored_name(name)), replace(volume, values=mirror_map(volume.values)))
 
 
 def _write_particles(job: ClassJob, found: FoundClasses, posed: PosedParticles) -> None:
@@ -170,17 +154,22 @@ def _write_particles(job: ClassJob, found: FoundClasses, posed: PosedParticles) 
             extra_columns={CLASS_NUMBER: numbers.astype(str)},
         )
     if job.config.particles.suffix == CS_SUFFIX:
-        write_cs(job.run.path("run_data.cs"), job.config.particles, posed.poses, half_set=posed.half_set)
+        write_cs(
+            job.run.path("run_data.cs"),
+            job.config.particles,
+            posed.poses,
+            half_set=posed.half_set,
+            class_number=found.class_of + 1,
+        )
 
 
 def _write_model(job: ClassJob, models: list[ClassModel], posed: PosedParticles) -> None:
-    if len(models) < 2 or posed.confidence is None:
-        return
+    confidence = posed.confidence
     write_model_star(
         job.run.path("run_model.star"),
         models,
         box_size_px=job.stored.box_size_px,
         pixel_size_angstrom=job.stored.pixel_size_angstrom,
         log_likelihood=(posed.metrics.log_evidence or 0.0) * len(posed.poses),
-        mean_max_probability=float(posed.confidence.mean()),
+        mean_max_probability=0.0 if confidence is None else float(confidence.mean()),
     )

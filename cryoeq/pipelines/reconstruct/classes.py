@@ -27,7 +27,7 @@ from cryoeq.pipelines.reconstruct.search import posed_particles, refine_halves
 from cryoeq.reconstruction.ab_initio import rotate_to_axes
 from cryoeq.reconstruction.acceptance import shared_resolution_note
 from cryoeq.reconstruction.class_refinement import ClassesState
-from cryoeq.reconstruction.classification import PartitionAgreement, classify
+from cryoeq.reconstruction.classification import PartitionAgreement, classify, classify_by_evidence
 from cryoeq.reconstruction.global_realignment import refine_final_poses
 from cryoeq.reconstruction.half_set_refinement import final_iteration
 from cryoeq.reconstruction.multi_start import at_low_resolution
@@ -85,12 +85,14 @@ def search_classes(
     Raises:
         DivergedError: a class is left with hardly any particle.
     """
-    settings = build_ab_initio_settings(config, dataset, config.search.classes)
+    asked = config.search.classes
+    settings = build_ab_initio_settings(config, dataset, 1 if asked == "auto" else asked)
     yield plan_classes(settings.refinement)
     particles = yield from load_transforms(dataset, device)
     half_set = yield from split_particles(dataset, config.seed)
     small, low_resolution = at_low_resolution(particles, settings)
-    found = yield from classify(small, half_set, low_resolution, checkpoint=checkpoint)
+    find = classify_by_evidence if asked == "auto" else classify
+    found = yield from find(small, half_set, low_resolution, checkpoint=checkpoint)
     class_of, n_classes = found.state.class_of, len(found.state.maps)
     _require_members(class_of, n_classes)
     symmetries = yield from _assign_symmetries(
@@ -126,7 +128,8 @@ def _require_members(class_of: Int[Tensor, " particles"], n_classes: int) -> Non
 
 def _state_of_class(state: ClassesState, number: int, rows: Int[Tensor, " rows"], box_size_px: int) -> RefinementState:
     """Map and particles of one class, in the box where poses are inferred."""
-    of_class, small = state.maps[number], state.maps[number].reference.mean.shape[-1]
+    of_class = state.maps[number].merged()
+    small = of_class.reference.mean.shape[-1]
     members = replace(state.particles.rows(rows), poses=state.best_poses(small).rows(rows))
     return replace(of_class, half_set=of_class.half_set[rows], particles=members).to_box(box_size_px)
 

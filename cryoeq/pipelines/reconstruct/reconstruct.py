@@ -26,9 +26,7 @@ from cryoeq.pipelines.class_choice import rows_of_one_frame
 from cryoeq.pipelines.reconstruct.assessment import assess_maps, check_poses
 from cryoeq.pipelines.reconstruct.build import build_dataset, build_stack, working_box
 from cryoeq.pipelines.reconstruct.checkpoints import Checkpoints, load_training_state, require_same_settings
-from cryoeq.pipelines.reconstruct.class_files import named_maps, write_class_maps
-from cryoeq.pipelines.reconstruct.class_results import ClassJob, class_rows, mirrored_name, write_classes
-from cryoeq.pipelines.reconstruct.classes import search_classes
+from cryoeq.pipelines.reconstruct.class_files import class_rows, mirrored_name, named_maps, write_class_maps
 from cryoeq.pipelines.reconstruct.event_log import record_events
 from cryoeq.pipelines.reconstruct.half_map_resolution import resolve_half_maps
 from cryoeq.pipelines.reconstruct.half_sets import (
@@ -113,7 +111,8 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False, doubts: Sequ
             f"The map, which is wrong, and the report on it are in {run.folder}",
             verdict.doubts[0].advice.removesuffix("."),
         )
-    rows = _rows(metrics, config) | {"verdict": verdict.summary} | _next_command(verdict, metrics, run.folder)
+    results = _rows(metrics, config) if metrics.classes is None else class_rows(metrics, config)
+    rows = results | {"verdict": verdict.summary} | _next_command(verdict, metrics, run.folder)
     yield Report(f"Reconstruction in {run.folder}", rows)
     yield from _doubts(verdict)
 
@@ -214,6 +213,10 @@ class _Job:
         self, dataset: ParticleDataset, checkpoint: Checkpointer
     ) -> Generator[Event, None, ReconstructionMetrics]:
         """Poses and maps of several classes."""
+        # Not above, because of scipy.optimize.
+        from cryoeq.pipelines.reconstruct.class_results import ClassJob, write_classes
+        from cryoeq.pipelines.reconstruct.classes import search_classes
+
         config, stack, device = self.config, self.stack, self.device
         found = yield from search_classes(config, dataset, device, checkpoint)
         yield from (Note(text, "warning") for text in dataset.new_warnings())
@@ -299,8 +302,6 @@ def _take_poses(stack: ParticleStack) -> Generator[Event, None, PosedParticles]:
 
 
 def _rows(metrics: ReconstructionMetrics, config: ReconstructConfig) -> dict[str, str]:
-    if metrics.classes is not None:
-        return class_rows(metrics, config)
     files = {"map": "run_class001.mrc", "poses": "run_data.star", "report": "report.html"}
     rows = {label: str(config.output / name) for label, name in files.items()}
     if metrics.explained_variance is not None:
