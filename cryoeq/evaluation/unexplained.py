@@ -17,8 +17,8 @@ among which no such particle is.
 
 Particles that fit all equally badly, such as halves of a mixture that one map blends, are told by the signal of all
 images together: their power beyond that of the background, in shells where the half maps agree almost fully, is to be
-that of the projections. Junk and neighbours count as signal, and a background that was masked is none: there the test
-says nothing.
+that of the projections. Neighbours count as signal, and so does junk unless its probability is given, by which
+particles count less; a background that was masked is none: there the test says nothing.
 
 Normal approximation of the gamma distribution: Wilson and Hilferty 1931, PNAS 17, 684-688.
 """
@@ -77,6 +77,7 @@ class Residuals:
             below about 1, particles of another molecule are lost in the noise.
         explained_signal: power of the projections over that of the images' signal, in shells where the half maps agree
             almost fully, corrected for their FSC; 1 where the map explains all. None where it cannot be told.
+        weights: weight of each particle: its probability of being no junk; 1 where that is not known.
     """
 
     rows: Int[Tensor, " rows"]
@@ -85,11 +86,12 @@ class Residuals:
     is_unexplained: Bool[Tensor, " rows"]
     resolution_angstrom: float
     detectability: float
-    explained_signal: float | None = None
+    explained_signal: float | None
+    weights: Float[Tensor, " rows"]
 
     @property
     def unexplained_share(self) -> float | None:
-        """Share of the particles that the map does not explain; None where noise would hide it.
+        """Share of the particles, but for junk, that the map does not explain; None where noise would hide it.
 
         It is the excess of particles whose residual is larger, or whose amplitude smaller, than chance allows one in
         twenty each.
@@ -97,11 +99,17 @@ class Residuals:
         if self.detectability < _MIN_POWER:
             return None
         by_chance = 1 - (1 - _BEYOND) ** 2
-        return max(0.0, (float(self.is_unexplained.double().mean()) - by_chance) / (1 - by_chance))
+        weights = self.weights.double()
+        share = float((self.is_unexplained * weights).sum() / weights.sum().clamp(min=1e-12))
+        return max(0.0, (share - by_chance) / (1 - by_chance))
 
 
 def measure_residuals(
-    dataset: ParticleDataset, poses: Poses, half_set: Int[Tensor, " particles"], halves: HalfMaps
+    dataset: ParticleDataset,
+    poses: Poses,
+    half_set: Int[Tensor, " particles"],
+    halves: HalfMaps,
+    junk_probability: Float[Tensor, " particles"] | None = None,
 ) -> Residuals | None:
     """Residuals of the particles, each against the map of the other half set.
 
@@ -110,6 +118,7 @@ def measure_residuals(
         poses: pose of each particle against the map of its own half set.
         half_set: 1 or 2 for each particle.
         halves: unfiltered half maps, at the box of the dataset or a larger one.
+        junk_probability: of each particle; None where it is not known.
 
     Returns:
         The residuals; None where the half maps agree at too few shells, or there are too few particles.
@@ -140,10 +149,10 @@ def measure_residuals(
     centre, amplitude_z = _from_upper_half(cross / power)
     is_unexplained = (z > _Z_LIMIT) & (residual - factor * mean > _MIN_EXCESS * signal)
     is_unexplained |= (amplitude_z < -_Z_LIMIT) & (cross / power < (1 - _TOLERANCE) * centre)
-    explained = _explained_signal(fsc, *(values.sum(0) for values in sums))
-    return Residuals(
-        rows, z, amplitude_z, is_unexplained, n * dataset.pixel_size_angstrom / last, detectability, explained
-    )
+    weights = torch.ones_like(z) if junk_probability is None else 1 - junk_probability[rows].double()
+    explained = _explained_signal(fsc, *(weights @ values for values in sums))
+    resolution = n * dataset.pixel_size_angstrom / last
+    return Residuals(rows, z, amplitude_z, is_unexplained, resolution, detectability, explained, weights)
 
 
 def _sample(count: int, box_size_px: int) -> Int[Tensor, " rows"]:

@@ -45,9 +45,11 @@ class RunFacts:
         nonspherical_share: share of the map that is not spherical; None where it was not measured.
         nonspherical_angstrom: resolution of the half maps without their spherical averages; None where these agree at
             no shell, or were not measured.
-        unexplained_share: share of the particles that the map does not explain; None where noise hides it.
-        explained_signal: share of the images' signal that the map explains, where the half maps agree almost fully;
-            None where it cannot be told.
+        unexplained_share: share of the particles, but for junk, that the map does not explain; None where noise hides
+            it.
+        explained_signal: share of the images' signal, but for junk, that the map explains, where the half maps agree
+            almost fully; None where it cannot be told.
+        junk_share: expected share of the particles that are junk; None where it cannot be told.
         wrong_optimum_share: share of the particles with a better pose elsewhere; None where it was not measured.
         symmetry: point group that was imposed on the map.
         apparent_symmetry: point group that a map made without symmetry has; None where none was found.
@@ -68,6 +70,7 @@ class RunFacts:
     nonspherical_angstrom: float | None = None
     unexplained_share: float | None = None
     explained_signal: float | None = None
+    junk_share: float | None = None
     wrong_optimum_share: float | None = None
     symmetry: str = "C1"
     apparent_symmetry: str | None = None
@@ -127,8 +130,8 @@ def judge_run(facts: RunFacts) -> RunVerdict:
     if facts.status != "done":
         return _without_map(facts)
     reasons = (
-        *_on_optima(facts), *_on_half_maps(facts), *_on_particles(facts), *_on_symmetry(facts), *_on_views(facts),
-        *_on_poses(facts),
+        *_on_optima(facts), *_on_half_maps(facts), *_on_particles(facts), *_on_junk(facts), *_on_symmetry(facts),
+        *_on_views(facts), *_on_poses(facts),
     )  # fmt: skip
     doubts = [reason.text for reason in reasons if reason.weight == "against"]
     if facts.wrong_optimum_share is not None and facts.wrong_optimum_share > MAX_WRONG_OPTIMUM:
@@ -200,18 +203,21 @@ def _on_half_maps(facts: RunFacts) -> Iterator[Reason]:
 
 def _on_particles(facts: RunFacts) -> Iterator[Reason]:
     """Whether the map explains the particles, and is more than a sphere."""
-    share = facts.unexplained_share
+    share, junk = facts.unexplained_share, facts.junk_share
+    is_junky = junk is not None and junk > _WORTH_SAYING
+    among = "of the particles that are no junk" if is_junky else "of the particles"
     if share is not None and share > _MAX_UNEXPLAINED:
         text = (
-            f"The map does not explain {share:.0%} of the particles: what is left of them when its projections are "
-            "subtracted is more than noise."
+            f"The map does not explain {share:.0%} {among}: what is left of them when its projections are subtracted "
+            "is more than noise."
         )
         classify = "classify the particles (2D or 3D) and run on one class."
         if _is_known(facts):
             text = f"{text} Their poses in the star file are wrong, or they are junk, or of another structure."
             advice = f"Infer the poses (leave out --pose-inference known), or {classify}"
         else:
-            text = f"{text} One map was made of a mixture: of several structures, or of much junk."
+            much_junk = ", or of much junk" if junk is None else ""
+            text = f"{text} One map was made of a mixture: of several structures{much_junk}."
             advice = f"Find them with cryoeq screen, or {classify}"
         if facts.symmetry != "C1":
             text = f"{text} Or they do not have the symmetry {facts.symmetry}, which was imposed."
@@ -219,8 +225,9 @@ def _on_particles(facts: RunFacts) -> Iterator[Reason]:
         yield Reason("against", text, advice)
     elif share is not None:
         weight: Weight = "for" if share <= _WORTH_SAYING else "remark"
-        others = "" if share <= _WORTH_SAYING else f"; {share:.0%} it does not, as junk or another structure"
-        yield Reason(weight, f"The map explains {1 - share:.0%} of the particles to within their noise{others}.")
+        reason = "junk or another structure" if junk is None else "another structure"
+        others = "" if share <= _WORTH_SAYING else f"; {share:.0%} it does not, as {reason}"
+        yield Reason(weight, f"The map explains {1 - share:.0%} {among} to within their noise{others}.")
     signal = facts.explained_signal
     if signal is not None and signal < _MIN_EXPLAINED_SIGNAL:
         yield Reason(
@@ -231,6 +238,16 @@ def _on_particles(facts: RunFacts) -> Iterator[Reason]:
         )
     if facts.nonspherical_share is not None and facts.nonspherical_share < MIN_NONSPHERICAL:
         yield _on_sphere(facts, facts.nonspherical_share)
+
+
+def _on_junk(facts: RunFacts) -> Iterator[Reason]:
+    junk = facts.junk_share
+    if junk is not None and junk > _WORTH_SAYING:
+        yield Reason(
+            "remark",
+            f"About {junk:.0%} of the particles are junk; cryoeqJunkProbability in run_data.star tells which.",
+            "Leave them out with cryoeq select --junk-below 0.5, and run again.",
+        )
 
 
 def _on_sphere(facts: RunFacts, share: float) -> Reason:

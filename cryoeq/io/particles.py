@@ -18,6 +18,7 @@ from cryoeq.io.compressed import without_compression_suffix
 from cryoeq.io.cryosparc import CS_SUFFIX, read_cs
 from cryoeq.io.euler import relion_euler_deg, rotations_from_euler_deg
 from cryoeq.io.images import STACK_SUFFIXES, LazyImages, locate_images, open_bare_stack, require_images
+from cryoeq.io.labels import JUNK_PROBABILITY
 from cryoeq.io.optics import read_ctf, read_optics, star_pixel_size, used_optics, with_optics_block
 from cryoeq.io.optics_checks import ctf_notes, pixel_size_notes, with_flag_of_optimiser
 from cryoeq.io.positions import micrograph_numbers
@@ -247,6 +248,7 @@ def write_particle_star(
     half_set: Int[Tensor, " particles"] | None = None,
     confidence: Float[Tensor, " particles"] | None = None,
     figure_of_merit: Float[Tensor, " particles"] | None = None,
+    junk_probability: Float[Tensor, " particles"] | None = None,
     extra_columns: Mapping[str, Shaped[np.ndarray, " particles"]] | None = None,
 ) -> None:
     """Write particles as RELION 3.1 and later read them, every input column and the row order kept.
@@ -259,6 +261,7 @@ def write_particle_star(
         half_set: half sets, set as rlnRandomSubset.
         confidence: probability of the pose, set as rlnMaxValueProbDistribution.
         figure_of_merit: figure of merit between 0 and 1, set as rlnParticleFigureOfMerit.
+        junk_probability: probability of being junk, set as cryoeqJunkProbability.
         extra_columns: further columns by name, one value per particle.
 
     Raises:
@@ -274,7 +277,11 @@ def write_particle_star(
         columns |= {name: decimals(shifts[:, axis].numpy() / star_pixel_size(star)) for axis, name in outdated}
     if half_set is not None:
         columns["rlnRandomSubset"] = half_set.cpu().numpy().astype(np.uint8).astype(np.str_)
-    numbers = {"rlnMaxValueProbDistribution": confidence, "rlnParticleFigureOfMerit": figure_of_merit}
+    numbers = {
+        "rlnMaxValueProbDistribution": confidence,
+        "rlnParticleFigureOfMerit": figure_of_merit,
+        JUNK_PROBABILITY: junk_probability,
+    }
     columns |= {name: decimals(values.cpu().numpy()) for name, values in numbers.items() if values is not None}
     columns |= {name: np.asarray(values) for name, values in (extra_columns or {}).items()}
     if wrong := [name for name, values in columns.items() if len(values) != len(star)]:

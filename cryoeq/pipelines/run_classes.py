@@ -236,6 +236,7 @@ def _facts(
         nonspherical_angstrom=metrics.nonspherical_resolution_angstrom,
         unexplained_share=metrics.unexplained_share,
         explained_signal=metrics.explained_signal_share,
+        junk_share=metrics.junk_share,
         wrong_optimum_share=metrics.wrong_optimum_share,
         symmetry=settings["search"]["symmetry"],
         apparent_symmetry=metrics.apparent_symmetry,

@@ -67,6 +67,22 @@ def test_a_share_of_junk_is_remarked_on() -> None:
     assert any(reason.weight == "remark" and "12% it does not" in reason.text for reason in some.reasons)
 
 
+def test_junk_that_was_told_is_no_doubt() -> None:
+    few, much = (judge_run(replace(GOOD, unexplained_share=0.0, junk_share=share)) for share in (0.01, 0.4))
+    assert (few.level, much.level) == ("found", "found")
+    assert not any("junk" in reason.text for reason in few.reasons)
+    (remark,) = [reason for reason in much.reasons if "40% of the particles are junk" in reason.text]
+    assert (remark.weight, "cryoeq select --junk-below" in remark.advice) == ("remark", True)
+    assert any("100% of the particles that are no junk" in reason.text for reason in much.reasons)
+
+
+def test_what_is_neither_explained_nor_junk_is_another_structure() -> None:
+    (doubt,) = judge_run(replace(GOOD, unexplained_share=0.3, junk_share=0.2)).doubts
+    assert "does not explain 30% of the particles that are no junk" in doubt.text
+    assert "several structures." in doubt.text
+    assert "much junk" not in doubt.text
+
+
 def test_a_sphere_is_doubted_where_poses_are_not_determined() -> None:
     sphere = replace(GOOD, nonspherical_share=0.09, nonspherical_angstrom=24.0)
     assert judge_run(sphere).level == "found"  # a solved apoferritin

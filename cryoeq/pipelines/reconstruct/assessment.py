@@ -19,6 +19,7 @@ from cryoeq.evaluation.unexplained import measure_residuals
 from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map
 from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.geometry.so3 import rotation_angle_rad
+from cryoeq.outputs.junk_plot import plot_junk
 from cryoeq.outputs.residual_plot import plot_residuals
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.reconstruct.build import build_ab_initio_settings
@@ -43,11 +44,13 @@ def assess_maps(
 ) -> ReconstructionMetrics:
     """The metrics, with the share of the map that is not spherical and that of the particles that it does not explain.
 
+    Particles count by their probability of being no junk, where that is known.
+
     Args:
         dataset: the particles, at the box of the comparison.
         maps: maps made from the particles.
         posed: particles with assigned poses.
-        run: run folder, for a picture.
+        run: run folder, for pictures.
     """
     metrics = posed.metrics
     if maps.halves is None or posed.half_set is None:
@@ -60,7 +63,9 @@ def assess_maps(
         nonspherical_resolution_angstrom=agreed if math.isfinite(agreed) else None,
     )
     half_poses = posed.poses if posed.half_poses is None else posed.half_poses
-    residuals = measure_residuals(dataset, half_poses, posed.half_set, maps.halves)
+    residuals = measure_residuals(dataset, half_poses, posed.half_set, maps.halves, posed.junk_probability)
+    if posed.junk_probability is not None:
+        plot_junk(run.path("junk.png"), posed.junk_probability)
     if residuals is None:
         return metrics
     plot_residuals(run.path("residuals.png"), residuals)

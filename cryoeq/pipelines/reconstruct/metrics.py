@@ -73,6 +73,8 @@ class ReconstructionMetrics:
         unexplained_share: share of the particles that the map does not explain.
         explained_signal_share: power of the map's projections over that of the images' signal, where the half maps
             agree almost fully.
+        junk_share: share of the particles that are expected to be junk, the mean of their probabilities.
+        junk_auc: area under the ROC curve of the simulated junk that these probabilities were learnt from.
         wrong_optimum_share: share of the particles for which the map has a better pose elsewhere (amortized).
         apparent_symmetry: point group that a map made without symmetry has, where map and particles speak for it.
         symmetry_score: agreement of the map's copies under that group: 1 as of the half maps, 0 as at random.
@@ -106,6 +108,8 @@ class ReconstructionMetrics:
     nonspherical_resolution_angstrom: float | None = None
     unexplained_share: float | None = None
     explained_signal_share: float | None = None
+    junk_share: float | None = None
+    junk_auc: float | None = None
     wrong_optimum_share: float | None = None
     apparent_symmetry: str | None = None
     symmetry_score: float | None = None

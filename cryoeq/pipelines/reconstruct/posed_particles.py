@@ -27,6 +27,7 @@ class PosedParticles:
         maps: posterior-weighted maps, where the search reached Nyquist of the stored images; None where they are still
             to be made from the poses.
         metrics: figures for ``job.json`` and the report.
+        junk_probability: probability that each particle is junk; None where it was not told.
     """
 
     poses: Poses
@@ -36,6 +37,7 @@ class PosedParticles:
     rotation_sigma_rad: Float[Tensor, " particles"] | None = None
     maps: ReconstructedMaps | None = None
     metrics: ReconstructionMetrics = field(default_factory=ReconstructionMetrics)
+    junk_probability: Float[Tensor, " particles"] | None = None
 
     @property
     def figure_of_merit(self) -> Float[Tensor, " particles"] | None:

@@ -35,6 +35,7 @@ from cryoeq.pipelines.reconstruct.half_sets import (
     position_notes,
     separate_copies,
 )
+from cryoeq.pipelines.reconstruct.junk import with_junk_probability
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruct.particle_diameter import cut_notes, diameter_notes
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles, make_maps
@@ -200,6 +201,7 @@ class _Job:
         if self.config.pose_inference == "amortized":
             share = yield from check_poses(self.config, inferred_at, maps.all, posed, self.device)
             posed = replace(posed, metrics=replace(posed.metrics, wrong_optimum_share=share))
+        posed = yield from with_junk_probability(self.config, inferred_at, maps, posed, self.device)
         yield from (Note(text, "warning") for text in dataset.new_warnings())
         if not is_main_process():
             return ReconstructionMetrics()
@@ -276,6 +278,7 @@ class _Job:
             half_set=posed.half_set,
             confidence=posed.confidence,
             figure_of_merit=posed.figure_of_merit,
+            junk_probability=posed.junk_probability,
         )
 
     def _check_symmetry(
@@ -316,12 +319,19 @@ def _rows(metrics: ReconstructionMetrics, config: ReconstructConfig) -> dict[str
     share, rest = metrics.nonspherical_share, metrics.nonspherical_resolution_angstrom
     if share is not None and share < MIN_NONSPHERICAL:
         rows["without their spherical averages to"] = "no resolution" if rest is None else f"{rest:.1f} Å"
-    if metrics.unexplained_share is not None:
-        rows["particles that the map does not explain"] = f"{metrics.unexplained_share:.0%}"
+    rows |= _particle_rows(metrics)
     if config.input.reference is not None:
         agreed = metrics.reference_resolution_angstrom
         rows["agrees with the reference to (FSC 0.5)"] = "no resolution" if agreed is None else f"{agreed:.1f} Å"
     return rows | symmetry_rows(metrics)
+
+
+def _particle_rows(metrics: ReconstructionMetrics) -> dict[str, str]:
+    shares = {
+        "junk, expected share of the particles": metrics.junk_share,
+        "particles that the map does not explain": metrics.unexplained_share,
+    }
+    return {label: f"{share:.0%}" for label, share in shares.items() if share is not None}
 
 
 def _resolution_rows(metrics: ReconstructionMetrics) -> dict[str, str]:
