@@ -18,6 +18,7 @@ from cryoeq.io.compressed import without_compression_suffix
 from cryoeq.io.cryosparc import CS_SUFFIX, read_cs
 from cryoeq.io.euler import relion_euler_deg, rotations_from_euler_deg
 from cryoeq.io.images import STACK_SUFFIXES, LazyImages, locate_images, open_bare_stack, require_images
+from cryoeq.io.labels import JUNK_PROBABILITY
 from cryoeq.io.optics import read_ctf, read_optics, star_pixel_size, used_optics, with_optics_block
 from cryoeq.io.optics_checks import ctf_notes, pixel_size_notes, with_flag_of_optimiser
 from cryoeq.io.positions import micrograph_numbers
@@ -237,6 +238,23 @@ def star_half_set(star: StarTable) -> Int[Tensor, " particles"] | None:
         found = f"{star.path or 'star'}, row {row + 1}: rlnRandomSubset is {half_set[row]:g}"
         raise ParticleFileError(found, "1 or 2 was expected", "Remove the column or split the particles again")
     return torch.from_numpy(half_set).long()
+
+
+def star_junk_probability(star: StarTable, *, advice: str = "") -> Float[Tensor, " particles"]:
+    """CryoeqJunkProbability of each particle.
+
+    Args:
+        star: the particles.
+        advice: advice to the user where the column is missing.
+
+    Raises:
+        ParticleFileError: there is no such column, or a value is no probability.
+    """
+    probability = star.floats(JUNK_PROBABILITY, advice=advice)
+    if (bad := np.flatnonzero((probability < 0) | (probability > 1))).size:
+        found = f"{star.where}, row {bad[0] + 1}: {JUNK_PROBABILITY} is {probability[bad[0]]:g}"
+        raise ParticleFileError(found, "A probability of 0 to 1 was expected", "Correct the value")
+    return torch.from_numpy(probability)
 
 
 def write_particle_star(
