@@ -24,7 +24,7 @@ def a_class(number: int, reproduced: float | None = 0.9, share: float = 0.5, **c
 def test_all_found_is_found() -> None:
     verdict = judge(a_class(1), a_class(2, resolution_angstrom=14.0), a_class(3))
     assert verdict.level == "found"
-    assert verdict.sentence == "3 structures were found; their half maps agree to 12.0 and 14.0 and 12.0 Å."
+    assert verdict.sentence == "3 structures were found; their half maps agree to 12.0, 14.0 and 12.0 Å."
     assert not verdict.doubts
 
 
