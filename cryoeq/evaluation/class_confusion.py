@@ -45,11 +45,6 @@ class ClassConfusion:
         cells = ((self.classes.index(ours), self.true_classes.index(true)) for ours, true in self.matched.items())
         return sum(int(self.counts[cell]) for cell in cells)
 
-    @property
-    def kept_junk(self) -> int:
-        """Number of kept images that are no particles."""
-        return int(self.counts[:, -1].sum())
-
 
 def confuse(
     classes: Int[Tensor, " images"], true_classes: Int[Tensor, " images"], is_kept: Bool[Tensor, " images"]

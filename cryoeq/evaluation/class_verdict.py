@@ -1,6 +1,6 @@
 """Verdict on a run of several classes: that of each map, and whether another random start found the class again."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from cryoeq.evaluation.verdict import Level, Reason, RunFacts, RunVerdict, judge_run
@@ -58,11 +58,16 @@ def judge_classes(facts: Sequence[ClassFacts], verdicts: Sequence[RunVerdict]) -
     every = (*reasons, *common)
     doubted = [each.number for each, verdict in zip(facts, verdicts, strict=True) if verdict.level != "found"]
     if not doubted:
-        agreed = " and ".join(f"{each.run.resolution_angstrom:.1f}" for each in facts)
+        agreed = _listed(f"{each.run.resolution_angstrom:.1f}" for each in facts)
         return RunVerdict("found", f"{len(facts)} structures were found; their half maps agree to {agreed} Å.", every)
-    which = "all of them" if len(doubted) == len(facts) else f"class {' and '.join(map(str, doubted))}"
+    which = "all of them" if len(doubted) == len(facts) else f"class {_listed(map(str, doubted))}"
     level: Level = "not found" if all(verdict.level == "not found" for verdict in verdicts) else "doubtful"
     return RunVerdict(level, f"There are maps of {len(facts)} classes, but doubt is cast on {which}.", every)
+
+
+def _listed(words: Iterable[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _on_class(facts: ClassFacts) -> Iterator[Reason]:

@@ -240,6 +240,23 @@ def star_half_set(star: StarTable) -> Int[Tensor, " particles"] | None:
     return torch.from_numpy(half_set).long()
 
 
+def star_junk_probability(star: StarTable, *, advice: str = "") -> Float[Tensor, " particles"]:
+    """CryoeqJunkProbability of each particle.
+
+    Args:
+        star: the particles.
+        advice: advice to the user where the column is missing.
+
+    Raises:
+        ParticleFileError: there is no such column, or a value is no probability.
+    """
+    probability = star.floats(JUNK_PROBABILITY, advice=advice)
+    if (bad := np.flatnonzero((probability < 0) | (probability > 1))).size:
+        found = f"{star.where}, row {bad[0] + 1}: {JUNK_PROBABILITY} is {probability[bad[0]]:g}"
+        raise ParticleFileError(found, "A probability of 0 to 1 was expected", "Correct the value")
+    return torch.from_numpy(probability)
+
+
 def write_particle_star(
     path: Path,
     star: StarTable,

@@ -16,7 +16,7 @@ from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import SAME_PIXEL_SIZE
 from cryoeq.errors import ConfigError, ParticleFileError
 from cryoeq.evaluation.poses import MIN_IMAGES, PoseErrors, PoseGauge, compare_poses, summarise_errors
-from cryoeq.io.labels import CLASS_NUMBER, IMAGE_NAME, JUNK_KIND
+from cryoeq.io.labels import CLASS_NUMBER, IMAGE_NAME, JUNK_KIND, JUNK_PROBABILITY
 from cryoeq.io.optics import star_pixel_size
 from cryoeq.io.particles import pose_notes, read_table, star_poses
 from cryoeq.io.star import StarTable
@@ -96,6 +96,12 @@ def _compare(
         errors = yield from _errors_of_particles(config, *poses, _true_classes(truth, rows))
         figures = yield from _report(config, errors, pixel_size, f"Pose errors of {len(errors.rotation_rad)} images")
         results = _head(config) | figures
+        if JUNK_PROBABILITY in predicted.particles and JUNK_KIND in truth.particles:
+            from cryoeq.pipelines.evaluate_junk import junk_report, score_junk  # not above, because of scipy
+
+            junk = score_junk(config, (predicted, truth), rows)
+            yield junk_report(junk, len(rows))
+            results |= {"junk": junk}
         yield from _plot(config, errors, title, "")
     if config.output is not None:
         path = make_folder(config.output) / "pose_errors.json"

@@ -5,19 +5,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from cryoeq.config.evaluate import EvaluateConfig
 from cryoeq.domain.events import Event, Note, Report
 from cryoeq.domain.pose import Poses
 from cryoeq.evaluation.class_confusion import ClassConfusion, confuse
-from cryoeq.evaluation.particle_scorers import roc_auc
 from cryoeq.evaluation.poses import MIN_IMAGES, PoseErrors, compare_poses
-from cryoeq.io.labels import CLASS_NUMBER, JUNK_KIND, JUNK_PROBABILITY
+from cryoeq.io.labels import CLASS_NUMBER
 from cryoeq.io.star import StarTable
-
-_NO_KIND = "none"
+from cryoeq.pipelines.evaluate_junk import junk_rows, kept_particles, score_junk
 
 
 @dataclass(frozen=True)
@@ -64,13 +62,10 @@ def score_classes(
     predicted, truth = tables
     classes = torch.from_numpy(predicted.floats(CLASS_NUMBER, advice="Leave out --by-class")).long()
     everywhere = torch.from_numpy(truth.floats(CLASS_NUMBER, default=1.0)).long().clamp(min=0)
-    true_classes, junk = everywhere[torch.from_numpy(rows)], _junk_probabilities(predicted)
-    is_kept = torch.ones(len(classes), dtype=torch.bool) if junk is None else junk < config.junk_below
+    true_classes, is_kept = everywhere[torch.from_numpy(rows)], kept_particles(config, predicted)
     confusion = confuse(classes, true_classes, is_kept)
-    by_kind = _kept_by_kind(truth, rows, is_kept)
-    results = _as_json(confusion, by_kind, int((everywhere > 0).sum()))
-    if junk is not None and 0 < int((true_classes == 0).sum()) < len(classes):
-        results["junk_roc_auc"] = roc_auc(junk, true_classes == 0)
+    results = _as_json(confusion) | score_junk(config, tables, rows)
+    results["share_of_good_in_right_class"] = confusion.right / max(1, int((everywhere > 0).sum()))
     scored = []
     for number in confusion.classes:
         shown = confusion.shown(number)
@@ -90,25 +85,7 @@ def score_classes(
     return ScoredClasses(tuple(scored), results)
 
 
-def _junk_probabilities(star: StarTable) -> Tensor | None:
-    return torch.from_numpy(star.floats(JUNK_PROBABILITY)) if JUNK_PROBABILITY in star.particles else None
-
-
-def _kept_by_kind(truth: StarTable, rows: np.ndarray, is_kept: Bool[Tensor, " images"]) -> dict[str, dict[str, int]]:
-    """Images of each kind of junk in the truth, and how many of them were kept."""
-    if JUNK_KIND not in truth.particles:
-        return {}
-    kinds = truth.particles[JUNK_KIND]
-    kept = kinds[rows[is_kept.numpy()]]
-    return {
-        str(kind): {"images": int((kinds == kind).sum()), "kept": int((kept == kind).sum())}
-        for kind in np.unique(kinds).tolist()
-        if kind != _NO_KIND
-    }
-
-
-def _as_json(confusion: ClassConfusion, by_kind: Mapping[str, Mapping[str, int]], n_good: int) -> dict[str, object]:
-    kept = int(confusion.counts.sum())
+def _as_json(confusion: ClassConfusion) -> dict[str, object]:
     return {
         "confusion": {
             "classes": list(confusion.classes),
@@ -117,13 +94,7 @@ def _as_json(confusion: ClassConfusion, by_kind: Mapping[str, Mapping[str, int]]
             "left_out": confusion.left_out.tolist(),
         },
         "matched": {str(ours): true for ours, true in confusion.matched.items()},
-        "good": n_good,
-        "good_kept": kept - confusion.kept_junk,
         "good_in_right_class": confusion.right,
-        "share_of_good_in_right_class": confusion.right / max(1, n_good),
-        "junk_kept": confusion.kept_junk,
-        "junk_share_of_kept": confusion.kept_junk / max(1, kept),
-        "junk_by_kind": dict(by_kind),
     }
 
 
@@ -136,16 +107,8 @@ def _rows(confusion: ClassConfusion, results: Mapping[str, object]) -> Iterator[
         yield f"Class {number} {what}", _counts_text(confusion.true_classes, counts)
     if int(confusion.left_out.sum()):
         yield "Left out as junk", _counts_text(confusion.true_classes, confusion.left_out)
-    good = results["good"]
-    yield "Good and in the right class", f"{results['share_of_good_in_right_class']:.1%} of {good}"
-    junk = f"{results['junk_share_of_kept']:.1%} of {int(confusion.counts.sum())}"
-    kinds = results["junk_by_kind"]
-    told = "" if not isinstance(kinds, dict) else ", ".join(
-        f"{kind} {each['kept']} of {each['images']}" for kind, each in kinds.items()
-    )  # fmt: skip
-    yield "Junk among the kept", f"{junk}{f'; kept: {told}' if told else ''}"
-    if "junk_roc_auc" in results:
-        yield "Probability of junk (ROC AUC)", f"{results['junk_roc_auc']:.3f}"
+    yield "Good and in the right class", f"{results['share_of_good_in_right_class']:.1%} of {results['good']}"
+    yield from junk_rows(results).items()
 
 
 def _counts_text(true_classes: tuple[int, ...], counts: Int[Tensor, " columns"]) -> str:

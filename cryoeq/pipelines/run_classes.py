@@ -19,7 +19,7 @@ from cryoeq.evaluation.verdict import RunFacts, RunVerdict
 from cryoeq.io.euler import rotations_from_euler_deg
 from cryoeq.io.labels import JUNK_PROBABILITY, MAX_PROBABILITY
 from cryoeq.io.mrc import read_map
-from cryoeq.io.particles import star_ctf, star_euler_deg, star_poses
+from cryoeq.io.particles import star_ctf, star_euler_deg, star_junk_probability, star_poses
 from cryoeq.io.star import StarTable
 from cryoeq.outputs.map_names import MapNames, map_names
 from cryoeq.outputs.report_classes import JUNK_CUT
@@ -156,17 +156,14 @@ def read_class(run: RunFolder, job: Mapping[str, Any], star: StarTable | None, n
         resolved=resolved,
         poses=None if of_class is None else star_poses(of_class),
         views=views,
-        junk=junk_probabilities(of_class),
+        junk=_junk_probabilities(of_class),
         facts=facts,
         recorded=recorded,
     )
 
 
-def junk_probabilities(star: StarTable | None) -> Float[Tensor, " rows"] | None:
-    """Probability of being junk of each particle; None without such a column."""
-    if star is None or JUNK_PROBABILITY not in star.particles:
-        return None
-    return torch.from_numpy(star.floats(JUNK_PROBABILITY))
+def _junk_probabilities(star: StarTable | None) -> Float[Tensor, " rows"] | None:
+    return None if star is None or JUNK_PROBABILITY not in star.particles else star_junk_probability(star)
 
 
 def _read_map(run: RunFolder, name: str) -> Volume | None:

@@ -19,7 +19,7 @@ from cryoeq.io.image_places import record_beside
 from cryoeq.io.images import image_keys
 from cryoeq.io.labels import CLASS_NUMBER, HALF_SET, IMAGE_NAME, JUNK_PROBABILITY
 from cryoeq.io.particle_figures import particle_figure
-from cryoeq.io.particles import read_table, star_half_set, star_poses, write_particle_star
+from cryoeq.io.particles import read_table, star_half_set, star_junk_probability, star_poses, write_particle_star
 from cryoeq.io.star import StarTable, read_star
 from cryoeq.io.star_text import copy_rows
 from cryoeq.io.text import read_json, write_json
@@ -198,11 +198,7 @@ def _of_half(table: StarTable, rows: Int[Tensor, " rows"], half: int) -> _Choice
 
 
 def _no_junk(table: StarTable, rows: Int[Tensor, " rows"], below: float) -> _Choice:
-    probability = table.floats(JUNK_PROBABILITY, advice=_NO_JUNK)
-    if (bad := np.flatnonzero((probability < 0) | (probability > 1))).size:
-        found = f"{table.where}, row {bad[0] + 1}: {JUNK_PROBABILITY} is {probability[bad[0]]:g}"
-        raise ParticleFileError(found, "A probability of 0 to 1 was expected", "Correct the value")
-    values = torch.from_numpy(probability)[rows]
+    values = star_junk_probability(table, advice=_NO_JUNK)[rows]
     found = f"{JUNK_PROBABILITY} is {float(values.min()):g} or more"
     return _Choice(values < below, JUNK_PROBABILITY, found)
 

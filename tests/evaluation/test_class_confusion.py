@@ -48,5 +48,5 @@ def test_labels_mean_nothing(generator: torch.Generator) -> None:
 def test_a_molecule_in_two_classes_is_right_in_one() -> None:
     classes, true = torch.tensor([1, 1, 1, 2, 2, 3]), torch.tensor([4, 4, 4, 4, 4, 0])
     found = confuse(classes, true, torch.ones(6, dtype=torch.bool))
-    assert (found.matched, found.right, found.kept_junk) == ({1: 4}, 3, 1)
+    assert (found.matched, found.right) == ({1: 4}, 3)
     assert [found.shown(number) for number in (1, 2, 3)] == [4, 4, None]

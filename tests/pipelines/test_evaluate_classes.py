@@ -46,6 +46,8 @@ def test_a_run_is_scored_by_class(class_run: Path, mixture: Path, tmp_path: Path
     assert written == {"pose_errors.json", "pose_errors_class001.png", "pose_errors_class002.png"}
     pooled = figures(tmp_path, class_run, mixture / "truth.star", "--no-by-class")
     assert pooled["images"] < good, "the molecule that the one map shows"
+    junk = pooled["junk"]
+    assert junk == {name: found[name] for name in junk}, "junk is junk, of one class or of several"
 
 
 def test_junk_counts_where_it_is_kept(class_run: Path, mixture: Path, tmp_path: Path) -> None:
@@ -102,3 +104,12 @@ def test_a_table_without_classes_is_refused(
     assert "rlnClassNumber is missing" in capsys.readouterr().err
     assert run(["evaluate", str(tmp_path), str(tiny_particles / "truth.star")]) == 3
     assert "holds no run_data.star" in capsys.readouterr().err
+
+
+def test_probabilities_are_told_beside_the_shares_of_junk(class_run: Path, mixture: Path, tmp_path: Path) -> None:
+    """Those of the run are 0 to 0.4 of particles, 0.6 to 1 of junk."""
+    bins = figures(tmp_path, class_run, mixture / "truth.star")["junk_calibration"]
+    assert sum(each["images"] for each in bins) == COUNT
+    means = [each["mean_probability"] for each in bins]
+    assert means == sorted(means)
+    assert [each["junk_share"] for each in bins] == [float(mean > 0.5) for mean in means]
