@@ -110,6 +110,7 @@ def measure_residuals(
     half_set: Int[Tensor, " particles"],
     halves: HalfMaps,
     junk_probability: Float[Tensor, " particles"] | None = None,
+    members: Int[Tensor, " members"] | None = None,
 ) -> Residuals | None:
     """Residuals of the particles, each against the map of the other half set.
 
@@ -119,6 +120,7 @@ def measure_residuals(
         half_set: 1 or 2 for each particle.
         halves: unfiltered half maps, at the box of the dataset or a larger one.
         junk_probability: of each particle; None where it is not known.
+        members: rows of the particles that the maps are made of; None for all.
 
     Returns:
         The residuals; None where the half maps agree at too few shells, or there are too few particles.
@@ -127,7 +129,8 @@ def measure_residuals(
     fsc = fourier_shell_correlation(halves.first.values, halves.second.values)
     below = (fsc[_FIRST_SHELL:] < _RELIABLE).nonzero()
     last = min(_FIRST_SHELL + int(below[0]) - 1 if len(below) else len(fsc) - 1, n // 2 - 1)
-    rows = _sample(len(dataset), n)
+    rows = _sample(len(dataset) if members is None else len(members), n)
+    rows = rows if members is None else members[rows]
     if last - _FIRST_SHELL + 1 < _MIN_SHELLS or len(rows) < _MIN_SAMPLE:
         return None
     plane = HalfPlane.up_to(n, last + 0.5)

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Generator
 from dataclasses import replace
+from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cryoeq.config.reconstruct import ReconstructConfig
@@ -52,6 +53,27 @@ def assess_maps(
         posed: particles with assigned poses.
         run: run folder, for pictures.
     """
+    if posed.junk_probability is not None:
+        plot_junk(run.path("junk.png"), posed.junk_probability)
+    return assess_class(dataset, maps, posed, run.path("residuals.png"))
+
+
+def assess_class(
+    dataset: ParticleDataset,
+    maps: ReconstructedMaps,
+    posed: PosedParticles,
+    picture: Path,
+    rows: Int[Tensor, " rows"] | None = None,
+) -> ReconstructionMetrics:
+    """The same of the map of one class.
+
+    Args:
+        dataset: the particles, at the box of the comparison.
+        maps: maps made from particles of the class.
+        posed: all particles with assigned poses.
+        picture: PNG file of the residuals.
+        rows: particles of the class; None for all.
+    """
     metrics = posed.metrics
     if maps.halves is None or posed.half_set is None:
         return metrics
@@ -63,12 +85,10 @@ def assess_maps(
         nonspherical_resolution_angstrom=agreed if math.isfinite(agreed) else None,
     )
     half_poses = posed.poses if posed.half_poses is None else posed.half_poses
-    residuals = measure_residuals(dataset, half_poses, posed.half_set, maps.halves, posed.junk_probability)
-    if posed.junk_probability is not None:
-        plot_junk(run.path("junk.png"), posed.junk_probability)
+    residuals = measure_residuals(dataset, half_poses, posed.half_set, maps.halves, posed.junk_probability, rows)
     if residuals is None:
         return metrics
-    plot_residuals(run.path("residuals.png"), residuals)
+    plot_residuals(picture, residuals)
     return replace(
         metrics,
         unexplained_share=residuals.unexplained_share,

@@ -85,6 +85,8 @@ def class_rows(metrics: ReconstructionMetrics, config: ReconstructConfig) -> dic
             told += f"; {each.reproduced:.0%} of it found again by another start"
         name = config.output / map_names(each.number, len(classes)).whole
         rows[str(name)] = f"{each.particles} particles ({each.share:.0%}), {told}"
+    if metrics.junk_share is not None:
+        rows["junk, expected share of the particles"] = f"{metrics.junk_share:.0%}"
     if config.input.reference is not None:
         agreed = metrics.reference_resolution_angstrom
         rows["the best agrees with the reference to (FSC 0.5)"] = (

@@ -1,7 +1,6 @@
 """Results of a run of several classes: maps and half maps of each, particles with their class, ``run_model.star``."""
 
-import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,17 +8,22 @@ import torch
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Event, Note, Progress
+from cryoeq.domain.pose import PoseSet
+from cryoeq.evaluation.junk_comparison import PosedRows
 from cryoeq.io.cryosparc import CS_SUFFIX, write_cs
 from cryoeq.io.labels import CLASS_NUMBER
 from cryoeq.io.model_star import ClassModel, write_model_star
 from cryoeq.io.mrc import write_map
 from cryoeq.io.particles import ParticleStack, write_particle_star
 from cryoeq.maps.alignment import mirror_map
+from cryoeq.outputs.junk_plot import plot_junk
 from cryoeq.outputs.run_folder import RunFolder
+from cryoeq.pipelines.reconstruct.assessment import assess_class
 from cryoeq.pipelines.reconstruct.class_files import class_model, mirrored_name, named_maps, write_class_maps
 from cryoeq.pipelines.reconstruct.classes import FoundClasses
 from cryoeq.pipelines.reconstruct.half_map_resolution import HalfMapResolution, resolve_half_maps
 from cryoeq.pipelines.reconstruct.half_sets import separate_copies
+from cryoeq.pipelines.reconstruct.junk import with_junk_of_classes
 from cryoeq.pipelines.reconstruct.metrics import ClassMetrics, ReconstructionMetrics
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles, make_maps
 from cryoeq.pipelines.reconstruct.supplied_maps import SuppliedMaps, compare_with_reference
@@ -62,39 +66,74 @@ def write_classes(job: ClassJob, found: FoundClasses) -> Generator[Event, None, 
     Returns:
         The metrics of the run, with those of each class.
     """
-    sizes, classes, models, references = found.sizes, list[ClassMetrics](), list[ClassModel](), list[float]()
+    count = len(found.symmetries)
     posed = yield from separate_copies(job.stored, found.posed, seed=job.config.seed, is_known=False)
-    for number, symmetry in enumerate(found.symmetries, 1):
-        yield Progress(_STAGE, number - 1, len(sizes))
-        rows = found.rows(number - 1)
-        maps = make_maps(job.stored, posed, job.device, symmetry, rows)
-        if not is_main_process():
-            continue
-        resolved = None
-        if maps.halves is not None:
-            ctf = job.stack.table.ctf
-            resolved = resolve_half_maps(maps.halves, None, None if ctf is None else ctf[rows])
-            yield from resolved.notes()
-            models.append(_model(job, number, found, posed, resolved))
-        classes.append(_metrics(number, found, resolved))
-        _write_maps(job, number, len(sizes), maps, resolved)
-        if job.supplied.reference is not None:
-            references.append(compare_with_reference(maps.all, job.supplied.reference) or math.inf)
-    yield Progress(_STAGE, len(sizes), len(sizes))
+    maps = []
+    for number, symmetry in enumerate(found.symmetries):
+        yield Progress(_STAGE, number, count)
+        maps.append(make_maps(job.stored, posed, job.device, symmetry, found.rows(number)))
+    yield Progress(_STAGE, count, count)
+    posed = yield from _with_junk(job, found, maps, posed)
     yield from (Note(text, "warning") for text in job.stored.new_warnings())
     if not is_main_process():
         return ReconstructionMetrics()
+    classes = []
+    for number, of_class in enumerate(maps, 1):
+        classes.append((yield from _write_class(job, found, posed, number, of_class)))
     _write_particles(job, found, posed)
-    if len(models) == len(sizes):
+    models = [model for _, model in classes if model is not None]
+    if len(models) == count:
         _write_model(job, models, posed)
-    agreement, best = found.agreement, min(references, default=math.inf)
+    agreement, best = found.agreement, _best_agreement(job, maps)
     return replace(
         posed.metrics,
-        reference_resolution_angstrom=best if math.isfinite(best) else None,
-        classes=tuple(classes),
+        reference_resolution_angstrom=best,
+        classes=tuple(metrics for metrics, _ in classes),
         class_agreement=None if agreement is None else agreement.beyond_chance,
         class_moves=None if agreement is None else tuple(map(tuple, agreement.moves.tolist())),
     )
+
+
+def _with_junk(
+    job: ClassJob, found: FoundClasses, maps: Sequence[ReconstructedMaps], posed: PosedParticles
+) -> Generator[Event, None, PosedParticles]:
+    """The particles with their probability of being junk, where it can be told."""
+    halves = [of_class.halves for of_class in maps if of_class.halves is not None]
+    if posed.half_poses is None or posed.half_set is None or len(halves) < len(maps):
+        return posed
+    poses = PoseSet.from_angstrom(posed.half_poses, job.dataset.pixel_size_angstrom, job.dataset.box_size_px)
+    rows = PosedRows(poses, posed.half_set, found.class_of)
+    posed = yield from with_junk_of_classes(job.config, job.dataset, halves, rows, posed, job.device)
+    if posed.junk_probability is not None and is_main_process():
+        plot_junk(job.run.path("junk.png"), posed.junk_probability)
+    return posed
+
+
+def _write_class(
+    job: ClassJob, found: FoundClasses, posed: PosedParticles, number: int, maps: ReconstructedMaps
+) -> Generator[Event, None, tuple[ClassMetrics, ClassModel | None]]:
+    """Write the maps of a class; its metrics, and its part of ``run_model.star`` where it has half maps."""
+    count, rows, resolved, model = len(found.symmetries), found.rows(number - 1), None, None
+    if maps.halves is not None:
+        ctf = job.stack.table.ctf
+        resolved = resolve_half_maps(maps.halves, None, None if ctf is None else ctf[rows])
+        yield from resolved.notes()
+        model = _model(job, number, found, posed, resolved)
+    picture = job.run.path(f"residuals_class{number:03d}.png")
+    metrics = assess_class(job.dataset, maps, posed, picture, rows)
+    write_class_maps(job.run, number, count, maps, resolved)
+    if job.config.both_hands:
+        for name, volume in named_maps(number, count, maps, resolved).items():
+            write_map(job.run.path(mirrored_name(name)), replace(volume, values=mirror_map(volume.values)))
+    return _metrics(number, found, metrics if resolved is None else resolved.into(metrics)), model
+
+
+def _best_agreement(job: ClassJob, maps: Sequence[ReconstructedMaps]) -> float | None:
+    """Resolution to which the best of the maps agrees with a reference that was given; None without."""
+    if job.supplied.reference is None:
+        return None
+    agreed = [compare_with_reference(of_class.all, job.supplied.reference) for of_class in maps]
+    return min((each for each in agreed if each is not None), default=None)
 
 
 def _model(
@@ -113,29 +152,23 @@ def _model(
     )
 
 
-def _metrics(number: int, found: FoundClasses, resolved: HalfMapResolution | None) -> ClassMetrics:
+def _metrics(number: int, found: FoundClasses, metrics: ReconstructionMetrics) -> ClassMetrics:
+    """Metrics of a class, among those of its map as of a run of it alone."""
     size, agreement = found.sizes[number - 1], found.agreement
-    reproduced = None if agreement is None else float(agreement.of_class[number - 1])
-    metrics = ClassMetrics(
-        number, size, size / len(found.class_of), symmetry=found.symmetries[number - 1], reproduced=reproduced
+    return ClassMetrics(
+        number=number,
+        particles=size,
+        share=size / len(found.class_of),
+        half_map_resolution_angstrom=metrics.half_map_resolution_angstrom,
+        masked_resolution_angstrom=metrics.masked_resolution_angstrom,
+        corrected_resolution_angstrom=metrics.corrected_resolution_angstrom,
+        symmetry=found.symmetries[number - 1],
+        reproduced=None if agreement is None else float(agreement.of_class[number - 1]),
+        nonspherical_share=metrics.nonspherical_share,
+        nonspherical_resolution_angstrom=metrics.nonspherical_resolution_angstrom,
+        unexplained_share=metrics.unexplained_share,
+        explained_signal_share=metrics.explained_signal_share,
     )
-    if resolved is None:
-        return metrics
-    return replace(
-        metrics,
-        half_map_resolution_angstrom=resolved.resolution_angstrom("unmasked"),
-        masked_resolution_angstrom=resolved.resolution_angstrom("masked"),
-        corrected_resolution_angstrom=resolved.resolution_angstrom("corrected"),
-    )
-
-
-def _write_maps(
-    job: ClassJob, number: int, n_classes: int, maps: ReconstructedMaps, resolved: HalfMapResolution | None
-) -> None:
-    write_class_maps(job.run, number, n_classes, maps, resolved)
-    if job.config.both_hands:
-        for name, volume in named_maps(number, n_classes, maps, resolved).items():
-            write_map(job.run.path(mirrored_name(name)), replace(volume, values=mirror_map(volume.values)))
 
 
 def _write_particles(job: ClassJob, found: FoundClasses, posed: PosedParticles) -> None:
@@ -151,6 +184,7 @@ def _write_particles(job: ClassJob, found: FoundClasses, posed: PosedParticles) 
             half_set=posed.half_set,
             confidence=posed.confidence,
             figure_of_merit=posed.figure_of_merit,
+            junk_probability=posed.junk_probability,
             extra_columns={CLASS_NUMBER: numbers.astype(str)},
         )
     if job.config.particles.suffix == CS_SUFFIX:

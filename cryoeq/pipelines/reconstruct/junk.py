@@ -57,8 +57,29 @@ def with_junk_probability(
     n = dataset.box_size_px
     poses = PoseSet.from_angstrom(posed.half_poses, dataset.pixel_size_angstrom, n)
     rows = PosedRows(poses, posed.half_set, torch.zeros_like(posed.half_set))
+    return (yield from with_junk_of_classes(config, dataset, [maps.halves], rows, posed, device))
+
+
+def with_junk_of_classes(
+    config: ReconstructConfig,
+    dataset: ParticleDataset,
+    classes: Sequence[HalfMaps],
+    rows: PosedRows,
+    posed: PosedParticles,
+    device: torch.device,
+) -> Generator[Event, None, PosedParticles]:
+    """The particles of several classes with their probability of being junk, where it can be told.
+
+    Args:
+        config: settings of the run.
+        dataset: the particles, at the box where poses were inferred.
+        classes: unfiltered half maps of each class.
+        rows: class and pose of each particle.
+        posed: the particles.
+        device: where to pose decoys.
+    """
     yield Progress(STAGE, 0, 1)
-    found = judge_particles(config, dataset, [maps.halves], rows, device)
+    found = judge_particles(config, dataset, classes, rows, device)
     yield Progress(STAGE, 1, 1)
     if isinstance(found, str):
         yield Note(f"Junk: no probabilities, since {found}.")

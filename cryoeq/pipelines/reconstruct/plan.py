@@ -23,7 +23,7 @@ def plan_classes(settings: RefinementSettings) -> Plan:
     """Stages of a search for several classes; those of the refinement come once for each class."""
     local = (LOCAL_STAGE,) if settings.local_iterations else ()
     of_class = (HALF_SETS_STAGE, *_realignment(settings), *local, FINAL_STAGE, REALIGNMENT_STAGE)
-    return Plan(("reading", INITIAL_MODEL_STAGE, CLASS_STAGE, ASSIGNMENT_STAGE, *of_class, _MAPS))
+    return Plan(("reading", INITIAL_MODEL_STAGE, CLASS_STAGE, ASSIGNMENT_STAGE, *of_class, _MAPS, JUNK_STAGE))
 
 
 def plan_hybrid(settings: RefinementSettings, *, is_searchable: bool) -> Plan:
