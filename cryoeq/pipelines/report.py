@@ -164,6 +164,7 @@ def _facts(
         unexplained_share=metrics.unexplained_share,
         explained_signal=metrics.explained_signal_share,
         junk_share=metrics.junk_share,
+        broken_share=metrics.broken_share or 0.0,
         wrong_optimum_share=metrics.wrong_optimum_share,
         symmetry=settings["search"]["symmetry"],
         apparent_symmetry=metrics.apparent_symmetry,

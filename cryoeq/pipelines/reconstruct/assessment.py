@@ -63,9 +63,9 @@ def assess_maps(
         nonspherical_resolution_angstrom=agreed if math.isfinite(agreed) else None,
     )
     half_poses = posed.poses if posed.half_poses is None else posed.half_poses
-    residuals = measure_residuals(dataset, half_poses, posed.half_set, maps.halves, posed.junk_probability)
-    if posed.junk_probability is not None:
-        plot_junk(run.path("junk.png"), posed.junk_probability)
+    residuals = measure_residuals(dataset, half_poses, posed.half_set, maps.halves, posed.junk)
+    if posed.junk is not None:
+        plot_junk(run.path("junk.png"), posed.junk.any_kind)
     if residuals is None:
         return metrics
     plot_residuals(run.path("residuals.png"), residuals)
