@@ -43,7 +43,7 @@ def reconstruct(
     classes: Annotated[
         str | None,
         typer.Option(
-            metavar="K|auto",
+            metavar="K|[auto]",
             help="Number of structures to tell apart, each refined with half sets of its own; auto: as many as "
             "held-out particles support [1].",
             rich_help_panel=SEARCH,
@@ -160,8 +160,7 @@ def reconstruct(
 
     Examples:
       cryoeq reconstruct particles.star -o map
-      cryoeq reconstruct particles.star -o map --sym C4 --both-hands
-      cryoeq reconstruct particles.star -o maps --classes 2
+      cryoeq reconstruct particles.star -o maps --classes 2 --sym C4,C1
       cryoeq reconstruct -o map --resume
     """
     if gpu is not None:

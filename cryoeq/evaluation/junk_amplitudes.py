@@ -1,7 +1,8 @@
-"""Amplitudes of the particles that a map explains, where a part of all particles is junk.
+"""Amplitudes and noise of the particles that a map explains, where a part of all particles is junk.
 
 Broken and missing particles have low amplitudes, so that the centre is the mode of their logarithm and the spread is
-that of the amplitudes above it. Images with a strong residual, of edges and second particles, are left out.
+that of the amplitudes above it. Images with a strong residual, of edges and second particles, are left out. The noise
+differs from image to image as far as the lower residuals, which hold no junk, scatter more than by chance.
 """
 
 import math
@@ -18,6 +19,7 @@ _MIN_CLEAN = 50
 _RANGE = 0.02, 0.98  # quantiles between which the mode is looked for
 _POINTS, _KERNEL = 400, 0.5  # width of the kernel, in errors of an amplitude
 _ONE_SIGMA = 0.6827
+_LOWER, _Z_LOWER = (0.05, 0.3), (-1.6449, -0.5244)  # fractions of the images, and standard normal quantiles of these
 _CHUNK = 4096
 
 
@@ -28,10 +30,12 @@ class Amplitudes:
     Args:
         centre: their most frequent value, for each class.
         spread: standard deviation of their natural log without the noise, for each class.
+        noise_spread: standard deviation of the natural log of the images' noise variance.
     """
 
     centre: Float[Tensor, " classes"]
     spread: Float[Tensor, " classes"]
+    noise_spread: float = 0.0
 
 
 def measure_amplitudes(fit: ParticleFit, class_index: Int[Tensor, " particles"], n_classes: int) -> Amplitudes:
@@ -51,7 +55,13 @@ def measure_amplitudes(fit: ParticleFit, class_index: Int[Tensor, " particles"],
         chosen = chosen if int(chosen.sum()) >= _MIN_CLEAN else members
         found.append(_mode_and_spread(fit.amplitude[chosen].double(), fit.power[chosen].double().reciprocal()))
     centre, spread = torch.tensor(found).unbind(1)
-    return Amplitudes(centre, spread)
+    return Amplitudes(centre, spread, _noise_spread(fit))
+
+
+def _noise_spread(fit: ParticleFit) -> float:
+    low, high = (float(fit.level.double().quantile(fraction)) for fraction in _LOWER)
+    total = (high - low) / (_Z_LOWER[1] - _Z_LOWER[0])
+    return math.sqrt(max(total**2 - float(fit.level_error.double().square().median()), 0.0))
 
 
 def _mode_and_spread(amplitude: Float64[Tensor, " some"], variance: Float64[Tensor, " some"]) -> tuple[float, float]:

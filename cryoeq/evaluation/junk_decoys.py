@@ -73,7 +73,7 @@ def draw_decoys(
     there = PosedRows(there.poses.in_box(comparison.plane.box_size_px), there.half_set, there.class_index)
     maker = _Maker(comparison, None if ctf is None else ctf[rows], there, rows, generator)
     signal = maker.signal(kind, amplitudes)
-    images = maker.matched(signal)
+    images = maker.matched(signal, amplitudes.noise_spread)
     return Decoys(kind, images, rows, there)
 
 
@@ -164,12 +164,13 @@ class _Maker:
         pixel_size = self.comparison.pixel_size_angstrom
         return self.plane.transform(image_contaminants(objects, ctf, pixel_size, deviation, self.generator))
 
-    def matched(self, signal: Complex[Tensor, "decoys points"]) -> MatchedImages:
-        """The images with noise."""
+    def matched(self, signal: Complex[Tensor, "decoys points"], spread: float) -> MatchedImages:
+        """The images with noise, whose level differs from image to image."""
         comparison, shells = self.comparison, self.plane.shells
         _, squared = comparison.optics(self.ctf, len(self.rows))
         group = comparison.group[self.rows]
         variance = squared * (comparison.shot[group][:, shells] + comparison.structure[group][:, shells] * squared)
+        variance = variance * torch.exp(spread * torch.randn(len(signal), 1, generator=self.generator))
         noise = torch.randn(*signal.shape, 2, generator=self.generator) * (variance / 2).sqrt()[..., None]
         precision = comparison.relative_precision(self.rows, squared)
         return MatchedImages((signal + torch.view_as_complex(noise)) * precision, squared * precision)

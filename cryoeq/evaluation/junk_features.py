@@ -41,6 +41,8 @@ class ParticleFit(ParticleRows):
         difference: s on the upper shells less that on the lower ones, over its standard deviation.
         residuals: powers of the residual in shell 1 and in three bands, as standard normal variables where there is
             nothing but noise.
+        level: natural log of the power of the residual, over that of the noise, in all bands together.
+        level_error: its standard deviation where images have the same noise.
         one_sided: log-likelihood that density on one side gains, as a standard normal variable likewise.
         second: largest t(d) at the places of an overlapping particle, largest -t(d) there, and largest size beyond.
         second_amplitude: natural log of the largest amplitude of a second particle, over s.
@@ -50,6 +52,8 @@ class ParticleFit(ParticleRows):
     power: Float[Tensor, " particles"]
     difference: Float[Tensor, " particles"]
     residuals: Float[Tensor, "particles 4"]
+    level: Float[Tensor, " particles"]
+    level_error: Float[Tensor, " particles"]
     one_sided: Float[Tensor, " particles"]
     second: Float[Tensor, "particles 3"]
     second_amplitude: Float[Tensor, " particles"]
@@ -73,12 +77,15 @@ def fit_images(comparison: Comparison, images: MatchedImages, posed: PosedRows) 
         power = (squared * projections[0].abs().square() @ part).clamp(min=1e-12)
         bands.append(((centred * projections[0].conj()).real @ part / power, power))
     (low, low_power), (high, high_power) = bands
+    residuals, level, level_error = _residual_powers(comparison, residual, squared)
     second, second_amplitude = _second(comparison, residual, squared, averages)
     return ParticleFit(
         amplitude=amplitude,
         power=low_power + high_power,
         difference=(high - low) / (low_power.reciprocal() + high_power.reciprocal()).sqrt(),
-        residuals=_residual_powers(comparison, residual, squared),
+        residuals=residuals,
+        level=level,
+        level_error=level_error,
         one_sided=_one_sided(weights, residual, squared, projections),
         second=second,
         second_amplitude=(second_amplitude / amplitude.abs().clamp(min=_LEAST_AMPLITUDE)).clamp(min=1e-2).log(),
@@ -92,17 +99,20 @@ def _bands(last: int) -> tuple[tuple[int, int], ...]:
 
 def _residual_powers(
     comparison: Comparison, residual: Complex[Tensor, "rows points"], squared: Float[Tensor, "rows points"]
-) -> Float[Tensor, "rows bands"]:
-    sums = comparison.plane.shell_sums
+) -> tuple[Float[Tensor, "rows bands"], Float[Tensor, " rows"], Float[Tensor, " rows"]]:
+    """Powers in the bands as normal variables; that in all of them as a logarithm, and its error."""
+    sums, last = comparison.plane.shell_sums, comparison.last_shell
     power = sums(residual.abs().square()) / comparison.noise
     expected, variance = sums(squared), sums(2 * squared.square())
     found = []
-    for first, last in ((1, 1), *_bands(comparison.last_shell)):
-        shells = slice(first, last + 1)
+    for first, end in ((1, 1), *_bands(last), (FIRST_SHELL, last)):
+        shells = slice(first, end + 1)
         mean = expected[:, shells].sum(1).clamp(min=1e-12)
         shape = mean.square() / variance[:, shells].sum(1).clamp(min=1e-30)
-        found.append(_as_normal(power[:, shells].sum(1) / mean, shape))
-    return torch.stack(found, 1)
+        found.append((power[:, shells].sum(1) / mean, shape))
+    *bands, (ratio, shape) = found
+    normal = torch.stack([_as_normal(*band) for band in bands], 1)
+    return normal, ratio.clamp(min=1e-6).log(), shape.rsqrt()
 
 
 def _as_normal(ratio: Float[Tensor, " rows"], shape: Float[Tensor, " rows"] | float) -> Float[Tensor, " rows"]:

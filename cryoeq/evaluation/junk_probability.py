@@ -10,7 +10,8 @@ from the particles' own features by expectation-maximisation (Saerens, Latinne, 
 So no label is needed, and the probabilities are calibrated as far as particles are like decoys of particles. Where they
 are not, the centre of their features differs: it is moved to that of the decoys, again by expectation-maximisation. The
 amplitude alone is not moved: its centre and spread are read off the particles (``junk_amplitudes``) and given to the
-decoys.
+decoys. Residuals that scatter more than those of the decoys on their lower side, where no junk is, are scaled down:
+noise and ice differ from image to image in more ways than the decoys have.
 """
 
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from cryoeq.evaluation.junk_amplitudes import Amplitudes
 from cryoeq.evaluation.junk_decoys import KINDS, N_GOOD
 from cryoeq.evaluation.junk_features import ParticleFit
 from cryoeq.evaluation.particle_scorers import roc_auc
+from cryoeq.evaluation.unexplained import JunkProbabilities
 
 _LINEAR = 3.0  # standard deviations up to which features count in proportion, logarithmically beyond
 _LEAST_PEAK = 0.5
@@ -30,6 +32,8 @@ _RIDGE = 1.0
 _RIDGE_OF_CONSTANTS = 1e-6  # one constant too many for the kinds
 _NEWTON_STEPS, _SMALL_STEP, _SMALL_GAIN = 50, 1e-9, 1e-6
 _SHARE_STEPS, _MOVES = 100, 10
+_IS_RESIDUAL = (False, False, True, True, True, True, False, True, True, True, True)  # of ``feature_matrix``
+_LOWER, _CHANCE, _WIDEST = (0.05, 0.3), 1.1, 2.0  # quantiles; ratio of widths that chance explains, and largest ratio
 _FOLDS = 4
 MIN_AUC = 0.8
 """Area under the ROC curve, for decoys left out of the fit, below which particles say too little."""
@@ -62,14 +66,14 @@ class JunkEstimate:
         decoy_auc: area under the ROC curve of junk among decoys that were left out of the fit.
     """
 
-    probability: Float[Tensor, " particles"]
+    probability: JunkProbabilities
     kind_shares: Float[Tensor, " kinds"]
     decoy_auc: float
 
     @property
     def share(self) -> float:
         """Expected share of junk."""
-        return float(self.probability.mean())
+        return float(self.probability.any_kind.mean())
 
 
 def feature_matrix(
@@ -111,14 +115,33 @@ def estimate_junk(
     examples, found = (examples - mean) / deviation, (feature_matrix(fit, class_index, amplitudes) - mean) / deviation
     weights = _fit_regression(examples, kind)
     shares = torch.bincount(kind, minlength=len(KINDS)).double() / len(kind)
-    posterior = _with_shares_of_stack(_log_probabilities(weights, found), shares)
+    scale = _excess_width(found, examples[kind == 0])
+    posterior = _with_shares_of_stack(_log_probabilities(weights, found / scale), shares)
     for _ in range(_MOVES):
         is_particle = posterior[:, 0] / posterior[:, 0].sum().clamp(min=1e-12)
         centre = is_particle @ found
         centre[0] = 0.0
-        posterior = _with_shares_of_stack(_log_probabilities(weights, found - centre), shares)
-    probability = posterior[:, N_GOOD:].sum(1).clamp(0, 1).float()
+        posterior = _with_shares_of_stack(_log_probabilities(weights, (found - centre) / scale), shares)
+    junk = posterior[:, N_GOOD:].sum(1).clamp(0, 1)
+    broken = posterior[:, KINDS.index("broken")]
+    probability = JunkProbabilities(junk.float(), broken.float())
     return JunkEstimate(probability, posterior.mean(0).float(), _auc_left_out(examples, kind))
+
+
+def _excess_width(
+    found: Float64[Tensor, "particles features"], good: Float64[Tensor, "decoys features"]
+) -> Float64[Tensor, " features"]:
+    """How much wider each feature is among the lower ones of the particles than among those of good decoys.
+
+    Junk has the higher residuals. The features to which this does not apply, and what may be chance, count as 1.
+
+    Args:
+        found: features of the particles.
+        good: features of good decoys.
+    """
+    widths = [values.quantile(_LOWER[1], 0) - values.quantile(_LOWER[0], 0) for values in (found, good)]
+    ratio = (widths[0] / widths[1].clamp(min=1e-6) / _CHANCE).clamp(1.0, _WIDEST)
+    return torch.where(torch.tensor(_IS_RESIDUAL), ratio, 1.0)
 
 
 def _fit_regression(

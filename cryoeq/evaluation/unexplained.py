@@ -63,6 +63,19 @@ _MIN_POWER = 1.0  # below, a missing particle is lost in the noise
 
 
 @dataclass(frozen=True)
+class JunkProbabilities:
+    """Probabilities that particles are junk.
+
+    Args:
+        any_kind: of any kind.
+        broken: broken, which is a part of that; particles of another structure look like it.
+    """
+
+    any_kind: Float[Tensor, " particles"]
+    broken: Float[Tensor, " particles"]
+
+
+@dataclass(frozen=True)
 class Residuals:
     """Residuals of particles against a map.
 
@@ -77,7 +90,8 @@ class Residuals:
             below about 1, particles of another molecule are lost in the noise.
         explained_signal: power of the projections over that of the images' signal, in shells where the half maps agree
             almost fully, corrected for their FSC; 1 where the map explains all. None where it cannot be told.
-        weights: weight of each particle: its probability of being no junk; 1 where that is not known.
+        weights: weight of each particle in the share: its probability of being no junk, or broken junk, which cannot be
+            told from another structure; 1 where that is not known.
     """
 
     rows: Int[Tensor, " rows"]
@@ -109,7 +123,7 @@ def measure_residuals(
     poses: Poses,
     half_set: Int[Tensor, " particles"],
     halves: HalfMaps,
-    junk_probability: Float[Tensor, " particles"] | None = None,
+    junk: JunkProbabilities | None = None,
     members: Int[Tensor, " members"] | None = None,
 ) -> Residuals | None:
     """Residuals of the particles, each against the map of the other half set.
@@ -119,7 +133,7 @@ def measure_residuals(
         poses: pose of each particle against the map of its own half set.
         half_set: 1 or 2 for each particle.
         halves: unfiltered half maps, at the box of the dataset or a larger one.
-        junk_probability: of each particle; None where it is not known.
+        junk: probabilities of each particle; None where they are not known.
         members: rows of the particles that the maps are made of; None for all.
 
     Returns:
@@ -152,8 +166,11 @@ def measure_residuals(
     centre, amplitude_z = _from_upper_half(cross / power)
     is_unexplained = (z > _Z_LIMIT) & (residual - factor * mean > _MIN_EXCESS * signal)
     is_unexplained |= (amplitude_z < -_Z_LIMIT) & (cross / power < (1 - _TOLERANCE) * centre)
-    weights = torch.ones_like(z) if junk_probability is None else 1 - junk_probability[rows].double()
-    explained = _explained_signal(fsc, *(weights @ values for values in sums))
+    no_junk, weights = torch.ones_like(z), torch.ones_like(z)
+    if junk is not None:
+        no_junk = 1 - junk.any_kind[rows].double()
+        weights = no_junk + junk.broken[rows].double()
+    explained = _explained_signal(fsc, *(no_junk @ values for values in sums))
     resolution = n * dataset.pixel_size_angstrom / last
     return Residuals(rows, z, amplitude_z, is_unexplained, resolution, detectability, explained, weights)
 

@@ -17,7 +17,8 @@ _MIN_PROBABILITY, _UNDETERMINED = 0.5, 0.1  # one of two poses, and one of more 
 _MAX_UNSURE = 0.5  # fraction of the particles
 _MAX_UNEXPLAINED, _WORTH_SAYING = 0.2, 0.05  # share of the particles
 _AS_FAR = 1.5  # times the resolution of the half maps: without their spherical averages they agree as far
-_MIN_EXPLAINED_SIGNAL = 0.9  # of single molecules 0.94 and more, of mixtures 0.88 and less
+_MIN_EXPLAINED_SIGNAL = 0.85  # of stacks as they come 0.87 and more, of blends that no other test sees 0.83
+_MANY_BROKEN, _MOSTLY_BROKEN = 0.1, 0.6  # of the particles, and of the junk
 MIN_NONSPHERICAL = 0.2
 """Share of a map that is not spherical, below which its spherical average decides the agreement of its halves."""
 MAX_WRONG_OPTIMUM = 0.25
@@ -45,11 +46,12 @@ class RunFacts:
         nonspherical_share: share of the map that is not spherical; None where it was not measured.
         nonspherical_angstrom: resolution of the half maps without their spherical averages; None where these agree at
             no shell, or were not measured.
-        unexplained_share: share of the particles, but for junk, that the map does not explain; None where noise hides
-            it.
+        unexplained_share: share of the particles, but for noise, ice and overlapping ones, that the map does not
+            explain; None where noise hides it.
         explained_signal: share of the images' signal, but for junk, that the map explains, where the half maps agree
             almost fully; None where it cannot be told.
         junk_share: expected share of the particles that are junk; None where it cannot be told.
+        broken_share: expected share of those that are broken, which particles of another structure look like.
         wrong_optimum_share: share of the particles with a better pose elsewhere; None where it was not measured.
         symmetry: point group that was imposed on the map.
         apparent_symmetry: point group that a map made without symmetry has; None where none was found.
@@ -71,6 +73,7 @@ class RunFacts:
     unexplained_share: float | None = None
     explained_signal: float | None = None
     junk_share: float | None = None
+    broken_share: float = 0.0
     wrong_optimum_share: float | None = None
     symmetry: str = "C1"
     apparent_symmetry: str | None = None
@@ -204,8 +207,8 @@ def _on_half_maps(facts: RunFacts) -> Iterator[Reason]:
 def _on_particles(facts: RunFacts) -> Iterator[Reason]:
     """Whether the map explains the particles, and is more than a sphere."""
     share, junk = facts.unexplained_share, facts.junk_share
-    is_junky = junk is not None and junk > _WORTH_SAYING
-    among = "of the particles that are no junk" if is_junky else "of the particles"
+    is_junky = junk is not None and junk - facts.broken_share > _WORTH_SAYING
+    among = "of the particles that are neither noise, ice nor two in one" if is_junky else "of the particles"
     if share is not None and share > _MAX_UNEXPLAINED:
         text = (
             f"The map does not explain {share:.0%} {among}: what is left of them when its projections are subtracted "
@@ -216,7 +219,7 @@ def _on_particles(facts: RunFacts) -> Iterator[Reason]:
             text = f"{text} Their poses in the star file are wrong, or they are junk, or of another structure."
             advice = f"Infer the poses (leave out --pose-inference known), or {classify}"
         else:
-            much_junk = ", or of much junk" if junk is None else ""
+            much_junk = ", or of much junk" if junk is None else ", or of broken particles"
             text = f"{text} One map was made of a mixture: of several structures{much_junk}."
             advice = f"Find them with cryoeq screen, or {classify}"
         if facts.symmetry != "C1":
@@ -225,7 +228,7 @@ def _on_particles(facts: RunFacts) -> Iterator[Reason]:
         yield Reason("against", text, advice)
     elif share is not None:
         weight: Weight = "for" if share <= _WORTH_SAYING else "remark"
-        reason = "junk or another structure" if junk is None else "another structure"
+        reason = "junk or another structure" if junk is None else "broken or of another structure"
         others = "" if share <= _WORTH_SAYING else f"; {share:.0%} it does not, as {reason}"
         yield Reason(weight, f"The map explains {1 - share:.0%} {among} to within their noise{others}.")
     signal = facts.explained_signal
@@ -241,12 +244,20 @@ def _on_particles(facts: RunFacts) -> Iterator[Reason]:
 
 
 def _on_junk(facts: RunFacts) -> Iterator[Reason]:
-    junk = facts.junk_share
-    if junk is not None and junk > _WORTH_SAYING:
+    junk, broken = facts.junk_share, facts.broken_share
+    if junk is None or junk <= _WORTH_SAYING:
+        return
+    yield Reason(
+        "remark",
+        f"About {junk:.0%} of the particles are junk; cryoeqJunkProbability in run_data.star tells which.",
+        "Leave them out with cryoeq select --junk-below 0.5, and run again.",
+    )
+    if broken > max(_MANY_BROKEN, _MOSTLY_BROKEN * junk):
         yield Reason(
             "remark",
-            f"About {junk:.0%} of the particles are junk; cryoeqJunkProbability in run_data.star tells which.",
-            "Leave them out with cryoeq select --junk-below 0.5, and run again.",
+            f"Most of it, {broken:.0%} of the particles, shows a part of the map and nothing else: broken particles, "
+            "or whole ones of another structure.",
+            "Classify the particles (2D or 3D), and look at what these are.",
         )
 
 

@@ -28,7 +28,7 @@ from cryoeq.runtime.device import torch_threads
 # Agreement of two partitions beyond chance (Cohen's kappa) from which they are the same before the particles are
 # assigned one by one: 0.96 and more for two molecules, 0.5 for two conformations, 0.1 for two different partitions.
 _SAME = 0.4
-_MAX_STARTS = 8  # at least
+MAX_STARTS, _MAX_STARTS_OF_AUTO = 8, 4
 _MOST_CLASSES, _SURE = 8, 3.0  # tried at most; standard errors of the mean gain that are no chance
 
 
@@ -98,6 +98,7 @@ def classify(
     half_set: Int[Tensor, " particles"],
     settings: AbInitioSettings,
     *,
+    max_starts: int = MAX_STARTS,
     checkpoint: Checkpointer = no_checkpoints,
 ) -> Generator[Event, None, Classification]:
     """Find classes from noise.
@@ -106,13 +107,14 @@ def classify(
         particles: CTF-multiplied transforms of all particles, in the box of the consensus refinement.
         half_set: half set of each particle, 1 or 2.
         settings: settings of the consensus refinement, from ``at_low_resolution``.
+        max_starts: random starts at most, unless the settings have one start only.
         checkpoint: saves finished steps.
     """
     seed, n_classes = settings.seed, settings.initial_model.n_classes
     starts: list[tuple[float, int, ClassesState]] = []
     values: list[float] = []
     agreement = -1.0
-    for start in range(max(settings.max_starts, _MAX_STARTS) if settings.min_starts > 1 else 1):
+    for start in range(max(settings.min_starts, max_starts) if settings.min_starts > 1 else 1):
         state = yield from checkpoint(f"class_start_{start}", _start(particles, half_set, settings, start))
         taking_part = state.particles.log_evidence.nonzero().squeeze(1)
         values.append(float(state.particles.log_evidence[taking_part].mean()))
@@ -153,6 +155,8 @@ def classify_by_evidence(
 ) -> Generator[Event, None, Classification]:
     """Find as many classes as held-out particles tell apart: one more, until it explains them no better.
 
+    Nor is one more taken whose partition no other random start reproduces.
+
     Args:
         particles: CTF-multiplied transforms of all particles, in the box of the consensus refinement.
         half_set: half set of each particle, 1 or 2.
@@ -164,18 +168,21 @@ def classify_by_evidence(
         batch_size = min(n_classes * initial.batch_size, len(particles))
         of_number = replace(settings, initial_model=replace(initial, n_classes=n_classes, batch_size=batch_size))
         named = partial(_named, checkpoint, f"of{n_classes}_")
-        another = yield from classify(particles, half_set, of_number, checkpoint=named)
+        starts = _MAX_STARTS_OF_AUTO if n_classes > 2 else MAX_STARTS
+        another = yield from classify(particles, half_set, of_number, max_starts=starts, checkpoint=named)
         evidence = held_out_log_likelihood(another.state, particles, settings.refinement)
         if found is None or before is None:
             found, before = another, evidence
             continue
         gain = evidence - before
         mean, error = float(gain.mean()), float(gain.std()) / len(gain) ** 0.5
+        again = "" if another.agreement is None else f" Two starts agree by {another.agreement.beyond_chance:.2f}."
         yield Note(
             f"{n_classes} classes explain a particle by maps of the other half set better by {mean:.3g} ± {error:.1g} "
-            f"nats than {n_classes - 1}."
+            f"nats than {n_classes - 1}.{again}"
         )
-        if mean < _SURE * error:
+        is_reproduced = another.agreement is None or another.agreement.beyond_chance > _SAME
+        if mean < _SURE * error or not is_reproduced:
             break
         found, before = another, evidence
     if found is None:

@@ -35,7 +35,7 @@ def test_a_good_search_found_a_structure() -> None:
         ({"warnings": [f"The map has a mirror plane: {MIXED_HANDS_WARNING}."]}, "mirror image"),
         ({"pose_inference": "amortized", "shared_angstrom": None}, "over-optimistic"),
         ({"dependent_halves": "the half sets shared 9 images"}, "not independent: the half sets shared 9 images"),
-        ({"explained_signal": 0.84}, "explains 84% of the signal"),
+        ({"explained_signal": 0.82}, "explains 82% of the signal"),
         ({"unexplained_share": 0.28}, "does not explain 28% of the particles"),
     ],
 )
@@ -73,14 +73,20 @@ def test_junk_that_was_told_is_no_doubt() -> None:
     assert not any("junk" in reason.text for reason in few.reasons)
     (remark,) = [reason for reason in much.reasons if "40% of the particles are junk" in reason.text]
     assert (remark.weight, "cryoeq select --junk-below" in remark.advice) == ("remark", True)
-    assert any("100% of the particles that are no junk" in reason.text for reason in much.reasons)
+    assert any("100% of the particles that are neither noise" in reason.text for reason in much.reasons)
 
 
 def test_what_is_neither_explained_nor_junk_is_another_structure() -> None:
     (doubt,) = judge_run(replace(GOOD, unexplained_share=0.3, junk_share=0.2)).doubts
-    assert "does not explain 30% of the particles that are no junk" in doubt.text
-    assert "several structures." in doubt.text
-    assert "much junk" not in doubt.text
+    assert "does not explain 30% of the particles that are neither noise" in doubt.text
+    assert "several structures, or of broken particles" in doubt.text
+
+
+@pytest.mark.parametrize(("broken", "is_said"), [(0.05, False), (0.18, True)])
+def test_junk_that_is_mostly_broken_may_be_another_structure(broken: float, is_said: bool) -> None:
+    verdict = judge_run(replace(GOOD, junk_share=0.2, broken_share=broken))
+    assert verdict.level == "found"
+    assert any("another structure" in reason.text for reason in verdict.reasons) == is_said
 
 
 def test_a_sphere_is_doubted_where_poses_are_not_determined() -> None:

@@ -53,8 +53,8 @@ def assess_maps(
         posed: particles with assigned poses.
         run: run folder, for pictures.
     """
-    if posed.junk_probability is not None:
-        plot_junk(run.path("junk.png"), posed.junk_probability)
+    if posed.junk is not None:
+        plot_junk(run.path("junk.png"), posed.junk.any_kind)
     return assess_class(dataset, maps, posed, run.path("residuals.png"))
 
 
@@ -85,7 +85,7 @@ def assess_class(
         nonspherical_resolution_angstrom=agreed if math.isfinite(agreed) else None,
     )
     half_poses = posed.poses if posed.half_poses is None else posed.half_poses
-    residuals = measure_residuals(dataset, half_poses, posed.half_set, maps.halves, posed.junk_probability, rows)
+    residuals = measure_residuals(dataset, half_poses, posed.half_set, maps.halves, posed.junk, rows)
     if residuals is None:
         return metrics
     plot_residuals(picture, residuals)

@@ -104,8 +104,8 @@ def _with_junk(
     poses = PoseSet.from_angstrom(posed.half_poses, job.dataset.pixel_size_angstrom, job.dataset.box_size_px)
     rows = PosedRows(poses, posed.half_set, found.class_of)
     posed = yield from with_junk_of_classes(job.config, job.dataset, halves, rows, posed, job.device)
-    if posed.junk_probability is not None and is_main_process():
-        plot_junk(job.run.path("junk.png"), posed.junk_probability)
+    if posed.junk is not None and is_main_process():
+        plot_junk(job.run.path("junk.png"), posed.junk.any_kind)
     return posed
 
 
@@ -184,7 +184,7 @@ def _write_particles(job: ClassJob, found: FoundClasses, posed: PosedParticles) 
             half_set=posed.half_set,
             confidence=posed.confidence,
             figure_of_merit=posed.figure_of_merit,
-            junk_probability=posed.junk_probability,
+            junk_probability=None if posed.junk is None else posed.junk.any_kind,
             extra_columns={CLASS_NUMBER: numbers.astype(str)},
         )
     if job.config.particles.suffix == CS_SUFFIX:

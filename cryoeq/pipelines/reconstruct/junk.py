@@ -84,8 +84,9 @@ def with_junk_of_classes(
     if isinstance(found, str):
         yield Note(f"Junk: no probabilities, since {found}.")
         return posed
-    metrics = replace(posed.metrics, junk_share=found.share, junk_auc=found.decoy_auc)
-    return replace(posed, junk_probability=found.probability, metrics=metrics)
+    broken = float(found.probability.broken.mean())
+    metrics = replace(posed.metrics, junk_share=found.share, broken_share=broken, junk_auc=found.decoy_auc)
+    return replace(posed, junk=found.probability, metrics=metrics)
 
 
 def judge_particles(

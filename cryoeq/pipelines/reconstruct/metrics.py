@@ -74,6 +74,7 @@ class ReconstructionMetrics:
         explained_signal_share: power of the map's projections over that of the images' signal, where the half maps
             agree almost fully.
         junk_share: share of the particles that are expected to be junk, the mean of their probabilities.
+        broken_share: share that is expected to be broken, which is part of that, or of another structure.
         junk_auc: area under the ROC curve of the simulated junk that these probabilities were learnt from.
         wrong_optimum_share: share of the particles for which the map has a better pose elsewhere (amortized).
         apparent_symmetry: point group that a map made without symmetry has, where map and particles speak for it.
@@ -109,6 +110,7 @@ class ReconstructionMetrics:
     unexplained_share: float | None = None
     explained_signal_share: float | None = None
     junk_share: float | None = None
+    broken_share: float | None = None
     junk_auc: float | None = None
     wrong_optimum_share: float | None = None
     apparent_symmetry: str | None = None

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.pose import Poses
+from cryoeq.evaluation.unexplained import JunkProbabilities
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.reconstruction.known_poses import ReconstructedMaps, filter_by_halves, reconstruct_from_poses
 
@@ -27,7 +28,7 @@ class PosedParticles:
         maps: posterior-weighted maps, where the search reached Nyquist of the stored images; None where they are still
             to be made from the poses.
         metrics: figures for ``job.json`` and the report.
-        junk_probability: probability that each particle is junk; None where it was not told.
+        junk: probability that each particle is junk; None where it was not told.
     """
 
     poses: Poses
@@ -37,7 +38,7 @@ class PosedParticles:
     rotation_sigma_rad: Float[Tensor, " particles"] | None = None
     maps: ReconstructedMaps | None = None
     metrics: ReconstructionMetrics = field(default_factory=ReconstructionMetrics)
-    junk_probability: Float[Tensor, " particles"] | None = None
+    junk: JunkProbabilities | None = None
 
     @property
     def figure_of_merit(self) -> Float[Tensor, " particles"] | None:

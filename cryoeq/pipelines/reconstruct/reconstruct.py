@@ -278,7 +278,7 @@ class _Job:
             half_set=posed.half_set,
             confidence=posed.confidence,
             figure_of_merit=posed.figure_of_merit,
-            junk_probability=posed.junk_probability,
+            junk_probability=None if posed.junk is None else posed.junk.any_kind,
         )
 
     def _check_symmetry(
