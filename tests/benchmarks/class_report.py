@@ -34,7 +34,7 @@ def report(records: Sequence[Record]) -> str:
     parts = [
         _score_table([*scored, *peers], records),
         _junk_table([each for each in scored if each["scores"].get("junk_roc_auc") is not None]),
-        _cost_table(searches),
+        _cost_table([*searches, *peers]),
         _plain_table(others),
     ]
     return "\n".join(part for part in parts if part)
@@ -107,7 +107,8 @@ def _cost_table(searches: Sequence[Record]) -> str:
         ratio = f"{each['cpu_s'] / beside['cpu_s']:.2f}" if beside and beside is not each else "–"
         predicted = each.get("predicted_mib")
         memory = f"{predicted} / {each['peak_rss_mib']:.0f}" if predicted else "–"
-        rows.append([*_name(each), f"{each['cpu_s']:.0f}", ratio, memory])
+        taken = f"{'at least ' if each.get('is_cut') else ''}{each['cpu_s']:.0f}"
+        rows.append([*_name(each), taken, ratio, memory])
     head = ["set", "classes", "seed", "CPU s", "of one class on the same set", "memory told / taken, MiB"]
     return markdown_table(head, rows) if rows else ""
 
