@@ -43,7 +43,7 @@ def reconstruct(
     classes: Annotated[
         str | None,
         typer.Option(
-            metavar="K|[auto]",
+            metavar="K|auto",
             help="Number of structures to tell apart, each refined with half sets of its own; auto: as many as "
             "held-out particles support [1].",
             rich_help_panel=SEARCH,

@@ -64,6 +64,7 @@ def reconstruct_ab_initio(
         )
         first_restart = MAX_RESTARTS + 1
     symmetric = settings.with_symmetric_start(particles.plane.box_size_px // 2 - 1)
+    particles = particles.with_background_as_least_noise()
     if symmetric.is_polyhedral:
         symmetric = yield from _with_tight_mask(particles, symmetric)
     state, _ = yield from _consensus(particles, half_set, symmetric, first_restart, checkpoint)

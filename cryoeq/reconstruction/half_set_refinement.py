@@ -104,8 +104,7 @@ def refine_consensus(
         settings: settings of the refinement.
         seed: random seed of the run.
     """
-    order = torch.randperm(len(particles), generator=stream_generator(seed, Stream.INITIAL_MODEL_IMAGES))
-    rows = order[: settings.max_particles].to(state.half_set.device)
+    rows = consensus_rows(particles, settings, seed=seed)
     references, shells = References(particles), settings.consensus_shells
     count = len(shells) + settings.max_extra_iterations
     for number, radius in enumerate(shells, 1):
@@ -123,6 +122,18 @@ def refine_consensus(
         waited = 0 if log_likelihood > best + _TOLERANCE * abs(best) else waited + 1
         best = max(best, log_likelihood)
     return state
+
+
+def consensus_rows(particles: ParticleTransforms, settings: RefinementSettings, *, seed: int) -> Int[Tensor, " rows"]:
+    """The particles that take part in consensus iterations, the same of all random starts.
+
+    Args:
+        particles: CTF-multiplied transforms of all particles.
+        settings: settings of the refinement.
+        seed: random seed of the run.
+    """
+    order = torch.randperm(len(particles), generator=stream_generator(seed, Stream.INITIAL_MODEL_IMAGES))
+    return order[: settings.max_particles].to(particles.device)
 
 
 def refine_half_sets(

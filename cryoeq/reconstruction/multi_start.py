@@ -7,19 +7,26 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cryoeq.domain.events import Event, Note
+from cryoeq.domain.events import Event, Note, result_of
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import DivergedError
+from cryoeq.geometry.disk_harmonics import disk_harmonics, support_radius
 from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map
 from cryoeq.geometry.pointgroup import frames_of_polyhedral_group
 from cryoeq.geometry.shells import fourier_shell_correlation, remove_round_part
 from cryoeq.maps.alignment import align_map, mirror_map, rotate_map
-from cryoeq.reconstruction.half_set_refinement import begin_refinement, refine_consensus
+from cryoeq.reconstruction.expectation import expectation_step
+from cryoeq.reconstruction.half_set_refinement import begin_refinement, consensus_rows, refine_consensus
 from cryoeq.reconstruction.initial_model import InitialModel, estimate_initial_model
+from cryoeq.reconstruction.noise_model import shell_precision
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
+from cryoeq.reconstruction.pose_likelihood import PoseLikelihood, pose_grid
+from cryoeq.reconstruction.reference import Reference
 from cryoeq.reconstruction.settings import AbInitioSettings
 from cryoeq.reconstruction.state import Checkpointer, RefinementState, no_checkpoints
 from cryoeq.runtime.device import torch_threads
+from cryoeq.runtime.distributed import all_gather, shard
+from cryoeq.runtime.random_streams import Stream, stream_generator
 
 MAX_RESTARTS = 2  # multi-starts, where the map of the first is of mixed hands
 _OVERSAMPLING = 3  # pixels of the consensus refinement's box per cycle of its last shell
@@ -29,6 +36,7 @@ _TRIAL_ITERATIONS = 3  # of consensus refinement, after which random starts are 
 # to 0.99 on 1WCM, 8BK7 (D2) and 7L2I (C4) at SNR 0.1, 0.31 to 0.40 on images of noise.
 _MIN_FSC = 0.7
 _SHELLS = slice(2, 7)
+_COMPARISON = 2**31  # number of an iteration that no refinement reaches: all starts are compared on one grid
 # Two consensus maps are compared where a wrong one has detail of its own: 0.97 on 1WCM at SNR 0.1, found; 0.25 at SNR
 # 0.03, not found, where trial maps had agreed by 0.85 over the first shells.
 _MIN_DETAIL_FSC = 0.5
@@ -91,8 +99,7 @@ def run_multi_start(
     agreement, count = -1.0, settings.max_starts
     for start in range(restart * count, (restart + 1) * count):
         state = yield from checkpoint(f"initial_model_{start}", _start(particles, half_set, trial, start))
-        evidence = state.particles.log_evidence
-        candidates.append((float(evidence[evidence != 0].mean()), state))
+        candidates.append((log_likelihood_at_one_noise(state, particles, settings), state))
         candidates.sort(key=lambda candidate: -candidate[0])
         if len(candidates) >= settings.min_starts:
             last_shell = settings.initial_model.last_shell
@@ -109,6 +116,37 @@ def run_multi_start(
         )
     _require_agreement(agreement, len(candidates))
     return candidates[0][1]
+
+
+def log_likelihood_at_one_noise(
+    state: RefinementState, particles: ParticleTransforms, settings: AbInitioSettings
+) -> float:
+    """Mean log-likelihood per particle of a map, at a noise that is the same for all maps.
+
+    The noise that a map leaves of the particles is its own: the likelihoods of two maps, each at its own noise, say
+    which has the lower noise in its first shells, not which is right. At the variance of the images, signal included,
+    they can be compared.
+
+    Args:
+        state: map and offsets of the particles.
+        particles: CTF-multiplied transforms of all particles, of which as many take part as in the consensus
+            refinement.
+        settings: settings of the reconstruction.
+    """
+    refinement, n, device = settings.refinement, particles.plane.box_size_px, particles.device
+    radius = min(state.radius, refinement.max_exhaustive_shell)
+    harmonics = disk_harmonics(n, radius, support_radius(refinement.mask_radius, n), device)
+    generator = stream_generator(settings.seed, Stream.REFINEMENT, _COMPARISON)
+    grid = pose_grid(radius, generator, device, refinement.symmetry)
+    precision = shell_precision(particles.total_variance)[harmonics.plane.shells]
+    likelihood = PoseLikelihood.build(Reference.build(state.reference.mean, precision), grid, harmonics)
+    rows = consensus_rows(particles, refinement, seed=settings.seed)
+    local = shard(rows)
+    offsets = state.poses.shifts_px[local][:, None]
+    steps = expectation_step(
+        particles.within(radius, n), likelihood, offsets, rows=local, shift_sigma_px=refinement.shift_sigma_px
+    )
+    return float(all_gather(result_of(steps).posterior, local, len(particles)).log_evidence[rows].mean())
 
 
 def verify_with_another_start(

@@ -100,6 +100,11 @@ class BackgroundSums:
         m, t = power.double(), transfer.double()
         return BackgroundSums(self.sums.index_add(1, group, torch.stack([m, t, m.square(), m * t, t.square()])))
 
+    @property
+    def variance(self) -> Float[Tensor, " shells"]:
+        """Variance of the background of all images, before any premultiplication by the CTF."""
+        return _variance(self.sums.sum(1, keepdim=True))[0]
+
     def relative_precision(self, groups: NoiseGroups) -> Float[Tensor, "groups shells"]:
         """Inverse noise variance of each group over that of all particles.
 

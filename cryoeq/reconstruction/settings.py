@@ -10,7 +10,7 @@ from cryoeq.reconstruction.state import RefinementSettings
 # of 9 (O) and 15 (I): what is not round in it is seen at higher shells.
 _SHELL_FACTOR = 2
 # About half of the starts on apoferritin keep the wrong sign of what is not round, and agree with each other; their
-# log-likelihood after the first consensus iterations is lower.
+# log-likelihood at one noise is lower (``multi_start``).
 _MIN_STARTS, _MAX_STARTS = 4, 8
 _MAX_SHARED = 2 / 3  # of the particles' shells: half sets share what is found from the start
 

@@ -13,6 +13,7 @@ import argparse
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -191,7 +192,7 @@ def calibration(records: Sequence[Record]) -> str:
         records: of the runs to pool.
     """
     rows = []
-    for number, (low, high) in enumerate(zip(EDGES, EDGES[1:], strict=False)):
+    for number, (low, high) in enumerate(pairwise(EDGES)):
         parts = [record["bins"][number] for record in records if "bins" in record and record["bins"][number][0]]
         count = sum(part[0] for part in parts)
         means = [sum(part[0] * part[column] for part in parts) / max(1, count) for column in (1, 2)]

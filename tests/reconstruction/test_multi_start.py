@@ -1,4 +1,4 @@
-"""The box and the settings of the consensus refinement."""
+"""The box and the settings of the consensus refinement, and the comparison of random starts."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+from cryoeq.domain.events import result_of
+from cryoeq.geometry.map_filter import low_pass
 from cryoeq.geometry.pointgroup import symmetry_rotations
-from cryoeq.reconstruction.initial_model import InitialModelSettings
-from cryoeq.reconstruction.multi_start import at_low_resolution
+from cryoeq.reconstruction.half_set_refinement import begin_refinement, refine_consensus
+from cryoeq.reconstruction.initial_model import InitialModel, InitialModelSettings
+from cryoeq.reconstruction.multi_start import at_low_resolution, log_likelihood_at_one_noise, run_multi_start
 from cryoeq.reconstruction.settings import AbInitioSettings
-from cryoeq.reconstruction.state import RefinementSettings
+from cryoeq.reconstruction.state import ConsensusMap, RefinementSettings, RefinementState, Step
 
 Make = Callable[..., Any]
 
@@ -54,3 +57,35 @@ def test_polyhedral_groups_are_told_by_name(name: str) -> None:
     refinement = RefinementSettings((7,), 0, 4, 1, 7, 0, 1, 2.0, 0.42, symmetry_rotations(name).float(), 80.0)
     settings = AbInitioSettings(1, 1, InitialModelSettings(2, 4, 3, 7, 1, 2.0, 0.42), refinement, name, 5.0, 0)
     assert settings.is_polyhedral == (name in {"T", "O", "I2"})
+
+
+def test_a_map_is_not_preferred_for_the_noise_that_it_leaves(
+    monkeypatch: pytest.MonkeyPatch, make_known: Make, observe: Make
+) -> None:
+    """A map too strong in its first shells leaves less noise there: its likelihood at that noise is higher."""
+    known = make_known(60, sigma=2.0)
+    particles, half_set, truth = observe(known.dataset), torch.arange(60) % 2 + 1, known.volume.values
+    refinement = RefinementSettings((5, 5), 0, 40, 1, 7, 0, 1, 2.0, 0.42, torch.eye(3)[None], 80.0)
+    initial_model = InitialModelSettings(2, 4, 3, 5, 1, 2.0, 0.42)
+    settings = AbInitioSettings(2, 2, initial_model, refinement, "C1", 5.0, 0)
+    too_strong = truth + 0.15 * low_pass(truth, 3)
+    own: list[float] = []
+    states: list[RefinementState] = []
+    for volume in (truth, too_strong):
+        begun = begin_refinement(InitialModel(truth, torch.zeros(60, 2), 0.0), particles, half_set, refinement, 5)
+        state = replace(begun, reference=ConsensusMap(volume))
+        after = result_of(refine_consensus(state, particles, replace(refinement, consensus_shells=(5,)), seed=0))
+        own.append(float(after.particles.log_evidence[after.particles.log_evidence != 0].mean()))
+        states.append(replace(state, particles=after.particles))
+    assert own[1] > own[0]
+    scores = [log_likelihood_at_one_noise(state, particles, settings) for state in states]
+    assert scores[0] > scores[1]
+    unknown = replace(states[0], particles=replace(states[0].particles, log_evidence=torch.zeros(60)))
+    assert log_likelihood_at_one_noise(unknown, particles, settings) == scores[0], "of no other noise"
+
+    def start(*given: object) -> Step:
+        yield from ()
+        return states[1 - int(str(given[-1]))]
+
+    monkeypatch.setattr("cryoeq.reconstruction.multi_start._start", start)
+    assert result_of(run_multi_start(particles, half_set, settings)).reference is states[0].reference

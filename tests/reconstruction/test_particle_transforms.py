@@ -129,6 +129,29 @@ def test_the_noise_is_what_the_map_leaves(make_known: Make, observe: Make, sigma
     assert (nothing > found)[1:].all()
 
 
+@pytest.mark.parametrize(("sigma", "with_ctf"), [(0.5, False), (2.0, True), (8.0, True)])
+def test_the_background_bounds_the_noise_where_it_is_asked_for(
+    make_known: Make, observe: Make, sigma: float, with_ctf: bool
+) -> None:
+    """White here, of known variance: whatever the map, the noise is not below half of it, nor above the images."""
+    images = observe(make_known(200, sigma=sigma, with_ctf=with_ctf).dataset)
+    background = images.background_variance
+    assert background is not None
+    assert (background[3:] / sigma**2 - 1).abs().max() < (0.15 if sigma > 1 else 0.5)  # tails of the phantom
+    bounded, total = images.with_background_as_least_noise(), images.total_variance
+    too_strong = torch.full((len(images.plane),), 1e6)
+    found = bounded.residual_noise_variance(too_strong)
+    torch.testing.assert_close(
+        found[1:], total.minimum(0.5 * background).maximum(images.residual_noise_variance(too_strong))[1:]
+    )
+    weak = torch.zeros(len(images.plane))
+    assert torch.equal(bounded.residual_noise_variance(weak), images.residual_noise_variance(weak))
+    smaller = bounded.within(4.0, 10).rows(torch.tensor([3, 1]))
+    assert smaller.least_noise is not None
+    assert torch.equal(smaller.least_noise, 0.5 * background[: len(smaller.least_noise)])
+    assert len(smaller.least_noise) == len(smaller.total_variance)
+
+
 def test_a_map_too_strong_leaves_some_noise(make_known: Make, observe: Make) -> None:
     images = observe(make_known(20, sigma=1.0).dataset)
     total = images.total_variance
