@@ -33,7 +33,7 @@ def report(records: Sequence[Record]) -> str:
     others = [each for each in searches if not each.get("scores") and each["options"] != ["--classes", "1"]]
     parts = [
         _score_table([*scored, *peers], records),
-        _junk_table([each for each in scored if each["scores"].get("junk_roc_auc") is not None]),
+        _junk_table([each for each in scored if each["scores"]["junk_by_kind"]]),
         _cost_table([*searches, *peers]),
         _plain_table(others),
     ]
@@ -83,7 +83,12 @@ def _junk_table(scored: Sequence[Record]) -> str:
         by_kind = [scores["junk_by_kind"].get(kind) for kind in kinds]
         cells = [f"{kind['kept']} of {kind['images']}" if kind else "–" for kind in by_kind]
         share = interval(scores["junk_kept"], scores["kept"])
-        rows.append([*_name(each), share, *cells, f"{scores['junk_roc_auc']:.3f}", f"{calibration_error(scores):.3f}"])
+        told = (
+            [f"{scores['junk_roc_auc']:.3f}", f"{calibration_error(scores):.3f}"]
+            if "junk_roc_auc" in scores
+            else ["–"] * 2
+        )
+        rows.append([*_name(each), share, *cells, *told])
     head = ["set", "classes", "seed", "junk of the kept %", *kinds, "AUC", "calibration error"]
     return markdown_table(head, rows) if rows else ""
 
