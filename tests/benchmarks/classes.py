@@ -146,6 +146,8 @@ class Bench:
         """The true structures of a set; none where they are not known."""
         recipe = SETS[name]
         count = len(recipe.symmetries)
+        if count == 0:
+            return []
         if isinstance(recipe, Given):
             names = [f"truth_{number}.mrc" for number in range(1, count + 1)]
         elif count == 1:

@@ -111,3 +111,9 @@ def test_the_last_iteration_is_the_last_whose_model_was_written(scripts: Any, tm
     for name in ("run_it002_model.star", "run_it010_model.star", "run_it011_data.star"):
         (tmp_path / name).touch()
     assert last(tmp_path) == 10
+
+
+def test_real_particles_have_no_true_structures(scripts: Any, tmp_path: Path) -> None:
+    classes = scripts("classes")
+    bench = classes.Bench(tmp_path, tmp_path, tmp_path / "classes.json")
+    assert bench.structures("ribosome", bench.prepare("ribosome", 0)) == []
