@@ -17,6 +17,7 @@ _MIN_PROBABILITY, _UNDETERMINED = 0.5, 0.1  # one of two poses, and one of more 
 _MAX_UNSURE = 0.5  # fraction of the particles
 _MAX_UNEXPLAINED, _WORTH_SAYING = 0.2, 0.05  # share of the particles
 _AS_FAR = 1.5  # times the resolution of the half maps: without their spherical averages they agree as far
+_CLASSIFY = "run again with --classes 2, or auto."
 _MIN_EXPLAINED_SIGNAL = 0.85  # of stacks as they come 0.87 and more, of blends that no other test sees 0.83
 _MANY_BROKEN, _MOSTLY_BROKEN = 0.1, 0.6  # of the particles, and of the junk
 MIN_NONSPHERICAL = 0.2
@@ -214,7 +215,7 @@ def _on_particles(facts: RunFacts) -> Iterator[Reason]:
             f"The map does not explain {share:.0%} {among}: what is left of them when its projections are subtracted "
             "is more than noise."
         )
-        classify = "classify the particles (2D or 3D) and run on one class."
+        classify = f"find several structures: {_CLASSIFY}"
         if _is_known(facts):
             text = f"{text} Their poses in the star file are wrong, or they are junk, or of another structure."
             advice = f"Infer the poses (leave out --pose-inference known), or {classify}"
@@ -237,7 +238,7 @@ def _on_particles(facts: RunFacts) -> Iterator[Reason]:
             "against",
             f"The map explains {signal:.0%} of the signal in the images at low resolution, where its halves agree "
             "almost fully. The rest is another structure, or of particles with wrong poses: one map blends several.",
-            "Classify the particles (2D or 3D) and run on one class; compare with another --seed.",
+            f"Find several structures: {_CLASSIFY} Or compare with another --seed.",
         )
     if facts.nonspherical_share is not None and facts.nonspherical_share < MIN_NONSPHERICAL:
         yield _on_sphere(facts, facts.nonspherical_share)
@@ -257,7 +258,7 @@ def _on_junk(facts: RunFacts) -> Iterator[Reason]:
             "remark",
             f"Most of it, {broken:.0%} of the particles, shows a part of the map and nothing else: broken particles, "
             "or whole ones of another structure.",
-            "Classify the particles (2D or 3D), and look at what these are.",
+            f"Find several structures: {_CLASSIFY}",
         )
 
 
