@@ -29,14 +29,7 @@ from cryoeq.simulation.contents import NEIGHBOUR_DISTANCE, OVERLAP_DISTANCE
 KINDS = ("particle", "neighbour", "empty", "edge", "overlap", "broken")
 _PARTICLE, _NEIGHBOUR, _, _EDGE, _OVERLAP, _BROKEN = range(len(KINDS))
 N_GOOD = 2  # of these kinds are no junk
-_COUNTS = (
-    320,
-    80,
-    60,
-    60,
-    100,
-    140,
-)  # broken particles and overlaps are the hardest to tell
+_COUNTS = 320, 80, 60, 60, 100, 140  # broken particles and overlaps are the hardest to tell
 
 
 @dataclass(frozen=True)
@@ -83,9 +76,7 @@ def draw_decoys(
         there.half_set,
         there.class_index,
     )
-    maker = _Maker(
-        comparison, None if ctf is None else ctf[rows], there, rows, generator
-    )
+    maker = _Maker(comparison, None if ctf is None else ctf[rows], there, rows, generator)
     signal = maker.signal(kind, amplitudes)
     images = maker.matched(signal, amplitudes.noise_spread)
     return Decoys(kind, images, rows, there)
@@ -122,20 +113,12 @@ class _Maker:
             self.plane.frequencies_per_angstrom(self.comparison.pixel_size_angstrom),
         )
 
-    def signal(
-        self, kind: Int[Tensor, " decoys"], amplitudes: Amplitudes
-    ) -> Complex[Tensor, "decoys points"]:
+    def signal(self, kind: Int[Tensor, " decoys"], amplitudes: Amplitudes) -> Complex[Tensor, "decoys points"]:
         """CTF-multiplied signal of each decoy, before the noise."""
         count, draw = len(kind), self.generator
         factor, squared = self.comparison.optics(self.ctf, len(self.rows))
-        mean, spread = (
-            values[self.posed.class_index]
-            for values in (amplitudes.centre, amplitudes.spread)
-        )
-        first, second = (
-            mean * torch.exp(spread * torch.randn(count, generator=draw))
-            for _ in range(2)
-        )
+        mean, spread = (values[self.posed.class_index] for values in (amplitudes.centre, amplitudes.spread))
+        first, second = (mean * torch.exp(spread * torch.randn(count, generator=draw)) for _ in range(2))
         ramps = shift_phases(
             self.posed.poses.shifts_px.float(),
             self.plane.coords,
@@ -147,41 +130,27 @@ class _Maker:
             whole,
             torch.zeros_like(whole),
         )
-        beside = (
-            torch.isin(kind, torch.tensor([_NEIGHBOUR, _OVERLAP])).nonzero().squeeze(1)
-        )
-        signal[beside] += (
-            self.seconds(beside, kind[beside] == _NEIGHBOUR)
-            * second[beside, None]
-            * ramps[beside]
-        )
+        beside = torch.isin(kind, torch.tensor([_NEIGHBOUR, _OVERLAP])).nonzero().squeeze(1)
+        signal[beside] += self.seconds(beside, kind[beside] == _NEIGHBOUR) * second[beside, None] * ramps[beside]
         broken = (kind == _BROKEN).nonzero().squeeze(1)
         signal[broken] = self.parts(broken) * first[broken, None] * ramps[broken]
         signal = signal * squared
         edges = (kind == _EDGE).nonzero().squeeze(1)
-        deviation = float(
-            self.plane.images(whole * self.transfer()).square().mean().sqrt()
-        )
+        deviation = float(self.plane.images(whole * self.transfer()).square().mean().sqrt())
         signal[edges] = self.contaminants(edges, deviation) * factor[edges]
         return signal
 
-    def projections(
-        self, partners: Int[Tensor, " some"]
-    ) -> Complex[Tensor, "some points"]:
+    def projections(self, partners: Int[Tensor, " some"]) -> Complex[Tensor, "some points"]:
         """Projections of the mean map of each class at the poses of some decoys."""
         found = torch.empty(len(partners), len(self.plane), dtype=torch.complex64)
         for number, reference in enumerate(self.comparison.references):
             chosen = (self.posed.class_index[partners] == number).nonzero().squeeze(1)
             if len(chosen):
                 rotations = self.posed.poses.rotations[partners[chosen]].float()
-                found[chosen] = extract_slices(
-                    prepare_slices(reference.mean), rotations, self.plane
-                )
+                found[chosen] = extract_slices(prepare_slices(reference.mean), rotations, self.plane)
         return found
 
-    def seconds(
-        self, chosen: Int[Tensor, " some"], is_neighbour: Tensor
-    ) -> Complex[Tensor, "some points"]:
+    def seconds(self, chosen: Int[Tensor, " some"], is_neighbour: Tensor) -> Complex[Tensor, "some points"]:
         """Second particles, cut off at the edge of the box, for a first one in its middle."""
         n, draw = self.plane.box_size_px, self.generator
         partners = torch.randint(len(self.rows), (len(chosen),), generator=draw)
@@ -195,27 +164,15 @@ class _Maker:
             n * (nearest + (farthest - nearest) * uniform),
             2 * math.pi * angle,
         )
-        images = torch.nn.functional.pad(
-            self.plane.images(self.projections(partners)), (n, n, n, n)
-        )
-        moves = (
-            torch.stack([distance * angle.sin(), distance * angle.cos()], -1)
-            .round()
-            .long()
-            .tolist()
-        )
-        moved = [
-            image[n - y : 2 * n - y, n - x : 2 * n - x]
-            for image, (y, x) in zip(images, moves, strict=True)
-        ]
+        images = torch.nn.functional.pad(self.plane.images(self.projections(partners)), (n, n, n, n))
+        moves = torch.stack([distance * angle.sin(), distance * angle.cos()], -1).round().long().tolist()
+        moved = [image[n - y : 2 * n - y, n - x : 2 * n - x] for image, (y, x) in zip(images, moves, strict=True)]
         return self.plane.transform(torch.stack(moved))
 
     def parts(self, chosen: Int[Tensor, " some"]) -> Complex[Tensor, "some points"]:
         """Broken particles."""
         normals = random_rotations(len(chosen), self.generator)[:, 2]
-        shares = KEPT_SHARE[0] + (KEPT_SHARE[1] - KEPT_SHARE[0]) * torch.rand(
-            len(chosen), generator=self.generator
-        )
+        shares = KEPT_SHARE[0] + (KEPT_SHARE[1] - KEPT_SHARE[0]) * torch.rand(len(chosen), generator=self.generator)
         means = [reference.mean for reference in self.comparison.references]
         projections = [
             project_part(means[number], rotation.float(), normal, share)
@@ -229,36 +186,20 @@ class _Maker:
         ]
         return self.plane.transform(torch.stack(projections))
 
-    def contaminants(
-        self, chosen: Int[Tensor, " some"], deviation: float
-    ) -> Complex[Tensor, "some points"]:
+    def contaminants(self, chosen: Int[Tensor, " some"], deviation: float) -> Complex[Tensor, "some points"]:
         """Edges of carbon and pieces of ice, in stored images."""
         objects = draw_contaminants(len(chosen), self.plane.box_size_px, self.generator)
         ctf = None if self.ctf is None else self.ctf[chosen]
         pixel_size = self.comparison.pixel_size_angstrom
-        return self.plane.transform(
-            image_contaminants(objects, ctf, pixel_size, deviation, self.generator)
-        )
+        return self.plane.transform(image_contaminants(objects, ctf, pixel_size, deviation, self.generator))
 
-    def matched(
-        self, signal: Complex[Tensor, "decoys points"], spread: float
-    ) -> MatchedImages:
+    def matched(self, signal: Complex[Tensor, "decoys points"], spread: float) -> MatchedImages:
         """The images with noise, whose level differs from image to image."""
         comparison, shells = self.comparison, self.plane.shells
         _, squared = comparison.optics(self.ctf, len(self.rows))
         group = comparison.group[self.rows]
-        variance = squared * (
-            comparison.shot[group][:, shells]
-            + comparison.structure[group][:, shells] * squared
-        )
-        variance = variance * torch.exp(
-            spread * torch.randn(len(signal), 1, generator=self.generator)
-        )
-        noise = (
-            torch.randn(*signal.shape, 2, generator=self.generator)
-            * (variance / 2).sqrt()[..., None]
-        )
+        variance = squared * (comparison.shot[group][:, shells] + comparison.structure[group][:, shells] * squared)
+        variance = variance * torch.exp(spread * torch.randn(len(signal), 1, generator=self.generator))
+        noise = torch.randn(*signal.shape, 2, generator=self.generator) * (variance / 2).sqrt()[..., None]
         precision = comparison.relative_precision(self.rows, squared)
-        return MatchedImages(
-            (signal + torch.view_as_complex(noise)) * precision, squared * precision
-        )
+        return MatchedImages((signal + torch.view_as_complex(noise)) * precision, squared * precision)
