@@ -18,7 +18,8 @@ _MAX_UNSURE = 0.5  # fraction of the particles
 _MAX_UNEXPLAINED, _WORTH_SAYING = 0.2, 0.05  # share of the particles
 _AS_FAR = 1.5  # times the resolution of the half maps: without their spherical averages they agree as far
 _CLASSIFY = "run again with --classes 2, or auto."
-_MIN_EXPLAINED_SIGNAL = 0.85  # of stacks as they come 0.87 and more, of blends that no other test sees 0.83
+_MIN_EXPLAINED_SIGNAL = 0.85  # of stacks as they come 0.86 and more, of blends that no other test sees 0.83
+_LITTLE_SIGNAL, _SOME_UNEXPLAINED = 0.9, 0.1  # below and above, a mixture that either alone would not show
 _MANY_BROKEN, _MOSTLY_BROKEN = 0.1, 0.6  # of the particles, and of the junk
 MIN_NONSPHERICAL = 0.2
 """Share of a map that is not spherical, below which its spherical average decides the agreement of its halves."""
@@ -233,7 +234,8 @@ def _on_particles(facts: RunFacts) -> Iterator[Reason]:
         others = "" if share <= _WORTH_SAYING else f"; {share:.0%} it does not, as {reason}"
         yield Reason(weight, f"The map explains {1 - share:.0%} {among} to within their noise{others}.")
     signal = facts.explained_signal
-    if signal is not None and signal < _MIN_EXPLAINED_SIGNAL:
+    is_some_unexplained = share is None or share > _SOME_UNEXPLAINED
+    if signal is not None and signal < (_LITTLE_SIGNAL if is_some_unexplained else _MIN_EXPLAINED_SIGNAL):
         yield Reason(
             "against",
             f"The map explains {signal:.0%} of the signal in the images at low resolution, where its halves agree "

@@ -67,6 +67,22 @@ def test_a_share_of_junk_is_remarked_on() -> None:
     assert any(reason.weight == "remark" and "12% it does not" in reason.text for reason in some.reasons)
 
 
+@pytest.mark.parametrize(
+    ("share", "signal", "level"),
+    [
+        (0.05, 0.87, "found"),
+        (0.15, 0.87, "doubtful"),
+        (None, 0.87, "doubtful"),
+        (0.15, 0.92, "found"),
+        (0.05, 0.83, "doubtful"),
+    ],
+)
+def test_signal_and_particles_that_are_not_explained_count_together(
+    share: float | None, signal: float, level: str
+) -> None:
+    assert judge_run(replace(GOOD, unexplained_share=share, explained_signal=signal)).level == level
+
+
 def test_junk_that_was_told_is_no_doubt() -> None:
     few, much = (judge_run(replace(GOOD, unexplained_share=0.0, junk_share=share)) for share in (0.01, 0.4))
     assert (few.level, much.level) == ("found", "found")
