@@ -107,7 +107,6 @@ def test_junk_that_is_mostly_broken_may_be_another_structure(broken: float, is_s
 
 def test_a_sphere_is_doubted_where_poses_are_not_determined() -> None:
     sphere = replace(GOOD, nonspherical_share=0.09, nonspherical_angstrom=24.0)
-    assert judge_run(sphere).level == "found"  # a solved apoferritin
     unsure = judge_run(replace(sphere, probabilities=[0.01, 0.02, 0.9]))
     assert unsure.level == "doubtful"
     said = " ".join(reason.text for reason in unsure.doubts)
@@ -115,6 +114,18 @@ def test_a_sphere_is_doubted_where_poses_are_not_determined() -> None:
     assert "without them they agree to 24.0 Å" in said
     nowhere = judge_run(replace(sphere, probabilities=[0.01], nonspherical_angstrom=None))
     assert "agree at no resolution" in " ".join(reason.text for reason in nowhere.doubts)
+
+
+def test_a_sphere_is_doubted_where_only_its_spherical_average_is_reproduced() -> None:
+    """Poses that are wrong but sure reproduce that, and little more."""
+    resolution = GOOD.resolution_angstrom
+    assert resolution is not None
+    sphere = replace(GOOD, nonspherical_share=0.09, nonspherical_angstrom=1.05 * resolution)
+    assert judge_run(sphere).level == "found"  # a solved apoferritin
+    for agreed in (1.15 * resolution, None):
+        (doubt,) = judge_run(replace(sphere, nonspherical_angstrom=agreed)).doubts
+        assert "another --seed" in doubt.advice
+    assert judge_run(replace(GOOD, nonspherical_share=0.5, nonspherical_angstrom=None)).level == "found"
 
 
 def test_doubts_on_given_poses_speak_of_these_poses() -> None:
