@@ -14,6 +14,9 @@ from cryoeq.config.symmetry import PointGroups, point_groups
 Group = Literal["c1", "c2", "c4", "c8", "c16", "d1", "d2", "d4", "d8", "so2", "o2"]
 
 
+MOST_CLASSES = 16
+
+
 class InputConfig(FrozenConfig):
     """How to read the particles."""
 
@@ -126,7 +129,7 @@ class SearchConfig(FrozenConfig):
         description="point group to impose: Cn, Dn, T, O, I; with several classes one for all, or one for each, in any "
         "order: C4,C1",
     )
-    classes: Annotated[int, Field(ge=1, le=16)] | Literal["auto"] = Field(
+    classes: Annotated[int, Field(ge=1, le=MOST_CLASSES)] | Literal["auto"] = Field(
         default=1, description="number of structures; auto for as many as held-out particles tell apart"
     )
 

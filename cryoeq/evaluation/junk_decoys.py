@@ -27,6 +27,7 @@ from cryoeq.simulation.contaminants import draw_contaminants, image_contaminants
 from cryoeq.simulation.contents import NEIGHBOUR_DISTANCE, OVERLAP_DISTANCE
 
 KINDS = ("particle", "neighbour", "empty", "edge", "overlap", "broken")
+_PARTICLE, _NEIGHBOUR, _, _EDGE, _OVERLAP, _BROKEN = range(len(KINDS))
 N_GOOD = 2  # of these kinds are no junk
 _COUNTS = 320, 80, 60, 60, 100, 140  # broken particles and overlaps are the hardest to tell
 
@@ -70,7 +71,11 @@ def draw_decoys(
     kind = torch.repeat_interleave(torch.arange(len(KINDS)), torch.tensor(_COUNTS))
     rows = torch.randint(len(posed.half_set), (len(kind),), generator=generator)
     there = posed.rows(rows)
-    there = PosedRows(there.poses.in_box(comparison.plane.box_size_px), there.half_set, there.class_index)
+    there = PosedRows(
+        there.poses.in_box(comparison.plane.box_size_px),
+        there.half_set,
+        there.class_index,
+    )
     maker = _Maker(comparison, None if ctf is None else ctf[rows], there, rows, generator)
     signal = maker.signal(kind, amplitudes)
     images = maker.matched(signal, amplitudes.noise_spread)
@@ -79,7 +84,15 @@ def draw_decoys(
 
 @dataclass(frozen=True)
 class _Maker:
-    """Images of decoys, step by step; ``signal`` is the transform before the CTF, of the particle in its place."""
+    """Makes the images of decoys.
+
+    Args:
+        comparison: the maps, and the noise.
+        ctf: CTF of each decoy; None without one.
+        posed: pose of each.
+        rows: particle of the stack that each takes the place of.
+        generator: random number generator on the CPU.
+    """
 
     comparison: Comparison
     ctf: CtfParameters | None
@@ -95,7 +108,10 @@ class _Maker:
         """Transfer of the signal in stored images."""
         if self.ctf is None:
             return torch.ones(len(self.rows), len(self.plane))
-        return image_transfer(self.ctf, self.plane.frequencies_per_angstrom(self.comparison.pixel_size_angstrom))
+        return image_transfer(
+            self.ctf,
+            self.plane.frequencies_per_angstrom(self.comparison.pixel_size_angstrom),
+        )
 
     def signal(self, kind: Int[Tensor, " decoys"], amplitudes: Amplitudes) -> Complex[Tensor, "decoys points"]:
         """CTF-multiplied signal of each decoy, before the noise."""
@@ -103,15 +119,23 @@ class _Maker:
         factor, squared = self.comparison.optics(self.ctf, len(self.rows))
         mean, spread = (values[self.posed.class_index] for values in (amplitudes.centre, amplitudes.spread))
         first, second = (mean * torch.exp(spread * torch.randn(count, generator=draw)) for _ in range(2))
-        ramps = shift_phases(self.posed.poses.shifts_px.float(), self.plane.coords, self.plane.box_size_px)
+        ramps = shift_phases(
+            self.posed.poses.shifts_px.float(),
+            self.plane.coords,
+            self.plane.box_size_px,
+        )
         whole = self.projections(torch.arange(count)) * first[:, None] * ramps
-        signal = torch.where(torch.isin(kind, torch.tensor([0, 1, 4]))[:, None], whole, torch.zeros_like(whole))
-        beside = torch.isin(kind, torch.tensor([1, 4])).nonzero().squeeze(1)
-        signal[beside] += self.seconds(beside, kind[beside] == 1) * second[beside, None] * ramps[beside]
-        broken = (kind == 5).nonzero().squeeze(1)
+        signal = torch.where(
+            torch.isin(kind, torch.tensor([_PARTICLE, _NEIGHBOUR, _OVERLAP]))[:, None],
+            whole,
+            torch.zeros_like(whole),
+        )
+        beside = torch.isin(kind, torch.tensor([_NEIGHBOUR, _OVERLAP])).nonzero().squeeze(1)
+        signal[beside] += self.seconds(beside, kind[beside] == _NEIGHBOUR) * second[beside, None] * ramps[beside]
+        broken = (kind == _BROKEN).nonzero().squeeze(1)
         signal[broken] = self.parts(broken) * first[broken, None] * ramps[broken]
         signal = signal * squared
-        edges = (kind == 3).nonzero().squeeze(1)
+        edges = (kind == _EDGE).nonzero().squeeze(1)
         deviation = float(self.plane.images(whole * self.transfer()).square().mean().sqrt())
         signal[edges] = self.contaminants(edges, deviation) * factor[edges]
         return signal
@@ -132,9 +156,14 @@ class _Maker:
         partners = torch.randint(len(self.rows), (len(chosen),), generator=draw)
         uniform, angle = torch.rand(2, len(chosen), generator=draw)
         nearest, farthest = torch.where(
-            is_neighbour, torch.tensor(NEIGHBOUR_DISTANCE)[:, None], torch.tensor(OVERLAP_DISTANCE)[:, None]
+            is_neighbour,
+            torch.tensor(NEIGHBOUR_DISTANCE)[:, None],
+            torch.tensor(OVERLAP_DISTANCE)[:, None],
         )
-        distance, angle = n * (nearest + (farthest - nearest) * uniform), 2 * math.pi * angle
+        distance, angle = (
+            n * (nearest + (farthest - nearest) * uniform),
+            2 * math.pi * angle,
+        )
         images = torch.nn.functional.pad(self.plane.images(self.projections(partners)), (n, n, n, n))
         moves = torch.stack([distance * angle.sin(), distance * angle.cos()], -1).round().long().tolist()
         moved = [image[n - y : 2 * n - y, n - x : 2 * n - x] for image, (y, x) in zip(images, moves, strict=True)]

@@ -17,8 +17,12 @@ _MIN_PROBABILITY, _UNDETERMINED = 0.5, 0.1  # one of two poses, and one of more 
 _MAX_UNSURE = 0.5  # fraction of the particles
 _MAX_UNEXPLAINED, _WORTH_SAYING = 0.2, 0.05  # share of the particles
 _AS_FAR = 1.5  # times the resolution of the half maps: without their spherical averages they agree as far
-_MIN_EXPLAINED_SIGNAL = 0.85  # of stacks as they come 0.87 and more, of blends that no other test sees 0.83
+_CLASSIFY = "run again with --classes 2, or auto."
+_MIN_EXPLAINED_SIGNAL = 0.85  # of stacks as they come 0.86 and more, of blends that no other test sees 0.83
+_LITTLE_SIGNAL, _SOME_UNEXPLAINED = 0.9, 0.1  # below and above, a mixture that either alone would not show
 _MANY_BROKEN, _MOSTLY_BROKEN = 0.1, 0.6  # of the particles, and of the junk
+# Likewise of a sphere whose poses were searched: wrong maps of apoferritin 1.15 to 1.31, right ones up to 1.06.
+_AS_FAR_SEARCHED = 1.1
 MIN_NONSPHERICAL = 0.2
 """Share of a map that is not spherical, below which its spherical average decides the agreement of its halves."""
 MAX_WRONG_OPTIMUM = 0.25
@@ -214,7 +218,7 @@ def _on_particles(facts: RunFacts) -> Iterator[Reason]:
             f"The map does not explain {share:.0%} {among}: what is left of them when its projections are subtracted "
             "is more than noise."
         )
-        classify = "classify the particles (2D or 3D) and run on one class."
+        classify = f"find several structures: {_CLASSIFY}"
         if _is_known(facts):
             text = f"{text} Their poses in the star file are wrong, or they are junk, or of another structure."
             advice = f"Infer the poses (leave out --pose-inference known), or {classify}"
@@ -232,12 +236,13 @@ def _on_particles(facts: RunFacts) -> Iterator[Reason]:
         others = "" if share <= _WORTH_SAYING else f"; {share:.0%} it does not, as {reason}"
         yield Reason(weight, f"The map explains {1 - share:.0%} {among} to within their noise{others}.")
     signal = facts.explained_signal
-    if signal is not None and signal < _MIN_EXPLAINED_SIGNAL:
+    is_some_unexplained = share is None or share > _SOME_UNEXPLAINED
+    if signal is not None and signal < (_LITTLE_SIGNAL if is_some_unexplained else _MIN_EXPLAINED_SIGNAL):
         yield Reason(
             "against",
             f"The map explains {signal:.0%} of the signal in the images at low resolution, where its halves agree "
             "almost fully. The rest is another structure, or of particles with wrong poses: one map blends several.",
-            "Classify the particles (2D or 3D) and run on one class; compare with another --seed.",
+            f"Find several structures: {_CLASSIFY} Or compare with another --seed.",
         )
     if facts.nonspherical_share is not None and facts.nonspherical_share < MIN_NONSPHERICAL:
         yield _on_sphere(facts, facts.nonspherical_share)
@@ -257,7 +262,7 @@ def _on_junk(facts: RunFacts) -> Iterator[Reason]:
             "remark",
             f"Most of it, {broken:.0%} of the particles, shows a part of the map and nothing else: broken particles, "
             "or whole ones of another structure.",
-            "Classify the particles (2D or 3D), and look at what these are.",
+            f"Find several structures: {_CLASSIFY}",
         )
 
 
@@ -273,9 +278,11 @@ def _on_sphere(facts: RunFacts, share: float) -> Reason:
         if agreed is not None and agreed <= _AS_FAR * (facts.resolution_angstrom or 0.0):
             return Reason("remark", text)
         return Reason("against", text, "Check the poses, or infer them (leave out --pose-inference known).")
-    if facts.probabilities is not None and not _are_undetermined(facts.probabilities):
-        return Reason("remark", text)
-    return Reason("against", text, _more_particles(facts))
+    if facts.probabilities is None or _are_undetermined(facts.probabilities):
+        return Reason("against", text, _more_particles(facts))
+    if agreed is None or agreed > _AS_FAR_SEARCHED * (facts.resolution_angstrom or 0.0):
+        return Reason("against", text, "Run again with another --seed and compare.")
+    return Reason("remark", text)
 
 
 def _on_symmetry(facts: RunFacts) -> Iterator[Reason]:

@@ -26,7 +26,7 @@ from cryoeq.physics.backprojection import WienerBackprojection
 from cryoeq.physics.projection import prepare_slices
 from cryoeq.reconstruction.expectation import BestPoses, Posterior, expectation_step, hexagonal_offsets, offset_step_px
 from cryoeq.reconstruction.half_set_refinement import Iteration, begin_refinement
-from cryoeq.reconstruction.initial_model import InitialModel
+from cryoeq.reconstruction.initial_model import NULL_SHARE, InitialModel
 from cryoeq.reconstruction.local_refinement import refine_poses
 from cryoeq.reconstruction.maximization import maximization_step
 from cryoeq.reconstruction.noise_model import noise_precision
@@ -38,6 +38,7 @@ from cryoeq.runtime.distributed import all_gather, shard_half_set
 from cryoeq.runtime.random_streams import Stream, stream_generator
 
 STAGE = "class refinement"
+_LEAST_NULL_SHARE, _MOST_NULL_SHARE = 0.01, 0.5
 _LEAST_SHARE = 1e-6  # of a class, before its logarithm
 _OFFSETS_PER_WAVELENGTH = 3.5
 _OFFSET_REFINEMENT_STEPS = 2
@@ -64,6 +65,12 @@ class ClassesState:
         """Share of the particles that took part that is of each class."""
         total = self.probability.sum(0)
         return total / total.sum().clamp(min=1e-12) if float(total.sum()) > 0 else torch.ones_like(total) / len(total)
+
+    @property
+    def null_share(self) -> float:
+        """Share of the particles that took part that show noise alone."""
+        took_part = self.particles.log_evidence != 0
+        return float(1 - self.probability[took_part].sum(1).mean()) if bool(took_part.any()) else NULL_SHARE
 
     @property
     def log_evidence(self) -> Float[Tensor, " particles"]:
@@ -187,6 +194,7 @@ def class_iteration(
     n_offsets = settings.n_offsets if radius <= COARSE_SHELL else 1
     step_px = offset_step_px(n, radius, _OFFSETS_PER_WAVELENGTH)
     halves = [(half, members, shard_half_set(members, half)) for half, members, _ in first.halves(rows)]
+    null_share = min(max(state.null_share, _LEAST_NULL_SHARE), _MOST_NULL_SHARE)
     total, done = sum(len(local) for _, _, local in halves), 0
     posteriors = [Posterior.empty(n, device, n_classes)]
     sums = [[WienerBackprojection.empty(n, device=device) for _ in halves] for _ in state.maps]
@@ -203,7 +211,8 @@ def class_iteration(
             offsets,
             rows=local,
             shift_sigma_px=settings.shift_sigma_px,
-            class_shares=state.shares,
+            class_shares=state.shares * (1 - null_share),
+            null_share=null_share,
             progress=partial(iteration.progress, total=total, before=done),
         )
         done += len(local)

@@ -29,7 +29,7 @@ from cryoeq.runtime.device import torch_threads
 # assigned one by one: 0.96 and more for two molecules, 0.5 for two conformations, 0.1 for two different partitions.
 _SAME = 0.4
 MAX_STARTS, _MAX_STARTS_OF_AUTO = 8, 4
-_MOST_CLASSES, _SURE = 8, 3.0  # tried at most; standard errors of the mean gain that are no chance
+_SURE = 3.0  # standard errors of the mean gain that are no chance
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,7 @@ def classify_by_evidence(
     half_set: Int[Tensor, " particles"],
     settings: AbInitioSettings,
     *,
+    max_classes: int,
     checkpoint: Checkpointer = no_checkpoints,
 ) -> Generator[Event, None, Classification]:
     """Find as many classes as held-out particles tell apart: one more, until it explains them no better.
@@ -161,10 +162,11 @@ def classify_by_evidence(
         particles: CTF-multiplied transforms of all particles, in the box of the consensus refinement.
         half_set: half set of each particle, 1 or 2.
         settings: settings of the consensus refinement, from ``at_low_resolution``, for one class.
+        max_classes: classes at most.
         checkpoint: saves finished steps.
     """
     initial, found, before = settings.initial_model, None, None
-    for n_classes in range(1, _MOST_CLASSES + 1):
+    for n_classes in range(1, max_classes + 1):
         batch_size = min(n_classes * initial.batch_size, len(particles))
         of_number = replace(settings, initial_model=replace(initial, n_classes=n_classes, batch_size=batch_size))
         named = partial(_named, checkpoint, f"of{n_classes}_")

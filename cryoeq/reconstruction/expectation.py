@@ -1,5 +1,6 @@
 """E-step: posterior of each particle over a grid of poses and a few offsets."""
 
+import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
@@ -71,7 +72,7 @@ class Posterior(ParticleRows):
         mean_shifts_px: posterior mean of the offset.
         confidence: probability of the most probable pose of the grid (rlnMaxValueProbDistribution).
         log_evidence: log of the mean likelihood over the grid (log marginal likelihood), up to a constant of the image.
-        class_probability: probability of each map.
+        class_probability: probability of each map; what is missing to 1 is that of noise alone.
         best: the most probable pose under each map.
     """
 
@@ -112,6 +113,7 @@ def expectation_step(
     rows: Int[Tensor, " rows"] | None = None,
     temperature: float = 1.0,
     class_shares: Float[Tensor, " classes"] | None = None,
+    null_share: float = 0.0,
     progress: Callable[[int], Event] | None = None,
 ) -> Generator[Event, None, EStepResult]:
     """Posterior of each particle, in small batches; an event after each but the last.
@@ -124,6 +126,7 @@ def expectation_step(
         rows: particles that take part, copied a batch at a time only; None for all.
         temperature: divisor of the log-likelihood; 1 gives the posterior, more keeps an early map from deciding.
         class_shares: prior probability of each map of the likelihood; None where all are alike.
+        null_share: prior probability that an image shows none of the maps, but noise alone.
         progress: the event after a number of particles.
     """
     rows = torch.arange(len(particles), device=offsets_px.device) if rows is None else rows
@@ -141,7 +144,9 @@ def expectation_step(
         if class_shares is not None:
             of_class = log_likelihoods.view(len(log_likelihoods), 2, likelihood.n_maps, -1)
             of_class += class_log_prior(class_shares)[:, None]
-        weights, normaliser, posterior = _normalise(likelihood, log_likelihoods, offsets, prior, temperature)
+        weights, normaliser, posterior = _normalise(
+            likelihood, log_likelihoods, offsets, prior, temperature, null_share
+        )
         return likelihood.sum_images(weights, terms.scaled(normaliser)), posterior
 
     batches = torch.arange(len(rows), device=offsets_px.device).split(max(1, size // (hypotheses * count)))
@@ -167,6 +172,7 @@ def _normalise(
     offsets_px: Float[Tensor, "particles offsets 2"],
     log_prior: Float[Tensor, "particles offsets"] | None,
     temperature: float,
+    null_share: float,
 ) -> tuple[Float[Tensor, "angles hypotheses rows"], Float[Tensor, " rows"], Posterior]:
     """Unnormalised posterior, the factor that normalises each of its rows, and its summary."""
     count, n_offsets = offsets_px.shape[:2]
@@ -178,12 +184,20 @@ def _normalise(
     if temperature != 1.0:
         weights.div_(temperature)
     row_sums = weights.clamp_(min=_MIN_LOG_WEIGHT).exp_().sum((0, 1)).view(count, n_offsets)
-    normaliser = row_sums.sum(1, keepdim=True).reciprocal()
+    sums, poses = row_sums.sum(1, keepdim=True), weights[..., 0].numel()
+    if null_share > 0:
+        # The likelihood of noise alone is 1, as that of a map that is 0.
+        of_noise = -highest[:, None] if log_prior is None else log_prior - highest[:, None]
+        of_noise = (of_noise + math.log(null_share)).div(temperature).clamp(min=_MIN_LOG_WEIGHT).exp()
+        sums = sums + poses * (of_noise if log_prior is not None else of_noise.expand(-1, n_offsets)).sum(
+            1, keepdim=True
+        )
+    normaliser = sums.reciprocal()
     posterior = Posterior(
         poses=best.poses_of(of_class, likelihood.harmonics.plane.box_size_px),
         mean_shifts_px=(row_sums * normaliser)[:, None].matmul(offsets_px)[:, 0],
         confidence=normaliser[:, 0],
-        log_evidence=highest - (normaliser[:, 0] * weights[..., 0].numel()).log(),
+        log_evidence=highest - (normaliser[:, 0] * poses).log(),
         class_probability=_class_sums(weights, row_sums, likelihood) * normaliser,
         best=best,
     )

@@ -45,6 +45,8 @@ _MARCHED = 2 / 3  # fraction of the iterations after which the last shell is rea
 _STOCHASTIC = 0.8  # fraction of the iterations with random batches and a moving average
 _EMA_DECAY = 0.7  # weight of the previous sums in the moving average
 _PRIOR = 0.1  # of the mean weight: with less data than this a coefficient is damped
+# Of images without a particle, beside several classes: without such a prior empty images take a map of their own.
+NULL_SHARE = 0.2
 _INITIAL_SIGNAL = 0.02  # power of the random map, over the variance of the images
 _CENTRING_SHELL, _ROUND_CENTRING_SHELL = 3, 7  # with symmetry the offsets of a round particle are seen further out
 _FLIPPED = 2 / 3  # fraction of the iterations from which they are repeated with the opposite sign
@@ -204,7 +206,12 @@ class _StochasticSearch:
         temperature = max(1.0, _FIRST_TEMPERATURE * (1 - 2 * fraction))
         result = result_of(
             expectation_step(
-                subset, likelihood, offsets[local_rows], shift_sigma_px=self.sigma_px, temperature=temperature
+                subset,
+                likelihood,
+                offsets[local_rows],
+                shift_sigma_px=self.sigma_px,
+                temperature=temperature,
+                null_share=NULL_SHARE if settings.n_classes > 1 else 0.0,
             )
         )
         sums = [

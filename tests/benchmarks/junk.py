@@ -1,7 +1,7 @@
 """Probabilities of being junk after a real search: area under the ROC curve by kind of junk, and calibration.
 
     python tests/benchmarks/junk.py --work DIR                                  the sets and seeds that the page reports
-    python tests/benchmarks/junk.py --work DIR --sets junk30 --seeds 100 --compare   other scores of the same run
+    python tests/benchmarks/junk.py --work DIR --sets junk30 --seeds 0 --compare   other scores of the same run
     python tests/benchmarks/junk.py --work DIR --no-runs                        the tables of what is recorded
 
 Each set: 64 px, offsets of 5 % of the box, equal parts of four kinds of junk, and one ``cryoeq reconstruct`` of the

@@ -67,6 +67,22 @@ def test_a_share_of_junk_is_remarked_on() -> None:
     assert any(reason.weight == "remark" and "12% it does not" in reason.text for reason in some.reasons)
 
 
+@pytest.mark.parametrize(
+    ("share", "signal", "level"),
+    [
+        (0.05, 0.87, "found"),
+        (0.15, 0.87, "doubtful"),
+        (None, 0.87, "doubtful"),
+        (0.15, 0.92, "found"),
+        (0.05, 0.83, "doubtful"),
+    ],
+)
+def test_signal_and_particles_that_are_not_explained_count_together(
+    share: float | None, signal: float, level: str
+) -> None:
+    assert judge_run(replace(GOOD, unexplained_share=share, explained_signal=signal)).level == level
+
+
 def test_junk_that_was_told_is_no_doubt() -> None:
     few, much = (judge_run(replace(GOOD, unexplained_share=0.0, junk_share=share)) for share in (0.01, 0.4))
     assert (few.level, much.level) == ("found", "found")
@@ -91,7 +107,6 @@ def test_junk_that_is_mostly_broken_may_be_another_structure(broken: float, is_s
 
 def test_a_sphere_is_doubted_where_poses_are_not_determined() -> None:
     sphere = replace(GOOD, nonspherical_share=0.09, nonspherical_angstrom=24.0)
-    assert judge_run(sphere).level == "found"  # a solved apoferritin
     unsure = judge_run(replace(sphere, probabilities=[0.01, 0.02, 0.9]))
     assert unsure.level == "doubtful"
     said = " ".join(reason.text for reason in unsure.doubts)
@@ -99,6 +114,18 @@ def test_a_sphere_is_doubted_where_poses_are_not_determined() -> None:
     assert "without them they agree to 24.0 Å" in said
     nowhere = judge_run(replace(sphere, probabilities=[0.01], nonspherical_angstrom=None))
     assert "agree at no resolution" in " ".join(reason.text for reason in nowhere.doubts)
+
+
+def test_a_sphere_is_doubted_where_only_its_spherical_average_is_reproduced() -> None:
+    """Poses that are wrong but sure reproduce that, and little more."""
+    resolution = GOOD.resolution_angstrom
+    assert resolution is not None
+    sphere = replace(GOOD, nonspherical_share=0.09, nonspherical_angstrom=1.05 * resolution)
+    assert judge_run(sphere).level == "found"  # a solved apoferritin
+    for agreed in (1.15 * resolution, None):
+        (doubt,) = judge_run(replace(sphere, nonspherical_angstrom=agreed)).doubts
+        assert "another --seed" in doubt.advice
+    assert judge_run(replace(GOOD, nonspherical_share=0.5, nonspherical_angstrom=None)).level == "found"
 
 
 def test_doubts_on_given_poses_speak_of_these_poses() -> None:

@@ -26,6 +26,7 @@ from phantoms import random_phantom
 
 Make = Callable[..., Any]
 COUNT = 60  # particles of each of two molecules
+ZERO_SHARES = torch.tensor([0.3, 0.4, 0.3])
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -75,7 +76,7 @@ def beginning(mixture: Mixture, volumes: torch.Tensor) -> ClassesState:
 
 
 def expect(
-    mixture: Mixture, volumes: torch.Tensor, shares: torch.Tensor | None = None
+    mixture: Mixture, volumes: torch.Tensor, shares: torch.Tensor | None = None, null_share: float = 0.0
 ) -> tuple[PoseLikelihood, EStepResult]:
     subset = mixture.particles.within(6.0, 16)
     grid = PoseGrid.build(0, 12, random_rotations(1, torch.Generator().manual_seed(4))[0])
@@ -83,7 +84,9 @@ def expect(
     references = [Reference.build(volume, precision) for volume in volumes]
     likelihood = PoseLikelihood.of_classes(references, grid, disk_harmonics(16, 6.0, 7.5, torch.device("cpu")))
     offsets = torch.randn(len(subset), 3, 2, generator=torch.Generator().manual_seed(5))
-    steps = expectation_step(subset, likelihood, offsets, shift_sigma_px=1.2, class_shares=shares)
+    steps = expectation_step(
+        subset, likelihood, offsets, shift_sigma_px=1.2, class_shares=shares, null_share=null_share
+    )
     return likelihood, result_of(steps)
 
 
@@ -98,6 +101,23 @@ def test_the_posterior_over_classes_is_that_of_the_evidence_of_each(make_mixture
     for number, each in enumerate(alone):
         torch.testing.assert_close(joint.posterior.best.rotations[:, number], each.poses.rotations)
         torch.testing.assert_close(joint.posterior.best.shifts_px[:, number], each.poses.shifts_px)
+
+
+def test_images_of_noise_alone_show_no_map(make_mixture: Callable[..., Mixture]) -> None:
+    """By Bayes again: the likelihood of noise alone is 1, as that of a map that is 0."""
+    mixture, share = make_mixture(sigma=2.0), 0.3
+    _, zero = expect(mixture, torch.stack([*mixture.volumes, torch.zeros_like(mixture.volumes[0])]), ZERO_SHARES)
+    _, null = expect(mixture, mixture.volumes, ZERO_SHARES[:2], null_share=share)
+    torch.testing.assert_close(
+        null.posterior.class_probability, zero.posterior.class_probability[:, :2], atol=1e-4, rtol=1e-3
+    )
+    torch.testing.assert_close(null.posterior.log_evidence, zero.posterior.log_evidence, atol=1e-3, rtol=1e-5)
+    noise = torch.randn(mixture.particles.ctf_multiplied.shape, generator=torch.Generator().manual_seed(2))
+    scale = mixture.particles.ctf_multiplied.abs().square().mean().sqrt()
+    images = replace(mixture.particles, ctf_multiplied=(noise * scale / 3).to(mixture.particles.ctf_multiplied))
+    _, of_noise = expect(replace(mixture, particles=images), mixture.volumes, ZERO_SHARES[:2], null_share=share)
+    assert 1 - of_noise.posterior.class_probability.sum(1).mean() > 0.9
+    assert 1 - null.posterior.class_probability.sum(1).mean() < 0.1
 
 
 def test_sums_of_a_class_are_those_under_its_map_alone_times_its_probability(

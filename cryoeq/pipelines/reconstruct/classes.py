@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from cryoeq.config.reconstruct import ReconstructConfig
+from cryoeq.config.reconstruct import MOST_CLASSES, ReconstructConfig
 from cryoeq.config.symmetry import point_groups
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Event, Note
@@ -91,7 +92,7 @@ def search_classes(
     particles = yield from load_transforms(dataset, device)
     half_set = yield from split_particles(dataset, config.seed)
     small, low_resolution = at_low_resolution(particles, settings)
-    find = classify_by_evidence if asked == "auto" else classify
+    find = partial(classify_by_evidence, max_classes=MOST_CLASSES) if asked == "auto" else classify
     found = yield from find(small, half_set, low_resolution, checkpoint=checkpoint)
     class_of, n_classes = found.state.class_of, len(found.state.maps)
     _require_members(class_of, n_classes)
