@@ -3,8 +3,9 @@
     python tests/benchmarks/class_relion.py --work DIR --seed 0 --cpu-minutes 15
 
 ``sgd`` finds two references from noise, ``classify`` is a 3D classification of all particles from them, on a grid of 15
-degrees, refined once. A stage that reaches the limit of CPU time, which counts for both, is ended there and scored
-by its last complete iteration: its cost is "at least" that. Same scoring as in ``classes.py``; RELION leaves nothing
+degrees, refined once. A stage that reaches the limit of CPU time, which counts for both, is ended there: the cost is
+"at least" that, and of a classification its last complete iteration is scored. SGD alone is not scored: its particles
+have the class of their last mini-batch, or none. Same scoring as in ``classes.py``; RELION leaves nothing
 out. The record goes to ``classes.json``.
 """
 
@@ -168,14 +169,16 @@ def main() -> None:
     for classes in ("2", "1"):
         run_ours(work, bench, truth, structures, given.seed, classes)
     limit = 60 * given.cpu_minutes
-    key: Record = {"set": SET, "mode": "relion", "seed": given.seed, "options": ["--K", "2"]}
+    options = ["--K", "2", "--cpu-minutes", f"{given.cpu_minutes:g}"]
+    key: Record = {"set": SET, "mode": "relion", "seed": given.seed, "options": options}
     if find_record(read_records(given.records), key):
         return
     program = str(given.relion / "relion_refine") if given.relion else "relion_refine"
     commands, cost, answer = run_relion(work, program, limit)
     record = {**key, **cost_record(cost, commands, bench.places), "is_cut": cost.cpu_s >= 0.95 * limit}
     record |= {"iteration": answer.name, "stage": answer.parent.name}
-    record["scores"] = score_run(answer, truth, structures, log=work / "relion_evaluate.log")
+    if answer.parent.name == "classify" and last_iteration(answer.parent) > 0:
+        record["scores"] = score_run(answer, truth, structures, log=work / "relion_evaluate.log")
     append_record(given.records, record)
     print(json.dumps(record, indent=1))
 

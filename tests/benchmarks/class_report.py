@@ -29,10 +29,10 @@ def report(records: Sequence[Record]) -> str:
     """
     searches = sorted(latest(records, mode="search"), key=lambda each: (each["set"], each["options"], each["seed"]))
     scored = [each for each in searches if each.get("scores")]
-    peers = [each for each in records if each["mode"] == "relion" and each.get("scores")]
+    peers = [each for each in records if each["mode"] == "relion"]
     others = [each for each in searches if not each.get("scores") and each["options"] != ["--classes", "1"]]
     parts = [
-        _score_table([*scored, *peers], records),
+        _score_table([*scored, *(each for each in peers if each.get("scores"))], records),
         _junk_table([each for each in scored if each["scores"]["junk_by_kind"]]),
         _cost_table([*searches, *peers]),
         _plain_table(others),
