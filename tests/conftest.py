@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-pytest_plugins = ["known_particles"]
+pytest_plugins = ["known_particles", "class_runs"]
 
 # A process of a job, without torchrun and without pictures.
 PROGRAM = """
@@ -20,8 +20,8 @@ os.environ.update({environment!r})
 torch.set_num_threads(1)
 sys.stderr = sys.stdout = open({said!r}, "a", buffering=1)
 sys.argv[1:] = {arguments!r}
-from cryoeq.pipelines.reconstruct import amortized, reconstruct
-amortized.plot_training = reconstruct.plot_map = reconstruct.plot_fsc = reconstruct.write_report = lambda *_, **__: None
+from cryoeq.pipelines.reconstruct import amortized, class_files, reconstruct
+amortized.plot_training = class_files.plot_map = class_files.plot_fsc = reconstruct.write_report = lambda *_, **__: None
 from cryoeq.cli.main import main
 main()
 """
@@ -55,6 +55,8 @@ def _shared_by(item: pytest.Item) -> str | None:
     fixtures = {*getattr(item, "fixturenames", ()), parameters.get("case")}
     if fixtures & {"searched_run", "searched_particles", "search"}:
         return "searched run"
+    if fixtures & {"class_run", "mixture"}:
+        return "class run"
     if fixtures & {"tiny_run", "training"}:
         return "tiny run"
     groups = [value for key, value in parameters.items() if key in {"group", "name"} and value in _PLANE_GROUPS]
@@ -86,11 +88,12 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half the time of a tiny reconstruction is spent on its pictures; ``tiny_run`` has them."""
-    from cryoeq.pipelines.reconstruct import amortized, reconstruct
+    from cryoeq.pipelines.reconstruct import amortized, class_files, reconstruct
 
     monkeypatch.setattr(amortized, "plot_training", lambda *_: None)
-    for name in ("plot_map", "plot_fsc", "write_report"):
-        monkeypatch.setattr(reconstruct, name, lambda *_, **__: None)
+    monkeypatch.setattr(reconstruct, "write_report", lambda *_, **__: None)
+    for name in ("plot_map", "plot_fsc"):
+        monkeypatch.setattr(class_files, name, lambda *_, **__: None)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,8 @@ from cryoeq.cli.options import ANALYSIS, IMAGING, INPUT, OUTPUT, Device, JsonFil
 
 def evaluate(
     predicted: Annotated[
-        Path | None, typer.Argument(metavar="PRED.star", help="Predicted poses.", rich_help_panel=INPUT)
+        Path | None,
+        typer.Argument(metavar="PRED.star", help="Predicted poses, or the folder of a run.", rich_help_panel=INPUT),
     ] = None,
     truth: Annotated[
         Path | None,
@@ -33,6 +34,21 @@ def evaluate(
     ] = None,
     sym: Annotated[
         str | None, typer.Option(help="Point group of the particle: Cn, Dn, T, O, I [C1].", rich_help_panel=ANALYSIS)
+    ] = None,
+    by_class: Annotated[
+        bool | None,
+        typer.Option(
+            "--by-class/--no-by-class",
+            help="Classes of PRED.star are structures, each in its own frame [those of a run of several].",
+            rich_help_panel=ANALYSIS,
+        ),
+    ] = None,
+    junk_below: Annotated[
+        float | None,
+        typer.Option(
+            help="By class: particles that are junk with less than this probability count as kept [0.5].",
+            rich_help_panel=ANALYSIS,
+        ),
     ] = None,
     error_threshold: Annotated[
         float | None,
@@ -77,7 +93,7 @@ def evaluate(
     explicit = {
         "predicted": predicted, "truth": truth, "bound": bound, "error_threshold_deg": error_threshold,
         "wrong_deg": wrong_beyond,
-        "symmetry": sym, "pixel_size_angstrom": angpix,
+        "by_class": by_class, "junk_below": junk_below, "symmetry": sym, "pixel_size_angstrom": angpix,
         "json_file": json_file, "plot_file": plot_file, "output": output, "seed": seed, "device": device,
     }  # fmt: skip
     notes: list[str] = []

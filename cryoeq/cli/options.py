@@ -18,6 +18,10 @@ Datadir = Annotated[
     Path | None,
     typer.Option(help="Folder that image names are relative to [that of the star file].", rich_help_panel=INPUT),
 ]
+ClassNumber = Annotated[
+    int | None,
+    typer.Option("--class", help="Class, of a run of several, counted from 1 [all particles].", rich_help_panel=INPUT),
+]
 InvertData = Annotated[
     bool | None,
     typer.Option(

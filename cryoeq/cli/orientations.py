@@ -5,17 +5,25 @@ from typing import Annotated
 
 import typer
 
-from cryoeq.cli.options import ANALYSIS, INPUT, OUTPUT, JsonFile, Seed
+from cryoeq.cli.options import ANALYSIS, INPUT, OUTPUT, ClassNumber, JsonFile, Seed
 
 
 def orientations(
     particles: Annotated[
         Path,
-        typer.Argument(metavar="STAR", help="Particles with poses, RELION 3.0 or later.", rich_help_panel=INPUT),
+        typer.Argument(
+            metavar="STAR|RUN",
+            help="Particles with poses, RELION 3.0 or later; or the folder of a run.",
+            rich_help_panel=INPUT,
+        ),
     ],
     *,
+    class_number: ClassNumber = None,
     sym: Annotated[
-        str | None, typer.Option(help="Point group of the particle: Cn, Dn, T, O, I [C1].", rich_help_panel=ANALYSIS)
+        str | None,
+        typer.Option(
+            help="Point group of the particle: Cn, Dn, T, O, I [that of RUN, else C1].", rich_help_panel=ANALYSIS
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -43,5 +51,8 @@ def orientations(
     from cryoeq.config.orientations import OrientationsConfig
     from cryoeq.pipelines import orientations as pipeline
 
-    explicit = {"particles": particles, "symmetry": sym, "json_file": json_file, "output": output, "seed": seed}
+    explicit = {
+        "particles": particles, "class_number": class_number, "symmetry": sym, "json_file": json_file,
+        "output": output, "seed": seed,
+    }  # fmt: skip
     draw(pipeline.orientations(load_config(OrientationsConfig, explicit=explicit)))

@@ -40,10 +40,22 @@ def reconstruct(
             rich_help_panel=SEARCH,
         ),
     ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K|auto",
+            help="Number of structures to tell apart, each refined with half sets of its own; auto: as many as "
+            "held-out particles support [1].",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
     sym: Annotated[
         str | None,
         typer.Option(
-            "--sym", help="Point group to impose: Cn, Dn, T, O, I; not with amortized [C1].", rich_help_panel=SEARCH
+            "--sym",
+            help="Point group to impose: Cn, Dn, T, O, I; not with amortized. With --classes one for all, or one for "
+            "each: C4,C1 [C1].",
+            rich_help_panel=SEARCH,
         ),
     ] = None,
     particle_diameter: Annotated[
@@ -148,7 +160,7 @@ def reconstruct(
 
     Examples:
       cryoeq reconstruct particles.star -o map
-      cryoeq reconstruct particles.star -o map --sym C4 --both-hands
+      cryoeq reconstruct particles.star -o maps --classes 2 --sym C4,C1
       cryoeq reconstruct -o map --resume
     """
     if gpu is not None:
@@ -170,8 +182,8 @@ def reconstruct(
         "input.angpix": angpix, "input.datadir": datadir, "input.scratch_dir": scratch_dir,
         "input.with_ctf": False if no_ctf else None, "input.contrast": shared.contrast_of(invert_data),
         "input.working_box_px": box, "input.particle_diameter_angstrom": particle_diameter,
-        "input.shift_sigma_angstrom": shift_sigma,
-        "both_hands": both_hands or None, "in_plane_symmetry": in_plane_symmetry or None, "search.symmetry": sym,
+        "input.shift_sigma_angstrom": shift_sigma, "search.symmetry": sym, "search.classes": classes,
+        "both_hands": both_hands or None, "in_plane_symmetry": in_plane_symmetry or None,
     }  # fmt: skip
     notes: list[str] = []
     resolved = load_config(

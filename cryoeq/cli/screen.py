@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cryoeq.cli.options import ANALYSIS, INPUT, OUTPUT, Datadir, Seed
+from cryoeq.cli.options import ANALYSIS, INPUT, OUTPUT, ClassNumber, Datadir, Seed
 from cryoeq.config.choices import Scorer
 
 
@@ -21,6 +21,7 @@ def screen(
     ],
     *,
     datadir: Datadir = None,
+    class_number: ClassNumber = None,
     scorer: Annotated[
         Scorer | None,
         typer.Option(
@@ -50,7 +51,7 @@ def screen(
         typer.Option(
             "-o",
             "--output",
-            help="Folder; files of an earlier call are replaced [RUN/screening].",
+            help="Folder; files of an earlier call are replaced [RUN/screening, or screening_class00N].",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -69,7 +70,7 @@ def screen(
     from cryoeq.pipelines.screening import screen as pipeline
 
     explicit = {
-        "run": run, "output": output, "scorer": scorer, "symmetry": sym,
+        "run": run, "class_number": class_number, "output": output, "scorer": scorer, "symmetry": sym,
         "gap_threshold_deg": gap_threshold, "hole_deg": hole_deg, "mirrored": mirrored, "datadir": datadir,
         "seed": seed,
     }  # fmt: skip

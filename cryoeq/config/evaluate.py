@@ -18,10 +18,12 @@ class EvaluateConfig(FrozenConfig):
     options: ClassVar[Mapping[str, str]] = {
         "predicted": "PRED.star", "truth": "TRUTH.star", "error_threshold_deg": "--error-threshold",
         "wrong_deg": "--wrong-beyond", "symmetry": "--sym", "pixel_size_angstrom": "--angpix",
-        "json_file": "--json", "plot_file": "--plot", "output": "-o/--output",
+        "by_class": "--by-class/--no-by-class", "json_file": "--json", "plot_file": "--plot", "output": "-o/--output",
     }  # fmt: skip
 
-    predicted: Path | None = Field(default=None, description="star file with the predicted poses")
+    predicted: Path | None = Field(
+        default=None, description="star file with the predicted poses, or the folder of a run"
+    )
     truth: Path | None = Field(default=None, description="star file with the true poses")
     bound: Path | None = Field(default=None, description="hybrid run whose encoder's generalization is bounded")
     error_threshold_deg: float = Field(
@@ -35,6 +37,14 @@ class EvaluateConfig(FrozenConfig):
     pixel_size_angstrom: float | None = Field(
         default=None, ge=0.01, le=1000, description="pixel size of the images; overrides the star files"
     )
+    by_class: bool | None = Field(
+        default=None,
+        description="classes of the prediction are structures, each in a frame of its own; None: those of a run of "
+        "several are",
+    )
+    junk_below: float = Field(
+        default=0.5, gt=0, le=1, description="particles that are junk with less than this probability are kept"
+    )
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="random seed of the halves and of the search for the frame"
     )
@@ -45,6 +55,7 @@ class EvaluateConfig(FrozenConfig):
 
     def unused(self) -> Mapping[str, str | None]:
         """Settings of a bound without one, and of a comparison without poses."""
-        bound, poses = ("delta", "held_out_projections"), ("error_threshold_deg", "symmetry", "pixel_size_angstrom")
+        bound = "delta", "held_out_projections"
+        poses = "error_threshold_deg", "symmetry", "pixel_size_angstrom", "by_class", "junk_below"
         unused = dict.fromkeys(bound, "no --bound") if self.bound is None else {}
         return unused | (dict.fromkeys((*poses, "plot_file"), "no PRED.star") if self.predicted is None else {})

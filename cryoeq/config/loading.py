@@ -290,11 +290,12 @@ def _shown(value: object) -> str:
 
 
 def _location(parts: Sequence[int | str], merged: Settings) -> tuple[str, ...]:
-    """The path of the wrong key as the user wrote it: pydantic adds the tag of the chosen kind of a section."""
+    """The path of the wrong key as the user wrote it: pydantic adds the tag of the chosen kind of section or value."""
     location: list[str] = []
     inner: object = merged
     for part in parts:
         is_tag = isinstance(inner, dict) and part not in inner and part != parts[-1]
+        is_tag |= isinstance(inner, str | int | float)
         if not is_tag:
             location.append(str(part))
             inner = inner.get(part) if isinstance(inner, dict) else None

@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
 from cryoeq.config.choices import PoseInference
 from cryoeq.config.frozen import FrozenConfig, Removed
 from cryoeq.config.older_keys import REMOVED, RENAMED
-from cryoeq.config.symmetry import PointGroup
+from cryoeq.config.symmetry import PointGroups, point_groups
 
 Group = Literal["c1", "c2", "c4", "c8", "c16", "d1", "d2", "d4", "d8", "so2", "o2"]
+
+
+MOST_CLASSES = 16
 
 
 class InputConfig(FrozenConfig):
@@ -121,7 +124,14 @@ class SearchConfig(FrozenConfig):
     offset_samples: int = Field(
         default=4, ge=1, le=37, description="offsets sampled for each particle at low resolution"
     )
-    symmetry: PointGroup = Field(default="C1", description="point group to impose: Cn, Dn, T, O, I")
+    symmetry: PointGroups = Field(
+        default="C1",
+        description="point group to impose: Cn, Dn, T, O, I; with several classes one for all, or one for each, in any "
+        "order: C4,C1",
+    )
+    classes: Annotated[int, Field(ge=1, le=MOST_CLASSES)] | Literal["auto"] = Field(
+        default=1, description="number of structures; auto for as many as held-out particles tell apart"
+    )
 
 
 class EncoderDesignConfig(FrozenConfig):
@@ -252,7 +262,7 @@ class ReconstructConfig(FrozenConfig):
         "particles": "PARTICLES", "output": "-o/--output", "threads": "-j/--threads",
         "input.with_ctf": "--no-ctf", "input.contrast": "--invert-data/--uninvert-data",
         "input.particle_diameter_angstrom": "--particle-diameter", "input.shift_sigma_angstrom": "--shift-sigma",
-        "input.working_box_px": "-D/--box", "search.symmetry": "--sym",
+        "input.working_box_px": "-D/--box", "search.symmetry": "--sym", "search.classes": "--classes",
     }  # fmt: skip
     usage: ClassVar[str] = "cryoeq reconstruct PARTICLES.star -o map"
     renamed: ClassVar[Mapping[str, str]] = RENAMED
@@ -262,6 +272,7 @@ class ReconstructConfig(FrozenConfig):
     used_by: ClassVar[Mapping[str, tuple[PoseInference, ...]]] = {
         "search": ("search", "hybrid"),
         "search.symmetry": ("search", "hybrid", "known"),
+        "search.classes": ("search",),
         "hybrid": ("hybrid",),
         "encoder": ("hybrid", "amortized"),
         "decoder": ("amortized",),
@@ -300,6 +311,25 @@ class ReconstructConfig(FrozenConfig):
             raise ValueError(
                 f"--sym {self.search.symmetry} with --pose-inference amortized, which imposes no symmetry: leave --sym "
                 "out, or choose --pose-inference search"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_group_for_each_class(self) -> "ReconstructConfig":
+        groups, classes = point_groups(self.search.symmetry), self.search.classes
+        if len(groups) > 1 and len(groups) != classes:
+            raise ValueError(
+                f"--sym {self.search.symmetry} names {len(groups)} point groups, for {classes} classes: name one for "
+                "all, or one for each of --classes"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _classes_are_searched(self) -> "ReconstructConfig":
+        if self.search.classes != 1 and self.pose_inference != "search":
+            raise ValueError(
+                f"--classes {self.search.classes} with --pose-inference {self.pose_inference}: classes are found by a "
+                "search only; leave one of them out"
             )
         return self
 

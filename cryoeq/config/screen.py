@@ -16,13 +16,19 @@ class ScreenConfig(FrozenConfig):
 
     renamed: ClassVar[Mapping[str, str]] = {"hole_deg": "gap_threshold_deg"}  # of version 0.1
     options: ClassVar[Mapping[str, str]] = {
-        "run": "RUN", "output": "-o/--output", "symmetry": "--sym", "gap_threshold_deg": "--gap-threshold",
+        "run": "RUN", "class_number": "--class", "output": "-o/--output", "symmetry": "--sym",
+        "gap_threshold_deg": "--gap-threshold",
     }  # fmt: skip
 
     run: Path = Field(
         description="folder of a reconstruction; or a star file with orientations, for angular coverage alone"
     )
-    output: Path | None = Field(default=None, description="folder for all files; by default screening/ in the run")
+    class_number: int | None = Field(
+        default=None, ge=1, description="class to screen, of a run of several; None for all particles"
+    )
+    output: Path | None = Field(
+        default=None, description="folder for all files; by default screening/ in the run, or screening_class00N/"
+    )
     scorer: Scorer = Field(
         default="knn",
         description="score of the particles: reconstruction error, nearest neighbours, a network on the graph of views,"

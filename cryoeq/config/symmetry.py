@@ -15,4 +15,16 @@ def _checked(name: str) -> str:
     return name
 
 
+def _all_checked(names: str) -> str:
+    for name in point_groups(names):
+        _checked(name)
+    return names
+
+
+def point_groups(names: str) -> tuple[str, ...]:
+    """The point groups of a list with commas."""
+    return tuple(name.strip() for name in names.split(","))
+
+
 PointGroup = Annotated[str, AfterValidator(_checked)]
+PointGroups = Annotated[str, AfterValidator(_all_checked)]

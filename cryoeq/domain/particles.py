@@ -1,7 +1,7 @@
 """Particle tables without pixels, and batches of particles with them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -44,6 +44,17 @@ class ParticleTable:
 
     def __len__(self) -> int:
         return len(self.slice_index)
+
+    def rows(self, rows: Int[Tensor, " rows"]) -> "ParticleTable":
+        """Some of the particles, in the given order."""
+        given = {name: getattr(self, name) for name in ("ctf", "poses", "half_set", "micrograph_index")}
+        return replace(
+            self,
+            stack_index=self.stack_index[rows],
+            slice_index=self.slice_index[rows],
+            optics_index=self.optics_index[rows],
+            **{name: values[rows] for name, values in given.items() if values is not None},
+        )
 
 
 @dataclass(frozen=True)

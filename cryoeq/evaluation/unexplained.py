@@ -17,8 +17,8 @@ among which no such particle is.
 
 Particles that fit all equally badly, such as halves of a mixture that one map blends, are told by the signal of all
 images together: their power beyond that of the background, in shells where the half maps agree almost fully, is to be
-that of the projections. Junk and neighbours count as signal, and a background that was masked is none: there the test
-says nothing.
+that of the projections. Neighbours count as signal, and so does junk unless its probability is given, by which
+particles count less; a background that was masked is none: there the test says nothing.
 
 Normal approximation of the gamma distribution: Wilson and Hilferty 1931, PNAS 17, 684-688.
 """
@@ -63,6 +63,19 @@ _MIN_POWER = 1.0  # below, a missing particle is lost in the noise
 
 
 @dataclass(frozen=True)
+class JunkProbabilities:
+    """Probabilities that particles are junk.
+
+    Args:
+        any_kind: of any kind.
+        broken: broken, which is a part of that; particles of another structure look like it.
+    """
+
+    any_kind: Float[Tensor, " particles"]
+    broken: Float[Tensor, " particles"]
+
+
+@dataclass(frozen=True)
 class Residuals:
     """Residuals of particles against a map.
 
@@ -77,6 +90,8 @@ class Residuals:
             below about 1, particles of another molecule are lost in the noise.
         explained_signal: power of the projections over that of the images' signal, in shells where the half maps agree
             almost fully, corrected for their FSC; 1 where the map explains all. None where it cannot be told.
+        weights: weight of each particle in the share: its probability of being no junk, or broken junk, which cannot be
+            told from another structure; 1 where that is not known.
     """
 
     rows: Int[Tensor, " rows"]
@@ -85,11 +100,12 @@ class Residuals:
     is_unexplained: Bool[Tensor, " rows"]
     resolution_angstrom: float
     detectability: float
-    explained_signal: float | None = None
+    explained_signal: float | None
+    weights: Float[Tensor, " rows"]
 
     @property
     def unexplained_share(self) -> float | None:
-        """Share of the particles that the map does not explain; None where noise would hide it.
+        """Share of the particles, but for junk, that the map does not explain; None where noise would hide it.
 
         It is the excess of particles whose residual is larger, or whose amplitude smaller, than chance allows one in
         twenty each.
@@ -97,11 +113,18 @@ class Residuals:
         if self.detectability < _MIN_POWER:
             return None
         by_chance = 1 - (1 - _BEYOND) ** 2
-        return max(0.0, (float(self.is_unexplained.double().mean()) - by_chance) / (1 - by_chance))
+        weights = self.weights.double()
+        share = float((self.is_unexplained * weights).sum() / weights.sum().clamp(min=1e-12))
+        return max(0.0, (share - by_chance) / (1 - by_chance))
 
 
 def measure_residuals(
-    dataset: ParticleDataset, poses: Poses, half_set: Int[Tensor, " particles"], halves: HalfMaps
+    dataset: ParticleDataset,
+    poses: Poses,
+    half_set: Int[Tensor, " particles"],
+    halves: HalfMaps,
+    junk: JunkProbabilities | None = None,
+    members: Int[Tensor, " members"] | None = None,
 ) -> Residuals | None:
     """Residuals of the particles, each against the map of the other half set.
 
@@ -110,6 +133,8 @@ def measure_residuals(
         poses: pose of each particle against the map of its own half set.
         half_set: 1 or 2 for each particle.
         halves: unfiltered half maps, at the box of the dataset or a larger one.
+        junk: probabilities of each particle; None where they are not known.
+        members: rows of the particles that the maps are made of; None for all.
 
     Returns:
         The residuals; None where the half maps agree at too few shells, or there are too few particles.
@@ -118,7 +143,8 @@ def measure_residuals(
     fsc = fourier_shell_correlation(halves.first.values, halves.second.values)
     below = (fsc[_FIRST_SHELL:] < _RELIABLE).nonzero()
     last = min(_FIRST_SHELL + int(below[0]) - 1 if len(below) else len(fsc) - 1, n // 2 - 1)
-    rows = _sample(len(dataset), n)
+    rows = _sample(len(dataset) if members is None else len(members), n)
+    rows = rows if members is None else members[rows]
     if last - _FIRST_SHELL + 1 < _MIN_SHELLS or len(rows) < _MIN_SAMPLE:
         return None
     plane = HalfPlane.up_to(n, last + 0.5)
@@ -140,10 +166,13 @@ def measure_residuals(
     centre, amplitude_z = _from_upper_half(cross / power)
     is_unexplained = (z > _Z_LIMIT) & (residual - factor * mean > _MIN_EXCESS * signal)
     is_unexplained |= (amplitude_z < -_Z_LIMIT) & (cross / power < (1 - _TOLERANCE) * centre)
-    explained = _explained_signal(fsc, *(values.sum(0) for values in sums))
-    return Residuals(
-        rows, z, amplitude_z, is_unexplained, n * dataset.pixel_size_angstrom / last, detectability, explained
-    )
+    no_junk, weights = torch.ones_like(z), torch.ones_like(z)
+    if junk is not None:
+        no_junk = 1 - junk.any_kind[rows].double()
+        weights = no_junk + junk.broken[rows].double()
+    explained = _explained_signal(fsc, *(no_junk @ values for values in sums))
+    resolution = n * dataset.pixel_size_angstrom / last
+    return Residuals(rows, z, amplitude_z, is_unexplained, resolution, detectability, explained, weights)
 
 
 def _sample(count: int, box_size_px: int) -> Int[Tensor, " rows"]:

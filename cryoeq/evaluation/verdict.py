@@ -17,7 +17,10 @@ _MIN_PROBABILITY, _UNDETERMINED = 0.5, 0.1  # one of two poses, and one of more 
 _MAX_UNSURE = 0.5  # fraction of the particles
 _MAX_UNEXPLAINED, _WORTH_SAYING = 0.2, 0.05  # share of the particles
 _AS_FAR = 1.5  # times the resolution of the half maps: without their spherical averages they agree as far
-_MIN_EXPLAINED_SIGNAL = 0.9  # of single molecules 0.94 and more, of mixtures 0.88 and less
+_CLASSIFY = "run again with --classes 2, or auto."
+_MIN_EXPLAINED_SIGNAL = 0.85  # of stacks as they come 0.86 and more, of blends that no other test sees 0.83
+_LITTLE_SIGNAL, _SOME_UNEXPLAINED = 0.9, 0.1  # below and above, a mixture that either alone would not show
+_MANY_BROKEN, _MOSTLY_BROKEN = 0.1, 0.6  # of the particles, and of the junk
 # Likewise of a sphere whose poses were searched: wrong maps of apoferritin 1.15 to 1.31, right ones up to 1.06.
 _AS_FAR_SEARCHED = 1.1
 MIN_NONSPHERICAL = 0.2
@@ -34,7 +37,8 @@ class RunFacts:
         status: status in ``job.json``.
         error: reason of a failure; None without a failure, or where it is not recorded.
         pose_inference: source of the poses: search, hybrid, amortized or known.
-        starts: minimal number of random starts; where there is more than one, two had to agree.
+        starts: minimal number of random starts; where there is more than one, two had to agree. 0 where they do not
+            count here, as of a class of several.
         side_angstrom: side of the box.
         resolution_angstrom: resolution of the half maps; infinite where they agree at no shell, None without half maps.
         shared_angstrom: resolution up to which both half sets shared a reference; None where they shared none, or
@@ -46,9 +50,12 @@ class RunFacts:
         nonspherical_share: share of the map that is not spherical; None where it was not measured.
         nonspherical_angstrom: resolution of the half maps without their spherical averages; None where these agree at
             no shell, or were not measured.
-        unexplained_share: share of the particles that the map does not explain; None where noise hides it.
-        explained_signal: share of the images' signal that the map explains, where the half maps agree almost fully;
-            None where it cannot be told.
+        unexplained_share: share of the particles, but for noise, ice and overlapping ones, that the map does not
+            explain; None where noise hides it.
+        explained_signal: share of the images' signal, but for junk, that the map explains, where the half maps agree
+            almost fully; None where it cannot be told.
+        junk_share: expected share of the particles that are junk; None where it cannot be told.
+        broken_share: expected share of those that are broken, which particles of another structure look like.
         wrong_optimum_share: share of the particles with a better pose elsewhere; None where it was not measured.
         symmetry: point group that was imposed on the map.
         apparent_symmetry: point group that a map made without symmetry has; None where none was found.
@@ -69,6 +76,8 @@ class RunFacts:
     nonspherical_angstrom: float | None = None
     unexplained_share: float | None = None
     explained_signal: float | None = None
+    junk_share: float | None = None
+    broken_share: float = 0.0
     wrong_optimum_share: float | None = None
     symmetry: str = "C1"
     apparent_symmetry: str | None = None
@@ -128,8 +137,8 @@ def judge_run(facts: RunFacts) -> RunVerdict:
     if facts.status != "done":
         return _without_map(facts)
     reasons = (
-        *_on_optima(facts), *_on_half_maps(facts), *_on_particles(facts), *_on_symmetry(facts), *_on_views(facts),
-        *_on_poses(facts),
+        *_on_optima(facts), *_on_half_maps(facts), *_on_particles(facts), *_on_junk(facts), *_on_symmetry(facts),
+        *_on_views(facts), *_on_poses(facts),
     )  # fmt: skip
     doubts = [reason.text for reason in reasons if reason.weight == "against"]
     if facts.wrong_optimum_share is not None and facts.wrong_optimum_share > MAX_WRONG_OPTIMUM:
@@ -201,18 +210,21 @@ def _on_half_maps(facts: RunFacts) -> Iterator[Reason]:
 
 def _on_particles(facts: RunFacts) -> Iterator[Reason]:
     """Whether the map explains the particles, and is more than a sphere."""
-    share = facts.unexplained_share
+    share, junk = facts.unexplained_share, facts.junk_share
+    is_junky = junk is not None and junk - facts.broken_share > _WORTH_SAYING
+    among = "of the particles that are neither noise, ice nor two in one" if is_junky else "of the particles"
     if share is not None and share > _MAX_UNEXPLAINED:
         text = (
-            f"The map does not explain {share:.0%} of the particles: what is left of them when its projections are "
-            "subtracted is more than noise."
+            f"The map does not explain {share:.0%} {among}: what is left of them when its projections are subtracted "
+            "is more than noise."
         )
-        classify = "classify the particles (2D or 3D) and run on one class."
+        classify = f"find several structures: {_CLASSIFY}"
         if _is_known(facts):
             text = f"{text} Their poses in the star file are wrong, or they are junk, or of another structure."
             advice = f"Infer the poses (leave out --pose-inference known), or {classify}"
         else:
-            text = f"{text} One map was made of a mixture: of several structures, or of much junk."
+            much_junk = ", or of much junk" if junk is None else ", or of broken particles"
+            text = f"{text} One map was made of a mixture: of several structures{much_junk}."
             advice = f"Find them with cryoeq screen, or {classify}"
         if facts.symmetry != "C1":
             text = f"{text} Or they do not have the symmetry {facts.symmetry}, which was imposed."
@@ -220,18 +232,38 @@ def _on_particles(facts: RunFacts) -> Iterator[Reason]:
         yield Reason("against", text, advice)
     elif share is not None:
         weight: Weight = "for" if share <= _WORTH_SAYING else "remark"
-        others = "" if share <= _WORTH_SAYING else f"; {share:.0%} it does not, as junk or another structure"
-        yield Reason(weight, f"The map explains {1 - share:.0%} of the particles to within their noise{others}.")
+        reason = "junk or another structure" if junk is None else "broken or of another structure"
+        others = "" if share <= _WORTH_SAYING else f"; {share:.0%} it does not, as {reason}"
+        yield Reason(weight, f"The map explains {1 - share:.0%} {among} to within their noise{others}.")
     signal = facts.explained_signal
-    if signal is not None and signal < _MIN_EXPLAINED_SIGNAL:
+    is_some_unexplained = share is None or share > _SOME_UNEXPLAINED
+    if signal is not None and signal < (_LITTLE_SIGNAL if is_some_unexplained else _MIN_EXPLAINED_SIGNAL):
         yield Reason(
             "against",
             f"The map explains {signal:.0%} of the signal in the images at low resolution, where its halves agree "
             "almost fully. The rest is another structure, or of particles with wrong poses: one map blends several.",
-            "Classify the particles (2D or 3D) and run on one class; compare with another --seed.",
+            f"Find several structures: {_CLASSIFY} Or compare with another --seed.",
         )
     if facts.nonspherical_share is not None and facts.nonspherical_share < MIN_NONSPHERICAL:
         yield _on_sphere(facts, facts.nonspherical_share)
+
+
+def _on_junk(facts: RunFacts) -> Iterator[Reason]:
+    junk, broken = facts.junk_share, facts.broken_share
+    if junk is None or junk <= _WORTH_SAYING:
+        return
+    yield Reason(
+        "remark",
+        f"About {junk:.0%} of the particles are junk; cryoeqJunkProbability in run_data.star tells which.",
+        "Leave them out with cryoeq select --junk-below 0.5, and run again.",
+    )
+    if broken > max(_MANY_BROKEN, _MOSTLY_BROKEN * junk):
+        yield Reason(
+            "remark",
+            f"Most of it, {broken:.0%} of the particles, shows a part of the map and nothing else: broken particles, "
+            "or whole ones of another structure.",
+            f"Find several structures: {_CLASSIFY}",
+        )
 
 
 def _on_sphere(facts: RunFacts, share: float) -> Reason:
@@ -273,7 +305,7 @@ def _on_poses(facts: RunFacts) -> Iterator[Reason]:
     if _is_known(facts):
         yield Reason("remark", "The poses were taken from the star file; they were not checked.")
         return
-    if facts.pose_inference in {"search", "hybrid"}:
+    if facts.starts and facts.pose_inference in {"search", "hybrid"}:
         yield _on_starts(facts.starts)
     if facts.probabilities is not None:
         yield _on_probabilities(facts, sorted(facts.probabilities))

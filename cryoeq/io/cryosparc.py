@@ -49,6 +49,7 @@ _CTF = {  # RELION's label and unit over theirs
 _POSE, _SHIFT, _PIXEL, _SPLIT = (f"alignments3D/{name}" for name in ("pose", "shift", "psize_A", "split"))
 _LARGEST_ROTATION = 30.0  # radians: some programs add whole turns
 _GROUP, _CLASS, _SIGN, _SHAPE = "ctf/exp_group_id", "alignments3D/class", "blob/sign", "blob/shape"
+_OF_CLASSES = "alignments3D/class_posterior", "alignments3D/class_ess"
 _OTHER_TABLES = {  # by a field that only they have
     "map/path": "volumes",
     "location/center_x_frac": "picked particles that were not extracted",
@@ -93,14 +94,25 @@ def read_cs(path: Path) -> tuple[StarTable, tuple[str, ...]]:
     return StarTable(optics, particles | alignments, path, wording=_wording(table)), notes
 
 
-def write_cs(path: Path, source: Path, poses: Poses, *, half_set: Int[Tensor, " particles"] | None = None) -> None:
+def write_cs(
+    path: Path,
+    source: Path,
+    poses: Poses,
+    *,
+    half_set: Int[Tensor, " particles"] | None = None,
+    class_number: Int[Tensor, " particles"] | None = None,
+) -> None:
     """Write a table of cryoSPARC again, with poses: every field and row kept, ``alignments3D`` set.
+
+    Where classes are given, those of an earlier classification do not outlive them: its probability of the class and
+    its effective number of classes, where the table has them, become 1, as of a refinement of one structure.
 
     Args:
         path: the ``.cs`` file to create or replace.
         source: table that the particles came from.
         poses: poses, one per row of the table.
         half_set: half set of each row, 1 or 2; None leaves the splits unchanged.
+        class_number: class of each row, from 1; None leaves classes unchanged.
 
     Raises:
         OutputError: the disk is full or the path cannot be written.
@@ -115,6 +127,10 @@ def write_cs(path: Path, source: Path, poses: Poses, *, half_set: Int[Tensor, " 
     }
     if half_set is not None:
         values[_SPLIT] = (half_set.cpu().numpy() - 1).astype("<u4")
+    if class_number is not None:
+        values[_CLASS] = (class_number.cpu().numpy() - 1).astype("<u4")
+        present = [name for name in _OF_CLASSES if name in (fields.dtype.names or ())]
+        values |= {name: np.ones(len(fields), "<f4") for name in present}
     kept = [name for name in fields.dtype.names or () if name not in values]
     types: list[Any] = [(name, fields.dtype[name]) for name in kept]
     types += [(name, column.dtype, column.shape[1:]) for name, column in values.items()]

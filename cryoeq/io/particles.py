@@ -1,7 +1,7 @@
 """Particle stacks: read from star files, cryoSPARC tables or bare stacks, written with every column kept."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from cryoeq.io.compressed import without_compression_suffix
 from cryoeq.io.cryosparc import CS_SUFFIX, read_cs
 from cryoeq.io.euler import relion_euler_deg, rotations_from_euler_deg
 from cryoeq.io.images import STACK_SUFFIXES, LazyImages, locate_images, open_bare_stack, require_images
+from cryoeq.io.labels import JUNK_PROBABILITY
 from cryoeq.io.optics import read_ctf, read_optics, star_pixel_size, used_optics, with_optics_block
 from cryoeq.io.optics_checks import ctf_notes, pixel_size_notes, with_flag_of_optimiser
 from cryoeq.io.positions import micrograph_numbers
@@ -46,6 +47,13 @@ class ParticleStack:
     star: StarTable
     images: LazyImages
     notes: tuple[str, ...]
+
+    def rows(self, rows: Int[Tensor, " rows"]) -> "ParticleStack":
+        """Some of the particles, in the given order."""
+        images = replace(
+            self.images, stack_index=self.images.stack_index[rows], slice_index=self.images.slice_index[rows]
+        )
+        return replace(self, table=self.table.rows(rows), star=self.star.rows(rows.tolist()), images=images)
 
 
 def read_particles(
@@ -232,6 +240,23 @@ def star_half_set(star: StarTable) -> Int[Tensor, " particles"] | None:
     return torch.from_numpy(half_set).long()
 
 
+def star_junk_probability(star: StarTable, *, advice: str = "") -> Float[Tensor, " particles"]:
+    """CryoeqJunkProbability of each particle.
+
+    Args:
+        star: the particles.
+        advice: advice to the user where the column is missing.
+
+    Raises:
+        ParticleFileError: there is no such column, or a value is no probability.
+    """
+    probability = star.floats(JUNK_PROBABILITY, advice=advice)
+    if (bad := np.flatnonzero((probability < 0) | (probability > 1))).size:
+        found = f"{star.where}, row {bad[0] + 1}: {JUNK_PROBABILITY} is {probability[bad[0]]:g}"
+        raise ParticleFileError(found, "A probability of 0 to 1 was expected", "Correct the value")
+    return torch.from_numpy(probability)
+
+
 def write_particle_star(
     path: Path,
     star: StarTable,
@@ -240,6 +265,7 @@ def write_particle_star(
     half_set: Int[Tensor, " particles"] | None = None,
     confidence: Float[Tensor, " particles"] | None = None,
     figure_of_merit: Float[Tensor, " particles"] | None = None,
+    junk_probability: Float[Tensor, " particles"] | None = None,
     extra_columns: Mapping[str, Shaped[np.ndarray, " particles"]] | None = None,
 ) -> None:
     """Write particles as RELION 3.1 and later read them, every input column and the row order kept.
@@ -252,6 +278,7 @@ def write_particle_star(
         half_set: half sets, set as rlnRandomSubset.
         confidence: probability of the pose, set as rlnMaxValueProbDistribution.
         figure_of_merit: figure of merit between 0 and 1, set as rlnParticleFigureOfMerit.
+        junk_probability: probability of being junk, set as cryoeqJunkProbability.
         extra_columns: further columns by name, one value per particle.
 
     Raises:
@@ -267,7 +294,11 @@ def write_particle_star(
         columns |= {name: decimals(shifts[:, axis].numpy() / star_pixel_size(star)) for axis, name in outdated}
     if half_set is not None:
         columns["rlnRandomSubset"] = half_set.cpu().numpy().astype(np.uint8).astype(np.str_)
-    numbers = {"rlnMaxValueProbDistribution": confidence, "rlnParticleFigureOfMerit": figure_of_merit}
+    numbers = {
+        "rlnMaxValueProbDistribution": confidence,
+        "rlnParticleFigureOfMerit": figure_of_merit,
+        JUNK_PROBABILITY: junk_probability,
+    }
     columns |= {name: decimals(values.cpu().numpy()) for name, values in numbers.items() if values is not None}
     columns |= {name: np.asarray(values) for name, values in (extra_columns or {}).items()}
     if wrong := [name for name, values in columns.items() if len(values) != len(star)]:

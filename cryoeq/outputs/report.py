@@ -1,40 +1,29 @@
 """``report.html``: verdict, map, curves, particles and settings of a run in one file that needs no network."""
 
-import base64
 import importlib.resources
-import io
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.image
-from jaxtyping import Float
-from torch import Tensor
-
 import cryoeq
-from cryoeq.domain.events import Note
-from cryoeq.domain.pose import Poses
-from cryoeq.domain.volume import Volume
-from cryoeq.evaluation.fsc_dips import CtfDip
-from cryoeq.evaluation.particle_fit import ParticleFits
-from cryoeq.evaluation.resolution import FscCurves
-from cryoeq.evaluation.verdict import RunVerdict
 from cryoeq.io.text import write_text
-from cryoeq.outputs.progress_file import ProgressRow
+from cryoeq.outputs.plotly_parts import Figure
+from cryoeq.outputs.report_classes import JUNK_CUT, class_moves, junk_note
+from cryoeq.outputs.report_contents import RunContents
+from cryoeq.outputs.report_curves import class_fsc_figure, fsc_figure, junk_figure
 from cryoeq.outputs.report_figures import (
-    Figure,
-    fsc_figure,
     orientation_figure,
     progress_figures,
     slice_figures,
     stage_colours,
     surface_figure,
 )
+from cryoeq.outputs.report_particles import shown_particles
 
-_SHOWN = 6  # particles of each kind
+_MOST_SURFACES = 6  # each is half a megabyte, and a browser draws few at a time
 _TIMES = ("started", "finished")
 _RESULTS = {
     "log_evidence": "Log-likelihood per particle (higher is better)",
@@ -60,63 +49,12 @@ _RESULTS = {
     "explained_signal_share": "Share of the images' signal that the map explains, at low resolution",
     "wrong_optimum_share": "Share of the particles with a better pose elsewhere",
     "dependent_halves": "Half maps are not independent",
+    "class_agreement": "Classes of two random starts agree (1: the same, 0: by chance)",
 }
 _SURFACE_RAW = "run_class001.mrc."
 _SURFACE_POSTPROCESSED = (
     "run_postprocess.mrc within run_mask.mrc: the average of the half maps, weighted by their correlation."
 )
-
-
-@dataclass(frozen=True)
-class ComparedParticles:
-    """A sample of particles with their predictions.
-
-    Args:
-        fits: fits of the sample.
-        total: number of particles in the stack.
-        names: image name of each particle of the sample.
-        resolution_angstrom: resolution of the comparison.
-    """
-
-    fits: ParticleFits
-    total: int
-    names: Sequence[str]
-    resolution_angstrom: float
-
-
-@dataclass(frozen=True)
-class RunContents:
-    """Contents of a report; None or empty where the run has none.
-
-    Args:
-        name: name of the run folder.
-        job: content of ``job.json``.
-        verdict: verdict on the run.
-        facts: key metrics by label, in the order of the page.
-        volume: map of all particles.
-        postprocessed: post-processed map within the mask, whose surface is drawn; without it that of the map.
-        curves: FSC of the half maps.
-        ctf_power: mean |CTF|^2 of the particles per shell of the curves.
-        dips: dips of the unmasked curve at zeros of the CTF.
-        poses: poses of all particles.
-        progress: rows of ``progress.csv``.
-        notes: notes of the run.
-        particles: particles with their predictions, or one sentence on why there are none.
-    """
-
-    name: str
-    job: Mapping[str, Any]
-    verdict: RunVerdict
-    facts: Mapping[str, str]
-    volume: Volume | None
-    postprocessed: Volume | None
-    curves: FscCurves | None
-    ctf_power: Float[Tensor, " shells"] | None
-    dips: Sequence[CtfDip]
-    poses: Poses | None
-    progress: Sequence[ProgressRow]
-    notes: Sequence[Note]
-    particles: ComparedParticles | str
 
 
 def write_report(path: Path, run: RunContents) -> None:
@@ -133,7 +71,8 @@ def write_report(path: Path, run: RunContents) -> None:
     from plotly.offline import get_plotlyjs
 
     curves = {f"progress{number}": figure for number, figure in enumerate(progress_figures(run.progress))}
-    figures = _figures(run) | curves
+    maps = _map_figures(run)
+    figures = maps.figures | _run_figures(run) | curves
     settings = _flat(run.job.get("settings", {}))
     template = importlib.resources.files("cryoeq.outputs").joinpath("templates/report.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
@@ -144,13 +83,18 @@ def write_report(path: Path, run: RunContents) -> None:
         facts=run.facts,
         figures=figures,
         curves=list(curves),
-        surface_note=_SURFACE_RAW if run.postprocessed is None else _SURFACE_POSTPROCESSED,
+        surfaces=maps.surfaces,
+        slices=maps.slices,
+        orientations=maps.orientations,
+        classes=run.classes,
+        moves=class_moves(run),
+        agreement=run.class_agreement,
+        surface_note=_surface_note(run),
         resolution_note=_resolution_note(run),
-        slices=[name for name in figures if name.startswith("slice_")],
+        junk_note=junk_note(run),
         stages=stage_colours(run.progress),
         symmetry=settings.get("search.symmetry", "C1"),
-        particles=None if isinstance(run.particles, str) else _shown_particles(run.particles),
-        particles_missing=run.particles if isinstance(run.particles, str) else "",
+        particles=[shown_particles(each, len(run.classes)) for each in run.classes],
         notes=run.notes,
         provenance=_provenance(run.job),
         command=shlex.join(run.job.get("command", [])),
@@ -164,21 +108,73 @@ def write_report(path: Path, run: RunContents) -> None:
     write_text(path, page)
 
 
-def _figures(run: RunContents) -> dict[str, Figure]:
+@dataclass(frozen=True)
+class _Panel:
+    """Place of a figure on the page, and what stands above it."""
+
+    name: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class _MapFigures:
+    """Figures of maps and poses by name, and where they stand: a row of slices for each axis, classes side by side."""
+
+    figures: dict[str, Figure]
+    surfaces: list[_Panel]
+    slices: list[list[_Panel]]
+    orientations: list[_Panel]
+
+
+def _map_figures(run: RunContents) -> _MapFigures:
+    figures, surfaces, orientations = dict[str, Figure](), list[_Panel](), list[_Panel]()
+    slices: dict[str, list[_Panel]] = {}
+    is_one = len(run.classes) == 1
+    for each in run.classes:
+        ending, caption = ("", "") if is_one else (f"_{each.number}", f"Class {each.number}")
+        if each.volume is not None:
+            if len(surfaces) < _MOST_SURFACES:
+                shown, height = each.postprocessed or each.volume, 640 if is_one else 420
+                figures[f"surface{ending}"] = surface_figure(shown, height_px=height)
+                surfaces.append(_Panel(f"surface{ending}", caption))
+            for name, figure in slice_figures(each.volume).items():
+                figures[f"{name}{ending}"] = figure
+                slices.setdefault("" if is_one else name, []).append(_Panel(f"{name}{ending}", caption))
+        if each.poses is not None and len(each.poses):
+            figures[f"orientations{ending}"] = orientation_figure(each.poses)
+            orientations.append(_Panel(f"orientations{ending}", caption))
+    return _MapFigures(figures, surfaces, list(slices.values()), orientations)
+
+
+def _run_figures(run: RunContents) -> dict[str, Figure]:
+    """Curves and histogram of all classes."""
     figures = {}
-    if run.volume is not None:
-        shown = run.volume if run.postprocessed is None else run.postprocessed
-        figures = {"surface": surface_figure(shown), **slice_figures(run.volume)}
-    if run.curves is not None:
-        figures["fsc"] = fsc_figure(run.curves, run.ctf_power, run.dips)
-    if run.poses is not None:
-        figures["orientations"] = orientation_figure(run.poses)
+    curves = {each.number: each.curves for each in run.classes if each.curves is not None}
+    if len(run.classes) > 1 and curves:
+        figures["fsc"] = class_fsc_figure(curves)
+    elif curves:
+        only = run.classes[0]
+        figures["fsc"] = fsc_figure(curves[only.number], only.ctf_power, only.dips)
+    if run.junk:
+        figures["junk"] = junk_figure(run.junk, JUNK_CUT)
     return figures
 
 
+def _surface_note(run: RunContents) -> str:
+    if len(run.classes) > 1:
+        more = f" of the first {_MOST_SURFACES} classes" if len(run.classes) > _MOST_SURFACES else ""
+        return f"Surfaces{more}, each map in a frame of its own: they are not turned onto each other."
+    return _SURFACE_RAW if run.classes[0].postprocessed is None else _SURFACE_POSTPROCESSED
+
+
 def _resolution_note(run: RunContents) -> str:
+    if len(run.classes) > 1:
+        return (
+            "Resolutions are those of the last shell before a curve first drops below 0.143: unmasked, and dashed that"
+            " corrected for the mask."
+        )
     note = "Resolutions are those of the last shell before a curve first drops below 0.143; dotted, the unmasked one."
-    if run.dips:
+    if run.classes[0].dips:
         note += " Orange: the unmasked curve dips where the CTFs of all particles are near zero, and comes back."
     return note
 
@@ -198,7 +194,9 @@ def _provenance(job: Mapping[str, Any]) -> dict[str, str]:
         "Resumed": ", ".join(job.get("resumed", [])),
     }
     rows |= {
-        _RESULTS.get(name, name): value if isinstance(value, str) else f"{value:.5g}" for name, value in results.items()
+        _RESULTS.get(name, name): value if isinstance(value, str) else f"{value:.5g}"
+        for name, value in results.items()
+        if isinstance(value, str | float | int)
     }
     return {label: str(value) for label, value in rows.items() if value not in (None, "")}
 
@@ -209,39 +207,3 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         key = f"{prefix}{name}"
         flat |= _flat(value, f"{key}.") if isinstance(value, Mapping) else {key: "–" if value is None else str(value)}
     return flat
-
-
-def _shown_particles(compared: ComparedParticles) -> dict[str, Any]:
-    """Best and worst of the sample, and a description of the comparison."""
-    fits = compared.fits
-    order = fits.correlations.argsort(descending=True)
-    count = min(_SHOWN, len(order) // 2 or 1)
-    groups = {"Best": order[:count], "Worst, worst first": order.flip(0)[:count]}
-    median = float(fits.correlations.median())
-    sample = "all" if len(order) == compared.total else f"{len(order):,} evenly spaced ones of"
-    return {
-        "compared": f"Of {sample} {compared.total:,} particles, those that correlate most and least with their "
-        f"predictions; the median correlation is {median:.2f}.",
-        "resolution_angstrom": compared.resolution_angstrom,
-        "groups": {
-            heading: [_shown_particle(fits, row, compared.names[row]) for row in rows.tolist()]
-            for heading, rows in groups.items()
-        },
-    }
-
-
-def _shown_particle(fits: ParticleFits, row: int, name: str) -> dict[str, Any]:
-    images = {"particle": fits.images, "filtered": fits.filtered, "predicted": fits.predictions}
-    return {
-        "images": {label: _as_png(stack[row]) for label, stack in images.items()},
-        "caption": f"{name}: correlation {float(fits.correlations[row]):.2f}",
-    }
-
-
-def _as_png(image: Float[Tensor, "n n"]) -> str:
-    """Data URL of an image; black and white are the 0.5th and 99.5th percentile."""
-    low, high = (float(image.quantile(fraction)) for fraction in (0.005, 0.995))
-    scaled = ((image - low) / max(high - low, 1e-12)).clamp(0, 1)
-    file = io.BytesIO()
-    matplotlib.image.imsave(file, scaled.numpy(), cmap="gray", vmin=0, vmax=1, origin="lower", format="png")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

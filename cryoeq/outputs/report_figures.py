@@ -7,7 +7,6 @@ the JSON is needed. Arrays travel as base64, which is smaller than text and fast
 import base64
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,17 +15,12 @@ from torch import Tensor
 
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import Volume
-from cryoeq.evaluation.fsc_dips import CtfDip
-from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves
 from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map, pad_centred
-from cryoeq.outputs.figure import COLOURS, GREY, resolution_ticks_angstrom
+from cryoeq.outputs.figure import COLOURS, GREY
 from cryoeq.outputs.metric_text import metric_rank, metric_title
+from cryoeq.outputs.plotly_parts import GRID, Figure, plotly_figure
 from cryoeq.outputs.progress_file import ProgressRow
 
-Figure = dict[str, Any]
-
-_FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif", "size": 14, "color": "#222222"}
-_GRID = "#e4e4e4"
 _SURFACE_PX = 48  # plotly.js takes a second for 48 voxels along each axis
 _LEVELS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)  # fractions of the density that one voxel in 1,000 exceeds
 _FIRST_LEVEL = 5
@@ -35,85 +29,6 @@ _MARGIN_PX = 2
 _SLICE_PX = 256
 _SLICE_AXIS = {"showgrid": False, "zeroline": False, "nticks": 5, "constrain": "domain"}
 _MAX_POINTS = 300
-
-
-def fsc_figure(
-    curves: FscCurves, ctf_power: Float[Tensor, " shells"] | None = None, dips: Sequence[CtfDip] = ()
-) -> Figure:
-    """FSC of the half maps: spatial frequency below, resolution above, threshold and resolution marked.
-
-    Args:
-        curves: the curves; missing ones are left out.
-        ctf_power: mean |CTF|^2 of the particles per shell, drawn behind the curves; None without.
-        dips: dips of the unmasked curve at zeros of the CTF, which are marked.
-    """
-    side = curves.box_size_px * curves.pixel_size_angstrom
-    frequencies = (torch.arange(1, len(curves.unmasked)) / side).tolist()
-    ticks = resolution_ticks_angstrom(side / len(frequencies))
-    resolutions = curves.resolutions_angstrom(HALF_MAP_THRESHOLD)
-    named = {"unmasked": curves.unmasked, "masked": curves.masked, "corrected": curves.corrected}
-    drawn = {name: curve for name, curve in named.items() if curve is not None}
-    traces = [
-        _fsc_curve(f"{name}: {_resolution_text(resolutions[name])}", frequencies, curve, COLOURS[number])
-        for number, (name, curve) in enumerate(drawn.items())
-    ]
-    if curves.randomised is not None:
-        traces.append(_fsc_curve("phases randomised", frequencies, curves.randomised, COLOURS[3], dash="dot"))
-    if ctf_power is not None:
-        traces.insert(0, _ctf_area(frequencies, ctf_power))
-    on_top = {
-        "type": "scatter", "x": [frequencies[0]], "y": [None], "xaxis": "x2", "hoverinfo": "skip", "showlegend": False,
-    }  # fmt: skip
-    shapes = [_line(HALF_MAP_THRESHOLD, [0, 1], "x domain"), *(_dip_stripe(dip, side) for dip in dips)]
-    resolution = resolutions["unmasked"] or math.inf
-    if math.isfinite(resolution):
-        shapes.append(_upright_line(1 / resolution))
-    lowest = min(float(curve[1:].min()) for curve in drawn.values())
-    limits = [0, frequencies[-1] * 1.01]
-    axis = {"range": limits, "gridcolor": _GRID, "zeroline": False}
-    layout = {
-        "xaxis": {**axis, "title": {"text": "Spatial frequency (1/Å)"}, "rangemode": "tozero"},
-        "xaxis2": {
-            "range": limits, "overlaying": "x", "side": "top", "matches": "x", "showgrid": False,
-            "tickvals": [1 / tick for tick in ticks], "ticktext": [f"{tick:g}" for tick in ticks],
-            "title": {"text": "Resolution (Å)"}, "ticks": "outside",
-        },
-        "yaxis": {"range": [min(-0.05, lowest - 0.05), 1.05], "gridcolor": _GRID,
-                  "title": {"text": "Fourier shell correlation"}, "zerolinecolor": GREY},
-        "shapes": shapes, "annotations": [_threshold_label(HALF_MAP_THRESHOLD)], "height": 470,
-        "legend": {"orientation": "h", "x": 0, "y": -0.18, "yanchor": "top", "font": {"size": 13}},
-        "margin": {"l": 64, "r": 56, "t": 64, "b": 56},
-    }  # fmt: skip
-    return _figure([*traces, on_top], layout)
-
-
-def _fsc_curve(
-    name: str, frequencies: Sequence[float], curve: Float[Tensor, " shells"], colour: str, *, dash: str = "solid"
-) -> Figure:
-    return {
-        "type": "scatter", "mode": "lines", "name": name, "x": list(frequencies), "y": _rounded(curve[1:]),
-        "line": {"color": colour, "width": 2.5, "dash": dash},
-        "customdata": [f"{1 / frequency:.4g}" for frequency in frequencies],
-        "hovertemplate": "%{customdata} Å: FSC %{y:.3f}<extra>" + name.partition(":")[0] + "</extra>",
-    }  # fmt: skip
-
-
-def _ctf_area(frequencies: Sequence[float], ctf_power: Float[Tensor, " shells"]) -> Figure:
-    return {
-        "type": "scatter", "mode": "lines", "name": "mean |CTF|² of the particles", "x": list(frequencies),
-        "y": _rounded(ctf_power[1:]), "line": {"width": 0}, "fill": "tozeroy", "fillcolor": "rgba(102,102,102,0.14)",
-        "hoverinfo": "skip",
-    }  # fmt: skip
-
-
-def _dip_stripe(dip: CtfDip, side_angstrom: float) -> Figure:
-    return {"type": "rect", "yref": "y domain", "y0": 0, "y1": 1, "x0": dip.last_before / side_angstrom,
-            "x1": dip.first_after / side_angstrom, "layer": "below", "line": {"width": 0},
-            "fillcolor": COLOURS[4], "opacity": 0.25}  # fmt: skip
-
-
-def _resolution_text(resolution: float | None) -> str:
-    return "none" if resolution is None or math.isinf(resolution) else f"{resolution:.1f} Å"
 
 
 def slice_figures(volume: Volume) -> dict[str, Figure]:
@@ -136,12 +51,17 @@ def slice_figures(volume: Volume) -> dict[str, Figure]:
             "title": {"text": f"slice along {along}", "font": {"size": 15}, "y": 0.97, "yanchor": "top"},
             "height": 330, "margin": {"l": 60, "r": 10, "t": 36, "b": 46},
         }  # fmt: skip
-        figures[f"slice_{along}"] = _figure([trace], layout)
+        figures[f"slice_{along}"] = plotly_figure([trace], layout)
     return figures
 
 
-def surface_figure(volume: Volume) -> Figure:
-    """Isosurface with a slider for its level; the map is cropped to the molecule and resampled."""
+def surface_figure(volume: Volume, *, height_px: int = 640) -> Figure:
+    """Isosurface with a slider for its level; the map is cropped to the molecule and resampled.
+
+    Args:
+        volume: the map.
+        height_px: of the figure.
+    """
     values, pixel, corner, dense = _around_molecule(volume)
     quantised = _quantised(values, 0.0, dense)
     z, y, x = np.meshgrid(*[np.arange(side, dtype=np.uint8) for side in values.shape], indexing="ij")
@@ -154,7 +74,7 @@ def surface_figure(volume: Volume) -> Figure:
         "lightposition": {"x": 2e4, "y": 2e4, "z": 4e4},
     }  # fmt: skip
     axes = {
-        f"{axis}axis": {"title": {"text": f"{axis} (Å)"}, "showbackground": False, "gridcolor": _GRID,
+        f"{axis}axis": {"title": {"text": f"{axis} (Å)"}, "showbackground": False, "gridcolor": GRID,
                         "zeroline": False, **_ticks_angstrom(values.shape[2 - place], pixel, corner[place])}
         for place, axis in enumerate("xyz")
     }  # fmt: skip
@@ -169,9 +89,9 @@ def surface_figure(volume: Volume) -> Figure:
     camera = {"eye": {"x": 1.45, "y": 1.45, "z": 0.8}, "center": {"x": 0, "y": 0, "z": -0.08}}
     layout = {
         "scene": {**axes, "aspectmode": "data", "camera": camera, "dragmode": "orbit"}, "sliders": [slider],
-        "height": 640, "margin": {"l": 0, "r": 0, "t": 0, "b": 96},
+        "height": height_px, "margin": {"l": 0, "r": 0, "t": 0, "b": 96},
     }  # fmt: skip
-    return _figure([trace], layout)
+    return plotly_figure([trace], layout)
 
 
 def orientation_figure(poses: Poses) -> Figure:
@@ -197,7 +117,7 @@ def orientation_figure(poses: Poses) -> Figure:
                   "ticktext": [str(tilt) for tilt in tilts], "showgrid": False, "zeroline": False},
         "height": 420, "margin": {"l": 64, "r": 20, "t": 20, "b": 56},
     }  # fmt: skip
-    return _figure([trace], layout)
+    return plotly_figure([trace], layout)
 
 
 def progress_figures(rows: Sequence[ProgressRow]) -> list[Figure]:
@@ -237,12 +157,12 @@ def _progress_figure(name: str, rows: Sequence[ProgressRow], colours: Mapping[st
             "hovertemplate": "%{y:.4g}<extra>" + trace["name"] + "</extra>",
         }  # fmt: skip
     layout = {
-        "xaxis": {"title": {"text": "step" if by_step else "time (s)"}, "gridcolor": _GRID, "zeroline": False},
-        "yaxis": {"gridcolor": _GRID, "rangemode": "tozero", "zerolinecolor": GREY},
+        "xaxis": {"title": {"text": "step" if by_step else "time (s)"}, "gridcolor": GRID, "zeroline": False},
+        "yaxis": {"gridcolor": GRID, "rangemode": "tozero", "zerolinecolor": GREY},
         "title": {"text": metric_title(name), "font": {"size": 15}, "x": 0.02, "y": 0.97, "yanchor": "top"},
         "height": 310, "margin": {"l": 50, "r": 12, "t": 40, "b": 50},
     }  # fmt: skip
-    return _figure(drawn, layout)
+    return plotly_figure(drawn, layout)
 
 
 def _thinned(values: Sequence[float]) -> list[float]:
@@ -289,30 +209,6 @@ def _ticks_angstrom(side_px: int, pixel: float, first: float) -> Figure:
     step = next(step for step in (5, 10, 20, 25, 50, 100, 200, 500, 1000, 1e9) if span / step <= 5)
     ticks = [step * k for k in range(math.ceil(first / step), math.floor((first + span - pixel) / step) + 1)]
     return {"tickvals": [(tick - first) / pixel for tick in ticks], "ticktext": [f"{tick:g}" for tick in ticks]}
-
-
-def _threshold_label(level: float) -> Figure:
-    return {"x": 1, "xref": "x domain", "y": level, "text": f"{level:g}", "xanchor": "left", "showarrow": False,
-            "font": {"color": GREY}, "xshift": 4}  # fmt: skip
-
-
-def _line(y: float, x: list[float], xref: str) -> Figure:
-    return {"type": "line", "xref": xref, "x0": x[0], "x1": x[1], "y0": y, "y1": y, "layer": "below",
-            "line": {"color": GREY, "width": 1, "dash": "dash"}}  # fmt: skip
-
-
-def _upright_line(x: float) -> Figure:
-    return {"type": "line", "x0": x, "x1": x, "yref": "y domain", "y0": 0, "y1": 1, "layer": "below",
-            "line": {"color": COLOURS[1], "width": 1.5, "dash": "dot"}}  # fmt: skip
-
-
-def _figure(traces: Sequence[Figure], layout: Figure) -> Figure:
-    shared = {"font": _FONT, "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "autosize": True}
-    return {"data": list(traces), "layout": shared | layout}
-
-
-def _rounded(values: Tensor) -> list[float]:
-    return [round(value, 5) for value in values.tolist()]
 
 
 def _quantised(values: Tensor, low: float, high: float) -> np.ndarray:

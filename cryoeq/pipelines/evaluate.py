@@ -16,12 +16,13 @@ from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import SAME_PIXEL_SIZE
 from cryoeq.errors import ConfigError, ParticleFileError
 from cryoeq.evaluation.poses import MIN_IMAGES, PoseErrors, PoseGauge, compare_poses, summarise_errors
-from cryoeq.io.labels import CLASS_NUMBER, IMAGE_NAME, JUNK_KIND
+from cryoeq.io.labels import CLASS_NUMBER, IMAGE_NAME, JUNK_KIND, JUNK_PROBABILITY
 from cryoeq.io.optics import star_pixel_size
 from cryoeq.io.particles import pose_notes, read_table, star_poses
 from cryoeq.io.star import StarTable
 from cryoeq.io.text import write_json
 from cryoeq.outputs.folder import make_folder
+from cryoeq.pipelines.class_choice import metrics_of_table, table_of
 from cryoeq.runtime.device import choose_device
 
 _HANDS = {
@@ -62,6 +63,7 @@ def evaluate(config: EvaluateConfig) -> Iterator[Event]:
 def _compare(
     config: EvaluateConfig, predicted_path: Path, truth_path: Path, device: torch.device
 ) -> Generator[Event, None, dict[str, object]]:
+    predicted_path = table_of(predicted_path)
     predicted, truth = read_table(predicted_path), read_table(truth_path)
     yield from (Note(note, "warning") for star in (predicted, truth) for note in pose_notes(star))
     rows = match_rows(predicted, truth)
@@ -72,26 +74,60 @@ def _compare(
     pixel_size = star_pixel_size(truth, angpix=config.pixel_size_angstrom)
     if config.pixel_size_angstrom is None:
         yield from _pixel_size_warnings(predicted, truth)
-    errors = yield from _errors_of_particles(
-        config,
+    poses = (
         star_poses(predicted, angpix=config.pixel_size_angstrom).to(device),
         star_poses(truth, angpix=config.pixel_size_angstrom)[torch.from_numpy(rows)].to(device),
-        _true_classes(truth, rows),
     )
-    summary = summarise_errors(errors, pixel_size)
-    yield from _warnings(errors)
-    yield Report(f"Pose errors of {len(errors.rotation_rad)} images", _rows(summary, errors, config.symmetry))
-    results = _as_json(config, errors, summary)
+    title = f"{predicted_path.name} against {truth_path.name}"
+    is_by_class = metrics_of_table(predicted_path).n_classes > 1 if config.by_class is None else config.by_class
+    if is_by_class:
+        from cryoeq.pipelines.evaluate_classes import score_classes  # not above, because of scipy
+
+        found = yield from score_classes(config, (predicted, truth), rows, poses)
+        classes = []
+        for each in found.classes:
+            of = f"class {each.number}, which shows true class {each.true_number}"
+            figures = yield from _report(config, each.errors, pixel_size, f"Pose errors of {of}")
+            identity = {"class": each.number, "true_class": each.true_number, "is_matched": each.is_matched}
+            classes.append(identity | figures)
+            yield from _plot(config, each.errors, f"{title}, {of}", f"_class{each.number:03d}")
+        results = {**_head(config), "images": len(rows), **found.results, "classes": classes}
+    else:
+        errors = yield from _errors_of_particles(config, *poses, _true_classes(truth, rows))
+        figures = yield from _report(config, errors, pixel_size, f"Pose errors of {len(errors.rotation_rad)} images")
+        results = _head(config) | figures
+        if JUNK_PROBABILITY in predicted.particles and JUNK_KIND in truth.particles:
+            from cryoeq.pipelines.evaluate_junk import junk_report, score_junk  # not above, because of scipy
+
+            junk = score_junk(config, (predicted, truth), rows)
+            yield junk_report(junk, len(rows))
+            results |= {"junk": junk}
+        yield from _plot(config, errors, title, "")
     if config.output is not None:
         path = make_folder(config.output) / "pose_errors.json"
         write_json(path, results)
         yield Note(f"Results: {path}")
+    return results
+
+
+def _report(
+    config: EvaluateConfig, errors: PoseErrors, pixel_size_angstrom: float, title: str
+) -> Generator[Event, None, dict[str, object]]:
+    """Tell pose errors; the same as figures for JSON."""
+    summary = summarise_errors(errors, pixel_size_angstrom)
+    yield from _warnings(errors)
+    yield Report(title, _rows(summary, errors, config.symmetry))
+    return _as_json(errors, summary)
+
+
+def _plot(config: EvaluateConfig, errors: PoseErrors, title: str, ending: str) -> Iterator[Note]:
+    """Draw the histogram of pose errors where asked for, the ending put behind the name of the file."""
     for path in _targets(config.plot_file, config.output, "pose_errors.png"):
         from cryoeq.outputs.evaluation_plots import plot_pose_errors  # not above, because of matplotlib
 
-        plot_pose_errors(path, errors, title=f"{predicted_path.name} against {truth_path.name}")
-        yield Note(f"Histogram of errors: {path}")
-    return results
+        file = path.with_stem(f"{path.stem}{ending}")
+        plot_pose_errors(file, errors, title=title)
+        yield Note(f"Histogram of errors: {file}")
 
 
 def _true_classes(truth: StarTable, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Int[Tensor, " images"]:
@@ -222,15 +258,18 @@ def _statistics_text(statistics: Mapping[str, float], unit: str) -> str:
     return f"median {median}, mean {mean}, 90% below {high}"
 
 
-def _as_json(
-    config: EvaluateConfig, errors: PoseErrors, summary: Mapping[str, Mapping[str, float]]
-) -> dict[str, object]:
+def _head(config: EvaluateConfig) -> dict[str, object]:
     return {
         "predicted": str(config.predicted),
         "truth": str(config.truth),
-        "images": len(errors.rotation_rad),
         "symmetry": config.symmetry,
         "seed": config.seed,
+    }
+
+
+def _as_json(errors: PoseErrors, summary: Mapping[str, Mapping[str, float]]) -> dict[str, object]:
+    return {
+        "images": len(errors.rotation_rad),
         "hand": errors.hand,
         **summary,
         "frames": [_gauge_as_json(gauge) for gauge in errors.gauges],

@@ -15,6 +15,7 @@ from cryoeq.domain.pose import Poses
 from cryoeq.errors import CheckpointError, ConfigError, OutputError, ParticleFileError
 from cryoeq.io.checkpoint import load_checkpoint
 from cryoeq.io.particles import ParticleStack, read_particles, write_particle_star
+from cryoeq.pipelines.class_choice import metrics_of_table
 from cryoeq.runtime.device import choose_device
 from cryoeq.training.synthetic.pose_estimator import ENCODER_FILE, PoseEstimator
 
@@ -77,6 +78,13 @@ def load_encoder(run: Path, device: torch.device) -> PoseEstimator:
         CheckpointError: there is no encoder, or not one of this version.
     """
     path = run / ENCODER_FILE if run.is_dir() else run
+    if not path.is_file() and (n_classes := metrics_of_table(run / "run_data.star").n_classes) > 1:
+        raise CheckpointError(
+            f"{run} is a run of {n_classes} classes, which has no encoder",
+            "the encoder of a hybrid reconstruction of one structure is needed",
+            f"Select a class (cryoeq select {run} --class 1 -o class1.star) and reconstruct it with --pose-inference "
+            "hybrid",
+        )
     if not path.is_file():
         raise CheckpointError(
             f"{path} does not exist",

@@ -16,6 +16,9 @@ from cryoeq.io.star import StarTable
 from cryoeq.io.text import write_json
 from cryoeq.outputs.bild import write_bild
 from cryoeq.outputs.folder import make_folder
+from cryoeq.outputs.run_folder import RunFolder
+from cryoeq.pipelines.class_choice import rows_of_one_frame, table_of
+from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 
 _BILD_ORDER = 3
 _BILD_RADIUS_ANGSTROM = 100.0  # where the star file does not state the box
@@ -31,18 +34,20 @@ def orientations(config: OrientationsConfig) -> Iterator[Event]:
 
     Raises:
         ParticleFileError: the file is damaged, or has no orientations.
-        ConfigError: no such symmetry.
+        ConfigError: no such symmetry or class, or particles of several structures.
         OutputError: a file cannot be written.
     """
-    star = read_table(config.particles)
+    path = table_of(config.particles)
+    star = read_table(path)
+    star = star.rows(rows_of_one_frame(star, path, config.class_number).tolist())
     euler = star_euler_deg(star)
     summary = summarise(
         rotations_from_euler_deg(euler),
         euler[:, 2].deg2rad(),
-        symmetry=config.symmetry,
+        symmetry=config.symmetry or _symmetry_of(config),
         generator=torch.Generator().manual_seed(config.seed),
     )
-    yield Report(f"Orientations of {summary.n_particles} particles of {config.particles.name}", _rows(summary))
+    yield Report(f"Orientations of {summary.n_particles} particles of {path.name}", _rows(summary))
     yield from (Note(note, "warning") for note in pose_notes(star))
     yield from _warnings(summary)
     if config.json_file is not None:
@@ -50,6 +55,20 @@ def orientations(config: OrientationsConfig) -> Iterator[Event]:
         yield Note(f"Results: {config.json_file}")
     if config.output is not None:
         yield from _write_folder(make_folder(config.output), star, summary)
+
+
+def _symmetry_of(config: OrientationsConfig) -> str:
+    """Point group of the run of a folder, or of its class; C1 of a table."""
+    if not config.particles.is_dir():
+        return "C1"
+    from cryoeq.pipelines.reconstruction_run import read_reconstruction_job  # not above, because of scipy
+
+    job = read_reconstruction_job(RunFolder(config.particles), "Name the point group by --sym, and the star file")
+    classes = ReconstructionMetrics.from_json(job.get("results", {})).classes
+    if classes and config.class_number is not None:
+        return classes[config.class_number - 1].symmetry
+    symmetry: str = job["settings"]["search"]["symmetry"]
+    return symmetry
 
 
 def as_json(summary: OrientationSummary) -> dict[str, object]:

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Int
 from pydantic import BaseModel, Field, ValidationError
+from torch import Tensor
 
 from cryoeq.config.loading import with_current_keys
 from cryoeq.config.reconstruct import ReconstructConfig
@@ -24,6 +26,24 @@ class _InputFile(BaseModel):
     path: str
 
 
+class _Class(BaseModel):
+    number: int
+    particles: int
+    share: float
+    symmetry: str = "C1"
+    reproduced: float | None = None
+    nonspherical_share: float | None = None
+    nonspherical_resolution_angstrom: float | None = None
+    unexplained_share: float | None = None
+    explained_signal_share: float | None = None
+
+
+class _Results(BaseModel):
+    classes: list[_Class] | None = None
+    class_agreement: float | None = None
+    class_moves: list[list[int]] | None = None
+
+
 class _Record(BaseModel):
     """What the readers of ``job.json`` rely on; it holds more."""
 
@@ -32,7 +52,7 @@ class _Record(BaseModel):
     settings: dict[str, Any]
     command: list[str] = []
     inputs: list[_InputFile] = []
-    results: dict[str, Any] = {}
+    results: _Results = _Results()
     notes: list[_Note] = []
     resumed: list[str] = []
 
@@ -104,7 +124,14 @@ def _require_sound(model: type[BaseModel], record: Mapping[str, Any], run: RunFo
 
 
 def open_particles(
-    job: Mapping[str, Any], datadir: Path | None, *, count: int, box_size_px: int, max_box_px: int, cache_bytes: int = 0
+    job: Mapping[str, Any],
+    datadir: Path | None,
+    *,
+    count: int,
+    box_size_px: int,
+    max_box_px: int,
+    cache_bytes: int = 0,
+    rows: Int[Tensor, " rows"] | None = None,
 ) -> tuple[ParticleStack, ParticleDataset]:
     """The stack of a run, read with the settings of the run.
 
@@ -115,6 +142,7 @@ def open_particles(
         box_size_px: box of the particles in the run.
         max_box_px: size to which larger boxes are cropped in Fourier space.
         cache_bytes: maximum size of the cropped stack that is kept in memory.
+        rows: rows of the particles to open, as of one class; None for all.
 
     Raises:
         ParticleFileError: the stack was moved or changed since.
@@ -132,6 +160,7 @@ def open_particles(
             found, f"The results of the run (run_data.star, run_class001.mrc) are of {count} of {box_size_px} px"
         )
     working_box_px = min(max_box_px, box)
+    stack = stack if rows is None else stack.rows(rows)
     return stack, ParticleDataset.open(
         stack, working_box_px=working_box_px, sign=CONTRAST_SIGNS[settings["contrast"]], cache_bytes=cache_bytes,
         particle_diameter_angstrom=settings.get("particle_diameter_angstrom"),

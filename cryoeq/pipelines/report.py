@@ -1,8 +1,7 @@
 """``cryoeq report``: verdict and contents of a run folder on one page."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +9,21 @@ import torch
 
 from cryoeq.config.report import ReportConfig
 from cryoeq.domain.events import Event, Note, Report
-from cryoeq.domain.pose import Poses
-from cryoeq.domain.volume import HalfMaps, Volume
-from cryoeq.errors import CryoEqError, MapFileError
-from cryoeq.evaluation.orientations import OrientationSummary, summarise_orientations
+from cryoeq.errors import CryoEqError
+from cryoeq.evaluation.class_verdict import judge_class, judge_classes
 from cryoeq.evaluation.particle_fit import fit_particles
-from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves, require_mask
-from cryoeq.evaluation.verdict import RunFacts, judge_run
-from cryoeq.io.euler import rotations_from_euler_deg
-from cryoeq.io.labels import IMAGE_NAME, MAX_PROBABILITY
-from cryoeq.io.mrc import read_map
-from cryoeq.io.particles import star_ctf, star_euler_deg, star_poses
+from cryoeq.evaluation.verdict import judge_run
+from cryoeq.io.labels import IMAGE_NAME
+from cryoeq.io.particles import star_poses
 from cryoeq.io.star import StarTable, read_star
 from cryoeq.outputs.progress_file import read_progress
-from cryoeq.outputs.report import ComparedParticles, RunContents, write_report
+from cryoeq.outputs.report import write_report
+from cryoeq.outputs.report_contents import ComparedParticles, RunContents
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.reconstruct.event_log import PROGRESS_FILE
-from cryoeq.pipelines.reconstruct.half_map_resolution import HalfMapResolution, compare_half_maps
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruction_run import open_particles, read_reconstruction_job
+from cryoeq.pipelines.run_classes import ClassOfRun, read_class
 
 _SOURCES = {"search": "search", "hybrid": "search and encoder", "amortized": "encoder", "known": "star file"}
 _COMPARED_PX = 64  # box in which particles are compared with their predictions
@@ -49,8 +44,8 @@ def report(config: ReportConfig) -> Iterator[Event]:
     """
     path = config.output or config.run / "report.html"
     contents = read_run(config.run, config.datadir)
-    if isinstance(contents.particles, str):
-        yield Note(contents.particles, "warning")
+    missing = [each.particles for each in contents.classes if isinstance(each.particles, str)]
+    yield from (Note(text, "warning") for text in dict.fromkeys(missing))
     write_report(path, contents)
     megabytes = path.stat().st_size / 1e6
     rows = {"verdict": contents.verdict.summary, "file": f"{path} ({megabytes:.1f} MB)"}
@@ -66,55 +61,29 @@ def read_run(folder: Path, datadir: Path | None = None) -> RunContents:
     """
     run = RunFolder(folder)
     job = read_reconstruction_job(run, "Give the folder that cryoeq reconstruct -o made; in a demo it is map/")
-    volume, star = _read_map(run, "run_class001.mrc"), _read_poses(run)
-    resolved = _read_halves(run, job, star)
-    curves = None if resolved is None else resolved.curves
-    views = _summarise_views(job, star)
-    facts = _facts(job, volume, curves, star, views)
-    poses = None if star is None else star_poses(star)
+    metrics = ReconstructionMetrics.from_json(job.get("results", {}))
+    star, n_classes = _read_poses(run), metrics.n_classes
+    classes = [read_class(run, job, star, number) for number in range(1, n_classes + 1)]
+    if n_classes == 1:
+        verdict, rows = judge_run(classes[0].facts), [dict[str, str]()]
+    else:
+        facts = [each.class_facts for each in classes]
+        verdicts = [judge_class(each) for each in facts]
+        verdict = judge_classes(facts, verdicts)
+        rows = [each.row(its_own) for each, its_own in zip(classes, verdicts, strict=True)]
+    compared = _compare_particles(job, classes, star, datadir)
     return RunContents(
         name=folder.resolve().name,
         job=job,
-        verdict=judge_run(facts),
-        facts=_key_metrics(job, facts, volume, star, resolved) | _view_metrics(views),
-        volume=volume,
-        postprocessed=_read_surface(run, resolved),
-        curves=curves,
-        ctf_power=None if resolved is None else resolved.ctf_power,
-        dips=() if resolved is None else resolved.dips,
-        poses=poses,
+        verdict=verdict,
+        facts=_key_metrics(job, classes, star, metrics),
+        classes=[each.contents(row, of_it) for each, row, of_it in zip(classes, rows, compared, strict=True)],
         progress=read_progress(run.path(PROGRESS_FILE)),
         notes=run.notes(),
-        particles=_compare_particles(job, volume, poses, _limit_angstrom(facts), datadir),
+        junk={each.number: each.junk for each in classes if each.junk is not None},
+        class_moves=metrics.class_moves,
+        class_agreement=metrics.class_agreement,
     )
-
-
-def _read_map(run: RunFolder, name: str) -> Volume | None:
-    path = run.path(name)
-    return read_map(path) if path.is_file() else None
-
-
-def _read_halves(run: RunFolder, job: Mapping[str, Any], star: StarTable | None) -> HalfMapResolution | None:
-    """Agreement of the half maps, within the mask of the run; None where they are not there."""
-    first, second = (_read_map(run, f"run_half{half}_class001_unfil.mrc") for half in (1, 2))
-    if first is None or second is None:
-        return None
-    ctf = star_ctf(star) if star is not None and job["settings"]["input"]["with_ctf"] else None
-    mask = _read_map(run, "run_mask.mrc")
-    if mask is not None:
-        require_mask(mask, first, name=str(run.path("run_mask.mrc")))
-    return compare_half_maps(HalfMaps(first, second), mask, ctf)
-
-
-def _read_surface(run: RunFolder, resolved: HalfMapResolution | None) -> Volume | None:
-    """The post-processed map within the mask of the run; None for runs without."""
-    postprocessed = _read_map(run, "run_postprocess.mrc")
-    if postprocessed is None or resolved is None or resolved.mask is None:
-        return None
-    if (n := postprocessed.box_size_px) != resolved.mask.box_size_px:
-        found = f"{run.path('run_postprocess.mrc')} has a box of {n} px, the half maps {resolved.mask.box_size_px} px"
-        raise MapFileError(found, "Expected the files of one run", "Restore the file, or remove it")
-    return replace(postprocessed, values=postprocessed.values * resolved.mask.values)
 
 
 def _read_poses(run: RunFolder) -> StarTable | None:
@@ -122,102 +91,63 @@ def _read_poses(run: RunFolder) -> StarTable | None:
     return read_star(path) if path.is_file() else None
 
 
-def _summarise_views(job: Mapping[str, Any], star: StarTable | None) -> OrientationSummary | None:
-    if star is None:
-        return None
-    euler = star_euler_deg(star)
-    symmetry, generator = job["settings"]["search"]["symmetry"], torch.Generator().manual_seed(0)
-    rotations = rotations_from_euler_deg(euler)
-    return summarise_orientations(rotations, euler[:, 2].deg2rad(), symmetry=symmetry, generator=generator)
-
-
-def _view_metrics(views: OrientationSummary | None) -> dict[str, str]:
-    return {} if views is None else {"Views: E_od, SCF*": f"{views.efficiency:.2f}, {views.scf_star:.2f}"}
-
-
-def _facts(
-    job: Mapping[str, Any],
-    volume: Volume | None,
-    curves: FscCurves | None,
-    star: StarTable | None,
-    views: OrientationSummary | None,
-) -> RunFacts:
-    settings = job["settings"]
-    side = 0.0 if volume is None else volume.box_size_px * volume.pixel_size_angstrom
-    is_searched = settings["pose_inference"] in {"search", "hybrid"}
-    metrics = ReconstructionMetrics.from_json(job.get("results", {}))
-    has_probabilities = star is not None and MAX_PROBABILITY in star.particles
-    return RunFacts(
-        status=job["status"],
-        error=job.get("results", {}).get("error"),
-        pose_inference=settings["pose_inference"],
-        starts=settings["search"]["multi_start"]["min"],
-        side_angstrom=side,
-        resolution_angstrom=None if curves is None else curves.resolutions_angstrom(HALF_MAP_THRESHOLD)["unmasked"],
-        shared_angstrom=side / max(settings["search"]["consensus"]["shells"]) if is_searched else None,
-        probabilities=star.floats(MAX_PROBABILITY).tolist() if star is not None and has_probabilities else None,
-        warnings=[note["text"] for note in job.get("notes", []) if note["level"] == "warning"],
-        scf_star=None if views is None else views.scf_star,
-        dependent_halves=metrics.dependent_halves,
-        nonspherical_share=metrics.nonspherical_share,
-        nonspherical_angstrom=metrics.nonspherical_resolution_angstrom,
-        unexplained_share=metrics.unexplained_share,
-        explained_signal=metrics.explained_signal_share,
-        wrong_optimum_share=metrics.wrong_optimum_share,
-        symmetry=settings["search"]["symmetry"],
-        apparent_symmetry=metrics.apparent_symmetry,
-    )
-
-
 def _key_metrics(
-    job: Mapping[str, Any],
-    facts: RunFacts,
-    volume: Volume | None,
-    star: StarTable | None,
-    resolved: HalfMapResolution | None,
+    job: Mapping[str, Any], classes: Sequence[ClassOfRun], star: StarTable | None, metrics: ReconstructionMetrics
 ) -> dict[str, str]:
-    resolution, seconds = facts.resolution_angstrom, job.get("results", {}).get("seconds")
-    symmetry = job["settings"]["search"]["symmetry"]
-    metrics = {"Poses from": _SOURCES.get(facts.pose_inference, facts.pose_inference)}
+    seconds, source = job.get("results", {}).get("seconds"), job["settings"]["pose_inference"]
+    symmetry, first = job["settings"]["search"]["symmetry"], classes[0]
+    found = {"Poses from": _SOURCES.get(source, source)}
     if star is not None:
-        metrics["Particles"] = f"{len(star):,}"
-    if volume is not None:
-        metrics["Box and pixel"] = f"{volume.box_size_px} px, {volume.pixel_size_angstrom:.4g} Å"
-    if resolution is not None:
-        metrics["Half maps, unmasked"] = f"{resolution:.1f} Å" if math.isfinite(resolution) else "no resolution"
-    corrected = None if resolved is None else resolved.resolution_angstrom("corrected")
-    if corrected is not None:
-        metrics["Half maps, corrected for the mask"] = f"{corrected:.1f} Å"
-    if symmetry != "C1":
-        metrics["Symmetry"] = symmetry
-    if facts.apparent_symmetry is not None:
-        metrics["Looks like"] = facts.apparent_symmetry
+        found["Particles"] = f"{len(star):,}"
+    if first.volume is not None:
+        found["Box and pixel"] = f"{first.volume.box_size_px} px, {first.volume.pixel_size_angstrom:.4g} Å"
+    found |= _facts_of_one(first, symmetry) if len(classes) == 1 else _facts_of_several(metrics)
     if seconds is not None:
-        metrics["Time"] = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
-    return metrics
+        found["Time"] = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+    return found | (first.view_facts() if len(classes) == 1 else {})
+
+
+def _facts_of_one(whole: ClassOfRun, symmetry: str) -> dict[str, str]:
+    found = whole.resolution_facts()
+    if symmetry != "C1":
+        found["Symmetry"] = symmetry
+    if whole.facts.apparent_symmetry is not None:
+        found["Looks like"] = whole.facts.apparent_symmetry
+    return found
+
+
+def _facts_of_several(metrics: ReconstructionMetrics) -> dict[str, str]:
+    agreement = metrics.class_agreement
+    found = {"Classes": f"{metrics.n_classes}"}
+    return found if agreement is None else found | {"Classes of two starts agree": f"{agreement:.2f}"}
 
 
 def _compare_particles(
-    job: Mapping[str, Any], volume: Volume | None, poses: Poses | None, limit_angstrom: float, datadir: Path | None
-) -> ComparedParticles | str:
-    """A sample of the particles beside their predictions, or the reason why there is none."""
-    if volume is None or poses is None:
-        return "The run left no map with poses with which particles could be compared."
+    job: Mapping[str, Any], classes: Sequence[ClassOfRun], star: StarTable | None, datadir: Path | None
+) -> list[ComparedParticles | str]:
+    """Of each class a sample of its particles beside their predictions, or the reason why there is none."""
+    volumes = [each.volume for each in classes if each.volume is not None]
+    if not volumes or star is None:
+        return ["The run left no map with poses with which particles could be compared."] * len(classes)
+    poses, box = star_poses(star), volumes[0].box_size_px
     try:
-        stack, dataset = open_particles(
-            job, datadir, count=len(poses), box_size_px=volume.box_size_px, max_box_px=_COMPARED_PX
-        )
-        box = volume.box_size_px
-        count = min(len(poses), max(_MIN_SAMPLE, _SAMPLE_PX // box**2))
-        rows = torch.linspace(0, len(poses) - 1, count, dtype=torch.float64).round().long()
-        fits = fit_particles(dataset, poses, volume, rows, resolution_angstrom=limit_angstrom)
+        stack, dataset = open_particles(job, datadir, count=len(poses), box_size_px=box, max_box_px=_COMPARED_PX)
+        names, compared = stack.star.particles[IMAGE_NAME], list[ComparedParticles | str]()
+        for each in classes:
+            if each.volume is None or not len(each.rows):
+                compared.append("The class has no map or no particles.")
+                continue
+            count = min(len(each.rows), max(_MIN_SAMPLE, _SAMPLE_PX // box**2 // len(classes)))
+            rows = each.rows[torch.linspace(0, len(each.rows) - 1, count, dtype=torch.float64).round().long()]
+            limit = _limit_angstrom(each)
+            fits = fit_particles(dataset, poses, each.volume, rows, resolution_angstrom=limit)
+            compared.append(ComparedParticles(fits, len(each.rows), names[rows.numpy()].tolist(), limit))
     except CryoEqError as error:
-        return f"Particle images cannot be shown: not found, or changed. {error}"
-    names = stack.star.particles[IMAGE_NAME][rows.numpy()].tolist()
-    return ComparedParticles(fits, len(poses), names, limit_angstrom)
+        return [f"Particle images cannot be shown: not found, or changed. {error}"] * len(classes)
+    return compared
 
 
-def _limit_angstrom(facts: RunFacts) -> float:
+def _limit_angstrom(of_class: ClassOfRun) -> float:
     """Twice the resolution of the half maps, a quarter of the box at most; that without half maps."""
-    coarsest, agreed = facts.side_angstrom / _MIN_SHELL, facts.resolution_angstrom
-    return coarsest if agreed is None else min(coarsest, 2 * agreed)
+    coarsest, agreed = of_class.facts.side_angstrom / _MIN_SHELL, of_class.facts.resolution_angstrom
+    return coarsest if agreed is None or not math.isfinite(agreed) else min(coarsest, 2 * agreed)

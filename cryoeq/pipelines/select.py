@@ -19,11 +19,13 @@ from cryoeq.io.image_places import record_beside
 from cryoeq.io.images import image_keys
 from cryoeq.io.labels import CLASS_NUMBER, HALF_SET, IMAGE_NAME, JUNK_PROBABILITY
 from cryoeq.io.particle_figures import particle_figure
-from cryoeq.io.particles import read_table, star_half_set, star_poses, write_particle_star
+from cryoeq.io.particles import read_table, star_half_set, star_junk_probability, star_poses, write_particle_star
 from cryoeq.io.star import StarTable, read_star
 from cryoeq.io.star_text import copy_rows
 from cryoeq.io.text import read_json, write_json
 from cryoeq.outputs.run_folder import RunFolder
+from cryoeq.pipelines.class_choice import rows_of_one_frame
+from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 
 Mask = Bool[Tensor, " particles"]
 _COMMAND = "cryoeq select"
@@ -137,18 +139,20 @@ def _open(config: SelectConfig) -> _Source:
         found = f"{path} holds no {star.name}"
         raise ParticleFileError(found, "Expected the folder of a run that is done", "Give a star file or a .cs")
     cs, is_asked = path / "run_data.cs", config.balance_views and config.symmetry is None
-    symmetry = _symmetry_of(RunFolder(path)) if is_asked else "C1"
+    symmetry = _symmetry_of(RunFolder(path), config.classes or ()) if is_asked else "C1"
     return _Source(read_star(star), star, cs if cs.is_file() else None, symmetry=symmetry)
 
 
-def _symmetry_of(run: RunFolder) -> str:
-    """Point group of a run; C1 where it has no record."""
+def _symmetry_of(run: RunFolder, chosen: tuple[int, ...]) -> str:
+    """Point group of a run, or of its one class that is chosen; C1 where it has no record."""
     from cryoeq.pipelines.reconstruction_run import read_reconstruction_job  # not above, because of scipy
 
     if not run.path("job.json").is_file():
         return "C1"
-    symmetry: str = read_reconstruction_job(run, "Name the point group by --sym")["settings"]["search"]["symmetry"]
-    return symmetry
+    job = read_reconstruction_job(run, "Name the point group by --sym")
+    classes = ReconstructionMetrics.from_json(job.get("results", {})).classes or ()
+    symmetry: str = job["settings"]["search"]["symmetry"]
+    return next((each.symmetry for each in classes if (each.number,) == chosen), symmetry)
 
 
 def _conditions(config: SelectConfig, source: _Source) -> Iterator[_Condition]:
@@ -171,7 +175,7 @@ def _conditions(config: SelectConfig, source: _Source) -> Iterator[_Condition]:
         share = config.keep
         yield _Condition(f"--keep {share:g}", lambda _, rows: _best(config, source, rows, share))
     if config.balance_views:
-        yield _Condition("--balance-views", lambda table, rows: _balanced(config, source.symmetry, table, rows))
+        yield _Condition("--balance-views", lambda _, rows: _balanced(config, source, rows))
 
 
 def _of_classes(table: StarTable, rows: Int[Tensor, " rows"], classes: tuple[int, ...]) -> _Choice:
@@ -194,11 +198,7 @@ def _of_half(table: StarTable, rows: Int[Tensor, " rows"], half: int) -> _Choice
 
 
 def _no_junk(table: StarTable, rows: Int[Tensor, " rows"], below: float) -> _Choice:
-    probability = table.floats(JUNK_PROBABILITY, advice=_NO_JUNK)
-    if (bad := np.flatnonzero((probability < 0) | (probability > 1))).size:
-        found = f"{table.where}, row {bad[0] + 1}: {JUNK_PROBABILITY} is {probability[bad[0]]:g}"
-        raise ParticleFileError(found, "A probability of 0 to 1 was expected", "Correct the value")
-    values = torch.from_numpy(probability)[rows]
+    values = star_junk_probability(table, advice=_NO_JUNK)[rows]
     found = f"{JUNK_PROBABILITY} is {float(values.min()):g} or more"
     return _Choice(values < below, JUNK_PROBABILITY, found)
 
@@ -228,10 +228,11 @@ def _best(config: SelectConfig, source: _Source, rows: Int[Tensor, " rows"], sha
     return _Choice(is_kept, f"{figure.name}, {figure.better} first", notes=(note,) if equal else ())
 
 
-def _balanced(config: SelectConfig, symmetry: str, table: StarTable, rows: Int[Tensor, " rows"]) -> _Choice:
-    symmetry = config.symmetry or symmetry
+def _balanced(config: SelectConfig, source: _Source, rows: Int[Tensor, " rows"]) -> _Choice:
+    symmetry, left = config.symmetry or source.symmetry, source.table.rows(rows.tolist())
+    rows_of_one_frame(left, source.path, None)
     balance = balance_views(
-        star_poses(table).rotations[rows],
+        star_poses(left).rotations,
         symmetry=symmetry,
         healpix_order=config.healpix_order,
         percentile=config.balance_percentile,

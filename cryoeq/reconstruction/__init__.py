@@ -45,6 +45,15 @@ The whole::
     final iteration: all particles against the mean map                              half_set_refinement
     final poses: local refinement to the last shell, and global re-alignment         global_realignment
 
+Several structures (``--classes``)::
+
+    repeat                                                                           classification
+        initial models of all classes, from noise, and images of noise alone         initial_model
+        joint refinement: one posterior over class and pose                          class_refinement
+    until another random start reproduces the partition
+    assign each particle by the maps of the other half set                           class_assignment
+    each class alone from "split" on                                                 half_set_refinement
+
 T, O and I are imposed from the first map on, on their axes, and so are other groups where the map without symmetry is
 no more than round. Half maps for the FSC come from the two half sets alone. Where poses are given, ``known_poses``
 makes the maps at once.

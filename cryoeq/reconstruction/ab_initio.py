@@ -58,7 +58,7 @@ def reconstruct_ab_initio(
             if settings.symmetry == "C1":
                 return state
             if not found.is_round:
-                return (yield from _rotate_to_axes(state, settings))
+                return (yield from rotate_to_axes(state, settings))
         yield Note(
             f"Without symmetry no more than a round map was found: {settings.symmetry} is imposed from the start."
         )
@@ -127,8 +127,13 @@ def _shared_part(state: RefinementState, settings: AbInitioSettings) -> Refineme
     return replace(state, reference=ConsensusMap(low_pass(state.reference.mean, shell)), radius=shell)
 
 
-def _rotate_to_axes(state: RefinementState, settings: AbInitioSettings) -> Generator[Event, None, RefinementState]:
-    """Rotate the map to the axes of its point group and average it over the group; offsets follow the new centre."""
+def rotate_to_axes(state: RefinementState, settings: AbInitioSettings) -> Generator[Event, None, RefinementState]:
+    """Rotate the map to the axes of its point group and average it over the group; offsets follow the new centre.
+
+    Args:
+        state: state with one reference, made without symmetry.
+        settings: settings with the point group.
+    """
     name, pixel = settings.symmetry, settings.pixel_size_angstrom
     volume, poses = Volume(state.reference.mean.cpu(), pixel), state.poses
     fit = find_symmetry(volume, name)

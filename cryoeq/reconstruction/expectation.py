@@ -1,5 +1,6 @@
 """E-step: posterior of each particle over a grid of poses and a few offsets."""
 
+import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
@@ -18,6 +19,48 @@ from cryoeq.runtime.batching import in_parallel, numbers_at_a_time
 LOG_LIKELIHOODS_ON_CPU = 2**21
 # Exponentials below this are as good as 0; smaller ones become denormal numbers, which take 20 times as long.
 _MIN_LOG_WEIGHT = -60.0
+_LEAST_SHARE = 1e-6  # of a class, before its logarithm
+
+
+@dataclass(frozen=True)
+class BestPoses(ParticleRows):
+    """The most probable pose of each particle under each map.
+
+    Args:
+        rotations: RELION's matrices A.
+        shifts_px: offsets.
+        log_likelihood: of these poses, with the prior of offset and map.
+    """
+
+    rotations: Float[Tensor, "particles classes 3 3"]
+    shifts_px: Float[Tensor, "particles classes 2"]
+    log_likelihood: Float[Tensor, "particles classes"]
+
+    @classmethod
+    def unknown(cls, count: int, n_classes: int, device: torch.device) -> "BestPoses":
+        """No pose is known yet."""
+        rotations = torch.eye(3, device=device).expand(count, n_classes, 3, 3).contiguous()
+        shifts, scores = (torch.zeros(count, n_classes, *shape, device=device) for shape in ((2,), ()))
+        return cls(rotations, shifts, scores)
+
+    def better_of(self, other: "BestPoses") -> "BestPoses":
+        """Of each particle under each map, the pose of the higher log-likelihood; these, where they are equal."""
+        is_better = other.log_likelihood > self.log_likelihood
+        return BestPoses(
+            torch.where(is_better[..., None, None], other.rotations, self.rotations),
+            torch.where(is_better[..., None], other.shifts_px, self.shifts_px),
+            torch.where(is_better, other.log_likelihood, self.log_likelihood),
+        )
+
+    def poses_of(self, of_class: Int[Tensor, " particles"], box_size_px: int) -> PoseSet:
+        """The pose of each particle under one map.
+
+        Args:
+            of_class: index of the map for each particle.
+            box_size_px: side of the box in whose pixels the offsets are.
+        """
+        particle = torch.arange(len(of_class), device=of_class.device)
+        return PoseSet(self.rotations[particle, of_class], self.shifts_px[particle, of_class], box_size_px)
 
 
 @dataclass(frozen=True)
@@ -29,18 +72,23 @@ class Posterior(ParticleRows):
         mean_shifts_px: posterior mean of the offset.
         confidence: probability of the most probable pose of the grid (rlnMaxValueProbDistribution).
         log_evidence: log of the mean likelihood over the grid (log marginal likelihood), up to a constant of the image.
+        class_probability: probability of each map; what is missing to 1 is that of noise alone.
+        best: the most probable pose under each map.
     """
 
     poses: PoseSet
     mean_shifts_px: Float[Tensor, "particles 2"]
     confidence: Float[Tensor, " particles"]
     log_evidence: Float[Tensor, " particles"]
+    class_probability: Float[Tensor, "particles classes"]
+    best: BestPoses
 
     @classmethod
-    def empty(cls, box_size_px: int, device: torch.device) -> "Posterior":
+    def empty(cls, box_size_px: int, device: torch.device, n_classes: int = 1) -> "Posterior":
         """The posterior of no particle."""
-        numbers = torch.zeros(0, device=device)
-        return cls(PoseSet.identity(0, box_size_px, device), torch.zeros(0, 2, device=device), numbers, numbers)
+        numbers, pairs = torch.zeros(0, device=device), torch.zeros(0, 2, device=device)
+        poses, best = PoseSet.identity(0, box_size_px, device), BestPoses.unknown(0, n_classes, device)
+        return cls(poses, pairs, numbers, numbers, torch.zeros(0, n_classes, device=device), best)
 
 
 @dataclass(frozen=True)
@@ -64,6 +112,8 @@ def expectation_step(
     shift_sigma_px: float,
     rows: Int[Tensor, " rows"] | None = None,
     temperature: float = 1.0,
+    class_shares: Float[Tensor, " classes"] | None = None,
+    null_share: float = 0.0,
     progress: Callable[[int], Event] | None = None,
 ) -> Generator[Event, None, EStepResult]:
     """Posterior of each particle, in small batches; an event after each but the last.
@@ -75,19 +125,28 @@ def expectation_step(
         shift_sigma_px: standard deviation of the normal prior of offsets, per axis; 0 for a flat prior.
         rows: particles that take part, copied a batch at a time only; None for all.
         temperature: divisor of the log-likelihood; 1 gives the posterior, more keeps an early map from deciding.
+        class_shares: prior probability of each map of the likelihood; None where all are alike.
+        null_share: prior probability that an image shows none of the maps, but noise alone.
         progress: the event after a number of particles.
     """
     rows = torch.arange(len(particles), device=offsets_px.device) if rows is None else rows
     if len(rows) == 0:  # another process's
-        return EStepResult(likelihood.no_images(), Posterior.empty(particles.plane.box_size_px, particles.device))
+        nothing = Posterior.empty(particles.plane.box_size_px, particles.device, likelihood.n_maps)
+        return EStepResult(likelihood.no_images(), nothing)
     count, size = offsets_px.shape[1], numbers_at_a_time(particles.device, LOG_LIKELIHOODS_ON_CPU)
-    hypotheses = len(likelihood.grid.inplane_rad) * 2 * len(likelihood.grid.views)
+    hypotheses = len(likelihood.grid.inplane_rad) * 2 * len(likelihood.grid.views) * likelihood.n_maps
 
     def summarise(batch: Int[Tensor, " batch"]) -> tuple[LikelihoodTerms, Posterior]:
         offsets = offsets_px[batch]
         terms = particles.rows(rows[batch]).at_offsets(offsets, likelihood.harmonics)
         prior = -0.5 * offsets.square().sum(-1) / shift_sigma_px**2 if shift_sigma_px > 0 else None
-        weights, normaliser, posterior = _normalise(likelihood, terms, offsets, prior, temperature)
+        log_likelihoods = likelihood.log_likelihoods(terms)
+        if class_shares is not None:
+            of_class = log_likelihoods.view(len(log_likelihoods), 2, likelihood.n_maps, -1)
+            of_class += class_log_prior(class_shares)[:, None]
+        weights, normaliser, posterior = _normalise(
+            likelihood, log_likelihoods, offsets, prior, temperature, null_share
+        )
         return likelihood.sum_images(weights, terms.scaled(normaliser)), posterior
 
     batches = torch.arange(len(rows), device=offsets_px.device).split(max(1, size // (hypotheses * count)))
@@ -102,37 +161,82 @@ def expectation_step(
     return EStepResult(sums, Posterior.cat(posteriors))
 
 
+def class_log_prior(shares: Float[Tensor, " classes"]) -> Float[Tensor, " classes"]:
+    """What the log-likelihoods of each class's poses gain by the prior, so that their mean is the evidence."""
+    return (shares * len(shares)).clamp(min=_LEAST_SHARE).log()
+
+
 def _normalise(
     likelihood: PoseLikelihood,
-    terms: LikelihoodTerms,
+    weights: Float[Tensor, "angles hypotheses rows"],
     offsets_px: Float[Tensor, "particles offsets 2"],
     log_prior: Float[Tensor, "particles offsets"] | None,
     temperature: float,
+    null_share: float,
 ) -> tuple[Float[Tensor, "angles hypotheses rows"], Float[Tensor, " rows"], Posterior]:
     """Unnormalised posterior, the factor that normalises each of its rows, and its summary."""
     count, n_offsets = offsets_px.shape[:2]
-    weights = likelihood.log_likelihoods(terms)
     if log_prior is not None:
         weights += log_prior.reshape(-1)
-    by_row, hypothesis = weights.amax(0).max(0)
-    highest, offset = by_row.view(count, n_offsets).max(1)
-    particle = torch.arange(count, device=offset.device)
-    row = particle * n_offsets + offset
-    angle = weights[:, hypothesis[row], row].argmax(0)
+    best = _best_of_each_class(weights, likelihood, offsets_px)
+    highest, of_class = best.log_likelihood.max(1)
     weights.sub_(highest.repeat_interleave(n_offsets))
     if temperature != 1.0:
         weights.div_(temperature)
     row_sums = weights.clamp_(min=_MIN_LOG_WEIGHT).exp_().sum((0, 1)).view(count, n_offsets)
-    normaliser = row_sums.sum(1, keepdim=True).reciprocal()
-    rotations = likelihood.grid.rotations(angle, hypothesis[row])
-    box_size_px = likelihood.harmonics.plane.box_size_px
+    sums, poses = row_sums.sum(1, keepdim=True), weights[..., 0].numel()
+    if null_share > 0:
+        # The likelihood of noise alone is 1, as that of a map that is 0.
+        of_noise = -highest[:, None] if log_prior is None else log_prior - highest[:, None]
+        of_noise = (of_noise + math.log(null_share)).div(temperature).clamp(min=_MIN_LOG_WEIGHT).exp()
+        sums = sums + poses * (of_noise if log_prior is not None else of_noise.expand(-1, n_offsets)).sum(
+            1, keepdim=True
+        )
+    normaliser = sums.reciprocal()
     posterior = Posterior(
-        poses=PoseSet(rotations, offsets_px[particle, offset], box_size_px),
+        poses=best.poses_of(of_class, likelihood.harmonics.plane.box_size_px),
         mean_shifts_px=(row_sums * normaliser)[:, None].matmul(offsets_px)[:, 0],
         confidence=normaliser[:, 0],
-        log_evidence=highest - (normaliser[:, 0] * weights[..., 0].numel()).log(),
+        log_evidence=highest - (normaliser[:, 0] * poses).log(),
+        class_probability=_class_sums(weights, row_sums, likelihood) * normaliser,
+        best=best,
     )
     return weights, normaliser.expand(count, n_offsets).reshape(-1), posterior
+
+
+def _best_of_each_class(
+    scores: Float[Tensor, "angles hypotheses rows"],
+    likelihood: PoseLikelihood,
+    offsets_px: Float[Tensor, "particles offsets 2"],
+) -> BestPoses:
+    """The pose of the highest score under each map."""
+    (count, n_offsets), n_maps = offsets_px.shape[:2], likelihood.n_maps
+    views = scores.shape[1] // (2 * n_maps)
+    of_map = scores.amax(0).view(2, n_maps, views, -1).transpose(0, 1).reshape(n_maps, 2 * views, -1)
+    by_row, hypothesis = of_map.max(1)
+    highest, offset = by_row.view(n_maps, count, n_offsets).max(2)
+    particle = torch.arange(count, device=offset.device)
+    row = particle * n_offsets + offset
+    hypothesis = hypothesis.gather(1, row)
+    view, is_mirrored = hypothesis % views, hypothesis >= views
+    number = torch.arange(n_maps, device=offset.device)[:, None]
+    angle = scores[:, (is_mirrored * n_maps + number) * views + view, row].argmax(0)
+    rotations = likelihood.grid.rotations_of(angle.flatten(), view.flatten(), is_mirrored.flatten())
+    return BestPoses(
+        rotations.view(n_maps, count, 3, 3).transpose(0, 1), offsets_px[particle, offset].transpose(0, 1), highest.T
+    )
+
+
+def _class_sums(
+    weights: Float[Tensor, "angles hypotheses rows"],
+    row_sums: Float[Tensor, "particles offsets"],
+    likelihood: PoseLikelihood,
+) -> Float[Tensor, "particles classes"]:
+    """Sums of the unnormalised posterior over offsets and all poses of each map."""
+    if likelihood.n_maps == 1:
+        return row_sums.sum(1, keepdim=True)
+    by_class = weights.sum(0).view(2, likelihood.n_maps, -1, *row_sums.shape)
+    return by_class.sum((0, 2, 4)).T
 
 
 def offset_step_px(box_size_px: int, radius: float, per_wavelength: float) -> float:

@@ -45,7 +45,7 @@ _CHUNK_POINTS = 2**20
 
 
 @dataclass(frozen=True)
-class _Iteration:
+class Iteration:
     """Stage and number of an iteration, for progress.
 
     Args:
@@ -108,7 +108,7 @@ def refine_consensus(
     references, shells = References(particles), settings.consensus_shells
     count = len(shells) + settings.max_extra_iterations
     for number, radius in enumerate(shells, 1):
-        iteration = _Iteration(CONSENSUS_STAGE, number, count)
+        iteration = Iteration(CONSENSUS_STAGE, number, count)
         state = yield from em_iteration(
             replace(state, radius=radius), references, settings, iteration, seed=seed, rows=rows
         )
@@ -116,7 +116,7 @@ def refine_consensus(
     for number in range(len(shells) + 1, count + 1):
         if waited == _PATIENCE:
             break
-        iteration = _Iteration(CONSENSUS_STAGE, number, count)
+        iteration = Iteration(CONSENSUS_STAGE, number, count)
         state = yield from em_iteration(state, references, settings, iteration, seed=seed, rows=rows)
         log_likelihood = float(state.particles.log_evidence[rows].mean())
         waited = 0 if log_likelihood > best + _TOLERANCE * abs(best) else waited + 1
@@ -151,7 +151,7 @@ def refine_half_sets(
     """
     state, references, count = state.split(), References(particles), settings.iterations
     for number in range(1, count + 1):
-        iteration = _Iteration(HALF_SETS_STAGE, number, count)
+        iteration = Iteration(HALF_SETS_STAGE, number, count)
         update_scales(state, references)
         state = yield from em_iteration(state, references, settings, iteration, seed=seed, sums_to_end=number == count)
     return state
@@ -168,7 +168,7 @@ def final_iteration(
         settings: settings of the refinement.
         seed: random seed of the run.
     """
-    iteration, references = _Iteration(FINAL_STAGE), References(particles)
+    iteration, references = Iteration(FINAL_STAGE), References(particles)
     update_scales(state, references)
     return (yield from em_iteration(state.merged(), references, settings, iteration, seed=seed, sums_to_end=True))
 
@@ -224,7 +224,7 @@ def em_iteration(
     state: RefinementState,
     references: References,
     settings: RefinementSettings,
-    iteration: _Iteration,
+    iteration: Iteration,
     *,
     seed: int,
     rows: Int[Tensor, " rows"] | None = None,

@@ -45,6 +45,8 @@ _MARCHED = 2 / 3  # fraction of the iterations after which the last shell is rea
 _STOCHASTIC = 0.8  # fraction of the iterations with random batches and a moving average
 _EMA_DECAY = 0.7  # weight of the previous sums in the moving average
 _PRIOR = 0.1  # of the mean weight: with less data than this a coefficient is damped
+# Of images without a particle, beside several classes: without such a prior empty images take a map of their own.
+NULL_SHARE = 0.2
 _INITIAL_SIGNAL = 0.02  # power of the random map, over the variance of the images
 _CENTRING_SHELL, _ROUND_CENTRING_SHELL = 3, 7  # with symmetry the offsets of a round particle are seen further out
 _FLIPPED = 2 / 3  # fraction of the iterations from which they are repeated with the opposite sign
@@ -66,6 +68,7 @@ class InitialModelSettings:
         shift_sigma_px: standard deviation of the offsets per axis, in pixels of the particles' box; 0 where centred.
         mask_radius: radius of the spherical mask, as a fraction of the box.
         symmetry: rotations of a point group that is imposed from the start, on its standard axes; None for C1.
+        n_classes: number of maps.
     """
 
     iterations: int
@@ -76,6 +79,7 @@ class InitialModelSettings:
     shift_sigma_px: float
     mask_radius: float
     symmetry: Float[Tensor, "order 3 3"] | None = None
+    n_classes: int = 1
 
     @property
     def first_flipped(self) -> int:
@@ -85,17 +89,22 @@ class InitialModelSettings:
 
 @dataclass(frozen=True)
 class InitialModel:
-    """A map at low resolution.
+    """A map of each class at low resolution.
 
     Args:
-        volume: the map, in a small box that just holds the last shell.
+        volumes: the maps, in a small box that just holds the last shell.
         shifts_px: offsets of the particles so far, in pixels of their box.
         log_evidence: mean log marginal likelihood in the last iteration; compares starts on the same particles.
     """
 
-    volume: Float[Tensor, "m m m"]
+    volumes: Float[Tensor, "classes m m m"]
     shifts_px: Float[Tensor, "particles 2"]
     log_evidence: float
+
+    @property
+    def volume(self) -> Float[Tensor, "m m m"]:
+        """The map of the first class."""
+        return self.volumes[0]
 
 
 def estimate_initial_model(
@@ -113,15 +122,16 @@ def estimate_initial_model(
     small = particles.within(settings.last_shell, n)
     mask = soft_sphere(n, settings.mask_radius * n, 2.0, small.device)
     generator = stream_generator(seed, Stream.INITIAL_MODEL, start)
-    volume = _random_map(small.total_variance, settings, mask, generator)
+    maps = [_random_map(small.total_variance, settings, mask, generator) for _ in range(settings.n_classes)]
     is_symmetric = settings.symmetry is not None
     centring_shell = min(_ROUND_CENTRING_SHELL if is_symmetric else _CENTRING_SHELL, settings.last_shell)
     sigma_px = settings.shift_sigma_px * n / full
     centring = centre_images(small.within(centring_shell, n), sigma_px)
     search = _StochasticSearch(small, settings, mask, seed, start, sigma_px, _MAX_STEP * centring.sigma_px)
-    model = yield from search.run(InitialModel(volume, centring.shifts_px, 0.0), generator)
+    model = yield from search.run(InitialModel(torch.stack(maps), centring.shifts_px, 0.0), generator)
     if is_symmetric:
-        flipped = replace(model, volume=model.volume - 2 * remove_round_part(model.volume))
+        volumes = torch.stack([volume - 2 * remove_round_part(volume) for volume in model.volumes])
+        flipped = replace(model, volumes=volumes)
         other = yield from search.run(flipped, generator, first=settings.first_flipped)
         model = max(model, other, key=lambda found: found.log_evidence)
     return replace(model, shifts_px=model.shifts_px * (full / n))
@@ -160,18 +170,22 @@ class _StochasticSearch:
             first: number of the first iteration.
         """
         settings, n = self.settings, self.particles.plane.box_size_px
-        sums = WienerBackprojection.empty(n, device=model.volume.device)
+        sums = [WienerBackprojection.empty(n, device=model.volumes.device) for _ in model.volumes]
         for iteration in range(first, settings.iterations):
             fraction = iteration / max(1, settings.iterations - 1)
             radius, is_stochastic = _radius(settings, fraction), fraction < _STOCHASTIC
             rows = _draw(len(self.particles), settings, self.seed, iteration if is_stochastic else None, self.start)
-            new, posterior = self._expectation(model, rows.to(model.volume.device), fraction, generator)
+            new, posterior = self._expectation(model, rows.to(model.volumes.device), fraction, generator)
             shifts = model.shifts_px
             if fraction >= _RECENTRING:
                 shifts = shifts.index_copy(0, rows.to(shifts.device), posterior.mean_shifts_px)
-            sums = WienerBackprojection(n, sums.padding, (_EMA_DECAY if is_stochastic else 0.0) * sums.sums + new)
-            volume = broadcast(low_pass(_maximize(sums, radius) * self.mask, radius))
-            model = InitialModel(volume, shifts, float(posterior.log_evidence.mean()))
+            decay = _EMA_DECAY if is_stochastic else 0.0
+            sums = [
+                WienerBackprojection(n, old.padding, decay * old.sums + more)
+                for old, more in zip(sums, new, strict=True)
+            ]
+            maps = [broadcast(low_pass(_maximize(of_class, radius) * self.mask, radius)) for of_class in sums]
+            model = InitialModel(torch.stack(maps), shifts, float(posterior.log_evidence.mean()))
             before = settings.iterations - first if first else 0  # iterations of the map that was not flipped
             done = (before + iteration + 1, 2 * settings.iterations - settings.first_flipped)
             yield Progress(STAGE, *done, {"log_likelihood": model.log_evidence}, done)
@@ -179,23 +193,31 @@ class _StochasticSearch:
 
     def _expectation(
         self, model: InitialModel, rows: Int[Tensor, " rows"], fraction: float, generator: torch.Generator
-    ) -> tuple[Float[Tensor, "3 m m m"], Posterior]:
-        """Sums over some particles, and their posterior."""
+    ) -> tuple[list[Float[Tensor, "3 m m m"]], Posterior]:
+        """Sums over some particles for the map of each class, and their posterior."""
         settings, n = self.settings, self.particles.plane.box_size_px
         radius = _radius(settings, fraction)
         local_rows = shard(torch.arange(len(rows), device=rows.device))
         subset = self.particles.rows(rows[local_rows]).within(radius, n)
         precision = shell_precision(self.particles.total_variance)
-        likelihood = _likelihood(model.volume, precision, radius, settings, generator)
+        likelihood = _likelihood(model.volumes, precision, radius, settings, generator)
         step_px = min(offset_step_px(n, radius, _OFFSETS_PER_WAVELENGTH), self.max_step_px)
         offsets = hexagonal_offsets(model.shifts_px[rows], step_px, settings.n_offsets, generator)
         temperature = max(1.0, _FIRST_TEMPERATURE * (1 - 2 * fraction))
         result = result_of(
             expectation_step(
-                subset, likelihood, offsets[local_rows], shift_sigma_px=self.sigma_px, temperature=temperature
+                subset,
+                likelihood,
+                offsets[local_rows],
+                shift_sigma_px=self.sigma_px,
+                temperature=temperature,
+                null_share=NULL_SHARE if settings.n_classes > 1 else 0.0,
             )
         )
-        sums = all_reduce(likelihood.insert(result.sums, 2 * n, settings.symmetry))
+        sums = [
+            all_reduce(likelihood.insert(likelihood.of_map(result.sums, number), 2 * n, settings.symmetry))
+            for number in range(likelihood.n_maps)
+        ]
         return sums, all_gather(result.posterior, local_rows, len(rows))
 
 
@@ -239,15 +261,15 @@ def _draw(
 
 
 def _likelihood(
-    volume: Float[Tensor, "n n n"],
+    volumes: Float[Tensor, "classes n n n"],
     precision: Float[Tensor, " shells"],
     radius: int,
     settings: InitialModelSettings,
     generator: torch.Generator,
 ) -> PoseLikelihood:
-    n, symmetry = volume.shape[-1], settings.symmetry
-    harmonics = disk_harmonics(n, radius, support_radius(settings.mask_radius, n), volume.device)
-    frame = random_rotations(1, generator, volume.device)[0]
+    n, device, symmetry = volumes.shape[-1], volumes.device, settings.symmetry
+    harmonics = disk_harmonics(n, radius, support_radius(settings.mask_radius, n), device)
+    frame = random_rotations(1, generator, device)[0]
     offset = 2 * math.pi * float(torch.rand(1, generator=generator))
     order, n_inplane = _HEALPIX_ORDER, _N_INPLANE
     if symmetry is not None:
@@ -255,4 +277,5 @@ def _likelihood(
         while 6 * 4**order < _MIN_VIEWS * len(symmetry):
             order += 1
     grid = PoseGrid.build(order, n_inplane, frame, offset, symmetry)
-    return PoseLikelihood.build(Reference.build(volume, precision[harmonics.plane.shells]), grid, harmonics)
+    references = [Reference.build(volume, precision[harmonics.plane.shells]) for volume in volumes]
+    return PoseLikelihood.of_classes(references, grid, harmonics)

@@ -48,6 +48,7 @@ def reconstruct_from_poses(
     device: torch.device | None = None,
     batch_size: int | None = None,
     symmetry: str = "C1",
+    rows: Int[Tensor, " rows"] | None = None,
 ) -> ReconstructedMaps:
     """Maps of all particles and of each half set, in one pass over the images, which the processes of a job share.
 
@@ -58,13 +59,15 @@ def reconstruct_from_poses(
         device: device of the computation; None for the CPU.
         batch_size: images in memory at a time; None for 8 million pixels.
         symmetry: point group of the map, its axes as in ``symmetry_rotations``.
+        rows: particles that the maps are made from; None for all.
     """
     n = dataset.box_size_px
     plane = HalfPlane.up_to(n, n / 2 - 1e-3, device)
     precision = _noise_precision(dataset, plane)
     sets = torch.zeros(len(dataset), dtype=torch.long) if half_set is None else half_set.cpu()
-    sums = {number: WienerBackprojection.empty(n, device=device) for number in sets.unique().tolist()}
-    local_rows = shard(torch.arange(len(dataset)))
+    rows = torch.arange(len(dataset)) if rows is None else rows.cpu()
+    sums = {number: WienerBackprojection.empty(n, device=device) for number in sets[rows].unique().tolist()}
+    local_rows = shard(rows)
     cosets, on_lattice = split_over_lattice(symmetry_rotations(symmetry))
     for batch in dataset.batches(batch_size or max(1, BATCH_PIXELS // n**2), local_rows):
         for number, subset in _split(batch, sets):

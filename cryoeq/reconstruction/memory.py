@@ -24,6 +24,7 @@ _WIENER_FILTER, _DENSITY_COMPENSATION = 80, 64  # arrays that come and go while 
 # weights and indices of the eight neighbours.
 _READING_BYTES, _BACKPROJECTION_BYTES, _IMAGE_BYTES = 80, 210, 10
 _LIKELIHOOD_ARRAYS = 4  # of all poses of a batch: its Fourier series, even and odd orders, and their sum
+_COPIES = 2.2  # of the transforms, where the particles of one class are copied, and those at low resolution kept
 _FIGURES = 153 * 2**20  # libraries of pictures, tables and the report, loaded at the end
 _EVENTS = 20 * 2**20  # what else a search keeps while it compares poses
 _ROW_BYTES = 6_000  # of a particle: its row as text, and what is measured of its fit
@@ -44,6 +45,7 @@ class SearchSize:
         max_exhaustive_shell: radius up to which all orientations are searched, in cycles per box.
         mask_radius: radius of the spherical mask, as a fraction of the box.
         threads: batches that are worked on side by side.
+        n_classes: number of structures; the transforms of those of one class are copied while it is refined.
     """
 
     count: int
@@ -52,6 +54,7 @@ class SearchSize:
     max_exhaustive_shell: int
     mask_radius: float
     threads: int
+    n_classes: int = 1
 
 
 def search_memory(size: SearchSize) -> dict[str, int]:
@@ -63,13 +66,14 @@ def search_memory(size: SearchSize) -> dict[str, int]:
     radius = size.box_px / 2 - 1
     voxels = (2 * size.box_px) ** 3
     maps = round(_SLACK * voxels * (6 * _SUMS + 2 * _REFERENCE + _CACHED + _WIENER_FILTER))
+    copies = 1 if size.n_classes == 1 else _COPIES
     reading = min(size.count, READING_BATCH) * _points(radius) * _READING_BYTES
     refinement = 4 * CHUNK_POINTS_ON_CPU * NUMBERS_PER_POINT
     batch = max(4 * _LIKELIHOOD_ARRAYS * max(LOG_LIKELIHOODS_ON_CPU, _poses_of_a_particle(size)), refinement)
     poses = size.threads * batch
     per_particle = transform_bytes(size.box_px) + 8 * _points(radius) + _ROW_BYTES  # with variances
     return {
-        "transforms of all particles": size.count * per_particle,
+        "transforms of all particles": round(copies * size.count * per_particle),
         "maps": max(maps + _basis_bytes(size), reading),
         "poses and offsets": poses,
         "figures": max(_EVENTS, _FIGURES - poses),  # loaded when the poses' memory is free again
@@ -123,7 +127,7 @@ def _poses_of_a_particle(size: SearchSize) -> int:
     step_px = offset_step_px(size.box_px, radius, OFFSETS_PER_WAVELENGTH)
     cell = 0.75**0.5 * step_px**2
     offsets = max(1, round(math.pi * (REACH * size.shift_sigma_px) ** 2 / cell))
-    return 2 * views * angles * offsets
+    return 2 * views * angles * offsets * size.n_classes
 
 
 def _basis_bytes(size: SearchSize) -> int:

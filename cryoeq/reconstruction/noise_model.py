@@ -1,5 +1,7 @@
 """Noise variance per shell, given a map."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
@@ -15,16 +17,23 @@ def shell_precision(noise_variance: Float[Tensor, " shells"]) -> Float[Tensor, "
     return torch.cat([torch.zeros_like(noise_variance[:1]), noise_variance[1:].reciprocal()])
 
 
-def noise_precision(padded: Complex[Tensor, "m m m"], particles: ParticleTransforms) -> Float[Tensor, " points"]:
-    """Inverse noise variance of each coefficient of the particles, given a map of them.
+def noise_precision(
+    padded: Sequence[Complex[Tensor, "m m m"]],
+    particles: ParticleTransforms,
+    shares: Float[Tensor, " maps"] | None = None,
+) -> Float[Tensor, " points"]:
+    """Inverse noise variance of each coefficient of the particles, given maps of them.
 
     Args:
-        padded: oversampled transform of the map.
+        padded: oversampled transform of each map.
         particles: CTF-multiplied transforms of all particles.
+        shares: share of the particles that show each map; None where all are alike.
     """
     # The steps between shells are too coarse for the first ones: power falls steeply within them.
-    projections = extract_slices(padded, so3_grid(1, 1, device=padded.device), particles.plane)
-    noise = particles.residual_noise_variance(projections.abs().square().mean(0))
+    views = so3_grid(1, 1, device=particles.device)
+    powers = [extract_slices(each, views, particles.plane).abs().square().mean(0) for each in padded]
+    shares = powers[0].new_full((len(powers),), 1 / len(powers)) if shares is None else shares
+    noise = particles.residual_noise_variance((torch.stack(powers) * shares[:, None]).sum(0))
     return shell_precision(noise)[particles.plane.shells]
 
 

@@ -291,14 +291,35 @@ def _write(stack: ParticleTransforms, rows: slice, batch: ParticleTransforms) ->
 def _transform(batch: ParticleBatch, plane: HalfPlane, pixel_size_angstrom: float) -> ParticleTransforms:
     coefficients = plane.transform(batch.images)
     if batch.ctf is None:
-        hats = len(power_radii(float(plane.radii.max())))
-        harmonics = torch.zeros(POWER_ORDERS, len(batch), hats, 2, device=coefficients.device)
-        harmonics[0, ..., 0] = 1.0
         ones = torch.ones(coefficients.shape, device=coefficients.device)
-        return ParticleTransforms(plane, coefficients, ones, harmonics)
+        return transforms_of_matched(coefficients, ones, None, plane, pixel_size_angstrom)
     factor, squared = matched_filter(batch.ctf, plane.frequencies_per_angstrom(pixel_size_angstrom))
-    harmonics = _ctf_squared_harmonics(batch.ctf, plane, pixel_size_angstrom)
-    return ParticleTransforms(plane, coefficients * factor, squared, harmonics, ctf_features(batch.ctf))
+    return transforms_of_matched(coefficients * factor, squared, batch.ctf, plane, pixel_size_angstrom)
+
+
+def transforms_of_matched(
+    ctf_multiplied: Complex[Tensor, "particles points"],
+    ctf_squared: Float[Tensor, "particles points"],
+    ctf: CtfParameters | None,
+    plane: HalfPlane,
+    pixel_size_angstrom: float,
+) -> ParticleTransforms:
+    """Particles of which the CTF-multiplied coefficients are known.
+
+    Args:
+        ctf_multiplied: images times their CTF, not centred.
+        ctf_squared: CTF squared; 1 without a CTF.
+        ctf: parameters of the CTF; None without one.
+        plane: the coefficients.
+        pixel_size_angstrom: pixel size of the plane's box.
+    """
+    if ctf is None:
+        hats = len(power_radii(float(plane.radii.max())))
+        harmonics = torch.zeros(POWER_ORDERS, len(ctf_multiplied), hats, 2, device=ctf_multiplied.device)
+        harmonics[0, ..., 0] = 1.0
+        return ParticleTransforms(plane, ctf_multiplied, ctf_squared, harmonics)
+    harmonics = _ctf_squared_harmonics(ctf, plane, pixel_size_angstrom)
+    return ParticleTransforms(plane, ctf_multiplied, ctf_squared, harmonics, ctf_features(ctf))
 
 
 def power_radii(radius: float, device: torch.device | None = None) -> Float[Tensor, " hats"]:

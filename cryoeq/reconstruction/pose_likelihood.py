@@ -9,6 +9,8 @@ follow from the action of O(2) on images: in the basis of ``DiskHarmonics``, rot
 mirroring takes conjugates, so all angles and both mirrors of a view come from one product per order and one Fourier
 synthesis. Against products with every rotated projection this saves a factor of about the number of angles.
 
+Several maps, one for each class, are so many views of one grid more: the posterior is then over class and pose.
+
 C^2 varies slowly, and with the angle only by astigmatism: it is expanded in a few radial hat functions and the angular
 orders 0, 2 and 4.
 
@@ -16,10 +18,11 @@ Expectation-maximisation over poses: Scheres 2012, J. Mol. Biol. 415, 406-418 (i
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 from cryoeq.geometry.disk_harmonics import DiskHarmonics
@@ -85,18 +88,32 @@ class PoseGrid:
             angle: index of the in-plane angle.
             hypothesis: index of the view, plus the number of views where mirrored.
         """
-        count = len(self.views)
-        sign = 1.0 - 2.0 * (hypothesis >= count)
+        return self.rotations_of(angle, hypothesis % len(self.views), hypothesis >= len(self.views))
+
+    def rotations_of(
+        self, angle: Int[Tensor, " rows"], view: Int[Tensor, " rows"], is_mirrored: Bool[Tensor, " rows"]
+    ) -> Float[Tensor, "rows 3 3"]:
+        """RELION's matrices A of grid points.
+
+        Args:
+            angle: index of the in-plane angle.
+            view: index of the view.
+            is_mirrored: whether the view is mirrored.
+        """
+        sign = 1.0 - 2.0 * is_mirrored
         cos, sin = self.inplane_rad[angle].cos(), self.inplane_rad[angle].sin()
         zero = torch.zeros_like(cos)
         # Rz(angle) diag(1, sign, sign)
         action = torch.stack([cos, -sin * sign, zero, sin, cos * sign, zero, zero, zero, sign], -1).view(-1, 3, 3)
-        return action @ self.views[hypothesis % count]
+        return action @ self.views[view]
 
 
 @dataclass(frozen=True)
 class PoseLikelihood:
-    """The terms of the log-likelihood that depend on the map alone, for all poses of a grid.
+    """The terms of the log-likelihood that depend on the maps alone, for all poses of a grid.
+
+    A hypothesis is a view of a map, or its mirror: first all views of the first map, then of the second, and so on,
+    then their mirrors in the same order.
 
     Args:
         harmonics: basis of the images.
@@ -106,6 +123,7 @@ class PoseLikelihood:
         linear: maps an image's coefficients to the Fourier series over the in-plane angle, for each view and its
             mirror.
         quadratic: maps the harmonics of C^2 to the same series.
+        n_maps: number of maps.
     """
 
     harmonics: DiskHarmonics
@@ -114,6 +132,7 @@ class PoseLikelihood:
     precision: Float[Tensor, " points"]
     linear: Float[Tensor, "orders series inputs"]
     quadratic: Float[Tensor, "power_orders series power_inputs"]
+    n_maps: int = 1
 
     @classmethod
     def build(cls, reference: Reference, grid: PoseGrid, harmonics: DiskHarmonics) -> "PoseLikelihood":
@@ -124,9 +143,20 @@ class PoseLikelihood:
             grid: the poses.
             harmonics: the basis, whose disk should hold the map.
         """
+        return cls.of_classes([reference], grid, harmonics)
+
+    @classmethod
+    def of_classes(cls, references: Sequence[Reference], grid: PoseGrid, harmonics: DiskHarmonics) -> "PoseLikelihood":
+        """Project several maps along all views.
+
+        Args:
+            references: the maps, in the box of the harmonics' plane; the noise of the first counts for all.
+            grid: the poses.
+            harmonics: the basis, whose disk should hold the maps.
+        """
         plane = harmonics.plane
-        precision = reference.precision[: len(plane)]
-        slices = extract_slices(reference.padded, grid.views, plane)
+        precision = references[0].precision[: len(plane)]
+        slices = torch.cat([extract_slices(reference.padded, grid.views, plane) for reference in references])
         real, imag = harmonics.analyse(slices * precision).unbind(-1)
         sign = _mirror_sign(harmonics.orders)[:, None, None]
         # Series of sum conj(P) Z, and of the mirrored view, whose coefficients are (-1)^m conj(P).
@@ -135,7 +165,7 @@ class PoseLikelihood:
         power = (slices.abs().square() * (plane.weights * precision)).to(hats.dtype)
         mixed = torch.einsum("vp,pjl->lvj", power, hats)
         quadratic = -0.5 * _complex_products((mixed.real, mixed.imag), (mixed.real, -mixed.imag))
-        return cls(harmonics, grid, hats, precision, linear, quadratic)
+        return cls(harmonics, grid, hats, precision, linear, quadratic, len(references))
 
     def log_likelihoods(self, images: LikelihoodTerms) -> Float[Tensor, "angles hypotheses rows"]:
         """Log-likelihood of each row under each pose, up to a constant of the image."""
@@ -154,7 +184,7 @@ class PoseLikelihood:
         return scores.view(2 * half, -1, rows)
 
     def sum_images(self, weights: Float[Tensor, "angles hypotheses rows"], images: LikelihoodTerms) -> LikelihoodTerms:
-        """Images rotated into the frame of each view and summed with their weights: one row per view.
+        """Images rotated into the frame of each view and summed with their weights: one row per view of each map.
 
         It is the adjoint of the cross term of ``log_likelihoods``.
         """
@@ -173,11 +203,22 @@ class PoseLikelihood:
 
     def no_images(self) -> LikelihoodTerms:
         """Sums over no image, as ``sum_images`` has them."""
-        views, radial = len(self.grid.views), self.harmonics.basis.shape[-1]
+        views, radial = len(self.grid.views) * self.n_maps, self.harmonics.basis.shape[-1]
         return LikelihoodTerms(
             self.precision.new_zeros(len(self.harmonics.orders), views, radial, 2),
             self.precision.new_zeros(POWER_ORDERS, views, self.hats.shape[1], 2),
         )
+
+    def of_map(self, sums: LikelihoodTerms, number: int) -> LikelihoodTerms:
+        """The sums over the views of one map, from ``sum_images``.
+
+        Args:
+            sums: those over the views of all maps.
+            number: index of the map.
+        """
+        views = len(self.grid.views)
+        some = slice(number * views, (number + 1) * views)
+        return LikelihoodTerms(sums.cross_term[:, some], sums.quadratic_term[:, some])
 
     def insert(
         self, sums: LikelihoodTerms, padded_size: int, symmetry: Float[Tensor, "order 3 3"] | None = None
@@ -185,7 +226,7 @@ class PoseLikelihood:
         """Sums over views as sums in the map's transform: real and imaginary part, and weights.
 
         Args:
-            sums: sums of images per view, from ``sum_images``.
+            sums: sums of images per view of one map, from ``sum_images`` and ``of_map``.
             padded_size: m.
             symmetry: rotations of the map's point group; each image counts once for each.
         """

@@ -44,7 +44,7 @@ class Reference:
             particles: CTF-multiplied transforms of all particles.
         """
         padded = prepare_slices(volume)
-        return cls(volume, padded, noise_precision(padded, particles))
+        return cls(volume, padded, noise_precision([padded], particles))
 
     def weights(self, plane: HalfPlane) -> Float[Tensor, " points"]:
         """Inverse noise variance of each coefficient of a plane, times its multiplicity (2 for a Friedel pair)."""

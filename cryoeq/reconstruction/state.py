@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -203,12 +204,19 @@ class RefinementState:
         return larger.with_poses(self.poses.in_box(box_size_px))
 
 
-Step = Generator[Event, None, RefinementState]
-Checkpointer = Callable[[str, Step], Step]
-"""Runs a named step, or restores its result: ``state = yield from checkpoint("consensus", step)``."""
+State = TypeVar("State")
+Step = Generator[Event, None, State]
 
 
-def no_checkpoints(name: str, step: Step) -> Step:
+@runtime_checkable
+class Checkpointer(Protocol):
+    """Runs a named step, or restores its result: ``state = yield from checkpoint("consensus", step)``."""
+
+    def __call__(self, name: str, step: Step[State]) -> Step[State]:
+        """The step, with its result saved or restored."""
+
+
+def no_checkpoints(name: str, step: Step[State]) -> Step[State]:
     """Run the step; nothing is saved."""
     del name
     return step

@@ -129,7 +129,7 @@ def search_iterations(images: int) -> Iterator[None]:
     refinement = build_ab_initio_settings(config, dataset).refinement
     settings = replace(refinement, consensus_shells=(10,), max_extra_iterations=0)
     generator = torch.Generator().manual_seed(1)
-    model = InitialModel(torch.randn(16, 16, 16, generator=generator), torch.zeros(images, 2), 0.0)
+    model = InitialModel(torch.randn(1, 16, 16, 16, generator=generator), torch.zeros(images, 2), 0.0)
     half_set = 1 + torch.arange(images) % 2
     while True:
         state = begin_refinement(model, particles, half_set, settings, 7)

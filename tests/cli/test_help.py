@@ -3,7 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
 import typer
@@ -136,7 +136,9 @@ def fields(kind: type[FrozenConfig], above: str = "") -> Iterator[tuple[str, Any
 
 
 def choices(annotation: object) -> list[str]:
-    """Of a Literal, or of one that may be None."""
+    """Of a Literal, or of one that may be None; none where numbers are among them."""
+    if any(part is int or get_origin(part) is Annotated for part in get_args(annotation)):
+        return []
     if get_origin(annotation) is Literal:
         return [str(choice) for choice in get_args(annotation)]
     return [choice for part in get_args(annotation) for choice in choices(part)]

@@ -37,7 +37,7 @@ training: {epochs: null, batch_size: 64, rendered_batch_size: 64, encoder_rate: 
   images_from: 0.3, first_shell: 3.0, marching: 0.6, augment: false, checkpoint_seconds: 60.0}
 """
 INPUT = {"particles": Path("a.star"), "output": Path("run")}
-NEW = {"input.particle_diameter_angstrom"}  # since version 0.1
+NEW = {"input.particle_diameter_angstrom", "search.classes"}  # since version 0.1
 # One valid value for each renamed key that is not its default.
 OTHER_VALUES = {
     "search.starts": 3, "search.most_starts": 9, "search.start_iterations": 20, "search.batch_size": 70,

@@ -14,7 +14,7 @@ from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.optics import CtfParameters, Optics
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import HalfMaps, Volume
-from cryoeq.evaluation.unexplained import Residuals, measure_residuals
+from cryoeq.evaluation.unexplained import JunkProbabilities, Residuals, measure_residuals
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.soft_mask import soft_sphere
 from cryoeq.io.compose import compose_star
@@ -85,7 +85,10 @@ def _multiplied(images: Float[Tensor, "batch n n"], ctf: CtfParameters) -> Float
 
 
 def _measure(
-    particles: tuple[ParticleDataset, Poses], generator: torch.Generator, volume: Volume | None = None
+    particles: tuple[ParticleDataset, Poses],
+    generator: torch.Generator,
+    volume: Volume | None = None,
+    junk: JunkProbabilities | None = None,
 ) -> Residuals:
     dataset, poses = particles
     # Scale the half maps as normalisation scaled the images: the least-squares factor that a reconstruction would find.
@@ -94,7 +97,7 @@ def _measure(
     scale = dataset.preprocessing.scale
     assert scale is not None
     scaled = HalfMaps(*(replace(half, values=half.values / scale) for half in (halves.first, halves.second)))
-    residuals = measure_residuals(dataset, poses, half_set, scaled)
+    residuals = measure_residuals(dataset, poses, half_set, scaled, junk)
     assert residuals is not None
     return residuals
 
@@ -114,6 +117,28 @@ def test_a_second_molecule_is_not_explained(
     share = _measure(open_particles(second_share), generator).unexplained_share
     assert share is not None
     assert abs(share - second_share) < 0.08
+
+
+def test_particles_count_by_their_probability_of_being_no_junk(
+    open_particles: Open, generator: torch.Generator
+) -> None:
+    particles = open_particles(0.4)
+    plain = _measure(particles, generator)
+    is_second = plain.z > 1.6
+    zeros = torch.zeros(COUNT)
+    sure, broken, none = (
+        _measure(particles, generator, junk=JunkProbabilities(*probabilities))
+        for probabilities in ((is_second.float(), zeros), (is_second.float(), is_second.float()), (zeros, zeros))
+    )
+    assert plain.explained_signal is not None
+    assert sure.explained_signal is not None
+    assert abs(sure.explained_signal - 1) < abs(plain.explained_signal - 1)
+    assert sure.unexplained_share is not None
+    assert sure.unexplained_share < 0.1
+    assert none.unexplained_share == pytest.approx(plain.unexplained_share, abs=0.03)
+    # What is broken may be of another structure: it counts in the share, not in the signal.
+    assert broken.unexplained_share == pytest.approx(plain.unexplained_share, abs=0.03)
+    assert broken.explained_signal == pytest.approx(sure.explained_signal, abs=0.03)
 
 
 @pytest.mark.parametrize("is_premultiplied", [False, True])

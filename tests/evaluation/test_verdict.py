@@ -35,7 +35,7 @@ def test_a_good_search_found_a_structure() -> None:
         ({"warnings": [f"The map has a mirror plane: {MIXED_HANDS_WARNING}."]}, "mirror image"),
         ({"pose_inference": "amortized", "shared_angstrom": None}, "over-optimistic"),
         ({"dependent_halves": "the half sets shared 9 images"}, "not independent: the half sets shared 9 images"),
-        ({"explained_signal": 0.84}, "explains 84% of the signal"),
+        ({"explained_signal": 0.82}, "explains 82% of the signal"),
         ({"unexplained_share": 0.28}, "does not explain 28% of the particles"),
     ],
 )
@@ -65,6 +65,44 @@ def test_a_share_of_junk_is_remarked_on() -> None:
     assert (few.level, some.level) == ("found", "found")
     assert any(reason.weight == "for" and "explains 98%" in reason.text for reason in few.reasons)
     assert any(reason.weight == "remark" and "12% it does not" in reason.text for reason in some.reasons)
+
+
+@pytest.mark.parametrize(
+    ("share", "signal", "level"),
+    [
+        (0.05, 0.87, "found"),
+        (0.15, 0.87, "doubtful"),
+        (None, 0.87, "doubtful"),
+        (0.15, 0.92, "found"),
+        (0.05, 0.83, "doubtful"),
+    ],
+)
+def test_signal_and_particles_that_are_not_explained_count_together(
+    share: float | None, signal: float, level: str
+) -> None:
+    assert judge_run(replace(GOOD, unexplained_share=share, explained_signal=signal)).level == level
+
+
+def test_junk_that_was_told_is_no_doubt() -> None:
+    few, much = (judge_run(replace(GOOD, unexplained_share=0.0, junk_share=share)) for share in (0.01, 0.4))
+    assert (few.level, much.level) == ("found", "found")
+    assert not any("junk" in reason.text for reason in few.reasons)
+    (remark,) = [reason for reason in much.reasons if "40% of the particles are junk" in reason.text]
+    assert (remark.weight, "cryoeq select --junk-below" in remark.advice) == ("remark", True)
+    assert any("100% of the particles that are neither noise" in reason.text for reason in much.reasons)
+
+
+def test_what_is_neither_explained_nor_junk_is_another_structure() -> None:
+    (doubt,) = judge_run(replace(GOOD, unexplained_share=0.3, junk_share=0.2)).doubts
+    assert "does not explain 30% of the particles that are neither noise" in doubt.text
+    assert "several structures, or of broken particles" in doubt.text
+
+
+@pytest.mark.parametrize(("broken", "is_said"), [(0.05, False), (0.18, True)])
+def test_junk_that_is_mostly_broken_may_be_another_structure(broken: float, is_said: bool) -> None:
+    verdict = judge_run(replace(GOOD, junk_share=0.2, broken_share=broken))
+    assert verdict.level == "found"
+    assert any("another structure" in reason.text for reason in verdict.reasons) == is_said
 
 
 def test_a_sphere_is_doubted_where_poses_are_not_determined() -> None:

@@ -24,8 +24,8 @@ PREPARE = """
 import sys, torch
 torch.set_num_threads(1)
 from cryoeq.cli.main import main
-from cryoeq.pipelines.reconstruct import amortized, checkpoints, reconstruct
-amortized.plot_training = reconstruct.plot_map = reconstruct.plot_fsc = reconstruct.write_report = lambda *_, **__: None
+from cryoeq.pipelines.reconstruct import amortized, checkpoints, class_files, reconstruct
+amortized.plot_training = class_files.plot_map = class_files.plot_fsc = reconstruct.write_report = lambda *_, **__: None
 sys.stderr = sys.stdout = open(progress + ".said", "a")
 fit, save = amortized.fit, checkpoints.save_checkpoint
 def tell(text):

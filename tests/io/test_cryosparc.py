@@ -92,6 +92,26 @@ def test_poses_come_back_and_all_else_stays(cs: Path, generator: torch.Generator
     assert torch.equal(star_half_set(star), half_set)
 
 
+def test_classes_count_from_zero_and_those_of_before_are_gone(cs: Path) -> None:
+    """The probability of an earlier class would be believed of the new one."""
+    table = np.load(cs)
+    kinds: list[Any] = [*FIELDS, ("alignments3D/class_posterior", "<f4"), ("alignments3D/class_ess", "<f4")]
+    earlier = np.zeros(len(table), kinds)
+    for name in table.dtype.names:
+        earlier[name] = table[name]
+    earlier["alignments3D/class_posterior"], earlier["alignments3D/class_ess"] = 0.3, 2.5
+    write_table(cs, earlier)
+    poses, classes = star_poses(read_cs(cs)[0]), torch.arange(48) % 3 + 1
+    write_cs(cs.with_name("out.cs"), cs, poses, class_number=classes)
+    after = np.load(cs.with_name("out.cs"))
+    assert after["alignments3D/class"].tolist() == (classes - 1).tolist()
+    assert after.dtype["alignments3D/class"] == np.dtype("<u4")
+    assert set(after["alignments3D/class_posterior"]) == set(after["alignments3D/class_ess"]) == {1.0}
+    assert read_cs(cs.with_name("out.cs"))[0].floats("rlnClassNumber").tolist() == classes.tolist()
+    write_cs(cs.with_name("out.cs"), cs, poses)
+    assert set(np.load(cs.with_name("out.cs"))["alignments3D/class_ess"]) == {2.5}, "without classes all stays"
+
+
 def test_a_table_without_alignments_gets_them(cs: Path) -> None:
     table = np.load(cs)
     bare = table[[name for name in table.dtype.names if not name.startswith("alignments3D")]].copy()

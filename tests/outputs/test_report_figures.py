@@ -15,8 +15,8 @@ from cryoeq.evaluation.fsc_dips import CtfDip
 from cryoeq.evaluation.resolution import compare_maps
 from cryoeq.geometry.so3 import random_rotations
 from cryoeq.outputs.progress_file import ProgressRow
+from cryoeq.outputs.report_curves import class_fsc_figure, fsc_figure, junk_figure
 from cryoeq.outputs.report_figures import (
-    fsc_figure,
     orientation_figure,
     progress_figures,
     slice_figures,
@@ -148,3 +148,30 @@ def test_long_curves_are_thinned_to_their_means() -> None:
     assert len(trace["x"]) == 300
     assert trace["x"][0] == pytest.approx(10.5)  # steps, since training is all there was
     assert set(trace["y"]) == {0.5}
+
+
+def test_curves_of_several_classes_are_in_one_figure(generator: torch.Generator) -> None:
+    maps = [Volume(torch.randn(16, 16, 16, generator=generator), 2.0) for _ in range(3)]
+    mask = Volume(torch.ones(16, 16, 16), 2.0)
+    curves = {1: compare_maps(maps[0], maps[1]), 3: compare_maps(maps[0], maps[2], mask, generator=generator)}
+    figure = class_fsc_figure(curves)
+    go.Figure(figure)
+    named = {trace["name"].partition(":")[0]: trace for trace in figure["data"] if "name" in trace}
+    assert set(named) == {"class 1, unmasked", "class 3, unmasked", "class 3, corrected"}
+    for number, each in curves.items():
+        assert named[f"class {number}, unmasked"]["y"] == pytest.approx(each.unmasked[1:].tolist(), abs=1e-5)
+    colours = [
+        named[name]["line"]["color"] for name in ("class 1, unmasked", "class 3, unmasked", "class 3, corrected")
+    ]
+    assert colours[0] != colours[1] == colours[2]
+
+
+def test_the_histogram_of_junk_counts_each_particle_once(generator: torch.Generator) -> None:
+    probabilities = {1: torch.rand(300, generator=generator), 2: torch.tensor([0.0, 0.5, 1.0])}
+    figure = junk_figure(probabilities, 0.5)
+    go.Figure(figure)
+    assert [sum(trace["y"]) for trace in figure["data"]] == [300, 3]
+    first = figure["data"][0]
+    above = sum(count for place, count in zip(first["x"], first["y"], strict=True) if place > 0.5)
+    assert above == int((probabilities[1] >= 0.5).sum())
+    assert [shape["x0"] for shape in figure["layout"]["shapes"]] == [0.5]

@@ -96,9 +96,10 @@ def test_an_amortized_run_shows_its_losses(tiny_run: Path) -> None:
 
 def test_known_poses_predict_their_particles(known_run: Path) -> None:
     contents = read_run(known_run)
-    assert not isinstance(contents.particles, str)
-    assert len(contents.particles.fits.rows) == contents.particles.total == 48
-    assert float(contents.particles.fits.correlations.median()) > 0.7
+    (only,) = contents.classes
+    assert not isinstance(only.particles, str)
+    assert len(only.particles.fits.rows) == only.particles.total == 48
+    assert float(only.particles.fits.correlations.median()) > 0.7
     assert "progress0" not in Outline(known_run / "report.html").ids
 
 
@@ -256,13 +257,15 @@ def browse(path: Path, folder: Path) -> tuple[str, list[str]]:
 
 
 @pytest.mark.slow
-def test_a_browser_shows_it(tmp_path: Path, searched_run: Path) -> None:
+@pytest.mark.parametrize("case", ["searched_run", "class_run"])
+def test_a_browser_shows_it(tmp_path: Path, case: str, request: pytest.FixtureRequest) -> None:
     """Every figure is drawn, nothing is said on the console, where a request to a host would be refused aloud."""
-    report = searched_run / "report.html"
+    report = request.getfixturevalue(case) / "report.html"
     page_after, console = browse(report, tmp_path)
     assert console == []
     drawn = re.findall(r'<div class="plot js-plotly-plot" id="(\w+)"', page_after)
     assert set(drawn) == Outline(report).ids - {"figures"}
+    assert len(drawn) == len(set(drawn))
     assert page_after.count("main-svg") >= len(drawn)
     assert (tmp_path / "page.png").stat().st_size > 1e5
     text = report.read_text(encoding="utf-8")

@@ -40,7 +40,7 @@ def beginning(particles: ParticleTransforms, chosen: RefinementSettings) -> Refi
     """Both half sets at a random map."""
     volume = torch.randn(8, 8, 8, generator=torch.Generator().manual_seed(0))
     half_set = torch.arange(len(particles)) % 2 + 1
-    model = InitialModel(volume, torch.zeros(len(particles), 2), 0.0)
+    model = InitialModel(volume[None], torch.zeros(len(particles), 2), 0.0)
     return begin_refinement(model, particles, half_set, chosen, 3)
 
 

@@ -53,7 +53,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
 def beginning(particles: ParticleTransforms) -> RefinementState:
     volume = torch.randn(8, 8, 8, generator=torch.Generator().manual_seed(0))
-    model = InitialModel(volume, torch.zeros(COUNT, 2), 0.0)
+    model = InitialModel(volume[None], torch.zeros(COUNT, 2), 0.0)
     return begin_refinement(model, particles, torch.arange(COUNT) % 2 + 1, SETTINGS, 3)
 
 
@@ -61,7 +61,7 @@ def test_a_reference_holds_the_transform_and_the_noise_of_its_map(particles: Par
     volume = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(0))
     found = References(particles).of(volume)
     torch.testing.assert_close(found.padded, prepare_slices(volume))
-    torch.testing.assert_close(found.precision, noise_precision(found.padded, particles))
+    torch.testing.assert_close(found.precision, noise_precision([found.padded], particles))
     plane = particles.within(4.0, 16).plane
     torch.testing.assert_close(found.weights(plane), found.precision[: len(plane)] * plane.weights)
     channels = found.with_gradient

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Generator
 from dataclasses import replace
+from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cryoeq.config.reconstruct import ReconstructConfig
@@ -19,6 +20,7 @@ from cryoeq.evaluation.unexplained import measure_residuals
 from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map
 from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.geometry.so3 import rotation_angle_rad
+from cryoeq.outputs.junk_plot import plot_junk
 from cryoeq.outputs.residual_plot import plot_residuals
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.reconstruct.build import build_ab_initio_settings
@@ -43,11 +45,34 @@ def assess_maps(
 ) -> ReconstructionMetrics:
     """The metrics, with the share of the map that is not spherical and that of the particles that it does not explain.
 
+    Particles count by their probability of being no junk, where that is known.
+
     Args:
         dataset: the particles, at the box of the comparison.
         maps: maps made from the particles.
         posed: particles with assigned poses.
-        run: run folder, for a picture.
+        run: run folder, for pictures.
+    """
+    if posed.junk is not None:
+        plot_junk(run.path("junk.png"), posed.junk.any_kind)
+    return assess_class(dataset, maps, posed, run.path("residuals.png"))
+
+
+def assess_class(
+    dataset: ParticleDataset,
+    maps: ReconstructedMaps,
+    posed: PosedParticles,
+    picture: Path,
+    rows: Int[Tensor, " rows"] | None = None,
+) -> ReconstructionMetrics:
+    """The same of the map of one class.
+
+    Args:
+        dataset: the particles, at the box of the comparison.
+        maps: maps made from particles of the class.
+        posed: all particles with assigned poses.
+        picture: PNG file of the residuals.
+        rows: particles of the class; None for all.
     """
     metrics = posed.metrics
     if maps.halves is None or posed.half_set is None:
@@ -60,10 +85,10 @@ def assess_maps(
         nonspherical_resolution_angstrom=agreed if math.isfinite(agreed) else None,
     )
     half_poses = posed.poses if posed.half_poses is None else posed.half_poses
-    residuals = measure_residuals(dataset, half_poses, posed.half_set, maps.halves)
+    residuals = measure_residuals(dataset, half_poses, posed.half_set, maps.halves, posed.junk, rows)
     if residuals is None:
         return metrics
-    plot_residuals(run.path("residuals.png"), residuals)
+    plot_residuals(picture, residuals)
     return replace(
         metrics,
         unexplained_share=residuals.unexplained_share,

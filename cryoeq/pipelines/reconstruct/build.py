@@ -67,34 +67,40 @@ def working_box(config: ReconstructConfig, stack: ParticleStack) -> int | None:
     return config.input.working_box_px or min(widest, stack.table.box_size_px)
 
 
-def build_ab_initio_settings(config: ReconstructConfig, dataset: ParticleDataset) -> AbInitioSettings:
+def build_ab_initio_settings(
+    config: ReconstructConfig, dataset: ParticleDataset, n_classes: int = 1
+) -> AbInitioSettings:
     """Settings of the reconstruction, with what depends on the particles filled in."""
     search = config.search
+    symmetry = search.symmetry if search.classes == 1 else "C1"  # of classes it is imposed on the maps that were found
     return AbInitioSettings(
         min_starts=search.multi_start.min,
         max_starts=max(search.multi_start.min, search.multi_start.max),
-        initial_model=_initial_model_settings(config, dataset),
-        refinement=_refinement_settings(config, dataset),
-        symmetry=search.symmetry,
+        initial_model=_initial_model_settings(config, dataset, n_classes),
+        refinement=_refinement_settings(config, dataset, symmetry),
+        symmetry=symmetry,
         pixel_size_angstrom=dataset.pixel_size_angstrom,
         seed=config.seed,
     )
 
 
-def _initial_model_settings(config: ReconstructConfig, dataset: ParticleDataset) -> InitialModelSettings:
+def _initial_model_settings(
+    config: ReconstructConfig, dataset: ParticleDataset, n_classes: int
+) -> InitialModelSettings:
     search, sigma = config.search, shift_sigma_px(config, dataset.box_size_px, dataset.pixel_size_angstrom)
     return InitialModelSettings(
         iterations=search.initial_model.iterations,
-        batch_size=min(search.initial_model.batch_size, len(dataset)),
+        batch_size=min(search.initial_model.batch_size * n_classes, len(dataset)),
         first_shell=search.initial_model.first_shell,
         last_shell=min(search.initial_model.last_shell, dataset.box_size_px // 2 - 1),
         n_offsets=search.offset_samples if sigma > 0 else 1,
         shift_sigma_px=sigma,
         mask_radius=mask_radius(config, dataset.box_size_px * dataset.pixel_size_angstrom),
+        n_classes=n_classes,
     )
 
 
-def _refinement_settings(config: ReconstructConfig, dataset: ParticleDataset) -> RefinementSettings:
+def _refinement_settings(config: ReconstructConfig, dataset: ParticleDataset, symmetry: str) -> RefinementSettings:
     search, sigma = config.search, shift_sigma_px(config, dataset.box_size_px, dataset.pixel_size_angstrom)
     last = dataset.box_size_px // 2 - 1
     max_exhaustive_shell = min(search.half_sets.max_exhaustive_shell, last)
@@ -108,6 +114,6 @@ def _refinement_settings(config: ReconstructConfig, dataset: ParticleDataset) ->
         n_offsets=search.offset_samples if sigma > 0 else 1,
         shift_sigma_px=sigma,
         mask_radius=mask_radius(config, dataset.box_size_px * dataset.pixel_size_angstrom),
-        symmetry=symmetry_rotations(search.symmetry).float(),
+        symmetry=symmetry_rotations(symmetry).float(),
         box_side_angstrom=dataset.box_size_px * dataset.pixel_size_angstrom,
     )

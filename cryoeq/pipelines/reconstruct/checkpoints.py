@@ -3,7 +3,7 @@
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from cryoeq.io.checkpoint import load_checkpoint, save_checkpoint
 from cryoeq.io.text import read_json
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.physics.backprojection import WienerBackprojection
-from cryoeq.reconstruction.state import ConsensusMap, HalfSetMaps, ParticlePoses, RefinementState, Step
+from cryoeq.reconstruction.class_refinement import ClassesState
+from cryoeq.reconstruction.expectation import BestPoses
+from cryoeq.reconstruction.state import ConsensusMap, HalfSetMaps, ParticlePoses, RefinementState, State, Step
 from cryoeq.runtime.distributed import any_rank, is_main_process
 from cryoeq.runtime.signals import deferred_signals
 
@@ -34,6 +36,7 @@ _STATE = {
     "count", "is_consensus", "maps", "half_set", "rotations", "shifts_px", "confidence", "log_evidence", "fsc",
     "radius", "iteration", "sums",
 }  # fmt: skip
+_CLASSES = {"count", "classes", "probability", "best_rotations", "best_shifts_px", "best_log_likelihood"}
 # Names of version 0.1, read for one version more.
 _OLDER_NAMES = (
     (re.compile(r"initial_model_(\d+)"), r"start_\1"),
@@ -69,7 +72,7 @@ class Checkpoints:
         """Checkpoints of a run folder."""
         return cls(run.path(_STEPS_FOLDER), count, device, resume)
 
-    def run(self, name: str, step: Step) -> Step:
+    def run(self, name: str, step: Step[State]) -> Step[State]:
         """The state after a step: from its checkpoint, else by running it.
 
         Args:
@@ -82,7 +85,7 @@ class Checkpoints:
         path = self._path(name)
         if any_rank(is_main_process() and self.resume and path.is_file()):
             yield Note(f"Resumed from checkpoint {name}.")
-            return self._unpacked(load_checkpoint(path, self.device), path)
+            return self._unpacked(load_checkpoint(path, self.device), path)  # type: ignore[return-value]
         state = yield from step
         if not is_main_process():
             return state
@@ -103,7 +106,14 @@ class Checkpoints:
                 return older_path if older_path.is_file() else path
         return path
 
-    def _unpacked(self, packed: dict[str, Any], path: Path) -> RefinementState:
+    def _unpacked(self, packed: dict[str, Any], path: Path) -> RefinementState | ClassesState:
+        if packed.keys() == _CLASSES:
+            maps = tuple(self._unpacked_map({"count": packed["count"], **each}, path) for each in packed["classes"])
+            best = BestPoses(packed["best_rotations"], packed["best_shifts_px"], packed["best_log_likelihood"])
+            return ClassesState(maps, maps[0].particles, packed["probability"], best)
+        return self._unpacked_map(packed, path)
+
+    def _unpacked_map(self, packed: dict[str, Any], path: Path) -> RefinementState:
         packed.setdefault("is_consensus", path.stem.startswith(("start_", "settled_", "finished")))  # version 0.1
         if packed.keys() != _STATE:
             raise CheckpointError(f"{path} does not hold a step of a search", "", "Delete it and resume with --resume")
@@ -127,7 +137,17 @@ class Checkpoints:
         )
 
 
-def _packed(state: RefinementState) -> dict[str, Any]:
+def _packed(state: object) -> dict[str, Any]:
+    if isinstance(state, ClassesState):
+        return {
+            "classes": [_packed(replace(each, particles=state.particles)) for each in state.maps],
+            "probability": state.probability,
+            "best_rotations": state.best.rotations,
+            "best_shifts_px": state.best.shifts_px,
+            "best_log_likelihood": state.best.log_likelihood,
+        }
+    if not isinstance(state, RefinementState):
+        raise TypeError(f"{type(state).__name__} is no state of a refinement")
     sums = state.sums and tuple((half.box_size_px, half.padding, half.sums) for half in state.sums)
     return {
         "is_consensus": isinstance(state.reference, ConsensusMap),

@@ -1,6 +1,9 @@
 """Plan of a run: the stages that each mode of pose inference goes through, for progress as stage n of N."""
 
 from cryoeq.domain.events import Plan
+from cryoeq.pipelines.reconstruct.junk import STAGE as JUNK_STAGE
+from cryoeq.reconstruction.class_assignment import STAGE as ASSIGNMENT_STAGE
+from cryoeq.reconstruction.class_refinement import STAGE as CLASS_STAGE
 from cryoeq.reconstruction.global_realignment import STAGE as REALIGNMENT_STAGE
 from cryoeq.reconstruction.half_set_refinement import CONSENSUS_STAGE, FINAL_STAGE, HALF_SETS_STAGE, LOCAL_STAGE
 from cryoeq.reconstruction.initial_model import STAGE as INITIAL_MODEL_STAGE
@@ -12,8 +15,15 @@ _MAPS = "reconstructing"
 def plan_search(settings: RefinementSettings) -> Plan:
     """Stages of an ab initio search."""
     local = (LOCAL_STAGE,) if settings.local_iterations else ()
-    final = (FINAL_STAGE, REALIGNMENT_STAGE, _MAPS)
+    final = (FINAL_STAGE, REALIGNMENT_STAGE, _MAPS, JUNK_STAGE)
     return Plan((*_ab_initio(settings), HALF_SETS_STAGE, *_realignment(settings), *local, *final))
+
+
+def plan_classes(settings: RefinementSettings) -> Plan:
+    """Stages of a search for several classes; those of the refinement come once for each class."""
+    local = (LOCAL_STAGE,) if settings.local_iterations else ()
+    of_class = (HALF_SETS_STAGE, *_realignment(settings), *local, FINAL_STAGE, REALIGNMENT_STAGE)
+    return Plan(("reading", INITIAL_MODEL_STAGE, CLASS_STAGE, ASSIGNMENT_STAGE, *of_class, _MAPS, JUNK_STAGE))
 
 
 def plan_hybrid(settings: RefinementSettings, *, is_searchable: bool) -> Plan:
@@ -26,7 +36,7 @@ def plan_hybrid(settings: RefinementSettings, *, is_searchable: bool) -> Plan:
     halves = (HALF_SETS_STAGE,) if is_searchable else (LOCAL_STAGE,)
     final = (FINAL_STAGE, REALIGNMENT_STAGE) if is_searchable else ("exhaustive re-search", LOCAL_STAGE)
     encoder = ("encoder training", "encoder inference", "exhaustive re-search")
-    return Plan((*_ab_initio(settings), *encoder, *halves, "encoder fine-tuning", *final, _MAPS))
+    return Plan((*_ab_initio(settings), *encoder, *halves, "encoder fine-tuning", *final, _MAPS, JUNK_STAGE))
 
 
 def plan_amortized() -> Plan:

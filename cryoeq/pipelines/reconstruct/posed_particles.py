@@ -1,14 +1,17 @@
 """Particles with assigned poses: what every mode of pose inference returns, and what maps are made from."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.pose import Poses
+from cryoeq.evaluation.unexplained import JunkProbabilities
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
-from cryoeq.reconstruction.known_poses import ReconstructedMaps
+from cryoeq.reconstruction.known_poses import ReconstructedMaps, filter_by_halves, reconstruct_from_poses
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class PosedParticles:
         maps: posterior-weighted maps, where the search reached Nyquist of the stored images; None where they are still
             to be made from the poses.
         metrics: figures for ``job.json`` and the report.
+        junk: probability that each particle is junk; None where it was not told.
     """
 
     poses: Poses
@@ -34,9 +38,34 @@ class PosedParticles:
     rotation_sigma_rad: Float[Tensor, " particles"] | None = None
     maps: ReconstructedMaps | None = None
     metrics: ReconstructionMetrics = field(default_factory=ReconstructionMetrics)
+    junk: JunkProbabilities | None = None
 
     @property
     def figure_of_merit(self) -> Float[Tensor, " particles"] | None:
         """Expected cosine of the error of the rotation, to second order (rlnParticleFigureOfMerit)."""
         sigma = self.rotation_sigma_rad
         return None if sigma is None else torch.exp(-0.5 * sigma.square())
+
+
+def make_maps(
+    dataset: ParticleDataset,
+    posed: PosedParticles,
+    device: torch.device,
+    symmetry: str,
+    rows: Int[Tensor, " rows"] | None = None,
+) -> ReconstructedMaps:
+    """Maps from poses; where the halves were posed independently, half maps from those poses.
+
+    Args:
+        dataset: the particles, at the box of the maps.
+        posed: particles with assigned poses.
+        device: where to compute.
+        symmetry: point group of the map.
+        rows: particles that the maps are made from; None for all.
+    """
+    make = partial(reconstruct_from_poses, dataset, device=device, symmetry=symmetry, rows=rows)
+    if posed.half_poses is None:
+        return make(posed.poses, posed.half_set)
+    halves = make(posed.half_poses, posed.half_set).halves
+    merged = make(posed.poses)
+    return merged if halves is None else filter_by_halves(merged.all, halves)

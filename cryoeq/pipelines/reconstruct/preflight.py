@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from cryoeq.config.reconstruct import ReconstructConfig
+from cryoeq.config.reconstruct import MOST_CLASSES, ReconstructConfig
 from cryoeq.data.dataset import CACHE_BYTES, checked_box
 from cryoeq.domain.events import Note
 from cryoeq.domain.particles import ParticleTable
@@ -153,11 +153,17 @@ def _predict(config: ReconstructConfig, stack: ParticleStack, device: torch.devi
         min(search.half_sets.max_exhaustive_shell, last),
         mask_radius(config, side),
         (config.threads or torch.get_num_threads()) if device.type == "cpu" else 1,
+        _most_classes(config),
     )
     parts = search_memory(size)
     if mode == "hybrid":
         parts["encoder"] = encoder_memory(config.hybrid.batch_size, 2 * (config.hybrid.max_shell + 1), is_wide=True)
     return [parts, final]
+
+
+def _most_classes(config: ReconstructConfig) -> int:
+    """Number of structures that are looked for, at most."""
+    return MOST_CLASSES if config.search.classes == "auto" else config.search.classes
 
 
 def _cached(count: int, box_px: int) -> int:

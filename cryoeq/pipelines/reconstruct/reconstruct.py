@@ -13,7 +13,6 @@ import torch
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Event, Note, Progress, Report
-from cryoeq.domain.volume import Volume
 from cryoeq.errors import DivergedError
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD
 from cryoeq.evaluation.verdict import MIN_NONSPHERICAL, RunFacts, RunVerdict, judge_run
@@ -21,31 +20,31 @@ from cryoeq.io.cryosparc import CS_SUFFIX, write_cs
 from cryoeq.io.mrc import write_map
 from cryoeq.io.particles import ParticleStack, write_particle_star
 from cryoeq.maps.alignment import mirror_map
-from cryoeq.outputs.evaluation_plots import plot_fsc
-from cryoeq.outputs.fsc_files import write_fsc_star, write_fsc_xml
-from cryoeq.outputs.reconstruction_plots import plot_map
 from cryoeq.outputs.report import write_report
 from cryoeq.outputs.run_folder import RunFolder
+from cryoeq.pipelines.class_choice import rows_of_one_frame
 from cryoeq.pipelines.reconstruct.assessment import assess_maps, check_poses
 from cryoeq.pipelines.reconstruct.build import build_dataset, build_stack, working_box
 from cryoeq.pipelines.reconstruct.checkpoints import Checkpoints, load_training_state, require_same_settings
+from cryoeq.pipelines.reconstruct.class_files import class_rows, mirrored_name, named_maps, write_class_maps
 from cryoeq.pipelines.reconstruct.event_log import record_events
-from cryoeq.pipelines.reconstruct.half_map_resolution import HalfMapResolution, resolve_half_maps
+from cryoeq.pipelines.reconstruct.half_map_resolution import resolve_half_maps
 from cryoeq.pipelines.reconstruct.half_sets import (
     given_half_set_notes,
     independence_notes,
     position_notes,
     separate_copies,
 )
+from cryoeq.pipelines.reconstruct.junk import with_junk_probability
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruct.particle_diameter import cut_notes, diameter_notes
-from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
+from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles, make_maps
 from cryoeq.pipelines.reconstruct.preflight import check_run
 from cryoeq.pipelines.reconstruct.search import search_poses
 from cryoeq.pipelines.reconstruct.supplied_maps import SuppliedMaps, compare_with_reference, read_supplied_maps
 from cryoeq.pipelines.reconstruct.symmetry_check import name_symmetry, symmetry_rows
 from cryoeq.pipelines.report import read_run
-from cryoeq.reconstruction.known_poses import ReconstructedMaps, filter_by_halves, reconstruct_from_poses
+from cryoeq.reconstruction.known_poses import ReconstructedMaps
 from cryoeq.reconstruction.state import Checkpointer
 from cryoeq.runtime.device import choose_device, torch_threads
 from cryoeq.runtime.distributed import is_main_process, process_group
@@ -71,6 +70,8 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False, doubts: Sequ
     device, started_s = choose_device(config.device), time.monotonic()
     # What is wrong with the input each process finds out by itself, before any waits for another.
     stack = build_stack(config, with_poses=config.pose_inference == "known")
+    if config.pose_inference == "known":
+        rows_of_one_frame(stack.star, config.particles, None)
     supplied = read_supplied_maps(config, stack.table)
     notes = [*(Note(doubt, "warning") for doubt in doubts), *check_run(config, stack, device)]
     training_state = None
@@ -111,7 +112,8 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False, doubts: Sequ
             f"The map, which is wrong, and the report on it are in {run.folder}",
             verdict.doubts[0].advice.removesuffix("."),
         )
-    rows = _rows(metrics, config) | {"verdict": verdict.summary} | _next_command(verdict, metrics, run.folder)
+    results = _rows(metrics, config) if metrics.classes is None else class_rows(metrics, config)
+    rows = results | {"verdict": verdict.summary} | _next_command(verdict, metrics, run.folder)
     yield Report(f"Reconstruction in {run.folder}", rows)
     yield from _doubts(verdict)
 
@@ -178,6 +180,8 @@ class _Job:
         dataset = build_dataset(self.config, self.stack, working_box(self.config, self.stack), reads_once=is_search)
         yield from (Note(note, "warning" if note in dataset.warnings else "info") for note in dataset.notes)
         yield from diameter_notes(self.config, dataset.box_size_px * dataset.pixel_size_angstrom)
+        if self.config.search.classes != 1:
+            return (yield from self._work_on_classes(dataset, checkpoint))
         posed = yield from self._infer_poses(dataset, checkpoint, training_state)
         inferred_at = dataset
         yield from (Note(text, "warning") for text in dataset.new_warnings())
@@ -186,17 +190,18 @@ class _Job:
             sign = dataset.preprocessing.sign
             dataset = build_dataset(self.config, self.stack, None, sign=sign, reads_once=posed.maps is not None)
         yield Progress("reconstructing", 0, 1)
-        maps = posed.maps or _make_maps(dataset, posed, self.device, self.config.search.symmetry)
+        maps = posed.maps or make_maps(dataset, posed, self.device, self.config.search.symmetry)
         separated = yield from separate_copies(
             dataset, posed, seed=self.config.seed, is_known=self.config.pose_inference == "known"
         )
         if separated.half_set is not posed.half_set:
-            maps = _make_maps(dataset, separated, self.device, self.config.search.symmetry)
+            maps = make_maps(dataset, separated, self.device, self.config.search.symmetry)
         posed = separated
         yield Progress("reconstructing", 1, 1)
         if self.config.pose_inference == "amortized":
             share = yield from check_poses(self.config, inferred_at, maps.all, posed, self.device)
             posed = replace(posed, metrics=replace(posed.metrics, wrong_optimum_share=share))
+        posed = yield from with_junk_probability(self.config, inferred_at, maps, posed, self.device)
         yield from (Note(text, "warning") for text in dataset.new_warnings())
         if not is_main_process():
             return ReconstructionMetrics()
@@ -205,6 +210,21 @@ class _Job:
         metrics = yield from self._write_results(maps, posed)
         yield from independence_notes(metrics, table.pixel_size_angstrom)
         return (yield from self._check_symmetry(dataset, posed, maps, metrics))
+
+    def _work_on_classes(
+        self, dataset: ParticleDataset, checkpoint: Checkpointer
+    ) -> Generator[Event, None, ReconstructionMetrics]:
+        """Poses and maps of several classes."""
+        # Not above, because of scipy.optimize.
+        from cryoeq.pipelines.reconstruct.class_results import ClassJob, write_classes
+        from cryoeq.pipelines.reconstruct.classes import search_classes
+
+        config, stack, device = self.config, self.stack, self.device
+        found = yield from search_classes(config, dataset, device, checkpoint)
+        yield from (Note(text, "warning") for text in dataset.new_warnings())
+        stored = build_dataset(config, stack, None, sign=dataset.preprocessing.sign)
+        job = ClassJob(config, stack, dataset, stored, self.supplied, self.run, device)
+        return (yield from write_classes(job, found))
 
     def _infer_poses(
         self, dataset: ParticleDataset, checkpoint: Checkpointer, training_state: dict[str, Any] | None
@@ -236,7 +256,7 @@ class _Job:
                 config, resolved.diameter_angstrom, maps.all.box_size_px * maps.all.pixel_size_angstrom
             )
             metrics = resolved.into(metrics)
-        _write_maps(run, maps, resolved)
+        write_class_maps(run, 1, 1, maps, resolved)
         if supplied.reference is not None:
             agreed = compare_with_reference(maps.all, supplied.reference)
             metrics = replace(metrics, reference_resolution_angstrom=agreed)
@@ -244,9 +264,9 @@ class _Job:
         if config.particles.suffix == CS_SUFFIX:
             write_cs(run.path("run_data.cs"), config.particles, posed.poses, half_set=posed.half_set)
         if config.both_hands:
-            for name, volume in _named_maps(maps, resolved).items():
+            for name, volume in named_maps(1, 1, maps, resolved).items():
                 mirrored = replace(volume, values=mirror_map(volume.values))
-                write_map(run.path(f"{name}_mirrored.mrc"), mirrored)
+                write_map(run.path(mirrored_name(name)), mirrored)
             self._write_poses("run_data_mirrored.star", replace(posed, poses=posed.poses.of_other_hand()))
         return metrics
 
@@ -258,6 +278,7 @@ class _Job:
             half_set=posed.half_set,
             confidence=posed.confidence,
             figure_of_merit=posed.figure_of_merit,
+            junk_probability=None if posed.junk is None else posed.junk.any_kind,
         )
 
     def _check_symmetry(
@@ -274,16 +295,6 @@ class _Job:
         return (yield from check_in_plane_symmetry(self.run, dataset, posed, maps, metrics, seed=seed, device=device))
 
 
-def _named_maps(maps: ReconstructedMaps, resolved: HalfMapResolution | None) -> dict[str, Volume]:
-    """Files of the maps, without ending."""
-    named: dict[str, Volume | None] = {"run_class001": maps.all}
-    if maps.halves is not None:
-        named |= {"run_half1_class001_unfil": maps.halves.first, "run_half2_class001_unfil": maps.halves.second}
-    if resolved is not None:
-        named |= {"run_mask": resolved.mask, "run_postprocess": resolved.postprocessed}
-    return {name: volume for name, volume in named.items() if volume is not None}
-
-
 def _take_poses(stack: ParticleStack) -> Generator[Event, None, PosedParticles]:
     """The poses and half sets of the star file."""
     table = stack.table
@@ -291,29 +302,6 @@ def _take_poses(stack: ParticleStack) -> Generator[Event, None, PosedParticles]:
         raise ValueError("the poses were asked for before")
     yield from given_half_set_notes(table.half_set)
     return PosedParticles(table.poses, table.half_set)
-
-
-def _make_maps(
-    dataset: ParticleDataset, posed: PosedParticles, device: torch.device, symmetry: str
-) -> ReconstructedMaps:
-    """Maps from poses; where the halves were posed independently, half maps from those poses."""
-    if posed.half_poses is None:
-        return reconstruct_from_poses(dataset, posed.poses, posed.half_set, device=device, symmetry=symmetry)
-    halves = reconstruct_from_poses(dataset, posed.half_poses, posed.half_set, device=device, symmetry=symmetry).halves
-    merged = reconstruct_from_poses(dataset, posed.poses, device=device, symmetry=symmetry)
-    return merged if halves is None else filter_by_halves(merged.all, halves)
-
-
-def _write_maps(run: RunFolder, maps: ReconstructedMaps, resolved: HalfMapResolution | None) -> None:
-    """Maps, pictures, and the half maps' FSC."""
-    for name, volume in _named_maps(maps, resolved).items():
-        write_map(run.path(f"{name}.mrc"), volume)
-    plot_map(run.path("slices.png"), run.path("projections.png"), maps.all)
-    if resolved is None:
-        return
-    write_fsc_star(run.path("run_fsc.star"), resolved.curves)
-    write_fsc_xml(run.path("run_fsc.xml"), resolved.curves)
-    plot_fsc(run.path("run_fsc.png"), resolved.curves, ctf_power=resolved.ctf_power, dips=resolved.dips)
 
 
 def _rows(metrics: ReconstructionMetrics, config: ReconstructConfig) -> dict[str, str]:
@@ -331,12 +319,19 @@ def _rows(metrics: ReconstructionMetrics, config: ReconstructConfig) -> dict[str
     share, rest = metrics.nonspherical_share, metrics.nonspherical_resolution_angstrom
     if share is not None and share < MIN_NONSPHERICAL:
         rows["without their spherical averages to"] = "no resolution" if rest is None else f"{rest:.1f} Å"
-    if metrics.unexplained_share is not None:
-        rows["particles that the map does not explain"] = f"{metrics.unexplained_share:.0%}"
+    rows |= _particle_rows(metrics)
     if config.input.reference is not None:
         agreed = metrics.reference_resolution_angstrom
         rows["agrees with the reference to (FSC 0.5)"] = "no resolution" if agreed is None else f"{agreed:.1f} Å"
     return rows | symmetry_rows(metrics)
+
+
+def _particle_rows(metrics: ReconstructionMetrics) -> dict[str, str]:
+    shares = {
+        "junk, expected share of the particles": metrics.junk_share,
+        "particles that the map does not explain": metrics.unexplained_share,
+    }
+    return {label: f"{share:.0%}" for label, share in shares.items() if share is not None}
 
 
 def _resolution_rows(metrics: ReconstructionMetrics) -> dict[str, str]:

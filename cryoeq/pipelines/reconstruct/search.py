@@ -20,8 +20,8 @@ from cryoeq.reconstruction.global_realignment import refine_final_poses, with_re
 from cryoeq.reconstruction.half_set_refinement import final_iteration, refine_half_sets, refine_half_sets_locally
 from cryoeq.reconstruction.known_poses import ReconstructedMaps, filter_by_halves
 from cryoeq.reconstruction.local_refinement import RefinedPoses
-from cryoeq.reconstruction.particle_transforms import load_transforms
-from cryoeq.reconstruction.state import Checkpointer, RefinementState, no_checkpoints
+from cryoeq.reconstruction.particle_transforms import ParticleTransforms, load_transforms
+from cryoeq.reconstruction.state import Checkpointer, RefinementSettings, RefinementState, no_checkpoints
 
 
 def search_poses(
@@ -47,16 +47,38 @@ def search_poses(
     particles = yield from load_transforms(dataset, device)
     half_set = yield from split_particles(dataset, seed)
     consensus = yield from reconstruct_ab_initio(particles, half_set, settings, checkpoint=checkpoint)
-    halves = yield from checkpoint("half_sets", refine_half_sets(consensus, particles, refinement, seed=seed))
-    halves = yield from checkpoint("realigned", with_realigned_worst(halves, particles, refinement, seed=seed))
-    local = refine_half_sets_locally(halves, particles, refinement, iterations=refinement.local_iterations)
-    halves = yield from checkpoint("local", local)
+    halves = yield from refine_halves(consensus, particles, refinement, seed=seed, checkpoint=checkpoint)
     yield from require_reproducible(particles, consensus, halves, settings)
     final = yield from checkpoint("final", final_iteration(halves, particles, refinement, seed=seed))
     refined = yield from refine_final_poses(final, particles, refinement, seed=seed)
     yield shared_resolution_note(refinement)
     yield from report_handedness(final, dataset.pixel_size_angstrom, config.search.symmetry)
     return posed_particles(dataset, halves, final, refined, exhaustive_shell=refinement.max_exhaustive_shell)
+
+
+def refine_halves(
+    consensus: RefinementState,
+    particles: ParticleTransforms,
+    settings: RefinementSettings,
+    *,
+    seed: int,
+    checkpoint: Checkpointer,
+    name: str = "",
+) -> Generator[Event, None, RefinementState]:
+    """Independent half sets to the last shell, from a consensus map.
+
+    Args:
+        consensus: map and poses that the half sets start from.
+        particles: CTF-multiplied transforms of the particles.
+        settings: settings of the refinement.
+        seed: random seed of the run.
+        checkpoint: saves finished steps.
+        name: what the names of the steps begin with.
+    """
+    halves = yield from checkpoint(f"{name}half_sets", refine_half_sets(consensus, particles, settings, seed=seed))
+    halves = yield from checkpoint(f"{name}realigned", with_realigned_worst(halves, particles, settings, seed=seed))
+    local = refine_half_sets_locally(halves, particles, settings, iterations=settings.local_iterations)
+    return (yield from checkpoint(f"{name}local", local))
 
 
 def posed_particles(

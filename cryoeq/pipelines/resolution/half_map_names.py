@@ -16,6 +16,7 @@ _NAMES = (
     re.compile(r"([-_]h)([12])(?=[-_.]|$)"),
 )
 _WHOLE = re.compile(r"(.+)_(class\d+)\.")  # RELION's run_class001.mrc
+_MOST_NAMED = 8
 _OTHER = str.maketrans("12ABab", "21BAba")
 
 
@@ -41,6 +42,7 @@ def find_pair(config: FscConfig) -> MapPair:
         ConfigError: it cannot be guessed.
         MapFileError: there is no such file.
     """
+    require_file(config.first)
     guessed = other_half(config.first)
     if config.second is not None:
         are_halves = guessed is not None and _plain_name(guessed) == _plain_name(config.second)
@@ -61,6 +63,19 @@ def find_pair(config: FscConfig) -> MapPair:
             "Give the other half map as the second argument",
         )
     return MapPair(config.first, found, are_halves=True)
+
+
+def require_file(path: Path) -> None:
+    """Refuse a folder in place of a map; of a run, its maps are named.
+
+    Raises:
+        ConfigError: it is a folder.
+    """
+    if not path.is_dir():
+        return
+    maps = sorted(path.glob("run_half1_class*_unfil.mrc*")) or sorted(path.glob("*.mrc"))
+    found = f"{path} is a folder"
+    raise ConfigError(found, "Expected a map", f"Give {' or '.join(map(str, maps[:_MOST_NAMED]))}" if maps else "")
 
 
 def _plain_name(path: Path) -> str:

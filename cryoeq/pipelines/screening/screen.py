@@ -1,12 +1,15 @@
 """``cryoeq screen``: gaps in the angular coverage of a set of particles, and scores that find junk particles."""
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from cryoeq.config.screen import ScreenConfig
 from cryoeq.domain.events import Event, Note, Report
@@ -22,7 +25,10 @@ from cryoeq.io.star import StarTable, read_star
 from cryoeq.io.text import write_json
 from cryoeq.outputs.coverage_plot import plot_coverage
 from cryoeq.outputs.folder import make_folder
+from cryoeq.outputs.map_names import MapNames, map_names
 from cryoeq.outputs.run_folder import RunFolder
+from cryoeq.pipelines.class_choice import rows_of_one_frame
+from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruction_run import open_particles, read_reconstruction_job
 from cryoeq.pipelines.screening.score_particles import ScorerKind, build_scorer
 from cryoeq.runtime.random_streams import Stream, stream_generator
@@ -32,6 +38,29 @@ SCORE_COLUMN = SELECTION_Z_SCORE
 _MAX_REPORTED_GAPS = 5
 _MAX_BOX_PX = 64  # particles are compared in a smaller box where theirs is larger
 _CACHE_BYTES = 2**29
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is screened.
+
+    Args:
+        star: the particles.
+        rows: their rows of the table.
+        count: number of all rows of it.
+        folder: for all files.
+        job: record of the run; None for a star file.
+        names: maps of the run.
+        symmetry: point group of the run; C1 of a star file.
+    """
+
+    star: StarTable
+    rows: Int[Tensor, " rows"]
+    count: int
+    folder: Path
+    job: Mapping[str, Any] | None = None
+    names: MapNames = field(default_factory=map_names)
+    symmetry: str = "C1"
 
 
 def screen(config: ScreenConfig) -> Iterator[Event]:
@@ -48,16 +77,9 @@ def screen(config: ScreenConfig) -> Iterator[Event]:
         ParticleFileError: there are no poses, or their images were moved or changed since.
         ConfigError: no such symmetry.
     """
-    if config.run.is_file():
-        star, job = read_table(config.run), None
-        folder = make_folder(config.output or config.run.with_suffix("").with_name(f"{config.run.stem}_screening"))
-    else:
-        run = RunFolder(config.run)
-        job = read_reconstruction_job(run, "Give the folder that cryoeq reconstruct -o made, or a star file with poses")
-        star = read_star(run.path("run_data.star"))
-        folder = make_folder(config.output or run.path("screening"))
-    poses = star_poses(star)
-    symmetry = config.symmetry or (job["settings"]["search"]["symmetry"] if job else "C1")
+    source = _open(config)
+    star, folder = source.star, source.folder
+    poses, symmetry = star_poses(star), config.symmetry or source.symmetry
     coverage = measure_coverage(
         poses.rotations,
         symmetry=symmetry,
@@ -70,11 +92,31 @@ def screen(config: ScreenConfig) -> Iterator[Event]:
     results: dict[str, object] = {"views": coverage_as_json(coverage, symmetry)}
     written = "coverage.png, screening.json"
     scorer = config.scorer
-    if scorer != "none" and job is not None:
-        results["particles"] = yield from _score(config, scorer, job, star, poses, folder)
+    if scorer != "none" and source.job is not None:
+        results["particles"] = yield from _score(config, scorer, source, poses)
         written += ", screened.star"
     write_json(folder / "screening.json", results)
     yield Note(f"Written to {folder}: {written}")
+
+
+def _open(config: ScreenConfig) -> _Source:
+    number = config.class_number
+    if config.run.is_file():
+        star = read_table(config.run)
+        rows = rows_of_one_frame(star, config.run, number)
+        folder = config.output or config.run.with_suffix("").with_name(f"{config.run.stem}_screening")
+        return _Source(star.rows(rows.tolist()), rows, len(star), make_folder(folder))
+    run = RunFolder(config.run)
+    job = read_reconstruction_job(run, "Give the folder that cryoeq reconstruct -o made, or a star file with poses")
+    star, metrics = read_star(run.path("run_data.star")), ReconstructionMetrics.from_json(job.get("results", {}))
+    rows = rows_of_one_frame(star, run.path("run_data.star"), number)
+    names, symmetry = map_names(), job["settings"]["search"]["symmetry"]
+    if metrics.classes and number is not None:
+        names, symmetry = map_names(number, metrics.n_classes), metrics.classes[number - 1].symmetry
+    folder = run.path("screening" if number is None else f"screening_class{number:03d}")
+    return _Source(
+        star.rows(rows.tolist()), rows, len(star), make_folder(config.output or folder), job, names, symmetry
+    )
 
 
 def coverage_as_json(coverage: ViewCoverage, symmetry: str) -> dict[str, object]:
@@ -142,22 +184,18 @@ def _count(number: int, noun: str) -> str:
 
 
 def _score(
-    config: ScreenConfig,
-    kind: ScorerKind,
-    job: dict[str, Any],
-    star: StarTable,
-    poses: Poses,
-    folder: Path,
+    config: ScreenConfig, kind: ScorerKind, source: _Source, poses: Poses
 ) -> Generator[Event, None, dict[str, object]]:
     """Score all particles and write ``screened.star``."""
-    run, half_set = RunFolder(config.run), star_half_set(star)
-    halves = [run.path(f"run_half{half}_class001_unfil.mrc") for half in (1, 2)]
+    run, star, half_set, names = RunFolder(config.run), source.star, star_half_set(source.star), source.names
+    halves = [run.path(name) for name in (names.first_half, names.second_half)]
     has_halves = half_set is not None and all(path.is_file() for path in halves)
-    maps = HalfMaps(*map(read_map, halves)) if has_halves else read_map(run.path("run_class001.mrc"))
+    maps = HalfMaps(*map(read_map, halves)) if has_halves else read_map(run.path(names.whole))
     box = maps.first.box_size_px if isinstance(maps, HalfMaps) else maps.box_size_px
     _, dataset = open_particles(
-        job, config.datadir, count=len(poses), box_size_px=box, max_box_px=_MAX_BOX_PX, cache_bytes=_CACHE_BYTES
-    )
+        source.job or {}, config.datadir, count=source.count, box_size_px=box, max_box_px=_MAX_BOX_PX,
+        cache_bytes=_CACHE_BYTES, rows=source.rows,
+    )  # fmt: skip
     yield from (Note(text, "warning") for text in dataset.warnings)
     particles = ScreenedParticles.from_maps(dataset, poses, half_set, maps)
     features = yield from particles.measure_features()
@@ -165,7 +203,7 @@ def _score(
     generator = stream_generator(config.seed, Stream.JUNK)
     scorer = build_scorer(kind, particles, features, generator)
     z = z_scores(scorer.score(features))
-    path = folder / "screened.star"
+    path = source.folder / "screened.star"
     write_particle_star(path, star, None, extra_columns={SCORE_COLUMN: np.char.mod("%.4f", z.double().numpy())})
     auc = particles.cross_validate(scorer, generator)
     yield Report(

@@ -3,6 +3,7 @@
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cryoeq.config.map_symmetry import SymmetryConfig
 from cryoeq.domain.events import Event, Note, Report
@@ -22,11 +23,14 @@ from cryoeq.maps.point_group_search import find_point_groups
 from cryoeq.maps.point_groups import GroupAgreement, PointGroups
 from cryoeq.maps.symmetry import impose_symmetry
 from cryoeq.outputs.folder import make_folder
+from cryoeq.outputs.map_names import map_names
 from cryoeq.outputs.run_folder import RunFolder
+from cryoeq.pipelines.class_choice import rows_of_class
+from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruct.symmetry_check import averaged, cropped
 from cryoeq.pipelines.reconstruction_run import open_particles, read_reconstruction_job
 from cryoeq.pipelines.resolution.fsc_mask import average
-from cryoeq.pipelines.resolution.half_map_names import halves_beside, other_half
+from cryoeq.pipelines.resolution.half_map_names import halves_beside, other_half, require_file
 
 _LAST_SHELL = 64
 _MAX_BOX_PX = 64  # in which particles are compared
@@ -56,6 +60,7 @@ def symmetry(config: SymmetryConfig) -> Iterator[Event]:
     """
     if config.symmetry is not None and config.symmetry.strip().upper() in {"C1", "D1"}:
         raise ConfigError(f"--sym {config.symmetry}", "Expected a group with an axis", "Leave out --sym to try all")
+    require_file(config.volume)
     maps = yield from _read_maps(config)
     groups = find_point_groups(
         maps.whole,
@@ -105,19 +110,17 @@ def _ask_particles(config: SymmetryConfig, folder: Path, whole: Volume, groups: 
     """Log-likelihood that averaging over a group adds, of the groups with the highest scores, by their names."""
     run = RunFolder(folder)
     job = read_reconstruction_job(run, "Give the folder that cryoeq reconstruct -o made")
-    paths = [run.path(f"run_half{half}_class001_unfil.mrc") for half in (1, 2)]
-    if not all(path.is_file() for path in paths):
-        raise MapFileError(f"{folder} holds no half maps", "Each particle is compared with the other half set's map")
-    first, second = (read_density(path, angpix=config.pixel_size_angstrom) for path in paths)
-    _require_map_of_run(config.volume, whole, folder, average(first, second))
+    number, halves = _class_of_map(config, run, job, whole)
     star = read_star(run.path("run_data.star"))
-    poses, half_set = star_poses(star), star_half_set(star)
+    rows = rows_of_class(star, number)
+    of_class = star.rows(rows.tolist())
+    poses, half_set = star_poses(of_class), star_half_set(of_class)
     if half_set is None:
         raise MapFileError(f"{run.path('run_data.star')} holds no half sets", "", "Run cryoeq reconstruct again")
     _, dataset = open_particles(
-        job, config.datadir, count=len(poses), box_size_px=first.box_size_px, max_box_px=_MAX_BOX_PX
+        job, config.datadir, count=len(star), box_size_px=whole.box_size_px, max_box_px=_MAX_BOX_PX, rows=rows
     )
-    halves = HalfMaps(*(cropped(half, dataset.box_size_px) for half in (first, second)))
+    halves = HalfMaps(*(cropped(half, dataset.box_size_px) for half in (halves.first, halves.second)))
     asked = sorted(groups.groups, key=lambda group: (group.holds, group.order if group.holds else group.score))
     asked = asked[-_PARTICLES:]
     plain, *others = held_out_log_likelihoods(
@@ -126,16 +129,39 @@ def _ask_particles(config: SymmetryConfig, folder: Path, whole: Volume, groups: 
     return {group.symmetry: Gain.of(each, plain) for group, each in zip(asked, others, strict=True)}
 
 
-def _require_map_of_run(path: Path, whole: Volume, folder: Path, of_run: Volume) -> None:
-    """Stop where a map is not that of a run, at its place: its axes say nothing of the run's particles."""
-    require_same_frame(whole, of_run, names=f"{path} and the half maps of {folder}")
-    agreement = float(compare_maps(whole, of_run).unmasked[_FIRST_SHELLS].mean())
-    if not agreement > _SAME_MAP:
+def _class_of_map(
+    config: SymmetryConfig, run: RunFolder, job: Mapping[str, Any], whole: Volume
+) -> tuple[int | None, HalfMaps]:
+    """The class of the run whose map this is, at its place, with its half maps; None of a run of one class.
+
+    Raises:
+        MapFileError: it is none of them: its axes say nothing of the run's particles.
+    """
+    n_classes = ReconstructionMetrics.from_json(job.get("results", {})).n_classes
+    found = list[tuple[float, int, HalfMaps]]()
+    for number in range(1, n_classes + 1):
+        names = map_names(number, n_classes)
+        paths = [run.path(name) for name in (names.first_half, names.second_half)]
+        if not all(path.is_file() for path in paths):
+            continue
+        first, second = (read_density(path, angpix=config.pixel_size_angstrom) for path in paths)
+        require_same_frame(whole, first, names=f"{config.volume} and the half maps of {run.folder}")
+        agreement = float(compare_maps(whole, average(first, second)).unmasked[_FIRST_SHELLS].mean())
+        found.append((agreement, number, HalfMaps(first, second)))
+    if not found:
         raise MapFileError(
-            f"{path} is not the map of {folder}, or not at its place: their first shells correlate by {agreement:.2f}",
-            "The poses of the particles are those of the run's own map",
-            f"Give {folder / 'run_class001.mrc'}, or leave out --run",
+            f"{run.folder} holds no half maps", "Each particle is compared with the other half set's map"
         )
+    agreement, number, halves = max(found, key=lambda each: each[0])
+    if not agreement > _SAME_MAP:
+        own = " or ".join(str(run.path(map_names(number, n_classes).whole)) for number in range(1, n_classes + 1))
+        raise MapFileError(
+            f"{config.volume} is not {'the' if n_classes == 1 else 'a'} map of {run.folder}, or not at its place: "
+            f"their first shells correlate by {agreement:.2f}",
+            "The poses of the particles are those of the run's own map",
+            f"Give {own}, or leave out --run",
+        )
+    return (None if n_classes == 1 else number), halves
 
 
 def _named(groups: PointGroups, config: SymmetryConfig) -> GroupAgreement | None:

@@ -121,16 +121,16 @@ def greedy() -> None:
 
 def unfinished() -> None:
     """A map is left half written."""
-    from cryoeq.pipelines.reconstruct import reconstruct
+    from cryoeq.pipelines.reconstruct import class_files
 
     leave_out_pictures()
-    write = reconstruct.write_map
+    write = class_files.write_map
 
     def cut(path: Path, *rest: Any) -> None:
         write(path, *rest)
         path.write_bytes(path.read_bytes()[:5000])
 
-    reconstruct.write_map = cut
+    class_files.write_map = cut
 
 
 def killed() -> None:

@@ -14,6 +14,8 @@ from cryoeq.errors import CheckpointError, ConfigError
 from cryoeq.io.text import write_json
 from cryoeq.physics.backprojection import WienerBackprojection
 from cryoeq.pipelines.reconstruct.checkpoints import Checkpoints, require_same_settings
+from cryoeq.reconstruction.class_refinement import ClassesState
+from cryoeq.reconstruction.expectation import BestPoses
 from cryoeq.reconstruction.state import (
     ConsensusMap,
     HalfSetMaps,
@@ -91,6 +93,27 @@ def test_a_step_is_run_once(tmp_path: Path, generator: torch.Generator, with_sum
         assert_same(found, expected)
     Checkpoints(tmp_path / "checkpoints", COUNT, CPU, True).clear()
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_step_of_several_classes_is_restored_bit_by_bit(tmp_path: Path, generator: torch.Generator) -> None:
+    maps = (state(generator, with_sums=True), state(generator, is_consensus=True))
+    best = BestPoses(*(torch.randn(COUNT, 2, *shape, generator=generator) for shape in ((3, 3), (2,), ())))
+    expected = ClassesState(maps, maps[0].particles, torch.rand(COUNT, 2, generator=generator), best)
+    for resume in (False, True):
+        events, found = events_and_result(
+            Checkpoints(tmp_path, COUNT, CPU, resume).run("classes_0", classes_step(expected))
+        )
+        assert events == ([Note("Resumed from checkpoint classes_0.")] if resume else [])
+        for ours, theirs in zip(found.maps, expected.maps, strict=True):
+            assert_same(ours, replace(theirs, particles=expected.particles) if resume else theirs)
+        assert torch.equal(found.probability, expected.probability)
+        for ours, theirs in zip(found.best.tensors(), expected.best.tensors(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def classes_step(result: ClassesState) -> Step[ClassesState]:
+    yield from ()
+    return result
 
 
 def test_checkpoints_that_do_not_fit(tmp_path: Path, generator: torch.Generator) -> None:

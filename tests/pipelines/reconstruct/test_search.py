@@ -20,6 +20,7 @@ from cryoeq.domain.atoms import Atoms
 from cryoeq.domain.events import Note, result_of
 from cryoeq.errors import DivergedError
 from cryoeq.evaluation.poses import compare_poses
+from cryoeq.io.labels import JUNK_PROBABILITY
 from cryoeq.io.mrc import read_map
 from cryoeq.io.particles import read_particles
 from cryoeq.io.star import read_star
@@ -41,8 +42,8 @@ pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
 
 MAPS = ("run_class001.mrc", "run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc")
 FILES = {
-    *MAPS, "command.txt", "config.yaml", "job.json", "progress.csv", "projections.png", "report.html", "run.log",
-    "residuals.png", "run_data.star", "run_fsc.png",
+    *MAPS, "command.txt", "config.yaml", "job.json", "junk.png", "progress.csv", "projections.png", "report.html",
+    "run.log", "residuals.png", "run_data.star", "run_fsc.png",
     "run_fsc.star", "run_fsc.xml", "run_mask.mrc", "run_postprocess.mrc", "slices.png",
 }  # fmt: skip
 STAGES = (
@@ -103,6 +104,12 @@ def test_resolutions_are_told_in_the_same_terms_everywhere(searched_run: Path) -
         assert re.search(rf"Half maps agree to \(Å, FSC 0.143, {name}\)</th><td>{resolution:.5g}</td>", page)
     curves = starfile.read(searched_run / "run_fsc.star")["fsc"]
     assert {"rlnFourierShellCorrelationMaskedMaps", "rlnFourierShellCorrelationCorrected"} <= set(curves.columns)
+
+
+def test_a_stack_without_junk_has_hardly_any(searched_run: Path) -> None:
+    probability = read_star(searched_run / "run_data.star").floats(JUNK_PROBABILITY)
+    assert probability.mean() < 0.1
+    assert read_json(searched_run / "job.json")["results"]["junk_share"] == pytest.approx(probability.mean(), abs=1e-4)
 
 
 def test_confidence_and_figure_of_merit(searched_run: Path) -> None:
@@ -205,7 +212,7 @@ def opened(searched_particles: Path) -> Callable[..., tuple[ParticleTransforms, 
 
 def beginning(volume: torch.Tensor, particles: ParticleTransforms, settings: AbInitioSettings) -> RefinementState:
     """Both half sets at a map."""
-    model = InitialModel(volume, torch.zeros(len(particles), 2), 0.0)
+    model = InitialModel(volume[None], torch.zeros(len(particles), 2), 0.0)
     return begin_refinement(model, particles, torch.arange(len(particles)) % 2 + 1, settings.refinement, 9)
 
 

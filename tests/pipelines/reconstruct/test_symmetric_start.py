@@ -87,7 +87,7 @@ def test_symmetry_is_imposed_where_without_it_no_more_than_a_round_map_is_found(
         if ends == "nowhere" and not found.starts_symmetric:
             raise DivergedError("nothing", "Expected something", "Look again")
         noise = torch.randn(n, n, n, generator=torch.Generator().manual_seed(1))
-        model = InitialModel(torch.stack(turned).mean(0) + 0.05 * noise, torch.zeros(len(particles), 2), 0.0)
+        model = InitialModel((torch.stack(turned).mean(0) + 0.05 * noise)[None], torch.zeros(len(particles), 2), 0.0)
         half_set = torch.arange(len(particles)) % 2 + 1
         return begin_refinement(model, particles, half_set, found.refinement, 9)
 

@@ -1,0 +1,207 @@
+"""Classification: several maps at once from noise, random starts until the partition of the particles is reproduced.
+
+Maps that start as different noise part by themselves as the temperature of the posterior falls (``initial_model``).
+Joint EM refines them at low resolution (``class_refinement``); then each particle is assigned by the maps of the other
+half set (``class_assignment``). Random starts end in different partitions where one map takes two structures: the one
+of the highest likelihood is kept, and the next best is carried to the same end, to tell how much of each class it
+reproduces.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from cryoeq.domain.events import Event, Note
+from cryoeq.reconstruction.class_assignment import assign_classes, held_out_log_likelihood
+from cryoeq.reconstruction.class_refinement import ClassesState, begin_classes, refine_classes
+from cryoeq.reconstruction.initial_model import estimate_initial_model
+from cryoeq.reconstruction.particle_transforms import ParticleTransforms
+from cryoeq.reconstruction.settings import AbInitioSettings
+from cryoeq.reconstruction.state import Checkpointer, State, Step, no_checkpoints
+from cryoeq.runtime.device import torch_threads
+
+# Agreement of two partitions beyond chance (Cohen's kappa) from which they are the same before the particles are
+# assigned one by one: 0.96 and more for two molecules, 0.5 for two conformations, 0.1 for two different partitions.
+_SAME = 0.4
+MAX_STARTS, _MAX_STARTS_OF_AUTO = 8, 4
+_SURE = 3.0  # standard errors of the mean gain that are no chance
+
+
+@dataclass(frozen=True)
+class PartitionAgreement:
+    """Agreement of two partitions of the same particles into as many classes.
+
+    Args:
+        matched: class of the second partition that corresponds to each class of the first.
+        moves: number of particles of each class of the first (rows) in each matched class of the second.
+    """
+
+    matched: Int[Tensor, " classes"]
+    moves: Int[Tensor, "classes classes"]
+
+    @classmethod
+    def of(
+        cls, first: Int[Tensor, " particles"], second: Int[Tensor, " particles"], n_classes: int
+    ) -> "PartitionAgreement":
+        """Match the classes such that as many particles as possible are in the same.
+
+        Args:
+            first: class of each particle, from 0.
+            second: likewise.
+            n_classes: number of classes.
+        """
+        counts = torch.bincount(first.cpu() * n_classes + second.cpu(), minlength=n_classes**2)
+        counts = counts.view(n_classes, n_classes)
+        _, matched = linear_sum_assignment(counts.numpy(), maximize=True)
+        order = torch.from_numpy(matched)
+        return cls(order, counts[:, order])
+
+    @property
+    def share(self) -> float:
+        """Share of the particles in the same class."""
+        return float(self.moves.diagonal().sum()) / max(1, int(self.moves.sum()))
+
+    @property
+    def beyond_chance(self) -> float:
+        """Cohen's kappa: 0 where the classes have nothing to do with each other, 1 where they are the same."""
+        total = max(1, int(self.moves.sum()))
+        chance = float((self.moves.sum(0).double() * self.moves.sum(1).double()).sum()) / total**2
+        return (self.share - chance) / (1 - chance) if chance < 1 else 1.0
+
+    @property
+    def of_class(self) -> Float[Tensor, " classes"]:
+        """Share of each class that is in the matched one, of all particles in either."""
+        same = self.moves.diagonal()
+        return same / (self.moves.sum(0) + self.moves.sum(1) - same).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Particles in classes.
+
+    Args:
+        state: maps at low resolution, largest class first, and class and pose of each particle.
+        agreement: with the partition of another random start, carried to the same end; None without one.
+    """
+
+    state: ClassesState
+    agreement: PartitionAgreement | None
+
+
+def classify(
+    particles: ParticleTransforms,
+    half_set: Int[Tensor, " particles"],
+    settings: AbInitioSettings,
+    *,
+    max_starts: int = MAX_STARTS,
+    checkpoint: Checkpointer = no_checkpoints,
+) -> Generator[Event, None, Classification]:
+    """Find classes from noise.
+
+    Args:
+        particles: CTF-multiplied transforms of all particles, in the box of the consensus refinement.
+        half_set: half set of each particle, 1 or 2.
+        settings: settings of the consensus refinement, from ``at_low_resolution``.
+        max_starts: random starts at most, unless the settings have one start only.
+        checkpoint: saves finished steps.
+    """
+    seed, n_classes = settings.seed, settings.initial_model.n_classes
+    starts: list[tuple[float, int, ClassesState]] = []
+    values: list[float] = []
+    agreement = -1.0
+    for start in range(max(settings.min_starts, max_starts) if settings.min_starts > 1 else 1):
+        state = yield from checkpoint(f"class_start_{start}", _start(particles, half_set, settings, start))
+        taking_part = state.particles.log_evidence.nonzero().squeeze(1)
+        values.append(float(state.particles.log_evidence[taking_part].mean()))
+        starts.append((values[-1], start, state))
+        starts.sort(key=lambda each: -each[0])
+        if len(starts) >= settings.min_starts:
+            best, *others = [each.class_of[taking_part] for _, _, each in starts]
+            found = [PartitionAgreement.of(best, other, n_classes).beyond_chance for other in others]
+            agreement = max(found, default=1.0)
+        if agreement > _SAME:
+            break
+    if len(starts) > 1:
+        told = ", ".join(f"{value:.2f}" for value in values)
+        yield Note(
+            f"{len(starts)} random starts of {n_classes} classes, log-likelihood per particle {told} (higher is "
+            f"better); the best agrees with another by {agreement:.2f} beyond chance (Cohen's kappa)."
+        )
+        # The start that the best agrees with most is carried on beside it.
+        number = 1 + max(range(len(found)), key=found.__getitem__)
+        starts = [starts[0], starts[number]]
+    ends = []
+    for _, start, state in starts[:2]:
+        steps = assign_classes(state, particles, settings.refinement, seed=seed)
+        ends.append((yield from checkpoint(f"classes_{start}", steps)))
+    ends.sort(key=lambda end: -float(end.log_evidence.mean()))
+    state = ends[0].by_size()
+    if len(ends) == 1:
+        return Classification(state, None)
+    return Classification(state, PartitionAgreement.of(state.class_of, ends[1].class_of, n_classes))
+
+
+def classify_by_evidence(
+    particles: ParticleTransforms,
+    half_set: Int[Tensor, " particles"],
+    settings: AbInitioSettings,
+    *,
+    max_classes: int,
+    checkpoint: Checkpointer = no_checkpoints,
+) -> Generator[Event, None, Classification]:
+    """Find as many classes as held-out particles tell apart: one more, until it explains them no better.
+
+    Nor is one more taken whose partition no other random start reproduces.
+
+    Args:
+        particles: CTF-multiplied transforms of all particles, in the box of the consensus refinement.
+        half_set: half set of each particle, 1 or 2.
+        settings: settings of the consensus refinement, from ``at_low_resolution``, for one class.
+        max_classes: classes at most.
+        checkpoint: saves finished steps.
+    """
+    initial, found, before = settings.initial_model, None, None
+    for n_classes in range(1, max_classes + 1):
+        batch_size = min(n_classes * initial.batch_size, len(particles))
+        of_number = replace(settings, initial_model=replace(initial, n_classes=n_classes, batch_size=batch_size))
+        named = partial(_named, checkpoint, f"of{n_classes}_")
+        starts = _MAX_STARTS_OF_AUTO if n_classes > 2 else MAX_STARTS
+        another = yield from classify(particles, half_set, of_number, max_starts=starts, checkpoint=named)
+        evidence = held_out_log_likelihood(another.state, particles, settings.refinement)
+        if found is None or before is None:
+            found, before = another, evidence
+            continue
+        gain = evidence - before
+        mean, error = float(gain.mean()), float(gain.std()) / len(gain) ** 0.5
+        again = "" if another.agreement is None else f" Two starts agree by {another.agreement.beyond_chance:.2f}."
+        yield Note(
+            f"{n_classes} classes explain a particle by maps of the other half set better by {mean:.3g} ± {error:.1g} "
+            f"nats than {n_classes - 1}.{again}"
+        )
+        is_reproduced = another.agreement is None or another.agreement.beyond_chance > _SAME
+        if mean < _SURE * error or not is_reproduced:
+            break
+        found, before = another, evidence
+    if found is None:
+        raise ValueError("at least one class is tried")
+    yield Note(f"--classes auto: {len(found.state.maps)} structures.")
+    return found
+
+
+def _named(checkpoint: Checkpointer, prefix: str, name: str, step: Step[State]) -> Step[State]:
+    return checkpoint(prefix + name, step)
+
+
+def _start(
+    particles: ParticleTransforms, half_set: Int[Tensor, " particles"], settings: AbInitioSettings, start: int
+) -> Generator[Event, None, ClassesState]:
+    """One random start: initial models and their joint refinement."""
+    with torch_threads(1):  # its tensors are so small that two threads would wait for each other
+        model = yield from estimate_initial_model(particles, settings.initial_model, seed=settings.seed, start=start)
+    state = begin_classes(model, particles, half_set, settings.refinement, settings.initial_model.last_shell)
+    return (yield from refine_classes(state, particles, settings.refinement, seed=settings.seed))

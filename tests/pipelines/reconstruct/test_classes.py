@@ -1,0 +1,111 @@
+"""``cryoeq reconstruct --classes``: two molecules found in a mixture, and what such a run leaves."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import starfile
+import torch
+
+from cryoeq.cli.main import run
+from cryoeq.io.labels import CLASS_NUMBER
+from cryoeq.io.mrc import read_map, write_map
+from cryoeq.io.star import read_star
+from cryoeq.io.text import read_json
+from cryoeq.outputs.run_folder import RunFolder
+from cryoeq.pipelines.report import read_run
+from cryoeq.simulation.density import sample_atoms
+from phantoms import chiral_phantom, random_phantom
+
+pytestmark = pytest.mark.usefixtures("one_thread", "without_pictures")
+
+FILES = {
+    "run_class{}.mrc", "run_half1_class{}_unfil.mrc", "run_half2_class{}_unfil.mrc", "run_fsc_class{}.star",
+    "run_fsc_class{}.xml",
+}  # fmt: skip
+TWO_STARTS = ("--set", "search.multi_start.min=2", "--set", "search.initial_model.iterations=25")
+
+
+@pytest.fixture(scope="module")
+def two_molecules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    other = random_phantom(6, 34.0, torch.Generator().manual_seed(5))
+    for name, atoms in {"a": chiral_phantom(36.0), "b": other}.items():
+        write_map(folder / f"{name}.mrc", sample_atoms(atoms, 20, 5.0))
+    models = [str(folder / "a.mrc"), "--model", f"{folder / 'b.mrc'}:0.4"]
+    options = ["-n", "160", "--snr", "4", "--shift-sigma", "4", "--device", "cpu"]
+    assert run(["simulate", *models, "-o", str(folder / "particles"), *options]) == 0
+    return folder / "particles"
+
+
+@pytest.fixture(scope="module")
+def classes_run(two_molecules: Path, search_options: tuple[str, ...]) -> Path:
+    output = two_molecules.parent / "run"
+    particles = str(two_molecules / "particles.star")
+    words = ["reconstruct", particles, "-o", str(output), "--classes", "2", "-j", "1", *search_options, *TWO_STARTS]
+    assert run(words) == 0
+    return output
+
+
+def classes_of(star: Path) -> np.ndarray[Any, Any]:
+    return read_star(star).floats(CLASS_NUMBER).astype(int)
+
+
+def test_both_molecules_are_found(classes_run: Path, two_molecules: Path) -> None:
+    found, true = classes_of(classes_run / "run_data.star"), classes_of(two_molecules / "truth.star")
+    right = float((found == true).mean())
+    assert max(right, 1 - right) > 0.95
+    assert (found == 1).sum() >= (found == 2).sum()
+
+
+def test_what_is_left_of_each_class(classes_run: Path) -> None:
+    names = {path.name for path in classes_run.iterdir()}
+    assert {name.format(f"{number:03d}") for name in FILES for number in (1, 2)} <= names
+    assert not {"run_fsc.star", "run_mask.mrc", "checkpoints"} & names
+    assert float(read_map(classes_run / "run_class002.mrc").values.std()) > 0
+    results = read_json(classes_run / "job.json")["results"]
+    sizes = [each["particles"] for each in results["classes"]]
+    assert sizes == np.bincount(classes_of(classes_run / "run_data.star"))[1:].tolist()
+    assert sum(map(sum, results["class_moves"])) == 160
+    assert results["class_agreement"] > 0.8
+    assert all(each["reproduced"] > 0.8 for each in results["classes"])
+    model = starfile.read(classes_run / "run_model.star")
+    assert model["model_general"]["rlnNrClasses"] == 2
+    assert model["model_classes"]["rlnClassDistribution"].tolist() == pytest.approx([size / 160 for size in sizes])
+
+
+def test_the_run_can_be_read_again(classes_run: Path) -> None:
+    contents = read_run(classes_run)
+    assert len(contents.classes) == 2
+    assert contents.verdict.level != "not found"
+    assert RunFolder(classes_run).job()["status"] == "done"
+
+
+def test_half_sets_hold_every_particle_once(classes_run: Path) -> None:
+    halves = read_star(classes_run / "run_data.star").floats("rlnRandomSubset")
+    assert np.bincount(halves.astype(int)).tolist() == [0, 80, 80]
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert run(words) == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--classes", "2", "--pose-inference", "known"], "classes are found by a search only"),
+        (["--classes", "2", "--sym", "C4,C2,C1"], "names 3 point groups, for 2 classes"),
+        (["--sym", "C4,C1"], "names 2 point groups, for 1 classes"),
+        (["--classes", "0"], "--classes is '0'"),
+        (["--classes", "some"], "--classes is 'some'"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(
+    two_molecules: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    output = tmp_path / "run"
+    text = refused(["reconstruct", str(two_molecules / "particles.star"), "-o", str(output), *words], capsys)
+    assert said in text
+    assert not output.exists()

@@ -1,0 +1,228 @@
+"""Several maps at once: the posterior over class and pose, who decides on a class, and how partitions are compared."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+
+from cryoeq.domain.events import result_of
+from cryoeq.domain.volume import Volume
+from cryoeq.geometry.disk_harmonics import disk_harmonics
+from cryoeq.geometry.so3 import random_rotations
+from cryoeq.reconstruction import class_assignment
+from cryoeq.reconstruction.class_assignment import assign_classes, held_out_log_likelihood
+from cryoeq.reconstruction.class_refinement import ClassesState, begin_classes, refine_classes
+from cryoeq.reconstruction.classification import PartitionAgreement
+from cryoeq.reconstruction.expectation import EStepResult, expectation_step
+from cryoeq.reconstruction.initial_model import InitialModel
+from cryoeq.reconstruction.particle_transforms import ParticleTransforms
+from cryoeq.reconstruction.pose_likelihood import PoseGrid, PoseLikelihood
+from cryoeq.reconstruction.reference import Reference
+from cryoeq.reconstruction.state import RefinementSettings
+from cryoeq.simulation.density import sample_atoms
+from phantoms import random_phantom
+
+Make = Callable[..., Any]
+COUNT = 60  # particles of each of two molecules
+ZERO_SHARES = torch.tensor([0.3, 0.4, 0.3])
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Particles of two molecules, one after the other, and their maps."""
+
+    particles: ParticleTransforms
+    volumes: torch.Tensor
+
+    @property
+    def true_class(self) -> torch.Tensor:
+        return torch.arange(len(self.particles)) // COUNT
+
+    @property
+    def half_set(self) -> torch.Tensor:
+        return torch.arange(len(self.particles)) % 2 + 1
+
+
+@pytest.fixture
+def make_mixture(make_known: Make, make_dataset: Make, observe: Make) -> Callable[..., Mixture]:
+    def make(sigma: float = 1.0) -> Mixture:
+        other = Volume(sample_atoms(random_phantom(5, 28.0, torch.Generator().manual_seed(3)), 16, 5.0).values, 5.0)
+        known = [
+            make_known(COUNT, sigma=sigma, with_ctf=False),
+            make_known(COUNT, sigma=sigma, with_ctf=False, shown=other),
+        ]
+        images = torch.cat([each.dataset.cache for each in known])
+        return Mixture(observe(make_dataset(images)), torch.stack([each.volume.values for each in known]))
+
+    return make
+
+
+def settings(**changes: Any) -> RefinementSettings:
+    made = RefinementSettings(
+        consensus_shells=(5, 6), max_extra_iterations=0, max_particles=2 * COUNT, iterations=1, max_exhaustive_shell=7,
+        local_iterations=0, n_offsets=4, shift_sigma_px=1.2, mask_radius=0.42, symmetry=torch.eye(3)[None],
+        box_side_angstrom=80.0,
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def beginning(mixture: Mixture, volumes: torch.Tensor) -> ClassesState:
+    model = InitialModel(volumes, torch.zeros(len(mixture.particles), 2), 0.0)
+    return begin_classes(model, mixture.particles, mixture.half_set, settings(), 5)
+
+
+def expect(
+    mixture: Mixture, volumes: torch.Tensor, shares: torch.Tensor | None = None, null_share: float = 0.0
+) -> tuple[PoseLikelihood, EStepResult]:
+    subset = mixture.particles.within(6.0, 16)
+    grid = PoseGrid.build(0, 12, random_rotations(1, torch.Generator().manual_seed(4))[0])
+    precision = torch.full((len(subset.plane),), 0.5)
+    references = [Reference.build(volume, precision) for volume in volumes]
+    likelihood = PoseLikelihood.of_classes(references, grid, disk_harmonics(16, 6.0, 7.5, torch.device("cpu")))
+    offsets = torch.randn(len(subset), 3, 2, generator=torch.Generator().manual_seed(5))
+    steps = expectation_step(
+        subset, likelihood, offsets, shift_sigma_px=1.2, class_shares=shares, null_share=null_share
+    )
+    return likelihood, result_of(steps)
+
+
+def test_the_posterior_over_classes_is_that_of_the_evidence_of_each(make_mixture: Callable[..., Mixture]) -> None:
+    """By Bayes: p(c) ~ share times evidence; poses are those found under each map alone."""
+    mixture, shares = make_mixture(), torch.tensor([0.3, 0.7])
+    _, joint = expect(mixture, mixture.volumes, shares)
+    alone = [expect(mixture, volume[None])[1].posterior for volume in mixture.volumes]
+    evidence = torch.stack([each.log_evidence for each in alone], 1) + shares.log()
+    torch.testing.assert_close(joint.posterior.class_probability, evidence.softmax(1), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(joint.posterior.log_evidence, evidence.logsumexp(1), atol=1e-3, rtol=1e-5)
+    for number, each in enumerate(alone):
+        torch.testing.assert_close(joint.posterior.best.rotations[:, number], each.poses.rotations)
+        torch.testing.assert_close(joint.posterior.best.shifts_px[:, number], each.poses.shifts_px)
+
+
+def test_images_of_noise_alone_show_no_map(make_mixture: Callable[..., Mixture]) -> None:
+    """By Bayes again: the likelihood of noise alone is 1, as that of a map that is 0."""
+    mixture, share = make_mixture(sigma=2.0), 0.3
+    _, zero = expect(mixture, torch.stack([*mixture.volumes, torch.zeros_like(mixture.volumes[0])]), ZERO_SHARES)
+    _, null = expect(mixture, mixture.volumes, ZERO_SHARES[:2], null_share=share)
+    torch.testing.assert_close(
+        null.posterior.class_probability, zero.posterior.class_probability[:, :2], atol=1e-4, rtol=1e-3
+    )
+    torch.testing.assert_close(null.posterior.log_evidence, zero.posterior.log_evidence, atol=1e-3, rtol=1e-5)
+    noise = torch.randn(mixture.particles.ctf_multiplied.shape, generator=torch.Generator().manual_seed(2))
+    scale = mixture.particles.ctf_multiplied.abs().square().mean().sqrt()
+    images = replace(mixture.particles, ctf_multiplied=(noise * scale / 3).to(mixture.particles.ctf_multiplied))
+    _, of_noise = expect(replace(mixture, particles=images), mixture.volumes, ZERO_SHARES[:2], null_share=share)
+    assert 1 - of_noise.posterior.class_probability.sum(1).mean() > 0.9
+    assert 1 - null.posterior.class_probability.sum(1).mean() < 0.1
+
+
+def test_sums_of_a_class_are_those_under_its_map_alone_times_its_probability(
+    make_mixture: Callable[..., Mixture],
+) -> None:
+    mixture = make_mixture()
+    some = replace(mixture, particles=mixture.particles.rows(torch.tensor([0])))
+    likelihood, joint = expect(some, mixture.volumes)
+    for number, volume in enumerate(mixture.volumes):
+        ours = likelihood.of_map(joint.sums, number)
+        theirs = expect(some, volume[None])[1].sums
+        probability = joint.posterior.class_probability[0, number]
+        torch.testing.assert_close(ours.cross_term, theirs.cross_term * probability, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(ours.quadratic_term, theirs.quadratic_term * probability, atol=1e-3, rtol=1e-3)
+
+
+def test_equal_maps_tell_nothing_of_the_class(make_mixture: Callable[..., Mixture]) -> None:
+    mixture, shares = make_mixture(), torch.tensor([0.2, 0.8])
+    _, twice = expect(mixture, mixture.volumes[[0, 0]], shares)
+    _, once = expect(mixture, mixture.volumes[:1])
+    torch.testing.assert_close(twice.posterior.class_probability, shares.expand(2 * COUNT, 2), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(twice.posterior.log_evidence, once.posterior.log_evidence, atol=1e-3, rtol=1e-5)
+
+
+def test_particles_find_their_class_again_from_blended_maps(make_mixture: Callable[..., Mixture]) -> None:
+    mixture = make_mixture(sigma=0.7)
+    blended = torch.stack(
+        [0.7 * mixture.volumes[0] + 0.3 * mixture.volumes[1], 0.3 * mixture.volumes[0] + 0.7 * mixture.volumes[1]]
+    )
+    state = result_of(refine_classes(beginning(mixture, blended), mixture.particles, settings(), seed=0))
+    assert state.shares.sum() == pytest.approx(1.0, abs=1e-5)
+    found = result_of(assign_classes(state, mixture.particles, settings(), seed=0))
+    assert (found.class_of == mixture.true_class).float().mean() > 0.95
+    torch.testing.assert_close(found.probability.sum(1), torch.ones(2 * COUNT))
+
+
+def test_two_molecules_explain_held_out_particles_better_than_one_and_one_no_worse_than_its_copies(
+    make_mixture: Callable[..., Mixture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(class_assignment, "_ROUNDS", 1)
+    mixture = make_mixture()
+
+    def evidence(volumes: torch.Tensor, of_particles: Mixture) -> float:
+        found = result_of(assign_classes(beginning(of_particles, volumes), of_particles.particles, settings(), seed=0))
+        return float(held_out_log_likelihood(found, of_particles.particles, settings()).mean())
+
+    assert evidence(mixture.volumes, mixture) > evidence(mixture.volumes[:1], mixture) + 0.5
+    pure = replace(mixture, particles=mixture.particles.rows(torch.arange(COUNT)))
+    noise = 0.3 * torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(1))
+    halved = torch.stack([mixture.volumes[0] + noise, mixture.volumes[0] - noise])
+    assert evidence(halved, pure) < evidence(mixture.volumes[:1], pure) + 0.1
+
+
+@pytest.mark.parametrize("half", [1, 2])
+def test_no_particle_is_compared_with_a_map_that_it_helped_to_make(
+    make_mixture: Callable[..., Mixture], monkeypatch: pytest.MonkeyPatch, half: int
+) -> None:
+    """The classes of a half set come from the maps of the other: whatever else is in it changes none of them."""
+    monkeypatch.setattr(class_assignment, "_ROUNDS", 1)
+    monkeypatch.setattr(class_assignment, "_ITERATIONS", 1)
+    fsc = torch.linspace(1.0, 0.2, 9)
+    monkeypatch.setattr("cryoeq.reconstruction.maximization.fourier_shell_correlation", lambda *_: fsc.clone())
+    mixture = make_mixture()
+    state = beginning(mixture, mixture.volumes)
+    signs = 1 - 2.0 * torch.randint(2, mixture.particles.ctf_squared.shape, generator=torch.Generator().manual_seed(1))
+    of_half = mixture.half_set == half
+    is_watched = of_half & (torch.arange(2 * COUNT) < 20)
+    changed = torch.where((of_half & ~is_watched)[:, None], signs, 1.0) * mixture.particles.ctf_multiplied
+    scrambled = replace(mixture.particles, ctf_multiplied=changed)
+    original, other = (
+        result_of(assign_classes(state, images, settings(), seed=0)) for images in (mixture.particles, scrambled)
+    )
+    torch.testing.assert_close(other.best.log_likelihood[is_watched], original.best.log_likelihood[is_watched])
+    unwatched = of_half & ~is_watched
+    assert not torch.allclose(other.best.log_likelihood[unwatched], original.best.log_likelihood[unwatched])
+
+
+def test_partitions_agree_whatever_their_classes_are_called() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randint(3, (3000,), generator=generator)
+    renamed = PartitionAgreement.of(first, (first + 1) % 3, 3)
+    assert (renamed.share, renamed.beyond_chance) == (1.0, 1.0)
+    assert renamed.matched.tolist() == [1, 2, 0]
+    assert renamed.of_class.tolist() == [1.0, 1.0, 1.0]
+    by_chance = PartitionAgreement.of(first, torch.randint(3, (3000,), generator=generator), 3)
+    assert abs(by_chance.beyond_chance) < 0.1
+    assert int(by_chance.moves.sum()) == 3000
+    assert PartitionAgreement.of(first * 0, first * 0, 1).beyond_chance == 1.0
+
+
+def test_an_agreement_by_size_alone_is_none_beyond_chance() -> None:
+    """Nine tenths in one class of both partitions: 82 % agree by chance."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.rand(20_000, generator=generator) < 0.1 for _ in range(2))
+    found = PartitionAgreement.of(first.long(), second.long(), 2)
+    assert found.share > 0.8
+    assert abs(found.beyond_chance) < 0.03
+
+
+def test_classes_by_size_keep_each_particle_in_its_class(make_mixture: Callable[..., Mixture]) -> None:
+    mixture = make_mixture()
+    state = beginning(mixture, mixture.volumes)
+    probability = torch.zeros(2 * COUNT, 2)
+    probability[:50, 0], probability[50:, 1] = 1.0, 1.0
+    sorted_state = replace(state, probability=probability).by_size()
+    assert sorted_state.class_of.bincount().tolist() == [2 * COUNT - 50, 50]
+    assert torch.equal(sorted_state.class_of[:50], torch.ones(50, dtype=torch.long))
+    torch.testing.assert_close(sorted_state.maps[1].reference.mean, state.maps[0].reference.mean)
