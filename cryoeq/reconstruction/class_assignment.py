@@ -65,7 +65,7 @@ def assign_classes(
         for _ in range(_ITERATIONS):
             state = _local_iteration(state, particles, subset, settings)
         changed = float((state.class_of != before).float().mean())
-        metrics = {"changed": changed, "log_likelihood": float(state.log_evidence.mean())}
+        metrics = {"class_changed": changed, "log_likelihood": float(state.log_evidence.mean())}
         yield Progress(STAGE, number, number, metrics, (number, _MAX_ROUNDS))
         if number >= _MIN_ROUNDS and changed <= _FEW:
             break
