@@ -72,7 +72,7 @@ def test_a_map_is_not_preferred_for_the_noise_that_it_leaves(
     own: list[float] = []
     states: list[RefinementState] = []
     for volume in (truth, too_strong):
-        begun = begin_refinement(InitialModel(truth, torch.zeros(60, 2), 0.0), particles, half_set, refinement, 5)
+        begun = begin_refinement(InitialModel(truth[None], torch.zeros(60, 2), 0.0), particles, half_set, refinement, 5)
         state = replace(begun, reference=ConsensusMap(volume))
         after = result_of(refine_consensus(state, particles, replace(refinement, consensus_shells=(5,)), seed=0))
         own.append(float(after.particles.log_evidence[after.particles.log_evidence != 0].mean()))
