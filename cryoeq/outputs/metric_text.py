@@ -24,6 +24,7 @@ METRIC_TEXTS: Final[Mapping[str, MetricText]] = {
     "fsc_resolution_angstrom": MetricText("halves agree to {:.1f} Å", "half maps agree to (Å, FSC 0.143)"),
     "log_likelihood": MetricText("log-likelihood {:.2f}", "log-likelihood per particle (higher is better)"),
     "changed": MetricText("{:.1%} of poses changed", "fraction of poses changed"),
+    "class_changed": MetricText("{:.1%} in another class", "fraction of particles in another class"),
     "loss": MetricText("loss {:.4g}", "mean squared residual"),
     "synthetic_error_deg": MetricText(
         "median error on synthetic projections {:.1f}°", "median rotation error on synthetic projections (°)"

@@ -157,7 +157,7 @@ def test_particles_find_their_class_again_from_blended_maps(make_mixture: Callab
 def test_two_molecules_explain_held_out_particles_better_than_one_and_one_no_worse_than_its_copies(
     make_mixture: Callable[..., Mixture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(class_assignment, "_ROUNDS", 1)
+    monkeypatch.setattr(class_assignment, "_MAX_ROUNDS", 1)
     mixture = make_mixture()
 
     def evidence(volumes: torch.Tensor, of_particles: Mixture) -> float:
@@ -176,7 +176,7 @@ def test_no_particle_is_compared_with_a_map_that_it_helped_to_make(
     make_mixture: Callable[..., Mixture], monkeypatch: pytest.MonkeyPatch, half: int
 ) -> None:
     """The classes of a half set come from the maps of the other: whatever else is in it changes none of them."""
-    monkeypatch.setattr(class_assignment, "_ROUNDS", 1)
+    monkeypatch.setattr(class_assignment, "_MAX_ROUNDS", 1)
     monkeypatch.setattr(class_assignment, "_ITERATIONS", 1)
     fsc = torch.linspace(1.0, 0.2, 9)
     monkeypatch.setattr("cryoeq.reconstruction.maximization.fourier_shell_correlation", lambda *_: fsc.clone())
