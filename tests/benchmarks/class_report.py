@@ -109,10 +109,11 @@ def _cost_table(searches: Sequence[Record]) -> str:
     rows = []
     for each in searches:
         beside = one.get((each["set"], each["seed"]))
-        ratio = f"{each['cpu_s'] / beside['cpu_s']:.2f}" if beside and beside is not each else "–"
+        least = "at least " if each.get("is_cut") else ""
+        ratio = f"{least}{each['cpu_s'] / beside['cpu_s']:.2f}" if beside and beside is not each else "–"
         predicted = each.get("predicted_mib")
         memory = f"{predicted} / {each['peak_rss_mib']:.0f}" if predicted else "–"
-        taken = f"{'at least ' if each.get('is_cut') else ''}{each['cpu_s']:.0f}"
+        taken = f"{least}{each['cpu_s']:.0f}"
         rows.append([*_name(each), taken, ratio, memory])
     head = ["set", "classes", "seed", "CPU s", "of one class on the same set", "memory told / taken, MiB"]
     return markdown_table(head, rows) if rows else ""
