@@ -15,6 +15,8 @@ Group = Literal["c1", "c2", "c4", "c8", "c16", "d1", "d2", "d4", "d8", "so2", "o
 
 
 MOST_CLASSES = 16
+LEAST_PARTICLES_OF_CLASS = 20  # below which there is no map to refine
+_UNUSED_BY_CLASSES = "in_plane_symmetry", "search.multi_start.max", "search.consensus.max_extra_iterations"
 
 
 class InputConfig(FrozenConfig):
@@ -334,9 +336,11 @@ class ReconstructConfig(FrozenConfig):
         return self
 
     def unused(self) -> Mapping[str, str | None]:
-        """What the mode of pose inference, or the diameter of the particle, leaves without effect."""
+        """What the mode of pose inference, the diameter of the particle or several classes leave without effect."""
         mode = self.pose_inference
         unused = {key: None if mode in modes else f"--pose-inference {mode}" for key, modes in self.used_by.items()}
         if unused["search"] is None and self.input.particle_diameter_angstrom is not None:
             unused["search.mask_radius"] = "--particle-diameter"
+        if self.search.classes != 1:
+            unused |= dict.fromkeys(_UNUSED_BY_CLASSES, f"--classes {self.search.classes}")
         return unused

@@ -1,6 +1,6 @@
 """Particle stacks: read from star files, cryoSPARC tables or bare stacks, written with every column kept."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -267,8 +267,9 @@ def write_particle_star(
     figure_of_merit: Float[Tensor, " particles"] | None = None,
     junk_probability: Float[Tensor, " particles"] | None = None,
     extra_columns: Mapping[str, Shaped[np.ndarray, " particles"]] | None = None,
+    outdated: Collection[str] = (),
 ) -> None:
-    """Write particles as RELION 3.1 and later read them, every input column and the row order kept.
+    """Write particles as RELION 3.1 and later read them, input columns and the row order kept.
 
     Args:
         path: star file to create or replace.
@@ -280,18 +281,19 @@ def write_particle_star(
         figure_of_merit: figure of merit between 0 and 1, set as rlnParticleFigureOfMerit.
         junk_probability: probability of being junk, set as cryoeqJunkProbability.
         extra_columns: further columns by name, one value per particle.
+        outdated: input columns that are left out where they are not set.
 
     Raises:
         OutputError: the disk is full or the path cannot be written.
     """
     star = with_optics_block(star, ignore_ctf=True)
-    columns: dict[str, Text] = dict(star.particles)
+    columns: dict[str, Text] = {label: text for label, text in star.particles.items() if label not in outdated}
     if poses is not None:
         euler, shifts = relion_euler_deg(poses.rotations.double().cpu()), poses.shifts_angstrom.double().cpu()
         columns |= {name: decimals(euler[:, axis].numpy()) for axis, name in enumerate(_EULER)}
         columns |= {name: decimals(shifts[:, axis].numpy()) for axis, name in enumerate(_ORIGIN_ANGSTROM)}
-        outdated = [(axis, name) for axis, name in enumerate(_ORIGIN_PX) if name in columns]
-        columns |= {name: decimals(shifts[:, axis].numpy() / star_pixel_size(star)) for axis, name in outdated}
+        in_px = [(axis, name) for axis, name in enumerate(_ORIGIN_PX) if name in columns]
+        columns |= {name: decimals(shifts[:, axis].numpy() / star_pixel_size(star)) for axis, name in in_px}
     if half_set is not None:
         columns["rlnRandomSubset"] = half_set.cpu().numpy().astype(np.uint8).astype(np.str_)
     numbers = {

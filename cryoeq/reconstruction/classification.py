@@ -152,17 +152,20 @@ def classify_by_evidence(
     settings: AbInitioSettings,
     *,
     max_classes: int,
+    least_particles: int,
     checkpoint: Checkpointer = no_checkpoints,
 ) -> Generator[Event, None, Classification]:
     """Find as many classes as held-out particles tell apart: one more, until it explains them no better.
 
-    Nor is one more taken whose partition no other random start reproduces.
+    Nor is one more taken whose partition no other random start reproduces, or that leaves a class hardly any
+    particle: its maps then are but other maps of the others, and may be better by chance.
 
     Args:
         particles: CTF-multiplied transforms of all particles, in the box of the consensus refinement.
         half_set: half set of each particle, 1 or 2.
         settings: settings of the consensus refinement, from ``at_low_resolution``, for one class.
         max_classes: classes at most.
+        least_particles: particles of a class at least.
         checkpoint: saves finished steps.
     """
     initial, found, before = settings.initial_model, None, None
@@ -178,18 +181,20 @@ def classify_by_evidence(
             continue
         gain = evidence - before
         mean, error = float(gain.mean()), float(gain.std()) / len(gain) ** 0.5
+        smallest = int(another.state.class_of.bincount(minlength=n_classes).min())
         again = "" if another.agreement is None else f" Two starts agree by {another.agreement.beyond_chance:.2f}."
         yield Note(
             f"{n_classes} classes explain a particle by maps of the other half set better by {mean:.3g} ± {error:.1g} "
-            f"nats than {n_classes - 1}.{again}"
+            f"nats than {n_classes - 1}.{again} The smallest holds {smallest} particles."
         )
         is_reproduced = another.agreement is None or another.agreement.beyond_chance > _SAME
-        if mean < _SURE * error or not is_reproduced:
+        if mean < _SURE * error or not is_reproduced or smallest < least_particles:
             break
         found, before = another, evidence
     if found is None:
         raise ValueError("at least one class is tried")
-    yield Note(f"--classes auto: {len(found.state.maps)} structures.")
+    count = len(found.state.maps)
+    yield Note(f"--classes auto: {count} structure{'' if count == 1 else 's'}.")
     return found
 
 

@@ -35,6 +35,13 @@ def test_all_that_a_mode_does_not_use_is_one_line() -> None:
     )
 
 
+def test_what_several_classes_do_not_use_is_told() -> None:
+    explicit = INPUT | {"search.classes": 2, "in_plane_symmetry": True}
+    (note,) = notes_on(ReconstructConfig, explicit, "search.multi_start.max=3")
+    assert note == "Without effect, because of --classes 2: search.multi_start.max, --in-plane-symmetry."
+    assert notes_on(ReconstructConfig, explicit | {"search.classes": 1}, "search.multi_start.max=3") == []
+
+
 def test_the_diameter_of_the_particle_counts_before_the_radius_of_the_mask() -> None:
     explicit = INPUT | {"input.particle_diameter_angstrom": 60.0}
     (note,) = notes_on(ReconstructConfig, explicit, "search.mask_radius=0.4")

@@ -10,6 +10,7 @@ import torch
 from cryoeq.domain.pose import Poses
 from cryoeq.errors import OutputError, ParticleFileError
 from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
+from cryoeq.io.labels import JUNK_PROBABILITY
 from cryoeq.io.optics import star_box_angstrom
 from cryoeq.io.particles import read_particles, star_half_set, star_pixel_size, star_poses, write_particle_star
 from cryoeq.io.star import StarTable, read_star
@@ -361,6 +362,20 @@ def test_every_column_comes_back_in_order(
     assert after.floats("rlnParticleFigureOfMerit").tolist() == extra["rlnParticleFigureOfMerit"].tolist()
     assert before.path is not None
     assert read_star(before.path).particles["rlnAnglePsi"].tolist() == ["1.0"] * 4, "the input is as it was"
+
+
+def test_outdated_columns_are_left_out_unless_they_are_set(tmp_path: Path, make_star: Make, make_stack: Make) -> None:
+    make_stack()
+    stack = read_particles(make_star(**{JUNK_PROBABILITY: ["0.1", "0.2", "0.3", "0.4"]}))
+    probability = torch.tensor([0.5, 0.25, 0.125, 1.0])
+    write_particle_star(tmp_path / "kept.star", stack.star, None)
+    assert read_star(tmp_path / "kept.star").floats(JUNK_PROBABILITY).tolist() == [0.1, 0.2, 0.3, 0.4]
+    write_particle_star(tmp_path / "left.star", stack.star, None, outdated=(JUNK_PROBABILITY,))
+    assert read_star(tmp_path / "left.star").particles.keys() == stack.star.particles.keys() - {JUNK_PROBABILITY}
+    write_particle_star(
+        tmp_path / "set.star", stack.star, None, junk_probability=probability, outdated=(JUNK_PROBABILITY,)
+    )
+    assert read_star(tmp_path / "set.star").floats(JUNK_PROBABILITY).tolist() == probability.tolist()
 
 
 def test_writing_does_not_change_its_arguments(tmp_path: Path) -> None:

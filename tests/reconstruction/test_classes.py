@@ -1,25 +1,26 @@
 """Several maps at once: the posterior over class and pose, who decides on a class, and how partitions are compared."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 
-from cryoeq.domain.events import result_of
+from cryoeq.domain.events import Note, result_of
 from cryoeq.domain.volume import Volume
 from cryoeq.geometry.disk_harmonics import disk_harmonics
 from cryoeq.geometry.so3 import random_rotations
-from cryoeq.reconstruction import class_assignment
+from cryoeq.reconstruction import class_assignment, classification
 from cryoeq.reconstruction.class_assignment import assign_classes, held_out_log_likelihood
 from cryoeq.reconstruction.class_refinement import ClassesState, begin_classes, refine_classes
-from cryoeq.reconstruction.classification import PartitionAgreement
+from cryoeq.reconstruction.classification import Classification, PartitionAgreement, classify_by_evidence
 from cryoeq.reconstruction.expectation import EStepResult, expectation_step
-from cryoeq.reconstruction.initial_model import InitialModel
+from cryoeq.reconstruction.initial_model import InitialModel, InitialModelSettings
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.pose_likelihood import PoseGrid, PoseLikelihood
 from cryoeq.reconstruction.reference import Reference
+from cryoeq.reconstruction.settings import AbInitioSettings
 from cryoeq.reconstruction.state import RefinementSettings
 from cryoeq.simulation.density import sample_atoms
 from phantoms import random_phantom
@@ -226,3 +227,30 @@ def test_classes_by_size_keep_each_particle_in_its_class(make_mixture: Callable[
     assert sorted_state.class_of.bincount().tolist() == [2 * COUNT - 50, 50]
     assert torch.equal(sorted_state.class_of[:50], torch.ones(50, dtype=torch.long))
     torch.testing.assert_close(sorted_state.maps[1].reference.mean, state.maps[0].reference.mean)
+
+
+@pytest.mark.parametrize(("smallest", "taken"), [(0, 1), (9, 1), (10, 2)])
+def test_no_class_is_added_that_hardly_any_particle_is_in(
+    make_mixture: Callable[..., Mixture], monkeypatch: pytest.MonkeyPatch, smallest: int, taken: int
+) -> None:
+    """However much better its maps explain the particles, by a nat here."""
+    mixture, count = make_mixture(), 2 * COUNT
+
+    def classified(
+        particles: object, half_set: object, given: AbInitioSettings, **_: object
+    ) -> Generator[Note, None, Classification]:
+        yield Note("a classification")
+        n_classes = given.initial_model.n_classes
+        state = beginning(mixture, mixture.volumes[[0, 1, 0][:n_classes]])
+        is_last = torch.arange(count) < smallest
+        classes = torch.where(is_last, n_classes - 1, 0) if n_classes < 3 else torch.zeros(count).long()
+        return Classification(replace(state, probability=torch.eye(n_classes)[classes]), None)
+
+    monkeypatch.setattr(classification, "classify", classified)
+    monkeypatch.setattr(
+        classification, "held_out_log_likelihood", lambda state, *_: torch.full((count,), float(len(state.maps)))
+    )
+    of_one = InitialModelSettings(2, 4, 3, 6, 1, 2.0, 0.42)
+    ours = AbInitioSettings(2, 2, of_one, settings(), "C1", 5.0, 0)
+    steps = classify_by_evidence(mixture.particles, mixture.half_set, ours, max_classes=3, least_particles=10)
+    assert len(result_of(steps).state.maps) == taken

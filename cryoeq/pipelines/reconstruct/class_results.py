@@ -11,7 +11,7 @@ from cryoeq.domain.events import Event, Note, Progress
 from cryoeq.domain.pose import PoseSet
 from cryoeq.evaluation.junk_comparison import PosedRows
 from cryoeq.io.cryosparc import CS_SUFFIX, write_cs
-from cryoeq.io.labels import CLASS_NUMBER
+from cryoeq.io.labels import CLASS_NUMBER, JUNK_PROBABILITY
 from cryoeq.io.model_star import ClassModel, write_model_star
 from cryoeq.io.mrc import write_map
 from cryoeq.io.particles import ParticleStack, write_particle_star
@@ -67,7 +67,8 @@ def write_classes(job: ClassJob, found: FoundClasses) -> Generator[Event, None, 
         The metrics of the run, with those of each class.
     """
     count = len(found.symmetries)
-    posed = yield from separate_copies(job.stored, found.posed, seed=job.config.seed, is_known=False)
+    # Of the images of the search all were read.
+    posed = yield from separate_copies(job.dataset, found.posed, seed=job.config.seed, is_known=False)
     maps = []
     for number, symmetry in enumerate(found.symmetries):
         yield Progress(_STAGE, number, count)
@@ -186,6 +187,7 @@ def _write_particles(job: ClassJob, found: FoundClasses, posed: PosedParticles) 
             figure_of_merit=posed.figure_of_merit,
             junk_probability=None if posed.junk is None else posed.junk.any_kind,
             extra_columns={CLASS_NUMBER: numbers.astype(str)},
+            outdated=(JUNK_PROBABILITY,),
         )
     if job.config.particles.suffix == CS_SUFFIX:
         write_cs(

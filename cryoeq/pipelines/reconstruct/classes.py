@@ -10,7 +10,7 @@ from jaxtyping import Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from cryoeq.config.reconstruct import MOST_CLASSES, ReconstructConfig
+from cryoeq.config.reconstruct import LEAST_PARTICLES_OF_CLASS, MOST_CLASSES, ReconstructConfig
 from cryoeq.config.symmetry import point_groups
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Event, Note
@@ -35,8 +35,6 @@ from cryoeq.reconstruction.multi_start import at_low_resolution
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms, load_transforms
 from cryoeq.reconstruction.settings import AbInitioSettings
 from cryoeq.reconstruction.state import Checkpointer, RefinementState, no_checkpoints
-
-_LEAST_PARTICLES = 20  # of a class, below which there is no map to refine
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,8 @@ def search_classes(
     particles = yield from load_transforms(dataset, device)
     half_set = yield from split_particles(dataset, config.seed)
     small, low_resolution = at_low_resolution(particles, settings)
-    find = partial(classify_by_evidence, max_classes=MOST_CLASSES) if asked == "auto" else classify
+    by_evidence = partial(classify_by_evidence, max_classes=MOST_CLASSES, least_particles=LEAST_PARTICLES_OF_CLASS)
+    find = by_evidence if asked == "auto" else classify
     found = yield from find(small, half_set, low_resolution, checkpoint=checkpoint)
     class_of, n_classes = found.state.class_of, len(found.state.maps)
     _require_members(class_of, n_classes)
@@ -118,11 +117,11 @@ def search_classes(
 
 def _require_members(class_of: Int[Tensor, " particles"], n_classes: int) -> None:
     sizes = class_of.bincount(minlength=n_classes).tolist()
-    if min(sizes) < _LEAST_PARTICLES:
+    if min(sizes) < LEAST_PARTICLES_OF_CLASS:
         raise DivergedError(
             f"there are fewer than {n_classes} classes: of {len(class_of)} particles, the smallest class has "
             f"{min(sizes)}",
-            f"Expected {_LEAST_PARTICLES} particles or more in each class",
+            f"Expected {LEAST_PARTICLES_OF_CLASS} particles or more in each class",
             "Run with fewer --classes",
         )
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from cryoeq.config.reconstruct import MOST_CLASSES, ReconstructConfig
+from cryoeq.config.reconstruct import LEAST_PARTICLES_OF_CLASS, MOST_CLASSES, ReconstructConfig
 from cryoeq.data.dataset import CACHE_BYTES, checked_box
 from cryoeq.domain.events import Note
 from cryoeq.domain.particles import ParticleTable
@@ -92,7 +92,7 @@ def _check_shift(config: ReconstructConfig, table: ParticleTable) -> None:
 
 
 def _require_particles(config: ReconstructConfig, stack: ParticleStack) -> None:
-    """Two half sets, and in a search of several processes some particles for each."""
+    """Two half sets, in a search of several processes some particles for each, and some for each class."""
     count, processes = len(stack.table), torchrun_environment().size
     needed = 2 * processes
     if count < needed:
@@ -101,6 +101,15 @@ def _require_particles(config: ReconstructConfig, stack: ParticleStack) -> None:
             f"{config.particles} holds too few particles: {count}",
             f"--pose-inference {config.pose_inference}{among} needs {needed} at least, and thousands for a good map",
             "Give more particles" if processes == 1 else "Give more particles, or start fewer processes",
+        )
+    if (asked := config.search.classes) == 1:
+        return
+    least = 1 if asked == "auto" else asked
+    if count < (needed := least * LEAST_PARTICLES_OF_CLASS):
+        raise ParticleFileError(
+            f"{config.particles} holds too few particles for --classes {asked}: {count}",
+            f"{needed} are needed at least, {LEAST_PARTICLES_OF_CLASS} in each class, and thousands for good maps",
+            "Give more particles" if least == 1 else "Give more particles, or run with fewer --classes",
         )
 
 

@@ -17,6 +17,7 @@ from cryoeq.errors import DivergedError
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD
 from cryoeq.evaluation.verdict import MIN_NONSPHERICAL, RunFacts, RunVerdict, judge_run
 from cryoeq.io.cryosparc import CS_SUFFIX, write_cs
+from cryoeq.io.labels import JUNK_PROBABILITY
 from cryoeq.io.mrc import write_map
 from cryoeq.io.particles import ParticleStack, write_particle_star
 from cryoeq.maps.alignment import mirror_map
@@ -279,6 +280,8 @@ class _Job:
             confidence=posed.confidence,
             figure_of_merit=posed.figure_of_merit,
             junk_probability=None if posed.junk is None else posed.junk.any_kind,
+            # What an earlier run told by its own map and poses is not true of these.
+            outdated=() if self.config.pose_inference == "known" else (JUNK_PROBABILITY,),
         )
 
     def _check_symmetry(

@@ -9,9 +9,9 @@ import starfile
 import torch
 
 from cryoeq.cli.main import run
-from cryoeq.io.labels import CLASS_NUMBER
+from cryoeq.io.labels import CLASS_NUMBER, JUNK_PROBABILITY
 from cryoeq.io.mrc import read_map, write_map
-from cryoeq.io.star import read_star
+from cryoeq.io.star import StarTable, read_star, write_star
 from cryoeq.io.text import read_json
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.report import read_run
@@ -36,6 +36,10 @@ def two_molecules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models = [str(folder / "a.mrc"), "--model", f"{folder / 'b.mrc'}:0.4"]
     options = ["-n", "160", "--snr", "4", "--shift-sigma", "4", "--device", "cpu"]
     assert run(["simulate", *models, "-o", str(folder / "particles"), *options]) == 0
+    star = read_star(folder / "particles" / "particles.star")
+    # What another run told, of which nothing may remain.
+    earlier = {JUNK_PROBABILITY: np.full(160, "0.25"), CLASS_NUMBER: np.full(160, "7")}
+    write_star(folder / "particles" / "particles.star", StarTable(star.optics, star.particles | earlier))
     return folder / "particles"
 
 
@@ -80,6 +84,17 @@ def test_the_run_can_be_read_again(classes_run: Path) -> None:
     assert len(contents.classes) == 2
     assert contents.verdict.level != "not found"
     assert RunFolder(classes_run).job()["status"] == "done"
+
+
+def test_junk_that_an_earlier_run_told_is_not_passed_on(
+    classes_run: Path, two_molecules: Path, tmp_path: Path, search_options: tuple[str, ...]
+) -> None:
+    particles = two_molecules / "particles.star"
+    assert JUNK_PROBABILITY in read_star(particles).particles
+    words = ["reconstruct", str(particles), "-o", str(tmp_path / "one"), "-j", "1", *search_options]
+    assert run([*words, "--set", "search.initial_model.iterations=5"]) in {0, 4}  # 4: there is more than one structure
+    for folder in (classes_run, tmp_path / "one"):  # 160 particles are too few to tell junk
+        assert JUNK_PROBABILITY not in read_star(folder / "run_data.star").particles
 
 
 def test_half_sets_hold_every_particle_once(classes_run: Path) -> None:

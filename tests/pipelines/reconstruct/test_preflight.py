@@ -92,6 +92,14 @@ def test_too_few_particles(check: Check, monkeypatch: pytest.MonkeyPatch, proces
             check(needed - 1, pose_inference=mode)
 
 
+@pytest.mark.parametrize(("classes", "needed"), [(2, 40), ("auto", 20)])
+def test_too_few_particles_for_the_classes(check: Check, classes: int | str, needed: int) -> None:
+    check(needed, search__classes=classes)
+    with pytest.raises(ParticleFileError, match=f"too few particles for --classes {classes}: {needed - 1}.*{needed}"):
+        check(needed - 1, search__classes=classes)
+    check(needed - 1)
+
+
 def torchrun(processes: int) -> dict[str, str]:
     if processes == 1:
         return {}
