@@ -124,7 +124,9 @@ def _search_poses(
         )
         found = all_gather(result_of(steps).posterior, local, len(members)).best
         found = _refined(found, references, subset, members, settings, steps=2 * _STEPS)
-        best = best.with_rows(members, best.rows(members).better_of(found))
+        # At these maps and their noise: the log-likelihoods of before are those of others, and cannot be compared.
+        present = _refined(best.rows(members), references, subset, members, settings, steps=_STEPS)
+        best = best.with_rows(members, present.better_of(found))
     return replace(state, best=best)
 
 

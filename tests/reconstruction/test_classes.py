@@ -172,6 +172,19 @@ def test_two_molecules_explain_held_out_particles_better_than_one_and_one_no_wor
     assert evidence(halved, pure) < evidence(mixture.volumes[:1], pure) + 0.1
 
 
+@pytest.mark.parametrize("added", [-1e6, 1e6])
+def test_poses_are_compared_at_the_present_maps_whatever_their_likelihood_was(
+    make_mixture: Callable[..., Mixture], monkeypatch: pytest.MonkeyPatch, added: float
+) -> None:
+    monkeypatch.setattr(class_assignment, "_MAX_ROUNDS", 1)
+    mixture = make_mixture()
+    state = beginning(mixture, mixture.volumes)
+    other = replace(state, best=replace(state.best, log_likelihood=state.best.log_likelihood + added))
+    ours, theirs = (result_of(assign_classes(each, mixture.particles, settings(), seed=0)) for each in (state, other))
+    assert torch.equal(ours.best.rotations, theirs.best.rotations)
+    assert torch.equal(ours.class_of, theirs.class_of)
+
+
 @pytest.mark.parametrize("half", [1, 2])
 def test_no_particle_is_compared_with_a_map_that_it_helped_to_make(
     make_mixture: Callable[..., Mixture], monkeypatch: pytest.MonkeyPatch, half: int

@@ -170,7 +170,7 @@ def _assign_symmetries(
     return chosen
 
 
-def _joined(parts: Sequence[tuple[Int[Tensor, " _rows"], PosedParticles]], count: int) -> PosedParticles:
+def _joined(parts: Sequence[tuple[Int[Tensor, " _"], PosedParticles]], count: int) -> PosedParticles:
     """All particles in the order of the table, from those of each class."""
     order = torch.cat([rows for rows, _ in parts]).argsort()
 
