@@ -139,7 +139,8 @@ def classify(
     for _, start, state in starts[:2]:
         steps = assign_classes(state, particles, settings.refinement, seed=seed)
         ends.append((yield from checkpoint(f"classes_{start}", steps)))
-    ends.sort(key=lambda end: -float(end.log_evidence.mean()))
+    # At one noise, by the maps of the other half set: the noise that the maps of each end leave is its own.
+    ends.sort(key=lambda end: -float(held_out_log_likelihood(end, particles, settings.refinement).mean()))
     state = ends[0].by_size()
     if len(ends) == 1:
         return Classification(state, None)

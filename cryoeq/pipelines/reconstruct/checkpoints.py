@@ -240,8 +240,10 @@ def _recorded_settings(record: Path) -> dict[str, Any]:
 
 
 def _require_same(recorded: dict[str, Any], config: ReconstructConfig, path: Path) -> None:
-    then = _binding(with_current_keys(ReconstructConfig, recorded, str(path)))
     now = _binding(config.model_dump(mode="json"))
+    # A setting that the record does not know is newer than the run, which had what is the default now.
+    defaults = ReconstructConfig(particles=config.particles, output=config.output).model_dump(mode="json")
+    then = _binding(defaults) | _binding(with_current_keys(ReconstructConfig, recorded, str(path)))
     for key in sorted(now.keys() | then.keys()):
         if now.get(key) != then.get(key):
             has_option = "." not in key or key in ReconstructConfig.options

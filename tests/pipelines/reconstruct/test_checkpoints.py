@@ -1,5 +1,6 @@
 """Checkpoints of a search: each step is saved when it is done, restored bit by bit, refused where it does not fit."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,13 @@ def test_a_run_is_resumed_with_its_own_settings(tmp_path: Path, is_older: bool) 
     write_json(tmp_path / "job.json", {"settings": with_older_keys(recorded) if is_older else recorded})
     same = {"consensus": {"shells": (5, 6)}}
     require_same_settings(config(search=same))
+    newer = json.loads(json.dumps(recorded))
+    del newer["search"]["classes"]  # a setting that the version of the record did not have
+    (tmp_path / "older").mkdir()
+    write_json(tmp_path / "older" / "job.json", {"settings": newer})
+    require_same_settings(config(search=same, output=tmp_path / "older"))
+    with pytest.raises(ConfigError, match=r"search\.classes was 1, and is now 2"):
+        require_same_settings(config(search=same | {"classes": 2}, output=tmp_path / "older"))
     require_same_settings(
         config(search=same, device="cuda:0", threads=3, particles="b.star", training={"checkpoint_seconds": 9})
     )
