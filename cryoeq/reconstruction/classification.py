@@ -37,11 +37,9 @@ class PartitionAgreement:
     """Agreement of two partitions of the same particles into as many classes.
 
     Args:
-        matched: class of the second partition that corresponds to each class of the first.
         moves: number of particles of each class of the first (rows) in each matched class of the second.
     """
 
-    matched: Int[Tensor, " classes"]
     moves: Int[Tensor, "classes classes"]
 
     @classmethod
@@ -58,8 +56,7 @@ class PartitionAgreement:
         counts = torch.bincount(first.cpu() * n_classes + second.cpu(), minlength=n_classes**2)
         counts = counts.view(n_classes, n_classes)
         _, matched = linear_sum_assignment(counts.numpy(), maximize=True)
-        order = torch.from_numpy(matched)
-        return cls(order, counts[:, order])
+        return cls(counts[:, torch.from_numpy(matched)])
 
     @property
     def share(self) -> float:

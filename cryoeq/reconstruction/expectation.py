@@ -221,7 +221,7 @@ def _best_of_each_class(
     view, is_mirrored = hypothesis % views, hypothesis >= views
     number = torch.arange(n_maps, device=offset.device)[:, None]
     angle = scores[:, (is_mirrored * n_maps + number) * views + view, row].argmax(0)
-    rotations = likelihood.grid.rotations_of(angle.flatten(), view.flatten(), is_mirrored.flatten())
+    rotations = likelihood.grid.rotations(angle.flatten(), hypothesis.flatten())
     return BestPoses(
         rotations.view(n_maps, count, 3, 3).transpose(0, 1), offsets_px[particle, offset].transpose(0, 1), highest.T
     )

@@ -9,7 +9,7 @@ follow from the action of O(2) on images: in the basis of ``DiskHarmonics``, rot
 mirroring takes conjugates, so all angles and both mirrors of a view come from one product per order and one Fourier
 synthesis. Against products with every rotated projection this saves a factor of about the number of angles.
 
-Several maps, one for each class, are so many views of one grid more: the posterior is then over class and pose.
+The views of several maps, one for each class, stand side by side: the posterior is then over class and pose.
 
 C^2 varies slowly, and with the angle only by astigmatism: it is expanded in a few radial hat functions and the angular
 orders 0, 2 and 4.
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Complex, Float, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryoeq.geometry.disk_harmonics import DiskHarmonics
@@ -88,24 +88,13 @@ class PoseGrid:
             angle: index of the in-plane angle.
             hypothesis: index of the view, plus the number of views where mirrored.
         """
-        return self.rotations_of(angle, hypothesis % len(self.views), hypothesis >= len(self.views))
-
-    def rotations_of(
-        self, angle: Int[Tensor, " rows"], view: Int[Tensor, " rows"], is_mirrored: Bool[Tensor, " rows"]
-    ) -> Float[Tensor, "rows 3 3"]:
-        """RELION's matrices A of grid points.
-
-        Args:
-            angle: index of the in-plane angle.
-            view: index of the view.
-            is_mirrored: whether the view is mirrored.
-        """
-        sign = 1.0 - 2.0 * is_mirrored
+        count = len(self.views)
+        sign = 1.0 - 2.0 * (hypothesis >= count)
         cos, sin = self.inplane_rad[angle].cos(), self.inplane_rad[angle].sin()
         zero = torch.zeros_like(cos)
         # Rz(angle) diag(1, sign, sign)
         action = torch.stack([cos, -sin * sign, zero, sin, cos * sign, zero, zero, zero, sign], -1).view(-1, 3, 3)
-        return action @ self.views[view]
+        return action @ self.views[hypothesis % count]
 
 
 @dataclass(frozen=True)
