@@ -6,10 +6,11 @@ are then exact, and so is the noise that is left of all images: with images z = 
 
     sum |z|^2 / sum w C^2 = sigma^2 + S sum (w C^2)^2 / sum w C^2
 
-The spectra are those of the background around the particles, of which only the ratio between groups is used: tails of
-particles, neighbours and the window are in all of them. On simulated sets (1WCM, 32 px, 25 micrographs of 80
-particles in three optics groups, coloured noise) the ratios are within 2 to 5 % (shells 1 to 3) and 1 to 2 % (beyond
-7) of the true ones, at SNR 0.1 as at SNR 1; what the true map leaves of the images' variance is no better: 7 and 2 %.
+The spectra are those of the background around the particles (outside of the circle of its normalisation), of which only
+the ratio between groups is used: tails of particles, neighbours and the window are in all of them. On simulated sets
+(1WCM, 32 px, 25 micrographs of 80 particles in three optics groups, coloured noise) the ratios are within 2 to 5 %
+(shells 1 to 3) and 1 to 2 % (beyond 7) of the true ones, at SNR 0.1 as at SNR 1; what the true map leaves of the
+images' variance is no better: 7 and 2 %.
 A group has a spectrum of its own as far as the scatter of its images allows: the logarithm of the ratio is shrunk
 towards 0, by the variance of such ratios among the groups over that variance and the ratio's own (empirical Bayes:
 Efron and Morris 1973, J. Am. Stat. Assoc. 68, 117-130). Micrographs are compared with their optics group, and only
@@ -26,7 +27,6 @@ from torch import Tensor
 from cryoeq.domain.particles import ParticleTable
 
 MIN_PARTICLES = 20  # of a micrograph that has a spectrum of its own
-BACKGROUND_RADIUS = 0.75  # of half the box: what lies outside is noise, as in the normalisation of the background
 _LEAST = 1e-3  # least variance of a shell, over the mean of the group's shells
 _NO_FREEDOM = 1e-9  # of the scatter in a group: rounding of 0
 _LARGEST = 10.0  # of a ratio: beyond it one background was masked, and tells nothing of the noise

@@ -21,7 +21,7 @@ from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.physics.ctf import ctf_features, matched_filter
 from cryoeq.physics.noise import background_spectrum, shell_means
 from cryoeq.physics.shift import shift_phases
-from cryoeq.reconstruction.noise_groups import BACKGROUND_RADIUS, MIN_PARTICLES, BackgroundSums, NoiseGroups, at_radii
+from cryoeq.reconstruction.noise_groups import MIN_PARTICLES, BackgroundSums, NoiseGroups, at_radii
 from cryoeq.runtime.distributed import broadcast
 
 POWER_ORDERS = 3  # angular orders 0, 2 and 4 of the squared CTF
@@ -221,7 +221,8 @@ def load_transforms(
         stack = _allocate(transforms, count) if stack is None else stack
         _write(stack, there, transforms)
         group = groups.of_particle[there].to(device)
-        backgrounds = backgrounds.adding(*_background(on_device, transforms), group)
+        radius_px = dataset.preprocessing.background_radius * n / 2
+        backgrounds = backgrounds.adding(*_background(on_device, transforms, radius_px), group)
         done += len(batch)
         yield Progress("reading", done, count)
     if stack is None:
@@ -240,11 +241,16 @@ def load_transforms(
 
 
 def _background(
-    batch: ParticleBatch, transforms: ParticleTransforms
+    batch: ParticleBatch, transforms: ParticleTransforms, radius_px: float
 ) -> tuple[Float[Tensor, "batch shells"], Float[Tensor, "batch shells"]]:
-    """Power of the background of each image per shell, and the factor by which premultiplication changed it."""
+    """Power of the background of each image per shell, and the factor by which premultiplication changed it.
+
+    Args:
+        batch: images.
+        transforms: of these images.
+        radius_px: radius of the circle outside of which an image is background.
+    """
     n_shells = int(transforms.plane.shells.max()) + 1
-    radius_px = BACKGROUND_RADIUS * transforms.plane.box_size_px / 2
     power = background_spectrum(batch.images, radius_px)[:, :n_shells]
     if batch.ctf is None:
         return power, torch.ones_like(power)

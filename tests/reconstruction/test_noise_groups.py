@@ -155,6 +155,24 @@ def test_hats_hold_the_weighted_squared_ctf(make_known: Make, observe: Make) -> 
     assert float(particles.ctf_squared[optics == 0].mean()) > 3 * float(particles.ctf_squared[optics == 1].mean())
 
 
+def test_what_lies_within_the_diameter_of_the_particle_is_no_noise(make_known: Make, observe: Make) -> None:
+    """A rim that one group has alone is taken for its noise, unless the particle is told to reach that far."""
+    known = make_known(200, sigma=1.0)
+    optics, n = torch.arange(200) % 2, known.dataset.box_size_px
+    axis = (torch.arange(n) - n // 2) / (n / 2)
+    radii = (axis[:, None].square() + axis.square()).sqrt()
+    rim = torch.randn(200, n, n, generator=torch.Generator().manual_seed(4)) * ((radii > 0.8) & (radii < 0.95))
+    dataset = in_groups(replace(known.dataset, cache=known.dataset.cache + 3 * rim * optics[:, None, None]), optics)
+
+    def difference(radius: float) -> float:
+        weights = observe(replace(dataset, preprocessing=replace(dataset.preprocessing, background_radius=radius)))
+        squared = weights.ctf_squared.sum(1)
+        return abs(float((squared[optics == 0].mean() / squared[optics == 1].mean()).log()))
+
+    assert difference(0.75) > 0.3
+    assert difference(0.95) < 0.1
+
+
 @pytest.mark.parametrize("size", [1, 2])
 def test_chance_makes_no_spectrum_of_an_optics_group_of_few_images(size: int) -> None:
     optics = torch.arange(60) // size

@@ -208,6 +208,19 @@ def _reconstructions(folder: Path) -> list[Scenario]:
         make("known, cryoSPARC", "particles.cs", "cs", *_KNOWN, weight=3),
         make("known, mask and reference", "truth.star", "star", *_KNOWN, *chosen, more=maps, weight=0.5),
         make("search", "truth.star", "star", *_SHORT, "--device", "cpu", "--shift-sigma", "4", weight=1),
+        make(
+            "search, classes",
+            "truth.star",
+            "star",
+            *_SHORT,
+            "--classes",
+            "2",
+            "--device",
+            "cpu",
+            "--shift-sigma",
+            "4",
+            weight=0.3,
+        ),
         _scenario(
             folder, "search, bare stack", ("reconstruct", _STACK, "-o", "out", *searched), {_STACK: "mrc"}, weight=0.5
         ),
@@ -235,6 +248,7 @@ def _comparisons(folder: Path) -> list[Scenario]:
         _scenario(
             folder, "map and truth", ("fsc", "run_class001.mrc", "molecule.mrc", *end), whole | {"molecule.mrc": "mrc"}
         ),
+        _scenario(folder, "point groups of a map", ("symmetry", "molecule.mrc", "-o", "out"), {"molecule.mrc": "mrc"}),
         _scenario(
             folder, "map and model", ("fsc", "run_class001.mrc", "model.pdb", *end), whole | {"model.pdb": "text"}
         ),
