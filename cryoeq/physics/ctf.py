@@ -4,6 +4,7 @@ Protein is bright: the function is +Q0 at the origin, and positive up to its fir
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -81,6 +82,20 @@ def matched_filter(
 def _with_flipped_phases(ctf: CtfParameters, values: Float[Tensor, "batch points"]) -> Float[Tensor, "batch points"]:
     """The CTF as images carry it whose phases were flipped, that is, multiplied by the sign of their CTF."""
     return torch.where(ctf.is_phase_flipped[:, None] > 0, values.abs(), values)
+
+
+def with_defocus_moved(ctf: CtfParameters, by_angstrom: Float[Tensor, " particles"]) -> CtfParameters:
+    """The CTF parameters with both defocus values moved.
+
+    Args:
+        ctf: parameters of the particles.
+        by_angstrom: what is added.
+    """
+    return replace(
+        ctf,
+        defocus_u_angstrom=ctf.defocus_u_angstrom + by_angstrom,
+        defocus_v_angstrom=ctf.defocus_v_angstrom + by_angstrom,
+    )
 
 
 def ctf_features(ctf: CtfParameters) -> Float[Tensor, "batch 3"]:

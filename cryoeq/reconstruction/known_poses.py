@@ -21,7 +21,6 @@ from cryoeq.physics.noise import background_noise_variance, shell_means
 from cryoeq.runtime.distributed import shard
 
 _NOISE_SAMPLE = 1000  # images from which the noise of an optics group is measured
-_PARTICLE_RADIUS = 0.75  # of half the box: what lies outside is noise, as in the normalisation of the background
 BATCH_PIXELS = 2**23  # in memory at a time: large enough that adding up the sums costs little
 
 
@@ -63,7 +62,7 @@ def reconstruct_from_poses(
     """
     n = dataset.box_size_px
     plane = HalfPlane.up_to(n, n / 2 - 1e-3, device)
-    precision = _noise_precision(dataset, plane)
+    precision = noise_precision_of_groups(dataset, plane)
     sets = torch.zeros(len(dataset), dtype=torch.long) if half_set is None else half_set.cpu()
     rows = torch.arange(len(dataset)) if rows is None else rows.cpu()
     sums = {number: WienerBackprojection.empty(n, device=device) for number in sets[rows].unique().tolist()}
@@ -126,17 +125,21 @@ def _accumulate(
     return sums.add(undo_optics(coefficients, local.shifts_px, factor, plane), power, local.rotations, plane)
 
 
-def _noise_precision(dataset: ParticleDataset, plane: HalfPlane) -> Float[Tensor, "groups points"]:
-    """Inverse noise variance of each coefficient, per optics group, on the CPU."""
+def noise_precision_of_groups(dataset: ParticleDataset, plane: HalfPlane) -> Float[Tensor, "groups points"]:
+    """Inverse noise variance of each coefficient, per optics group, on the CPU: that of the background.
+
+    Args:
+        dataset: particles.
+        plane: coefficients.
+    """
     shells = plane.shells.cpu().clamp(max=dataset.box_size_px // 2)
+    radius_px = dataset.preprocessing.background_radius * dataset.box_size_px / 2
     precisions = [torch.ones(len(plane))] * len(dataset.table.optics)
     for group in dataset.table.optics_index.unique().tolist():
         rows = (dataset.table.optics_index == group).nonzero().squeeze(1)
         sample = rows[torch.linspace(0, len(rows) - 1, min(_NOISE_SAMPLE, len(rows))).round().long()]
         batch = dataset.batch(sample)
-        variance = background_noise_variance(
-            batch.images, _PARTICLE_RADIUS * dataset.box_size_px / 2, _premultiplication(batch, dataset)
-        )
+        variance = background_noise_variance(batch.images, radius_px, _premultiplication(batch, dataset))
         precisions[group] = variance.reciprocal()[shells]
     return torch.stack(precisions)
 

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from cryoeq.domain.optics import CtfParameters, Optics
+from cryoeq.physics.ctf import with_defocus_moved
 from cryoeq.simulation.particles import NOISE_CORNER, DefocusRange, draw_ctf
 
 HEIGHT_SD_ANGSTROM = 100.0  # of particles in the ice, about the mean defocus of their micrograph
@@ -93,20 +94,6 @@ def draw_ctf_of_micrographs(
     """
     ctf = draw_ctf(int(micrograph.max()) + 1, optics, defocus, generators[0])[micrograph]
     return with_defocus_moved(ctf, HEIGHT_SD_ANGSTROM * torch.randn(len(micrograph), generator=generators[1]))
-
-
-def with_defocus_moved(ctf: CtfParameters, by_angstrom: Float[Tensor, " particles"]) -> CtfParameters:
-    """The CTF parameters with both defocus values moved.
-
-    Args:
-        ctf: parameters of the particles.
-        by_angstrom: what is added.
-    """
-    return replace(
-        ctf,
-        defocus_u_angstrom=ctf.defocus_u_angstrom + by_angstrom,
-        defocus_v_angstrom=ctf.defocus_v_angstrom + by_angstrom,
-    )
 
 
 def with_optics_of_groups(

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from cryoeq.domain.optics import Optics
+from cryoeq.physics.ctf import with_defocus_moved
 from cryoeq.simulation.acquisition import (
     HEIGHT_SD_ANGSTROM,
     GroupNoise,
     draw_ctf_of_micrographs,
     draw_micrographs,
     draw_optics_groups,
-    with_defocus_moved,
     with_optics_of_groups,
 )
 from cryoeq.simulation.particles import DefocusRange

@@ -13,12 +13,12 @@ from cryoeq.domain.optics import CtfParameters, Optics
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import ConfigError
+from cryoeq.physics.ctf import with_defocus_moved
 from cryoeq.runtime.random_streams import Stream, stream_generator
 from cryoeq.simulation.acquisition import (
     draw_ctf_of_micrographs,
     draw_micrographs,
     draw_optics_groups,
-    with_defocus_moved,
     with_optics_of_groups,
 )
 from cryoeq.simulation.contents import Contents, StackShares, draw_contents
