@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import Volume
 from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.geometry.so3_grid import so3_grid, view_directions
@@ -109,6 +110,27 @@ def average_over_group(volume: Volume, symmetry: str, fit: SymmetryFit) -> Volum
     elements = rotation.T @ symmetry_rotations(symmetry).to(rotation) @ rotation
     copies = (rotate_map(volume.values, element, centre_px - element @ centre_px) for element in elements)
     return replace(volume, values=sum(copies, torch.zeros_like(volume.values)) / len(elements))
+
+
+def equivalent_poses(poses: Poses, symmetry: str, fit: SymmetryFit) -> list[Poses]:
+    """Copies of poses under a point group about its axes in a map: poses of the same images if it is symmetric.
+
+    Args:
+        poses: of particles, in the frame of the map.
+        symmetry: point group that was fitted.
+        fit: axes and centre of the group in the map.
+
+    Returns:
+        One table for each element of the group, the poses themselves first.
+    """
+    rotation = fit.rotation.to(poses.rotations)
+    centre = -rotation.T @ fit.shift_angstrom.to(rotation)
+    copies = []
+    for element in rotation.T @ symmetry_rotations(symmetry).to(rotation) @ rotation:
+        rotations = poses.rotations @ element.T
+        moved = (rotations @ (centre - element @ centre))[:, :2]
+        copies.append(Poses(rotations, poses.shifts_angstrom + moved.to(poses.shifts_angstrom)))
+    return copies
 
 
 def planar_symmetry_score(volume: Volume) -> float:

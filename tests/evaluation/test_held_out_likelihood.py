@@ -6,10 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.evaluation.held_out_likelihood import Gain, held_out_log_likelihoods
 from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map, shell_index
-from cryoeq.maps.symmetry import average_over_group, find_symmetry
+from cryoeq.maps.alignment import rotate_map
+from cryoeq.maps.symmetry import average_over_group, equivalent_poses, find_symmetry
 from cryoeq.simulation.density import sample_atoms
 from known_particles import ANGPIX, Known, N
 from phantoms import chiral_phantom, symmetric_phantom
@@ -27,7 +29,7 @@ def halves_of(volume: Volume, noise: float, generator: torch.Generator) -> HalfM
 
 def gain(known: Known, halves: HalfMaps, other: HalfMaps) -> Gain:
     half_set = torch.arange(len(known.dataset)) % 2 + 1
-    plain, averaged = held_out_log_likelihoods(known.dataset, known.poses, half_set, [halves, other])
+    plain, averaged = held_out_log_likelihoods(known.dataset, [known.poses], half_set, [halves, other])
     return Gain.of(averaged, plain)
 
 
@@ -65,7 +67,7 @@ def test_each_particle_is_compared_with_the_map_of_the_other_half_set(
     wrong = replace(halves.first, values=-halves.first.values)
     half_set = torch.arange(COUNT) % 2 + 1
     right, half_wrong = held_out_log_likelihoods(
-        known.dataset, known.poses, half_set, [halves, HalfMaps(wrong, halves.second)]
+        known.dataset, [known.poses], half_set, [halves, HalfMaps(wrong, halves.second)]
     )
     # The filter follows the correlation of the halves, so that a wrong half map takes the other one along.
     assert bool((half_wrong[half_set == 2] < right[half_set == 2]).all())
@@ -86,10 +88,61 @@ def test_a_smaller_box_leaves_out_the_last_shells_only(
     )
     half_set = torch.arange(COUNT) % 2 + 1
     of_large, of_small = (
-        held_out_log_likelihoods(known.dataset, known.poses, half_set, pairs) for pairs in (large, small)
+        held_out_log_likelihoods(known.dataset, [known.poses], half_set, pairs) for pairs in (large, small)
     )
     differences = [(pair[1] - pair[0]) for pair in (of_large, of_small)]
     assert (
         float(torch.corrcoef(torch.stack(differences))[0, 1]) > 0.95
     )  # noise fills the box, which slices of the smaller one fold
     assert float(differences[0].std()) == pytest.approx(float(differences[1].std()), rel=0.1)
+
+
+def symmetric_particles(make_known: Callable[..., Known], generator: torch.Generator) -> Known:
+    """Particles of a map of C3 about an axis that is not at the centre of the box."""
+    phantom = symmetric_phantom("C3", generator)
+    small = replace(phantom, positions_angstrom=phantom.positions_angstrom * 0.4)
+    centred = sample_atoms(small, N, ANGPIX)
+    shifted = rotate_map(centred.values, torch.eye(3), torch.tensor([0.8, -0.6, 0.5]))
+    return make_known(COUNT, sigma=1.0, shown=Volume(shifted, ANGPIX))
+
+
+def test_a_symmetric_map_makes_the_same_image_at_all_copies_of_a_pose(
+    make_known: Callable[..., Known], generator: torch.Generator
+) -> None:
+    known = symmetric_particles(make_known, generator)
+    fit = find_symmetry(known.volume, "C3")
+    assert float(fit.shift_angstrom[:2].norm()) > 1.0  # along the axis no shift is told
+    halves = HalfMaps(known.volume, known.volume)
+    half_set = torch.arange(COUNT) % 2 + 1
+    first, *others = (
+        held_out_log_likelihoods(known.dataset, [copy], half_set, [halves])[0]
+        for copy in equivalent_poses(known.poses, "C3", fit)
+    )
+    spread = float(first.std())
+    for other in others:
+        assert float((other - first).std()) < 0.05 * spread
+
+
+def test_poses_that_were_chosen_among_copies_by_the_errors_of_a_map_do_not_speak_for_these(
+    make_known: Callable[..., Known], generator: torch.Generator
+) -> None:
+    known = symmetric_particles(make_known, generator)
+    fit, half_set = find_symmetry(known.volume, "C3"), torch.arange(COUNT) % 2 + 1
+    error = 0.7 * known.volume.values.std() * torch.randn(N, N, N, generator=generator)
+    shared = replace(known.volume, values=known.volume.values + error)  # errors that both half maps share
+    halves = HalfMaps(shared, shared)
+    averaged = HalfMaps(*(average_over_group(half, "C3", fit) for half in (shared, shared)))
+    copies = equivalent_poses(known.poses, "C3", fit)
+    best = torch.stack(
+        [held_out_log_likelihoods(known.dataset, [copy], half_set, [halves])[0] for copy in copies]
+    ).argmax(0)
+    stacked = [torch.stack([getattr(copy, name) for copy in copies]) for name in ("rotations", "shifts_angstrom")]
+    rows = torch.arange(COUNT)
+    chosen = type(known.poses)(*(values[best, rows] for values in stacked))
+
+    def gain_of(poses: list[Poses]) -> Gain:
+        plain, symmetric = held_out_log_likelihoods(known.dataset, poses, half_set, [halves, averaged])
+        return Gain.of(symmetric, plain)
+
+    assert gain_of([chosen]).mean < gain_of([known.poses]).mean  # as a search would leave them
+    assert gain_of(equivalent_poses(chosen, "C3", fit)).sigmas > 5

@@ -15,7 +15,7 @@ from cryoeq.evaluation.held_out_likelihood import SURE_SIGMAS, Gain, held_out_lo
 from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map
 from cryoeq.maps.point_group_search import find_point_groups
 from cryoeq.maps.point_groups import GroupAgreement, PointGroups
-from cryoeq.maps.symmetry import average_over_group
+from cryoeq.maps.symmetry import average_over_group, equivalent_poses
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
 from cryoeq.reconstruction.known_poses import ReconstructedMaps
@@ -81,7 +81,8 @@ def supported_group(
     for place, group in enumerate(groups.holding):
         smaller = [each for each in groups.holding[place + 1 :] if each.order < group.order][:1]
         candidates = [halves, *(averaged(halves, each) for each in (group, *smaller))]
-        plain, ours, *others = held_out_log_likelihoods(dataset, poses, half_set, candidates)
+        copies = equivalent_poses(poses, group.symmetry, group.fit)
+        plain, ours, *others = held_out_log_likelihoods(dataset, copies, half_set, candidates)
         gain = Gain.of(ours, plain)
         if gain.sigmas > SURE_SIGMAS and all(Gain.of(ours, other).sigmas > -SURE_SIGMAS for other in others):
             return group, gain

@@ -21,7 +21,7 @@ from cryoeq.io.text import write_json
 from cryoeq.maps.alignment import rotate_map
 from cryoeq.maps.point_group_search import find_point_groups
 from cryoeq.maps.point_groups import GroupAgreement, PointGroups
-from cryoeq.maps.symmetry import impose_symmetry
+from cryoeq.maps.symmetry import equivalent_poses, impose_symmetry
 from cryoeq.outputs.folder import make_folder
 from cryoeq.outputs.map_names import map_names
 from cryoeq.outputs.run_folder import RunFolder
@@ -123,10 +123,12 @@ def _ask_particles(config: SymmetryConfig, folder: Path, whole: Volume, groups: 
     halves = HalfMaps(*(cropped(half, dataset.box_size_px) for half in (halves.first, halves.second)))
     asked = sorted(groups.groups, key=lambda group: (group.holds, group.order if group.holds else group.score))
     asked = asked[-_PARTICLES:]
-    plain, *others = held_out_log_likelihoods(
-        dataset, poses, half_set, [halves, *(averaged(halves, group) for group in asked)]
-    )
-    return {group.symmetry: Gain.of(each, plain) for group, each in zip(asked, others, strict=True)}
+    gains = {}
+    for group in asked:
+        copies = equivalent_poses(poses, group.symmetry, group.fit)
+        plain, symmetric = held_out_log_likelihoods(dataset, copies, half_set, [halves, averaged(halves, group)])
+        gains[group.symmetry] = Gain.of(symmetric, plain)
+    return gains
 
 
 def _class_of_map(
