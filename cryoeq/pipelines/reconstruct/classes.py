@@ -17,6 +17,7 @@ from cryoeq.domain.events import Event, Note
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import DivergedError
+from cryoeq.evaluation.class_verdict import emptied_classes
 from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.maps.symmetry import find_symmetry
 from cryoeq.pipelines.reconstruct.build import build_ab_initio_settings
@@ -72,8 +73,8 @@ def search_classes(
     dataset: ParticleDataset,
     device: torch.device,
     checkpoint: Checkpointer = no_checkpoints,
-) -> Generator[Event, None, FoundClasses]:
-    """Find several structures from noise, and refine each.
+) -> Generator[Event, None, FoundClasses | None]:
+    """Find several structures from noise, and refine each; None where one is found, which this does not refine.
 
     Args:
         config: settings of the run.
@@ -82,7 +83,7 @@ def search_classes(
         checkpoint: saves finished steps.
 
     Raises:
-        DivergedError: a class is left with hardly any particle.
+        DivergedError: one structure is left, of several with different point groups.
     """
     asked = config.search.classes
     settings = build_ab_initio_settings(config, dataset, 1 if asked == "auto" else asked)
@@ -90,14 +91,18 @@ def search_classes(
     particles = yield from load_transforms(dataset, device)
     half_set = yield from split_particles(dataset, config.seed)
     small, low_resolution = at_low_resolution(particles, settings)
-    by_evidence = partial(classify_by_evidence, max_classes=MOST_CLASSES, least_particles=LEAST_PARTICLES_OF_CLASS)
-    find = by_evidence if asked == "auto" else classify
-    found = yield from find(small, half_set, low_resolution, checkpoint=checkpoint)
-    class_of, n_classes = found.state.class_of, len(found.state.maps)
-    _require_members(class_of, n_classes)
-    symmetries = yield from _assign_symmetries(
-        found.state, point_groups(config.search.symmetry), dataset.pixel_size_angstrom
+    find = partial(classify_by_evidence, max_classes=MOST_CLASSES) if asked == "auto" else classify
+    found = yield from find(
+        small, half_set, low_resolution, least_particles=LEAST_PARTICLES_OF_CLASS, checkpoint=checkpoint
     )
+    class_of, n_classes, groups = found.state.class_of, len(found.state.maps), point_groups(config.search.symmetry)
+    if asked != "auto" and n_classes < asked:
+        yield Note(emptied_classes(asked, n_classes), "warning")
+    if n_classes == 1:
+        _require_one(groups)
+        yield Note("The structure is searched for as without --classes, with all checks of such a run.")
+        return None
+    symmetries = yield from _assign_symmetries(found.state, groups, dataset.pixel_size_angstrom)
     parts = []
     for number, symmetry in enumerate(symmetries):
         rows = (class_of == number).nonzero().squeeze(1)
@@ -115,14 +120,12 @@ def search_classes(
     return FoundClasses(class_of.cpu(), _joined(parts, len(dataset)), symmetries, found.agreement)
 
 
-def _require_members(class_of: Int[Tensor, " particles"], n_classes: int) -> None:
-    sizes = class_of.bincount(minlength=n_classes).tolist()
-    if min(sizes) < LEAST_PARTICLES_OF_CLASS:
+def _require_one(groups: Sequence[str]) -> None:
+    if len(groups) > 1:
         raise DivergedError(
-            f"there are fewer than {n_classes} classes: of {len(class_of)} particles, the smallest class has "
-            f"{min(sizes)}",
-            f"Expected {LEAST_PARTICLES_OF_CLASS} particles or more in each class",
-            "Run with fewer --classes",
+            f"there are fewer than {len(groups)} classes: one structure is left",
+            f"Expected one for each of the point groups {', '.join(groups)}",
+            "Run without --classes, with the --sym of one structure or without it",
         )
 
 
@@ -158,7 +161,7 @@ def _assign_symmetries(
     """A point group for each class; where there is one for each, they go to the classes that agree with them best."""
     if len(names) == 1:
         return tuple(names) * len(state.maps)
-    fits = np.zeros((len(names), len(names)))
+    fits = np.zeros((len(state.maps), len(names)))
     for number, each in enumerate(state.maps):
         volume = Volume(each.reference.mean.cpu(), pixel_size_angstrom)
         for column, name in enumerate(names):
