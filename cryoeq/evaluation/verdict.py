@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from cryoeq.evaluation.orientations import UNEVEN_SCF
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD
+from cryoeq.evaluation.unexplained import JUNK_CUT
 from cryoeq.maps.symmetry import MIXED_HANDS_WARNING
 
 Level = Literal["found", "doubtful", "not found", "unfinished"]
@@ -257,7 +258,7 @@ def _on_junk(facts: RunFacts) -> Iterator[Reason]:
     yield Reason(
         "remark",
         f"About {junk:.0%} of the particles are junk; cryoeqJunkProbability in run_data.star tells which.",
-        "Leave them out with cryoeq select --junk-below 0.5, and run again.",
+        f"Leave them out with cryoeq select --junk-below {JUNK_CUT:g}, and run again.",
     )
     if broken > max(_MANY_BROKEN, _MOSTLY_BROKEN * junk):
         yield Reason(

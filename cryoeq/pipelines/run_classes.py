@@ -15,6 +15,7 @@ from cryoeq.errors import MapFileError
 from cryoeq.evaluation.class_verdict import ClassFacts, emptied_classes
 from cryoeq.evaluation.orientations import OrientationSummary, summarise_orientations
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, require_mask
+from cryoeq.evaluation.unexplained import JUNK_CUT
 from cryoeq.evaluation.verdict import RunFacts, RunVerdict
 from cryoeq.io.euler import rotations_from_euler_deg
 from cryoeq.io.labels import JUNK_PROBABILITY, MAX_PROBABILITY
@@ -22,7 +23,6 @@ from cryoeq.io.mrc import read_map
 from cryoeq.io.particles import star_ctf, star_euler_deg, star_junk_probability, star_poses
 from cryoeq.io.star import StarTable
 from cryoeq.outputs.map_names import MapNames, map_names
-from cryoeq.outputs.report_classes import JUNK_CUT
 from cryoeq.outputs.report_contents import ClassContents, ComparedParticles
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.class_choice import rows_of_class
