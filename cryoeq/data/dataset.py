@@ -1,7 +1,7 @@
 """Batches of preprocessed particle images, from memory, a scratch disk or the files."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -140,6 +140,16 @@ class ParticleDataset:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def rows(self, rows: Int[Tensor, " rows"]) -> "ParticleDataset":
+        """Some of the particles, in the given order; what is found in their pixels is told by the whole.
+
+        Args:
+            rows: rows of the particle table.
+        """
+        images, cache = self.images, None if self.cache is None else self.cache[rows]
+        some = LazyImages(images.stacks, images.stack_index[rows], images.slice_index[rows])
+        return replace(self, table=self.table.rows(rows), images=some, cache=cache, census=None)
 
     def batch(self, rows: Int[Tensor, " rows"]) -> ParticleBatch:
         """These particles, on the CPU.

@@ -9,6 +9,17 @@ _REPRODUCED, _NOT_REPRODUCED = 0.8, 0.5  # share of a class that is together in 
 _WORTH_HAVING = 0.05  # share of the particles
 
 
+def emptied_classes(asked: int, left: int) -> str:
+    """That classes were left without particles, a sentence.
+
+    Args:
+        asked: number of classes that were asked for.
+        left: number of those that are left.
+    """
+    structures = "one structure is" if left == 1 else f"{left} structures are"
+    return f"{asked} classes were asked for; {asked - left} emptied: {structures} left."
+
+
 @dataclass(frozen=True)
 class ClassFacts:
     """Facts on one class.

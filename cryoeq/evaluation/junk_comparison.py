@@ -181,6 +181,17 @@ class Comparison:
         return projections, averages
 
 
+def is_comparable(halves: HalfMaps, box_size_px: int) -> bool:
+    """Whether half maps agree at enough shells for particles to be compared with them.
+
+    Args:
+        halves: unfiltered half maps of a class.
+        box_size_px: side of the particles' box, no larger than theirs.
+    """
+    fsc = fourier_shell_correlation(halves.first.values, halves.second.values)
+    return _last_reliable(fsc, box_size_px) - FIRST_SHELL + 1 >= _MIN_SHELLS
+
+
 def compare_with(
     dataset: ParticleDataset, classes: Sequence[HalfMaps], posed: PosedRows, sample: Int[Tensor, " rows"]
 ) -> Comparison | None:

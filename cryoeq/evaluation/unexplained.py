@@ -62,6 +62,10 @@ _MIN_EXCESS = 0.25  # of its power: junk in j of the particles dampens the map, 
 _MIN_POWER = 1.0  # below, a missing particle is lost in the noise
 
 
+JUNK_CUT = 0.3
+"""Probability from which on a particle counts as junk: one that is kept wrongly costs more than one left out."""
+
+
 @dataclass(frozen=True)
 class JunkProbabilities:
     """Probabilities that particles are junk.

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from cryoeq.evaluation.orientations import UNEVEN_SCF
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD
+from cryoeq.evaluation.unexplained import JUNK_CUT
 from cryoeq.maps.symmetry import MIXED_HANDS_WARNING
 
 Level = Literal["found", "doubtful", "not found", "unfinished"]
@@ -59,6 +60,7 @@ class RunFacts:
         wrong_optimum_share: share of the particles with a better pose elsewhere; None where it was not measured.
         symmetry: point group that was imposed on the map.
         apparent_symmetry: point group that a map made without symmetry has; None where none was found.
+        emptied: how many classes were asked for and how many are left, a sentence; None where all are.
     """
 
     status: str
@@ -81,6 +83,7 @@ class RunFacts:
     wrong_optimum_share: float | None = None
     symmetry: str = "C1"
     apparent_symmetry: str | None = None
+    emptied: str | None = None
 
     @classmethod
     def unfinished(cls, pose_inference: str) -> "RunFacts":
@@ -137,8 +140,8 @@ def judge_run(facts: RunFacts) -> RunVerdict:
     if facts.status != "done":
         return _without_map(facts)
     reasons = (
-        *_on_optima(facts), *_on_half_maps(facts), *_on_particles(facts), *_on_junk(facts), *_on_symmetry(facts),
-        *_on_views(facts), *_on_poses(facts),
+        *_on_emptied(facts), *_on_optima(facts), *_on_half_maps(facts), *_on_particles(facts), *_on_junk(facts),
+        *_on_symmetry(facts), *_on_views(facts), *_on_poses(facts),
     )  # fmt: skip
     doubts = [reason.text for reason in reasons if reason.weight == "against"]
     if facts.wrong_optimum_share is not None and facts.wrong_optimum_share > MAX_WRONG_OPTIMUM:
@@ -255,7 +258,7 @@ def _on_junk(facts: RunFacts) -> Iterator[Reason]:
     yield Reason(
         "remark",
         f"About {junk:.0%} of the particles are junk; cryoeqJunkProbability in run_data.star tells which.",
-        "Leave them out with cryoeq select --junk-below 0.5, and run again.",
+        f"Leave them out with cryoeq select --junk-below {JUNK_CUT:g}, and run again.",
     )
     if broken > max(_MANY_BROKEN, _MOSTLY_BROKEN * junk):
         yield Reason(
@@ -329,6 +332,11 @@ def _on_starts(starts: int) -> Reason:
         "There was one random start only: no random restart shows that the map is reproducible.",
         "Run again without --set search.multi_start.min=1.",
     )
+
+
+def _on_emptied(facts: RunFacts) -> Iterator[Reason]:
+    if facts.emptied is not None:
+        yield Reason("remark", facts.emptied)
 
 
 def _on_optima(facts: RunFacts) -> Iterator[Reason]:

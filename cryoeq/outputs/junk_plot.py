@@ -6,14 +6,13 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from cryoeq.evaluation.unexplained import JUNK_CUT
 from cryoeq.outputs.figure import COLOURS, CURVE_MARGINS, CURVES_INCHES, GREY, LEGEND_BELOW, png_figure
 
-CUT = 0.5
-"""Probability below which a particle is more likely a good one."""
 _BINS = 40
 
 
-def plot_junk(path: Path, probability: Float[Tensor, " particles"], cut: float = CUT) -> None:
+def plot_junk(path: Path, probability: Float[Tensor, " particles"], cut: float = JUNK_CUT) -> None:
     """Draw the histogram of the probabilities, on a logarithmic scale, with a cut.
 
     Args:

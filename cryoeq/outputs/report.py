@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import cryoeq
+from cryoeq.evaluation.unexplained import JUNK_CUT
 from cryoeq.io.text import write_text
 from cryoeq.outputs.plotly_parts import Figure
-from cryoeq.outputs.report_classes import JUNK_CUT, class_moves, junk_note
+from cryoeq.outputs.report_classes import class_moves, junk_note
 from cryoeq.outputs.report_contents import RunContents
 from cryoeq.outputs.report_curves import class_fsc_figure, fsc_figure, junk_figure
 from cryoeq.outputs.report_figures import (

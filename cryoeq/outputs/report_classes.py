@@ -1,11 +1,9 @@
 """What a report says of classes and junk."""
 
-from typing import Any, Final
+from typing import Any
 
+from cryoeq.evaluation.unexplained import JUNK_CUT
 from cryoeq.outputs.report_contents import RunContents
-
-JUNK_CUT: Final = 0.5
-"""Probability from which on a particle counts as junk."""
 
 
 def class_moves(run: RunContents) -> list[dict[str, Any]]:

@@ -12,9 +12,10 @@ from torch import Tensor
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.errors import MapFileError
-from cryoeq.evaluation.class_verdict import ClassFacts
+from cryoeq.evaluation.class_verdict import ClassFacts, emptied_classes
 from cryoeq.evaluation.orientations import OrientationSummary, summarise_orientations
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, require_mask
+from cryoeq.evaluation.unexplained import JUNK_CUT
 from cryoeq.evaluation.verdict import RunFacts, RunVerdict
 from cryoeq.io.euler import rotations_from_euler_deg
 from cryoeq.io.labels import JUNK_PROBABILITY, MAX_PROBABILITY
@@ -22,7 +23,6 @@ from cryoeq.io.mrc import read_map
 from cryoeq.io.particles import star_ctf, star_euler_deg, star_junk_probability, star_poses
 from cryoeq.io.star import StarTable
 from cryoeq.outputs.map_names import MapNames, map_names
-from cryoeq.outputs.report_classes import JUNK_CUT
 from cryoeq.outputs.report_contents import ClassContents, ComparedParticles
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.class_choice import rows_of_class
@@ -216,6 +216,7 @@ def _facts(
     curves = None if resolved is None else resolved.curves
     side = 0.0 if volume is None else volume.box_size_px * volume.pixel_size_angstrom
     is_searched = settings["pose_inference"] in {"search", "hybrid"}
+    asked, left = settings["search"].get("classes", 1), metrics.n_classes
     has_probabilities = star is not None and MAX_PROBABILITY in star.particles
     return RunFacts(
         status=job["status"],
@@ -237,4 +238,5 @@ def _facts(
         wrong_optimum_share=metrics.wrong_optimum_share,
         symmetry=settings["search"]["symmetry"],
         apparent_symmetry=metrics.apparent_symmetry,
+        emptied=emptied_classes(asked, left) if asked != "auto" and asked > left else None,
     )

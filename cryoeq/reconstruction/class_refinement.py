@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cryoeq.domain.events import Event
+from cryoeq.domain.events import Event, result_of
 from cryoeq.domain.pose import PoseSet
 from cryoeq.geometry.disk_harmonics import disk_harmonics, support_radius
 from cryoeq.physics.backprojection import WienerBackprojection
@@ -29,16 +29,17 @@ from cryoeq.reconstruction.half_set_refinement import Iteration, begin_refinemen
 from cryoeq.reconstruction.initial_model import NULL_SHARE, InitialModel
 from cryoeq.reconstruction.local_refinement import refine_poses
 from cryoeq.reconstruction.maximization import maximization_step
-from cryoeq.reconstruction.noise_model import noise_precision
+from cryoeq.reconstruction.noise_model import noise_precision, shell_precision
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.pose_likelihood import COARSE_SHELL, PoseLikelihood, pose_grid
 from cryoeq.reconstruction.reference import Reference
 from cryoeq.reconstruction.state import ParticlePoses, RefinementSettings, RefinementState
-from cryoeq.runtime.distributed import all_gather, shard_half_set
+from cryoeq.runtime.distributed import all_gather, shard, shard_half_set
 from cryoeq.runtime.random_streams import Stream, stream_generator
 
 STAGE = "class refinement"
 _LEAST_NULL_SHARE, _MOST_NULL_SHARE = 0.01, 0.5
+_COMPARISON = 2**31  # number of an iteration that no refinement reaches: all starts are compared on one grid
 _LEAST_SHARE = 1e-6  # of a class, before its logarithm
 _OFFSETS_PER_WAVELENGTH = 3.5
 _OFFSET_REFINEMENT_STEPS = 2
@@ -73,6 +74,11 @@ class ClassesState:
         return float(1 - self.probability[took_part].sum(1).mean()) if bool(took_part.any()) else NULL_SHARE
 
     @property
+    def prior_null_share(self) -> float:
+        """Prior probability of noise alone: that share, neither almost none nor most."""
+        return min(max(self.null_share, _LEAST_NULL_SHARE), _MOST_NULL_SHARE)
+
+    @property
     def log_evidence(self) -> Float[Tensor, " particles"]:
         """Log-likelihood of the best pose under each map, summed over the maps with their shares."""
         return (self.best.log_likelihood + self.shares.clamp(min=_LEAST_SHARE).log()).logsumexp(1)
@@ -92,12 +98,18 @@ class ClassesState:
 
     def by_size(self) -> "ClassesState":
         """The same classes, the largest first."""
-        order = self.class_of.bincount(minlength=len(self.maps)).argsort(descending=True, stable=True)
-        best = BestPoses(
-            self.best.rotations[:, order], self.best.shifts_px[:, order], self.best.log_likelihood[:, order]
-        )
-        maps = tuple(self.maps[number] for number in order.tolist())
-        return replace(self, maps=maps, probability=self.probability[:, order], best=best)
+        return self.of_classes(self.class_of.bincount(minlength=len(self.maps)).argsort(descending=True, stable=True))
+
+    def of_classes(self, numbers: Int[Tensor, " some"]) -> "ClassesState":
+        """Some of the classes, in an order.
+
+        Args:
+            numbers: of the classes, from 0.
+        """
+        best = self.best
+        best = BestPoses(best.rotations[:, numbers], best.shifts_px[:, numbers], best.log_likelihood[:, numbers])
+        maps = tuple(self.maps[number] for number in numbers.tolist())
+        return replace(self, maps=maps, probability=self.probability[:, numbers], best=best)
 
     def at_radius(self, radius: int) -> "ClassesState":
         """The state with another radius of the next iteration, in cycles per box."""
@@ -141,14 +153,54 @@ def refine_classes(
         settings: settings of the refinement.
         seed: random seed of the run.
     """
-    order = torch.randperm(len(particles), generator=stream_generator(seed, Stream.INITIAL_MODEL_IMAGES))
-    rows = order[: settings.max_particles * len(state.maps)].to(particles.device)
-    shells = settings.consensus_shells
+    rows, shells = _rows(particles, settings, len(state.maps), seed=seed), settings.consensus_shells
     for number, radius in enumerate(shells, 1):
         iteration = Iteration(STAGE, number, len(shells))
         state = state.at_radius(radius)
         state = yield from class_iteration(state, particles, settings, iteration, seed=seed, rows=rows)
     return state
+
+
+def log_likelihood_at_one_noise(
+    state: ClassesState, particles: ParticleTransforms, settings: RefinementSettings, *, seed: int
+) -> float:
+    """Mean log-likelihood per particle of the maps of all classes, at a noise that is the same for all random starts.
+
+    As ``multi_start.log_likelihood_at_one_noise`` for one map: at the variance of the images, signal included.
+
+    Args:
+        state: state with one reference for both half sets.
+        particles: CTF-multiplied transforms of all particles, of which those of ``refine_classes`` take part.
+        settings: settings of the refinement.
+        seed: random seed of the run.
+    """
+    n, device = particles.plane.box_size_px, particles.device
+    radius = min(state.maps[0].radius, settings.max_exhaustive_shell)
+    harmonics = disk_harmonics(n, radius, support_radius(settings.mask_radius, n), device)
+    precision = shell_precision(particles.total_variance)[harmonics.plane.shells]
+    references = [Reference.build(each.reference.mean, precision) for each in state.maps]
+    grid = pose_grid(radius, stream_generator(seed, Stream.REFINEMENT, _COMPARISON), device)
+    likelihood = PoseLikelihood.of_classes(references, grid, harmonics)
+    rows = _rows(particles, settings, len(state.maps), seed=seed)
+    local = shard(rows)
+    steps = expectation_step(
+        particles.within(radius, n),
+        likelihood,
+        state.particles.poses.shifts_px[local][:, None],
+        rows=local,
+        shift_sigma_px=settings.shift_sigma_px,
+        class_shares=state.shares * (1 - state.prior_null_share),
+        null_share=state.prior_null_share,
+    )
+    return float(all_gather(result_of(steps).posterior, local, len(particles)).log_evidence[rows].mean())
+
+
+def _rows(
+    particles: ParticleTransforms, settings: RefinementSettings, n_classes: int, *, seed: int
+) -> Int[Tensor, " rows"]:
+    """The particles that take part, the same of all random starts."""
+    order = torch.randperm(len(particles), generator=stream_generator(seed, Stream.INITIAL_MODEL_IMAGES))
+    return order[: settings.max_particles * n_classes].to(particles.device)
 
 
 def class_references(state: ClassesState, half: int, particles: ParticleTransforms) -> list[Reference]:
@@ -194,7 +246,7 @@ def class_iteration(
     n_offsets = settings.n_offsets if radius <= COARSE_SHELL else 1
     step_px = offset_step_px(n, radius, _OFFSETS_PER_WAVELENGTH)
     halves = [(half, members, shard_half_set(members, half)) for half, members, _ in first.halves(rows)]
-    null_share = min(max(state.null_share, _LEAST_NULL_SHARE), _MOST_NULL_SHARE)
+    null_share = state.prior_null_share
     total, done = sum(len(local) for _, _, local in halves), 0
     posteriors = [Posterior.empty(n, device, n_classes)]
     sums = [[WienerBackprojection.empty(n, device=device) for _ in halves] for _ in state.maps]

@@ -7,7 +7,7 @@ of the highest likelihood is kept, and the next best is carried to the same end,
 reproduces.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,7 +18,12 @@ from torch import Tensor
 
 from cryoeq.domain.events import Event, Note
 from cryoeq.reconstruction.class_assignment import assign_classes, held_out_log_likelihood
-from cryoeq.reconstruction.class_refinement import ClassesState, begin_classes, refine_classes
+from cryoeq.reconstruction.class_refinement import (
+    ClassesState,
+    begin_classes,
+    log_likelihood_at_one_noise,
+    refine_classes,
+)
 from cryoeq.reconstruction.initial_model import estimate_initial_model
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.settings import AbInitioSettings
@@ -37,26 +42,28 @@ class PartitionAgreement:
     """Agreement of two partitions of the same particles into as many classes.
 
     Args:
-        moves: number of particles of each class of the first (rows) in each matched class of the second.
+        moves: number of particles of each class of the first (rows) in each matched class of the second (columns); the
+            classes of the second without a match come last.
     """
 
-    moves: Int[Tensor, "classes classes"]
+    moves: Int[Tensor, "classes others"]
 
     @classmethod
     def of(
-        cls, first: Int[Tensor, " particles"], second: Int[Tensor, " particles"], n_classes: int
+        cls, first: Int[Tensor, " particles"], second: Int[Tensor, " particles"], n_first: int, n_second: int
     ) -> "PartitionAgreement":
         """Match the classes such that as many particles as possible are in the same.
 
         Args:
             first: class of each particle, from 0.
             second: likewise.
-            n_classes: number of classes.
+            n_first: number of classes of the first.
+            n_second: number of classes of the second.
         """
-        counts = torch.bincount(first.cpu() * n_classes + second.cpu(), minlength=n_classes**2)
-        counts = counts.view(n_classes, n_classes)
+        width = max(n_first, n_second)
+        counts = torch.bincount(first.cpu() * width + second.cpu(), minlength=width**2).view(width, width)
         _, matched = linear_sum_assignment(counts.numpy(), maximize=True)
-        return cls(counts[:, torch.from_numpy(matched)])
+        return cls(counts[:n_first, torch.from_numpy(matched)])
 
     @property
     def share(self) -> float:
@@ -66,15 +73,15 @@ class PartitionAgreement:
     @property
     def beyond_chance(self) -> float:
         """Cohen's kappa: 0 where the classes have nothing to do with each other, 1 where they are the same."""
-        total = max(1, int(self.moves.sum()))
-        chance = float((self.moves.sum(0).double() * self.moves.sum(1).double()).sum()) / total**2
+        total, count = max(1, int(self.moves.sum())), len(self.moves)
+        chance = float((self.moves.sum(0)[:count].double() * self.moves.sum(1).double()).sum()) / total**2
         return (self.share - chance) / (1 - chance) if chance < 1 else 1.0
 
     @property
     def of_class(self) -> Float[Tensor, " classes"]:
         """Share of each class that is in the matched one, of all particles in either."""
         same = self.moves.diagonal()
-        return same / (self.moves.sum(0) + self.moves.sum(1) - same).clamp(min=1)
+        return same / (self.moves.sum(0)[: len(same)] + self.moves.sum(1) - same).clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -90,58 +97,98 @@ class Classification:
     agreement: PartitionAgreement | None
 
 
+@dataclass(frozen=True)
+class _Start:
+    """One random start.
+
+    Args:
+        number: of the start, from 0.
+        log_likelihood: mean per particle, at a noise that all starts share.
+        state: maps at low resolution and the particles that took part.
+    """
+
+    number: int
+    log_likelihood: float
+    state: ClassesState
+
+
 def classify(
     particles: ParticleTransforms,
     half_set: Int[Tensor, " particles"],
     settings: AbInitioSettings,
     *,
+    least_particles: int,
     max_starts: int = MAX_STARTS,
     checkpoint: Checkpointer = no_checkpoints,
 ) -> Generator[Event, None, Classification]:
-    """Find classes from noise.
+    """Find classes from noise; fewer than asked for where one is left with hardly any particle.
 
     Args:
         particles: CTF-multiplied transforms of all particles, in the box of the consensus refinement.
         half_set: half set of each particle, 1 or 2.
         settings: settings of the consensus refinement, from ``at_low_resolution``.
+        least_particles: particles of a class at least.
         max_starts: random starts at most, unless the settings have one start only.
         checkpoint: saves finished steps.
     """
     seed, n_classes = settings.seed, settings.initial_model.n_classes
-    starts: list[tuple[float, int, ClassesState]] = []
-    values: list[float] = []
+    starts: list[_Start] = []
     agreement = -1.0
-    for start in range(max(settings.min_starts, max_starts) if settings.min_starts > 1 else 1):
-        state = yield from checkpoint(f"class_start_{start}", _start(particles, half_set, settings, start))
-        taking_part = state.particles.log_evidence.nonzero().squeeze(1)
-        values.append(float(state.particles.log_evidence[taking_part].mean()))
-        starts.append((values[-1], start, state))
-        starts.sort(key=lambda each: -each[0])
+    for number in range(max(settings.min_starts, max_starts) if settings.min_starts > 1 else 1):
+        state = yield from checkpoint(f"class_start_{number}", _start(particles, half_set, settings, number))
+        value = log_likelihood_at_one_noise(state, particles, settings.refinement, seed=seed)
+        starts.append(_Start(number, value, state))
         if len(starts) >= settings.min_starts:
-            best, *others = [each.class_of[taking_part] for _, _, each in starts]
-            found = [PartitionAgreement.of(best, other, n_classes).beyond_chance for other in others]
-            agreement = max(found, default=1.0)
+            pair, agreement = _best_and_most_alike(starts)
         if agreement > _SAME:
             break
     if len(starts) > 1:
-        told = ", ".join(f"{value:.2f}" for value in values)
+        told = ", ".join(f"{each.log_likelihood:.2f}" for each in starts)
         yield Note(
             f"{len(starts)} random starts of {n_classes} classes, log-likelihood per particle {told} (higher is "
             f"better); the best agrees with another by {agreement:.2f} beyond chance (Cohen's kappa)."
         )
-        # The start that the best agrees with most is carried on beside it.
-        number = 1 + max(range(len(found)), key=found.__getitem__)
-        starts = [starts[0], starts[number]]
     ends = []
-    for _, start, state in starts[:2]:
-        steps = assign_classes(state, particles, settings.refinement, seed=seed)
-        ends.append((yield from checkpoint(f"classes_{start}", steps)))
+    for each in pair:
+        steps = _assign(each.state, particles, settings, least_particles)
+        ends.append((yield from checkpoint(f"classes_{each.number}", steps)))
     # At one noise, by the maps of the other half set: the noise that the maps of each end leave is its own.
     ends.sort(key=lambda end: -float(held_out_log_likelihood(end, particles, settings.refinement).mean()))
     state = ends[0].by_size()
     if len(ends) == 1:
         return Classification(state, None)
-    return Classification(state, PartitionAgreement.of(state.class_of, ends[1].class_of, n_classes))
+    return Classification(state, _agreement(state, ends[1]))
+
+
+def _best_and_most_alike(starts: Sequence[_Start]) -> tuple[list[_Start], float]:
+    """The start of the highest likelihood and the one that it agrees with most, by Cohen's kappa."""
+    best, *others = sorted(starts, key=lambda start: -start.log_likelihood)
+    if not others:
+        return [best], 1.0
+    rows = best.state.particles.log_evidence.nonzero().squeeze(1)
+    found = [_agreement(best.state, other.state, rows).beyond_chance for other in others]
+    number = max(range(len(found)), key=found.__getitem__)
+    return [best, others[number]], found[number]
+
+
+def _agreement(
+    first: ClassesState, second: ClassesState, rows: Int[Tensor, " rows"] | None = None
+) -> PartitionAgreement:
+    classes = [each.class_of if rows is None else each.class_of[rows] for each in (first, second)]
+    return PartitionAgreement.of(classes[0], classes[1], len(first.maps), len(second.maps))
+
+
+def _assign(
+    state: ClassesState, particles: ParticleTransforms, settings: AbInitioSettings, least_particles: int
+) -> Generator[Event, None, ClassesState]:
+    """Class of each particle, by the maps of those classes that are left with particles."""
+    while True:
+        state = yield from assign_classes(state, particles, settings.refinement, seed=settings.seed)
+        sizes = state.class_of.bincount(minlength=len(state.maps))
+        is_left = sizes >= min(least_particles, int(sizes.max()))
+        if bool(is_left.all()):
+            return state
+        state = state.of_classes(is_left.nonzero().squeeze(1))
 
 
 def classify_by_evidence(
@@ -172,7 +219,14 @@ def classify_by_evidence(
         of_number = replace(settings, initial_model=replace(initial, n_classes=n_classes, batch_size=batch_size))
         named = partial(_named, checkpoint, f"of{n_classes}_")
         starts = _MAX_STARTS_OF_AUTO if n_classes > 2 else MAX_STARTS
-        another = yield from classify(particles, half_set, of_number, max_starts=starts, checkpoint=named)
+        another = yield from classify(
+            particles,
+            half_set,
+            of_number,
+            least_particles=least_particles,
+            max_starts=starts,
+            checkpoint=named,
+        )
         evidence = held_out_log_likelihood(another.state, particles, settings.refinement)
         if found is None or before is None:
             found, before = another, evidence

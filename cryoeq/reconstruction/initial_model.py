@@ -204,6 +204,8 @@ class _StochasticSearch:
         step_px = min(offset_step_px(n, radius, _OFFSETS_PER_WAVELENGTH), self.max_step_px)
         offsets = hexagonal_offsets(model.shifts_px[rows], step_px, settings.n_offsets, generator)
         temperature = max(1.0, _FIRST_TEMPERATURE * (1 - 2 * fraction))
+        null_share = NULL_SHARE if settings.n_classes > 1 else 0.0
+        class_share = (1 - null_share) / settings.n_classes
         result = result_of(
             expectation_step(
                 subset,
@@ -211,7 +213,8 @@ class _StochasticSearch:
                 offsets[local_rows],
                 shift_sigma_px=self.sigma_px,
                 temperature=temperature,
-                null_share=NULL_SHARE if settings.n_classes > 1 else 0.0,
+                class_shares=model.volumes.new_full((settings.n_classes,), class_share),
+                null_share=null_share,
             )
         )
         sums = [

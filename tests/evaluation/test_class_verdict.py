@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from cryoeq.evaluation.class_verdict import ClassFacts, judge_class, judge_classes
+from cryoeq.evaluation.class_verdict import ClassFacts, emptied_classes, judge_class, judge_classes
 from cryoeq.evaluation.verdict import RunFacts, RunVerdict, judge_run
 
 GOOD = RunFacts(
@@ -26,6 +26,15 @@ def test_all_found_is_found() -> None:
     assert verdict.level == "found"
     assert verdict.sentence == "3 structures were found; their half maps agree to 12.0, 14.0 and 12.0 Å."
     assert not verdict.doubts
+
+
+@pytest.mark.parametrize(("asked", "left", "said"), [(2, 1, "one structure is left"), (4, 2, "2 structures are left")])
+def test_classes_that_emptied_are_told_once_and_cast_no_doubt(asked: int, left: int, said: str) -> None:
+    text = emptied_classes(asked, left)
+    assert text == f"{asked} classes were asked for; {asked - left} emptied: {said}."
+    verdict = judge(*(a_class(number, emptied=text) for number in range(1, left + 1)))
+    assert verdict.level == "found"
+    assert sum(text in reason.text for reason in verdict.reasons) == 1
 
 
 @pytest.mark.parametrize("reproduced", [0.0, 0.3, 0.49, None])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cryoeq.cli.main import run
+from cryoeq.evaluation.unexplained import JUNK_CUT
 from cryoeq.io.particles import write_particle_star
 from cryoeq.io.star import decimals, read_star
 from cryoeq.io.text import read_json, write_json
@@ -59,7 +60,7 @@ def test_the_page_shows_all_classes(class_run: Path) -> None:
     for said in ("Classes of two starts agree", "In the matching class of another start", "the two agree by 0.81"):
         assert said in page
     assert page.count("Worst, worst first") == 2
-    assert "select run --junk-below 0.5" in page
+    assert f"select run --junk-below {JUNK_CUT:g}" in page
 
 
 def test_the_table_of_moves_is_that_of_the_record(class_run: Path) -> None:
@@ -109,7 +110,8 @@ def test_a_run_of_one_class_shows_its_junk(tiny_run: Path, tmp_path: Path) -> No
     assert run(["report", str(folder)]) == 0
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert 'id="junk"' in page
-    assert "Of 48 particles 24 (50.0%) are junk" in page
+    count = int((probabilities >= JUNK_CUT).sum())
+    assert f"Of 48 particles {count} ({count / 48:.1%}) are junk" in page
     torch.testing.assert_close(read_run(folder).junk[1], torch.from_numpy(probabilities), atol=1e-5, rtol=0)
 
 

@@ -13,15 +13,20 @@ from cryoeq.geometry.disk_harmonics import disk_harmonics
 from cryoeq.geometry.so3 import random_rotations
 from cryoeq.reconstruction import class_assignment, classification
 from cryoeq.reconstruction.class_assignment import assign_classes, held_out_log_likelihood
-from cryoeq.reconstruction.class_refinement import ClassesState, begin_classes, refine_classes
-from cryoeq.reconstruction.classification import Classification, PartitionAgreement, classify_by_evidence
+from cryoeq.reconstruction.class_refinement import (
+    ClassesState,
+    begin_classes,
+    log_likelihood_at_one_noise,
+    refine_classes,
+)
+from cryoeq.reconstruction.classification import Classification, PartitionAgreement, classify, classify_by_evidence
 from cryoeq.reconstruction.expectation import EStepResult, expectation_step
 from cryoeq.reconstruction.initial_model import InitialModel, InitialModelSettings
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.pose_likelihood import PoseGrid, PoseLikelihood
 from cryoeq.reconstruction.reference import Reference
 from cryoeq.reconstruction.settings import AbInitioSettings
-from cryoeq.reconstruction.state import RefinementSettings
+from cryoeq.reconstruction.state import ConsensusMap, RefinementSettings
 from cryoeq.simulation.density import sample_atoms
 from phantoms import random_phantom
 
@@ -212,21 +217,34 @@ def test_no_particle_is_compared_with_a_map_that_it_helped_to_make(
 def test_partitions_agree_whatever_their_classes_are_called() -> None:
     generator = torch.Generator().manual_seed(0)
     first = torch.randint(3, (3000,), generator=generator)
-    renamed = PartitionAgreement.of(first, (first + 1) % 3, 3)
+    renamed = PartitionAgreement.of(first, (first + 1) % 3, 3, 3)
     assert (renamed.share, renamed.beyond_chance) == (1.0, 1.0)
     assert torch.equal(renamed.moves, torch.diag(first.bincount()))
     assert renamed.of_class.tolist() == [1.0, 1.0, 1.0]
-    by_chance = PartitionAgreement.of(first, torch.randint(3, (3000,), generator=generator), 3)
+    by_chance = PartitionAgreement.of(first, torch.randint(3, (3000,), generator=generator), 3, 3)
     assert abs(by_chance.beyond_chance) < 0.1
     assert int(by_chance.moves.sum()) == 3000
-    assert PartitionAgreement.of(first * 0, first * 0, 1).beyond_chance == 1.0
+    assert PartitionAgreement.of(first * 0, first * 0, 1, 1).beyond_chance == 1.0
+
+
+def test_a_partition_into_more_classes_agrees_with_one_into_fewer_but_for_those_without_a_match() -> None:
+    """Of 300, 200 and 100 particles, the last are in no class of their own in the other."""
+    three = torch.arange(3).repeat_interleave(torch.tensor([300, 200, 100]))
+    two = three.clamp(max=1)
+    found, other = PartitionAgreement.of(three, two, 3, 2), PartitionAgreement.of(two, three, 2, 3)
+    assert (found.share, other.share) == (pytest.approx(5 / 6), pytest.approx(5 / 6))
+    assert found.beyond_chance == pytest.approx(other.beyond_chance)
+    assert found.of_class.tolist() == pytest.approx([1.0, 2 / 3, 0.0])
+    assert other.of_class.tolist() == pytest.approx([1.0, 2 / 3])
+    assert other.moves.tolist() == [[300, 0, 0], [0, 200, 100]]
+    assert PartitionAgreement.of(three * 0, three, 1, 3).beyond_chance == pytest.approx(0.0)
 
 
 def test_an_agreement_by_size_alone_is_none_beyond_chance() -> None:
     """Nine tenths in one class of both partitions: 82 % agree by chance."""
     generator = torch.Generator().manual_seed(0)
     first, second = (torch.rand(20_000, generator=generator) < 0.1 for _ in range(2))
-    found = PartitionAgreement.of(first.long(), second.long(), 2)
+    found = PartitionAgreement.of(first.long(), second.long(), 2, 2)
     assert found.share > 0.8
     assert abs(found.beyond_chance) < 0.03
 
@@ -240,6 +258,50 @@ def test_classes_by_size_keep_each_particle_in_its_class(make_mixture: Callable[
     assert sorted_state.class_of.bincount().tolist() == [2 * COUNT - 50, 50]
     assert torch.equal(sorted_state.class_of[:50], torch.ones(50, dtype=torch.long))
     torch.testing.assert_close(sorted_state.maps[1].reference.mean, state.maps[0].reference.mean)
+
+
+def test_starts_are_ranked_by_their_maps_alone(make_mixture: Callable[..., Mixture]) -> None:
+    """At one noise: whatever the likelihoods were that a start ended with, and whatever its classes are called."""
+    mixture = make_mixture()
+    first, second = mixture.volumes
+    found = result_of(refine_classes(beginning(mixture, mixture.volumes), mixture.particles, settings(), seed=0))
+
+    def evidence(*volumes: torch.Tensor, added: float = 0.0) -> float:
+        maps = [replace(found.maps[0], reference=ConsensusMap(volume)) for volume in volumes]
+        poses = replace(found.particles, log_evidence=found.particles.log_evidence + added)
+        state = replace(found, maps=tuple(maps), particles=poses, probability=torch.full((2 * COUNT, 2), 0.4))
+        return log_likelihood_at_one_noise(state, mixture.particles, settings(), seed=0)
+
+    assert evidence(first, second) > evidence(first, first) > evidence(0 * first, 0 * second)
+    assert evidence(first, second) > evidence(2 * first, 2 * second)
+    assert evidence(first, second) == pytest.approx(evidence(second, first), rel=1e-5)
+    assert evidence(first, second) == evidence(first, second, added=1e6)
+
+
+@pytest.mark.parametrize(("sizes", "left"), [((50, 40, 30), 3), ((70, 41, 9), 2), ((112, 4, 4), 1), ((111, 9, 0), 1)])
+def test_a_class_that_empties_is_left_out_and_the_others_go_on(
+    make_mixture: Callable[..., Mixture], monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...], left: int
+) -> None:
+    mixture = make_mixture()
+    tried: list[int] = []
+
+    def assigned(state: ClassesState, *_: object, **__: object) -> Generator[Note, None, ClassesState]:
+        yield Note("an assignment")
+        tried.append(len(state.maps))
+        numbers = torch.arange(3).repeat_interleave(torch.tensor(sizes)).clamp(max=len(state.maps) - 1)
+        return replace(state, probability=torch.eye(len(state.maps))[numbers])
+
+    def started(*_: object) -> Generator[Note, None, ClassesState]:
+        yield Note("a random start")
+        return beginning(mixture, mixture.volumes[[0, 1, 0]])
+
+    monkeypatch.setattr(classification, "assign_classes", assigned)
+    monkeypatch.setattr(classification, "_start", started)
+    ours = AbInitioSettings(1, 1, InitialModelSettings(2, 4, 3, 6, 1, 2.0, 0.42, n_classes=3), settings(), "C1", 5.0, 0)
+    found = result_of(classify(mixture.particles, mixture.half_set, ours, least_particles=10)).state
+    assert len(found.maps) == left
+    assert int(found.class_of.bincount(minlength=left).min()) >= 10
+    assert tried == ([3] if left == 3 else [3, left])
 
 
 @pytest.mark.parametrize(("smallest", "taken"), [(0, 1), (9, 1), (10, 2)])

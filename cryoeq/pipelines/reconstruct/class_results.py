@@ -72,7 +72,7 @@ def write_classes(job: ClassJob, found: FoundClasses) -> Generator[Event, None, 
     maps = []
     for number, symmetry in enumerate(found.symmetries):
         yield Progress(_STAGE, number, count)
-        maps.append(make_maps(job.stored, posed, job.device, symmetry, found.rows(number)))
+        maps.append(make_maps(job.stored, posed, job.device, symmetry, found.rows_in_map(number)))
     yield Progress(_STAGE, count, count)
     posed = yield from _with_junk(job, found, maps, posed)
     yield from (Note(text, "warning") for text in job.stored.new_warnings())
@@ -115,9 +115,10 @@ def _write_class(
 ) -> Generator[Event, None, tuple[ClassMetrics, ClassModel | None]]:
     """Write the maps of a class; its metrics, and its part of ``run_model.star`` where it has half maps."""
     count, rows, resolved, model = len(found.symmetries), found.rows(number - 1), None, None
+    in_map = found.rows_in_map(number - 1)
     if maps.halves is not None:
         ctf = job.stack.table.ctf
-        resolved = resolve_half_maps(maps.halves, None, None if ctf is None else ctf[rows])
+        resolved = resolve_half_maps(maps.halves, None, None if ctf is None else ctf[in_map])
         yield from resolved.notes()
         model = _model(job, number, found, posed, resolved)
     picture = job.run.path(f"residuals_class{number:03d}.png")
@@ -140,15 +141,15 @@ def _best_agreement(job: ClassJob, maps: Sequence[ReconstructedMaps]) -> float |
 def _model(
     job: ClassJob, number: int, found: FoundClasses, posed: PosedParticles, resolved: HalfMapResolution
 ) -> ClassModel:
-    rows, ctf = found.rows(number - 1), job.stack.table.ctf
+    rows, in_map, ctf = found.rows(number - 1), found.rows_in_map(number - 1), job.stack.table.ctf
     return class_model(
         job.run,
         number,
         len(found.symmetries),
         resolved.curves,
         share=len(rows) / len(found.class_of),
-        rotations=posed.poses.rotations[rows],
-        ctf=None if ctf is None else ctf[rows],
+        rotations=posed.poses.rotations[in_map],
+        ctf=None if ctf is None else ctf[in_map],
         symmetry=found.symmetries[number - 1],
     )
 

@@ -14,10 +14,11 @@ from cryoeq.domain.optics import CtfParameters
 from cryoeq.domain.pose import PoseSet
 from cryoeq.domain.volume import HalfMaps
 from cryoeq.evaluation.junk_amplitudes import measure_amplitudes
-from cryoeq.evaluation.junk_comparison import Comparison, PosedRows, compare_with
+from cryoeq.evaluation.junk_comparison import Comparison, PosedRows, compare_with, is_comparable
 from cryoeq.evaluation.junk_decoys import Decoys, draw_decoys
 from cryoeq.evaluation.junk_features import fit_images, fit_particles
 from cryoeq.evaluation.junk_probability import MAX_SHARE, MIN_AUC, DecoyFit, JunkEstimate, estimate_junk
+from cryoeq.evaluation.unexplained import JunkProbabilities
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.pipelines.reconstruct.build import build_ab_initio_settings
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
@@ -33,6 +34,7 @@ from cryoeq.runtime.random_streams import Stream, stream_generator
 STAGE = "looking for junk"
 _MIN_PARTICLES = 200  # of fewer, shares and amplitudes are chance
 _NOISE_SAMPLE = 512
+_UNKNOWN = 0.5  # probability of what cannot be judged
 _NUMBER = 1  # of the generator: screening draws from the same stream
 
 
@@ -84,6 +86,12 @@ def with_junk_of_classes(
     if isinstance(found, str):
         yield Note(f"Junk: no probabilities, since {found}.")
         return posed
+    unclear = [number for number, halves in enumerate(classes, 1) if not is_comparable(halves, dataset.box_size_px)]
+    if unclear:
+        yield Note(
+            f"Junk: the half maps of class {', '.join(map(str, unclear))} agree at too few shells to judge its "
+            f"particles: their probability is set to {_UNKNOWN:g}."
+        )
     broken = float(found.probability.broken.mean())
     metrics = replace(posed.metrics, junk_share=found.share, broken_share=broken, junk_auc=found.decoy_auc)
     return replace(posed, junk=found.probability, metrics=metrics)
@@ -98,6 +106,8 @@ def judge_particles(
 ) -> JunkEstimate | str:
     """Probability that each particle is junk, or the reason why it cannot be told, a clause.
 
+    Particles of a class whose half maps agree at too few shells are as likely junk as not, and tell nothing of others.
+
     Args:
         config: settings of the run.
         dataset: the particles, at the box where poses were inferred.
@@ -105,6 +115,29 @@ def judge_particles(
         posed: class of each particle, and its pose against the map of its own half set.
         device: where to pose decoys.
     """
+    is_clear = torch.tensor([is_comparable(halves, dataset.box_size_px) for halves in classes])
+    if bool(is_clear.all()) or not bool(is_clear.any()):
+        return _judge_comparable(config, dataset, classes, posed, device)
+    rows, numbers = is_clear[posed.class_index].nonzero().squeeze(1), is_clear.cumsum(0) - 1
+    clear = [halves for halves, is_one in zip(classes, is_clear.tolist(), strict=True) if is_one]
+    there = posed.rows(rows)
+    there = replace(there, class_index=numbers[there.class_index])
+    found = _judge_comparable(config, dataset.rows(rows), clear, there, device)
+    if isinstance(found, str):
+        return found
+    unknown, judged = torch.full((len(dataset),), _UNKNOWN), found.probability
+    any_kind, broken = (unknown.index_copy(0, rows, values) for values in (judged.any_kind, judged.broken))
+    return replace(found, probability=JunkProbabilities(any_kind, broken))
+
+
+def _judge_comparable(
+    config: ReconstructConfig,
+    dataset: ParticleDataset,
+    classes: Sequence[HalfMaps],
+    posed: PosedRows,
+    device: torch.device,
+) -> JunkEstimate | str:
+    """The same, of particles whose classes can all be compared with."""
     if len(dataset) < _MIN_PARTICLES:
         return f"there are fewer than {_MIN_PARTICLES} particles"
     sample = torch.linspace(0, len(dataset) - 1, min(_NOISE_SAMPLE, len(dataset)), dtype=torch.float64).round().long()

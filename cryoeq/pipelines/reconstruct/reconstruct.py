@@ -183,10 +183,17 @@ class _Job:
         yield from diameter_notes(self.config, dataset.box_size_px * dataset.pixel_size_angstrom)
         if self.config.search.classes != 1:
             return (yield from self._work_on_classes(dataset, checkpoint))
+        return (yield from self._work_on_one(dataset, checkpoint, training_state))
+
+    def _work_on_one(
+        self, dataset: ParticleDataset, checkpoint: Checkpointer, training_state: dict[str, Any] | None
+    ) -> Generator[Event, None, ReconstructionMetrics]:
+        """Poses and maps of one structure."""
+        is_search = self.config.pose_inference in {"search", "hybrid"}
         posed = yield from self._infer_poses(dataset, checkpoint, training_state)
         inferred_at = dataset
         yield from (Note(text, "warning") for text in dataset.new_warnings())
-        if dataset.box_size_px != table.box_size_px or is_search:
+        if dataset.box_size_px != self.stack.table.box_size_px or is_search:
             # Maps are made at the box of the files; its contrast is decided already.
             sign = dataset.preprocessing.sign
             dataset = build_dataset(self.config, self.stack, None, sign=sign, reads_once=posed.maps is not None)
@@ -209,19 +216,23 @@ class _Job:
         posed = replace(posed, metrics=assess_maps(inferred_at, maps, posed, self.run))
         posed = replace(posed, metrics=(yield from name_symmetry(self.config, inferred_at, maps, posed)))
         metrics = yield from self._write_results(maps, posed)
-        yield from independence_notes(metrics, table.pixel_size_angstrom)
+        yield from independence_notes(metrics, self.stack.table.pixel_size_angstrom)
         return (yield from self._check_symmetry(dataset, posed, maps, metrics))
 
     def _work_on_classes(
         self, dataset: ParticleDataset, checkpoint: Checkpointer
     ) -> Generator[Event, None, ReconstructionMetrics]:
-        """Poses and maps of several classes."""
+        """Poses and maps of several classes, or of one where there is one structure only."""
         # Not above, because of scipy.optimize.
         from cryoeq.pipelines.reconstruct.class_results import ClassJob, write_classes
         from cryoeq.pipelines.reconstruct.classes import search_classes
 
         config, stack, device = self.config, self.stack, self.device
         found = yield from search_classes(config, dataset, device, checkpoint)
+        if found is None:
+            search = config.search.model_copy(update={"classes": 1})
+            of_one = replace(self, config=config.model_copy(update={"search": search}))
+            return (yield from of_one._work_on_one(dataset, checkpoint, None))
         yield from (Note(text, "warning") for text in dataset.new_warnings())
         stored = build_dataset(config, stack, None, sign=dataset.preprocessing.sign)
         job = ClassJob(config, stack, dataset, stored, self.supplied, self.run, device)

@@ -1,5 +1,6 @@
 """``cryoeq reconstruct --classes``: two molecules found in a mixture, and what such a run leaves."""
 
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,18 @@ import starfile
 import torch
 
 from cryoeq.cli.main import run
+from cryoeq.domain.events import Event, Note
 from cryoeq.io.labels import CLASS_NUMBER, JUNK_PROBABILITY
 from cryoeq.io.mrc import read_map, write_map
 from cryoeq.io.star import StarTable, read_star, write_star
 from cryoeq.io.text import read_json
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.report import read_run
+from cryoeq.reconstruction.class_refinement import begin_classes
+from cryoeq.reconstruction.classification import Classification
+from cryoeq.reconstruction.initial_model import InitialModel
+from cryoeq.reconstruction.particle_transforms import ParticleTransforms
+from cryoeq.reconstruction.settings import AbInitioSettings
 from cryoeq.simulation.density import sample_atoms
 from phantoms import chiral_phantom, random_phantom
 
@@ -100,6 +107,35 @@ def test_junk_that_an_earlier_run_told_is_not_passed_on(
 def test_half_sets_hold_every_particle_once(classes_run: Path) -> None:
     halves = read_star(classes_run / "run_data.star").floats("rlnRandomSubset")
     assert np.bincount(halves.astype(int)).tolist() == [0, 80, 80]
+
+
+def test_one_structure_is_searched_for_as_without_classes(
+    two_molecules: Path, tmp_path: Path, search_options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no second class is left with particles: files, checks and verdict are those of a search for one."""
+
+    def classified(
+        particles: ParticleTransforms, half_set: torch.Tensor, settings: AbInitioSettings, **_: object
+    ) -> Generator[Event, None, Classification]:
+        yield Note("one is left")
+        model = InitialModel(torch.ones(1, 14, 14, 14), torch.zeros(len(particles), 2), 0.0)
+        return Classification(begin_classes(model, particles, half_set, settings.refinement, 6), None)
+
+    monkeypatch.setattr("cryoeq.pipelines.reconstruct.classes.classify", classified)
+    options = ["-n", "80", "--snr", "4", "--shift-sigma", "4", "--device", "cpu"]
+    assert run(["simulate", str(two_molecules.parent / "a.mrc"), "-o", str(tmp_path / "a"), *options]) == 0
+    words = ["reconstruct", str(tmp_path / "a" / "particles.star"), "-j", "1", *search_options]
+    assert run([*words, "-o", str(tmp_path / "map"), "--classes", "2"]) == 0
+    assert {"run_class001.mrc", "run_half1_class001_unfil.mrc", "run_fsc.star"} <= {
+        path.name for path in (tmp_path / "map").iterdir()
+    }
+    verdict, said = read_run(tmp_path / "map").verdict, "2 classes were asked for; 1 emptied: one structure is left."
+    assert said in [reason.text for reason in verdict.reasons]
+    assert any("one random start only" in reason.text for reason in verdict.reasons)  # of the search for one
+    assert Note(said, "warning") in RunFolder(tmp_path / "map").notes()
+    different = [*words, "-o", str(tmp_path / "other"), "--classes", "2", "--sym", "C2,C1"]
+    assert run(different) == 4  # which of them it has, none can know
+    assert not (tmp_path / "other" / "run_class001.mrc").exists()
 
 
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:

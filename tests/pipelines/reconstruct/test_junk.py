@@ -1,5 +1,6 @@
 """Probabilities of being junk, from the search that finds the structure."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,21 @@ def test_a_search_leaves_the_probabilities(tmp_path: Path) -> None:
     kept = tmp_path / "kept.star"
     assert run(["select", str(output), "--junk-below", "0.5", "-o", str(kept)]) == 0
     assert 0 < len(read_star(kept)) == int((probability < 0.5).sum())
+
+
+@pytest.mark.slow
+def test_a_class_without_resolution_takes_no_probability_from_the_others(tmp_path: Path) -> None:
+    """Its own particles are as likely junk as not; those of the others are judged as if these were not there."""
+    config, dataset, (halves,), posed = _with_true_poses(_simulate(tmp_path, 260, "--snr", "1", "--junk", "0.1"))
+    values = torch.randn(2, *halves.first.values.shape, generator=torch.Generator().manual_seed(0))
+    noise = HalfMaps(*(replace(halves.first, values=each) for each in values))
+    rows, others = torch.arange(1, 260), torch.arange(0, 260, 10)
+    judged = rows[rows % 10 > 0]
+    mixed = replace(posed, class_index=torch.arange(260).remainder(10).clamp(max=1))
+    found = judge_particles(config, dataset, [noise, halves], mixed, CPU)
+    alone = judge_particles(config, dataset.rows(judged), [halves], posed.rows(judged), CPU)
+    assert isinstance(found, JunkEstimate)
+    assert isinstance(alone, JunkEstimate)
+    torch.testing.assert_close(found.probability.any_kind[judged], alone.probability.any_kind)
+    assert (found.probability.any_kind[others] == 0.5).all()
+    assert isinstance(judge_particles(config, dataset, [noise, noise], mixed, CPU), str)
