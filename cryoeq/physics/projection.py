@@ -5,9 +5,11 @@ dividing the map by it beforehand undoes that (gridding correction), and zero-pa
 0.81 at the faces of the box at padding 2).
 
 Sampling is torch's own grid_sample, insertion eight scatter-adds: the fastest of six ways each on the CPU. Both leave
-out what lies beyond the transform's last sample, that is a part of the coefficients with |k| > (n - 1) / 2.
+out what lies beyond the transform's last sample, that is a part of the coefficients with |k| > (n - 1) / 2. Where the
+gradient is wanted too, the 20 samples around a coefficient give both.
 """
 
+from collections.abc import Sequence
 from itertools import product
 
 import torch
@@ -88,6 +90,54 @@ def sample_slices(
         return torch.cat([part[:, 0, : lot.shape[1]] for part, lot in zip(sampled, lots, strict=True)], dim=1)
     sampled = grid_sample(channels[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return sampled[0, :, 0]
+
+
+def sample_slices_with_gradient(
+    padded: Complex[Tensor, "m m m"], rotations: Float[Tensor, "batch 3 3"], plane: HalfPlane
+) -> tuple[Complex[Tensor, "batch points"], Complex[Tensor, "3 batch points"]]:
+    """As ``extract_slices``, with the gradient of the transform at each coefficient.
+
+    The derivative of the trilinear interpolation along an axis jumps from cell to cell. Its mean over one cell's length
+    around the coefficient does not: it is that of the cell and of the next, whichever is nearer, weighted by how much
+    of that length they have. Beyond the last sample but one, which coefficients with |k| <= n / 2 - 1 do not reach, the
+    outermost cell is continued.
+
+    Args:
+        padded: oversampled transform of the map, from ``prepare_slices``.
+        rotations: RELION's matrices A.
+        plane: coefficients to compute, of the unpadded box.
+
+    Returns:
+        Slices, and their derivatives along x, y and z of the map, per cycle per box.
+    """
+    m = padded.shape[-1]
+    samples_per_cycle = m / plane.box_size_px
+    positions = slice_coordinates(rotations, plane.coords) * samples_per_cycle + m // 2
+    cells = positions.long().clamp(1, m - 3)
+    offsets = (positions - cells).unbind(-1)
+    cell = (cells[..., 2] * m + cells[..., 1]) * m + cells[..., 0]
+    samples, strides, gradient = padded.flatten(), (1, m, m * m), []
+    for axis, (stride, position) in enumerate(zip(strides, offsets, strict=True)):
+        sides = [(strides[other], offsets[other]) for other in range(3) if other != axis]
+        low, high = _face(samples, cell, sides), _face(samples, cell + stride, sides)
+        is_low = position < 0.5
+        beyond = _face(samples, cell + torch.where(is_low, -stride, 2 * stride), sides)
+        within, outside = high - low, torch.where(is_low, low - beyond, beyond - high)
+        slices = low + position * within
+        gradient.append(within + (position - 0.5).abs() * (outside - within))
+    return slices, torch.stack(gradient) * samples_per_cycle
+
+
+def _face(
+    samples: Complex[Tensor, " samples"],
+    corner: Int[Tensor, "batch points"],
+    sides: Sequence[tuple[int, Float[Tensor, "batch points"]]],
+) -> Complex[Tensor, "batch points"]:
+    """Bilinear interpolation between a corner and its neighbours: their distances, and the position between them."""
+    (u, along_u), (v, along_v) = sides
+    near = samples[corner] + along_u * (samples[corner + u] - samples[corner])
+    far = samples[corner + v] + along_u * (samples[corner + u + v] - samples[corner + v])
+    return near + along_v * (far - near)
 
 
 def spread_slices(

@@ -279,7 +279,6 @@ def em_iteration(
     if settings.shift_sigma_px > 0:
         refined = refine_locally(state, references, radius, settings.shift_sigma_px, steps=_OFFSET_REFINEMENT_STEPS)
         state = state.with_poses(replace(state.poses, shifts_px=refined.poses.shifts_px))
-        references.release_gradients()
     state = replace(state, iteration=state.iteration + 1)
     yield iteration.progress(total, total, _metrics(state, settings, all_rows))
     return state

@@ -1,14 +1,12 @@
 """Local refinement of poses against a map, and the width of their likelihood.
 
 Levenberg's and Marquardt's damped Gauss-Newton steps on rotation (so(3), on the left of A) and shift together, all
-images at once. The derivative of a slice comes from the gradient of the map's transform, itself the transform of the
-map times the coordinates, so it is as smooth as the slices are. Curvature at the end gives the width of the posterior.
+images at once (``normal_equations``). Curvature at the end gives the width of the posterior.
 
 Marquardt 1963, J. Soc. Ind. Appl. Math. 11, 431-441. Laplace's method: MacKay 2003, Information Theory, Inference and
 Learning Algorithms, chapter 27.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +15,8 @@ from torch import Tensor
 
 from cryoeq.domain.particle_rows import ParticleRows
 from cryoeq.domain.pose import PoseSet
-from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.so3 import rotation_from_vector
-from cryoeq.physics.projection import sample_slices
+from cryoeq.reconstruction.normal_equations import NormalEquations, WeightedImages, normal_equations
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.reference import Reference
 from cryoeq.runtime.batching import in_parallel, numbers_at_a_time
@@ -53,40 +50,21 @@ class _Target:
     """Map, noise and prior of a local refinement.
 
     Args:
-        channels: transform of the map and its gradient, from ``Reference.with_gradient``.
+        padded: oversampled transform of the map.
         weights: inverse noise variance of each coefficient, times its multiplicity (2 for a Friedel pair).
         shift_sigma_px: standard deviation of the prior of offsets; 0 for centred particles.
     """
 
-    channels: Float[Tensor, "8 m m m"]
+    padded: Complex[Tensor, "m m m"]
     weights: Float[Tensor, " points"]
     shift_sigma_px: float
 
-
-@dataclass(frozen=True)
-class _Local:
-    """The log-likelihood around some poses: value, gradient and Gauss-Newton curvature of minus it.
-
-    Over rotation (radians, in the frame of the image) and shift.
-    """
-
-    value: Float[Tensor, " batch"]
-    gradient: Float[Tensor, "batch 5"]
-    curvature: Float[Tensor, "batch 5 5"]
-
-    def where(self, accepted: Tensor, other: "_Local") -> "_Local":
-        """This one for accepted images, the other for the rest."""
-        return _Local(
-            torch.where(accepted, self.value, other.value),
-            torch.where(accepted[:, None], self.gradient, other.gradient),
-            torch.where(accepted[:, None, None], self.curvature, other.curvature),
-        )
-
-    @property
-    def rotation_sigma_rad(self) -> Float[Tensor, " batch"]:
-        """Standard deviation of the rotation about all three axes together (Laplace)."""
-        covariance, _ = torch.linalg.inv_ex(self.curvature + 1e-6 * torch.eye(5, device=self.curvature.device))
-        return torch.diagonal(covariance, dim1=1, dim2=2)[:, :3].sum(1).clamp(min=0).sqrt()
+    def evaluate(
+        self, observed: WeightedImages, rotations: Float[Tensor, "batch 3 3"], shifts_px: Float[Tensor, "batch 2"]
+    ) -> NormalEquations:
+        """Likelihood and prior around some poses."""
+        found = normal_equations(observed, self.padded, rotations, shifts_px)
+        return found.with_shift_prior(shifts_px, self.shift_sigma_px)
 
 
 def refine_poses(
@@ -110,7 +88,7 @@ def refine_poses(
     """
     rows = torch.arange(len(particles), device=particles.device) if rows is None else rows
     points = numbers_at_a_time(particles.device, CHUNK_POINTS_ON_CPU * NUMBERS_PER_POINT) // NUMBERS_PER_POINT
-    target = _Target(reference.with_gradient, reference.weights(particles.plane), shift_sigma_px)
+    target = _Target(reference.padded, reference.weights(particles.plane), shift_sigma_px)
 
     def refine(batch: Int[Tensor, " batch"]) -> RefinedPoses:
         return _refine(particles.rows(rows[batch]), target, poses.rows(batch), steps)
@@ -124,11 +102,12 @@ def refine_poses(
 def _refine(particles: ParticleTransforms, target: _Target, poses: PoseSet, steps: int) -> RefinedPoses:
     rotations, shifts, free = poses.rotations, poses.shifts_px, 5 if target.shift_sigma_px > 0 else 3
     damping = torch.full((len(particles),), _FIRST_DAMPING, device=rotations.device)
-    here = _evaluate(particles, target, rotations, shifts)
+    observed = WeightedImages.of(particles, target.weights)
+    here = target.evaluate(observed, rotations, shifts)
     for _ in range(steps):
         rotate, move = _step(here, damping, free)
         there_rotations, there_shifts = rotation_from_vector(rotate) @ rotations, shifts + move
-        there = _evaluate(particles, target, there_rotations, there_shifts)
+        there = target.evaluate(observed, there_rotations, there_shifts)
         accepted = there.value > here.value
         rotations = torch.where(accepted[:, None, None], there_rotations, rotations)
         shifts = torch.where(accepted[:, None], there_shifts, shifts)
@@ -138,7 +117,7 @@ def _refine(particles: ParticleTransforms, target: _Target, poses: PoseSet, step
 
 
 def _step(
-    here: _Local, damping: Float[Tensor, " batch"], free: int
+    here: NormalEquations, damping: Float[Tensor, " batch"], free: int
 ) -> tuple[Float[Tensor, "batch 3"], Float[Tensor, "batch 2"]]:
     """Rotation vector and shift of the next step, neither of them long."""
     curvature = here.curvature[:, :free, :free]
@@ -147,43 +126,3 @@ def _step(
     rotate, move = step[:, :3], torch.nn.functional.pad(step[:, 3:], (0, 5 - free))
     angle = rotate.norm(dim=1, keepdim=True)
     return rotate * (_MAX_STEP_RAD / angle.clamp(min=_MAX_STEP_RAD)), move.clamp(-_MAX_STEP_PX, _MAX_STEP_PX)
-
-
-def _evaluate(
-    particles: ParticleTransforms,
-    target: _Target,
-    rotations: Float[Tensor, "batch 3 3"],
-    shifts_px: Float[Tensor, "batch 2"],
-) -> _Local:
-    """Images centred by their offsets against slices; the residual is that of the centred image."""
-    plane, weights, shift_sigma_px = particles.plane, target.weights, target.shift_sigma_px
-    slices, gradient = _sample(target.channels, rotations, plane)
-    centred = particles.centred(shifts_px)
-    kx, ky = plane.coords.to(slices.real.dtype).unbind(1)
-    # A small rotation w takes k to -w x k in the frame of the image: the slice changes by -w.(k x gradient).
-    shift_ramp = slices * (2j * math.pi / plane.box_size_px)
-    columns = [
-        -ky * gradient[2], kx * gradient[2], ky * gradient[0] - kx * gradient[1], shift_ramp * kx, shift_ramp * ky,
-    ]  # fmt: skip
-    jacobian = torch.view_as_real(torch.stack(columns, 1))
-    residual = torch.view_as_real(centred - particles.ctf_squared * slices) * weights[:, None]
-    value = (centred * slices.conj()).real @ weights - 0.5 * (particles.ctf_squared * slices.abs().square()) @ weights
-    slope = torch.einsum("bjpr,bpr->bj", jacobian, residual)
-    scaled = (jacobian * (particles.ctf_squared * weights).sqrt()[:, None, :, None]).flatten(2)
-    curvature = scaled @ scaled.transpose(1, 2)
-    if shift_sigma_px > 0:
-        tightness = shift_sigma_px**-2
-        value = value - 0.5 * tightness * shifts_px.square().sum(1)
-        slope = slope - torch.nn.functional.pad(tightness * shifts_px, (3, 0))
-        curvature = curvature + tightness * torch.diag(curvature.new_tensor([0.0, 0.0, 0.0, 1.0, 1.0]))
-    return _Local(value, slope, curvature)
-
-
-def _sample(
-    channels: Float[Tensor, "8 m m m"], rotations: Float[Tensor, "batch 3 3"], plane: HalfPlane
-) -> tuple[Complex[Tensor, "batch points"], Complex[Tensor, "3 batch points"]]:
-    """Slices, and the gradient of the map's transform at their coefficients in the frame of the image."""
-    sampled = sample_slices(channels, rotations, plane)
-    values = torch.complex(sampled[:4], sampled[4:])
-    gradient = torch.einsum("bij,jbp->ibp", rotations.to(values.dtype), values[1:])
-    return values[0], gradient

@@ -1,10 +1,7 @@
 """Reference: a map prepared for comparison with particles, once per iteration."""
 
-import math
 from dataclasses import dataclass
-from functools import cached_property
 
-import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
@@ -50,16 +47,6 @@ class Reference:
         """Inverse noise variance of each coefficient of a plane, times its multiplicity (2 for a Friedel pair)."""
         return self.precision[: len(plane)] * plane.weights
 
-    @cached_property
-    def with_gradient(self) -> Float[Tensor, "8 m m m"]:
-        """Real parts, then imaginary parts, of the transform and of its derivatives along x, y and z."""
-        n = self.volume.shape[-1]
-        x = torch.arange(n, dtype=self.volume.dtype, device=self.volume.device) - n // 2
-        maps = [self.volume * x, self.volume * x[:, None], self.volume * x[:, None, None]]
-        transforms = torch.stack([self.padded, *(prepare_slices(values) for values in maps)])
-        transforms[1:] *= -2j * math.pi / n
-        return torch.cat([transforms.real, transforms.imag])
-
 
 class References:
     """References of the maps in use, each prepared once: two successive iterations use the same map.
@@ -83,9 +70,6 @@ class References:
 
     def of(self, volume: Float[Tensor, "n n n"]) -> Reference:
         """Reference of a map."""
-        for other in self._prepared:
-            if other.volume is not volume:  # one gradient at a time
-                other.__dict__.pop("with_gradient", None)
         for reference in self._prepared:
             if reference.volume is volume:
                 return reference
@@ -96,8 +80,3 @@ class References:
     def release(self) -> None:
         """Free all that was prepared, before other maps take the place of these."""
         self._prepared = []
-
-    def release_gradients(self) -> None:
-        """Free the gradients, which an E-step does not need: two thirds of the memory."""
-        for reference in self._prepared:
-            reference.__dict__.pop("with_gradient", None)

@@ -145,13 +145,7 @@ def all_offsets(scene: Scene, radius: int) -> Float[Tensor, "images offsets 2"]:
 def refine(scene: Scene, radius: int, starts: Mapping[str, PoseSet]) -> tuple[Step, dict[str, PoseSet]]:
     """Local refinement up to a radius from several starts: the mean cost of one, and all results."""
     subset = scene.particles.within(radius, scene.box_px)
-
-    def prepare() -> Reference:
-        reference = Reference.prepare(scene.volume, scene.particles)
-        _ = reference.with_gradient
-        return reference
-
-    fixed_s, reference = timed(prepare)
+    fixed_s, reference = timed(lambda: Reference.prepare(scene.volume, scene.particles))
     images_s, found = 0.0, {}
     for name, start in starts.items():
         passed_s, refined = timed(partial(refine_poses, subset, reference, start, shift_sigma_px=scene.shift_sigma_px))

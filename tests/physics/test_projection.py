@@ -1,10 +1,18 @@
 import pytest
 import torch
+from scipy.ndimage import map_coordinates
 
 from cryoeq.geometry.fourier import HalfPlane, fft_image, ifft_image, pad_centred
 from cryoeq.geometry.so3 import random_rotations, rotation_from_vector
 from cryoeq.physics import projection
-from cryoeq.physics.projection import extract_slices, gridding_correction, prepare_slices, sample_slices
+from cryoeq.physics.projection import (
+    extract_slices,
+    gridding_correction,
+    prepare_slices,
+    sample_slices,
+    sample_slices_with_gradient,
+    slice_coordinates,
+)
 
 
 def blobs(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -111,3 +119,37 @@ def test_samples_of_real_and_imaginary_parts_are_slices(generator: torch.Generat
     plane, rotations = HalfPlane.up_to(16, 7.0), random_rotations(5, generator)
     real, imag = sample_slices(torch.stack([padded.real, padded.imag]), rotations, plane)
     torch.testing.assert_close(torch.complex(real, imag), extract_slices(padded, rotations, plane))
+
+
+def test_slices_with_gradient_are_the_slices(generator: torch.Generator) -> None:
+    padded = prepare_slices(torch.randn(16, 16, 16, generator=generator, dtype=torch.float64))
+    plane, rotations = HalfPlane.up_to(16, 7.0), random_rotations(5, generator).double()
+    slices, _ = sample_slices_with_gradient(padded, rotations, plane)
+    torch.testing.assert_close(slices, extract_slices(padded, rotations, plane))
+
+
+def test_the_gradient_is_the_difference_of_interpolations_one_sample_apart(generator: torch.Generator) -> None:
+    """The mean slope over a length is the difference of its ends. scipy interpolates."""
+    m, plane = 16, HalfPlane.up_to(8, 3.0)
+    padded = torch.randn(m, m, m, generator=generator, dtype=torch.complex128)
+    rotations = random_rotations(6, generator).double()
+    _, gradient = sample_slices_with_gradient(padded, rotations, plane)
+    centres = slice_coordinates(rotations, plane.coords).flip(-1).permute(2, 0, 1) * 2 + m // 2
+    for axis in range(3):  # x, y, z; the first axis of the map is z
+        ends = []
+        for sign in (1, -1):
+            places = centres.clone()
+            places[2 - axis] += 0.5 * sign
+            ends.append(torch.from_numpy(map_coordinates(padded.numpy(), places.numpy(), order=1)))
+        torch.testing.assert_close(gradient[axis], 2 * (ends[0] - ends[1]))
+
+
+def test_the_gradient_of_a_linear_transform_is_its_slope(generator: torch.Generator) -> None:
+    """On the samples too, where the derivative of the interpolation has a jump."""
+    m, slope = 16, torch.tensor([0.3, -0.2 + 0.5j, 1.0j], dtype=torch.complex128)
+    k = torch.arange(m, dtype=torch.float64) - m // 2
+    z, y, x = torch.meshgrid(k, k, k, indexing="ij")
+    padded = slope[0] * x + slope[1] * y + slope[2] * z
+    plane, rotations = HalfPlane.up_to(8, 3.0), torch.stack([torch.eye(3), *random_rotations(4, generator)]).double()
+    _, gradient = sample_slices_with_gradient(padded, rotations, plane)
+    torch.testing.assert_close(gradient, (2 * slope[:, None, None]).expand_as(gradient))

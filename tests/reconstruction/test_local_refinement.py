@@ -13,6 +13,7 @@ from cryoeq.geometry.so3 import rotation_angle_rad, rotation_from_vector
 from cryoeq.physics.projection import extract_slices, prepare_slices
 from cryoeq.reconstruction import local_refinement
 from cryoeq.reconstruction.local_refinement import RefinedPoses, refine_poses
+from cryoeq.reconstruction.normal_equations import NormalEquations, WeightedImages, normal_equations
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.reference import Reference
 
@@ -33,11 +34,11 @@ class Scene:
     def refine(self, poses: PoseSet, *, steps: int, shift_sigma_px: float = SHIFT_SIGMA_PX) -> RefinedPoses:
         return refine_poses(self.particles, self.reference, poses, shift_sigma_px=shift_sigma_px, steps=steps)
 
-    def at(self, poses: PoseSet) -> local_refinement._Local:
+    def at(self, poses: PoseSet) -> NormalEquations:
         """The likelihood around these poses."""
-        weights = self.reference.weights(self.particles.plane)
-        target = local_refinement._Target(self.reference.with_gradient, weights, SHIFT_SIGMA_PX)
-        return local_refinement._evaluate(self.particles, target, poses.rotations, poses.shifts_px)
+        observed = WeightedImages.of(self.particles, self.reference.weights(self.particles.plane))
+        found = normal_equations(observed, self.reference.padded, poses.rotations, poses.shifts_px)
+        return found.with_shift_prior(poses.shifts_px, SHIFT_SIGMA_PX)
 
     def off_by(self, angle_deg: float, distance_px: float) -> PoseSet:
         """Poses off by an angle about random axes, and by a distance."""

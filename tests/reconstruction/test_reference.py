@@ -21,7 +21,7 @@ from cryoeq.reconstruction.half_set_refinement import (
 from cryoeq.reconstruction.initial_model import InitialModel
 from cryoeq.reconstruction.noise_model import noise_precision
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
-from cryoeq.reconstruction.reference import Reference, References
+from cryoeq.reconstruction.reference import References
 from cryoeq.reconstruction.state import RefinementSettings, RefinementState
 
 Make = Callable[..., Any]
@@ -64,8 +64,6 @@ def test_a_reference_holds_the_transform_and_the_noise_of_its_map(particles: Par
     torch.testing.assert_close(found.precision, noise_precision([found.padded], particles))
     plane = particles.within(4.0, 16).plane
     torch.testing.assert_close(found.weights(plane), found.precision[: len(plane)] * plane.weights)
-    channels = found.with_gradient
-    torch.testing.assert_close(torch.complex(channels[0], channels[4]), found.padded)
 
 
 def test_a_map_is_prepared_once_while_it_is_in_use(particles: ParticleTransforms, prepared: list[Tensor]) -> None:
@@ -79,28 +77,22 @@ def test_a_map_is_prepared_once_while_it_is_in_use(particles: ParticleTransforms
     assert references.of(maps[1].clone()) is not first[1], "an equal map is another map"
 
 
-def test_the_gradient_costs_three_transforms_once(particles: ParticleTransforms, prepared: list[Tensor]) -> None:
-    found = Reference.prepare(torch.randn(16, 16, 16), particles)
-    assert found.with_gradient is found.with_gradient
-    assert len(prepared) == 4
-
-
 @pytest.mark.usefixtures("one_thread")
 def test_an_iteration_prepares_no_map_that_the_one_before_has_prepared(
     particles: ParticleTransforms, prepared: list[Tensor]
 ) -> None:
-    """A map costs one transform for the E-step, and three more where offsets are refined against it."""
+    """A map costs one transform, for the E-step and for the refinement of offsets against it."""
     consensus = result_of(refine_consensus(beginning(particles), particles, SETTINGS, seed=0))
-    assert len(prepared) == 1 + 4 * 2, "the initial model, then the map of each of two iterations"
+    assert len(prepared) == 1 + 2, "the initial model, then the map of each of two iterations"
     prepared.clear()
     halves = result_of(refine_half_sets(consensus, particles, SETTINGS, seed=0))
-    assert len(prepared) == 1 + 4 * 2 * 3, "one shared map, then two half maps of each of three iterations"
+    assert len(prepared) == 1 + 2 * 3, "one shared map, then two half maps of each of three iterations"
     prepared.clear()
     realign_worst(halves, particles, SETTINGS, 5, seed=0)
-    assert len(prepared) == 4 * 2, "the two half maps"
+    assert len(prepared) == 2, "the two half maps"
     prepared.clear()
     result_of(refine_half_sets_locally(halves, particles, SETTINGS, iterations=2))
-    assert len(prepared) == 4 * 2 * 2, "the half maps that two iterations began with"
+    assert len(prepared) == 2 * 2, "the half maps that two iterations began with"
     prepared.clear()
     result_of(final_iteration(halves, particles, SETTINGS, seed=0))
-    assert len(prepared) == 2 + 1 + 4, "the half maps, which the scales follow from, the mean map, then the new one"
+    assert len(prepared) == 2 + 1 + 1, "the half maps, which the scales follow from, the mean map, then the new one"
