@@ -108,12 +108,19 @@ class ParticleTransforms:
         Args:
             map_power: mean |P|^2 of the map's projections at each coefficient.
         """
-        signal = self.plane.shell_sums(self._ctf_fourth_power * map_power) / self._ctf_squared_sums
-        total = self.total_variance
+        signal, total = self.signal_variance(map_power), self.total_variance
         floor = (_MIN_NOISE * total).clamp(min=_QUIETEST * float(total[1:].min()))
         if self.least_noise is not None:
             floor = floor.maximum(total.minimum(self.least_noise))
         return torch.maximum(total - signal, floor)
+
+    def signal_variance(self, map_power: Float[Tensor, " points"]) -> Float[Tensor, " shells"]:
+        """Variance of the projections of a map per shell, as ``total_variance``.
+
+        Args:
+            map_power: mean |P|^2 of the map's projections at each coefficient.
+        """
+        return self.plane.shell_sums(self._ctf_fourth_power * map_power) / self._ctf_squared_sums
 
     @cached_property
     def _ctf_squared_sums(self) -> Float[Tensor, " shells"]:
@@ -200,7 +207,11 @@ class ParticleTransforms:
 
 
 def load_transforms(
-    dataset: ParticleDataset, device: torch.device, rows: Int[Tensor, " rows"] | None = None
+    dataset: ParticleDataset,
+    device: torch.device,
+    rows: Int[Tensor, " rows"] | None = None,
+    *,
+    radius: float | None = None,
 ) -> Generator[Event, None, ParticleTransforms]:
     """Transforms of the whole stack: the only copy of the particles that a search keeps.
 
@@ -208,9 +219,11 @@ def load_transforms(
         dataset: particles, at the box where poses are inferred.
         device: device that keeps the transforms.
         rows: rows of the particle table, for some of the particles only; None for all.
+        radius: radius of the coefficients to keep, in cycles per box; None for all below Nyquist.
     """
     n, rows = dataset.box_size_px, torch.arange(len(dataset)) if rows is None else rows
-    plane, count = HalfPlane.up_to(n, n / 2 - 1, device), len(rows)
+    last = n / 2 - 1 if radius is None else min(radius, n / 2 - 1)
+    plane, count = HalfPlane.up_to(n, last, device), len(rows)
     groups = NoiseGroups.of_table(dataset.table, rows)
     backgrounds = BackgroundSums.empty(len(groups), int(plane.shells.max()) + 1, device)
     stack: ParticleTransforms | None = None

@@ -29,6 +29,7 @@ class PosedParticles:
             to be made from the poses.
         metrics: figures for ``job.json`` and the report.
         junk: probability that each particle is junk; None where it was not told.
+        resolution_shell: shell up to which the half sets agreed where they were posed; None where they were not.
     """
 
     poses: Poses
@@ -39,6 +40,7 @@ class PosedParticles:
     maps: ReconstructedMaps | None = None
     metrics: ReconstructionMetrics = field(default_factory=ReconstructionMetrics)
     junk: JunkProbabilities | None = None
+    resolution_shell: int | None = None
 
     @property
     def figure_of_merit(self) -> Float[Tensor, " particles"] | None:
