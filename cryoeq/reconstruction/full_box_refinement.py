@@ -36,13 +36,13 @@ from cryoeq.reconstruction.state import (
     no_checkpoints,
 )
 
-STAGE = "full-box refinement"
+STAGE, FINAL_STAGE = "full-box refinement", "final refinement"
 _SHELLS_BEYOND = 10  # those of the poses, in the maps: so far may the correlation grow in one iteration
 _RESERVE = 8  # shells that are read beyond those in use: reading again takes about as long as an iteration
 _BOX_STEP = 8  # px: transforms of such boxes are fast
-_STEPS = 3  # Gauss-Newton steps of an iteration, which the next one goes on with
-_FINAL_STEPS = 5
-_SETTLED = 0.05  # median rotation of the poses in one iteration, over that which moves the last shell by a coefficient
+_STEPS = 2  # Gauss-Newton steps of an iteration, which the next one goes on with
+_FINAL_STEPS = 3
+_SETTLED = 0.1  # median rotation of the poses in one iteration, over that which moves the last shell by a coefficient
 
 ParticleLoader = Callable[[int], Generator[Event, None, ParticleTransforms]]
 
@@ -208,19 +208,19 @@ class _Run:
             state: the half sets at their end.
         """
         references = yield from self._references(state.radius)
+        yield Progress(FINAL_STAGE, 0, 1)
         state = state.to_box(references.particles.plane.box_size_px)
         update_scales(state, references)
         merged = self._maximize(state, references, is_merged=True)
         settings = self._settings.at_box(references.particles.plane.box_size_px)
         refined = refine_locally(merged, references, merged.radius, settings.shift_sigma_px, steps=_FINAL_STEPS)
-        yield Progress(STAGE, self._settings.iterations, self._settings.iterations)
+        yield Progress(FINAL_STAGE, 1, 1)
         return refined
 
     def _pose(self, state: RefinementState, references: References, steps: int) -> RefinementState:
         settings = self._settings.at_box(references.particles.plane.box_size_px)
         update_scales(state, references)
         refined = refine_locally(state, references, state.radius, settings.shift_sigma_px, steps=steps)
-        references.release_gradients()
         particles = ParticlePoses(refined.poses, state.particles.confidence, refined.log_likelihood)
         return replace(state, particles=particles)
 

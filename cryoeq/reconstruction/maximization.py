@@ -64,7 +64,7 @@ def maximization_step(
     raw = [half.most_probable(1e-3 * half.shell_weights.clamp(min=1e-12)) * mask for half in sums]
     fsc = broadcast(fourier_shell_correlation(raw[0], raw[1]).to(mask))
     if find_solvent is not None and (solvent := find_solvent((raw[0], raw[1]))) is not None:
-        mask, fsc = mask * broadcast(solvent.mask), broadcast(solvent.fsc.to(mask))
+        mask, fsc = mask * broadcast(solvent.mask.to(mask)), broadcast(solvent.fsc.to(mask))
     fsc[radius + 1 :] = 0.0  # beyond, the correlation comes from the mask alone
     snr = signal_to_noise(fsc)[: n // 2]
 

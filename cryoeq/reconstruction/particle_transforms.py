@@ -26,7 +26,7 @@ from cryoeq.runtime.distributed import broadcast
 
 POWER_ORDERS = 3  # angular orders 0, 2 and 4 of the squared CTF
 _HAT_SPACING = 0.5  # cycles per box
-READING_BATCH = 1024
+READING_BATCH = 1024  # of images up to 64 px
 _ANGLES = 8  # over half a turn, to compute the angular harmonics of the squared CTF
 _BACKGROUND_SHARE = 0.5  # of the variance of the background, below which no noise is believed
 _MIN_NOISE, _QUIETEST = 0.05, 0.8  # least noise: fraction of the shell's own variance, of the quietest shell's
@@ -228,7 +228,7 @@ def load_transforms(
     backgrounds = BackgroundSums.empty(len(groups), int(plane.shells.max()) + 1, device)
     stack: ParticleTransforms | None = None
     done = 0
-    for batch in dataset.batches(READING_BATCH, rows):
+    for batch in dataset.batches(reading_batch(n), rows):
         there, on_device = slice(done, done + len(batch)), batch.to(device)
         transforms = _transform(on_device, plane, dataset.pixel_size_angstrom)
         stack = _allocate(transforms, count) if stack is None else stack
@@ -250,6 +250,15 @@ def load_transforms(
             f"{MIN_PARTICLES} particles or more); they differ by {differences:.0%}."
         )
     return stack
+
+
+def reading_batch(box_size_px: int) -> int:
+    """Images that are read at a time, as many pixels for any box.
+
+    Args:
+        box_size_px: side of the images.
+    """
+    return max(1, min(READING_BATCH, READING_BATCH * 64**2 // box_size_px**2))
 
 
 def _background(

@@ -136,7 +136,7 @@ def solvent_finder(side_angstrom: float) -> SolventFinder:
     def find(halves: tuple[Float[Tensor, "n n n"], Float[Tensor, "n n n"]]) -> SolventMask | None:
         pixel = side_angstrom / len(halves[0])
         try:
-            found = curves_in_automatic_mask(HalfMaps(Volume(halves[0], pixel), Volume(halves[1], pixel)))
+            found = curves_in_automatic_mask(HalfMaps(*(Volume(half.cpu(), pixel) for half in halves)))
         except MapFileError:  # no part of the map is denser than the rest
             return None
         return None if found.mask is None else SolventMask(found.mask.values, found.curves.final)
