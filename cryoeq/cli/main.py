@@ -22,6 +22,7 @@ from cryoeq.cli.lattice_find import find
 from cryoeq.cli.option_names import ALIASES, NOW_SETTINGS
 from cryoeq.cli.orientations import orientations
 from cryoeq.cli.reconstruct import reconstruct
+from cryoeq.cli.refine import refine
 from cryoeq.cli.relion_job import run_for_relion
 from cryoeq.cli.report import report
 from cryoeq.cli.screen import screen
@@ -61,6 +62,7 @@ app.command("doctor", cls=Command, rich_help_panel=_HELP)(doctor)
 app.command("settings", cls=Command, rich_help_panel=_HELP)(settings)
 app.command("simulate", cls=Command, rich_help_panel=_RECONSTRUCTION)(simulate)
 app.command("reconstruct", cls=Command, rich_help_panel=_RECONSTRUCTION)(reconstruct)
+app.command("refine", cls=Command, rich_help_panel=_RECONSTRUCTION)(refine)
 app.command("infer", cls=Command, rich_help_panel=_RECONSTRUCTION)(infer)
 app.command("select", cls=Command, rich_help_panel=_RECONSTRUCTION)(select)
 app.command("report", cls=Command, rich_help_panel=_RECONSTRUCTION)(report)

@@ -5,7 +5,7 @@ ALIASES = {
     "--i": "", "--i2": "", "--input": "", "--o": "--output", "--outdir": "--output", "--apix": "--angpix",
     "--Apix": "--angpix", "--random-seed": "--seed", "--continue": "--resume", "--num-epochs": "--epochs",
     "--j": "--threads", "--num-workers": "--threads", "--auto-mask": "--mask=auto", "--adhoc-bfac": "--bfac",
-    "--max-threads": "--threads", "--in-mask": "--mask", "--in-3dref": "--reference", "--symmetry": "--sym",
+    "--max-threads": "--threads", "--in-mask": "--mask", "--in-3dref": "--compare-to", "--symmetry": "--sym",
     "--pixel-size": "--angpix", "--pixelsize": "--angpix",
     "--data-folder": "--datadir", "--particles-dir": "--datadir",
 }  # fmt: skip

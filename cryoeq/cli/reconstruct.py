@@ -36,7 +36,7 @@ def reconstruct(
         typer.Option(
             help="search: find the poses; hybrid: a search, and an encoder for `cryoeq infer`, at twice the time and "
             "with the same map; amortized: an encoder trained with the map, only for high SNR; known: the poses of the "
-            "star file [search].",
+            "star file; refine: as `cryoeq refine` does [search].",
             rich_help_panel=SEARCH,
         ),
     ] = None,
@@ -84,6 +84,13 @@ def reconstruct(
             rich_help_panel=SEARCH,
         ),
     ] = None,
+    max_resolution: Annotated[
+        float | None,
+        typer.Option(
+            help="Resolution in Å beyond which the refinement at the full box does not go [that of Nyquist].",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -111,10 +118,14 @@ def reconstruct(
         Path | None,
         typer.Option(help="Mask for the FSC of the half maps, with known poses only.", rich_help_panel=OUTPUT),
     ] = None,
-    reference: Annotated[
+    compare_to: Annotated[
         Path | None,
-        typer.Option(help="Map to compare the result with; the search does not see it.", rich_help_panel=OUTPUT),
+        typer.Option(
+            help="Map to compare the result with; the search does not see it (cryoeq refine starts from a map).",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
+    reference: Annotated[Path | None, typer.Option(hidden=True, help="Former name of --compare-to.")] = None,
     device: shared.Device = None,
     gpu: Annotated[
         str | None,
@@ -177,13 +188,13 @@ def reconstruct(
     folder = run_folder(output, resumes=resume or repeats)
     record = record_to_resume(folder, is_needed=not (particles or config)) if resume else None
     explicit = {
-        "particles": particles or in_parts, "output": folder, "pose_inference": pose_inference, "seed": seed,
-        "device": device, "threads": threads, "input.mask": mask, "input.reference": reference,
-        "input.angpix": angpix, "input.datadir": datadir, "input.scratch_dir": scratch_dir,
-        "input.with_ctf": False if no_ctf else None, "input.contrast": shared.contrast_of(invert_data),
-        "input.working_box_px": box, "input.particle_diameter_angstrom": particle_diameter,
-        "input.shift_sigma_angstrom": shift_sigma, "search.symmetry": sym, "search.classes": classes,
-        "both_hands": both_hands or None, "in_plane_symmetry": in_plane_symmetry or None,
+        "input.particle_diameter_angstrom": particle_diameter, "full_box.max_resolution_angstrom": max_resolution,
+        "input.contrast": shared.contrast_of(invert_data), "in_plane_symmetry": in_plane_symmetry or None, "seed": seed,
+        "input.with_ctf": False if no_ctf else None, "input.shift_sigma_angstrom": shift_sigma, "input.angpix": angpix,
+        "particles": particles or in_parts, "pose_inference": pose_inference, "input.scratch_dir": scratch_dir,
+        "both_hands": both_hands or None, "input.compare_to": compare_to, "input.reference": reference,
+        "input.working_box_px": box, "search.classes": classes, "input.datadir": datadir, "search.symmetry": sym,
+        "threads": threads, "input.mask": mask, "output": folder, "device": device,
     }  # fmt: skip
     notes: list[str] = []
     resolved = load_config(

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-PoseInference = Literal["search", "hybrid", "amortized", "known"]
+PoseInference = Literal["search", "hybrid", "amortized", "known", "refine"]
 Scorer = Literal["error", "knn", "graph", "sheaf", "none"]
 Reducer = Literal["lagrange-gauss", "lll", "niggli", "neural"]
 PlaneReducer = Literal["lagrange-gauss", "lll", "neural"]

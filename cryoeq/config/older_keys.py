@@ -4,6 +4,7 @@ from cryoeq.config.frozen import Removed
 
 # Keys of version 0.1, read for one version more.
 RENAMED = {
+    "input.reference": "input.compare_to",
     "search.starts": "search.multi_start.min",
     "search.most_starts": "search.multi_start.max",
     "search.start_iterations": "search.initial_model.iterations",

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 from cryoeq.config.choices import PoseInference
 from cryoeq.config.frozen import FrozenConfig, Removed
 from cryoeq.config.older_keys import REMOVED, RENAMED
+from cryoeq.config.refine import FullBoxConfig, RefineConfig
 from cryoeq.config.symmetry import PointGroups, point_groups
 
 Group = Literal["c1", "c2", "c4", "c8", "c16", "d1", "d2", "d4", "d8", "so2", "o2"]
@@ -16,7 +17,12 @@ Group = Literal["c1", "c2", "c4", "c8", "c16", "d1", "d2", "d4", "d8", "so2", "o
 
 MOST_CLASSES = 16
 LEAST_PARTICLES_OF_CLASS = 20  # below which there is no map to refine
-_UNUSED_BY_CLASSES = "in_plane_symmetry", "search.multi_start.max", "search.consensus.max_extra_iterations"
+_UNUSED_BY_CLASSES = (
+    "in_plane_symmetry", "search.multi_start.max", "search.consensus.max_extra_iterations", "full_box",
+)  # fmt: skip
+_UNUSED_BY_LOCAL = (
+    "refine.reference", "search.half_sets", "search.local_refinement", "search.offset_samples", "input.working_box_px",
+)  # fmt: skip
 
 
 class InputConfig(FrozenConfig):
@@ -44,7 +50,7 @@ class InputConfig(FrozenConfig):
     )
     scratch_dir: Path | None = Field(default=None, description="folder on a local disk for images beyond 1 GiB")
     mask: Path | None = Field(default=None, description="mask for the FSC of the half maps, with known poses")
-    reference: Path | None = Field(default=None, description="map that the result is compared with")
+    compare_to: Path | None = Field(default=None, description="map that the result is compared with")
     working_box_px: int | None = Field(
         default=None,
         ge=16,
@@ -265,6 +271,7 @@ class ReconstructConfig(FrozenConfig):
         "input.with_ctf": "--no-ctf", "input.contrast": "--invert-data/--uninvert-data",
         "input.particle_diameter_angstrom": "--particle-diameter", "input.shift_sigma_angstrom": "--shift-sigma",
         "input.working_box_px": "-D/--box", "search.symmetry": "--sym", "search.classes": "--classes",
+        "full_box.max_resolution_angstrom": "--max-resolution",
     }  # fmt: skip
     usage: ClassVar[str] = "cryoeq reconstruct PARTICLES.star -o map"
     renamed: ClassVar[Mapping[str, str]] = RENAMED
@@ -273,15 +280,21 @@ class ReconstructConfig(FrozenConfig):
     # Modes that use a setting or section; what is not listed counts in every mode.
     used_by: ClassVar[Mapping[str, tuple[PoseInference, ...]]] = {
         "search": ("search", "hybrid"),
-        "search.symmetry": ("search", "hybrid", "known"),
+        "search.symmetry": ("search", "hybrid", "known", "refine"),
+        "search.half_sets": ("search", "hybrid", "refine"),
+        "search.local_refinement": ("search", "hybrid", "refine"),
+        "search.mask_radius": ("search", "hybrid", "refine"),
+        "search.offset_samples": ("search", "hybrid", "refine"),
         "search.classes": ("search",),
+        "full_box": ("search", "hybrid", "refine"),
+        "refine": ("refine",),
         "hybrid": ("hybrid",),
         "encoder": ("hybrid", "amortized"),
         "decoder": ("amortized",),
         "loss": ("amortized",),
         "training": ("amortized",),
-        "input.shift_sigma_angstrom": ("search", "hybrid", "amortized"),
-        "input.working_box_px": ("search", "hybrid", "amortized"),
+        "input.shift_sigma_angstrom": ("search", "hybrid", "amortized", "refine"),
+        "input.working_box_px": ("search", "hybrid", "amortized", "refine"),
         "input.scratch_dir": ("amortized",),  # the others read each image once or twice
     }
 
@@ -290,7 +303,7 @@ class ReconstructConfig(FrozenConfig):
     pose_inference: PoseInference = Field(
         default="search",
         description="where poses come from: a search, a search that trains an encoder too, an encoder trained with the "
-        "map, or the star file",
+        "map, the star file, or a refinement from a map (cryoeq refine)",
     )
     both_hands: bool = Field(default=False, description="write the mirror image of the map and its poses too")
     in_plane_symmetry: bool = Field(
@@ -301,6 +314,8 @@ class ReconstructConfig(FrozenConfig):
     threads: int | None = Field(default=None, ge=1, le=4096, description="CPU threads; None for all cores")
     input: InputConfig = InputConfig()
     search: SearchConfig = SearchConfig()
+    full_box: FullBoxConfig = FullBoxConfig()
+    refine: RefineConfig = RefineConfig()
     hybrid: HybridConfig = HybridConfig()
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
@@ -327,6 +342,15 @@ class ReconstructConfig(FrozenConfig):
         return self
 
     @model_validator(mode="after")
+    def _refinement_has_a_start(self) -> "ReconstructConfig":
+        if self.pose_inference == "refine" and not self.refine.local and self.refine.reference is None:
+            raise ValueError(
+                "nothing to start from: use cryoeq refine, and give a map with --ref, or --local for the poses of the "
+                "star file"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _classes_are_searched(self) -> "ReconstructConfig":
         if self.search.classes != 1 and self.pose_inference != "search":
             raise ValueError(
@@ -338,9 +362,27 @@ class ReconstructConfig(FrozenConfig):
     def unused(self) -> Mapping[str, str | None]:
         """What the mode of pose inference, the diameter of the particle or several classes leave without effect."""
         mode = self.pose_inference
-        unused = {key: None if mode in modes else f"--pose-inference {mode}" for key, modes in self.used_by.items()}
-        if unused["search"] is None and self.input.particle_diameter_angstrom is not None:
+        why = "cryoeq refine" if mode == "refine" else f"--pose-inference {mode}"
+        unused = {key: None if mode in modes else why for key, modes in self.used_by.items()}
+        if self.refine.local and mode == "refine":
+            unused |= dict.fromkeys(("search", *_UNUSED_BY_LOCAL), "--local")
+            unused["search.symmetry"] = unused["search.mask_radius"] = None
+        if unused["search.mask_radius"] is None and self.input.particle_diameter_angstrom is not None:
             unused["search.mask_radius"] = "--particle-diameter"
         if self.search.classes != 1:
             unused |= dict.fromkeys(_UNUSED_BY_CLASSES, f"--classes {self.search.classes}")
         return unused
+
+
+class RefinementConfig(ReconstructConfig):
+    """A reconstruction that starts from a map, or from poses: ``cryoeq refine``."""
+
+    options: ClassVar[Mapping[str, str]] = {
+        "particles": "PARTICLES", "output": "-o/--output", "threads": "-j/--threads",
+        "input.with_ctf": "--no-ctf", "input.contrast": "--invert-data/--uninvert-data",
+        "input.particle_diameter_angstrom": "--particle-diameter", "input.shift_sigma_angstrom": "--shift-sigma",
+        "search.symmetry": "--sym", "full_box.max_resolution_angstrom": "--max-resolution",
+        "refine.reference": "--ref", "refine.ini_high_angstrom": "--ini-high",
+    }  # fmt: skip
+    usage: ClassVar[str] = "cryoeq refine PARTICLES.star --ref MAP.mrc -o refined"
+    pose_inference: PoseInference = Field(default="refine", description="where poses come from: a refinement")

@@ -29,7 +29,7 @@ METRIC_TEXTS: Final[Mapping[str, MetricText]] = {
     "synthetic_error_deg": MetricText(
         "median error on synthetic projections {:.1f}°", "median rotation error on synthetic projections (°)"
     ),
-    "pose_change_deg": MetricText("poses rotated by {:.1f}°", "mean rotation of poses since the last epoch (°)"),
+    "pose_change_deg": MetricText("poses rotated by {:.2g}°", "rotation of poses since the last iteration (°)"),
     "max_probability": MetricText("best pose's probability {:.2f}", "mean probability of the best pose"),
 }
 """Metrics by key, in the order of their importance to a reader."""

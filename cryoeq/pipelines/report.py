@@ -25,7 +25,13 @@ from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruction_run import open_particles, read_reconstruction_job
 from cryoeq.pipelines.run_classes import ClassOfRun, read_class
 
-_SOURCES = {"search": "search", "hybrid": "search and encoder", "amortized": "encoder", "known": "star file"}
+_SOURCES = {
+    "search": "search",
+    "hybrid": "search and encoder",
+    "amortized": "encoder",
+    "known": "star file",
+    "refine": "refinement",
+}
 _COMPARED_PX = 64  # box in which particles are compared with their predictions
 # Pixels to read for that, which bounds the cost of a report for any stack, and minimal number of particles.
 _SAMPLE_PX, _MIN_SAMPLE = 2**23, 64

@@ -204,6 +204,17 @@ def _summarise_views(symmetry: str, star: StarTable | None) -> OrientationSummar
     return summarise_orientations(rotations, euler[:, 2].deg2rad(), symmetry=symmetry, generator=generator)
 
 
+def _shared_angstrom(settings: Mapping[str, Any], side_angstrom: float) -> float | None:
+    """Resolution up to which both half sets started from one map; None where they did not."""
+    match settings["pose_inference"]:
+        case "search" | "hybrid":
+            return float(side_angstrom / max(settings["search"]["consensus"]["shells"]))
+        case "refine":
+            return float(settings["refine"]["ini_high_angstrom"])
+        case _:
+            return None
+
+
 def _facts(
     job: Mapping[str, Any],
     metrics: ReconstructionMetrics,
@@ -215,7 +226,6 @@ def _facts(
     settings = job["settings"]
     curves = None if resolved is None else resolved.curves
     side = 0.0 if volume is None else volume.box_size_px * volume.pixel_size_angstrom
-    is_searched = settings["pose_inference"] in {"search", "hybrid"}
     asked, left = settings["search"].get("classes", 1), metrics.n_classes
     has_probabilities = star is not None and MAX_PROBABILITY in star.particles
     return RunFacts(
@@ -225,7 +235,7 @@ def _facts(
         starts=settings["search"]["multi_start"]["min"],
         side_angstrom=side,
         resolution_angstrom=None if curves is None else curves.resolutions_angstrom(HALF_MAP_THRESHOLD)["unmasked"],
-        shared_angstrom=side / max(settings["search"]["consensus"]["shells"]) if is_searched else None,
+        shared_angstrom=_shared_angstrom(settings, side),
         probabilities=star.floats(MAX_PROBABILITY).tolist() if star is not None and has_probabilities else None,
         warnings=[note["text"] for note in job.get("notes", []) if note["level"] == "warning"],
         scf_star=None if views is None else views.scf_star,

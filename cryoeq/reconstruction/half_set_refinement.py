@@ -190,11 +190,7 @@ def refine_half_sets_locally(
         update_scales(state, references)
         refined = refine_locally(state, references, radius, settings.shift_sigma_px)
         state = state.with_poses(refined.poses)
-        first, second = (
-            _sum_half_set(state, rows, references.of(volume), references.particles, settings, radius)
-            for _, rows, volume in state.halves()
-        )
-        state = maximization_step(state, (first, second), settings, radius)
+        state = maximization_step(state, sum_half_sets(state, references, settings, radius), settings, radius)
         yield Progress(LOCAL_STAGE, number, iterations, _resolutions(state, settings), (number, iterations))
     return state
 
@@ -294,6 +290,24 @@ def update_posteriors(state: RefinementState, posterior: Posterior, rows: Int[Te
     """
     new = ParticlePoses(posterior.poses, posterior.confidence, posterior.log_evidence).rows(rows)
     return replace(state, particles=state.particles.with_rows(rows, new))
+
+
+def sum_half_sets(
+    state: RefinementState, references: References, settings: RefinementSettings, radius: int
+) -> tuple[WienerBackprojection, WienerBackprojection]:
+    """Sums over each half set, every particle at its pose.
+
+    Args:
+        state: poses and half sets, and the maps that give the noise.
+        references: prepared references of the maps.
+        settings: settings of the refinement.
+        radius: radius of the sums, in cycles per box.
+    """
+    first, second = (
+        _sum_half_set(state, rows, references.of(volume), references.particles, settings, radius)
+        for _, rows, volume in state.halves()
+    )
+    return first, second
 
 
 def _sum_half_set(

@@ -6,7 +6,8 @@ together (Rosenthal and Henderson 2003, J. Mol. Biol. 333, 721-745)::
     SNR(k) = FSC(k) / (1 - FSC(k))
 """
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -24,11 +25,29 @@ _MAX_RADIUS_STEP = 4  # shells that the radius grows by at most
 _EDGE_PX = 3.0
 
 
+@dataclass(frozen=True)
+class SolventMask:
+    """A mask around the particle, and the correlation of half maps within it.
+
+    Args:
+        mask: 1 in the particle, 0 in the solvent, a soft edge between.
+        fsc: correlation of the half maps within the mask, corrected for the mask.
+    """
+
+    mask: Float[Tensor, "n n n"]
+    fsc: Float[Tensor, " shells"]
+
+
+SolventFinder = Callable[[tuple[Float[Tensor, "n n n"], Float[Tensor, "n n n"]]], SolventMask | None]
+
+
 def maximization_step(
     state: RefinementState,
     sums: tuple[WienerBackprojection, WienerBackprojection],
     settings: RefinementSettings,
     radius: int,
+    *,
+    find_solvent: SolventFinder | None = None,
 ) -> RefinementState:
     """The state with new maps: one for both half sets where they share a reference, else one each and a new radius.
 
@@ -37,11 +56,15 @@ def maximization_step(
         sums: posterior-weighted sums over each half set.
         settings: settings of the refinement.
         radius: radius of the sums, in cycles per box.
+        find_solvent: mask of unfiltered half maps, which flattens the solvent of the new maps; None for the sphere
+            alone, and where it returns None.
     """
     n = sums[0].box_size_px
     mask = particle_mask(n, settings, state.half_set.device)
     raw = [half.most_probable(1e-3 * half.shell_weights.clamp(min=1e-12)) * mask for half in sums]
     fsc = broadcast(fourier_shell_correlation(raw[0], raw[1]).to(mask))
+    if find_solvent is not None and (solvent := find_solvent((raw[0], raw[1]))) is not None:
+        mask, fsc = mask * broadcast(solvent.mask.to(mask)), broadcast(solvent.fsc.to(mask))
     fsc[radius + 1 :] = 0.0  # beyond, the correlation comes from the mask alone
     snr = signal_to_noise(fsc)[: n // 2]
 

@@ -13,7 +13,7 @@ from cryoeq.reconstruction.expectation import LOG_LIKELIHOODS_ON_CPU, offset_ste
 from cryoeq.reconstruction.global_realignment import OFFSETS_PER_WAVELENGTH, REACH
 from cryoeq.reconstruction.known_poses import BATCH_PIXELS
 from cryoeq.reconstruction.local_refinement import CHUNK_POINTS_ON_CPU, NUMBERS_PER_POINT
-from cryoeq.reconstruction.particle_transforms import POWER_ORDERS, READING_BATCH, power_radii
+from cryoeq.reconstruction.particle_transforms import POWER_ORDERS, power_radii, reading_batch
 from cryoeq.reconstruction.pose_likelihood import COARSE_SHELL, grid_size
 
 _SLACK = 1.25  # memory that the allocator holds, over the arrays in use
@@ -67,7 +67,7 @@ def search_memory(size: SearchSize) -> dict[str, int]:
     voxels = (2 * size.box_px) ** 3
     maps = round(_SLACK * voxels * (6 * _SUMS + 2 * _REFERENCE + _CACHED + _WIENER_FILTER))
     copies = 1 if size.n_classes == 1 else _COPIES
-    reading = min(size.count, READING_BATCH) * _points(radius) * _READING_BYTES
+    reading = min(size.count, reading_batch(size.box_px)) * _points(radius) * _READING_BYTES
     refinement = 4 * CHUNK_POINTS_ON_CPU * NUMBERS_PER_POINT
     batch = max(4 * _LIKELIHOOD_ARRAYS * max(LOG_LIKELIHOODS_ON_CPU, _poses_of_a_particle(size)), refinement)
     poses = size.threads * batch

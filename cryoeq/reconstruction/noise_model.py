@@ -29,12 +29,22 @@ def noise_precision(
         particles: CTF-multiplied transforms of all particles.
         shares: share of the particles that show each map; None where all are alike.
     """
-    # The steps between shells are too coarse for the first ones: power falls steeply within them.
-    views = so3_grid(1, 1, device=particles.device)
-    powers = [extract_slices(each, views, particles.plane).abs().square().mean(0) for each in padded]
+    powers = [mean_slice_power(each, particles) for each in padded]
     shares = powers[0].new_full((len(powers),), 1 / len(powers)) if shares is None else shares
     noise = particles.residual_noise_variance((torch.stack(powers) * shares[:, None]).sum(0))
     return shell_precision(noise)[particles.plane.shells]
+
+
+def mean_slice_power(padded: Complex[Tensor, "m m m"], particles: ParticleTransforms) -> Float[Tensor, " points"]:
+    """Mean |P|^2 of a map's projections at each coefficient of the particles.
+
+    Args:
+        padded: oversampled transform of the map.
+        particles: CTF-multiplied transforms of all particles.
+    """
+    # The steps between shells are too coarse for the first ones: power falls steeply within them.
+    views = so3_grid(1, 1, device=particles.device)
+    return extract_slices(padded, views, particles.plane).abs().square().mean(0)
 
 
 def noise_and_signal(

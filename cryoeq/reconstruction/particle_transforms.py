@@ -26,7 +26,7 @@ from cryoeq.runtime.distributed import broadcast
 
 POWER_ORDERS = 3  # angular orders 0, 2 and 4 of the squared CTF
 _HAT_SPACING = 0.5  # cycles per box
-READING_BATCH = 1024
+READING_BATCH = 1024  # of images up to 64 px
 _ANGLES = 8  # over half a turn, to compute the angular harmonics of the squared CTF
 _BACKGROUND_SHARE = 0.5  # of the variance of the background, below which no noise is believed
 _MIN_NOISE, _QUIETEST = 0.05, 0.8  # least noise: fraction of the shell's own variance, of the quietest shell's
@@ -108,12 +108,19 @@ class ParticleTransforms:
         Args:
             map_power: mean |P|^2 of the map's projections at each coefficient.
         """
-        signal = self.plane.shell_sums(self._ctf_fourth_power * map_power) / self._ctf_squared_sums
-        total = self.total_variance
+        signal, total = self.signal_variance(map_power), self.total_variance
         floor = (_MIN_NOISE * total).clamp(min=_QUIETEST * float(total[1:].min()))
         if self.least_noise is not None:
             floor = floor.maximum(total.minimum(self.least_noise))
         return torch.maximum(total - signal, floor)
+
+    def signal_variance(self, map_power: Float[Tensor, " points"]) -> Float[Tensor, " shells"]:
+        """Variance of the projections of a map per shell, as ``total_variance``.
+
+        Args:
+            map_power: mean |P|^2 of the map's projections at each coefficient.
+        """
+        return self.plane.shell_sums(self._ctf_fourth_power * map_power) / self._ctf_squared_sums
 
     @cached_property
     def _ctf_squared_sums(self) -> Float[Tensor, " shells"]:
@@ -200,7 +207,11 @@ class ParticleTransforms:
 
 
 def load_transforms(
-    dataset: ParticleDataset, device: torch.device, rows: Int[Tensor, " rows"] | None = None
+    dataset: ParticleDataset,
+    device: torch.device,
+    rows: Int[Tensor, " rows"] | None = None,
+    *,
+    radius: float | None = None,
 ) -> Generator[Event, None, ParticleTransforms]:
     """Transforms of the whole stack: the only copy of the particles that a search keeps.
 
@@ -208,14 +219,16 @@ def load_transforms(
         dataset: particles, at the box where poses are inferred.
         device: device that keeps the transforms.
         rows: rows of the particle table, for some of the particles only; None for all.
+        radius: radius of the coefficients to keep, in cycles per box; None for all below Nyquist.
     """
     n, rows = dataset.box_size_px, torch.arange(len(dataset)) if rows is None else rows
-    plane, count = HalfPlane.up_to(n, n / 2 - 1, device), len(rows)
+    last = n / 2 - 1 if radius is None else min(radius, n / 2 - 1)
+    plane, count = HalfPlane.up_to(n, last, device), len(rows)
     groups = NoiseGroups.of_table(dataset.table, rows)
     backgrounds = BackgroundSums.empty(len(groups), int(plane.shells.max()) + 1, device)
     stack: ParticleTransforms | None = None
     done = 0
-    for batch in dataset.batches(READING_BATCH, rows):
+    for batch in dataset.batches(reading_batch(n), rows):
         there, on_device = slice(done, done + len(batch)), batch.to(device)
         transforms = _transform(on_device, plane, dataset.pixel_size_angstrom)
         stack = _allocate(transforms, count) if stack is None else stack
@@ -238,6 +251,15 @@ def load_transforms(
             f"{MIN_PARTICLES} particles or more); they differ by {differences:.0%}."
         )
     return stack
+
+
+def reading_batch(box_size_px: int) -> int:
+    """Images that are read at a time, as many pixels for any box.
+
+    Args:
+        box_size_px: side of the images.
+    """
+    return max(1, min(READING_BATCH, READING_BATCH * 64**2 // box_size_px**2))
 
 
 def _background(

@@ -11,7 +11,7 @@ from torch import Tensor
 from cryoeq.domain.events import Event
 from cryoeq.domain.particle_rows import ParticleRows
 from cryoeq.domain.pose import PoseSet
-from cryoeq.geometry.fourier import fft_map, ifft_map, pad_centred
+from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map, pad_centred
 from cryoeq.physics.backprojection import WienerBackprojection
 
 FSC_THRESHOLD = 0.143  # between half maps (Rosenthal and Henderson 2003, J. Mol. Biol. 333, 721-745)
@@ -190,18 +190,19 @@ class RefinementState:
         return replace(self, reference=ConsensusMap(self.reference.mean))
 
     def to_box(self, box_size_px: int) -> "RefinementState":
-        """The state in a larger box: the same maps and poses, without the shells beyond the smaller one.
+        """The state in another box: the same maps and poses, without the shells that only one of the boxes has.
 
         Args:
-            box_size_px: side of the larger box, which is as wide in Angstrom.
+            box_size_px: side of the other box, which is as wide in Angstrom.
         """
         n = self.reference.mean.shape[-1]
         if n == box_size_px:
             return self
-        reference = self.reference.each(lambda volume: ifft_map(pad_centred(fft_map(volume), box_size_px, 3)))
+        resize = pad_centred if box_size_px > n else crop_centred
+        reference = self.reference.each(lambda volume: ifft_map(resize(fft_map(volume), box_size_px, 3)))
         fsc = torch.nn.functional.pad(self.fsc, (0, box_size_px // 2 - n // 2))
-        larger = replace(self, reference=reference, fsc=fsc, sums=None)
-        return larger.with_poses(self.poses.in_box(box_size_px))
+        other = replace(self, reference=reference, fsc=fsc, sums=None)
+        return other.with_poses(self.poses.in_box(box_size_px))
 
 
 State = TypeVar("State")

@@ -19,7 +19,7 @@ from cryoeq.config.infer import InferConfig
 from cryoeq.config.lattice import FindConfig, ReduceConfig
 from cryoeq.config.map_symmetry import SymmetryConfig
 from cryoeq.config.orientations import OrientationsConfig
-from cryoeq.config.reconstruct import ReconstructConfig
+from cryoeq.config.reconstruct import ReconstructConfig, RefinementConfig
 from cryoeq.config.report import ReportConfig
 from cryoeq.config.screen import ScreenConfig
 from cryoeq.config.select import SelectConfig
@@ -28,8 +28,8 @@ from cryoeq.config.simulate import SimulateConfig
 KINDS: dict[str, type[FrozenConfig]] = {
     "demo": DemoConfig, "evaluate x y": EvaluateConfig, "fsc x": FscConfig, "infer x y": InferConfig,
     "lattice find x": FindConfig, "lattice reduce": ReduceConfig, "orientations x": OrientationsConfig,
-    "reconstruct x": ReconstructConfig, "report x": ReportConfig, "screen x": ScreenConfig,
-    "select x": SelectConfig, "simulate x": SimulateConfig, "symmetry x": SymmetryConfig,
+    "reconstruct x": ReconstructConfig, "refine x": RefinementConfig, "report x": ReportConfig,
+    "screen x": ScreenConfig, "select x": SelectConfig, "simulate x": SimulateConfig, "symmetry x": SymmetryConfig,
 }  # fmt: skip
 WIDTH = 80
 

@@ -71,7 +71,7 @@ def test_a_word_that_is_nowhere(capsys: pytest.CaptureFixture[str]) -> None:
         ("search.mask_radius", "number above 0.1 to 0.5"),
         ("hybrid.min_confidence", "number from 0.5 to below 1"),
         ("search.consensus.shells", "list, each integer above 0"),
-        ("pose_inference", "search|hybrid|amortized|known"),
+        ("pose_inference", "search|hybrid|amortized|known|refine"),
         ("training.batch_size", "integer above 0 or auto"),
         ("both_hands", "true|false"),
         ("seed", "integer from 0"),

@@ -37,9 +37,14 @@ training: {epochs: null, batch_size: 64, rendered_batch_size: 64, encoder_rate: 
   images_from: 0.3, first_shell: 3.0, marching: 0.6, augment: false, checkpoint_seconds: 60.0}
 """
 INPUT = {"particles": Path("a.star"), "output": Path("run")}
-NEW = {"input.particle_diameter_angstrom", "search.classes"}  # since version 0.1
+NEW = {  # since version 0.1
+    "input.particle_diameter_angstrom", "search.classes", "full_box.iterations", "full_box.max_resolution_angstrom",
+    "full_box.solvent_flattening", "refine.reference", "refine.ini_high_angstrom", "refine.local",
+    "refine.keep_half_sets",
+}  # fmt: skip
 # One valid value for each renamed key that is not its default.
 OTHER_VALUES = {
+    "input.reference": "truth.mrc",
     "search.starts": 3, "search.most_starts": 9, "search.start_iterations": 20, "search.batch_size": 70,
     "search.first_shell": 2, "search.start_shell": 6, "search.settled_shells": [5, 6], "search.further_iterations": 1,
     "search.settled_images": 500, "search.iterations": 2, "search.searched_shell": 12, "search.polishing_iterations": 1,

@@ -9,13 +9,13 @@ from cryoeq.config.evaluate import EvaluateConfig
 from cryoeq.config.frozen import FrozenConfig
 from cryoeq.config.fsc import FscConfig
 from cryoeq.config.loading import load_config
-from cryoeq.config.reconstruct import ReconstructConfig
+from cryoeq.config.reconstruct import ReconstructConfig, RefinementConfig
 from cryoeq.config.screen import ScreenConfig
 from cryoeq.config.simulate import SimulateConfig
 from cryoeq.errors import ConfigError
 
 INPUT = {"particles": Path("a.star"), "output": Path("out")}
-MODES = ("search", "hybrid", "amortized", "known")
+MODES = ("search", "hybrid", "amortized", "known", "refine")
 
 
 def notes_on(
@@ -52,14 +52,17 @@ def test_the_diameter_of_the_particle_counts_before_the_radius_of_the_mask() -> 
 @pytest.mark.parametrize(
     ("key", "value", "modes"),
     [
-        ("search.symmetry", "C4", ("search", "hybrid", "known")),
+        ("search.symmetry", "C4", ("search", "hybrid", "known", "refine")),
+        ("search.half_sets.iterations", 2, ("search", "hybrid", "refine")),
+        ("full_box.iterations", 2, ("search", "hybrid", "refine")),
+        ("refine.keep_half_sets", True, ("refine",)),
         ("search.consensus.max_particles", 300, ("search", "hybrid")),
         ("hybrid.held_out", 0.2, ("hybrid",)),
         ("encoder.heads", 3, ("hybrid", "amortized")),
         ("decoder.width", 32, ("amortized",)),
         ("loss.symmetric", True, ("amortized",)),
         ("training.epochs", 5, ("amortized",)),
-        ("input.shift_sigma_angstrom", 3.0, ("search", "hybrid", "amortized")),
+        ("input.shift_sigma_angstrom", 3.0, ("search", "hybrid", "amortized", "refine")),
         ("input.particle_diameter_angstrom", 60.0, MODES),  # of the background, with poses that are known
         ("input.angpix", 2.0, MODES),
         ("seed", 3, MODES),
@@ -70,9 +73,19 @@ def test_what_counts_in_which_mode(key: str, value: object, modes: tuple[str, ..
     for mode in MODES:
         if (key, mode) == ("search.symmetry", "amortized"):
             continue  # refused
-        assert bool(notes_on(ReconstructConfig, INPUT | {"pose_inference": mode}, f"{key}={value}")) == (
-            mode not in modes
-        )
+        explicit = INPUT | {"pose_inference": mode} | ({"refine.reference": "map.mrc"} if mode == "refine" else {})
+        assert bool(notes_on(ReconstructConfig, explicit, f"{key}={value}")) == (mode not in modes)
+
+
+def test_what_a_local_refinement_does_not_use_is_told() -> None:
+    explicit = INPUT | {"refine.local": True, "refine.reference": "map.mrc", "search.symmetry": "C4"}
+    (note,) = notes_on(RefinementConfig, explicit, "search.half_sets.iterations=2", "search.mask_radius=0.4")
+    assert note == "Without effect, because of --local: search.half_sets.iterations, --ref."
+
+
+def test_a_refinement_without_a_start_is_refused() -> None:
+    with pytest.raises(ConfigError, match="give a map with --ref, or --local"):
+        load_config(RefinementConfig, explicit=INPUT)
 
 
 def test_every_key_with_modes_is_a_setting_or_a_section() -> None:

@@ -62,7 +62,7 @@ def test_merging_compares_all_particles_with_the_mean_of_the_half_maps(maps: tup
 
 
 @pytest.mark.parametrize("is_split", [False, True])
-def test_a_larger_box_keeps_map_poses_and_shells(maps: tuple[Tensor, Tensor], is_split: bool) -> None:
+def test_another_box_keeps_map_poses_and_shells(maps: tuple[Tensor, Tensor], is_split: bool) -> None:
     """Of a state in half the box: the same coefficients, shifts in the new pixels, no shell made up."""
     found = state(HalfSetMaps(*maps) if is_split else ConsensusMap(maps[0]))
     larger = found.to_box(2 * N)
@@ -76,6 +76,11 @@ def test_a_larger_box_keeps_map_poses_and_shells(maps: tuple[Tensor, Tensor], is
     assert larger.fsc.shape == (N + 1,)
     assert not larger.fsc[N // 2 + 1 :].any()
     assert found.to_box(N) is found
+    back = larger.to_box(N)
+    for half in (1, 2):
+        torch.testing.assert_close(back.reference.of_half(half), found.reference.of_half(half), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(back.poses.shifts_px, found.poses.shifts_px)
+    assert torch.equal(back.fsc, found.fsc)
 
 
 @pytest.mark.parametrize(

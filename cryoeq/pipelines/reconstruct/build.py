@@ -13,7 +13,12 @@ from cryoeq.reconstruction.initial_model import InitialModelSettings
 from cryoeq.reconstruction.settings import AbInitioSettings
 from cryoeq.reconstruction.state import RefinementSettings
 
-_DEFAULT_WORKING_BOX_PX = {"search": 64, "hybrid": 64, "amortized": 32}
+_DEFAULT_WORKING_BOX_PX = {"search": 64, "hybrid": 64, "amortized": 32, "refine": 64}
+
+
+def takes_poses(config: ReconstructConfig) -> bool:
+    """Whether the poses of the particle file count: as they are, or to start a refinement from."""
+    return config.pose_inference == "known" or (config.pose_inference == "refine" and config.refine.local)
 
 
 def build_stack(config: ReconstructConfig, *, with_poses: bool) -> ParticleStack:
@@ -77,7 +82,7 @@ def build_ab_initio_settings(
         min_starts=search.multi_start.min,
         max_starts=max(search.multi_start.min, search.multi_start.max),
         initial_model=_initial_model_settings(config, dataset, n_classes),
-        refinement=_refinement_settings(config, dataset, symmetry),
+        refinement=build_refinement_settings(config, dataset, symmetry),
         symmetry=symmetry,
         pixel_size_angstrom=dataset.pixel_size_angstrom,
         seed=config.seed,
@@ -100,7 +105,14 @@ def _initial_model_settings(
     )
 
 
-def _refinement_settings(config: ReconstructConfig, dataset: ParticleDataset, symmetry: str) -> RefinementSettings:
+def build_refinement_settings(config: ReconstructConfig, dataset: ParticleDataset, symmetry: str) -> RefinementSettings:
+    """Settings of consensus, half-set and local refinement of some particles.
+
+    Args:
+        config: the settings.
+        dataset: the particles, at the box of the refinement.
+        symmetry: point group to impose.
+    """
     search, sigma = config.search, shift_sigma_px(config, dataset.box_size_px, dataset.pixel_size_angstrom)
     last = dataset.box_size_px // 2 - 1
     max_exhaustive_shell = min(search.half_sets.max_exhaustive_shell, last)

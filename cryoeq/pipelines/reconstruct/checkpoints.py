@@ -30,7 +30,7 @@ _RESULTS = ("run_class001.mrc", "run_data.star")
 # Settings that a continuation may change: they decide where and how often things are done, not what.
 _FREE = (
     "output", "device", "threads", "particles", "input.datadir", "input.scratch_dir", "input.mask",
-    "input.reference", "training.checkpoint_seconds",
+    "input.compare_to", "training.checkpoint_seconds",
 )  # fmt: skip
 _STATE = {
     "count", "is_consensus", "maps", "half_set", "rotations", "shifts_px", "confidence", "log_evidence", "fsc",

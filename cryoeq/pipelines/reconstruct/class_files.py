@@ -87,7 +87,7 @@ def class_rows(metrics: ReconstructionMetrics, config: ReconstructConfig) -> dic
         rows[str(name)] = f"{each.particles} particles ({each.share:.0%}), {told}"
     if metrics.junk_share is not None:
         rows["junk, expected share of the particles"] = f"{metrics.junk_share:.0%}"
-    if config.input.reference is not None:
+    if config.input.compare_to is not None:
         agreed = metrics.reference_resolution_angstrom
         rows["the best agrees with the reference to (FSC 0.5)"] = (
             "no resolution" if agreed is None else f"{agreed:.1f} Å"

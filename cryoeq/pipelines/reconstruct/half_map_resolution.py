@@ -129,6 +129,16 @@ def compare_half_maps(halves: HalfMaps, mask: Volume | None, ctf: CtfParameters 
     return found if mask is None else _within(found, halves, mask)
 
 
+def curves_in_automatic_mask(halves: HalfMaps) -> HalfMapResolution:
+    """Compare half maps within the automatic mask, where one can be made.
+
+    Args:
+        halves: unfiltered half maps.
+    """
+    found, mask = _with_automatic_mask(compare_half_maps(halves, None, None), halves)
+    return found if mask is None else _within(found, halves, mask)
+
+
 def _postprocess(halves: HalfMaps, curves: FscCurves) -> tuple[Volume, float]:
     """The average of the halves, weighted by the final curve, and sharpened by a B-factor if its fit is reliable."""
     mean, settings = average(halves.first, halves.second), sharpening_of(SharpenConfig(), curves)

@@ -9,6 +9,7 @@ from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.domain.events import Note
 
 _DEFAULT_SHIFT, _SHIFT_OF_DIAMETER = 0.05, 0.06  # of the box, of the particle's diameter
+_MASKED = {"search", "hybrid", "refine"}  # modes that mask their references
 _CUT = 0.97  # diameter of the map over that of the mask, above which the mask may have cut it
 
 
@@ -47,7 +48,7 @@ def diameter_notes(config: ReconstructConfig, side_angstrom: float) -> Iterator[
     diameter = config.input.particle_diameter_angstrom
     if diameter is not None:
         yield Note(f"Particle diameter: {diameter:g} Å, as given.")
-    elif config.pose_inference in {"search", "hybrid"}:
+    elif config.pose_inference in _MASKED:
         radius = mask_radius(config, side_angstrom)
         yield Note(
             f"Particle diameter: {2 * radius * side_angstrom:.0f} Å at most, {2 * radius:g} of the box; "
@@ -63,7 +64,7 @@ def cut_notes(config: ReconstructConfig, diameter_angstrom: float | None, side_a
         diameter_angstrom: diameter of the map; None where it is unknown.
         side_angstrom: side of the box.
     """
-    if diameter_angstrom is None or config.pose_inference not in {"search", "hybrid"}:
+    if diameter_angstrom is None or config.pose_inference not in _MASKED:
         return
     of_mask = 2 * mask_radius(config, side_angstrom) * side_angstrom
     if diameter_angstrom > _CUT * of_mask:

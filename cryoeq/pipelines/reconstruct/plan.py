@@ -4,19 +4,42 @@ from cryoeq.domain.events import Plan
 from cryoeq.pipelines.reconstruct.junk import STAGE as JUNK_STAGE
 from cryoeq.reconstruction.class_assignment import STAGE as ASSIGNMENT_STAGE
 from cryoeq.reconstruction.class_refinement import STAGE as CLASS_STAGE
+from cryoeq.reconstruction.full_box_refinement import FINAL_STAGE as FULL_BOX_FINAL_STAGE
+from cryoeq.reconstruction.full_box_refinement import STAGE as FULL_BOX_STAGE
 from cryoeq.reconstruction.global_realignment import STAGE as REALIGNMENT_STAGE
 from cryoeq.reconstruction.half_set_refinement import CONSENSUS_STAGE, FINAL_STAGE, HALF_SETS_STAGE, LOCAL_STAGE
 from cryoeq.reconstruction.initial_model import STAGE as INITIAL_MODEL_STAGE
 from cryoeq.reconstruction.state import RefinementSettings
 
 _MAPS = "reconstructing"
+_FULL_BOX = "reading", FULL_BOX_STAGE, FULL_BOX_FINAL_STAGE
 
 
-def plan_search(settings: RefinementSettings) -> Plan:
-    """Stages of an ab initio search."""
+def plan_search(settings: RefinementSettings, *, has_full_box: bool = False) -> Plan:
+    """Stages of an ab initio search.
+
+    Args:
+        settings: of the refinement.
+        has_full_box: whether the stored images have more shells than the search.
+    """
     local = (LOCAL_STAGE,) if settings.local_iterations else ()
-    final = (FINAL_STAGE, REALIGNMENT_STAGE, _MAPS, JUNK_STAGE)
+    full_box = _FULL_BOX if has_full_box else ()
+    final = (FINAL_STAGE, REALIGNMENT_STAGE, *full_box, _MAPS, JUNK_STAGE)
     return Plan((*_ab_initio(settings), HALF_SETS_STAGE, *_realignment(settings), *local, *final))
+
+
+def plan_refinement(settings: RefinementSettings, *, is_local: bool) -> Plan:
+    """Stages of a refinement from a map, or from poses.
+
+    Args:
+        settings: of the refinement.
+        is_local: whether it starts from poses.
+    """
+    if is_local:
+        return Plan((*_FULL_BOX, _MAPS, JUNK_STAGE))
+    local = (LOCAL_STAGE,) if settings.local_iterations else ()
+    search = ("reading", REALIGNMENT_STAGE, HALF_SETS_STAGE, *_realignment(settings), *local)
+    return Plan((*search, FINAL_STAGE, REALIGNMENT_STAGE, *_FULL_BOX, _MAPS, JUNK_STAGE))
 
 
 def plan_classes(settings: RefinementSettings) -> Plan:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.pose import Poses
+from cryoeq.domain.volume import HalfMaps
 from cryoeq.evaluation.unexplained import JunkProbabilities
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.reconstruction.known_poses import ReconstructedMaps, filter_by_halves, reconstruct_from_poses
@@ -29,6 +30,7 @@ class PosedParticles:
             to be made from the poses.
         metrics: figures for ``job.json`` and the report.
         junk: probability that each particle is junk; None where it was not told.
+        resolution_shell: shell up to which the half sets agreed where they were posed; None where they were not.
     """
 
     poses: Poses
@@ -39,6 +41,7 @@ class PosedParticles:
     maps: ReconstructedMaps | None = None
     metrics: ReconstructionMetrics = field(default_factory=ReconstructionMetrics)
     junk: JunkProbabilities | None = None
+    resolution_shell: int | None = None
 
     @property
     def figure_of_merit(self) -> Float[Tensor, " particles"] | None:
@@ -63,9 +66,14 @@ def make_maps(
         symmetry: point group of the map.
         rows: particles that the maps are made from; None for all.
     """
-    make = partial(reconstruct_from_poses, dataset, device=device, symmetry=symmetry, rows=rows)
-    if posed.half_poses is None:
-        return make(posed.poses, posed.half_set)
-    halves = make(posed.half_poses, posed.half_set).halves
-    merged = make(posed.poses)
-    return merged if halves is None else filter_by_halves(merged.all, halves)
+    make = partial(reconstruct_from_poses, dataset, device=device, symmetry=symmetry)
+    if posed.half_poses is None or posed.half_set is None:
+        return make(posed.poses, posed.half_set, rows=rows)
+    all_rows = torch.arange(len(posed.half_set)) if rows is None else rows.cpu()
+    first_rows, second_rows = (all_rows[posed.half_set.cpu()[all_rows] == half] for half in (1, 2))
+    merged = make(posed.poses, rows=all_rows)
+    if not len(first_rows) or not len(second_rows):
+        return merged
+    # One after the other: the sums are most of the memory.
+    first, second = (make(posed.half_poses, rows=half_rows).all for half_rows in (first_rows, second_rows))
+    return filter_by_halves(merged.all, HalfMaps(first, second))

@@ -14,7 +14,7 @@ from cryoeq.domain.events import Note
 from cryoeq.domain.particles import ParticleTable
 from cryoeq.errors import ConfigError, InsufficientMemoryError, ParticleFileError
 from cryoeq.io.particles import ParticleStack
-from cryoeq.pipelines.reconstruct.build import working_box
+from cryoeq.pipelines.reconstruct.build import takes_poses, working_box
 from cryoeq.pipelines.reconstruct.particle_diameter import mask_radius, shift_sigma_px
 from cryoeq.reconstruction.memory import SearchSize, encoder_memory, reconstruction_memory, search_memory
 from cryoeq.runtime.memory_limits import MemoryLimit, memory_limits
@@ -51,20 +51,21 @@ def check_run(config: ReconstructConfig, stack: ParticleStack, device: torch.dev
     table = stack.table
     checked_box(working_box(config, stack), table.box_size_px)
     _check_diameter(config, table)
-    if config.pose_inference == "known":
-        _require_poses(stack)
-    else:
+    if takes_poses(config):
+        _require_poses(config, stack)
+    if config.pose_inference != "known":
         _check_shift(config, table)
         _require_particles(config, stack)
     yield _check_memory(config, stack, device)
 
 
-def _require_poses(stack: ParticleStack) -> None:
+def _require_poses(config: ReconstructConfig, stack: ParticleStack) -> None:
     if stack.table.poses is None:
+        is_known = config.pose_inference == "known"
         raise ParticleFileError(
             f"{stack.star.path or 'the star file'}: no poses",
-            "--pose-inference known needs rlnAngleRot, rlnAngleTilt and rlnAnglePsi",
-            "Leave the option out to infer them",
+            f"{'--pose-inference known' if is_known else '--local'} needs rlnAngleRot, rlnAngleTilt and rlnAnglePsi",
+            "Leave the option out to infer them" if is_known else "Give a map to start from (--ref) in its place",
         )
 
 
@@ -99,7 +100,7 @@ def _require_particles(config: ReconstructConfig, stack: ParticleStack) -> None:
         among = f" with {processes} processes" if processes > 1 else ""
         raise ParticleFileError(
             f"{config.particles} holds too few particles: {count}",
-            f"--pose-inference {config.pose_inference}{among} needs {needed} at least, and thousands for a good map",
+            f"{_named(config)}{among} needs {needed} at least, and thousands for a good map",
             "Give more particles" if processes == 1 else "Give more particles, or start fewer processes",
         )
     if (asked := config.search.classes) == 1:
@@ -111,6 +112,10 @@ def _require_particles(config: ReconstructConfig, stack: ParticleStack) -> None:
             f"{needed} are needed at least, {LEAST_PARTICLES_OF_CLASS} in each class, and thousands for good maps",
             "Give more particles" if least == 1 else "Give more particles, or run with fewer --classes",
         )
+
+
+def _named(config: ReconstructConfig) -> str:
+    return "cryoeq refine" if config.pose_inference == "refine" else f"--pose-inference {config.pose_inference}"
 
 
 def _check_memory(config: ReconstructConfig, stack: ParticleStack, device: torch.device) -> Note:

@@ -25,10 +25,11 @@ from cryoeq.outputs.report import write_report
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.class_choice import rows_of_one_frame
 from cryoeq.pipelines.reconstruct.assessment import assess_maps, check_poses
-from cryoeq.pipelines.reconstruct.build import build_dataset, build_stack, working_box
+from cryoeq.pipelines.reconstruct.build import build_dataset, build_stack, takes_poses, working_box
 from cryoeq.pipelines.reconstruct.checkpoints import Checkpoints, load_training_state, require_same_settings
 from cryoeq.pipelines.reconstruct.class_files import class_rows, mirrored_name, named_maps, write_class_maps
 from cryoeq.pipelines.reconstruct.event_log import record_events
+from cryoeq.pipelines.reconstruct.full_box import refine_where_it_gains
 from cryoeq.pipelines.reconstruct.half_map_resolution import resolve_half_maps
 from cryoeq.pipelines.reconstruct.half_sets import (
     given_half_set_notes,
@@ -41,6 +42,7 @@ from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruct.particle_diameter import cut_notes, diameter_notes
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles, make_maps
 from cryoeq.pipelines.reconstruct.preflight import check_run
+from cryoeq.pipelines.reconstruct.refine import pose_from_reference
 from cryoeq.pipelines.reconstruct.search import search_poses
 from cryoeq.pipelines.reconstruct.supplied_maps import SuppliedMaps, compare_with_reference, read_supplied_maps
 from cryoeq.pipelines.reconstruct.symmetry_check import name_symmetry, symmetry_rows
@@ -70,8 +72,8 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False, doubts: Sequ
     """
     device, started_s = choose_device(config.device), time.monotonic()
     # What is wrong with the input each process finds out by itself, before any waits for another.
-    stack = build_stack(config, with_poses=config.pose_inference == "known")
-    if config.pose_inference == "known":
+    stack = build_stack(config, with_poses=takes_poses(config))
+    if takes_poses(config):
         rows_of_one_frame(stack.star, config.particles, None)
     supplied = read_supplied_maps(config, stack.table)
     notes = [*(Note(doubt, "warning") for doubt in doubts), *check_run(config, stack, device)]
@@ -177,7 +179,7 @@ class _Job:
         yield from self.supplied.notes
         yield from position_notes(self.stack)
         # A search reads each image once, into Fourier space, and keeps no other copy.
-        is_search = self.config.pose_inference in {"search", "hybrid"}
+        is_search = self.config.pose_inference in {"search", "hybrid", "refine"}
         dataset = build_dataset(self.config, self.stack, working_box(self.config, self.stack), reads_once=is_search)
         yield from (Note(note, "warning" if note in dataset.warnings else "info") for note in dataset.notes)
         yield from diameter_notes(self.config, dataset.box_size_px * dataset.pixel_size_angstrom)
@@ -197,6 +199,7 @@ class _Job:
             # Maps are made at the box of the files; its contrast is decided already.
             sign = dataset.preprocessing.sign
             dataset = build_dataset(self.config, self.stack, None, sign=sign, reads_once=posed.maps is not None)
+        posed = yield from refine_where_it_gains(self.config, inferred_at, dataset, posed, self.device, checkpoint)
         yield Progress("reconstructing", 0, 1)
         maps = posed.maps or make_maps(dataset, posed, self.device, self.config.search.symmetry)
         separated = yield from separate_copies(
@@ -247,6 +250,9 @@ class _Job:
                 return (yield from _take_poses(self.stack))
             case "search":
                 return (yield from search_poses(config, dataset, device, checkpoint))
+            case "refine":
+                start = self.supplied.start
+                return (yield from pose_from_reference(config, dataset, self.stack, start, device, checkpoint))
             case "hybrid":
                 from cryoeq.pipelines.reconstruct.hybrid import search_with_encoder  # not above, because of escnn
 
@@ -334,7 +340,7 @@ def _rows(metrics: ReconstructionMetrics, config: ReconstructConfig) -> dict[str
     if share is not None and share < MIN_NONSPHERICAL:
         rows["without their spherical averages to"] = "no resolution" if rest is None else f"{rest:.1f} Å"
     rows |= _particle_rows(metrics)
-    if config.input.reference is not None:
+    if config.input.compare_to is not None:
         agreed = metrics.reference_resolution_angstrom
         rows["agrees with the reference to (FSC 0.5)"] = "no resolution" if agreed is None else f"{agreed:.1f} Å"
     return rows | symmetry_rows(metrics)

@@ -43,17 +43,52 @@ def search_poses(
     """
     settings, seed = build_ab_initio_settings(config, dataset), config.seed
     refinement = settings.refinement
-    yield plan_search(refinement)
+    is_cropped = dataset.box_size_px < dataset.table.box_size_px
+    yield plan_search(refinement, has_full_box=is_cropped and config.full_box.iterations > 0)
     particles = yield from load_transforms(dataset, device)
     half_set = yield from split_particles(dataset, seed)
     consensus = yield from reconstruct_ab_initio(particles, half_set, settings, checkpoint=checkpoint)
     halves = yield from refine_halves(consensus, particles, refinement, seed=seed, checkpoint=checkpoint)
     yield from require_reproducible(particles, consensus, halves, settings)
-    final = yield from checkpoint("final", final_iteration(halves, particles, refinement, seed=seed))
-    refined = yield from refine_final_poses(final, particles, refinement, seed=seed)
     yield shared_resolution_note(refinement)
+    return (yield from _finish(config, dataset, particles, halves, refinement, checkpoint))
+
+
+def pose_from_consensus(
+    config: ReconstructConfig,
+    dataset: ParticleDataset,
+    particles: ParticleTransforms,
+    consensus: RefinementState,
+    settings: RefinementSettings,
+    checkpoint: Checkpointer,
+) -> Generator[Event, None, PosedParticles]:
+    """Poses of both half sets, from a map that they share.
+
+    Args:
+        config: settings of the run.
+        dataset: the particles, at the box where poses are inferred.
+        particles: their CTF-multiplied transforms.
+        consensus: the map, and poses at it.
+        settings: settings of the refinement.
+        checkpoint: saves finished steps.
+    """
+    halves = yield from refine_halves(consensus, particles, settings, seed=config.seed, checkpoint=checkpoint)
+    return (yield from _finish(config, dataset, particles, halves, settings, checkpoint))
+
+
+def _finish(
+    config: ReconstructConfig,
+    dataset: ParticleDataset,
+    particles: ParticleTransforms,
+    halves: RefinementState,
+    settings: RefinementSettings,
+    checkpoint: Checkpointer,
+) -> Generator[Event, None, PosedParticles]:
+    """All particles against the map of both half sets."""
+    final = yield from checkpoint("final", final_iteration(halves, particles, settings, seed=config.seed))
+    refined = yield from refine_final_poses(final, particles, settings, seed=config.seed)
     yield from report_handedness(final, dataset.pixel_size_angstrom, config.search.symmetry)
-    return posed_particles(dataset, halves, final, refined, exhaustive_shell=refinement.max_exhaustive_shell)
+    return posed_particles(dataset, halves, final, refined, exhaustive_shell=settings.max_exhaustive_shell)
 
 
 def refine_halves(
@@ -114,6 +149,7 @@ def posed_particles(
         sigma,
         _maps(halves, final, pixel) if has_maps else None,
         metrics,
+        resolution_shell=halves.resolution_shell,
     )
 
 

@@ -22,16 +22,18 @@ _TRUTH_THRESHOLD = 0.5
 
 @dataclass(frozen=True)
 class SuppliedMaps:
-    """Mask and reference that the user supplies.
+    """Mask, reference and starting map that the user supplies.
 
     Args:
         mask: values between 0 and 1 in the frame of the maps; None without.
-        reference: map in any frame; None without.
+        reference: map in any frame to compare with; None without.
+        start: map to start from; None without.
         notes: doubts about the files, and the reason where one is not used.
     """
 
     mask: Volume | None = None
     reference: Volume | None = None
+    start: Volume | None = None
     notes: tuple[Note, ...] = ()
 
 
@@ -47,18 +49,21 @@ def read_supplied_maps(config: ReconstructConfig, table: ParticleTable) -> Suppl
     """
     box, pixel = table.box_size_px, table.pixel_size_angstrom
     of_images = Volume(torch.zeros(box, box, box), pixel)
-    reference, notes = _read(config.input.reference, pixel, read_density)
+    reference, notes = _read(config.input.compare_to, pixel, read_density)
+    start, of_start = _read(_start_of(config), pixel, read_density)
     mask, of_mask = _read(config.input.mask, pixel, read_map)
-    if reference is not None:
-        require_same_frame(reference, of_images, names="the reference and the images")
+    for volume, name in ((reference, "the reference"), (start, "the map to start from")):
+        if volume is not None:
+            require_same_frame(volume, of_images, names=f"{name} and the images")
+    notes = (*notes, *of_start)
     if mask is None or config.input.mask is None:
-        return SuppliedMaps(None, reference, notes)
+        return SuppliedMaps(None, reference, start, notes)
     if config.pose_inference != "known":
         note = "The mask is not used: a map found without poses lies in a frame of its own. Use cryoeq fsc --mask."
-        return SuppliedMaps(None, reference, (*notes, Note(note, "warning")))
+        return SuppliedMaps(None, reference, start, (*notes, Note(note, "warning")))
     require_mask(mask, of_images, name=f"the mask {config.input.mask}")
     differences = frame_differences(MapFrame("the reconstruction", pixel), read_map_frame(config.input.mask))
-    return SuppliedMaps(mask, reference, (*notes, *of_mask, *(Note(text, "warning") for text in differences)))
+    return SuppliedMaps(mask, reference, None, (*notes, *of_mask, *(Note(text, "warning") for text in differences)))
 
 
 def compare_with_reference(found: Volume, reference: Volume) -> float | None:
@@ -66,6 +71,12 @@ def compare_with_reference(found: Volume, reference: Volume) -> float | None:
     moved = align_map(found, reference, with_hand=True).apply(found)
     agreed = compare_maps(moved, reference).resolutions_angstrom(_TRUTH_THRESHOLD)["unmasked"]
     return agreed if agreed and math.isfinite(agreed) else None
+
+
+def _start_of(config: ReconstructConfig) -> Path | None:
+    """The map that a refinement starts from; None where it starts from poses, and for all other runs."""
+    is_from_map = config.pose_inference == "refine" and not config.refine.local
+    return config.refine.reference if is_from_map else None
 
 
 def _read(

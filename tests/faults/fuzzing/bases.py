@@ -196,7 +196,7 @@ def _reconstructions(folder: Path) -> list[Scenario]:
         return _scenario(folder, name, ("reconstruct", first, "-o", "out", *words), targets, weight=weight)
 
     maps = {"mask.mrc": "mrc", "molecule.mrc": "mrc"}
-    chosen = ("--mask", "mask.mrc", "--reference", "molecule.mrc")
+    chosen = ("--mask", "mask.mrc", "--compare-to", "molecule.mrc")
     config = _scenario(
         folder, "settings", ("reconstruct", "--config", "settings.yaml", "-o", "out", "--device", "cpu"),
         {"settings.yaml": "yaml"}, more=("truth.star", _STACK), weight=1.5,

@@ -47,7 +47,7 @@ def said(supplied: SuppliedMaps) -> str:
 
 def test_maps_of_the_frame_of_the_images_are_taken_without_a_word(read: Read, ball: Volume, tmp_path: Path) -> None:
     write_map(tmp_path / "m.mrc", ball)
-    supplied = read(mask=tmp_path / "m.mrc", reference=tmp_path / "m.mrc")
+    supplied = read(mask=tmp_path / "m.mrc", compare_to=tmp_path / "m.mrc")
     assert supplied.notes == ()
     assert supplied.mask is not None
     assert torch.equal(supplied.mask.values, ball.values)
@@ -70,17 +70,17 @@ def test_a_reference_lies_where_it_likes_but_has_the_pixels_of_the_images(
     read: Read, ball: Volume, tmp_path: Path
 ) -> None:
     write_map(tmp_path / "r.mrc", ball, origin_angstrom=(10.0, 0.0, 0.0))  # the result is aligned to it
-    assert read(reference=tmp_path / "r.mrc").notes == ()
+    assert read(compare_to=tmp_path / "r.mrc").notes == ()
     write_map(tmp_path / "r.mrc", Volume(ball.values, 6.0))
     with pytest.raises(MapFileError, match="the reference and the images have pixel sizes of 6 and 5 Å"):
-        read(reference=tmp_path / "r.mrc")
+        read(compare_to=tmp_path / "r.mrc")
 
 
 def test_a_map_without_a_pixel_size_has_that_of_the_images(read: Read, ball: Volume, tmp_path: Path) -> None:
     write_map(tmp_path / "m.mrc", ball)
     with mrcfile.open(tmp_path / "m.mrc", "r+") as mrc:
         mrc.header.cella = (0, 0, 0)
-    supplied = read(mask=tmp_path / "m.mrc", reference=tmp_path / "m.mrc")
+    supplied = read(mask=tmp_path / "m.mrc", compare_to=tmp_path / "m.mrc")
     assert supplied.reference is not None
     assert supplied.reference.pixel_size_angstrom == ANGPIX
     assert said(supplied).count("5 Å is taken, as of the images") == 2

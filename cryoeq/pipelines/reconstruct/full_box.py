@@ -1,0 +1,156 @@
+"""Refinement at the full box as the last part of a reconstruction: whether it pays, its settings, its particles."""
+
+import math
+from collections.abc import Generator
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cryoeq.config.reconstruct import ReconstructConfig
+from cryoeq.data.dataset import ParticleDataset
+from cryoeq.domain.events import Event, Note
+from cryoeq.domain.pose import PoseSet
+from cryoeq.domain.volume import HalfMaps, Volume
+from cryoeq.errors import MapFileError
+from cryoeq.pipelines.reconstruct.build import build_refinement_settings, takes_poses
+from cryoeq.pipelines.reconstruct.half_map_resolution import curves_in_automatic_mask
+from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
+from cryoeq.reconstruction.full_box_refinement import FullBoxPoses, FullBoxSettings, refine_at_full_box
+from cryoeq.reconstruction.maximization import SolventFinder, SolventMask
+from cryoeq.reconstruction.particle_transforms import ParticleTransforms, load_transforms
+from cryoeq.reconstruction.state import Checkpointer
+
+_WITHIN_REACH = 8  # shells of Nyquist of the search's box: so near, more shells may agree than it has
+
+
+def refine_where_it_gains(
+    config: ReconstructConfig,
+    searched: ParticleDataset,
+    stored: ParticleDataset,
+    posed: PosedParticles,
+    device: torch.device,
+    checkpoint: Checkpointer,
+) -> Generator[Event, None, PosedParticles]:
+    """Poses refined at the full box, where half maps may agree beyond the box in which their particles were posed.
+
+    ``cryoeq refine`` does so always.
+
+    Args:
+        config: settings of the run.
+        searched: the particles at the box of the search.
+        stored: the particles at the box of the files.
+        posed: particles with poses and half sets.
+        device: where to compute.
+        checkpoint: saves finished iterations.
+    """
+    shell, side = posed.resolution_shell, stored.box_size_px * stored.pixel_size_angstrom
+    is_asked = config.pose_inference == "refine"
+    if shell is None or not config.full_box.iterations:
+        return posed
+    if searched.box_size_px == stored.box_size_px and not is_asked:
+        return posed
+    if shell < searched.box_size_px // 2 - _WITHIN_REACH and not is_asked:
+        yield Note(
+            f"No refinement at the full box: the half maps agree to {side / shell:.1f} Å, short of the "
+            f"{2 * searched.pixel_size_angstrom:.1f} Å that the search can reach."
+        )
+        return posed
+    return (yield from refine_posed_particles(config, stored, posed, device, checkpoint))
+
+
+def refine_posed_particles(
+    config: ReconstructConfig,
+    dataset: ParticleDataset,
+    posed: PosedParticles,
+    device: torch.device,
+    checkpoint: Checkpointer,
+) -> Generator[Event, None, PosedParticles]:
+    """Poses refined at the full box, of the half sets and of all.
+
+    Args:
+        config: settings of the run.
+        dataset: the particles at the box of the files.
+        posed: particles with poses and half sets.
+        device: where to compute.
+        checkpoint: saves finished iterations.
+    """
+    if posed.half_set is None or posed.resolution_shell is None:
+        raise ValueError("half sets were asked for before")
+    box, pixel = dataset.box_size_px, dataset.pixel_size_angstrom
+    settings = full_box_settings(config, dataset, posed.resolution_shell)
+    half_poses = posed.poses if posed.half_poses is None else posed.half_poses
+    poses = PoseSet.from_angstrom(half_poses, pixel, box).each(lambda values: values.float().to(device))
+
+    def load(radius: int) -> Generator[Event, None, ParticleTransforms]:
+        return load_transforms(dataset, device, radius=radius)
+
+    found = yield from refine_at_full_box(poses, posed.half_set.to(device), load, settings, checkpoint=checkpoint)
+    yield from _stop_notes(config, found, settings)
+    sigma = found.refined.rotation_sigma_rad.cpu()
+    poses_of_all, poses_of_halves = (
+        table.each(torch.Tensor.cpu).to_angstrom(pixel) for table in (found.refined.poses, found.half_poses)
+    )
+    metrics = replace(posed.metrics, median_rotation_sigma_deg=math.degrees(float(sigma.median())))
+    return replace(
+        posed,
+        poses=poses_of_all,
+        half_poses=poses_of_halves,
+        rotation_sigma_rad=sigma,
+        resolution_shell=found.resolution_shell,
+        maps=None,
+        metrics=metrics,
+    )
+
+
+def full_box_settings(config: ReconstructConfig, dataset: ParticleDataset, first_shell: int) -> FullBoxSettings:
+    """Settings of the refinement of some particles.
+
+    Args:
+        config: settings of the run.
+        dataset: the particles at the box of the files.
+        first_shell: shell up to which their poses were found.
+    """
+    box, side = dataset.box_size_px, dataset.box_size_px * dataset.pixel_size_angstrom
+    limit = config.full_box.max_resolution_angstrom
+    last = box // 2 - 1 if limit is None else min(box // 2 - 1, int(side / limit))
+    return FullBoxSettings(
+        build_refinement_settings(config, dataset, config.search.symmetry),
+        box,
+        min(first_shell, last),
+        last,
+        config.full_box.iterations,
+        solvent_finder(side) if config.full_box.solvent_flattening else None,
+        is_independent=not takes_poses(config) or config.refine.keep_half_sets,
+    )
+
+
+def solvent_finder(side_angstrom: float) -> SolventFinder:
+    """Finder of the automatic mask of ``cryoeq fsc``, on the grid of the half maps.
+
+    Args:
+        side_angstrom: side of the box.
+    """
+
+    def find(halves: tuple[Float[Tensor, "n n n"], Float[Tensor, "n n n"]]) -> SolventMask | None:
+        pixel = side_angstrom / len(halves[0])
+        try:
+            found = curves_in_automatic_mask(HalfMaps(*(Volume(half.cpu(), pixel) for half in halves)))
+        except MapFileError:  # no part of the map is denser than the rest
+            return None
+        return None if found.mask is None else SolventMask(found.mask.values, found.curves.final)
+
+    return find
+
+
+def _stop_notes(
+    config: ReconstructConfig, found: FullBoxPoses, settings: FullBoxSettings
+) -> Generator[Event, None, None]:
+    """That a limit stopped the refinement, not the data."""
+    if found.resolution_shell < settings.last_shell:
+        return
+    limit = config.full_box.max_resolution_angstrom
+    reached = settings.refinement.resolution_angstrom(settings.last_shell)
+    if limit is not None and limit > 2.0 * settings.refinement.box_side_angstrom / settings.box_size_px:
+        yield Note(f"The half maps agree to {reached:.1f} Å, where --max-resolution {limit:g} stops the refinement.")
