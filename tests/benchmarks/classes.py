@@ -42,7 +42,7 @@ from cryoeq.io.text import read_json
 RESULTS = Path(__file__).with_suffix(".json")
 LIMIT_SHELLS = (10, 1000)
 _PREDICTED = re.compile(r"Memory: about ([\d.]+) GB")
-_COMMON = ("--box", "64", "--shift-sigma", "5", "--snr", "0.1")
+_COMMON = ("--shift-sigma", "5", "--snr", "0.1")
 _CLASS_FIGURES = (
     "particles", "share", "half_map_resolution_angstrom", "masked_resolution_angstrom",
     "corrected_resolution_angstrom", "reproduced", "nonspherical_share", "unexplained_share",
@@ -61,6 +61,7 @@ class Mixture:
         with_limit: the limit of the data is wanted.
         default: number of classes.
         count: number of images.
+        box_size_px: side of the images.
     """
 
     models: tuple[str, ...]
@@ -70,6 +71,7 @@ class Mixture:
     with_limit: bool = False
     default: str = "2"
     count: int = 3000
+    box_size_px: int = 64
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,9 @@ SETS: Mapping[str, Mixture | Given] = {
     "conformations_80": Mixture(_SPIKES, (0.2,), ("C3", "C1"), with_limit=True),
     "three": Mixture(_THREE, (0.3333, 0.3333), ("C1", "C1", "C1"), default="3"),
     "one": Mixture(_THREE[:1], (), ("C1",), default="auto"),
+    "auto_one": Mixture(_THREE[2:], (), ("C1",), junk=0.1, default="auto", count=1500, box_size_px=32),
+    "auto_two": Mixture(_THREE[1:], (0.4,), ("C1",) * 2, junk=0.1, default="auto", count=2000, box_size_px=32),
+    "auto_three": Mixture(_THREE, (0.3333, 0.3333), ("C1",) * 3, junk=0.1, default="auto", count=3000, box_size_px=32),
     "two_molecules": Given("mixtures/two_molecules", ("C1", "C1")),
     "two_conformations": Given("mixtures/two_conformations", ("C3", "C1"), with_limit=True),
     "ribosome": Given("real_spa/ribosome80s_10028"),
@@ -176,7 +181,8 @@ def simulation(recipe: Mixture, models: Path) -> list[str]:
     others = zip(recipe.models[1:], recipe.shares, strict=True)
     more = [word for model, share in others for word in ("--model", f"{models / model}:{share}")]
     junk = ["--junk", str(recipe.junk)] if recipe.junk else []
-    return ["simulate", str(models / recipe.models[0]), *more, *junk, *_COMMON, "-n", str(recipe.count)]
+    size = ["--box", str(recipe.box_size_px), "-n", str(recipe.count)]
+    return ["simulate", str(models / recipe.models[0]), *more, *junk, *size, *_COMMON]
 
 
 def run_search(bench: Bench, name: str, seed: int, classes: str) -> Record:
