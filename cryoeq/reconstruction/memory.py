@@ -98,6 +98,22 @@ def reconstruction_memory(count: int, box_px: int, largest_set: int, n_sets: int
     return max(inserting, making, _FIGURES)
 
 
+def full_box_memory(count: int, box_px: int, last_shell: int) -> dict[str, int]:
+    """Bytes at the peak of a refinement at the full box that reaches its last shell, by what they are for.
+
+    Args:
+        count: number of particles of this process.
+        box_px: box of the files.
+        last_shell: last shell of the refinement, in cycles per box.
+    """
+    voxels = (2 * min(box_px, 2 * (last_shell + 1))) ** 3
+    reading = min(count, reading_batch(box_px)) * _points(last_shell) * _READING_BYTES
+    return {
+        "transforms of all particles": round(count * (12 * _points(last_shell) + _ROW_BYTES)),
+        "maps at full size": max(round(_SLACK * voxels * (2 * _SUMS + _WIENER_FILTER)), reading),
+    }
+
+
 def encoder_memory(batch: int, box_px: int, *, is_wide: bool) -> int:
     """Bytes of an encoder, its library and a batch.
 

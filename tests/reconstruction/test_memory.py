@@ -12,6 +12,7 @@ from cryoeq.reconstruction.global_realignment import OFFSETS_PER_WAVELENGTH, REA
 from cryoeq.reconstruction.memory import (
     SearchSize,
     encoder_memory,
+    full_box_memory,
     reconstruction_memory,
     search_memory,
     transform_bytes,
@@ -84,6 +85,14 @@ def test_maps_of_known_poses_grow_with_the_box_alone_once_a_batch_is_full() -> N
     full = reconstruction_memory(10**6, 64, 5 * 10**5, 2)
     assert reconstruction_memory(10**7, 64, 5 * 10**6, 2) == full
     assert reconstruction_memory(10**6, 256, 5 * 10**5, 2) > 20 * full / 4
+
+
+def test_a_refinement_at_the_full_box_needs_more_for_each_particle_and_shell() -> None:
+    least = full_box_memory(1000, 64, 20)
+    assert full_box_memory(2000, 64, 20)["transforms of all particles"] == 2 * least["transforms of all particles"]
+    further = full_box_memory(1000, 64, 31)
+    assert all(further[name] > least[name] for name in least)
+    assert full_box_memory(1000, 128, 20)["maps at full size"] == least["maps at full size"], "cropped to the shells"
 
 
 def test_wide_encoders_and_large_inputs_need_more() -> None:

@@ -15,6 +15,8 @@ from cryoeq.reconstruction.state import RefinementSettings
 
 _DEFAULT_WORKING_BOX_PX = {"search": 64, "hybrid": 64, "amortized": 32, "refine": 64}
 
+_MIN_LAST_SHELL = 3  # of a refinement: with fewer there is no map
+
 
 def takes_poses(config: ReconstructConfig) -> bool:
     """Whether the poses of the particle file count: as they are, or to start a refinement from."""
@@ -70,6 +72,18 @@ def working_box(config: ReconstructConfig, stack: ParticleStack) -> int | None:
         return None
     widest = _DEFAULT_WORKING_BOX_PX[config.pose_inference]
     return config.input.working_box_px or min(widest, stack.table.box_size_px)
+
+
+def last_shell(config: ReconstructConfig, box_size_px: int, side_angstrom: float) -> int:
+    """The last shell that is refined: below Nyquist of the box, or that of ``--max-resolution``.
+
+    Args:
+        config: the settings.
+        box_size_px: box of the files.
+        side_angstrom: its side.
+    """
+    limit, nyquist = config.full_box.max_resolution_angstrom, box_size_px // 2 - 1
+    return nyquist if limit is None else max(_MIN_LAST_SHELL, min(nyquist, int(side_angstrom / limit)))
 
 
 def build_ab_initio_settings(

@@ -14,7 +14,7 @@ from cryoeq.domain.events import Event, Note
 from cryoeq.domain.pose import PoseSet
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.errors import MapFileError
-from cryoeq.pipelines.reconstruct.build import build_refinement_settings, takes_poses
+from cryoeq.pipelines.reconstruct.build import build_refinement_settings, last_shell, takes_poses
 from cryoeq.pipelines.reconstruct.half_map_resolution import curves_in_automatic_mask
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
 from cryoeq.reconstruction.full_box_refinement import FullBoxPoses, FullBoxSettings, refine_at_full_box
@@ -46,18 +46,26 @@ def refine_where_it_gains(
         checkpoint: saves finished iterations.
     """
     shell, side = posed.resolution_shell, stored.box_size_px * stored.pixel_size_angstrom
-    is_asked = config.pose_inference == "refine"
-    if shell is None or not config.full_box.iterations:
+    is_asked, is_cropped = config.pose_inference == "refine", searched.box_size_px < stored.box_size_px
+    if shell is None or not config.full_box.iterations or not (is_cropped or is_asked):
         return posed
-    if searched.box_size_px == stored.box_size_px and not is_asked:
-        return posed
-    if shell < searched.box_size_px // 2 - _WITHIN_REACH and not is_asked:
-        yield Note(
-            f"No refinement at the full box: the half maps agree to {side / shell:.1f} Å, short of the "
-            f"{2 * searched.pixel_size_angstrom:.1f} Å that the search can reach."
-        )
+    if not takes_poses(config) and (reason := _reason_against(config, side / max(1, shell), searched)):
+        yield Note(f"No refinement at the full box: {reason}.")
         return posed
     return (yield from refine_posed_particles(config, stored, posed, device, checkpoint))
+
+
+def _reason_against(config: ReconstructConfig, reached_angstrom: float, searched: ParticleDataset) -> str | None:
+    """Why a refinement at the full box gains nothing, a clause; None where it may."""
+    limit, nyquist = config.full_box.max_resolution_angstrom, 2 * searched.pixel_size_angstrom
+    agreed = f"the half maps agree to {reached_angstrom:.1f} Å"
+    if limit is not None and reached_angstrom < limit:
+        return f"{agreed} already, beyond --max-resolution {limit:g}"
+    side = searched.box_size_px * searched.pixel_size_angstrom
+    is_short = side / reached_angstrom < searched.box_size_px / 2 - _WITHIN_REACH
+    if is_short and config.pose_inference != "refine":
+        return f"{agreed} only, where the box of the search would hold {nyquist:.1f} Å"
+    return None
 
 
 def refine_posed_particles(
@@ -113,8 +121,7 @@ def full_box_settings(config: ReconstructConfig, dataset: ParticleDataset, first
         first_shell: shell up to which their poses were found.
     """
     box, side = dataset.box_size_px, dataset.box_size_px * dataset.pixel_size_angstrom
-    limit = config.full_box.max_resolution_angstrom
-    last = box // 2 - 1 if limit is None else min(box // 2 - 1, int(side / limit))
+    last = last_shell(config, box, side)
     return FullBoxSettings(
         build_refinement_settings(config, dataset, config.search.symmetry),
         box,

@@ -14,9 +14,15 @@ from cryoeq.domain.events import Note
 from cryoeq.domain.particles import ParticleTable
 from cryoeq.errors import ConfigError, InsufficientMemoryError, ParticleFileError
 from cryoeq.io.particles import ParticleStack
-from cryoeq.pipelines.reconstruct.build import takes_poses, working_box
+from cryoeq.pipelines.reconstruct.build import last_shell, takes_poses, working_box
 from cryoeq.pipelines.reconstruct.particle_diameter import mask_radius, shift_sigma_px
-from cryoeq.reconstruction.memory import SearchSize, encoder_memory, reconstruction_memory, search_memory
+from cryoeq.reconstruction.memory import (
+    SearchSize,
+    encoder_memory,
+    full_box_memory,
+    reconstruction_memory,
+    search_memory,
+)
 from cryoeq.runtime.memory_limits import MemoryLimit, memory_limits
 from cryoeq.runtime.torchrun import torchrun_environment
 
@@ -172,7 +178,17 @@ def _predict(config: ReconstructConfig, stack: ParticleStack, device: torch.devi
     parts = search_memory(size)
     if mode == "hybrid":
         parts["encoder"] = encoder_memory(config.hybrid.batch_size, 2 * (config.hybrid.max_shell + 1), is_wide=True)
-    return [parts, final]
+    return [parts, final, *_full_box(config, stack, images)]
+
+
+def _full_box(config: ReconstructConfig, stack: ParticleStack, images: dict[str, int]) -> list[dict[str, int]]:
+    """The refinement at the full box, where there is one; as if the half maps agreed up to its last shell."""
+    box, searched = stack.table.box_size_px, working_box(config, stack)
+    is_wanted = config.full_box.iterations > 0 and config.search.classes == 1
+    if not is_wanted or (searched == box and config.pose_inference != "refine"):
+        return []
+    last = last_shell(config, box, box * stack.table.pixel_size_angstrom)
+    return [images | full_box_memory(len(stack.table), box, last)]
 
 
 def _most_classes(config: ReconstructConfig) -> int:

@@ -1,0 +1,117 @@
+"""Whether a run is refined at the full box, and the solvent that it flattens."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cryoeq.config.loading import load_config
+from cryoeq.config.reconstruct import ReconstructConfig, RefinementConfig
+from cryoeq.data.dataset import ParticleDataset
+from cryoeq.domain.pose import Poses
+from cryoeq.geometry.map_filter import low_pass
+from cryoeq.pipelines.reconstruct import full_box
+from cryoeq.pipelines.reconstruct.full_box import full_box_settings, refine_where_it_gains, solvent_finder
+from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
+from cryoeq.reconstruction.state import no_checkpoints
+from known_particles import MakeDataset, N
+from pipeline_events import events_and_result
+
+COUNT, ANGPIX, SIDE = 4, 5.0, 80.0
+Decide = Callable[..., tuple[bool, str]]
+
+
+@pytest.fixture
+def stored(make_dataset: MakeDataset) -> ParticleDataset:
+    return make_dataset(torch.zeros(COUNT, N, N))
+
+
+@pytest.fixture
+def decide(stored: ParticleDataset, monkeypatch: pytest.MonkeyPatch) -> Decide:
+    """Whether particles that were posed to a shell are refined, and what is said."""
+    refined = PosedParticles(Poses(torch.eye(3).expand(COUNT, 3, 3), torch.zeros(COUNT, 2)), None)
+
+    def refine(*_: object) -> Any:
+        yield from ()
+        return refined
+
+    monkeypatch.setattr(full_box, "refine_posed_particles", refine)
+    monkeypatch.setattr(full_box, "_WITHIN_REACH", 2)
+
+    def of(shell: int | None, searched_px: int = 12, kind: type = ReconstructConfig, **changes: object) -> Any:
+        explicit = {"particles": Path("p.star"), "output": Path("out")} | {
+            key.replace("__", "."): value for key, value in changes.items()
+        }
+        searched = replace(stored, box_size_px=searched_px, pixel_size_angstrom=SIDE / searched_px)
+        posed = replace(refined, half_set=torch.arange(COUNT) % 2 + 1, resolution_shell=shell)
+        events, found = events_and_result(
+            refine_where_it_gains(
+                load_config(kind, explicit=explicit), searched, stored, posed, torch.device("cpu"), no_checkpoints
+            )
+        )
+        return found is refined, " ".join(event.text for event in events)
+
+    return of
+
+
+def test_it_is_refined_where_the_search_came_near_the_end_of_its_box(decide: Decide) -> None:
+    assert decide(4) == (True, "")
+    is_refined, said = decide(3)
+    assert not is_refined
+    assert "agree to 26.7 Å only, where the box of the search would hold 13.3 Å" in said
+
+
+def test_it_is_not_where_nothing_more_is_stored_or_wanted(decide: Decide) -> None:
+    for shell, changes in ((7, {"searched_px": N}), (None, {}), (5, {"full_box__iterations": 0})):
+        assert decide(shell, **changes) == (False, "")
+    is_refined, said = decide(5, full_box__max_resolution_angstrom=18.0)
+    assert not is_refined
+    assert "agree to 16.0 Å already, beyond --max-resolution 18" in said
+    assert decide(5, full_box__max_resolution_angstrom=14.0) == (True, "")
+
+
+def test_what_was_asked_for_is_refined_in_any_box(decide: Decide) -> None:
+    for shell, box in ((1, 12), (7, N)):
+        assert decide(shell, box, RefinementConfig, refine__reference="map.mrc") == (True, "")
+        assert decide(shell, box, RefinementConfig, refine__local=True, full_box__max_resolution_angstrom=30.0)[0]
+
+
+def test_the_limit_is_a_shell_below_nyquist(stored: ParticleDataset) -> None:
+    for limit, last in ((None, 7), (16.0, 5), (1.0, 7), (1000.0, 3)):
+        config = load_config(
+            ReconstructConfig,
+            explicit={"particles": "p.star", "output": "out", "full_box.max_resolution_angstrom": limit},
+        )
+        settings = full_box_settings(config, stored, 6)
+        assert (settings.last_shell, settings.first_shell) == (last, min(6, last))
+
+
+@pytest.mark.parametrize("takes", [{"refine.local": True}, {"refine.local": True, "refine.keep_half_sets": True}])
+def test_only_half_sets_of_a_refinement_are_trusted_from_the_start(
+    stored: ParticleDataset, takes: dict[str, Any]
+) -> None:
+    config = load_config(RefinementConfig, explicit={"particles": "p.star", "output": "out"} | takes)
+    assert full_box_settings(config, stored, 6).is_independent == ("refine.keep_half_sets" in takes)
+
+
+def test_the_solvent_is_outside_of_what_both_half_maps_show() -> None:
+    n, generator = 40, torch.Generator().manual_seed(0)
+    x = torch.arange(n) - n // 2
+    radius = (x[:, None, None].square() + x[:, None].square() + x.square()).float().sqrt()
+    signal = low_pass((radius < 8).float() * (1 + 0.3 * torch.randn(n, n, n, generator=generator)), 15)
+    first, second = (signal + 0.1 * torch.randn(n, n, n, generator=generator) for _ in range(2))
+    found = solvent_finder(4.0 * n)((first, second))
+    assert found is not None
+    assert float(found.mask[radius < 7].min()) > 0.9
+    assert float(found.mask[radius > 17].max()) == 0
+    assert found.fsc.shape == (n // 2 + 1,)
+    assert float(found.fsc[1:10].min()) > 0.5
+
+
+def test_half_maps_without_agreement_have_no_solvent() -> None:
+    generator = torch.Generator().manual_seed(1)
+    first, second = (torch.randn(24, 24, 24, generator=generator) for _ in range(2))
+    assert solvent_finder(96.0)((first, -first + 0.1 * second)) is None
