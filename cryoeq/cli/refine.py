@@ -74,6 +74,14 @@ def refine(
         float | None,
         typer.Option(help="Resolution in Å beyond which nothing is refined [that of Nyquist].", rich_help_panel=SEARCH),
     ] = None,
+    ctf_refinement: Annotated[
+        bool,
+        typer.Option(
+            "--ctf-refinement",
+            help="Refine the defocus of each particle and the astigmatism of each micrograph too.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = False,
     output: Annotated[
         Path,
         typer.Option(
@@ -120,7 +128,7 @@ def refine(
         "input.datadir": datadir, "input.with_ctf": False if no_ctf else None,
         "input.contrast": shared.contrast_of(invert_data), "input.particle_diameter_angstrom": particle_diameter,
         "input.shift_sigma_angstrom": shift_sigma, "input.compare_to": compare_to, "search.symmetry": sym,
-        "full_box.max_resolution_angstrom": max_resolution,
+        "full_box.max_resolution_angstrom": max_resolution, "full_box.ctf_refinement": ctf_refinement or None,
     }  # fmt: skip
     notes: list[str] = []
     resolved = load_config(

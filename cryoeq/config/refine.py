@@ -27,6 +27,9 @@ class FullBoxConfig(FrozenConfig):
     max_resolution_angstrom: float | None = Field(
         default=None, gt=0, description="resolution in Å beyond which nothing is refined; None for Nyquist"
     )
+    ctf_refinement: bool = Field(
+        default=False, description="refine the defocus of each particle and the astigmatism of each micrograph too"
+    )
     solvent_flattening: bool = Field(
         default=True, description="mask the references by the automatic mask of the half maps, at each iteration"
     )

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from cryoeq.domain.events import Remark
+from cryoeq.domain.optics import CtfParameters
 from cryoeq.domain.pose import Poses
 from cryoeq.errors import ParticleFileError
 from cryoeq.geometry.so3 import rotation_from_vector, rotation_vector
@@ -46,6 +47,7 @@ _CTF = {  # RELION's label and unit over theirs
     "ctf/phase_shift_rad": ("rlnPhaseShift", 180 / math.pi),
     "ctf/bfactor": ("rlnCtfBfactor", 1.0),
 }
+_DEFOCUS = ("ctf/df1_A", "ctf/df2_A", "ctf/df_angle_rad")
 _POSE, _SHIFT, _PIXEL, _SPLIT = (f"alignments3D/{name}" for name in ("pose", "shift", "psize_A", "split"))
 _LARGEST_ROTATION = 30.0  # radians: some programs add whole turns
 _GROUP, _CLASS, _SIGN, _SHAPE = "ctf/exp_group_id", "alignments3D/class", "blob/sign", "blob/shape"
@@ -101,6 +103,7 @@ def write_cs(
     *,
     half_set: Int[Tensor, " particles"] | None = None,
     class_number: Int[Tensor, " particles"] | None = None,
+    ctf: CtfParameters | None = None,
 ) -> None:
     """Write a table of cryoSPARC again, with poses: every field and row kept, ``alignments3D`` set.
 
@@ -113,6 +116,7 @@ def write_cs(
         poses: poses, one per row of the table.
         half_set: half set of each row, 1 or 2; None leaves the splits unchanged.
         class_number: class of each row, from 1; None leaves classes unchanged.
+        ctf: refined parameters, of which both defocus values and the angle are set; None leaves them unchanged.
 
     Raises:
         OutputError: the disk is full or the path cannot be written.
@@ -131,6 +135,9 @@ def write_cs(
         values[_CLASS] = (class_number.cpu().numpy() - 1).astype("<u4")
         present = [name for name in _OF_CLASSES if name in (fields.dtype.names or ())]
         values |= {name: np.ones(len(fields), "<f4") for name in present}
+    if ctf is not None:
+        defocus = (ctf.defocus_u_angstrom, ctf.defocus_v_angstrom, ctf.defocus_angle_rad)
+        values |= {name: each.cpu().numpy().astype("<f4") for name, each in zip(_DEFOCUS, defocus, strict=True)}
     kept = [name for name in fields.dtype.names or () if name not in values]
     types: list[Any] = [(name, fields.dtype[name]) for name in kept]
     types += [(name, column.dtype, column.shape[1:]) for name, column in values.items()]

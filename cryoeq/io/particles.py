@@ -27,6 +27,7 @@ from cryoeq.io.star_text import Text, text_column
 
 _EULER = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 _ORIGIN_ANGSTROM = ("rlnOriginXAngst", "rlnOriginYAngst")
+_DEFOCUS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
 _ORIGIN_PX = ("rlnOriginX", "rlnOriginY")
 # Beyond these are no angles and no boxes, but columns in another order, or damage.
 _LARGEST_ANGLE_DEG, _LARGEST_ORIGIN_ANGSTROM = 1e4, 1e4
@@ -266,6 +267,7 @@ def write_particle_star(
     confidence: Float[Tensor, " particles"] | None = None,
     figure_of_merit: Float[Tensor, " particles"] | None = None,
     junk_probability: Float[Tensor, " particles"] | None = None,
+    ctf: CtfParameters | None = None,
     extra_columns: Mapping[str, Shaped[np.ndarray, " particles"]] | None = None,
     outdated: Collection[str] = (),
 ) -> None:
@@ -280,6 +282,7 @@ def write_particle_star(
         confidence: probability of the pose, set as rlnMaxValueProbDistribution.
         figure_of_merit: figure of merit between 0 and 1, set as rlnParticleFigureOfMerit.
         junk_probability: probability of being junk, set as cryoeqJunkProbability.
+        ctf: refined parameters, of which both defocus values and the angle are set; None leaves the columns unchanged.
         extra_columns: further columns by name, one value per particle.
         outdated: input columns that are left out where they are not set.
 
@@ -302,6 +305,11 @@ def write_particle_star(
         JUNK_PROBABILITY: junk_probability,
     }
     columns |= {name: decimals(values.cpu().numpy()) for name, values in numbers.items() if values is not None}
+    if ctf is not None:
+        defocus = (ctf.defocus_u_angstrom, ctf.defocus_v_angstrom, ctf.defocus_angle_rad.rad2deg())
+        columns |= {
+            name: decimals(values.double().cpu().numpy()) for name, values in zip(_DEFOCUS, defocus, strict=True)
+        }
     columns |= {name: np.asarray(values) for name, values in (extra_columns or {}).items()}
     if wrong := [name for name, values in columns.items() if len(values) != len(star)]:
         raise ValueError(f"{len(columns[wrong[0]])} values of {wrong[0]} for {len(star)} particles")

@@ -15,6 +15,7 @@ from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.io.cryosparc import read_cs, write_cs
 from cryoeq.io.particles import read_particles, star_half_set, star_poses
 from cryoeq.io.star import read_star
+from cryoeq.physics.ctf import with_defocus_moved
 
 FIELDS: list[Any] = [
     ("uid", "<u8"), ("blob/path", "S40"), ("blob/idx", "<u4"), ("blob/shape", "<u4", (2,)), ("blob/psize_A", "<f4"),
@@ -110,6 +111,15 @@ def test_classes_count_from_zero_and_those_of_before_are_gone(cs: Path) -> None:
     assert read_cs(cs.with_name("out.cs"))[0].floats("rlnClassNumber").tolist() == classes.tolist()
     write_cs(cs.with_name("out.cs"), cs, poses)
     assert set(np.load(cs.with_name("out.cs"))["alignments3D/class_ess"]) == {2.5}, "without classes all stays"
+
+
+def test_a_refined_ctf_comes_back(cs: Path) -> None:
+    read = read_particles(cs)
+    ctf = with_defocus_moved(read.table.ctf, torch.linspace(-300, 300, 48))
+    write_cs(cs.with_name("out.cs"), cs, star_poses(read_cs(cs)[0]), ctf=ctf)
+    back = read_particles(cs.with_name("out.cs")).table.ctf
+    for name in ("defocus_u_angstrom", "defocus_v_angstrom", "defocus_angle_rad", "phase_shift_rad"):
+        torch.testing.assert_close(getattr(back, name), getattr(ctf, name), rtol=1e-5, atol=1e-4)
 
 
 def test_a_table_without_alignments_gets_them(cs: Path) -> None:

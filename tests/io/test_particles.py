@@ -1,5 +1,6 @@
 """Particle files, in and out."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cryoeq.io.labels import JUNK_PROBABILITY
 from cryoeq.io.optics import star_box_angstrom
 from cryoeq.io.particles import read_particles, star_half_set, star_pixel_size, star_poses, write_particle_star
 from cryoeq.io.star import StarTable, read_star
+from cryoeq.physics.ctf import with_defocus_moved
 
 Make = Callable[..., Path]
 ALL = torch.arange(4)
@@ -108,6 +110,16 @@ def test_angpix_fills_in_and_overrides(tmp_path: Path, make_star: Make, make_sta
     assert changed.table.pixel_size_angstrom == changed.table.optics[0].pixel_size_angstrom == 1.5
     write_particle_star(tmp_path / "out.star", changed.star, None)
     assert star_pixel_size(read_star(tmp_path / "out.star")) == 1.5
+
+
+def test_a_refined_ctf_comes_back(tmp_path: Path, make_star: Make, make_stack: Make) -> None:
+    make_stack()
+    stack = read_particles(make_star())
+    ctf = with_defocus_moved(stack.table.ctf, torch.linspace(-300, 300, len(stack.table)))
+    write_particle_star(tmp_path / "out.star", stack.star, None, ctf=ctf)
+    back = read_particles(tmp_path / "out.star").table.ctf
+    for field in dataclasses.fields(ctf):
+        torch.testing.assert_close(getattr(back, field.name), getattr(ctf, field.name), rtol=1e-5, atol=1e-4)
 
 
 def test_a_bare_stack(tmp_path: Path, make_stack: Make) -> None:

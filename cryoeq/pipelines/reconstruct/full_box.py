@@ -3,6 +3,7 @@
 import math
 from collections.abc import Generator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -15,12 +16,13 @@ from cryoeq.domain.pose import PoseSet
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.errors import MapFileError
 from cryoeq.pipelines.reconstruct.build import build_refinement_settings, last_shell, takes_poses
+from cryoeq.pipelines.reconstruct.ctf import refine_ctf_and_poses
 from cryoeq.pipelines.reconstruct.half_map_resolution import curves_in_automatic_mask
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
 from cryoeq.reconstruction.full_box_refinement import FullBoxPoses, FullBoxSettings, refine_at_full_box
 from cryoeq.reconstruction.maximization import SolventFinder, SolventMask
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms, load_transforms
-from cryoeq.reconstruction.state import Checkpointer
+from cryoeq.reconstruction.state import Checkpointer, State, Step
 
 _WITHIN_REACH = 8  # shells of Nyquist of the search's box: so near, more shells may agree than it has
 
@@ -52,7 +54,21 @@ def refine_where_it_gains(
     if not takes_poses(config) and (reason := _reason_against(config, side / max(1, shell), searched)):
         yield Note(f"No refinement at the full box: {reason}.")
         return posed
-    return (yield from refine_posed_particles(config, stored, posed, device, checkpoint))
+
+    def refine(
+        dataset: ParticleDataset, posed: PosedParticles, name: str = ""
+    ) -> Generator[Event, None, PosedParticles]:
+        named = partial(_named, checkpoint, name)
+        return refine_posed_particles(config, dataset, posed, device, named)
+
+    posed = yield from refine(stored, posed)
+    if config.full_box.ctf_refinement:
+        posed = yield from refine_ctf_and_poses(stored, posed, refine, config.search.symmetry, device)
+    return posed
+
+
+def _named(checkpoint: Checkpointer, prefix: str, name: str, step: Step[State]) -> Step[State]:
+    return checkpoint(prefix + name, step)
 
 
 def _reason_against(config: ReconstructConfig, reached_angstrom: float, searched: ParticleDataset) -> str | None:

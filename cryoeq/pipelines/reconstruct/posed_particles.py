@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoeq.data.dataset import ParticleDataset
+from cryoeq.domain.optics import CtfParameters
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import HalfMaps
 from cryoeq.evaluation.unexplained import JunkProbabilities
@@ -30,6 +31,7 @@ class PosedParticles:
             to be made from the poses.
         metrics: figures for ``job.json`` and the report.
         junk: probability that each particle is junk; None where it was not told.
+        ctf: refined CTF parameters; None where those of the table were kept.
         resolution_shell: shell up to which the half sets agreed where they were posed; None where they were not.
     """
 
@@ -42,6 +44,7 @@ class PosedParticles:
     metrics: ReconstructionMetrics = field(default_factory=ReconstructionMetrics)
     junk: JunkProbabilities | None = None
     resolution_shell: int | None = None
+    ctf: CtfParameters | None = None
 
     @property
     def figure_of_merit(self) -> Float[Tensor, " particles"] | None:

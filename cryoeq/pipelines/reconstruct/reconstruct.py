@@ -28,6 +28,7 @@ from cryoeq.pipelines.reconstruct.assessment import assess_maps, check_poses
 from cryoeq.pipelines.reconstruct.build import build_dataset, build_stack, takes_poses, working_box
 from cryoeq.pipelines.reconstruct.checkpoints import Checkpoints, load_training_state, require_same_settings
 from cryoeq.pipelines.reconstruct.class_files import class_rows, mirrored_name, named_maps, write_class_maps
+from cryoeq.pipelines.reconstruct.ctf import with_ctf
 from cryoeq.pipelines.reconstruct.event_log import record_events
 from cryoeq.pipelines.reconstruct.full_box import refine_where_it_gains
 from cryoeq.pipelines.reconstruct.half_map_resolution import resolve_half_maps
@@ -200,6 +201,7 @@ class _Job:
             sign = dataset.preprocessing.sign
             dataset = build_dataset(self.config, self.stack, None, sign=sign, reads_once=posed.maps is not None)
         posed = yield from refine_where_it_gains(self.config, inferred_at, dataset, posed, self.device, checkpoint)
+        inferred_at, dataset = (with_ctf(each, posed.ctf) for each in (inferred_at, dataset))
         yield Progress("reconstructing", 0, 1)
         maps = posed.maps or make_maps(dataset, posed, self.device, self.config.search.symmetry)
         separated = yield from separate_copies(
@@ -280,7 +282,7 @@ class _Job:
             metrics = replace(metrics, reference_resolution_angstrom=agreed)
         self._write_poses("run_data.star", posed)
         if config.particles.suffix == CS_SUFFIX:
-            write_cs(run.path("run_data.cs"), config.particles, posed.poses, half_set=posed.half_set)
+            write_cs(run.path("run_data.cs"), config.particles, posed.poses, half_set=posed.half_set, ctf=posed.ctf)
         if config.both_hands:
             for name, volume in named_maps(1, 1, maps, resolved).items():
                 mirrored = replace(volume, values=mirror_map(volume.values))
@@ -297,6 +299,7 @@ class _Job:
             confidence=posed.confidence,
             figure_of_merit=posed.figure_of_merit,
             junk_probability=None if posed.junk is None else posed.junk.any_kind,
+            ctf=posed.ctf,
             # What an earlier run told by its own map and poses is not true of these.
             outdated=() if self.config.pose_inference == "known" else (JUNK_PROBABILITY,),
         )

@@ -1,0 +1,72 @@
+"""CTF refinement between maps and poses: it uses what it has mended, and says why it does not."""
+
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from cryoeq.data.dataset import ParticleDataset
+from cryoeq.domain.events import Event
+from cryoeq.physics.ctf import with_defocus_moved
+from cryoeq.pipelines.reconstruct import ctf
+from cryoeq.pipelines.reconstruct.ctf import refine_ctf_and_poses, with_ctf
+from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
+from pipeline_events import events_and_result
+
+Make = Callable[..., Any]
+COUNT = 240
+CPU = torch.device("cpu")
+
+
+class _Poses:
+    """A refinement that leaves all poses, and keeps the datasets that it was given."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[ParticleDataset, str]] = []
+
+    def __call__(
+        self, dataset: ParticleDataset, posed: PosedParticles, name: str
+    ) -> Generator[Event, None, PosedParticles]:
+        yield from ()
+        self.given.append((dataset, name))
+        return posed
+
+
+def rms_error(one: Any, other: Any) -> float:
+    return float((one.defocus_u_angstrom - other.defocus_u_angstrom).square().mean().sqrt())
+
+
+def test_poses_and_maps_follow_with_the_ctf_that_was_mended(make_known: Make) -> None:
+    known = make_known(COUNT, sigma=0.5)
+    true = known.dataset.table.ctf
+    error = 600 * torch.randn(COUNT, generator=torch.Generator().manual_seed(1))
+    dataset = with_ctf(known.dataset, with_defocus_moved(true, error))
+    posed, refine = PosedParticles(known.poses, torch.arange(COUNT) % 2 + 1), _Poses()
+    events, found = events_and_result(refine_ctf_and_poses(dataset, posed, refine, "C1", CPU))
+    assert rms_error(found.ctf, true) < 0.8 * rms_error(dataset.table.ctf, true)
+    (first, name), (second, other) = refine.given
+    assert (name, other) == ("ctf1_", "ctf2_")
+    assert rms_error(first.table.ctf, true) < rms_error(dataset.table.ctf, true)
+    assert second.table.ctf is found.ctf
+    assert "CTF refinement: defocus moved by" in events[-1].text
+
+
+@pytest.mark.parametrize("kind", ["none", "premultiplied"])
+def test_images_whose_ctf_cannot_be_refined_keep_it_and_the_reason_is_said(make_known: Make, kind: str) -> None:
+    known = make_known(8, with_ctf=kind != "none")
+    dataset = known.dataset
+    if kind == "premultiplied":
+        dataset = with_ctf(dataset, replace(dataset.table.ctf, is_premultiplied=torch.ones(8)))
+    posed = PosedParticles(known.poses, torch.arange(8) % 2 + 1)
+    events, found = events_and_result(refine_ctf_and_poses(dataset, posed, _Poses(), "C1", CPU))
+    assert found is posed
+    assert events[0].level == "warning"
+    assert {"none": "have no CTF", "premultiplied": "multiplied by the CTF"}[kind] in events[0].text
+
+
+def test_no_ctf_leaves_the_particles_as_they_are(make_known: Make) -> None:
+    dataset = make_known(8).dataset
+    assert with_ctf(dataset, None) is dataset
+    assert ctf.with_ctf(dataset, dataset.table.ctf[torch.arange(8)]).table.ctf is not dataset.table.ctf
