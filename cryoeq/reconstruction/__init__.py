@@ -52,7 +52,8 @@ Several structures (``--classes``)::
         joint refinement: one posterior over class and pose                          class_refinement
     until another random start reproduces the partition
     assign each particle by the maps of the other half set                           class_assignment
-    each class alone from "split" on                                                 half_set_refinement
+    leave out a class that is left with hardly any particle, and assign again         classification
+    each class alone from "split" on, its last iterations without junk               half_set_refinement
 
 T, O and I are imposed from the first map on, on their axes, and so are other groups where the map without symmetry is
 no more than round. Half maps for the FSC come from the two half sets alone. Where poses are given, ``known_poses``

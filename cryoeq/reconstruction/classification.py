@@ -7,7 +7,7 @@ of the highest likelihood is kept, and the next best is carried to the same end,
 reproduces.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -34,7 +34,9 @@ from cryoeq.runtime.device import torch_threads
 # assigned one by one: 0.96 and more for two molecules, 0.5 for two conformations, 0.1 for two different partitions.
 _SAME = 0.4
 MAX_STARTS, _MAX_STARTS_OF_AUTO = 8, 4
-_SURE = 3.0  # standard errors of the mean gain that are no chance
+# Starts after which two are assigned even where none agree: conformations agree only once each particle is assigned.
+_TRIED = 3
+_SURE = 3.0  # standard errors of the mean gain that are no chance, in each half set
 
 
 @dataclass(frozen=True)
@@ -131,33 +133,41 @@ def classify(
         max_starts: random starts at most, unless the settings have one start only.
         checkpoint: saves finished steps.
     """
-    seed, n_classes = settings.seed, settings.initial_model.n_classes
     starts: list[_Start] = []
-    agreement = -1.0
-    for number in range(max(settings.min_starts, max_starts) if settings.min_starts > 1 else 1):
+    ends: dict[int, ClassesState] = {}
+    most = max(settings.min_starts, max_starts) if settings.min_starts > 1 else 1
+    for number in range(most):
         state = yield from checkpoint(f"class_start_{number}", _start(particles, half_set, settings, number))
-        value = log_likelihood_at_one_noise(state, particles, settings.refinement, seed=seed)
+        value = log_likelihood_at_one_noise(state, particles, settings.refinement, seed=settings.seed)
         starts.append(_Start(number, value, state))
-        if len(starts) >= settings.min_starts:
-            pair, agreement = _best_and_most_alike(starts)
-        if agreement > _SAME:
+        if len(starts) < settings.min_starts:
+            continue
+        pair, agreement = _best_and_most_alike(starts)
+        if agreement <= _SAME and len(starts) not in {_TRIED, most}:
+            continue
+        for each in pair:
+            if each.number not in ends:
+                steps = _assign(each.state, particles, settings, least_particles)
+                ends[each.number] = yield from checkpoint(f"classes_{each.number}", steps)
+        found = [ends[each.number] for each in pair]
+        if agreement > _SAME or _agreement(found[0], found[-1]).beyond_chance > _SAME:
             break
+    yield from _start_notes(starts, agreement)
+    if len(found) == 1:
+        return Classification(found[0].by_size(), None)
+    # At one noise, by the maps of the other half set: the noise that the maps of each end leave is its own.
+    found.sort(key=lambda end: -float(held_out_log_likelihood(end, particles, settings.refinement).mean()))
+    state = found[0].by_size()
+    return Classification(state, _agreement(state, found[1]))
+
+
+def _start_notes(starts: Sequence[_Start], agreement: float) -> Iterator[Note]:
     if len(starts) > 1:
         told = ", ".join(f"{each.log_likelihood:.2f}" for each in starts)
         yield Note(
-            f"{len(starts)} random starts of {n_classes} classes, log-likelihood per particle {told} (higher is "
-            f"better); the best agrees with another by {agreement:.2f} beyond chance (Cohen's kappa)."
+            f"{len(starts)} random starts of {len(starts[0].state.maps)} classes, log-likelihood per particle {told} "
+            f"(higher is better); the best agrees with another by {agreement:.2f} beyond chance (Cohen's kappa)."
         )
-    ends = []
-    for each in pair:
-        steps = _assign(each.state, particles, settings, least_particles)
-        ends.append((yield from checkpoint(f"classes_{each.number}", steps)))
-    # At one noise, by the maps of the other half set: the noise that the maps of each end leave is its own.
-    ends.sort(key=lambda end: -float(held_out_log_likelihood(end, particles, settings.refinement).mean()))
-    state = ends[0].by_size()
-    if len(ends) == 1:
-        return Classification(state, None)
-    return Classification(state, _agreement(state, ends[1]))
 
 
 def _best_and_most_alike(starts: Sequence[_Start]) -> tuple[list[_Start], float]:
@@ -240,7 +250,10 @@ def classify_by_evidence(
             f"nats than {n_classes - 1}.{again} The smallest holds {smallest} particles."
         )
         is_reproduced = another.agreement is None or another.agreement.beyond_chance > _SAME
-        if mean < _SURE * error or not is_reproduced or smallest < least_particles:
+        # Maps that are better by chance are so for all particles of one half set: in both, that is unlikely.
+        halves = [gain[rows] for _, rows, _ in another.state.maps[0].halves()]
+        is_sure = all(float(half.mean()) >= _SURE * float(half.std()) / len(half) ** 0.5 for half in halves)
+        if not is_sure or not is_reproduced or smallest < least_particles:
             break
         found, before = another, evidence
     if found is None:

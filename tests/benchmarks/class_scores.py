@@ -19,6 +19,7 @@ from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.domain.events import result_of
 from cryoeq.domain.pose import Poses, PoseSet
 from cryoeq.domain.volume import Volume
+from cryoeq.evaluation.unexplained import JUNK_CUT
 from cryoeq.io.labels import CLASS_NUMBER, JUNK_PROBABILITY
 from cryoeq.io.mrc import read_map
 from cryoeq.io.optics import star_pixel_size
@@ -100,7 +101,7 @@ def _symmetric_errors(
     rows = torch.from_numpy(match_rows(star, truth))
     true_classes = torch.from_numpy(truth.floats(CLASS_NUMBER))[rows]
     is_both = (torch.from_numpy(star.floats(CLASS_NUMBER)) == number) & (true_classes == true_number)
-    is_both &= torch.from_numpy(star.floats(JUNK_PROBABILITY, default=0.0)) < 0.5
+    is_both &= torch.from_numpy(star.floats(JUNK_PROBABILITY, default=0.0)) < JUNK_CUT
     true_poses = star_poses(truth)[rows[is_both]]
     turned = true_poses.rotations @ symmetry_frame(structure.volume, structure.symmetry)
     against = Poses(turned, true_poses.shifts_angstrom)

@@ -304,9 +304,62 @@ def test_a_class_that_empties_is_left_out_and_the_others_go_on(
     assert tried == ([3] if left == 3 else [3, left])
 
 
-@pytest.mark.parametrize(("smallest", "taken"), [(0, 1), (9, 1), (10, 2)])
-def test_no_class_is_added_that_hardly_any_particle_is_in(
-    make_mixture: Callable[..., Mixture], monkeypatch: pytest.MonkeyPatch, smallest: int, taken: int
+@pytest.mark.parametrize(
+    ("starts_agree", "ends_agree", "starts", "assigned"),
+    [(True, False, 2, 2), (False, True, 3, 2), (False, False, 6, 4)],
+)
+def test_starts_go_on_until_they_agree_or_their_ends_do(
+    make_mixture: Callable[..., Mixture],
+    monkeypatch: pytest.MonkeyPatch,
+    starts_agree: bool,
+    ends_agree: bool,
+    starts: int,
+    assigned: int,
+) -> None:
+    """Conformations agree only once each particle is assigned; none is assigned twice from one start."""
+    mixture = make_mixture()
+    first = beginning(mixture, mixture.volumes)
+    made: list[int] = []
+    begun: list[int] = []
+
+    def parted(number: int, *, alike: bool) -> ClassesState:
+        classes = torch.randint(2, (2 * COUNT,), generator=torch.Generator().manual_seed(0 if alike else number))
+        particles = replace(first.particles, log_evidence=torch.ones(2 * COUNT))
+        return replace(first, probability=torch.eye(2)[classes], particles=particles)
+
+    def started(*given: object) -> Generator[Note, None, ClassesState]:
+        yield Note("a random start")
+        begun.append(len(begun))
+        return parted(len(begun), alike=starts_agree)
+
+    def assign(*_: object, **__: object) -> Generator[Note, None, ClassesState]:
+        yield Note("an assignment")
+        made.append(len(made))
+        return parted(100 + len(made), alike=ends_agree)
+
+    values = iter([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    monkeypatch.setattr(classification, "assign_classes", assign)
+    monkeypatch.setattr(classification, "_start", started)
+    monkeypatch.setattr(classification, "log_likelihood_at_one_noise", lambda *_, **__: next(values))
+    initial = InitialModelSettings(2, 4, 3, 6, 1, 2.0, 0.42, n_classes=2)
+    ours = AbInitioSettings(2, 4, initial, settings(), "C1", 5.0, 0)
+    steps = classify(mixture.particles, mixture.half_set, ours, least_particles=10, max_starts=6)
+    found = result_of(steps)
+    assert len(begun) == starts
+    assert 2 <= len(made) <= assigned
+    assert found.agreement is not None
+    assert (found.agreement.beyond_chance > 0.4) == ends_agree
+
+
+@pytest.mark.parametrize(
+    ("smallest", "gains", "taken"), [(0, (1, 1), 1), (9, (1, 1), 1), (10, (1, 1), 2), (60, (2, 0), 1)]
+)
+def test_no_class_is_added_that_hardly_any_particle_is_in_or_that_one_half_set_speaks_for(
+    make_mixture: Callable[..., Mixture],
+    monkeypatch: pytest.MonkeyPatch,
+    smallest: int,
+    gains: tuple[float, float],
+    taken: int,
 ) -> None:
     """However much better its maps explain the particles, by a nat here."""
     mixture, count = make_mixture(), 2 * COUNT
@@ -322,8 +375,10 @@ def test_no_class_is_added_that_hardly_any_particle_is_in(
         return Classification(replace(state, probability=torch.eye(n_classes)[classes]), None)
 
     monkeypatch.setattr(classification, "classify", classified)
+    chance = 0.1 * torch.randn(count, generator=torch.Generator().manual_seed(0))
+    of_half = torch.tensor(gains)[mixture.half_set - 1]
     monkeypatch.setattr(
-        classification, "held_out_log_likelihood", lambda state, *_: torch.full((count,), float(len(state.maps)))
+        classification, "held_out_log_likelihood", lambda state, *_: (of_half + chance) * len(state.maps)
     )
     of_one = InitialModelSettings(2, 4, 3, 6, 1, 2.0, 0.42)
     ours = AbInitioSettings(2, 2, of_one, settings(), "C1", 5.0, 0)

@@ -142,6 +142,7 @@ def _model(
     job: ClassJob, number: int, found: FoundClasses, posed: PosedParticles, resolved: HalfMapResolution
 ) -> ClassModel:
     rows, in_map, ctf = found.rows(number - 1), found.rows_in_map(number - 1), job.stack.table.ctf
+    sigma = posed.rotation_sigma_rad
     return class_model(
         job.run,
         number,
@@ -151,6 +152,7 @@ def _model(
         rotations=posed.poses.rotations[in_map],
         ctf=None if ctf is None else ctf[in_map],
         symmetry=found.symmetries[number - 1],
+        accuracies=(None if sigma is None else float(sigma[in_map].median().rad2deg()), None),
     )
 
 

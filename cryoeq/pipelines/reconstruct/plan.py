@@ -44,9 +44,11 @@ def plan_refinement(settings: RefinementSettings, *, is_local: bool) -> Plan:
 
 def plan_classes(settings: RefinementSettings) -> Plan:
     """Stages of a search for several classes; those of the refinement come once for each class."""
-    local = (LOCAL_STAGE,) if settings.local_iterations else ()
-    of_class = (HALF_SETS_STAGE, *_realignment(settings), *local, FINAL_STAGE, REALIGNMENT_STAGE)
-    return Plan(("reading", INITIAL_MODEL_STAGE, CLASS_STAGE, ASSIGNMENT_STAGE, *of_class, _MAPS, JUNK_STAGE))
+    local, realignment = (LOCAL_STAGE,) if settings.local_iterations else (), _realignment(settings)
+    of_class = (HALF_SETS_STAGE, *realignment, *local)
+    without_junk = (JUNK_STAGE, LOCAL_STAGE, *realignment, *local, FINAL_STAGE, REALIGNMENT_STAGE)
+    first = ("reading", INITIAL_MODEL_STAGE, CLASS_STAGE, ASSIGNMENT_STAGE)
+    return Plan((*first, *of_class, *without_junk, _MAPS, JUNK_STAGE))
 
 
 def plan_hybrid(settings: RefinementSettings, *, is_searchable: bool) -> Plan:

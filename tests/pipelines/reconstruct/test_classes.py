@@ -83,6 +83,7 @@ def test_what_is_left_of_each_class(classes_run: Path) -> None:
     assert all(each["reproduced"] > 0.8 for each in results["classes"])
     model = starfile.read(classes_run / "run_model.star")
     assert model["model_general"]["rlnNrClasses"] == 2
+    assert model["model_classes"]["rlnAccuracyRotations"].between(0.01, 30).all()
     assert model["model_classes"]["rlnClassDistribution"].tolist() == pytest.approx([size / 160 for size in sizes])
 
 
