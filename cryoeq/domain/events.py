@@ -65,6 +65,18 @@ class Report:
 Event = Note | Plan | Progress | Report
 
 
+def without_notes(steps: Generator[Event, None, Result]) -> Generator[Event, None, Result]:
+    """Steps without their notes, which were told before."""
+    while True:
+        try:
+            event = next(steps)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+        if not isinstance(event, Note):
+            yield event
+
+
 def result_of(steps: Generator[Event, None, Result]) -> Result:
     """Run steps to their end without showing their events; their result."""
     while True:

@@ -44,6 +44,10 @@ The whole::
     stop unless the structure is reproducible                                        acceptance
     final iteration: all particles against the mean map                              half_set_refinement
     final poses: local refinement to the last shell, and global re-alignment         global_realignment
+    at the full box, from these poses: both half sets in turn to the limit of the    full_box_refinement
+        data, within the solvent mask; then all particles against the mean map
+
+From a map that is given, both half sets start at once                               initial_reference
 
 Several structures (``--classes``)::
 

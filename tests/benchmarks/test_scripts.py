@@ -38,6 +38,20 @@ def test_symmetries_that_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_full_box(tmp_path: Path) -> None:
+    """The table of a record, and no run that is recorded is done again."""
+    poses = {"rotation_deg": {"median": 0.5, "mean": 0.6, "share_below_30": 1.0}, "shift_px": {"median": 0.1}}
+    cost = {"exit_code": 0, "wall_s": 2.0, "cpu_s": 1.0, "peak_rss_mib": 3.0}
+    record = {"set": "1wcm", "mode": "search", "seed": 0, "options": [], "map": None, "poses": poses} | cost
+    records, table = tmp_path / "r.json", tmp_path / "t.md"
+    records.write_text(json.dumps([record]))
+    words = ("--work", str(tmp_path), "--records", str(records), "--no-runs", "--table", str(table))
+    text = said(str(FOLDER / "full_box.py"), *words)
+    assert "| 1wcm | search | 1 | 0.5 | 0.6 | 0 | 0.1 |" in text
+    assert table.read_text() in text
+
+
+@pytest.mark.slow
 def test_weak_scaling(tmp_path: Path) -> None:
     text = said(
         str(FOLDER / "scaling.py"), "--repeats", "1", "--scale", "0.05", "--output", str(tmp_path / "scaling.json")

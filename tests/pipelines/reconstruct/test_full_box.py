@@ -39,7 +39,6 @@ def decide(stored: ParticleDataset, monkeypatch: pytest.MonkeyPatch) -> Decide:
         return refined
 
     monkeypatch.setattr(full_box, "refine_posed_particles", refine)
-    monkeypatch.setattr(full_box, "_WITHIN_REACH", 2)
 
     def of(shell: int | None, searched_px: int = 12, kind: type = ReconstructConfig, **changes: object) -> Any:
         explicit = {"particles": Path("p.star"), "output": Path("out")} | {
@@ -57,11 +56,11 @@ def decide(stored: ParticleDataset, monkeypatch: pytest.MonkeyPatch) -> Decide:
     return of
 
 
-def test_it_is_refined_where_the_search_came_near_the_end_of_its_box(decide: Decide) -> None:
-    assert decide(4) == (True, "")
-    is_refined, said = decide(3)
+def test_it_is_refined_where_the_search_came_far_in_its_box(decide: Decide) -> None:
+    assert decide(3) == (True, "")
+    is_refined, said = decide(2)
     assert not is_refined
-    assert "agree to 26.7 Å only, where the box of the search would hold 13.3 Å" in said
+    assert "agree to 40.0 Å only, where the box of the search would hold 13.3 Å" in said
 
 
 def test_it_is_not_where_nothing_more_is_stored_or_wanted(decide: Decide) -> None:
