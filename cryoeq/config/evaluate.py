@@ -43,7 +43,7 @@ class EvaluateConfig(FrozenConfig):
         "several are",
     )
     junk_below: float = Field(
-        default=0.3, gt=0, le=1, description="particles that are junk with less than this probability are kept"
+        default=0.2, gt=0, le=1, description="particles that are junk with less than this probability are kept"
     )
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="random seed of the halves and of the search for the frame"
