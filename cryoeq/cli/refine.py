@@ -82,6 +82,14 @@ def refine(
             rich_help_panel=SEARCH,
         ),
     ] = False,
+    non_uniform: Annotated[
+        bool,
+        typer.Option(
+            "--non-uniform",
+            help="Filter the references voxel by voxel, by cross-validation of the half maps.",
+            rich_help_panel=SEARCH,
+        ),
+    ] = False,
     output: Annotated[
         Path,
         typer.Option(
@@ -129,6 +137,7 @@ def refine(
         "input.contrast": shared.contrast_of(invert_data), "input.particle_diameter_angstrom": particle_diameter,
         "input.shift_sigma_angstrom": shift_sigma, "input.compare_to": compare_to, "search.symmetry": sym,
         "full_box.max_resolution_angstrom": max_resolution, "full_box.ctf_refinement": ctf_refinement or None,
+        "full_box.non_uniform": non_uniform or None,
     }  # fmt: skip
     notes: list[str] = []
     resolved = load_config(

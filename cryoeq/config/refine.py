@@ -30,6 +30,9 @@ class FullBoxConfig(FrozenConfig):
     ctf_refinement: bool = Field(
         default=False, description="refine the defocus of each particle and the astigmatism of each micrograph too"
     )
+    non_uniform: bool = Field(
+        default=False, description="filter the references voxel by voxel, by cross-validation of the half maps"
+    )
     solvent_flattening: bool = Field(
         default=True, description="mask the references by the automatic mask of the half maps, at each iteration"
     )

@@ -23,7 +23,7 @@ from cryoeq.domain.pose import PoseSet
 from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.reconstruction.half_set_refinement import refine_locally, sum_half_sets
 from cryoeq.reconstruction.local_refinement import RefinedPoses
-from cryoeq.reconstruction.maximization import SolventFinder, maximization_step
+from cryoeq.reconstruction.maximization import ReferenceFilter, SolventFinder, maximization_step
 from cryoeq.reconstruction.particle_scale import update_scales
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.reference import References
@@ -58,6 +58,7 @@ class FullBoxSettings:
         last_shell: last shell to refine to, below Nyquist of the stored images.
         iterations: iterations at most.
         find_solvent: mask of half maps; None for the spherical mask alone.
+        filter_references: filter of half maps that takes the place of that by their correlation; None for none.
         is_independent: whether no half set had a part in the poses of the other, so that the correlation of the first
             half maps can be trusted; else the first iteration stays at the first shell.
     """
@@ -68,6 +69,7 @@ class FullBoxSettings:
     last_shell: int
     iterations: int
     find_solvent: SolventFinder | None = None
+    filter_references: ReferenceFilter | None = None
     is_independent: bool = True
 
     def at_box(self, box_size_px: int) -> RefinementSettings:
@@ -231,7 +233,14 @@ class _Run:
         sums = sum_half_sets(state, references, settings, reach)
         references.release()
         state = state.merged() if is_merged else state
-        state = maximization_step(state, sums, settings, reach, find_solvent=find_solvent)
+        state = maximization_step(
+            state,
+            sums,
+            settings,
+            reach,
+            find_solvent=find_solvent,
+            filter_references=self._settings.filter_references,
+        )
         return replace(state, radius=min(state.radius, self._settings.last_shell), sums=None)
 
     def _references(self, radius: int) -> Generator[Event, None, References]:

@@ -38,7 +38,9 @@ class SolventMask:
     fsc: Float[Tensor, " shells"]
 
 
-SolventFinder = Callable[[tuple[Float[Tensor, "n n n"], Float[Tensor, "n n n"]]], SolventMask | None]
+_Pair = tuple[Float[Tensor, "n n n"], Float[Tensor, "n n n"]]
+SolventFinder = Callable[[_Pair], SolventMask | None]
+ReferenceFilter = Callable[[_Pair], _Pair | None]  # of unfiltered half maps; None where they are to be filtered by FSC
 
 
 def maximization_step(
@@ -48,6 +50,7 @@ def maximization_step(
     radius: int,
     *,
     find_solvent: SolventFinder | None = None,
+    filter_references: ReferenceFilter | None = None,
 ) -> RefinementState:
     """The state with new maps: one for both half sets where they share a reference, else one each and a new radius.
 
@@ -58,6 +61,8 @@ def maximization_step(
         radius: radius of the sums, in cycles per box.
         find_solvent: mask of unfiltered half maps, which flattens the solvent of the new maps; None for the sphere
             alone, and where it returns None.
+        filter_references: filter of unfiltered half maps that takes the place of that by their correlation; None for
+            none, and where it returns None.
     """
     n = sums[0].box_size_px
     mask = particle_mask(n, settings, state.half_set.device)
@@ -74,7 +79,11 @@ def maximization_step(
 
     if isinstance(state.reference, ConsensusMap):
         return replace(state, reference=ConsensusMap(filtered(sums[0] + sums[1], 2 * snr)), sums=sums)
-    reference = HalfSetMaps(filtered(sums[0], snr), filtered(sums[1], snr))
+    of_filter = None if filter_references is None else filter_references((raw[0] * mask, raw[1] * mask))
+    if of_filter is None:
+        reference = HalfSetMaps(filtered(sums[0], snr), filtered(sums[1], snr))
+    else:
+        reference = HalfSetMaps(*(broadcast(low_pass(half, radius)) for half in of_filter))
     state = replace(state, reference=reference, fsc=fsc, sums=sums)
     next_radius = min(state.resolution_shell + _SHELLS_BEYOND, radius + _MAX_RADIUS_STEP, n // 2 - 1)
     return replace(state, radius=max(state.radius, next_radius))

@@ -18,6 +18,7 @@ from cryoeq.errors import MapFileError
 from cryoeq.pipelines.reconstruct.build import build_refinement_settings, last_shell, takes_poses
 from cryoeq.pipelines.reconstruct.ctf import refine_ctf_and_poses
 from cryoeq.pipelines.reconstruct.half_map_resolution import curves_in_automatic_mask
+from cryoeq.pipelines.reconstruct.nonuniform import NonuniformReferences
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
 from cryoeq.reconstruction.full_box_refinement import FullBoxPoses, FullBoxSettings, refine_at_full_box
 from cryoeq.reconstruction.maximization import SolventFinder, SolventMask
@@ -105,6 +106,8 @@ def refine_posed_particles(
         raise ValueError("half sets were asked for before")
     box, pixel = dataset.box_size_px, dataset.pixel_size_angstrom
     settings = full_box_settings(config, dataset, posed.resolution_shell)
+    nonuniform = NonuniformReferences(box * pixel) if config.full_box.non_uniform else None
+    settings = replace(settings, filter_references=nonuniform)
     half_poses = posed.poses if posed.half_poses is None else posed.half_poses
     poses = PoseSet.from_angstrom(half_poses, pixel, box).each(lambda values: values.float().to(device))
 
@@ -113,6 +116,8 @@ def refine_posed_particles(
 
     found = yield from refine_at_full_box(poses, posed.half_set.to(device), load, settings, checkpoint=checkpoint)
     yield from _stop_notes(config, found, settings)
+    if nonuniform is not None and (note := nonuniform.note()) is not None:
+        yield note
     sigma = found.refined.rotation_sigma_rad.cpu()
     poses_of_all, poses_of_halves = (
         table.each(torch.Tensor.cpu).to_angstrom(pixel) for table in (found.refined.poses, found.half_poses)
