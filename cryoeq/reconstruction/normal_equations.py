@@ -1,4 +1,4 @@
-"""Images against slices of a map: log-likelihood, gradient and Gauss-Newton curvature over the pose, in one pass.
+"""Images against slices of a map: log-likelihood, gradient and Gauss-Newton curvature over the pose.
 
 For an image y centred by its shift, times its CTF and the noise precision p, and the slice P at its pose::
 
@@ -9,8 +9,7 @@ dP is the derivative of P over three rotations (radians, about the axes of the i
 rotation w takes k to -w x k in the frame of the image, so that the slice changes by -w.(k x gradient). Slice and
 gradient come from the same samples of one map (``physics.projection.sample_slices_with_gradient``).
 
-``normal_equations`` does it in plain torch, or, for float32 on the CPU, in a kernel compiled by numba that keeps
-nothing but the sums. Both take and give the same arrays.
+This is plain torch, for GPUs and double precision. In float32 on CPUs ``compiled_refinement`` does the same.
 """
 
 import math
@@ -27,6 +26,11 @@ from cryoeq.physics.shift import shift_phases
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 
 PARAMETERS = 5  # three rotations, two shifts
+FIRST_DAMPING = 0.1
+MAX_STEP_RAD, MAX_STEP_PX = 0.15, 1.0
+# Predicted gain in log-likelihood of the next step, from which on an image has converged: it is half the squared
+# distance to the maximum in standard deviations, of which five parameters have five.
+MIN_GAIN = 0.01
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,14 @@ class NormalEquations(ParticleRows):
             self.curvature + tightness * torch.diag(on_shifts.to(self.curvature)),
         )
 
+    def predicted_gain(self, step: Float[Tensor, "batch 5"]) -> Float[Tensor, " batch"]:
+        """What a step gains in log-likelihood, were that as its gradient and curvature say.
+
+        Args:
+            step: rotation vector and shift.
+        """
+        return (self.gradient * step).sum(1) - 0.5 * torch.einsum("bi,bij,bj->b", step, self.curvature, step)
+
     @property
     def rotation_sigma_rad(self) -> Float[Tensor, " batch"]:
         """Standard deviation of the rotation about all three axes together (Laplace)."""
@@ -118,28 +130,7 @@ def normal_equations(
     rotations: Float[Tensor, "batch 3 3"],
     shifts_px: Float[Tensor, "batch 2"],
 ) -> NormalEquations:
-    """Log-likelihood, gradient and curvature of each image at its pose, by the fastest way there is.
-
-    Args:
-        observed: the images.
-        padded: oversampled transform of the map.
-        rotations: RELION's matrices A.
-        shifts_px: offsets that centre the images.
-    """
-    if padded.device.type == "cpu" and padded.dtype == torch.complex64:
-        from cryoeq.reconstruction.compiled_normal_equations import compiled_normal_equations  # numba: 0.2 s
-
-        return NormalEquations(*compiled_normal_equations(observed, padded, rotations, shifts_px))
-    return plain_normal_equations(observed, padded, rotations, shifts_px)
-
-
-def plain_normal_equations(
-    observed: WeightedImages,
-    padded: Complex[Tensor, "m m m"],
-    rotations: Float[Tensor, "batch 3 3"],
-    shifts_px: Float[Tensor, "batch 2"],
-) -> NormalEquations:
-    """``normal_equations`` in torch: for GPUs and double precision, and the reference of the compiled kernel.
+    """Log-likelihood, gradient and curvature of each image at its pose.
 
     Args:
         observed: the images.

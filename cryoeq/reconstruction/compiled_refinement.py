@@ -1,17 +1,19 @@
-"""The normal equations of local refinement as a kernel for CPUs, compiled by numba at the first use.
+"""Local refinement as a kernel for CPUs, compiled by numba at the first use: the same steps as in torch.
 
-Image by image and line by line of its half plane: the samples of the map's transform around each coefficient, the slice
-and its gradient from them, then the sums. The samples of a line fit the first cache, so that what follows them reads no
-memory but the image. Along a line ky is constant: sums need the powers of kx alone.
+Image by image, so that the samples of the map that one evaluation has read are still in the cache at the next. An
+evaluation goes line by line of the half plane: the samples around each coefficient, the slice and its gradient from
+them, then the sums of ``normal_equations``. The samples of a line fit the first cache, so that what follows them reads
+no memory but the image. Along a line ky is constant: sums need the powers of kx alone.
 
 An image is summed by one thread in one order: results depend neither on the batch nor on the number of threads. The
-machine code is kept beside this file, or, where that may not be written to, in the user's cache folder.
+machine code is kept beside this file, or, where that may not be written to, in the user's cache folder. All of it is in
+this file, whose date tells numba whether what it has kept is still valid.
 """
 
 import inspect
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numba
 import numpy as np
@@ -20,8 +22,14 @@ from jaxtyping import Complex, Float, Int
 from numpy import float32
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from cryoeq.reconstruction.normal_equations import WeightedImages
+from cryoeq.reconstruction.normal_equations import (
+    FIRST_DAMPING,
+    MAX_STEP_PX,
+    MAX_STEP_RAD,
+    MIN_GAIN,
+    NormalEquations,
+    WeightedImages,
+)
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 _Array = np.ndarray
@@ -40,35 +48,46 @@ def _compiled(function: _Function) -> _Function:
         return numba.njit(plain, nogil=True, fastmath=_FAST_MATH)
 
 
-def compiled_normal_equations(
-    observed: "WeightedImages",
+def compiled_refinement(
+    observed: WeightedImages,
     padded: Complex[Tensor, "m m m"],
     rotations: Float[Tensor, "batch 3 3"],
     shifts_px: Float[Tensor, "batch 2"],
-) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch 5"], Float[Tensor, "batch 5 5"]]:
-    """As ``plain_normal_equations``, in float32 on the CPU.
+    *,
+    shift_sigma_px: float,
+    steps: int,
+) -> tuple[Float[Tensor, "batch 3 3"], Float[Tensor, "batch 2"], NormalEquations]:
+    """As ``local_refinement.refine_in_torch``, in float32 on the CPU.
 
     Args:
         observed: the images.
         padded: oversampled transform of the map.
-        rotations: RELION's matrices A.
-        shifts_px: offsets that centre the images.
+        rotations: initial rotations, RELION's matrices A.
+        shifts_px: initial offsets.
+        shift_sigma_px: standard deviation of the prior of offsets; where it is 0 they stay.
+        steps: most Gauss-Newton steps.
 
     Returns:
-        Log-likelihoods, gradients and curvatures.
+        Rotations, offsets, and the normal equations there.
     """
     sums = np.zeros((len(rotations), _N_SUMS))
-    images = _as_floats(observed.images), observed.precision.contiguous().numpy()
-    poses = rotations.contiguous().numpy(), shifts_px.contiguous().numpy()
-    lines = _lines(observed.plane.coords.numpy())
-    # A sample is one number of 8 bytes as long as it is only moved.
-    samples = padded.contiguous().numpy().view(np.float64)
-    _sum_images(images, samples, poses, lines, observed.plane.box_size_px, sums)
+    poses = rotations.numpy().copy(), shifts_px.numpy().copy()
+    _refine_images(
+        (_as_floats(observed.images), observed.precision.contiguous().numpy()),
+        # A sample is one number of 8 bytes as long as it is only moved.
+        padded.contiguous().numpy().view(np.float64),
+        poses,
+        (_lines(observed.plane.coords.numpy()), observed.plane.box_size_px),
+        # What stands in other files is passed: numba would keep machine code with their old values.
+        (shift_sigma_px, steps, FIRST_DAMPING, MAX_STEP_RAD, MAX_STEP_PX, MIN_GAIN),
+        sums,
+    )
     found = torch.from_numpy(sums).float()
     curvature = found.new_empty(len(found), 5, 5)
     row, column = torch.triu_indices(5, 5)
     curvature[:, row, column] = curvature[:, column, row] = found[:, 6:]
-    return found[:, 0], found[:, 1:6], curvature
+    equations = NormalEquations(found[:, 0], found[:, 1:6], curvature)
+    return torch.from_numpy(poses[0]), torch.from_numpy(poses[1]), equations
 
 
 def _as_floats(values: Complex[Tensor, "..."]) -> _Array:
@@ -239,38 +258,132 @@ def _add_curvature(line: _Array, precision: _Array, sampled: _Array, sums: _Arra
 
 
 @_compiled
-def _sum_images(
+def _evaluate(
     observed: tuple[_Array, _Array],
     padded: _Array,
-    poses: tuple[_Array, _Array],
-    lines: _Array,
-    n: int,
+    pose: tuple[_Array, _Array],
+    plane: tuple[_Array, int],
+    sigma_px: float,
     sums: _Array,
 ) -> None:
-    """Sums of each image, observed as its coefficients and their precision, at its pose of rotation and shift."""
-    images, precision = observed
-    rotations, shifts_px = poses
+    """Normal equations of one image at its pose of rotation and shift, as value, gradient and upper triangle."""
+    (image, precision), (rotation, shift_px), (lines, n) = observed, pose, plane
     scale, radians = float32(len(padded) / n), float32(2 * math.pi / n)
     samples, offsets = np.empty((20, _MAX_LINE), np.float64), np.empty((3, 2 * _MAX_LINE), float32)
     sampled, turned = np.empty((4, 2 * _MAX_LINE), float32), np.empty((6, _MAX_LINE), float32)
-    centred = np.empty((2, _MAX_LINE), float32)
-    phases, phase = np.empty((2, n), float32), np.empty(2, float32)
+    centred, phases, phase = np.empty((2, _MAX_LINE), float32), np.empty((2, n), float32), np.empty(2, float32)
+    sums[:] = 0
+    for j in range(n):
+        angle = -radians * float32(j - n // 2) * shift_px[0]
+        phases[0, j], phases[1, j] = math.cos(angle), math.sin(angle)
+    for line in lines:
+        weights = precision[line[0] : line[0] + line[1]]
+        angle = -radians * float32(line[3]) * shift_px[1]
+        phase[0], phase[1] = math.cos(angle), math.sin(angle)
+        _centre(line, image[2 * line[0] :], phases, phase, centred)
+        _gather(line, rotation, scale, padded, offsets, samples)
+        _interpolate(line[1], samples.view(float32), offsets, sampled)
+        _turn_gradient(line, rotation, scale, sampled, turned)
+        _add_gradient(line, centred, weights, turned, sums)
+        _add_curvature(line, weights, turned, sums)
+    # A shift by one pixel turns phases by 2 pi k / n.
+    sums[4:6] *= radians
+    for j in (9, 10, 13, 14, 16, 17):
+        sums[j] *= radians
+    sums[18:] *= radians * radians
+    if sigma_px > 0:
+        tightness = 1 / (sigma_px * sigma_px)
+        sums[0] -= 0.5 * tightness * (shift_px[0] * shift_px[0] + shift_px[1] * shift_px[1])
+        sums[4] -= tightness * shift_px[0]
+        sums[5] -= tightness * shift_px[1]
+        sums[18] += tightness
+        sums[20] += tightness
+
+
+@_compiled
+def _solve(sums: _Array, damping: float, free: int, step: _Array) -> None:
+    """The damped step over the first free parameters, by elimination: the matrix is positive definite."""
+    matrix, right = np.zeros((5, 5)), sums[1:6].copy()
+    k = 6
+    for i in range(5):
+        for j in range(i, 5):
+            matrix[i, j] = matrix[j, i] = sums[k]
+            k += 1
+        matrix[i, i] += damping * matrix[i, i] + 1e-6
+    for i in range(free):
+        for j in range(i + 1, free):
+            factor = matrix[j, i] / matrix[i, i]
+            matrix[j] -= factor * matrix[i]
+            right[j] -= factor * right[i]
+    step[:] = 0
+    for i in range(free - 1, -1, -1):
+        step[i] = (right[i] - np.sum(matrix[i, i + 1 : free] * step[i + 1 : free])) / matrix[i, i]
+
+
+@_compiled
+def _shorten(step: _Array, max_rad: float, max_px: float) -> None:
+    """Keep rotation and shift of a step short."""
+    angle = math.sqrt(step[0] * step[0] + step[1] * step[1] + step[2] * step[2])
+    step[:3] *= max_rad / max(angle, max_rad)
+    for i in range(3, 5):
+        step[i] = min(max(step[i], -max_px), max_px)
+
+
+@_compiled
+def _predicted_gain(sums: _Array, step: _Array) -> float:
+    """What a step gains, were the likelihood as its curvature says."""
+    gain, k = 0.0, 6
+    for i in range(5):
+        gain += sums[1 + i] * step[i]
+        for j in range(i, 5):
+            gain -= step[i] * step[j] * (sums[k] / 2 if i == j else sums[k])
+            k += 1
+    return gain
+
+
+@_compiled
+def _turned(rotation: _Array, vector: _Array) -> _Array:
+    """A rotation after another, given by axis times angle (Rodrigues)."""
+    x, y, z = vector[0], vector[1], vector[2]
+    angle = math.sqrt(x * x + y * y + z * z)
+    first = math.sin(angle) / angle if angle > 0 else 1.0
+    second = 0.5 * (math.sin(angle / 2) / (angle / 2)) ** 2 if angle > 0 else 0.5
+    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    turned = np.zeros((3, 3), float32)
+    for i in range(3):
+        for j in range(3):
+            total = float(rotation[i, j])
+            for k in range(3):
+                twice = cross[i, 0] * cross[0, k] + cross[i, 1] * cross[1, k] + cross[i, 2] * cross[2, k]
+                total += (first * cross[i, k] + second * twice) * rotation[k, j]
+            turned[i, j] = total
+    return turned
+
+
+@_compiled
+def _refine_images(
+    observed: tuple[_Array, _Array],
+    padded: _Array,
+    poses: tuple[_Array, _Array],
+    plane: tuple[_Array, int],
+    settings: tuple[float, int, float, float, float, float],
+    sums: _Array,
+) -> None:
+    """Damped Gauss-Newton steps of each image, whose rotation and shift are replaced, and the sums where they end."""
+    (images, precision), (rotations, shifts_px) = observed, poses
+    sigma_px, steps, first_damping, max_rad, max_px, min_gain = settings
+    step, there, free = np.empty(5), np.empty(_N_SUMS), 5 if sigma_px > 0 else 3
     for i in range(len(images)):
-        for j in range(n):
-            angle = -radians * float32(j - n // 2) * shifts_px[i, 0]
-            phases[0, j], phases[1, j] = math.cos(angle), math.sin(angle)
-        for line in lines:
-            there = slice(line[0], line[0] + line[1])
-            angle = -radians * float32(line[3]) * shifts_px[i, 1]
-            phase[0], phase[1] = math.cos(angle), math.sin(angle)
-            _centre(line, images[i, 2 * line[0] :], phases, phase, centred)
-            _gather(line, rotations[i], scale, padded, offsets, samples)
-            _interpolate(line[1], samples.view(float32), offsets, sampled)
-            _turn_gradient(line, rotations[i], scale, sampled, turned)
-            _add_gradient(line, centred, precision[i, there], turned, sums[i])
-            _add_curvature(line, precision[i, there], turned, sums[i])
-        # A shift by one pixel turns phases by 2 pi k / n.
-        sums[i, 4:6] *= radians
-        for j in (9, 10, 13, 14, 16, 17):
-            sums[i, j] *= radians
-        sums[i, 18:] *= radians * radians
+        image, here, damping = (images[i], precision[i]), sums[i], first_damping
+        _evaluate(image, padded, (rotations[i], shifts_px[i]), plane, sigma_px, here)
+        for _ in range(steps):
+            _solve(here, damping, free, step)
+            _shorten(step, max_rad, max_px)
+            if not _predicted_gain(here, step) >= min_gain:
+                break
+            rotation, shift_px = _turned(rotations[i], step), shifts_px[i] + step[3:].astype(float32)
+            _evaluate(image, padded, (rotation, shift_px), plane, sigma_px, there)
+            damping *= 8
+            if there[0] > here[0]:
+                rotations[i], shifts_px[i], here[:] = rotation, shift_px, there
+                damping *= 0.3 / 8
