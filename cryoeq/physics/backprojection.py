@@ -115,18 +115,30 @@ class WienerBackprojection:
                 J. Struct. Biol. 180, 519-530, equation 6). It must be positive.
         """
         real, imag, weight = self._with_mates()
-        radius = _radii(weight.shape[-1], weight.dtype, weight.device) / self.padding
-        below = radius.long().clamp(max=len(prior_precision) - 1)
-        above = (below + 1).clamp(max=len(prior_precision) - 1)
+        m = weight.shape[-1]
+        radii = _radii(m, weight.dtype, weight.device)
+        for plane in range(m):  # plane by plane: what comes and goes here would be most of the memory
+            gain = self._gain(radii[plane], weight[plane], prior_precision)
+            real[plane] *= gain
+            imag[plane] *= gain
+        del weight
+        summed = collect_slices(torch.complex(real, imag), self.padding)
+        return summed * (self.box_size_px**2 / m**3)
+
+    def _gain(
+        self, radii: Float[Tensor, "m m"], weight: Float[Tensor, "m m"], prior_precision: Float[Tensor, " shells"]
+    ) -> Float[Tensor, "m m"]:
+        """1 / (weight + prior) below Nyquist, 0 beyond, on a plane of the oversampled transform."""
+        radius, last = radii / self.padding, len(prior_precision) - 1
+        below = radius.long().clamp(max=last)
+        above = (below + 1).clamp(max=last)
         prior = torch.lerp(prior_precision[below], prior_precision[above], (radius - below).clamp(max=1.0))
-        gain = (radius < self.box_size_px / 2) / (weight + prior)
-        summed = collect_slices(torch.complex(real * gain, imag * gain), self.padding)
-        return summed * (self.box_size_px**2 / weight.shape[-1] ** 3)
+        return (radius < self.box_size_px / 2) / (weight + prior)
 
     def _with_mates(self) -> tuple[Tensor, Tensor, Tensor]:
         """Real part, imaginary part and weight of the sums over all coefficients, the Friedel mates' too."""
-        mate = _friedel_mate(self.sums)
-        return self.sums[0] + mate[0], self.sums[1] - mate[1], self.sums[2] + mate[2]
+        real, imag, weight = self.sums
+        return real + _friedel_mate(real), imag - _friedel_mate(imag), weight + _friedel_mate(weight)
 
 
 def rotate_on_lattice(

@@ -11,11 +11,15 @@ import torch
 from cryoeq.config.loading import load_config
 from cryoeq.config.reconstruct import ReconstructConfig, RefinementConfig
 from cryoeq.data.dataset import ParticleDataset
+from cryoeq.domain.events import Note, Progress
 from cryoeq.domain.pose import Poses
 from cryoeq.geometry.map_filter import low_pass
+from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.reconstruct import full_box
+from cryoeq.pipelines.reconstruct.checkpoints import Checkpoints
 from cryoeq.pipelines.reconstruct.full_box import full_box_settings, refine_where_it_gains, solvent_finder
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
+from cryoeq.reconstruction.full_box_refinement import refine_at_full_box
 from cryoeq.reconstruction.state import no_checkpoints
 from known_particles import MakeDataset, N
 from pipeline_events import events_and_result
@@ -114,3 +118,34 @@ def test_half_maps_without_agreement_have_no_solvent() -> None:
     generator = torch.Generator().manual_seed(1)
     first, second = (torch.randn(24, 24, 24, generator=generator) for _ in range(2))
     assert solvent_finder(96.0)((first, -first + 0.1 * second)) is None
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_refinement_that_was_stopped_goes_on_from_its_last_iteration(
+    make_known: Callable[..., Any], observe: Callable[..., Any], tmp_path: Path
+) -> None:
+    known = make_known(40, sigma=0.5)
+    particles, half_set = observe(known.dataset), torch.arange(40) % 2 + 1
+    config = load_config(
+        ReconstructConfig, explicit={"particles": "p.star", "output": "out"}, overrides=["full_box.iterations=2"]
+    )
+    settings = full_box_settings(config, known.dataset, 4)
+
+    def load(radius: int) -> Any:
+        yield Progress("reading", 1, 1)
+        return particles.within(radius, N)
+
+    def run(*, resume: bool) -> tuple[list[str], Any]:
+        checkpoints = Checkpoints.of_run(RunFolder(tmp_path), 40, torch.device("cpu"), resume=resume)
+        steps = refine_at_full_box(known.pose_set, half_set, load, settings, checkpoint=checkpoints.run)
+        events, found = events_and_result(steps)
+        return [event.text for event in events if isinstance(event, Note) and event.text.startswith("Resumed")], found
+
+    resumed, expected = run(resume=False)
+    assert resumed == []
+    (tmp_path / "checkpoints" / "full_box_2.pt").unlink()
+    resumed, found = run(resume=True)
+    assert resumed == ["Resumed from checkpoint full_box_0.", "Resumed from checkpoint full_box_1."]
+    for ours, theirs in ((found.half_poses, expected.half_poses), (found.refined.poses, expected.refined.poses)):
+        assert torch.equal(ours.rotations, theirs.rotations)
+        assert torch.equal(ours.shifts_px, theirs.shifts_px)
