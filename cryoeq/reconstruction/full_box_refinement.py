@@ -130,7 +130,11 @@ def refine_at_full_box(
         settled = state.resolution_shell <= best and median_rotation_rad(before, state) < _SETTLED / state.radius
         best = max(best, state.resolution_shell)
     if settings.iterations and not settled:
-        yield Note(f"The full-box refinement was still moving after {number} iterations.", "warning")
+        yield Note(
+            f"The full-box refinement was still moving after {number} iterations; --set full_box.iterations=N allows "
+            "more.",
+            "warning",
+        )
     refined = yield from run.refine_all(state)
     in_full_box = replace(refined, poses=refined.poses.in_box(settings.box_size_px))
     return FullBoxPoses(state.poses.in_box(settings.box_size_px), in_full_box, state.resolution_shell, number)

@@ -99,7 +99,7 @@ def test_it_ends_where_nothing_moves_and_says_where_it_did_not(make_known: Make,
     start = off_by(known.pose_set, 8.0)
     events, _ = events_and_result(refine_at_full_box(start, HALF_SET, Reader(particles), settings(iterations=1)))
     assert [event.text for event in events if isinstance(event, Note) and event.level == "warning"] == [
-        "The full-box refinement was still moving after 1 iterations."
+        "The full-box refinement was still moving after 1 iterations; --set full_box.iterations=N allows more."
     ]
 
 

@@ -20,6 +20,7 @@ from cryoeq.pipelines.reconstruct.ctf import refine_ctf_and_poses
 from cryoeq.pipelines.reconstruct.half_map_resolution import curves_in_automatic_mask
 from cryoeq.pipelines.reconstruct.nonuniform import NonuniformReferences
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
+from cryoeq.pipelines.reconstruct.preflight import affordable_shell
 from cryoeq.reconstruction.full_box_refinement import FullBoxPoses, FullBoxSettings, refine_at_full_box
 from cryoeq.reconstruction.maximization import SolventFinder, SolventMask
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms, load_transforms
@@ -105,9 +106,13 @@ def refine_posed_particles(
     if posed.half_set is None or posed.resolution_shell is None:
         raise ValueError("half sets were asked for before")
     box, pixel = dataset.box_size_px, dataset.pixel_size_angstrom
-    settings = full_box_settings(config, dataset, posed.resolution_shell)
     nonuniform = NonuniformReferences(box * pixel) if config.full_box.non_uniform else None
+    settings = full_box_settings(config, dataset, posed.resolution_shell)
     settings = replace(settings, filter_references=nonuniform)
+    if (affordable := affordable_shell(config, dataset.table, device)) < settings.last_shell:
+        reached = settings.refinement.resolution_angstrom(affordable)
+        yield Note(f"The refinement at the full box ends at {reached:.1f} Å: memory holds no more shells.", "warning")
+        settings = replace(settings, last_shell=affordable, first_shell=min(settings.first_shell, affordable))
     half_poses = posed.poses if posed.half_poses is None else posed.half_poses
     poses = PoseSet.from_angstrom(half_poses, pixel, box).each(lambda values: values.float().to(device))
 

@@ -124,14 +124,38 @@ def _named(config: ReconstructConfig) -> str:
     return "cryoeq refine" if config.pose_inference == "refine" else f"--pose-inference {config.pose_inference}"
 
 
-def _check_memory(config: ReconstructConfig, stack: ParticleStack, device: torch.device) -> Note:
-    """The memory that the run will need, beside what there is."""
-    phases = _predict(config, stack, device)
+def affordable_shell(config: ReconstructConfig, table: ParticleTable, device: torch.device) -> int:
+    """The last shell that the refinement at the full box may reach: that of the settings, or what memory holds.
+
+    Args:
+        config: settings of the run.
+        table: the particles.
+        device: device of the computation.
+    """
+    box = table.box_size_px
+    last, found = last_shell(config, box, box * table.pixel_size_angstrom), _tightest_limit(device)
+    if found is None:
+        return last
+    limit, processes = found
+    room = limit.limit / processes - limit.in_use
+    fitting = (shell for shell in range(last, 0, -1) if sum(full_box_memory(len(table), box, shell).values()) <= room)
+    return next(fitting, 1)
+
+
+def _tightest_limit(device: torch.device) -> tuple[MemoryLimit, int] | None:
+    """The limit on memory, and the number of processes that share it; None where there is none."""
     limits = memory_limits() if device.type == "cpu" else [_of_gpu(device)]
     if not limits:
+        return None
+    return limits[0], _processes_of_machine() if limits[0].is_shared and device.type == "cpu" else 1
+
+
+def _check_memory(config: ReconstructConfig, stack: ParticleStack, device: torch.device) -> Note:
+    """The memory that the run will need, beside what there is."""
+    phases, found = _predict(config, stack, device), _tightest_limit(device)
+    if found is None:
         return Note(f"Memory: about {_gigabytes(max(sum(parts.values()) for parts in phases))} will be needed.")
-    limit, parts = limits[0], max(phases, key=lambda parts: sum(parts.values()))
-    processes = _processes_of_machine() if limit.is_shared and device.type == "cpu" else 1
+    (limit, processes), parts = found, max(phases, key=lambda parts: sum(parts.values()))
     needed = processes * (sum(parts.values()) + limit.in_use)
     among = f" by {processes} processes" if processes > 1 else ""
     if needed > _TOLERANCE * limit.limit:
@@ -178,16 +202,18 @@ def _predict(config: ReconstructConfig, stack: ParticleStack, device: torch.devi
     parts = search_memory(size)
     if mode == "hybrid":
         parts["encoder"] = encoder_memory(config.hybrid.batch_size, 2 * (config.hybrid.max_shell + 1), is_wide=True)
-    return [parts, final, *_full_box(config, stack, images)]
+    return [parts, final, *_full_box(config, stack, images, device)]
 
 
-def _full_box(config: ReconstructConfig, stack: ParticleStack, images: dict[str, int]) -> list[dict[str, int]]:
+def _full_box(
+    config: ReconstructConfig, stack: ParticleStack, images: dict[str, int], device: torch.device
+) -> list[dict[str, int]]:
     """The refinement at the full box, where there is one; as if the half maps agreed up to its last shell."""
     box, searched = stack.table.box_size_px, working_box(config, stack)
     is_wanted = config.full_box.iterations > 0 and config.search.classes == 1
     if not is_wanted or (searched == box and config.pose_inference != "refine"):
         return []
-    last = last_shell(config, box, box * stack.table.pixel_size_angstrom)
+    last = affordable_shell(config, stack.table, device)
     return [images | full_box_memory(len(stack.table), box, last)]
 
 

@@ -62,6 +62,12 @@ def pose_from_reference(
     if start is None:
         yield from load_transforms(dataset, device, radius=_MIN_SHELL)  # copies are told by pixels that were read
         half_set = yield from _half_sets(config, dataset, stack)
+        if not config.refine.keep_half_sets:
+            yield Note(
+                f"The given poses count to {settings.resolution_angstrom(shell):.0f} Å at first. Were they refined "
+                "with all particles together, some of their noise may be in both half sets; --keep-half-sets takes "
+                "those of an independent refinement."
+            )
         return PosedParticles(_given_poses(stack), half_set, _given_poses(stack), resolution_shell=shell)
     yield from _symmetry_notes(config, start, shell)
     particles = yield from load_transforms(dataset, device)

@@ -148,3 +148,18 @@ def test_what_is_refused_leaves_nothing(tiny_particles: Path, tmp_path: Path, se
     with pytest.raises(CryoEqError):
         list(reconstruct(config))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_full_box_is_refined_as_far_as_memory_holds(tiny_particles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It never refuses a run: the box of the search is another matter."""
+    config = configure(tiny_particles / "particles.star", {})
+    table = build_stack(config, with_poses=False).table
+    shells = []
+    for room in (10**12, sum(preflight.full_box_memory(len(table), 16, 5).values()), 0):
+        limit = MemoryLimit("the memory of a toaster", room + 10**5, 10**5)
+        monkeypatch.setattr(preflight, "memory_limits", lambda limit=limit: [limit])
+        shells.append(preflight.affordable_shell(config, table, CPU))
+    assert shells == [7, 5, 1]
+    limited = configure(tiny_particles / "particles.star", {"full_box__max_resolution_angstrom": 20.0})
+    monkeypatch.setattr(preflight, "memory_limits", list)
+    assert preflight.affordable_shell(limited, table, CPU) == 4

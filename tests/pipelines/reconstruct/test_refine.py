@@ -11,6 +11,7 @@ import torch
 from cryoeq.cli.main import run
 from cryoeq.domain.volume import Volume
 from cryoeq.evaluation.poses import compare_poses
+from cryoeq.geometry.shells import fourier_shell_correlation
 from cryoeq.io.mrc import read_map, write_map
 from cryoeq.io.particles import read_particles, write_particle_star
 from cryoeq.io.star import read_star
@@ -143,3 +144,23 @@ def test_a_search_in_a_smaller_box_ends_at_the_full_one(
     truth = searched_particles / "truth.star"
     refined, left = (median_error_deg(tmp_path / name / "run_data.star", truth) for name in ("run", "off"))
     assert refined < 1.1 * left
+
+
+@pytest.mark.slow
+def test_symmetry_is_imposed_about_the_usual_axes(searched_particles: Path, tmp_path: Path) -> None:
+    molecule, stack = searched_particles.parent / "molecule.mrc", tmp_path / "stack"
+    simulation = ["-n", "200", "--snr", "1", "--shift-sigma", "4", "--sym", "D2", "--device", "cpu"]
+    assert run(["simulate", str(molecule), "-o", str(stack), *simulation]) == 0
+    start = ["--ref", str(stack / "truth_volume.mrc"), "--sym", "D2"]
+    assert run(["refine", str(stack / "particles.star"), "-o", str(tmp_path / "run"), *start, *QUICK]) == 0
+    assert "does not have the symmetry" not in (tmp_path / "run" / "run.log").read_text(encoding="utf-8")
+    found, true = (
+        read_particles(path, datadir=stack, with_poses=True).table.poses
+        for path in (tmp_path / "run" / "run_data.star", stack / "truth.star")
+    )
+    assert found is not None
+    assert true is not None
+    assert math.degrees(float(compare_poses(found, true, symmetry="D2").rotation_rad.median())) < 8
+    volume = read_map(tmp_path / "run" / "run_class001.mrc").values
+    turned = volume.flip(0, 1).roll((1, 1), (0, 1))  # half a turn about x
+    assert float(fourier_shell_correlation(volume, turned)[1:8].min()) > 0.99
