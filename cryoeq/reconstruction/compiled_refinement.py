@@ -95,10 +95,11 @@ def _as_floats(values: Complex[Tensor, "..."]) -> _Array:
 
 
 def _lines(coords: Int[_Array, "points 2"]) -> Int[_Array, "lines 4"]:
-    """First coefficient, number of coefficients, first kx, and ky of each line."""
+    """First coefficient, number of coefficients, first kx, and ky of each line: of neighbours only, and none long."""
     kx, ky = coords.T
-    pieces = (kx - kx.min()) // _MAX_LINE
-    first = np.flatnonzero(np.diff(ky, prepend=ky[0] - 1) | np.diff(pieces, prepend=0))
+    is_next = (np.diff(ky, prepend=ky[0] - 1) == 0) & (np.diff(kx, prepend=kx[0]) == 1)
+    places = np.arange(len(kx))
+    first = np.flatnonzero((places - np.maximum.accumulate(np.where(is_next, 0, places))) % _MAX_LINE == 0)
     return np.stack([first, np.diff(first, append=len(ky)), kx[first], ky[first]], 1)
 
 

@@ -24,7 +24,7 @@ from cryoeq.geometry.pointgroup import split_over_lattice
 from cryoeq.physics.backprojection import WienerBackprojection
 from cryoeq.reconstruction.expectation import Posterior, expectation_step, hexagonal_offsets, offset_step_px
 from cryoeq.reconstruction.initial_model import InitialModel
-from cryoeq.reconstruction.local_refinement import RefinedPoses, refine_poses
+from cryoeq.reconstruction.local_refinement import MAX_STEPS, RefinedPoses, refine_poses
 from cryoeq.reconstruction.maximization import maximization_step, particle_mask
 from cryoeq.reconstruction.particle_scale import update_scales
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
@@ -196,7 +196,7 @@ def refine_half_sets_locally(
 
 
 def refine_locally(
-    state: RefinementState, references: References, radius: int, shift_sigma_px: float, *, steps: int = 5
+    state: RefinementState, references: References, radius: int, shift_sigma_px: float, *, steps: int = MAX_STEPS
 ) -> RefinedPoses:
     """Poses of all particles at the nearest maximum of their likelihood, each against the map of its half set.
 
@@ -205,7 +205,7 @@ def refine_locally(
         references: prepared references of the maps.
         radius: resolution of the comparison, in cycles per box.
         shift_sigma_px: standard deviation of the offsets per axis; 0 leaves them unchanged.
-        steps: Gauss-Newton steps.
+        steps: most Gauss-Newton steps.
     """
     particles = references.particles.within(radius, references.particles.plane.box_size_px)
     refined, order = [], []

@@ -32,8 +32,10 @@ from cryoeq.reconstruction.reference import Reference
 from cryoeq.runtime.batching import in_parallel, numbers_at_a_time
 from cryoeq.runtime.distributed import all_gather, shard
 
+MAX_STEPS = 20
 CHUNK_POINTS_ON_CPU = 2**17
 NUMBERS_PER_POINT = 64  # in torch: residual, Jacobian, the samples behind them: complex, and copies of them
+_STEPS_BETWEEN_LOOKS = 5  # at whether all images have converged, for which a GPU must have finished its queue
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def refine_poses(
     poses: PoseSet,
     *,
     shift_sigma_px: float,
-    steps: int = 5,
+    steps: int = MAX_STEPS,
     rows: Int[Tensor, " rows"] | None = None,
 ) -> RefinedPoses:
     """Refine the poses of particles, which the processes of a job share.
@@ -68,7 +70,7 @@ def refine_poses(
         reference: the map.
         poses: initial pose of each particle to refine; offsets stay where ``shift_sigma_px`` is 0.
         shift_sigma_px: standard deviation of the normal prior of offsets, per axis; 0 for centred particles.
-        steps: most Gauss-Newton steps.
+        steps: most Gauss-Newton steps; an image ends sooner where no step gains any more.
         rows: particles to refine, copied a batch at a time only; None for all.
     """
     rows = torch.arange(len(particles), device=particles.device) if rows is None else rows
@@ -110,7 +112,7 @@ def refine_in_torch(
         rotations: initial rotations, RELION's matrices A.
         shifts_px: initial offsets.
         shift_sigma_px: standard deviation of the prior of offsets; where it is 0 they stay.
-        steps: Gauss-Newton steps.
+        steps: most Gauss-Newton steps.
 
     Returns:
         Rotations, offsets, and the normal equations there.
@@ -118,9 +120,11 @@ def refine_in_torch(
     damping = torch.full((len(rotations),), FIRST_DAMPING, device=rotations.device)
     is_active = torch.ones_like(damping, dtype=torch.bool)
     here = normal_equations(observed, padded, rotations, shifts_px).with_shift_prior(shifts_px, shift_sigma_px)
-    for _ in range(steps):
+    for taken in range(steps):
         step = _step(here, damping, PARAMETERS if shift_sigma_px > 0 else 3)
-        is_active &= here.predicted_gain(step) >= MIN_GAIN
+        is_active = is_active & (here.predicted_gain(step) >= MIN_GAIN)
+        if taken % _STEPS_BETWEEN_LOOKS == _STEPS_BETWEEN_LOOKS - 1 and not is_active.any():
+            break
         there_rotations, there_shifts = rotation_from_vector(step[:, :3]) @ rotations, shifts_px + step[:, 3:]
         there = normal_equations(observed, padded, there_rotations, there_shifts)
         there = there.with_shift_prior(there_shifts, shift_sigma_px)

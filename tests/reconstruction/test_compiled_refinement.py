@@ -62,6 +62,15 @@ def test_compiled_and_plain_evaluations_agree(n: int, radius: float, count: int,
     assert torch.equal(found.curvature, found.curvature.mT)
 
 
+def test_coefficients_need_not_be_whole_lines() -> None:
+    observed, padded, rotations, shifts = scene(16, 7.0, 3)
+    plane, some = observed.plane, torch.arange(len(observed.plane)) % 5 != 2
+    part = HalfPlane(16, plane.coords[some], plane.flat_index[some], plane.weights[some])
+    images = WeightedImages(part, observed.images[:, some], observed.precision[:, some])
+    found, expected = (evaluate((images, padded, rotations, shifts), way) for way in WAYS)
+    assert_same(found, expected)
+
+
 @pytest.mark.parametrize("sigma_px", [0.0, 2.0])
 def test_compiled_and_plain_steps_agree(sigma_px: float) -> None:
     """From poses off by more than a step may go, to where no step gains any more."""
