@@ -160,3 +160,13 @@ def test_a_finished_run_is_read_whatever_it_asked_for(key: str, wanted: object) 
 def test_a_consensus_has_an_iteration() -> None:
     with pytest.raises(ConfigError, match=r"search\.consensus\.shells"):
         load_config(ReconstructConfig, overrides=["search.consensus.shells=[]"], explicit=INPUT)
+
+
+def test_an_option_of_the_version_before_is_read_with_a_note() -> None:
+    notes: list[str] = []
+    config = load_config(ReconstructConfig, explicit=INPUT | {"input.reference": Path("truth.mrc")}, notes=notes)
+    assert config.input.compare_to == Path("truth.mrc")
+    assert notes == ["--reference is now called --compare-to; the old name is read for one more version."]
+    notes.clear()
+    load_config(ReconstructConfig, explicit=INPUT | {"input.reference": None}, notes=notes)
+    assert notes == []
