@@ -25,6 +25,7 @@ from cryoeq.reconstruction.class_refinement import (
     refine_classes,
 )
 from cryoeq.reconstruction.initial_model import estimate_initial_model
+from cryoeq.reconstruction.multi_start import detail_agreement
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.settings import AbInitioSettings
 from cryoeq.reconstruction.state import Checkpointer, State, Step, no_checkpoints
@@ -93,10 +94,13 @@ class Classification:
     Args:
         state: maps at low resolution, largest class first, and class and pose of each particle.
         agreement: with the partition of another random start, carried to the same end; None without one.
+        map_agreement: mean FSC of the map of each class with that of the class of the other start which shares most
+            particles with it, in shells where wrong maps differ; None without another start.
     """
 
     state: ClassesState
     agreement: PartitionAgreement | None
+    map_agreement: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ def classify(
     # At one noise, by the maps of the other half set: the noise that the maps of each end leave is its own.
     found.sort(key=lambda end: -float(held_out_log_likelihood(end, particles, settings.refinement).mean()))
     state = found[0].by_size()
-    return Classification(state, _agreement(state, found[1]))
+    return Classification(state, _agreement(state, found[1]), _map_agreement(state, found[1], settings))
 
 
 def _start_notes(starts: Sequence[_Start], agreement: float) -> Iterator[Note]:
@@ -186,6 +190,15 @@ def _agreement(
 ) -> PartitionAgreement:
     classes = [each.class_of if rows is None else each.class_of[rows] for each in (first, second)]
     return PartitionAgreement.of(classes[0], classes[1], len(first.maps), len(second.maps))
+
+
+def _map_agreement(state: ClassesState, other: ClassesState, settings: AbInitioSettings) -> tuple[float, ...]:
+    """How far the map of each class is that of the class of another start that shares most particles with it."""
+    values = []
+    for number, each in enumerate(state.maps):
+        alike = int(other.class_of[state.class_of == number].bincount(minlength=len(other.maps)).argmax())
+        values.append(detail_agreement(each.merged(), other.maps[alike].merged(), settings))
+    return tuple(values)
 
 
 def _assign(

@@ -39,7 +39,7 @@ _SHELLS = slice(2, 7)
 _COMPARISON = 2**31  # number of an iteration that no refinement reaches: all starts are compared on one grid
 # Two consensus maps are compared where a wrong one has detail of its own: 0.97 on 1WCM at SNR 0.1, found; 0.25 at SNR
 # 0.03, not found, where trial maps had agreed by 0.85 over the first shells.
-_MIN_DETAIL_FSC = 0.5
+MIN_DETAIL_FSC = 0.5
 _DETAIL_SHELLS = slice(5, 11)
 
 
@@ -164,19 +164,30 @@ def verify_with_another_start(
     """
     unused = MAX_RESTARTS * settings.max_starts
     state = yield from _start(particles, found.half_set, settings, unused)
-    last = settings.refinement.shared_shell
-    maps = _first_shells(found, last), _first_shells(state, last)
-    agreement = _agreement(*maps, settings, _DETAIL_SHELLS, _MIN_DETAIL_FSC)
-    shared = settings.refinement.resolution_angstrom(last)
+    agreement = detail_agreement(found, state, settings)
+    shared = settings.refinement.resolution_angstrom(settings.refinement.shared_shell)
     doubt = f"the half maps agree no further than {shared:.0f} Å, up to which they shared a reference"
-    if agreement < _MIN_DETAIL_FSC:
+    if agreement < MIN_DETAIL_FSC:
         raise DivergedError(
             f"no structure was found: {doubt}, and another random start converged to a different map (mean FSC "
             f"{agreement:.2f} in its detail)",
-            f"Expected half maps that agree beyond it, or a second map with a mean FSC of {_MIN_DETAIL_FSC} or more",
+            f"Expected half maps that agree beyond it, or a second map with a mean FSC of {MIN_DETAIL_FSC} or more",
             "Give more or cleaner particles; check CTF, contrast, pixel size and --shift-sigma",
         )
     yield Note(f"Although {doubt}, another random start converged to the same map (mean FSC {agreement:.2f}).")
+
+
+def detail_agreement(found: RefinementState, other: RefinementState, settings: AbInitioSettings) -> float:
+    """Mean FSC of two maps of two random starts, aligned, either hand, in shells where wrong ones differ.
+
+    Args:
+        found: one of them.
+        other: the other.
+        settings: settings of the consensus refinement.
+    """
+    last = settings.refinement.shared_shell
+    maps = _first_shells(found, last), _first_shells(other, last)
+    return _agreement(*maps, settings, _DETAIL_SHELLS, MIN_DETAIL_FSC)
 
 
 def _start(

@@ -38,16 +38,16 @@ from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruct.plan import plan_classes
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
 from cryoeq.pipelines.reconstruct.search import posed_particles, refine_halves
-from cryoeq.reconstruction.ab_initio import rotate_to_axes
+from cryoeq.reconstruction.ab_initio import reconstruct_ab_initio, rotate_to_axes
 from cryoeq.reconstruction.acceptance import shared_resolution_note
 from cryoeq.reconstruction.class_refinement import ClassesState
 from cryoeq.reconstruction.classification import PartitionAgreement, classify, classify_by_evidence
 from cryoeq.reconstruction.global_realignment import refine_final_poses, with_realigned_worst
 from cryoeq.reconstruction.half_set_refinement import final_iteration, refine_half_sets_locally
-from cryoeq.reconstruction.multi_start import at_low_resolution
+from cryoeq.reconstruction.multi_start import MIN_DETAIL_FSC, at_low_resolution
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms, load_transforms
 from cryoeq.reconstruction.settings import AbInitioSettings
-from cryoeq.reconstruction.state import Checkpointer, RefinementState, no_checkpoints
+from cryoeq.reconstruction.state import Checkpointer, RefinementState, State, Step, no_checkpoints
 
 _LEAST_JUNK = 0.05  # of a class, from which on its maps are made again without it
 
@@ -130,6 +130,7 @@ def search_classes(
     """
     asked = config.search.classes
     settings = build_ab_initio_settings(config, dataset, 1 if asked == "auto" else asked)
+    of_one = build_ab_initio_settings(config, dataset)
     yield plan_classes(settings.refinement)
     particles = yield from load_transforms(dataset, device)
     half_set = yield from split_particles(dataset, config.seed)
@@ -150,12 +151,18 @@ def search_classes(
     for number, symmetry in enumerate(symmetries, 1):
         rows = (class_of == number - 1).nonzero().squeeze(1)
         yield Note(f"Class {number}: {len(rows)} of {len(class_of)} particles ({len(rows) / len(class_of):.1%}).")
-        state = _state_of_class(found.state, number - 1, rows, dataset.box_size_px)
         of_class = replace(
-            settings,
+            of_one,
             symmetry=symmetry,
-            refinement=replace(settings.refinement, symmetry=symmetry_rotations(symmetry).float()),
+            refinement=replace(of_one.refinement, symmetry=symmetry_rotations(symmetry).float()),
         )
+        state = _state_of_class(found.state, number - 1, rows, dataset.box_size_px)
+        agreement = 1.0 if found.map_agreement is None else found.map_agreement[number - 1]
+        if agreement < MIN_DETAIL_FSC:
+            yield Note(f"Class {number}: another start has another map of it (mean FSC {agreement:.2f}).")
+            state = yield from _search_alone(particles, rows, state, of_class, number, checkpoint)
+        elif symmetry != "C1":
+            state = yield from rotate_to_axes(state, of_class)
         parts.append((yield from _refine_class(particles, rows, state, of_class, number, checkpoint)))
     junk = yield from _probably_junk(config, dataset, parts, device)
     joined, is_in_map = [], torch.ones(len(class_of), dtype=torch.bool)
@@ -184,6 +191,32 @@ def _state_of_class(state: ClassesState, number: int, rows: Int[Tensor, " rows"]
     return replace(of_class, half_set=of_class.half_set[rows], particles=members).to_box(box_size_px)
 
 
+def _search_alone(
+    particles: ParticleTransforms,
+    rows: Int[Tensor, " rows"],
+    state: RefinementState,
+    settings: AbInitioSettings,
+    number: int,
+    checkpoint: Checkpointer,
+) -> Generator[Event, None, RefinementState]:
+    """The map of a class from new random starts, by its particles alone; as it is where these find nothing."""
+    images, half_set = particles.rows(rows), state.half_set
+    named = partial(_named, checkpoint, f"class{number}_alone_")
+    initial = replace(settings.initial_model, batch_size=min(settings.initial_model.batch_size, len(rows)))
+    settings = replace(settings, initial_model=initial)
+    try:
+        found = yield from reconstruct_ab_initio(images, half_set, settings, checkpoint=named)
+    except DivergedError as error:
+        yield Note(f"Class {number}, its particles alone: {error}. Its map is that of all classes.", "warning")
+        return (yield from rotate_to_axes(state, settings)) if settings.symmetry != "C1" else state
+    yield Note(f"Class {number}: its map is that of new random starts with its particles alone.")
+    return found
+
+
+def _named(checkpoint: Checkpointer, prefix: str, name: str, step: Step[State]) -> Step[State]:
+    return checkpoint(prefix + name, step)
+
+
 def _refine_class(
     particles: ParticleTransforms,
     rows: Int[Tensor, " rows"],
@@ -194,8 +227,6 @@ def _refine_class(
 ) -> Generator[Event, None, _ClassPart]:
     """Half sets of one class, of all its particles; the last local iterations are left."""
     refinement, first = settings.refinement, settings.refinement.local_iterations - _last_iterations(settings)
-    if settings.symmetry != "C1":
-        state = yield from rotate_to_axes(state, settings)
     halves = yield from refine_halves(
         state,
         particles.rows(rows),

@@ -17,6 +17,7 @@ from cryoeq.io.star import StarTable, read_star, write_star
 from cryoeq.io.text import read_json
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.report import read_run
+from cryoeq.reconstruction import classification
 from cryoeq.reconstruction.class_refinement import begin_classes
 from cryoeq.reconstruction.classification import Classification
 from cryoeq.reconstruction.initial_model import InitialModel
@@ -68,6 +69,24 @@ def test_both_molecules_are_found(classes_run: Path, two_molecules: Path) -> Non
     right = float((found == true).mean())
     assert max(right, 1 - right) > 0.95
     assert (found == 1).sum() >= (found == 2).sum()
+
+
+def test_a_class_with_another_map_in_another_start_is_searched_alone(
+    two_molecules: Path, search_options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its particles are known, its map is not: one start of several classes may end in a wrong optimum."""
+    monkeypatch.setattr(classification, "detail_agreement", lambda *_: 0.1)
+    output = two_molecules.parent / "alone"
+    particles = str(two_molecules / "particles.star")
+    words = ["reconstruct", particles, "-o", str(output), "--classes", "2", "-j", "1", *search_options, *TWO_STARTS]
+    assert run(words) == 0
+    said = " ".join(note["text"] for note in read_json(output / "job.json")["notes"])
+    for number in (1, 2):
+        assert f"Class {number}: another start has another map of it (mean FSC 0.10)" in said
+        assert f"Class {number}: its map is that of new random starts" in said or f"Class {number}, its" in said
+    found, true = classes_of(output / "run_data.star"), classes_of(two_molecules / "truth.star")
+    right = float((found == true).mean())
+    assert max(right, 1 - right) > 0.95
 
 
 def test_what_is_left_of_each_class(classes_run: Path) -> None:
