@@ -111,6 +111,26 @@ class ClassesState:
         maps = tuple(self.maps[number] for number in numbers.tolist())
         return replace(self, maps=maps, probability=self.probability[:, numbers], best=best)
 
+    def with_class_of(self, number: int, other: "ClassesState", other_number: int) -> "ClassesState":
+        """The same classes, one of them with the map of another state's and the poses under it.
+
+        Args:
+            number: of the class, from 0.
+            other: state of the same particles in the same half sets.
+            other_number: of its class.
+        """
+
+        def replaced(own: Tensor, others: Tensor) -> Tensor:
+            return own.index_copy(1, torch.tensor([number], device=own.device), others[:, other_number, None])
+
+        best = BestPoses(
+            replaced(self.best.rotations, other.best.rotations),
+            replaced(self.best.shifts_px, other.best.shifts_px),
+            replaced(self.best.log_likelihood, other.best.log_likelihood),
+        )
+        maps = (*self.maps[:number], other.maps[other_number], *self.maps[number + 1 :])
+        return replace(self, maps=maps, best=best)
+
     def at_radius(self, radius: int) -> "ClassesState":
         """The state with another radius of the next iteration, in cycles per box."""
         return replace(self, maps=tuple(replace(each, radius=radius) for each in self.maps))

@@ -160,9 +160,14 @@ def classify(
     if len(found) == 1:
         return Classification(found[0].by_size(), None)
     # At one noise, by the maps of the other half set: the noise that the maps of each end leave is its own.
-    found.sort(key=lambda end: -float(held_out_log_likelihood(end, particles, settings.refinement).mean()))
-    state = found[0].by_size()
-    return Classification(state, _agreement(state, found[1]), _map_agreement(state, found[1], settings))
+    ranked = sorted(
+        ((held_out_log_likelihood(end, particles, settings.refinement), end) for end in found),
+        key=lambda each: -float(each[0].mean()),
+    )
+    (best, state), (second, other) = ranked
+    state = yield from _with_better_maps([state, other], second - best)
+    state = state.by_size()
+    return Classification(state, _agreement(state, other), _map_agreement(state, other, settings))
 
 
 def _start_notes(starts: Sequence[_Start], agreement: float) -> Iterator[Note]:
@@ -192,13 +197,43 @@ def _agreement(
     return PartitionAgreement.of(classes[0], classes[1], len(first.maps), len(second.maps))
 
 
+def _with_better_maps(
+    ends: Sequence[ClassesState], gain: Float[Tensor, " particles"]
+) -> Generator[Event, None, ClassesState]:
+    """The first of two ends, with those maps of the second that explain the particles of a class better.
+
+    Where a start has the classes right, one of its maps may still be in a wrong optimum.
+
+    Args:
+        ends: of two starts.
+        gain: held-out log-likelihood of each particle under the second beyond that under the first.
+    """
+    state, other = ends
+    for number in range(len(state.maps)):
+        alike = _most_alike(state, number, other)
+        rows = ((state.class_of == number) & (other.class_of == alike)).nonzero().squeeze(1)
+        mean = float(gain[rows].mean())
+        if len(rows) > 1 and mean > _SURE * float(gain[rows].std()) / len(rows) ** 0.5:
+            yield Note(
+                f"A class of {int((state.class_of == number).sum())} particles has its map from another start, which "
+                f"explains them better by {mean:.2g} nats each."
+            )
+            state = state.with_class_of(number, other, alike)
+    return state
+
+
 def _map_agreement(state: ClassesState, other: ClassesState, settings: AbInitioSettings) -> tuple[float, ...]:
     """How far the map of each class is that of the class of another start that shares most particles with it."""
-    values = []
-    for number, each in enumerate(state.maps):
-        alike = int(other.class_of[state.class_of == number].bincount(minlength=len(other.maps)).argmax())
-        values.append(detail_agreement(each.merged(), other.maps[alike].merged(), settings))
-    return tuple(values)
+    alike = (other.maps[_most_alike(state, number, other)] for number in range(len(state.maps)))
+    return tuple(
+        detail_agreement(each.merged(), theirs.merged(), settings)
+        for each, theirs in zip(state.maps, alike, strict=True)
+    )
+
+
+def _most_alike(state: ClassesState, number: int, other: ClassesState) -> int:
+    """The class of another start that shares most particles with one of these."""
+    return int(other.class_of[state.class_of == number].bincount(minlength=len(other.maps)).argmax())
 
 
 def _assign(

@@ -29,6 +29,7 @@ from cryoeq.reconstruction.settings import AbInitioSettings
 from cryoeq.reconstruction.state import ConsensusMap, RefinementSettings
 from cryoeq.simulation.density import sample_atoms
 from phantoms import random_phantom
+from pipeline_events import events_and_result
 
 Make = Callable[..., Any]
 COUNT = 60  # particles of each of two molecules
@@ -258,6 +259,25 @@ def test_classes_by_size_keep_each_particle_in_its_class(make_mixture: Callable[
     assert sorted_state.class_of.bincount().tolist() == [2 * COUNT - 50, 50]
     assert torch.equal(sorted_state.class_of[:50], torch.ones(50, dtype=torch.long))
     torch.testing.assert_close(sorted_state.maps[1].reference.mean, state.maps[0].reference.mean)
+
+
+def test_a_class_has_the_map_that_explains_its_particles_best(make_mixture: Callable[..., Mixture]) -> None:
+    """Of two ends with the same classes each has one wrong map; the classes are named in another order."""
+    mixture = make_mixture()
+    wrong = mixture.volumes.flip(1)
+    first = beginning(mixture, torch.stack([mixture.volumes[0], wrong[1]]))
+    second = beginning(mixture, torch.stack([mixture.volumes[1], wrong[0]]))
+    certain = torch.nn.functional.one_hot(mixture.true_class, 2).float()
+    first, second = replace(first, probability=certain), replace(second, probability=certain.flip(1))
+    second = replace(second, best=replace(second.best, shifts_px=second.best.shifts_px + 3.0))
+    gain = torch.where(mixture.true_class == 1, 1.0, -1.0) + 0.1 * torch.randn(len(certain))
+    notes, found = events_and_result(classification._with_better_maps([first, second], gain))
+    assert torch.equal(found.maps[0].reference.mean, first.maps[0].reference.mean)
+    assert torch.equal(found.maps[1].reference.mean, second.maps[0].reference.mean)
+    assert torch.equal(found.best.shifts_px[:, 1], second.best.shifts_px[:, 0])
+    assert torch.equal(found.best.shifts_px[:, 0], first.best.shifts_px[:, 0])
+    assert torch.equal(found.class_of, mixture.true_class)
+    assert [f"{COUNT} particles has its map from another start" in note.text for note in notes] == [True]
 
 
 def test_starts_are_ranked_by_their_maps_alone(make_mixture: Callable[..., Mixture]) -> None:
