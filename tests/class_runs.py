@@ -81,7 +81,7 @@ def classes_of(truth: StarTable) -> Tensor:
 def write_table(path: Path, truth: StarTable, poses: Poses, classes: Tensor) -> None:
     generator = torch.Generator().manual_seed(1)
     is_junk = torch.from_numpy(truth.floats(CLASS_NUMBER)) == 0
-    spread = torch.rand(len(truth), generator=generator) * 0.25
+    spread = torch.rand(len(truth), generator=generator) * 0.15
     columns = {
         CLASS_NUMBER: classes.numpy().astype(np.str_),
         JUNK_PROBABILITY: decimals(torch.where(is_junk, 1 - spread, spread).double().numpy()),

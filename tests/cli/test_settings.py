@@ -49,7 +49,7 @@ def test_defaults_can_be_pasted(listing: str) -> None:
         ("HEADS", "encoder.heads=8", "decoder.kind"),
         ("winner-takes-all", "loss.wta_epsilon", "loss.symmetric"),
         ("--box", "input.working_box_px=null", "input.angpix"),
-        ("micrograph", "micrograph_px=1024", "cryoeq reconstruct"),
+        ("micrograph_px", "micrograph_px=1024", "cryoeq reconstruct"),
     ],
 )
 def test_a_word_selects(word: str, shown: str, hidden: str, capsys: pytest.CaptureFixture[str]) -> None:
