@@ -208,7 +208,7 @@ def run_search(bench: Bench, name: str, seed: int, classes: str) -> Record:
     cost = measure(command, log=log, time_limit_s=bench.time_limit_s, environment=one_thread)
     record = {**key, **cost_record(cost, [command], bench.places), **reported(output, log)}
     structures = bench.structures(name, folder)
-    if structures and classes != "1" and (output / "run_data.star").is_file():
+    if structures and record["reported"] and (output / "run_data.star").is_file():
         answer = output.with_name(f"{output.name}_evaluate.log")
         record["scores"] = score_run(output, folder / "truth.star", structures, log=answer)
     append_record(bench.records, record)
