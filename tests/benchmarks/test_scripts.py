@@ -81,3 +81,10 @@ def test_pictures_of_simulated_stacks(tmp_path: Path) -> None:
     sizes = [(tmp_path / name).read_bytes()[16:24] for name in ("alone.png", "beside.png")]
     assert sizes[0][:4] == sizes[1][:4]
     assert int.from_bytes(sizes[1][4:]) > int.from_bytes(sizes[0][4:])
+
+
+@pytest.mark.slow
+def test_local_refinement(tmp_path: Path) -> None:
+    text = said(str(FOLDER / "local_refinement.py"), "--work", str(tmp_path), "--boxes", "32", "--counts", "20")
+    assert "| 32 | 355 |" in text
+    assert "| error over sigma, median |" in text

@@ -177,6 +177,22 @@ def test_chunks_make_no_difference(make_scene: Callable[..., Scene], monkeypatch
         torch.testing.assert_close(ours, theirs)
 
 
+def test_threads_change_no_bit(make_known: Make, observe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = make_known(12, sigma=1.0)
+    particles = observe(known.dataset).within(RADIUS, 16)
+    reference = Reference.build(known.volume.values, torch.ones(len(particles.plane)))
+    monkeypatch.setattr(local_refinement, "CHUNK_POINTS_ON_CPU", 2 * len(particles.plane))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(refine_poses(particles, reference, known.pose_set, shift_sigma_px=SHIFT_SIGMA_PX))
+    finally:
+        torch.set_num_threads(before)
+    for ours, theirs in zip(found[0].tensors(), found[1].tensors(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_the_standard_deviation_of_the_posterior_is_that_of_the_errors(make_scene: Callable[..., Scene]) -> None:
     scene = make_scene(200, sigma=1.0, variance=1.0)
     found = scene.refine(scene.poses, steps=8)
