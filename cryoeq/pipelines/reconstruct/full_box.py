@@ -28,7 +28,7 @@ from cryoeq.reconstruction.state import Checkpointer, State, Step
 
 # Share of the shells of the search's box that half maps agree to, from which on the full box may gain: within the mask
 # they agree further than without, and their iterations have not ended. Real ribosomes agree to 20 of 32 shells in the
-# search and to 36 of 40 within their mask after refinement at the full box: 14.8 and 11.9 Angstrom.
+# search and to 36 of 40 within their mask after refinement at the full box: 14.3 and 11.9 Angstrom.
 _LEAST_SHARE = 0.5
 
 
