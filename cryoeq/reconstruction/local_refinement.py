@@ -32,7 +32,7 @@ from cryoeq.reconstruction.reference import Reference
 from cryoeq.runtime.batching import in_parallel, numbers_at_a_time
 from cryoeq.runtime.distributed import all_gather, shard
 
-MAX_STEPS = 10
+MAX_STEPS = 5
 CHUNK_POINTS_ON_CPU = 2**17
 NUMBERS_PER_POINT = 64  # in torch: residual, Jacobian, the samples behind them: complex, and copies of them
 _STEPS_BETWEEN_LOOKS = 5  # at whether all images have converged, for which a GPU must have finished its queue
