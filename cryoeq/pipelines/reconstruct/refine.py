@@ -20,7 +20,7 @@ from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.geometry.shells import fourier_shell_correlation
 from cryoeq.io.particles import ParticleStack, star_half_set
 from cryoeq.maps.alignment import rotate_map
-from cryoeq.pipelines.reconstruct.build import build_refinement_settings
+from cryoeq.pipelines.reconstruct.build import MIN_SHELL, build_refinement_settings, initial_shell
 from cryoeq.pipelines.reconstruct.half_sets import given_half_set_notes, split_particles
 from cryoeq.pipelines.reconstruct.plan import plan_refinement
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
@@ -28,10 +28,9 @@ from cryoeq.pipelines.reconstruct.search import pose_from_consensus
 from cryoeq.reconstruction.global_realignment import STAGE as REALIGNMENT_STAGE
 from cryoeq.reconstruction.initial_reference import begin_from_reference
 from cryoeq.reconstruction.particle_transforms import load_transforms
-from cryoeq.reconstruction.state import Checkpointer, RefinementSettings, RefinementState
+from cryoeq.reconstruction.state import Checkpointer, RefinementState
 from cryoeq.runtime.random_streams import Stream, stream_generator
 
-_MIN_SHELL = 3
 _MIN_SYMMETRIC = 0.8  # correlation of a map with the average of its copies
 
 
@@ -57,10 +56,11 @@ def pose_from_reference(
         ParticleFileError: half sets were asked for that the star file does not have.
     """
     settings, seed = build_refinement_settings(config, dataset, config.search.symmetry), config.seed
-    shell = initial_shell(config, settings)
+    side = settings.box_side_angstrom
+    shell = initial_shell(config.refine.ini_high_angstrom, side, settings.max_exhaustive_shell)
     yield plan_refinement(settings, is_local=start is None)
     if start is None:
-        yield from load_transforms(dataset, device, radius=_MIN_SHELL)  # copies are told by pixels that were read
+        yield from load_transforms(dataset, device, radius=MIN_SHELL)  # copies are told by pixels that were read
         half_set = yield from _half_sets(config, dataset, stack)
         if not config.refine.keep_half_sets:
             yield Note(
@@ -85,17 +85,6 @@ def pose_from_reference(
         "FSC is independent (gold-standard) only at finer resolution."
     )
     return (yield from pose_from_consensus(config, dataset, particles, state, settings, checkpoint))
-
-
-def initial_shell(config: ReconstructConfig, settings: RefinementSettings) -> int:
-    """Shell of ``--ini-high``, within what is searched over all orientations.
-
-    Args:
-        config: settings of the run.
-        settings: settings of the refinement.
-    """
-    shell = round(settings.box_side_angstrom / config.refine.ini_high_angstrom)
-    return max(_MIN_SHELL, min(shell, settings.max_exhaustive_shell))
 
 
 def _given_poses(stack: ParticleStack) -> Poses:
