@@ -13,7 +13,7 @@ from cryoeq.data.dataset import CACHE_BYTES, checked_box
 from cryoeq.domain.events import Note
 from cryoeq.domain.particles import ParticleTable
 from cryoeq.errors import ConfigError, InsufficientMemoryError, ParticleFileError
-from cryoeq.io.particles import ParticleStack
+from cryoeq.io.particles import ParticleStack, star_half_set
 from cryoeq.pipelines.reconstruct.build import last_shell, takes_poses, working_box
 from cryoeq.pipelines.reconstruct.particle_diameter import mask_radius, shift_sigma_px
 from cryoeq.reconstruction.memory import (
@@ -51,7 +51,8 @@ def check_run(config: ReconstructConfig, stack: ParticleStack, device: torch.dev
 
     Raises:
         ConfigError: the working box, the particle diameter or the offsets do not fit the images.
-        ParticleFileError: poses are missing, or a CTF that can be refined, or there are too few particles.
+        ParticleFileError: poses or half sets are missing, or a CTF that can be refined, or there are too few
+            particles.
         InsufficientMemoryError: the run needs more memory than there is.
     """
     table = stack.table
@@ -62,6 +63,8 @@ def check_run(config: ReconstructConfig, stack: ParticleStack, device: torch.dev
     if config.pose_inference != "known":
         _check_shift(config, table)
         _require_particles(config, stack)
+    if config.pose_inference == "refine" and config.refine.keep_half_sets:
+        _require_half_sets(config, stack)
     if config.full_box.ctf_refinement and config.pose_inference not in {"known", "amortized"}:
         yield from _check_ctf(config, table)
     yield _check_memory(config, stack, device)
@@ -74,6 +77,16 @@ def _require_poses(config: ReconstructConfig, stack: ParticleStack) -> None:
             f"{stack.star.path or 'the star file'}: no poses",
             f"{'--pose-inference known' if is_known else '--local'} needs rlnAngleRot, rlnAngleTilt and rlnAnglePsi",
             "Leave the option out to infer them" if is_known else "Give a map to start from (--ref) in its place",
+        )
+
+
+def _require_half_sets(config: ReconstructConfig, stack: ParticleStack) -> None:
+    given = star_half_set(stack.star)
+    if given is None or len(given.unique()) < 2:
+        raise ParticleFileError(
+            f"{config.particles} does not name two half sets",
+            "--keep-half-sets takes those of rlnRandomSubset, 1 and 2",
+            "Leave the option out to split the particles at random",
         )
 
 

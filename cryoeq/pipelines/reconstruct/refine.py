@@ -13,7 +13,6 @@ from cryoeq.data.repeated_images import find_repeated_images
 from cryoeq.domain.events import Event, Note, Progress
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import Volume
-from cryoeq.errors import ParticleFileError
 from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map
 from cryoeq.geometry.map_filter import low_pass
 from cryoeq.geometry.pointgroup import symmetry_rotations
@@ -51,9 +50,6 @@ def pose_from_reference(
         start: the map; None for the poses of the star file.
         device: where to compute.
         checkpoint: saves finished steps.
-
-    Raises:
-        ParticleFileError: half sets were asked for that the star file does not have.
     """
     settings, seed = build_refinement_settings(config, dataset, config.search.symmetry), config.seed
     side = settings.box_side_angstrom
@@ -100,13 +96,9 @@ def _half_sets(
     if not config.refine.keep_half_sets:
         return (yield from split_particles(dataset, config.seed))
     given = star_half_set(stack.star)
+    if given is None:
+        raise ValueError("half sets were asked for before")
     yield from given_half_set_notes(given)
-    if given is None or len(given.unique()) < 2:
-        raise ParticleFileError(
-            f"{config.particles} does not name two half sets",
-            "--keep-half-sets takes those of rlnRandomSubset, 1 and 2",
-            "Leave the option out to split the particles at random",
-        )
     image = find_repeated_images(dataset.images).image
     return keep_copies_together(given, image, stream_generator(config.seed, Stream.HALF_SETS))
 

@@ -122,11 +122,12 @@ def test_the_settings_of_a_search_do_not_make_a_search_of_it(
     assert "give a map with --ref, or --local" in " ".join(capsys.readouterr().err.split())
 
 
-def test_half_sets_that_are_not_there_are_refused(
-    refine: Refine, searched_particles: Path, capsys: pytest.CaptureFixture[str]
+def test_half_sets_that_are_not_there_are_refused_before_the_run(
+    refine: Refine, searched_particles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert refine("--ref", str(searched_particles / "truth_volume.mrc"), "--keep-half-sets") == 3
     assert "does not name two half sets" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
