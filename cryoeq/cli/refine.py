@@ -130,6 +130,7 @@ def refine(
 
     record = record_to_resume(output, is_needed=not (particles or config)) if resume else None
     explicit = {
+        "pose_inference": None if resume else "refine",  # also where --config is of a search
         "particles": particles, "output": output, "seed": seed, "device": device,
         "threads": threads, "refine.reference": ref, "refine.ini_high_angstrom": ini_high,
         "refine.local": local or None, "refine.keep_half_sets": keep_half_sets or None, "input.angpix": angpix,

@@ -18,7 +18,7 @@ _MIN_PROBABILITY, _UNDETERMINED = 0.5, 0.1  # one of two poses, and one of more 
 _MAX_UNSURE = 0.5  # fraction of the particles
 _MAX_UNEXPLAINED, _WORTH_SAYING = 0.2, 0.05  # share of the particles
 _AS_FAR = 1.5  # times the resolution of the half maps: without their spherical averages they agree as far
-_CLASSIFY = "run again with --classes 2, or auto."
+_CLASSIFY = "run cryoeq reconstruct with --classes 2, or auto."
 _MIN_EXPLAINED_SIGNAL = 0.85  # of stacks as they come 0.86 and more, of blends that no other test sees 0.83
 _LITTLE_SIGNAL, _SOME_UNEXPLAINED = 0.9, 0.1  # below and above, a mixture that either alone would not show
 _MANY_BROKEN, _MOSTLY_BROKEN = 0.1, 0.6  # of the particles, and of the junk
@@ -37,7 +37,7 @@ class RunFacts:
     Args:
         status: status in ``job.json``.
         error: reason of a failure; None without a failure, or where it is not recorded.
-        pose_inference: source of the poses: search, hybrid, amortized or known.
+        pose_inference: source of the poses: search, hybrid, amortized, known or refine.
         starts: minimal number of random starts; where there is more than one, two had to agree. 0 where they do not
             count here, as of a class of several.
         side_angstrom: side of the box.
@@ -319,6 +319,14 @@ def _on_poses(facts: RunFacts) -> Iterator[Reason]:
             "image.",
             "Run again with another --seed and compare.",
         )
+    if facts.pose_inference == "refine":
+        yield Reason(
+            "remark",
+            "The refinement began from a map, or from poses, that were given: nothing here shows that the particles "
+            "alone lead to the same map. Its hand is that of what was given; projections cannot determine it.",
+            "Compare with a map from cryoeq reconstruct.",
+        )
+        return
     yield Reason("remark", "The hand cannot be determined from projections: the mirror image of the map is as likely.")
 
 

@@ -1,6 +1,7 @@
 """Record and particles of an earlier reconstruction, opened with the settings of that run."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.data.preprocessing import CONTRAST_SIGNS
 from cryoeq.errors import OutputError, ParticleFileError
-from cryoeq.io.particles import ParticleStack, read_particles
+from cryoeq.io.particles import ParticleStack, read_particles, star_ctf
+from cryoeq.io.star import StarTable
 from cryoeq.outputs.run_folder import RunFolder
 
 
@@ -132,6 +134,7 @@ def open_particles(
     max_box_px: int,
     cache_bytes: int = 0,
     rows: Int[Tensor, " rows"] | None = None,
+    star: StarTable | None = None,
 ) -> tuple[ParticleStack, ParticleDataset]:
     """The stack of a run, read with the settings of the run.
 
@@ -143,6 +146,7 @@ def open_particles(
         max_box_px: size to which larger boxes are cropped in Fourier space.
         cache_bytes: maximum size of the cropped stack that is kept in memory.
         rows: rows of the particles to open, as of one class; None for all.
+        star: these rows of ``run_data.star``, whose CTF counts where the run refined it; None for that of the stack.
 
     Raises:
         ParticleFileError: the stack was moved or changed since.
@@ -161,6 +165,8 @@ def open_particles(
         )
     working_box_px = min(max_box_px, box)
     stack = stack if rows is None else stack.rows(rows)
+    if star is not None and stack.table.ctf is not None and job["settings"].get("full_box", {}).get("ctf_refinement"):
+        stack = replace(stack, table=replace(stack.table, ctf=star_ctf(star)))
     return stack, ParticleDataset.open(
         stack, working_box_px=working_box_px, sign=CONTRAST_SIGNS[settings["contrast"]], cache_bytes=cache_bytes,
         particle_diameter_angstrom=settings.get("particle_diameter_angstrom"),

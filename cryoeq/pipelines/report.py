@@ -137,7 +137,9 @@ def _compare_particles(
         return ["The run left no map with poses with which particles could be compared."] * len(classes)
     poses, box = star_poses(star), volumes[0].box_size_px
     try:
-        stack, dataset = open_particles(job, datadir, count=len(poses), box_size_px=box, max_box_px=_COMPARED_PX)
+        stack, dataset = open_particles(
+            job, datadir, count=len(poses), box_size_px=box, max_box_px=_COMPARED_PX, star=star
+        )
         names, compared = stack.star.particles[IMAGE_NAME], list[ComparedParticles | str]()
         for each in classes:
             if each.volume is None or not len(each.rows):

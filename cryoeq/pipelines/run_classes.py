@@ -26,6 +26,7 @@ from cryoeq.outputs.map_names import MapNames, map_names
 from cryoeq.outputs.report_contents import ClassContents, ComparedParticles
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.class_choice import rows_of_class
+from cryoeq.pipelines.reconstruct.build import initial_shell, searched_box
 from cryoeq.pipelines.reconstruct.half_map_resolution import HalfMapResolution, compare_half_maps
 from cryoeq.pipelines.reconstruct.metrics import ClassMetrics, ReconstructionMetrics
 
@@ -204,13 +205,16 @@ def _summarise_views(symmetry: str, star: StarTable | None) -> OrientationSummar
     return summarise_orientations(rotations, euler[:, 2].deg2rad(), symmetry=symmetry, generator=generator)
 
 
-def _shared_angstrom(settings: Mapping[str, Any], side_angstrom: float) -> float | None:
+def _shared_angstrom(settings: Mapping[str, Any], volume: Volume) -> float | None:
     """Resolution up to which both half sets started from one map; None where they did not."""
+    side_angstrom = volume.box_size_px * volume.pixel_size_angstrom
     match settings["pose_inference"]:
         case "search" | "hybrid":
             return float(side_angstrom / max(settings["search"]["consensus"]["shells"]))
         case "refine":
-            return float(settings["refine"]["ini_high_angstrom"])
+            searched = searched_box(settings["input"]["working_box_px"], "refine", volume.box_size_px)
+            widest = min(settings["search"]["half_sets"]["max_exhaustive_shell"], searched // 2 - 1)
+            return side_angstrom / initial_shell(settings["refine"]["ini_high_angstrom"], side_angstrom, widest)
         case _:
             return None
 
@@ -235,7 +239,7 @@ def _facts(
         starts=settings["search"]["multi_start"]["min"],
         side_angstrom=side,
         resolution_angstrom=None if curves is None else curves.resolutions_angstrom(HALF_MAP_THRESHOLD)["unmasked"],
-        shared_angstrom=_shared_angstrom(settings, side),
+        shared_angstrom=None if volume is None else _shared_angstrom(settings, volume),
         probabilities=star.floats(MAX_PROBABILITY).tolist() if star is not None and has_probabilities else None,
         warnings=[note["text"] for note in job.get("notes", []) if note["level"] == "warning"],
         scf_star=None if views is None else views.scf_star,

@@ -146,6 +146,16 @@ def test_doubts_on_given_poses_speak_of_these_poses() -> None:
     assert doubt.advice.startswith("Infer the poses")
 
 
+def test_a_refinement_says_that_its_start_and_its_hand_were_given() -> None:
+    refined = judge_run(replace(GOOD, pose_inference="refine"))
+    assert refined.level == "found"
+    (start,) = [reason for reason in refined.reasons if "that were given" in reason.text]
+    assert start.weight == "remark"
+    assert "Its hand is that of what was given" in start.text
+    for verdict, is_said in ((refined, False), (judge_run(GOOD), True)):
+        assert any("mirror image of the map is as likely" in reason.text for reason in verdict.reasons) is is_said
+
+
 def test_particles_in_another_optimum_mean_that_nothing_was_found() -> None:
     amortized = replace(GOOD, pose_inference="amortized", shared_angstrom=None)
     assert judge_run(replace(amortized, wrong_optimum_share=0.5)).level == "not found"

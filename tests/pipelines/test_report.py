@@ -8,18 +8,21 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from cryoeq.cli.main import run
 from cryoeq.errors import DivergedError, OutputError
 from cryoeq.io.mrc import read_map, write_map
+from cryoeq.io.star import StarTable, read_star
 from cryoeq.io.text import read_json, write_json
 from cryoeq.outputs import report as page
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.reconstruct import reconstruct as pipeline
-from cryoeq.pipelines.reconstruction_run import read_reconstruction_job
+from cryoeq.pipelines.reconstruction_run import open_particles, read_reconstruction_job
 from cryoeq.pipelines.report import read_run
+from cryoeq.pipelines.run_classes import read_class
 from older_runs import with_older_keys
 
 SLICES = ("slice_z", "slice_y", "slice_x")
@@ -289,3 +292,29 @@ def test_settings_of_a_damaged_record_are_named(tiny_run: Path, tmp_path: Path, 
     write_json(tmp_path / "run" / "job.json", job | {"settings": job["settings"] | {"search": search}})
     with pytest.raises(OutputError, match=r"job\.json is damaged: search"):
         read_reconstruction_job(RunFolder(tmp_path / "run"), "")
+
+
+def test_a_refinement_shares_the_shells_that_were_searched_however_fine_its_map(known_run: Path) -> None:
+    """A box of 16 px and 80 Å, of which 3 to 7 shells can be searched."""
+    run = RunFolder(known_run)
+    job = run.job()
+    job["settings"]["pose_inference"] = "refine"
+    for asked, shared in ((20.0, 20.0), (2.0, 80 / 7), (200.0, 80 / 3)):
+        job["settings"]["refine"]["ini_high_angstrom"] = asked
+        assert read_class(run, job, None, 1).facts.shared_angstrom == pytest.approx(shared)
+
+
+def test_the_particles_of_a_run_have_the_ctf_that_it_refined(known_run: Path) -> None:
+    star, job = read_star(known_run / "run_data.star"), read_reconstruction_job(RunFolder(known_run), "")
+    moved = np.char.mod("%.3f", np.asarray(star.floats("rlnDefocusU")) + 500)
+    star = StarTable(star.optics, star.particles | {"rlnDefocusU": moved})
+
+    def defocus(*, is_refined: bool) -> torch.Tensor:
+        job["settings"]["full_box"]["ctf_refinement"] = is_refined
+        stack, dataset = open_particles(job, None, count=48, box_size_px=16, max_box_px=16, star=star)
+        assert stack.table.ctf is not None
+        assert dataset.table.ctf is not None
+        assert torch.equal(dataset.table.ctf.defocus_u_angstrom, stack.table.ctf.defocus_u_angstrom)
+        return stack.table.ctf.defocus_u_angstrom
+
+    assert torch.allclose(defocus(is_refined=True) - defocus(is_refined=False), torch.tensor(500.0), atol=0.1)

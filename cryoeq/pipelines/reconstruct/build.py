@@ -15,7 +15,8 @@ from cryoeq.reconstruction.state import RefinementSettings
 
 _DEFAULT_WORKING_BOX_PX = {"search": 64, "hybrid": 64, "amortized": 32, "refine": 64}
 
-_MIN_LAST_SHELL = 3  # of a refinement: with fewer there is no map
+MIN_SHELL = 3
+"""First and last shell of a refinement at least: with fewer there is no map."""
 
 
 def takes_poses(config: ReconstructConfig) -> bool:
@@ -70,8 +71,18 @@ def working_box(config: ReconstructConfig, stack: ParticleStack) -> int | None:
     """The box in which poses are inferred; None where they are given."""
     if config.pose_inference == "known":
         return None
-    widest = _DEFAULT_WORKING_BOX_PX[config.pose_inference]
-    return config.input.working_box_px or min(widest, stack.table.box_size_px)
+    return searched_box(config.input.working_box_px, config.pose_inference, stack.table.box_size_px)
+
+
+def searched_box(working_box_px: int | None, pose_inference: str, stored_px: int) -> int:
+    """The box in which poses are inferred: that of the settings, or the usual one of a mode.
+
+    Args:
+        working_box_px: of the settings; None without.
+        pose_inference: the mode.
+        stored_px: box of the files.
+    """
+    return working_box_px or min(_DEFAULT_WORKING_BOX_PX[pose_inference], stored_px)
 
 
 def last_shell(config: ReconstructConfig, box_size_px: int, side_angstrom: float) -> int:
@@ -83,7 +94,18 @@ def last_shell(config: ReconstructConfig, box_size_px: int, side_angstrom: float
         side_angstrom: its side.
     """
     limit, nyquist = config.full_box.max_resolution_angstrom, box_size_px // 2 - 1
-    return nyquist if limit is None else max(_MIN_LAST_SHELL, min(nyquist, int(side_angstrom / limit)))
+    return nyquist if limit is None else max(MIN_SHELL, min(nyquist, int(side_angstrom / limit)))
+
+
+def initial_shell(ini_high_angstrom: float, side_angstrom: float, max_exhaustive_shell: int) -> int:
+    """Shell of ``--ini-high``, within what is searched over all orientations.
+
+    Args:
+        ini_high_angstrom: resolution that was asked for.
+        side_angstrom: side of the box.
+        max_exhaustive_shell: last shell of searches over all orientations.
+    """
+    return max(MIN_SHELL, min(round(side_angstrom / ini_high_angstrom), max_exhaustive_shell))
 
 
 def build_ab_initio_settings(

@@ -35,10 +35,9 @@ def refine_ctf_and_poses(
         symmetry: point group of the map.
         device: where maps are made.
     """
-    reason, stated, half_set = _reason_against(dataset), dataset.table.ctf, posed.half_set
-    if reason is not None or stated is None or half_set is None:
-        yield Note(f"No CTF refinement: {reason}.", "warning")
-        return posed
+    stated, half_set = dataset.table.ctf, posed.half_set
+    if stated is None or half_set is None:
+        raise ValueError("a CTF and half sets were asked for before")
     errors, mended = None, dataset
     for number in range(1, _ROUNDS + 1):
         maps = make_maps(mended, posed, device, symmetry)
@@ -61,15 +60,6 @@ def with_ctf(dataset: ParticleDataset, ctf: CtfParameters | None) -> ParticleDat
         ctf: of all of them, on the CPU; None without.
     """
     return dataset if ctf is None else replace(dataset, table=replace(dataset.table, ctf=ctf))
-
-
-def _reason_against(dataset: ParticleDataset) -> str | None:
-    ctf = dataset.table.ctf
-    if ctf is None:
-        return "the particles have no CTF"
-    if bool(ctf.is_premultiplied.any()):
-        return "the images were multiplied by the CTF that was stated, which cannot be undone"
-    return None
 
 
 def _notes(errors: CtfErrors) -> Iterator[Note]:

@@ -55,6 +55,7 @@ def refine_where_it_gains(
     shell, side = posed.resolution_shell, stored.box_size_px * stored.pixel_size_angstrom
     is_asked, is_cropped = config.pose_inference == "refine", searched.box_size_px < stored.box_size_px
     if shell is None or not config.full_box.iterations or not (is_cropped or is_asked):
+        yield from _unused_notes(config)
         return posed
     if not takes_poses(config) and (reason := _reason_against(config, side / max(1, shell), searched)):
         yield Note(f"No refinement at the full box: {reason}.")
@@ -70,6 +71,23 @@ def refine_where_it_gains(
     if config.full_box.ctf_refinement:
         posed = yield from refine_ctf_and_poses(stored, posed, refine, config.search.symmetry, device)
     return posed
+
+
+def _unused_notes(config: ReconstructConfig) -> Generator[Event, None, None]:
+    """What was asked of the refinement at the full box, where there is none."""
+    wanted = config.full_box
+    asked = {
+        "full_box.max_resolution_angstrom": wanted.max_resolution_angstrom is not None,
+        "full_box.ctf_refinement": wanted.ctf_refinement,
+        "full_box.non_uniform": wanted.non_uniform,
+    }
+    if names := [name for name, is_asked in asked.items() if is_asked]:
+        reason = "the search used all stored pixels" if wanted.iterations else "full_box.iterations is 0"
+        yield Note(
+            f"Without effect, as there is no refinement at the full box ({reason}): {', '.join(names)}. cryoeq refine "
+            f"{config.output / 'run_data.star'} --local --keep-half-sets makes one.",
+            "warning",
+        )
 
 
 def _named(checkpoint: Checkpointer, prefix: str, name: str, step: Step[State]) -> Step[State]:

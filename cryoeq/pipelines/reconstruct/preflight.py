@@ -13,7 +13,7 @@ from cryoeq.data.dataset import CACHE_BYTES, checked_box
 from cryoeq.domain.events import Note
 from cryoeq.domain.particles import ParticleTable
 from cryoeq.errors import ConfigError, InsufficientMemoryError, ParticleFileError
-from cryoeq.io.particles import ParticleStack
+from cryoeq.io.particles import ParticleStack, star_half_set
 from cryoeq.pipelines.reconstruct.build import last_shell, takes_poses, working_box
 from cryoeq.pipelines.reconstruct.particle_diameter import mask_radius, shift_sigma_px
 from cryoeq.reconstruction.memory import (
@@ -42,7 +42,7 @@ _ADVICE = {
 
 
 def check_run(config: ReconstructConfig, stack: ParticleStack, device: torch.device) -> Iterator[Note]:
-    """Refuse what cannot work; a note on the memory that will be needed.
+    """Refuse what cannot work; notes on what is doubtful, and on the memory that will be needed.
 
     Args:
         config: settings of the run.
@@ -51,7 +51,8 @@ def check_run(config: ReconstructConfig, stack: ParticleStack, device: torch.dev
 
     Raises:
         ConfigError: the working box, the particle diameter or the offsets do not fit the images.
-        ParticleFileError: poses are missing, or there are too few particles.
+        ParticleFileError: poses or half sets are missing, or a CTF that can be refined, or there are too few
+            particles.
         InsufficientMemoryError: the run needs more memory than there is.
     """
     table = stack.table
@@ -62,6 +63,10 @@ def check_run(config: ReconstructConfig, stack: ParticleStack, device: torch.dev
     if config.pose_inference != "known":
         _check_shift(config, table)
         _require_particles(config, stack)
+    if config.pose_inference == "refine" and config.refine.keep_half_sets:
+        _require_half_sets(config, stack)
+    if config.full_box.ctf_refinement and config.pose_inference not in {"known", "amortized"}:
+        yield from _check_ctf(config, table)
     yield _check_memory(config, stack, device)
 
 
@@ -75,6 +80,16 @@ def _require_poses(config: ReconstructConfig, stack: ParticleStack) -> None:
         )
 
 
+def _require_half_sets(config: ReconstructConfig, stack: ParticleStack) -> None:
+    given = star_half_set(stack.star)
+    if given is None or len(given.unique()) < 2:
+        raise ParticleFileError(
+            f"{config.particles} does not name two half sets",
+            "--keep-half-sets takes those of rlnRandomSubset, 1 and 2",
+            "Leave the option out to split the particles at random",
+        )
+
+
 def _check_diameter(config: ReconstructConfig, table: ParticleTable) -> None:
     diameter, side = config.input.particle_diameter_angstrom, table.box_size_px * table.pixel_size_angstrom
     if diameter is None or _LEAST_OF_BOX * side <= diameter <= side:
@@ -85,6 +100,36 @@ def _check_diameter(config: ReconstructConfig, table: ParticleTable) -> None:
         f"a diameter from {_LEAST_OF_BOX * side:.4g} to {side:.4g} Å was expected",
         f"Check the unit (Å) and the pixel size, or extract the particles again in a {other} box",
     )
+
+
+def _check_ctf(config: ReconstructConfig, table: ParticleTable) -> Iterator[Note]:
+    """Whether there is a CTF that can be refined."""
+    ctf = table.ctf
+    if ctf is None:
+        ignored = "" if config.input.with_ctf else ", as --no-ctf leaves it unread"
+        raise ParticleFileError(
+            f"{config.particles}: no CTF to refine{ignored}",
+            "--ctf-refinement needs the stated defocus of each particle",
+            "Leave the option out, or give particles with their CTF",
+        )
+    if bool(ctf.is_premultiplied.any()):
+        raise ParticleFileError(
+            f"{config.particles}: the images were multiplied by the stated CTF, which cannot be undone",
+            "--ctf-refinement needs images that were not",
+            "Leave the option out, or extract the particles again without premultiplication",
+        )
+    if table.micrograph_index is None:
+        yield Note(
+            "The file names no micrographs: errors of defocus and astigmatism that its particles share are those of "
+            "an optics group.",
+            "warning",
+        )
+    if bool(ctf.is_phase_flipped.any()):
+        yield Note(
+            "The images were multiplied by the sign of the stated CTF, and stay so: where the refined one has another "
+            "sign they count wrongly. Particles whose phases were not flipped are better for --ctf-refinement.",
+            "warning",
+        )
 
 
 def _check_shift(config: ReconstructConfig, table: ParticleTable) -> None:

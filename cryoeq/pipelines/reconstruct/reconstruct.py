@@ -17,7 +17,7 @@ from cryoeq.errors import DivergedError
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD
 from cryoeq.evaluation.verdict import MIN_NONSPHERICAL, RunFacts, RunVerdict, judge_run
 from cryoeq.io.cryosparc import CS_SUFFIX, write_cs
-from cryoeq.io.labels import JUNK_PROBABILITY
+from cryoeq.io.labels import JUNK_PROBABILITY, MAX_PROBABILITY
 from cryoeq.io.mrc import write_map
 from cryoeq.io.particles import ParticleStack, write_particle_star
 from cryoeq.maps.alignment import mirror_map
@@ -301,7 +301,7 @@ class _Job:
             junk_probability=None if posed.junk is None else posed.junk.any_kind,
             ctf=posed.ctf,
             # What an earlier run told by its own map and poses is not true of these.
-            outdated=() if self.config.pose_inference == "known" else (JUNK_PROBABILITY,),
+            outdated=() if self.config.pose_inference == "known" else (JUNK_PROBABILITY, MAX_PROBABILITY),
         )
 
     def _check_symmetry(

@@ -13,14 +13,13 @@ from cryoeq.data.repeated_images import find_repeated_images
 from cryoeq.domain.events import Event, Note, Progress
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import Volume
-from cryoeq.errors import ParticleFileError
 from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map
 from cryoeq.geometry.map_filter import low_pass
 from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.geometry.shells import fourier_shell_correlation
 from cryoeq.io.particles import ParticleStack, star_half_set
 from cryoeq.maps.alignment import rotate_map
-from cryoeq.pipelines.reconstruct.build import build_refinement_settings
+from cryoeq.pipelines.reconstruct.build import MIN_SHELL, build_refinement_settings, initial_shell
 from cryoeq.pipelines.reconstruct.half_sets import given_half_set_notes, split_particles
 from cryoeq.pipelines.reconstruct.plan import plan_refinement
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
@@ -28,10 +27,9 @@ from cryoeq.pipelines.reconstruct.search import pose_from_consensus
 from cryoeq.reconstruction.global_realignment import STAGE as REALIGNMENT_STAGE
 from cryoeq.reconstruction.initial_reference import begin_from_reference
 from cryoeq.reconstruction.particle_transforms import load_transforms
-from cryoeq.reconstruction.state import Checkpointer, RefinementSettings, RefinementState
+from cryoeq.reconstruction.state import Checkpointer, RefinementState
 from cryoeq.runtime.random_streams import Stream, stream_generator
 
-_MIN_SHELL = 3
 _MIN_SYMMETRIC = 0.8  # correlation of a map with the average of its copies
 
 
@@ -52,15 +50,13 @@ def pose_from_reference(
         start: the map; None for the poses of the star file.
         device: where to compute.
         checkpoint: saves finished steps.
-
-    Raises:
-        ParticleFileError: half sets were asked for that the star file does not have.
     """
     settings, seed = build_refinement_settings(config, dataset, config.search.symmetry), config.seed
-    shell = initial_shell(config, settings)
+    side = settings.box_side_angstrom
+    shell = initial_shell(config.refine.ini_high_angstrom, side, settings.max_exhaustive_shell)
     yield plan_refinement(settings, is_local=start is None)
     if start is None:
-        yield from load_transforms(dataset, device, radius=_MIN_SHELL)  # copies are told by pixels that were read
+        yield from load_transforms(dataset, device, radius=MIN_SHELL)  # copies are told by pixels that were read
         half_set = yield from _half_sets(config, dataset, stack)
         if not config.refine.keep_half_sets:
             yield Note(
@@ -87,17 +83,6 @@ def pose_from_reference(
     return (yield from pose_from_consensus(config, dataset, particles, state, settings, checkpoint))
 
 
-def initial_shell(config: ReconstructConfig, settings: RefinementSettings) -> int:
-    """Shell of ``--ini-high``, within what is searched over all orientations.
-
-    Args:
-        config: settings of the run.
-        settings: settings of the refinement.
-    """
-    shell = round(settings.box_side_angstrom / config.refine.ini_high_angstrom)
-    return max(_MIN_SHELL, min(shell, settings.max_exhaustive_shell))
-
-
 def _given_poses(stack: ParticleStack) -> Poses:
     if stack.table.poses is None:
         raise ValueError("the poses were asked for before")
@@ -111,13 +96,9 @@ def _half_sets(
     if not config.refine.keep_half_sets:
         return (yield from split_particles(dataset, config.seed))
     given = star_half_set(stack.star)
+    if given is None:
+        raise ValueError("half sets were asked for before")
     yield from given_half_set_notes(given)
-    if given is None or len(given.unique()) < 2:
-        raise ParticleFileError(
-            f"{config.particles} does not name two half sets",
-            "--keep-half-sets takes those of rlnRandomSubset, 1 and 2",
-            "Leave the option out to split the particles at random",
-        )
     image = find_repeated_images(dataset.images).image
     return keep_copies_together(given, image, stream_generator(config.seed, Stream.HALF_SETS))
 

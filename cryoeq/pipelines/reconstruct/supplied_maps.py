@@ -1,7 +1,7 @@
 """Maps that the user gives beside the particles: a mask for the half maps, a reference to compare with."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +12,14 @@ from cryoeq.domain.events import Note
 from cryoeq.domain.particles import ParticleTable
 from cryoeq.domain.volume import MapFrame, Volume, frame_differences, require_same_frame
 from cryoeq.evaluation.resolution import compare_maps, require_mask
+from cryoeq.geometry.map_filter import low_pass
 from cryoeq.io.density import read_density
 from cryoeq.io.map_frame import read_map_frame
 from cryoeq.io.mrc import header_notes, read_map, read_map_pixel_size
 from cryoeq.maps.alignment import align_map
 
 _TRUTH_THRESHOLD = 0.5
+_CONTRAST_SHELL, _INVERTED = 8, -0.5  # skewness of the densities up to a shell: of proteins that are bright above 0
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def read_supplied_maps(config: ReconstructConfig, table: ParticleTable) -> Suppl
     for volume, name in ((reference, "the reference"), (start, "the map to start from")):
         if volume is not None:
             require_same_frame(volume, of_images, names=f"{name} and the images")
-    notes = (*notes, *of_start)
+    notes = (*notes, *of_start, *_contrast_notes(config, start))
     if mask is None or config.input.mask is None:
         return SuppliedMaps(None, reference, start, notes)
     if config.pose_inference != "known":
@@ -77,6 +79,20 @@ def _start_of(config: ReconstructConfig) -> Path | None:
     """The map that a refinement starts from; None where it starts from poses, and for all other runs."""
     is_from_map = config.pose_inference == "refine" and not config.refine.local
     return config.refine.reference if is_from_map else None
+
+
+def _contrast_notes(config: ReconstructConfig, start: Volume | None) -> Iterator[Note]:
+    """A warning where the map to start from is dark, and images will be bright."""
+    if start is None or config.input.contrast != "auto":
+        return
+    smooth = low_pass(start.values, _CONTRAST_SHELL)
+    skewness = float(((smooth - smooth.mean()) / smooth.std()).pow(3).mean())
+    if skewness < _INVERTED:
+        yield Note(
+            f"The map to start from looks inverted: its densities reach further below their mean than above "
+            f"(skewness {skewness:.1f}), where the particle is bright in the images as they are used. Invert it first.",
+            "warning",
+        )
 
 
 def _read(

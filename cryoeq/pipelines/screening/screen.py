@@ -194,7 +194,7 @@ def _score(
     box = maps.first.box_size_px if isinstance(maps, HalfMaps) else maps.box_size_px
     _, dataset = open_particles(
         source.job or {}, config.datadir, count=source.count, box_size_px=box, max_box_px=_MAX_BOX_PX,
-        cache_bytes=_CACHE_BYTES, rows=source.rows,
+        cache_bytes=_CACHE_BYTES, rows=source.rows, star=star,
     )  # fmt: skip
     yield from (Note(text, "warning") for text in dataset.warnings)
     particles = ScreenedParticles.from_maps(dataset, poses, half_set, maps)

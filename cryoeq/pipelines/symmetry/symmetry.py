@@ -118,8 +118,9 @@ def _ask_particles(config: SymmetryConfig, folder: Path, whole: Volume, groups: 
     if half_set is None:
         raise MapFileError(f"{run.path('run_data.star')} holds no half sets", "", "Run cryoeq reconstruct again")
     _, dataset = open_particles(
-        job, config.datadir, count=len(star), box_size_px=whole.box_size_px, max_box_px=_MAX_BOX_PX, rows=rows
-    )
+        job, config.datadir, count=len(star), box_size_px=whole.box_size_px, max_box_px=_MAX_BOX_PX, rows=rows,
+        star=of_class,
+    )  # fmt: skip
     halves = HalfMaps(*(cropped(half, dataset.box_size_px) for half in (halves.first, halves.second)))
     asked = sorted(groups.groups, key=lambda group: (group.holds, group.order if group.holds else group.score))
     asked = asked[-_PARTICLES:]

@@ -1,10 +1,8 @@
-"""CTF refinement between maps and poses: it uses what it has mended, and says why it does not."""
+"""CTF refinement between maps and poses: poses and maps use what it has mended."""
 
 from collections.abc import Callable, Generator
-from dataclasses import replace
 from typing import Any
 
-import pytest
 import torch
 
 from cryoeq.data.dataset import ParticleDataset
@@ -51,19 +49,6 @@ def test_poses_and_maps_follow_with_the_ctf_that_was_mended(make_known: Make) ->
     assert rms_error(first.table.ctf, true) < rms_error(dataset.table.ctf, true)
     assert second.table.ctf is found.ctf
     assert "CTF refinement: defocus moved by" in events[-1].text
-
-
-@pytest.mark.parametrize("kind", ["none", "premultiplied"])
-def test_images_whose_ctf_cannot_be_refined_keep_it_and_the_reason_is_said(make_known: Make, kind: str) -> None:
-    known = make_known(8, with_ctf=kind != "none")
-    dataset = known.dataset
-    if kind == "premultiplied":
-        dataset = with_ctf(dataset, replace(dataset.table.ctf, is_premultiplied=torch.ones(8)))
-    posed = PosedParticles(known.poses, torch.arange(8) % 2 + 1)
-    events, found = events_and_result(refine_ctf_and_poses(dataset, posed, _Poses(), "C1", CPU))
-    assert found is posed
-    assert events[0].level == "warning"
-    assert {"none": "have no CTF", "premultiplied": "multiplied by the CTF"}[kind] in events[0].text
 
 
 def test_no_ctf_leaves_the_particles_as_they_are(make_known: Make) -> None:

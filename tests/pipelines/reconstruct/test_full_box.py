@@ -76,6 +76,14 @@ def test_it_is_not_where_nothing_more_is_stored_or_wanted(decide: Decide) -> Non
     assert decide(5, full_box__max_resolution_angstrom=14.0) == (True, "")
 
 
+def test_what_was_asked_of_a_refinement_that_there_is_not_is_said(decide: Decide) -> None:
+    asked = {"full_box__ctf_refinement": True, "full_box__max_resolution_angstrom": 18.0}
+    is_refined, said = decide(7, searched_px=N, **asked)
+    assert not is_refined
+    assert "the search used all stored pixels): full_box.max_resolution_angstrom, full_box.ctf_refinement." in said
+    assert "full_box.iterations is 0" in decide(5, full_box__iterations=0, **asked)[1]
+
+
 def test_what_was_asked_for_is_refined_in_any_box(decide: Decide) -> None:
     for shell, box in ((1, 12), (7, N)):
         assert decide(shell, box, RefinementConfig, refine__reference="map.mrc") == (True, "")

@@ -100,6 +100,33 @@ def test_too_few_particles_for_the_classes(check: Check, classes: int | str, nee
     check(needed - 1)
 
 
+@pytest.mark.parametrize("mode", ["search", "known"])
+def test_a_ctf_that_cannot_be_refined_is_refused_before_the_run(tiny_particles: Path, mode: str) -> None:
+    def check_images(field: str | None, **settings: Any) -> list[Note]:
+        config = configure(
+            tiny_particles / "truth.star", {"full_box__ctf_refinement": True, "pose_inference": mode} | settings
+        )
+        stack = build_stack(config, with_poses=mode == "known")
+        ctf = stack.table.ctf
+        if field is not None and ctf is not None:
+            stack = replace(
+                stack, table=replace(stack.table, ctf=replace(ctf, **{field: torch.ones(len(stack.table))}))
+            )
+        return list(preflight.check_run(config, stack, CPU))
+
+    assert len(check_images(None)) == 1
+    if mode == "known":  # nothing is refined
+        assert len(check_images("is_premultiplied")) == 1
+        return
+    with pytest.raises(ParticleFileError, match="no CTF to refine, as --no-ctf leaves it unread"):
+        check_images(None, input__with_ctf=False)
+    with pytest.raises(ParticleFileError, match="multiplied by the stated CTF, which cannot be undone"):
+        check_images("is_premultiplied")
+    doubt, _ = check_images("is_phase_flipped")
+    assert doubt.level == "warning"
+    assert "the sign of the stated CTF" in doubt.text
+
+
 def torchrun(processes: int) -> dict[str, str]:
     if processes == 1:
         return {}

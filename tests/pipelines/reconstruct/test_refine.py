@@ -88,10 +88,11 @@ def test_poses_of_the_file_are_refined_without_a_map(refine: Refine, searched_pa
     moved = type(poses)(rotation_from_vector(0.12 * axes) @ poses.rotations.float(), poses.shifts_angstrom.float())
     for name in ("particles.mrcs", "truth.star"):
         shutil.copy(searched_particles / name, tmp_path / name)
-    write_particle_star(tmp_path / "moved.star", stack.star, moved)
+    write_particle_star(tmp_path / "moved.star", stack.star, moved, confidence=torch.full((len(poses),), 0.01))
     assert refine("--local", "--ini-high", "25", star=tmp_path / "moved.star") == 0
     found = median_error_deg(tmp_path / "run" / "run_data.star", truth)
     assert found < 0.8 * median_error_deg(tmp_path / "moved.star", truth)
+    assert "rlnMaxValueProbDistribution" not in read_star(tmp_path / "run" / "run_data.star").particles, "of old poses"
     log = (tmp_path / "run" / "run.log").read_text(encoding="utf-8")
     assert "half-set refinement" not in log
     assert "full-box refinement 2/2" in log
@@ -113,11 +114,20 @@ def test_what_cannot_be_refined_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_half_sets_that_are_not_there_are_refused(
-    refine: Refine, searched_particles: Path, capsys: pytest.CaptureFixture[str]
+def test_the_settings_of_a_search_do_not_make_a_search_of_it(
+    refine: Refine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "search.yaml").write_text("pose_inference: search\n", encoding="utf-8")
+    assert refine("--config", str(tmp_path / "search.yaml")) == 2
+    assert "give a map with --ref, or --local" in " ".join(capsys.readouterr().err.split())
+
+
+def test_half_sets_that_are_not_there_are_refused_before_the_run(
+    refine: Refine, searched_particles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert refine("--ref", str(searched_particles / "truth_volume.mrc"), "--keep-half-sets") == 3
     assert "does not name two half sets" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

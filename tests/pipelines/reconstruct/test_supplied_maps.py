@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import mrcfile
 import pytest
 import torch
 
-from cryoeq.config.reconstruct import ReconstructConfig
+from cryoeq.config.reconstruct import InputConfig, ReconstructConfig, RefinementConfig
+from cryoeq.config.refine import RefineConfig
 from cryoeq.domain.particles import ParticleTable
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import MapFileError
@@ -84,3 +86,17 @@ def test_a_map_without_a_pixel_size_has_that_of_the_images(read: Read, ball: Vol
     assert supplied.reference is not None
     assert supplied.reference.pixel_size_angstrom == ANGPIX
     assert said(supplied).count("5 Å is taken, as of the images") == 2
+
+
+@pytest.mark.parametrize(("contrast", "sign", "is_said"), [("auto", 1, False), ("auto", -1, True), ("keep", -1, False)])
+def test_a_map_to_start_from_that_is_dark_where_images_are_bright_is_doubted(
+    table: ParticleTable, ball: Volume, tmp_path: Path, contrast: Literal["auto", "keep"], sign: int, is_said: bool
+) -> None:
+    write_map(tmp_path / "m.mrc", Volume(sign * ball.values + 3, ball.pixel_size_angstrom))
+    config = RefinementConfig(
+        particles=tmp_path / "p.star",
+        output=tmp_path / "out",
+        input=InputConfig(contrast=contrast),
+        refine=RefineConfig(reference=tmp_path / "m.mrc"),
+    )
+    assert ("looks inverted" in said(read_supplied_maps(config, table))) is is_said
