@@ -307,7 +307,7 @@ def test_a_refinement_shares_the_shells_that_were_searched_however_fine_its_map(
 def test_the_particles_of_a_run_have_the_ctf_that_it_refined(known_run: Path) -> None:
     star, job = read_star(known_run / "run_data.star"), read_reconstruction_job(RunFolder(known_run), "")
     moved = np.char.mod("%.3f", np.asarray(star.floats("rlnDefocusU")) + 500)
-    star = StarTable(star.optics, star.particles | {"rlnDefocusU": moved})
+    star = StarTable(star.optics, {**star.particles, "rlnDefocusU": moved})
 
     def defocus(*, is_refined: bool) -> torch.Tensor:
         job["settings"]["full_box"]["ctf_refinement"] = is_refined
