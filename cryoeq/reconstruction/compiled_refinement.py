@@ -48,6 +48,15 @@ def _compiled(function: _Function) -> _Function:
         return numba.njit(plain, nogil=True, fastmath=_FAST_MATH)
 
 
+def _inlined(function: _Function) -> _Function:
+    """A part of the kernel, compiled into it.
+
+    Functions of their own are inlined by another rule when just compiled than when read from the cache, and rounded
+    otherwise: the first process after an installation would have other results than the next.
+    """
+    return numba.njit(inspect.unwrap(function), nogil=True, fastmath=_FAST_MATH, inline="always")
+
+
 def compiled_refinement(
     observed: WeightedImages,
     padded: Complex[Tensor, "m m m"],
@@ -103,7 +112,7 @@ def _lines(coords: Int[_Array, "points 2"]) -> Int[_Array, "lines 4"]:
     return np.stack([first, np.diff(first, append=len(ky)), kx[first], ky[first]], 1)
 
 
-@_compiled
+@_inlined
 def _gather(line: _Array, rotation: _Array, scale: float32, padded: _Array, offsets: _Array, samples: _Array) -> None:
     """The 20 samples of the transform around each coefficient, and its position (x, y, z) in their cell.
 
@@ -138,12 +147,12 @@ def _gather(line: _Array, rotation: _Array, scale: float32, padded: _Array, offs
             samples[12 + 2 * i, j], samples[13 + 2 * i, j] = flat[start], flat[start + one]
 
 
-@_compiled
+@_inlined
 def _between(low: float32, high: float32, position: float32) -> float32:
     return low + position * (high - low)
 
 
-@_compiled
+@_inlined
 def _slope(low: float32, high: float32, beyond: float32, position: float32) -> float32:
     """Derivative between two samples, from their difference and that with the nearest sample beyond: continuous."""
     within, middle = high - low, float32(0.5)
@@ -151,7 +160,7 @@ def _slope(low: float32, high: float32, beyond: float32, position: float32) -> f
     return within + abs(position - middle) * (outside - within)
 
 
-@_compiled
+@_inlined
 def _interpolate(count: int, s: _Array, offsets: _Array, sampled: _Array) -> None:
     """Slice and its derivatives along x, y, z from the samples; real and imaginary parts in turn, as samples are."""
     for j in range(2 * count):
@@ -170,7 +179,7 @@ def _interpolate(count: int, s: _Array, offsets: _Array, sampled: _Array) -> Non
         sampled[3, j] = _slope(low, high, beyond_z, z)
 
 
-@_compiled
+@_inlined
 def _turn_gradient(line: _Array, rotation: _Array, scale: float32, sampled: _Array, turned: _Array) -> None:
     """Slice, derivative along the view, and by a turn in the plane: real parts, then imaginary parts, of each."""
     for j in range(line[1]):
@@ -185,7 +194,7 @@ def _turn_gradient(line: _Array, rotation: _Array, scale: float32, sampled: _Arr
             turned[4 + part, j] = turn_x * x + turn_y * y + turn_z * z
 
 
-@_compiled
+@_inlined
 def _centre(line: _Array, image: _Array, phases: _Array, phase: _Array, centred: _Array) -> None:
     """A line of the image times its phases: one for each kx, one for the line."""
     start = line[2] + phases.shape[1] // 2
@@ -196,7 +205,7 @@ def _centre(line: _Array, image: _Array, phases: _Array, phase: _Array, centred:
         centred[1, j] = image[2 * j] * sine + image[2 * j + 1] * cosine
 
 
-@_compiled
+@_inlined
 def _add_gradient(line: _Array, centred: _Array, precision: _Array, sampled: _Array, sums: _Array) -> None:
     """Value and gradient of a line."""
     count, first, ky = line[1], line[2], float32(line[3])
@@ -221,7 +230,7 @@ def _add_gradient(line: _Array, centred: _Array, precision: _Array, sampled: _Ar
     sums[5] += ky * shift_0
 
 
-@_compiled
+@_inlined
 def _add_curvature(line: _Array, precision: _Array, sampled: _Array, sums: _Array) -> None:
     """Curvature of a line, from products of the derivatives along the view, by a turn, and of the slice itself."""
     count, first, ky = line[1], line[2], float32(line[3])
@@ -258,7 +267,7 @@ def _add_curvature(line: _Array, precision: _Array, sampled: _Array, sums: _Arra
     sums[20] += ky * ky * ss_0
 
 
-@_compiled
+@_inlined
 def _evaluate(
     observed: tuple[_Array, _Array],
     padded: _Array,
@@ -301,7 +310,7 @@ def _evaluate(
         sums[20] += tightness
 
 
-@_compiled
+@_inlined
 def _solve(sums: _Array, damping: float, free: int, step: _Array) -> None:
     """The damped step over the first free parameters, by elimination: the matrix is positive definite."""
     matrix, right = np.zeros((5, 5)), sums[1:6].copy()
@@ -321,7 +330,7 @@ def _solve(sums: _Array, damping: float, free: int, step: _Array) -> None:
         step[i] = (right[i] - np.sum(matrix[i, i + 1 : free] * step[i + 1 : free])) / matrix[i, i]
 
 
-@_compiled
+@_inlined
 def _shorten(step: _Array, max_rad: float, max_px: float) -> None:
     """Keep rotation and shift of a step short."""
     angle = math.sqrt(step[0] * step[0] + step[1] * step[1] + step[2] * step[2])
@@ -330,7 +339,7 @@ def _shorten(step: _Array, max_rad: float, max_px: float) -> None:
         step[i] = min(max(step[i], -max_px), max_px)
 
 
-@_compiled
+@_inlined
 def _predicted_gain(sums: _Array, step: _Array) -> float:
     """What a step gains, were the likelihood as its curvature says."""
     gain, k = 0.0, 6
@@ -342,7 +351,7 @@ def _predicted_gain(sums: _Array, step: _Array) -> float:
     return gain
 
 
-@_compiled
+@_inlined
 def _turned(rotation: _Array, vector: _Array) -> _Array:
     """A rotation after another, given by axis times angle (Rodrigues)."""
     x, y, z = vector[0], vector[1], vector[2]

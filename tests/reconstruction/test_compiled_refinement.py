@@ -1,9 +1,11 @@
 """Local refinement compiled for CPUs: it agrees with plain torch, in one evaluation and in all steps."""
 
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -141,3 +143,22 @@ def test_numba_is_loaded_by_the_first_refinement_only() -> None:
         "sys.exit(bool({'numba', 'llvmlite'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from reconstruction.test_compiled_refinement import compiled, scene
+rotations, shifts, ends = compiled.compiled_refinement(*scene(20, 8.0, 30), shift_sigma_px=2.0, steps=5)
+print([values.double().sum().item() for values in (rotations, shifts, ends.value)])
+"""
+
+
+@pytest.mark.slow
+def test_the_process_that_compiles_has_the_results_of_those_that_find_it_compiled(tmp_path: Path) -> None:
+    """To the last bit: a run that is resumed by another process goes on as it would have."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[1])]
+    said = [subprocess.run(command, env=environment, check=True, capture_output=True, text=True) for _ in range(2)]
+    assert list(tmp_path.rglob("*.nbi"))
+    assert said[0].stdout == said[1].stdout != ""
