@@ -4,7 +4,7 @@
     python tests/benchmarks/class_pictures.py --work DIR --show ribosome:0:2 -o ribosome.png
 
 Each run is a row: central slices of the true maps, and of the found ones in the frame and the hand of the true map that
-they show; without a truth the found maps alone, each as it is.
+they show; without a truth the found maps alone, each in its own frame.
 """
 
 import argparse

@@ -59,6 +59,8 @@ from cryoeq.reconstruction.particle_transforms import load_transforms
 from cryoeq.reconstruction.reference import Reference
 
 RESULTS = Path(__file__).with_suffix(".json")
+# What stands for programs in the records.
+PROGRAMS = {"cryoeq": Path(CRYOEQ), "python": Path(sys.executable), "tests/benchmarks": Path(__file__).resolve().parent}
 MODES = ("search", "before", "refine", "unmasked")
 _SHIFTED = ("--shift-sigma", "8", "--astigmatism", "0")
 _1WCM = Simulated("1wcm.pdb", box_px=128, snr=0.05, simulation=("--angpix", "2.2", *_SHIFTED), seed=5)
@@ -118,7 +120,7 @@ def run_once(work: Path, records: Path, key: Record, truth: Truth, time_limit_s:
     cost = measure(command, log=output.with_suffix(".log"), time_limit_s=time_limit_s)
     record = {
         **key, "time_limit_s": time_limit_s,
-        **cost_record(cost, [command], {"DIR": work, "DATA": DATA, "cryoeq": Path(CRYOEQ)}),
+        **cost_record(cost, [command], {"DIR": work, "DATA": DATA, **PROGRAMS}),
         **score_folder(output, truth, with_poses=key["mode"] != "known"),
     }  # fmt: skip
     append_record(records, record)

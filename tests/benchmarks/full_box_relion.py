@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from benchmark_sets import prepare
-from full_box import RESULTS, SETS
+from full_box import PROGRAMS, RESULTS, SETS
 from recorded_runs import (
     CRYOEQ,
     Record,
@@ -63,7 +63,7 @@ def run_relion(folder: Path, output: Path, truth: torch.Tensor, cpu_s: float) ->
     cost = measure([*mpi, *limited], log=output / "log", folder=folder, environment={"OMP_NUM_THREADS": "1"})
     final = output / "run_class001.mrc"
     halves = sorted(output.glob("run_it*_half1_class001.mrc"))
-    record: Record = {**cost_record(cost, [[*mpi, *limited]], {"{work}": folder}), "is_cut": not final.is_file()}
+    record: Record = {**cost_record(cost, [[*mpi, *limited]], {"DIR": folder.parent}), "is_cut": not final.is_file()}
     record["iteration"] = "final" if final.is_file() else halves[-1].name[:9] if halves else None
     if final.is_file():
         found = read_map(final).values
@@ -90,8 +90,9 @@ def run_ours(folder: Path, output: Path, truth: torch.Tensor) -> Record:
     evaluate = [CRYOEQ, "evaluate", str(output / "run_data.star"), str(folder / "truth.star"), "--json", str(scored)]
     measure(evaluate, log=output.with_suffix(".log"))
     found = read_map(output / "run_class001.mrc").values
-    record = {**cost_record(cost, [command], {"{work}": folder}), "truth_shell": shell_of(found, truth)}
-    return record | {"poses": read_json(scored)}
+    record = {**cost_record(cost, [command], {"DIR": folder.parent, **PROGRAMS}), "truth_shell": shell_of(found, truth)}
+    figures = read_json(scored)
+    return record | {"poses": {name: figures[name] for name in ("images", "rotation_deg", "shift_px")}}
 
 
 def main() -> None:

@@ -199,7 +199,7 @@ def _search_alone(
     number: int,
     checkpoint: Checkpointer,
 ) -> Generator[Event, None, RefinementState]:
-    """The map of a class from new random starts, by its particles alone; as it is where these find nothing."""
+    """The map of a class from new random starts, by its particles alone; unchanged where these find nothing."""
     images, half_set = particles.rows(rows), state.half_set
     named = partial(_named, checkpoint, f"class{number}_alone_")
     initial = replace(settings.initial_model, batch_size=min(settings.initial_model.batch_size, len(rows)))
