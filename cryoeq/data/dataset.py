@@ -26,7 +26,7 @@ from cryoeq.io.particles import ParticleStack
 from cryoeq.io.scratch import keep_on_scratch
 
 _SAMPLE_SIZE = 512
-_CHUNK = 256
+_CHUNK_PIXELS = 2**19  # that are prepared at once: more do not stay in a processor's cache from one pass to the next
 CACHE_BYTES = 2**30  # of preprocessed images that are kept in memory
 # Images read from the files: runs of 64 neighbours, of which 64 runs at a time are mixed.
 _RUN_LENGTH, _MIXED_RUNS = 64, 64
@@ -116,13 +116,14 @@ class ParticleDataset:
         cache = None
         if fits:
             cache = cropped
-            for chunk, rows in zip(torch.split(cache, _CHUNK), torch.split(all_rows, _CHUNK), strict=True):
-                chunk.copy_(_preprocess(chunk, rows, preprocessing, census))
+            for rows in _chunks(all_rows, box):
+                chunk = cache[int(rows[0]) : int(rows[-1]) + 1]
+                _preprocess(chunk, rows, preprocessing, census, out=chunk)
         elif scratch is not None:
-            chunks = (_read(stack.images, rows, preprocessing, census) for rows in torch.split(all_rows, _CHUNK))
+            chunks = (_read(stack.images, rows, preprocessing, census) for rows in _chunks(all_rows, table.box_size_px))
             cache = keep_on_scratch(scratch, (len(table), box, box), chunks)
         else:
-            _preprocess(sample, sample_rows[~census.empty[sample_rows]], preprocessing, census)
+            _preprocess(sample, sample_rows[~census.empty[sample_rows]], preprocessing, census, out=sample)
         notes = (*stack.notes, *census.new_notes())
         pixel_size = table.pixel_size_angstrom * table.box_size_px / box
         return cls(
@@ -185,7 +186,7 @@ class ParticleDataset:
     def _read(self, block: list[Tensor]) -> Iterator[ParticleBatch]:
         rows = torch.cat(block)
         images = torch.empty(len(rows), self.box_size_px, self.box_size_px)
-        for chunk in self._order_on_disk(rows).argsort().split(_CHUNK):
+        for chunk in _chunks(self._order_on_disk(rows).argsort(), self.table.box_size_px):
             images[chunk] = self._stored(rows[chunk])
         sizes = [len(batch_rows) for batch_rows in block]
         for batch_rows, batch_images in zip(block, images.split(sizes), strict=True):
@@ -193,7 +194,8 @@ class ParticleDataset:
             yield ParticleBatch(batch_rows, batch_images, ctf)
 
     def _stored(self, rows: Int[Tensor, " rows"]) -> Float[Tensor, "rows m m"]:
-        return _read(self.images, rows, self.preprocessing, self.census or PixelCensus(self.table))
+        census = self.census or PixelCensus(self.table)
+        return _read(self.images, rows, self.preprocessing, census)
 
     def new_warnings(self) -> tuple[str, ...]:
         """Warnings of what was found in images that were read since the dataset was opened, or since the last call."""
@@ -255,9 +257,16 @@ def _read_cropped(
 ) -> Float[Tensor, "rows m m"]:
     """Cropped images, read in chunks: all stored images at once might not fit into memory."""
     cropped = torch.empty(len(rows), box, box)
-    for here, chunk in zip(torch.split(cropped, _CHUNK), torch.split(rows, _CHUNK), strict=True):
-        here.copy_(crop(census.repaired(images.read(chunk), chunk), box))
+    first = 0
+    for chunk in _chunks(rows, images.box_size_px):
+        cropped[first : first + len(chunk)] = crop(census.repaired(images.read(chunk), chunk), box)
+        first += len(chunk)
     return cropped
+
+
+def _chunks(rows: Int[Tensor, " rows"], box_size_px: int) -> tuple[Int[Tensor, " _"], ...]:
+    """The rows, of as many images at a time as are prepared at once."""
+    return rows.split(max(1, _CHUNK_PIXELS // box_size_px**2)) if len(rows) else ()
 
 
 def _refuse_empty(census: PixelCensus, stack: ParticleStack) -> None:
@@ -273,11 +282,21 @@ def _refuse_empty(census: PixelCensus, stack: ParticleStack) -> None:
 def _read(
     images: LazyImages, rows: Int[Tensor, " rows"], preprocessing: Preprocessing, census: PixelCensus
 ) -> Float[Tensor, "rows m m"]:
-    return _preprocess(census.repaired(images.read(rows), rows), rows, preprocessing, census)
+    done, first = torch.empty(len(rows), preprocessing.working_box_px, preprocessing.working_box_px), 0
+    for chunk in _chunks(rows, images.box_size_px):
+        stored = census.repaired(images.read(chunk), chunk)
+        _preprocess(stored, chunk, preprocessing, census, out=done[first : first + len(chunk)])
+        first += len(chunk)
+    return done
 
 
 def _preprocess(
-    images: Float[Tensor, "rows n n"], rows: Int[Tensor, " rows"], preprocessing: Preprocessing, census: PixelCensus
-) -> Float[Tensor, "rows m m"]:
-    done, census.loud[rows] = preprocessing.apply_and_judge(images)
-    return done
+    images: Float[Tensor, "rows n n"],
+    rows: Int[Tensor, " rows"],
+    preprocessing: Preprocessing,
+    census: PixelCensus,
+    *,
+    out: Float[Tensor, "rows m m"],
+) -> None:
+    """Write the preprocessed images, and take down which of them were loud."""
+    _, census.loud[rows] = preprocessing.apply_and_judge(images, out)

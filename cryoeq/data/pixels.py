@@ -34,10 +34,20 @@ def replace_outliers(
     Returns:
         (images, counts): the images, the same tensor where nothing was replaced; and the pixels replaced in each.
     """
+    repaired, counts, _ = _replaced(images)
+    return repaired, counts
+
+
+def _replaced(
+    images: Float[Tensor, "batch ny nx"],
+) -> tuple[
+    Float[Tensor, "batch ny nx"], Int[Tensor, " batch"], tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]
+]:
+    """As ``replace_outliers``, with the least and the greatest grey value of each image."""
     counts = torch.zeros(len(images), dtype=torch.long)
     middle, typical = _median_and_typical_distance(images)
-    flat = images.flatten(1)
-    largest = torch.maximum(flat.amax(1) - middle, middle - flat.amin(1))
+    low, high = _range(images)
+    largest = torch.maximum(high - middle, middle - low)
     suspects = (largest > _FAR * typical).nonzero().squeeze(1)
     repaired = images
     for row in suspects.tolist():
@@ -49,7 +59,8 @@ def replace_outliers(
             repaired = images.clone() if repaired is images else repaired
             repaired[row] = torch.where(is_bad, smooth, image)
             counts[row] = is_bad.sum()
-    return repaired, counts
+            low[row], high[row] = repaired[row].aminmax()
+    return repaired, counts, (low, high)
 
 
 def _median_and_typical_distance(
@@ -67,8 +78,16 @@ def _median_and_typical_distance(
 
 def is_empty(images: Float[Tensor, "batch n n"]) -> Bool[Tensor, " batch"]:
     """Whether an image shows nothing: all pixels are equal, one of them is beyond 1e15, or all are below 1e-15."""
+    return _shows_nothing(*_range(images))
+
+
+def _range(images: Float[Tensor, "batch ny nx"]) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """Least and greatest grey value of each image."""
     flat = images.flatten(1)
-    low, high = flat.amin(1), flat.amax(1)
+    return flat.amin(1), flat.amax(1)
+
+
+def _shows_nothing(low: Float[Tensor, " batch"], high: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
     largest = torch.maximum(high, -low)
     return (low == high) | (largest > _ABSURD) | (largest < 1 / _ABSURD)
 
@@ -106,8 +125,8 @@ class PixelCensus:
             images: grey values as stored.
             rows: their rows of the table.
         """
-        images, counts = replace_outliers(images)
-        empty = is_empty(images)
+        images, counts, (low, high) = _replaced(images)
+        empty = _shows_nothing(low, high)
         self.replaced[rows], self.empty[rows], self.seen[rows] = counts.int(), empty, True
         return torch.where(empty[:, None, None], torch.zeros_like(images), images) if bool(empty.any()) else images
 

@@ -72,17 +72,21 @@ class Preprocessing:
         return self.apply_and_judge(images)[0]
 
     def apply_and_judge(
-        self, images: Float[Tensor, "batch n n"]
+        self, images: Float[Tensor, "batch n n"], out: Float[Tensor, "batch m m"] | None = None
     ) -> tuple[Float[Tensor, "batch m m"], Bool[Tensor, " batch"]]:
-        """Preprocessed images, and whether each was so loud that it was scaled down."""
-        scaled = normalise_background(crop(images, self.working_box_px), self.scale, self.background_radius)
-        # No image is louder than its largest pixel, which is found much faster.
-        is_loud = torch.maximum(scaled.amax((1, 2)), -scaled.amin((1, 2))) > self.loudest
-        if bool(is_loud.any()):
-            loudness = scaled.flatten(1).std(1) / self.loudest
-            is_loud = loudness > 1
-            scaled[is_loud] /= _LOUD * loudness[is_loud, None, None]
-        return self.sign * scaled, is_loud
+        """Preprocessed images, and whether each was so loud that it was scaled down.
+
+        Args:
+            images: as stored.
+            out: where to write the preprocessed images; None for a new tensor.
+        """
+        cropped = crop(images, self.working_box_px)
+        scaled = normalise_background(cropped, self.scale, self.background_radius, self.sign, out=out)
+        loudness = _deviations(scaled) / self.loudest
+        is_loud = loudness > 1
+        if is_loud.device.type != "cpu" or bool(is_loud.any()):  # a GPU need not be waited for
+            scaled *= torch.where(is_loud, 1 / (_LOUD * loudness), 1.0)[:, None, None]
+        return scaled, is_loud
 
 
 def crop(images: Float[Tensor, "batch n n"], working_box_px: int) -> Float[Tensor, "batch m m"]:
@@ -206,7 +210,12 @@ def loudest_deviation(images: Float[Tensor, "batch n n"]) -> float:
 
 
 def normalise_background(
-    images: Float[Tensor, "batch n n"], scale: float | None = None, radius: float = _BACKGROUND_RADIUS
+    images: Float[Tensor, "batch n n"],
+    scale: float | None = None,
+    radius: float = _BACKGROUND_RADIUS,
+    sign: int = 1,
+    *,
+    out: Float[Tensor, "batch n n"] | None = None,
 ) -> Float[Tensor, "batch n n"]:
     """Images whose background, outside of a circle around the particle, has mean 0 and standard deviation 1.
 
@@ -215,10 +224,27 @@ def normalise_background(
         scale: standard deviation by which all images are divided; None takes that of each image's background, and
             leaves a constant background unscaled.
         radius: radius of the circle, as a fraction of half the box.
+        sign: factor of the images, 1 or -1.
+        out: where to write them; None for a new tensor.
     """
-    background = images[:, background_mask(images.shape[-1], images.device, radius)]
-    centred = images - background.mean(1)[:, None, None]
+    # Products with a mask, since an index by it takes six times as long; not a matrix product, whose sums depend on how
+    # many images there are.
+    mask = background_mask(images.shape[-1], images.device, radius).to(images.dtype)
+    count = mask.sum()
+    means = ((images * mask).sum((1, 2)) / count)[:, None, None]
+    centred = images - means if out is None else torch.sub(images, means, out=out)
     if scale is not None:
-        return centred / scale
-    sigmas = background.std(1)
-    return centred / torch.where(sigmas > 0, sigmas, torch.ones_like(sigmas))[:, None, None]
+        return centred.mul_(sign / scale)
+    sigmas = ((centred * mask).square().sum((1, 2)) / (count - 1)).sqrt()
+    return centred.mul_((sign / torch.where(sigmas > 0, sigmas, 1.0))[:, None, None])
+
+
+def _deviations(images: Float[Tensor, "batch n n"]) -> Float[Tensor, " batch"]:
+    """Standard deviation of each image, of its squares: no pass to its mean before."""
+    flat = images.flatten(1)
+    count = flat.shape[1]
+    return (
+        ((torch.linalg.vector_norm(flat, dim=1).square() - flat.sum(1).square() / count) / (count - 1))
+        .clamp(min=0)
+        .sqrt()
+    )

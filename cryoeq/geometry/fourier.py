@@ -10,7 +10,7 @@ made: the real one gives half of it, and a phase does what moving the origin wou
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -73,20 +73,29 @@ def fourier_crop_images(images: Float[Tensor, "*batch n n"], size: int) -> Float
     if size == n:
         return images.clone()
     low, high = (size + 1) // 2, n - size // 2
-    spectrum = torch.fft.rfft2(images, norm="ortho")[..., : size // 2 + 1]
-    rows = [spectrum[..., :low, :], spectrum[..., high:, :]]
-    k = torch.arange(size, device=images.device)
+    # x first, and of it the part that is kept; then y, which is next to it in memory.
+    along_x = torch.fft.rfft(images, norm="ortho")[..., : size // 2 + 1]
+    spectrum = torch.fft.fft(along_x.mT.contiguous(), norm="ortho")
+    phases, nyquist_phase = (values.to(spectrum) for values in _crop_phases(n, size))
+    parts = [spectrum[..., :low], spectrum[..., high:]]
     if size % 2 == 0:
-        positive_nyquist = spectrum[..., low : low + 1, :] * _origin_phases(k.new_tensor([size]), n).to(spectrum)
-        rows[1:] = [(rows[1][..., :1, :] + positive_nyquist) / 2, rows[1][..., 1:, :]]
-    ky, kx = torch.where(k < low, k, k - size), k[: size // 2 + 1]
-    phase_y, phase_x = (_origin_phases(axis, n) * _origin_phases(axis, size).conj() for axis in (ky, kx))
-    cropped = torch.cat(rows, dim=-2) * (phase_y[:, None] * phase_x).to(spectrum)
+        nyquist = (spectrum[..., high : high + 1] + spectrum[..., low : low + 1] * nyquist_phase) / 2
+        parts[1:] = [nyquist, spectrum[..., high + 1 :]]
+    cropped = (torch.cat(parts, dim=-1) * phases).mT
     if size % 2 == 0:
-        last = cropped[..., -1:]
-        mates = last.index_select(-2, -k % size).conj()
-        cropped = torch.cat([cropped[..., :-1], (last + mates) / 2], dim=-1)
+        last = cropped[..., -1]
+        mates = torch.roll(last.flip(-1), 1, -1).conj()
+        cropped = torch.cat([cropped[..., :-1], ((last + mates) / 2)[..., None]], dim=-1)
     return _invert_real(cropped, size) * (size / n)
+
+
+@lru_cache(maxsize=16)
+def _crop_phases(n: int, size: int) -> tuple[Complex[Tensor, "kx ky"], Complex[Tensor, " one"]]:
+    """Phases that move the origin of a transform of n pixels to that of fewer, and that of its Nyquist frequency."""
+    k = torch.arange(size)
+    ky, kx = torch.where(k < (size + 1) // 2, k, k - size), k[: size // 2 + 1]
+    phase_y, phase_x = (_origin_phases(axis, n) * _origin_phases(axis, size).conj() for axis in (ky, kx))
+    return phase_x[:, None] * phase_y, _origin_phases(k.new_tensor([size]), n)
 
 
 def _origin_phases(k: Int[Tensor, " points"], n: int) -> Complex[Tensor, " points"]:

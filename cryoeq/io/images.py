@@ -55,10 +55,14 @@ class LazyImages:
             ParticleFileError: pixels are NaN or infinite; the message counts them and names the first image.
         """
         stack_index, slice_index = self.stack_index[rows], self.slice_index[rows].numpy()
-        images = torch.empty(len(rows), self.box_size_px, self.box_size_px)
-        for stack in torch.unique(stack_index).tolist():
-            here = (stack_index == stack).nonzero().squeeze(1)
-            images[here] = torch.from_numpy(self.stacks[stack].read(slice_index[here.numpy()]))
+        numbers = torch.unique(stack_index).tolist()
+        if len(numbers) == 1:  # as they come, not copied
+            images = torch.from_numpy(self.stacks[numbers[0]].read(slice_index))
+        else:
+            images = torch.empty(len(rows), self.box_size_px, self.box_size_px)
+            for stack in numbers:
+                here = (stack_index == stack).nonzero().squeeze(1)
+                images[here] = torch.from_numpy(self.stacks[stack].read(slice_index[here.numpy()]))
         is_suspect = not bool(images.sum((1, 2)).isfinite().all())  # the count takes fifty times as long
         if is_suspect and (bad_pixels := (~torch.isfinite(images)).flatten(1).sum(1)).any():
             first = int(bad_pixels.nonzero()[0])

@@ -196,9 +196,15 @@ def refine_half_sets_locally(
 
 
 def refine_locally(
-    state: RefinementState, references: References, radius: int, shift_sigma_px: float, *, steps: int = MAX_STEPS
+    state: RefinementState,
+    references: References,
+    radius: int,
+    shift_sigma_px: float,
+    *,
+    steps: int = MAX_STEPS,
+    rows: Int[Tensor, " rows"] | None = None,
 ) -> RefinedPoses:
-    """Poses of all particles at the nearest maximum of their likelihood, each against the map of its half set.
+    """Poses of particles at the nearest maximum of their likelihood, each against the map of its half set.
 
     Args:
         state: maps, half sets and initial poses.
@@ -206,13 +212,14 @@ def refine_locally(
         radius: resolution of the comparison, in cycles per box.
         shift_sigma_px: standard deviation of the offsets per axis; 0 leaves them unchanged.
         steps: most Gauss-Newton steps.
+        rows: particles to refine, in ascending order; None for all.
     """
     particles = references.particles.within(radius, references.particles.plane.box_size_px)
     refined, order = [], []
-    for _, rows, volume in state.halves():
-        reference, poses = references.of(volume), state.poses.rows(rows)
-        refined.append(refine_poses(particles, reference, poses, shift_sigma_px=shift_sigma_px, steps=steps, rows=rows))
-        order.append(rows)
+    for _, half, volume in state.halves(rows):
+        reference, poses = references.of(volume), state.poses.rows(half)
+        refined.append(refine_poses(particles, reference, poses, shift_sigma_px=shift_sigma_px, steps=steps, rows=half))
+        order.append(half)
     return RefinedPoses.cat(refined).rows(torch.cat(order).argsort())
 
 
@@ -273,11 +280,20 @@ def em_iteration(
     state = update_posteriors(state, posterior, all_rows)
     state = maximization_step(state, (sums[0].all_reduced(), sums[1].all_reduced()), settings, reach)
     if settings.shift_sigma_px > 0:
-        refined = refine_locally(state, references, radius, settings.shift_sigma_px, steps=_OFFSET_REFINEMENT_STEPS)
-        state = state.with_poses(replace(state.poses, shifts_px=refined.poses.shifts_px))
+        state = _refine_offsets(state, references, radius, settings.shift_sigma_px, all_rows.sort().values)
     state = replace(state, iteration=state.iteration + 1)
     yield iteration.progress(total, total, _metrics(state, settings, all_rows))
     return state
+
+
+def _refine_offsets(
+    state: RefinementState, references: References, radius: int, shift_sigma_px: float, posed: Int[Tensor, " posed"]
+) -> RefinementState:
+    """The state with refined offsets of the particles that were posed; the others have no view to refine them at."""
+    steps = _OFFSET_REFINEMENT_STEPS
+    refined = refine_locally(state, references, radius, shift_sigma_px, steps=steps, rows=posed)
+    shifts_px = state.poses.shifts_px.index_copy(0, posed, refined.poses.shifts_px)
+    return state.with_poses(replace(state.poses, shifts_px=shifts_px))
 
 
 def update_posteriors(state: RefinementState, posterior: Posterior, rows: Int[Tensor, " rows"]) -> RefinementState:

@@ -12,6 +12,7 @@ from cryoeq.geometry.shells import shell_power
 from cryoeq.reconstruction.global_realignment import with_realigned_worst
 from cryoeq.reconstruction.half_set_refinement import (
     begin_refinement,
+    consensus_rows,
     final_iteration,
     refine_consensus,
     refine_half_sets,
@@ -112,3 +113,13 @@ def test_half_sets_share_a_reference_up_to_the_consensus_radius_and_part_for_goo
     assert isinstance(halves.reference, HalfSetMaps)
     assert isinstance(halves.split().reference, HalfSetMaps)
     assert isinstance(result_of(final_iteration(halves, particles, chosen, seed=0)).reference, ConsensusMap)
+
+
+def test_offsets_of_particles_that_take_no_part_in_a_consensus_stay(make_known: Make, observe: Make) -> None:
+    """They have no view yet: refined at any other they would be wrong, and would cost as much as the others."""
+    chosen = settings(max_particles=COUNT // 3, n_offsets=3, shift_sigma_px=1.2)
+    particles = observe(make_known(COUNT, sigma=1.0).dataset)
+    state = beginning(particles, chosen)
+    found = result_of(refine_consensus(state, particles, chosen, seed=0))
+    moved = (found.poses.shifts_px != state.poses.shifts_px).any(1)
+    assert torch.equal(moved.nonzero().squeeze(1), consensus_rows(particles, chosen, seed=0).sort().values)
