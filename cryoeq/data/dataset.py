@@ -161,6 +161,31 @@ class ParticleDataset:
         images = self._stored(rows) if self.cache is None else self.cache[rows]
         return ParticleBatch(rows, images, None if self.table.ctf is None else self.table.ctf[rows])
 
+    def stored(self, rows: Int[Tensor, " rows"]) -> ParticleBatch:
+        """These particles on the CPU for ``preprocessed``: as stored, but for hot and dead pixels; as kept, if kept.
+
+        Args:
+            rows: rows of the particle table, in any order.
+        """
+        if self.cache is not None:
+            return self.batch(rows)
+        census = self.census or PixelCensus(self.table)
+        ctf = None if self.table.ctf is None else self.table.ctf[rows]
+        return ParticleBatch(rows, census.repaired(self.images.read(rows), rows), ctf)
+
+    def preprocessed(self, batch: ParticleBatch) -> ParticleBatch:
+        """Particles of ``stored``, preprocessed on the device where they are.
+
+        Args:
+            batch: particles of this dataset.
+        """
+        if self.cache is not None:
+            return batch
+        images, is_loud = self.preprocessing.apply_and_judge(batch.images)
+        if self.census is not None:
+            self.census.judged.append((batch.indices, is_loud))
+        return replace(batch, images=images)
+
     def batches_of(self, row_batches: Iterable[Int[Tensor, " rows"]]) -> Iterator[ParticleBatch]:
         """These particles, batch by batch, each as ``batch`` has it.
 

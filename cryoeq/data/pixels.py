@@ -103,6 +103,8 @@ class PixelCensus:
         loud: whether each image varied so much more than the typical one that it was scaled down.
         seen: whether each image was read.
         told: notes that the user has.
+        judged: rows, and whether their images are loud, of which ``loud`` does not know yet: a GPU need not be waited
+            for.
     """
 
     table: ParticleTable
@@ -111,6 +113,7 @@ class PixelCensus:
     loud: Bool[Tensor, " particles"] = field(init=False)
     seen: Bool[Tensor, " particles"] = field(init=False)
     told: set[str] = field(default_factory=set)
+    judged: list[tuple[Int[Tensor, " _"], Bool[Tensor, " _"]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.replaced = torch.zeros(len(self.table), dtype=torch.int32)
@@ -132,6 +135,9 @@ class PixelCensus:
 
     def new_notes(self) -> tuple[str, ...]:
         """Warnings for the user that were not told before."""
+        for rows, is_loud in self.judged:
+            self.loud[rows.cpu()] = is_loud.cpu()
+        self.judged.clear()
         notes = tuple(text for text in self._notes() if text not in self.told)
         self.told.update(notes)
         return notes

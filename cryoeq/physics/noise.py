@@ -1,13 +1,16 @@
 """Noise spectrum of images, per shell, from their background outside the particle."""
 
+from functools import lru_cache
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from cryoeq.geometry.fourier import HalfPlane, fft_image, shell_index
+from cryoeq.geometry.fourier import HalfPlane, shell_index
 from cryoeq.geometry.soft_mask import rising_cosine
 
 _EDGE_PX = 3.0
+_CORNER = 0.5**0.5  # radius of the last coefficient of a transform, over the box
 # The least variance of a shell, as a fraction of the mean: noise-free stacks must not get infinite weights.
 _MIN_VARIANCE = 1e-3
 
@@ -23,11 +26,24 @@ def background_spectrum(images: Float[Tensor, "batch n n"], particle_radius_px: 
     x = torch.arange(n, dtype=images.dtype, device=images.device) - n // 2
     radius = (x[:, None].square() + x.square()).sqrt()
     window = rising_cosine((radius - particle_radius_px) / _EDGE_PX)
-    power = fft_image(images * window).abs().square().flatten(1) / window.square().mean()
-    shells = shell_index(n, 2, images.device).flatten()
-    counts = torch.bincount(shells)
-    sums = power.new_zeros(len(images), len(counts)).index_add(1, shells, power)
-    return (sums / counts)[:, : n // 2 + 1]
+    half = torch.fft.rfft2(images * window, norm="ortho").flatten(1)
+    shells, weights = _half_shells(n, images.device)
+    power = (half.real.square() + half.imag.square()) * weights
+    sums = power.new_zeros(len(images), int(_CORNER * n) + 2).index_add(1, shells, power)
+    counts = torch.zeros_like(sums[0]).index_add(0, shells, weights.to(power))
+    return (sums / (counts * window.square().mean()))[:, : n // 2 + 1]
+
+
+@lru_cache(maxsize=8)
+def _half_shells(n: int, device: torch.device) -> tuple[Int[Tensor, " points"], Float[Tensor, " points"]]:
+    """Shell of each coefficient that rfft2 gives, and how many of the whole transform it stands for."""
+    half = n // 2 + 1
+    shells = torch.fft.ifftshift(shell_index(n, 2, device))[:, :half]
+    weights = torch.full((half,), 2.0, device=device)
+    weights[0] = 1
+    if n % 2 == 0:
+        weights[-1] = 1
+    return shells.flatten(), weights.expand(n, half).flatten()
 
 
 def background_noise_variance(

@@ -8,7 +8,7 @@ import torch
 
 from cryoeq.config.infer import InferConfig
 from cryoeq.data.dataset import ParticleDataset
-from cryoeq.data.prefetch import prefetch
+from cryoeq.data.prefetch import read_batches
 from cryoeq.data.preprocessing import CONTRAST_SIGNS
 from cryoeq.domain.events import Event, Note, Progress, Report
 from cryoeq.domain.pose import Poses
@@ -114,7 +114,7 @@ def pose_all(
         device: device of the encoder.
     """
     rotations, shifts, probabilities, done = [], [], [], 0
-    for batch in prefetch(dataset.batches(batch_size), device):
+    for batch in read_batches(dataset, batch_size, device):
         poses, probability = estimator.pose(batch)
         rotations.append(poses.rotations.cpu())
         shifts.append(poses.shifts_angstrom.cpu())

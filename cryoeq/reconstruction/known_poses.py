@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoeq.data.dataset import ParticleDataset
+from cryoeq.data.prefetch import read_batches
 from cryoeq.domain.particles import ParticleBatch
 from cryoeq.domain.pose import Poses, PoseSet
 from cryoeq.domain.volume import HalfMaps, Volume
@@ -65,17 +66,18 @@ def reconstruct_from_poses(
     precision = noise_precision_of_groups(dataset, plane)
     sets = torch.zeros(len(dataset), dtype=torch.long) if half_set is None else half_set.cpu()
     rows = torch.arange(len(dataset)) if rows is None else rows.cpu()
+    optics_index, device_sets = dataset.table.optics_index.to(plane.coords.device), sets.to(plane.coords.device)
+    precision = precision.to(plane.coords.device)
     sums = {number: WienerBackprojection.empty(n, device=device) for number in sets[rows].unique().tolist()}
     local_rows = shard(rows)
     cosets, on_lattice = split_over_lattice(symmetry_rotations(symmetry))
-    for batch in dataset.batches(batch_size or max(1, BATCH_PIXELS // n**2), local_rows):
-        for number, subset in _split(batch, sets):
-            weights = precision[dataset.table.optics_index[subset.indices]].to(plane.coords.device)
-            on_device = subset.to(plane.coords.device)
+    for batch in read_batches(dataset, batch_size or max(1, BATCH_PIXELS // n**2), plane.coords.device, local_rows):
+        for number, subset in _split(batch, device_sets):
+            weights = precision[optics_index[subset.indices]]
             local = poses[subset.indices.to(poses.rotations.device)].to(plane.coords.device)
             for element in cosets:
                 equivalent = replace(local, rotations=local.rotations @ element.to(local.rotations))
-                sums[number] = _accumulate(sums[number], on_device, equivalent, weights, plane, dataset)
+                sums[number] = _accumulate(sums[number], subset, equivalent, weights, plane, dataset)
     sums = {number: half_sums.symmetrised(on_lattice).all_reduced() for number, half_sums in sums.items()}
     total = sum((sums[number] for number in list(sums)[1:]), next(iter(sums.values())))
     if 1 not in sums or 2 not in sums:

@@ -13,6 +13,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryoeq.data.dataset import ParticleDataset
+from cryoeq.data.prefetch import read_batches
 from cryoeq.domain.events import Event, Note, Progress
 from cryoeq.domain.optics import CtfParameters
 from cryoeq.domain.particles import ParticleBatch
@@ -26,7 +27,8 @@ from cryoeq.runtime.distributed import broadcast
 
 POWER_ORDERS = 3  # angular orders 0, 2 and 4 of the squared CTF
 _HAT_SPACING = 0.5  # cycles per box
-READING_BATCH = 1024  # of images up to 64 px
+READING_BATCH = 256  # of images up to 64 px: more do not stay in a processor's cache
+_LARGER_ON_GPU = 32  # batches, whose kernels cost as much to launch for few images as for many
 _ANGLES = 8  # over half a turn, to compute the angular harmonics of the squared CTF
 _BACKGROUND_SHARE = 0.5  # of the variance of the background, below which no noise is believed
 _MIN_NOISE, _QUIETEST = 0.05, 0.8  # least noise: fraction of the shell's own variance, of the quietest shell's
@@ -228,14 +230,14 @@ def load_transforms(
     backgrounds = BackgroundSums.empty(len(groups), int(plane.shells.max()) + 1, device)
     stack: ParticleTransforms | None = None
     done = 0
-    for batch in dataset.batches(reading_batch(n), rows):
-        there, on_device = slice(done, done + len(batch)), batch.to(device)
-        transforms = _transform(on_device, plane, dataset.pixel_size_angstrom)
+    for batch in read_batches(dataset, reading_batch(n, device), device, rows):
+        there = slice(done, done + len(batch))
+        transforms = _transform(batch, plane, dataset.pixel_size_angstrom)
         stack = _allocate(transforms, count) if stack is None else stack
         _write(stack, there, transforms)
         group = groups.of_particle[there].to(device)
         radius_px = dataset.preprocessing.background_radius * n / 2
-        backgrounds = backgrounds.adding(*_background(on_device, transforms, radius_px), group)
+        backgrounds = backgrounds.adding(*_background(batch, transforms, radius_px), group)
         done += len(batch)
         yield Progress("reading", done, count)
     if stack is None:
@@ -253,13 +255,15 @@ def load_transforms(
     return stack
 
 
-def reading_batch(box_size_px: int) -> int:
+def reading_batch(box_size_px: int, device: torch.device | None = None) -> int:
     """Images that are read at a time, as many pixels for any box.
 
     Args:
         box_size_px: side of the images.
+        device: where they are transformed; None for the CPU.
     """
-    return max(1, min(READING_BATCH, READING_BATCH * 64**2 // box_size_px**2))
+    most = READING_BATCH * (_LARGER_ON_GPU if device is not None and device.type == "cuda" else 1)
+    return max(1, min(most, most * 64**2 // box_size_px**2))
 
 
 def _background(
