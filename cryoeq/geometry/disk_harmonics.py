@@ -77,6 +77,11 @@ class DiskHarmonics:
             _as_real_columns(odd),
         )
 
+    def to(self, device: torch.device) -> "DiskHarmonics":
+        """The basis on another device."""
+        rest = (self.orders, self.basis, self.even_weights, self.odd_weights)
+        return DiskHarmonics(self.plane.to(device), *(values.to(device) for values in rest))
+
     @property
     def n_even(self) -> int:
         """Number of even orders."""
@@ -103,7 +108,9 @@ class DiskHarmonics:
 @lru_cache(maxsize=32)
 def disk_harmonics(box_size_px: int, radius: float, support_radius_px: float, device: torch.device) -> DiskHarmonics:
     """The basis for all coefficients up to a radius, cached."""
-    return DiskHarmonics.build(HalfPlane.up_to(box_size_px, radius, device), support_radius_px)
+    # Built on the CPU, order by order, and moved once.
+    found = DiskHarmonics.build(HalfPlane.up_to(box_size_px, radius), support_radius_px)
+    return found if device.type == "cpu" else found.to(device)
 
 
 def _as_real_columns(weights: Complex[Tensor, "orders points radial"]) -> Float[Tensor, "points columns"]:

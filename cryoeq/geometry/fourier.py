@@ -178,7 +178,7 @@ class HalfPlane:
         Args:
             values: a value of each coefficient, the same at its mate.
         """
-        sums = values.new_zeros(*values.shape[:-1], int(self.shells.max()) + 1)
+        sums = values.new_zeros(*values.shape[:-1], self.last_shell + 1)
         return sums.index_add(-1, self.shells, values * self.weights)
 
     @cached_property
@@ -186,10 +186,34 @@ class HalfPlane:
         """In memory, so that no step of a training waits for a GPU to tell them."""
         return self.coords.square().sum(-1).cpu().numpy()
 
-    def within(self, radius: float) -> "HalfPlane":
-        """The leading coefficients, those with |k| <= radius."""
+    @property
+    def last_radius(self) -> float:
+        """Largest |k|, in cycles per box."""
+        return math.sqrt(int(self._squared_radii.max()))
+
+    @property
+    def last_shell(self) -> int:
+        """Shell of the largest |k|."""
+        return int(self.last_radius + 0.5)
+
+    def to(self, device: torch.device) -> "HalfPlane":
+        """The coefficients on another device."""
+        plane = HalfPlane(self.box_size_px, *(part.to(device) for part in (self.coords, self.flat_index, self.weights)))
+        plane.__dict__["_squared_radii"] = self._squared_radii
+        return plane
+
+    def within(self, radius: float, box_size_px: int | None = None) -> "HalfPlane":
+        """The leading coefficients, those with |k| <= radius.
+
+        Args:
+            radius: in cycles per box.
+            box_size_px: box that they belong to; None for the same.
+        """
         count = int(np.searchsorted(self._squared_radii, np.float32(radius**2), side="right"))
-        return HalfPlane(self.box_size_px, self.coords[:count], self.flat_index[:count], self.weights[:count])
+        parts = self.coords[:count], self.flat_index[:count], self.weights[:count]
+        plane = HalfPlane(self.box_size_px if box_size_px is None else box_size_px, *parts)
+        plane.__dict__["_squared_radii"] = self._squared_radii[:count]  # known already
+        return plane
 
     def frequencies_per_angstrom(self, pixel_size_angstrom: float) -> Float[Tensor, "points 2"]:
         """(x, y) spatial frequency of each coefficient, in 1 / Angstrom."""

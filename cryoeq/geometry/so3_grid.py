@@ -4,7 +4,7 @@ Gorski et al. 2005, Astrophys. J. 622, 759-771 (the equal-area pixels of the sph
 """
 
 import math
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from jaxtyping import Float
@@ -42,7 +42,7 @@ def so3_grid(
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
 ) -> Float[Tensor, "rotations 3 3"]:
-    """RELION's matrices A on an even grid of SO(3), the in-plane angle running fastest.
+    """RELION's matrices A on an even grid of SO(3), the in-plane angle running fastest; kept, so not to be changed.
 
     Args:
         healpix_order: 12 * 4^order view directions, about 58.6 / 2^order degrees apart.
@@ -51,9 +51,16 @@ def so3_grid(
         device: device of the matrices.
     """
     count = 6 * 2**healpix_order if n_inplane is None else n_inplane
+    return _grid(healpix_order, count, dtype or torch.get_default_dtype(), device)
+
+
+@lru_cache(maxsize=16)
+def _grid(
+    healpix_order: int, count: int, dtype: torch.dtype, device: torch.device | None
+) -> Float[Tensor, "rotations 3 3"]:
     inplane = torch.arange(count, dtype=torch.float64) * (2 * math.pi / count)
     rotations = (_turn(-inplane, axis=2) @ _views(healpix_order)[:, None]).flatten(0, 1)
-    return rotations.to(device=device, dtype=dtype or torch.get_default_dtype())
+    return rotations.to(device=device, dtype=dtype)
 
 
 @cache

@@ -48,7 +48,7 @@ def centre_images(images: ParticleTransforms, shift_sigma_px: float) -> Centring
     phases = shift_phases(-offsets, plane.coords, plane.box_size_px)
     prior = -0.5 * offsets.square().sum(1) / shift_sigma_px**2
     precision = images.total_variance.reciprocal()[shells] * plane.weights
-    counts = torch.zeros(int(shells.max()) + 1, device=shells.device)
+    counts = torch.zeros(plane.last_shell + 1, device=shells.device)
     power = counts.index_add(0, shells, images.ctf_squared.sum(0) * plane.weights)
     posterior = torch.softmax(prior, 0).expand(len(images), -1)
     for _ in range(_ITERATIONS):

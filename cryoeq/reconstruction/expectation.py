@@ -286,8 +286,8 @@ def hexagonal_offsets(
         count: number of offsets; 1 is the centre alone, 7 a hexagon.
         generator: random number generator.
     """
-    corners: Int[Tensor, " corners"] = torch.arange(max(0, count - 1))
-    rotation = torch.rand(1, generator=generator)
-    angles = ((corners + rotation) * (2 * torch.pi / max(1, count - 1))).to(centres_px.device)
+    corners: Int[Tensor, " corners"] = torch.arange(max(0, count - 1), device=centres_px.device)
+    rotation = float(torch.rand(1, generator=generator))
+    angles = (corners + rotation) * (2 * torch.pi / max(1, count - 1))
     steps = torch.cat([centres_px.new_zeros(1, 2), spacing_px * torch.stack([angles.cos(), angles.sin()], -1)])
     return centres_px[:, None] + steps

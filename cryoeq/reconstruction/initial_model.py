@@ -33,8 +33,9 @@ from cryoeq.reconstruction.noise_model import shell_precision
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.pose_likelihood import PoseGrid, PoseLikelihood
 from cryoeq.reconstruction.reference import Reference
+from cryoeq.runtime.batching import logging_interval
 from cryoeq.runtime.distributed import all_gather, all_reduce, broadcast, shard
-from cryoeq.runtime.random_streams import Stream, stream_generator
+from cryoeq.runtime.random_streams import Stream, stream_generator, to_device_async
 
 STAGE = "initial model"
 _FIRST_TEMPERATURE = 2.0  # of the annealed posterior; falls to 1 over the first half of the iterations
@@ -170,25 +171,31 @@ class _StochasticSearch:
             first: number of the first iteration.
         """
         settings, n = self.settings, self.particles.plane.box_size_px
-        sums = [WienerBackprojection.empty(n, device=model.volumes.device) for _ in model.volumes]
+        device = model.volumes.device
+        sums = [WienerBackprojection.empty(n, device=device) for _ in model.volumes]
         for iteration in range(first, settings.iterations):
             fraction = iteration / max(1, settings.iterations - 1)
             radius, is_stochastic = _radius(settings, fraction), fraction < _STOCHASTIC
             rows = _draw(len(self.particles), settings, self.seed, iteration if is_stochastic else None, self.start)
-            new, posterior = self._expectation(model, rows.to(model.volumes.device), fraction, generator)
+            rows = to_device_async(rows, device)
+            new, posterior = self._expectation(model, rows, fraction, generator)
             shifts = model.shifts_px
             if fraction >= _RECENTRING:
-                shifts = shifts.index_copy(0, rows.to(shifts.device), posterior.mean_shifts_px)
+                shifts = shifts.index_copy(0, rows, posterior.mean_shifts_px)
             decay = _EMA_DECAY if is_stochastic else 0.0
             sums = [
                 WienerBackprojection(n, old.padding, decay * old.sums + more)
                 for old, more in zip(sums, new, strict=True)
             ]
             maps = [broadcast(low_pass(_maximize(of_class, radius) * self.mask, radius)) for of_class in sums]
-            model = InitialModel(torch.stack(maps), shifts, float(posterior.log_evidence.mean()))
+            model = replace(model, volumes=torch.stack(maps), shifts_px=shifts)
             before = settings.iterations - first if first else 0  # iterations of the map that was not flipped
             done = (before + iteration + 1, 2 * settings.iterations - settings.first_flipped)
-            yield Progress(STAGE, *done, {"log_likelihood": model.log_evidence}, done)
+            metrics = {}
+            if iteration == settings.iterations - 1 or iteration % logging_interval(device) == 0:
+                model = replace(model, log_evidence=float(posterior.log_evidence.mean()))
+                metrics["log_likelihood"] = model.log_evidence
+            yield Progress(STAGE, *done, metrics, done)
         return model
 
     def _expectation(

@@ -111,7 +111,7 @@ class ParticleTransforms:
             map_power: mean |P|^2 of the map's projections at each coefficient.
         """
         signal, total = self.signal_variance(map_power), self.total_variance
-        floor = (_MIN_NOISE * total).clamp(min=_QUIETEST * float(total[1:].min()))
+        floor = (_MIN_NOISE * total).maximum(_QUIETEST * total[1:].min())
         if self.least_noise is not None:
             floor = floor.maximum(total.minimum(self.least_noise))
         return torch.maximum(total - signal, floor)
@@ -139,11 +139,11 @@ class ParticleTransforms:
             radius: radius of the coefficients to keep, in cycles per box.
             box_size_px: side of the new plane's box, in whose pixels offsets are counted.
         """
-        plane = self.plane.within(radius)
-        count, n_shells = len(plane), int(plane.shells.max()) + 1
-        hats = len(power_radii(float(plane.radii.max())))
+        plane = self.plane.within(radius, box_size_px)
+        count, n_shells = len(plane), plane.last_shell + 1
+        hats = len(power_radii(plane.last_radius))
         return ParticleTransforms(
-            replace(plane, box_size_px=box_size_px),
+            plane,
             self.ctf_multiplied[:, :count],
             self.ctf_squared[:, :count],
             self.ctf_squared_harmonics[:, :, :hats],
@@ -227,7 +227,7 @@ def load_transforms(
     last = n / 2 - 1 if radius is None else min(radius, n / 2 - 1)
     plane, count = HalfPlane.up_to(n, last, device), len(rows)
     groups = NoiseGroups.of_table(dataset.table, rows)
-    backgrounds = BackgroundSums.empty(len(groups), int(plane.shells.max()) + 1, device)
+    backgrounds = BackgroundSums.empty(len(groups), plane.last_shell + 1, device)
     stack: ParticleTransforms | None = None
     done = 0
     for batch in read_batches(dataset, reading_batch(n, device), device, rows):
@@ -276,7 +276,7 @@ def _background(
         transforms: of these images.
         radius_px: radius of the circle outside of which an image is background.
     """
-    n_shells = int(transforms.plane.shells.max()) + 1
+    n_shells = transforms.plane.last_shell + 1
     power = background_spectrum(batch.images, radius_px)[:, :n_shells]
     if batch.ctf is None:
         return power, torch.ones_like(power)
@@ -289,7 +289,7 @@ def _weight(stack: ParticleTransforms, relative_precision: Float[Tensor, "groups
     plane, group = stack.plane, stack.group
     if group is None:
         return
-    hats = power_radii(float(plane.radii.max()), stack.device)
+    hats = power_radii(plane.last_radius, stack.device)
     for first in range(0, len(stack), READING_BATCH):
         there = slice(first, first + READING_BATCH)
         precision = relative_precision[group[there]].to(stack.ctf_squared)
@@ -346,7 +346,7 @@ def transforms_of_matched(
         pixel_size_angstrom: pixel size of the plane's box.
     """
     if ctf is None:
-        hats = len(power_radii(float(plane.radii.max())))
+        hats = len(power_radii(plane.last_radius))
         harmonics = torch.zeros(POWER_ORDERS, len(ctf_multiplied), hats, 2, device=ctf_multiplied.device)
         harmonics[0, ..., 0] = 1.0
         return ParticleTransforms(plane, ctf_multiplied, ctf_squared, harmonics)
@@ -361,7 +361,7 @@ def power_radii(radius: float, device: torch.device | None = None) -> Float[Tens
 
 def power_hats(plane: HalfPlane) -> Complex[Tensor, "points hats power_orders"]:
     """Hat functions times exp(2 i l theta), l = 0, 1, 2, at each coefficient."""
-    radii = power_radii(float(plane.radii.max()), plane.coords.device)
+    radii = power_radii(plane.last_radius, plane.coords.device)
     hats = (1 - (plane.radii[:, None] - radii).abs() / _HAT_SPACING).clamp(min=0)
     real = torch.get_default_dtype()
     theta = torch.atan2(plane.coords[:, 1].to(real), plane.coords[:, 0].to(real))
@@ -372,7 +372,7 @@ def power_hats(plane: HalfPlane) -> Complex[Tensor, "points hats power_orders"]:
 def _ctf_squared_harmonics(
     ctf: CtfParameters, plane: HalfPlane, pixel_size_angstrom: float
 ) -> Float[Tensor, "power_orders particles hats 2"]:
-    radii = power_radii(float(plane.radii.max()), plane.coords.device)
+    radii = power_radii(plane.last_radius, plane.coords.device)
     theta = torch.arange(_ANGLES, device=radii.device) * (torch.pi / _ANGLES)
     coords = torch.stack([radii[:, None] * theta.cos(), radii[:, None] * theta.sin()], -1).flatten(0, 1)
     _, squared = matched_filter(ctf, coords / (plane.box_size_px * pixel_size_angstrom))

@@ -20,6 +20,7 @@ Expectation-maximisation over poses: Scheres 2012, J. Mol. Biol. 415, 406-418 (i
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Complex, Float, Int
@@ -72,10 +73,7 @@ class PoseGrid:
             offset_rad: first in-plane angle.
             symmetry: rotations of the map's point group; None for C1.
         """
-        views = so3_grid(healpix_order, 1, device=frame.device)
-        direction = views[:, 2]
-        rank = direction @ direction.new_tensor([1.0, 1e2, 1e4])
-        views = views[rank > 0] @ frame
+        views = _hemisphere(healpix_order, frame.dtype, frame.device) @ frame
         if symmetry is not None and len(symmetry) > 1:
             views = views[in_asymmetric_unit(views[:, 2], symmetry)]
         angles = torch.arange(n_inplane, device=frame.device) * (2 * math.pi / n_inplane) + offset_rad
@@ -220,13 +218,16 @@ class PoseLikelihood:
             symmetry: rotations of the map's point group; each image counts once for each.
         """
         matched = self.harmonics.synthesise(sums.cross_term) * self.precision
-        twice = self.precision.new_tensor([1.0] + [2.0] * (POWER_ORDERS - 1)).to(self.hats.dtype)
+        twice = torch.full((POWER_ORDERS,), 2.0, dtype=self.hats.dtype, device=self.hats.device)
+        twice[0] = 1.0
         harmonics = torch.view_as_complex(sums.quadratic_term.contiguous())
         power = torch.einsum("lvj,pjl,l->vp", harmonics, self.hats, twice).real * self.precision
         channels = torch.stack([matched.real, matched.imag, power])
-        identity = torch.eye(3, device=channels.device)[None]
-        cosets, on_lattice = split_over_lattice(identity if symmetry is None else symmetry.to(channels))
-        views = (self.grid.views @ cosets[:, None]).flatten(0, 1)
+        views = self.grid.views
+        if symmetry is None or len(symmetry) == 1:
+            return spread_slices(channels, views, self.harmonics.plane, padded_size)
+        cosets, on_lattice = split_over_lattice(symmetry.to(channels))
+        views = (views @ cosets[:, None]).flatten(0, 1)
         slices = spread_slices(channels.repeat(1, len(cosets), 1), views, self.harmonics.plane, padded_size)
         return slices if len(on_lattice) == 1 else rotate_on_lattice(slices, on_lattice)
 
@@ -238,6 +239,15 @@ class PoseLikelihood:
             return torch.stack([angles.cos(), angles.sin()], -1)
         twice = torch.where(orders == 0, 1.0, 2.0)
         return torch.stack([twice * angles.cos(), -twice * angles.sin()], -1)
+
+
+@lru_cache(maxsize=8)
+def _hemisphere(healpix_order: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "views 3 3"]:
+    """One view of each antipodal pair; kept, so not to be changed."""
+    views = so3_grid(healpix_order, 1, dtype=dtype)
+    direction = views[:, 2]
+    rank = direction @ direction.new_tensor([1.0, 1e2, 1e4])
+    return views[rank > 0].to(device)
 
 
 def _mirror_sign(orders: Int[Tensor, " orders"]) -> Float[Tensor, " orders"]:

@@ -158,7 +158,7 @@ class RefinementState:
     @property
     def resolution_shell(self) -> int:
         """The last shell before the half maps' correlation drops below 0.143."""
-        below = (self.fsc[1:] < FSC_THRESHOLD).nonzero()
+        below = (self.fsc.cpu()[1:] < FSC_THRESHOLD).nonzero()
         return int(below[0]) if len(below) else len(self.fsc) - 1
 
     def halves(
