@@ -7,17 +7,18 @@ Density compensation: Pipe and Menon 1999, Magn. Reson. Med. 41, 179-186. In cry
 180, 519-530. Wiener filter from half maps: Rosenthal and Henderson 2003, J. Mol. Biol. 333, 721-745.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
-from torch.nn.functional import pad
 
 from cryoeq.geometry.fourier import HalfPlane, fft_map, ifft_map, shell_index
+from cryoeq.geometry.shells import slabs
 from cryoeq.geometry.soft_mask import falling_cosine
-from cryoeq.physics.projection import collect_slices, spread_slices
+from cryoeq.physics.projection import collect_slices, insert_half
 from cryoeq.runtime.distributed import all_reduce
 
 # RELION's Kaiser-Bessel blob: as wide as the correlation that a box imposes on the coefficients of the map inside it.
@@ -33,15 +34,18 @@ _EDGE_PX = 3.0
 class WienerBackprojection:
     """Sums over images from which a map is reconstructed; sums of disjoint sets of images add up.
 
+    Friedel pairs are stored once: z and y go from -m / 2 to m / 2, x from 0 to m / 2, all three with their centre
+    at 0. In the plane x = 0, which holds both of a pair, the sums of a coefficient are those of its mate too.
+
     Args:
         box_size_px: n, side of the images and of the map.
-        padding: oversampling of the transform, m = padding n.
+        padding: oversampling of the transform, m = padding n, which is even.
         sums: real and imaginary part of the weighted slices, and their weights.
     """
 
     box_size_px: int
     padding: int
-    sums: Float[Tensor, "3 m m m"]
+    sums: Float[Tensor, "3 side side half"]
 
     @classmethod
     def empty(
@@ -54,20 +58,35 @@ class WienerBackprojection:
     ) -> "WienerBackprojection":
         """The sums over no image."""
         m = padding * box_size_px
-        return cls(box_size_px, padding, torch.zeros(3, m, m, m, dtype=dtype, device=device))
+        return cls(box_size_px, padding, torch.zeros(3, m + 1, m + 1, m // 2 + 1, dtype=dtype, device=device))
+
+    @classmethod
+    def from_full(cls, box_size_px: int, padding: int, sums: Float[Tensor, "3 m m m"]) -> "WienerBackprojection":
+        """Sums over all coefficients, as they were stored by version 0.1.
+
+        Args:
+            box_size_px: n.
+            padding: oversampling.
+            sums: real and imaginary part, and weights, centred.
+        """
+        found, half = cls.empty(box_size_px, padding, dtype=sums.dtype, device=sums.device), sums.shape[-1] // 2
+        found.sums[:, :-1, :-1, :-1] = sums[..., half:]
+        mates = sums[..., 1:half].flip((-3, -2, -1)) * sums.new_tensor([1, -1, 1])[:, None, None, None]
+        found.sums[:, 1:, 1:, 1:-1] += mates
+        return found
 
     def all_reduced(self) -> "WienerBackprojection":
         """The sums over the images of all processes of the job."""
-        return WienerBackprojection(self.box_size_px, self.padding, all_reduce(self.sums))
+        return replace(self, sums=all_reduce(self.sums))
 
-    def add(
+    def add_(
         self,
         matched: Complex[Tensor, "batch points"],
         power: Float[Tensor, "batch points"],
         rotations: Float[Tensor, "batch 3 3"],
         plane: HalfPlane,
     ) -> "WienerBackprojection":
-        """The sums with more images.
+        """These sums, to which more images are added in place.
 
         Args:
             matched: centred images times their transfer over their noise variance: ``undo_optics`` with that factor.
@@ -75,8 +94,8 @@ class WienerBackprojection:
             rotations: RELION's matrices A.
             plane: coefficients that the images have.
         """
-        channels = torch.stack([matched.real, matched.imag, power])
-        return replace(self, sums=self.sums + spread_slices(channels, rotations, plane, self.sums.shape[-1]))
+        insert_half(self.sums, matched, power, rotations, plane)
+        return self
 
     def symmetrised(self, elements: Float[Tensor, "elements 3 3"]) -> "WienerBackprojection":
         """The sums in which each image counts once for each of some rotations.
@@ -91,20 +110,22 @@ class WienerBackprojection:
     def __add__(self, other: "WienerBackprojection") -> "WienerBackprojection":
         return replace(self, sums=self.sums + other.sums)
 
+    def __iadd__(self, other: "WienerBackprojection") -> "WienerBackprojection":
+        self.sums.add_(other.sums)
+        return self
+
     def reconstruct(self) -> Float[Tensor, "n n n"]:
         """The map that explains the images in the sense of least squares, unfiltered, as half maps are."""
-        real, imag, weight = self._with_mates()
-        gain = _compensate_density(_with_floor(weight), self.padding)
-        summed = collect_slices(torch.complex(real * gain, imag * gain), self.padding)
-        return _fill_corners(summed * (self.box_size_px**2 / weight.shape[-1] ** 3))
+        gain = _compensate_density(self._weights_with_floor(), self.padding)
+        summed = self._collect(lambda start, stop: gain[start:stop])
+        return _fill_corners(summed)
 
     @property
     def shell_weights(self) -> Float[Tensor, " shells"]:
         """Mean weight of each shell of the map below Nyquist, per coefficient of the oversampled transform."""
-        index, shells, counts = _shells_below_nyquist(self.box_size_px, self.padding, self.sums.device)
-        weight = self.sums[2].flatten()
-        # A Friedel mate lies in the same shell, so both together weigh twice as much.
-        return 2 * weight.new_zeros(len(counts)).index_add(0, shells, weight[index]) / counts
+        radii = _radii(self.sums.shape[-1], self.padding, self.sums.device)
+        weights, counts = _fold(self._weights_by_radius(), (radii + 0.5).long(), self.box_size_px // 2)
+        return (weights / counts).to(self.sums.dtype)
 
     def most_probable(self, prior_precision: Float[Tensor, " shells"]) -> Float[Tensor, "n n n"]:
         """The most probable map when each coefficient has a normal prior about zero.
@@ -114,53 +135,91 @@ class WienerBackprojection:
                 ``shell_weights`` over the signal-to-noise ratio of the map makes it a Wiener filter (Scheres 2012,
                 J. Struct. Biol. 180, 519-530, equation 6). It must be positive.
         """
-        real, imag, weight = self._with_mates()
-        m = weight.shape[-1]
-        radii = _radii(m, weight.dtype, weight.device)
-        for plane in range(m):  # plane by plane: what comes and goes here would be most of the memory
-            gain = self._gain(radii[plane], weight[plane], prior_precision)
-            real[plane] *= gain
-            imag[plane] *= gain
-        del weight
-        summed = collect_slices(torch.complex(real, imag), self.padding)
-        return summed * (self.box_size_px**2 / m**3)
-
-    def _gain(
-        self, radii: Float[Tensor, "m m"], weight: Float[Tensor, "m m"], prior_precision: Float[Tensor, " shells"]
-    ) -> Float[Tensor, "m m"]:
-        """1 / (weight + prior) below Nyquist, 0 beyond, on a plane of the oversampled transform."""
-        radius, last = radii / self.padding, len(prior_precision) - 1
+        radius = _radii(self.sums.shape[-1], self.padding, self.sums.device)
+        last = len(prior_precision) - 1
         below = radius.long().clamp(max=last)
         above = (below + 1).clamp(max=last)
-        prior = torch.lerp(prior_precision[below], prior_precision[above], (radius - below).clamp(max=1.0))
-        return (radius < self.box_size_px / 2) / (weight + prior)
+        prior = torch.lerp(
+            prior_precision[below], prior_precision[above], (radius - below).clamp(max=1.0).to(prior_precision)
+        )
+        prior = prior.masked_fill(radius >= self.box_size_px / 2, torch.inf)  # nothing beyond Nyquist
 
-    def _with_mates(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Real part, imaginary part and weight of the sums over all coefficients, the Friedel mates' too."""
-        real, imag, weight = self.sums
-        return real + _friedel_mate(real), imag - _friedel_mate(imag), weight + _friedel_mate(weight)
+        def gain(start: int, stop: int) -> Tensor:
+            weight = self._rows(2, start, stop)
+            return (weight + torch.take(prior, self._squared_radii(start, stop))).reciprocal()
+
+        return self._collect(gain)
+
+    def _collect(self, gain: Callable[[int, int], Float[Tensor, "rows m half"]]) -> Float[Tensor, "n n n"]:
+        """The map of the sums times a gain, which is 0 from Nyquist on."""
+
+        def rows(start: int, stop: int) -> Complex[Tensor, "rows m half"]:
+            factor = gain(start, stop)
+            return torch.complex(self._rows(0, start, stop) * factor, self._rows(1, start, stop) * factor)
+
+        n, m = self.box_size_px, self.padding * self.box_size_px
+        return collect_slices(rows, n, self.padding, like=self.sums).mul_(n**2 / m**3)
+
+    def _rows(self, channel: int, start: int, stop: int) -> Float[Tensor, "rows m half"]:
+        """A range of z of one channel, without the last sample of y, complete in the plane x = 0."""
+        values, sign = self.sums[channel], -1 if channel == 1 else 1
+        rows = values[start:stop, :-1].clone()
+        last = len(values) - 1
+        mates = values[last - stop + 1 : last - start + 1, 1:, 0].flip((0, 1))
+        rows[..., 0].add_(mates, alpha=sign)
+        return rows
+
+    def _squared_radii(self, start: int, stop: int) -> Int[Tensor, "rows m half"]:
+        """|k|^2 in samples of ``_rows``."""
+        half = self.sums.shape[-1] - 1
+        k = torch.arange(-half, half, device=self.sums.device)
+        return k[start:stop, None, None] ** 2 + k[:, None] ** 2 + torch.arange(half + 1, device=k.device) ** 2
+
+    def _weights_by_radius(self) -> Float[Tensor, "2 radii"]:
+        """Sum of the weights over all coefficients with each |k|^2, and their number."""
+        m, half = self.sums.shape[-2] - 1, self.sums.shape[-1]
+        sums = torch.zeros(2, 3 * (half - 1) ** 2 + 1, dtype=torch.float64, device=self.sums.device)
+        multiplicity = torch.full((half,), 2.0, dtype=torch.float64, device=sums.device)
+        multiplicity[0] = 1.0
+        for start, stop in slabs(m):
+            squared, weights = self._squared_radii(start, stop), self._rows(2, start, stop)
+            for kind, values in enumerate((weights * multiplicity, multiplicity.expand(weights.shape))):
+                sums[kind].scatter_add_(0, squared.flatten(), values.flatten())
+        return sums
+
+    def _weights_with_floor(self) -> Float[Tensor, "m m half"]:
+        """Weights held above a small fraction of their shell's mean."""
+        radii = _radii(self.sums.shape[-1], 1, self.sums.device)
+        shells, m = (radii + 0.5).long(), self.sums.shape[-2] - 1
+        weights, counts = _fold(self._weights_by_radius(), shells, int(shells[-1]) + 1)
+        least = (weights / counts.clamp(min=1)).to(self.sums.dtype)[shells] * _MIN_WEIGHT
+        held = self.sums.new_empty(m, m, m // 2 + 1)
+        for start, stop in slabs(m):
+            held[start:stop] = self._rows(2, start, stop).maximum(torch.take(least, self._squared_radii(start, stop)))
+        return held
 
 
 def rotate_on_lattice(
-    sums: Float[Tensor, "channels m m m"], elements: Float[Tensor, "elements 3 3"]
-) -> Float[Tensor, "channels m m m"]:
-    """The sum of copies of a transform that are rotated about sample m // 2, exactly: slices of A g for each g.
+    sums: Float[Tensor, "3 side side half"], elements: Float[Tensor, "elements 3 3"]
+) -> Float[Tensor, "3 side side half"]:
+    """The sum of copies of a half transform that are rotated about its origin, exactly: slices of A g for each g.
 
     Args:
-        sums: sums of slices of rotations A, with axes (z, y, x) and m even.
+        sums: sums of slices of rotations A, as those of ``WienerBackprojection``.
         elements: rotations g that permute the axes, signs apart.
     """
     total = torch.zeros_like(sums)
-    for element in elements:
-        # The copy at k is the transform at g k, whose component i is sign i times component source i of k.
-        source, sign = element.abs().argmax(1).tolist(), element.sum(1).tolist()
-        reversed_axes = [2 - axis for axis in range(3) if sign[axis] < 0]
-        order = [2 - source.index(2 - axis) for axis in range(3)]
-        for number, channel in enumerate(sums):  # one at a time, which saves memory
-            turned = channel.flip(reversed_axes)
-            for axis in reversed_axes:  # sample 0 is -m / 2, whose opposite is itself
-                turned = turned.roll(1, axis)
-            total[number] += turned.permute(order)
+    for number, (channel, sign) in enumerate(zip(sums, (1, -1, 1), strict=True)):  # one at a time, which saves memory
+        half, whole = len(channel) // 2, channel.new_empty(*channel.shape[:2], channel.shape[1])
+        mates = sign * channel.flip((0, 1, 2))
+        whole[..., half:], whole[..., : half + 1] = channel, mates
+        whole[..., half] = channel[..., 0] + mates[..., -1]
+        for element in elements:
+            # The copy at k is the transform at g k, whose component i is sign i times component source i of k.
+            source, direction = element.abs().argmax(1).tolist(), element.sum(1).tolist()
+            turned = whole.flip([2 - axis for axis in range(3) if direction[axis] < 0])
+            total[number] += turned.permute([2 - source.index(2 - axis) for axis in range(3)])[..., half:]
+        total[number, ..., 0] /= 2  # complete, where a sum has each of a pair
     return total
 
 
@@ -179,61 +238,69 @@ def wiener_filter(volume: Float[Tensor, "n n n"], signal_to_noise: Float[Tensor,
     return ifft_map(fft_map(volume) * gain[shells])
 
 
-def _friedel_mate(transform: Float[Tensor, "*batch m m m"]) -> Float[Tensor, "*batch m m m"]:
-    """Value at -k of each coefficient k of a centred transform; 0 at even m's Nyquist planes, where no data are."""
-    first = 1 - transform.shape[-1] % 2
-    inner = transform[..., first:, first:, first:]
-    return pad(inner.flip((-3, -2, -1)), (first, 0) * 3)
+def _radii(half: int, padding: int, device: torch.device) -> Float[Tensor, " radii"]:
+    """|k| in cycles per box of each |k|^2 in samples, up to the corners of a transform."""
+    return torch.arange(3 * (half - 1) ** 2 + 1, device=device).float().sqrt() / padding
 
 
-@lru_cache(maxsize=2)
-def _radii(m: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "m m m"]:
-    """Distance of each coefficient of a centred transform from its origin; cached, so not to be changed."""
-    k = torch.arange(m, dtype=dtype, device=device) - m // 2
-    return (k[:, None, None].square() + k[:, None].square() + k.square()).sqrt()
+def _fold(
+    sums: Float[Tensor, "kinds radii"], shells: Int[Tensor, " radii"], count: int
+) -> Float[Tensor, "kinds shells"]:
+    """Sums over the first shells of sums over radii."""
+    return sums.new_zeros(len(sums), count + 1).index_add(1, shells.clamp(max=count), sums)[:, :-1]
 
 
-@lru_cache(maxsize=2)
-def _shells_below_nyquist(
-    box_size_px: int, padding: int, device: torch.device
-) -> tuple[Int[Tensor, " coefficients"], Int[Tensor, " coefficients"], Int[Tensor, " shells"]]:
-    """Flat index and shell of each coefficient below Nyquist, and their count per shell; cached."""
-    count = box_size_px // 2
-    shells = (_radii(box_size_px * padding, torch.float32, device) / padding + 0.5).long().flatten()
-    index = (shells < count).nonzero().squeeze(1)
-    return index, shells[index], shells[index].bincount(minlength=count)
-
-
-def _with_floor(weight: Float[Tensor, "m m m"]) -> Float[Tensor, "m m m"]:
-    """Weights held above a small fraction of their shell's mean."""
-    shells = shell_index(weight.shape[-1], 3, weight.device).flatten()
-    counts = torch.bincount(shells)
-    mean = weight.new_zeros(len(counts)).index_add(0, shells, weight.flatten()) / counts
-    return torch.maximum(weight, (mean * _MIN_WEIGHT)[shells].reshape(weight.shape))
-
-
-def _compensate_density(weight: Float[Tensor, "m m m"], padding: int) -> Float[Tensor, "m m m"]:
+def _compensate_density(weight: Float[Tensor, "m m half"], padding: int) -> Float[Tensor, "m m half"]:
     """Gains by which the sums are multiplied: 1 / weight, in the sense that gain * weight is 1 everywhere once blurred.
 
-    Both factors are real, so the blur, a convolution over k, is a product of real transforms. Outside the sphere of
-    Nyquist's radius nothing was measured and the gain is 0.
+    Both factors are real and even, so the blur, a convolution over k, is a product of real, even transforms. Outside
+    the sphere of Nyquist's radius nothing was measured and the gain is 0.
     """
-    m = weight.shape[-1]
-    k = torch.fft.fftfreq(m, 1 / m, dtype=weight.dtype, device=weight.device)
-    radius = (k[:, None, None].square() + k[:, None].square() + k.square()).sqrt()
-    inside = radius < _BLOB_RADIUS * padding
-    profile = (1 - (radius[inside] / (_BLOB_RADIUS * padding)).square()).sqrt()
-    blob = torch.zeros_like(radius).masked_scatter(inside, torch.i0(_BLOB_ALPHA * profile))
-    window = torch.fft.rfftn(blob / blob.sum()).real
-    weight = torch.fft.ifftshift(weight)
-    tiny = torch.finfo(weight.dtype).tiny
-    gain = ((radius < m / 2) & (weight > tiny)).to(weight.dtype)
+    m, tiny, eps = len(weight), torch.finfo(weight.dtype).tiny, torch.finfo(weight.dtype).eps
+    k = torch.arange(m, device=weight.device) - m // 2
+    window = _blur_window(m, padding, weight)
+    gain = torch.empty_like(weight)
+    for start, stop in slabs(m):
+        squared = k[start:stop, None, None].square() + k[:, None].square() + k[m // 2 :].square()
+        inside = torch.nn.functional.pad(squared < (m // 2) ** 2, (0, 1))
+        gain[start:stop] = inside & (weight[start:stop] > tiny)
     for _ in range(_ITERATIONS):
-        blurred = torch.fft.irfftn(torch.fft.rfftn(gain * weight) * window, s=list(weight.shape))
+        blurred = _blur(gain, weight, window)
         # Rounding leaves noise, even negative, where nothing lies near: no more than the transform's precision.
-        least = (blurred.max() * torch.finfo(weight.dtype).eps).clamp(min=tiny)
-        gain = gain / torch.maximum(blurred, least)
-    return torch.fft.fftshift(gain)
+        gain /= blurred.clamp_(min=(blurred.max() * eps).clamp(min=tiny))
+        del blurred
+    return gain
+
+
+def _blur(
+    gain: Float[Tensor, "m m half"], weight: Float[Tensor, "m m half"], window: Float[Tensor, "half half half"]
+) -> Float[Tensor, "m m half"]:
+    """The product of two real, even functions of k, blurred: times a window, an octant of it, in real space."""
+    m, half = len(gain), gain.shape[-1]
+    transform = gain.new_empty(m, half, half, dtype=gain.dtype.to_complex())
+    for start, stop in slabs(m):
+        transform[start:stop] = torch.fft.rfft(gain[start:stop] * weight[start:stop], dim=1)
+    place = torch.arange(m, device=gain.device)
+    place = place.minimum(m - place)
+    for start, stop in slabs(half):
+        values = torch.fft.irfft(torch.fft.fft(transform[:, start:stop], dim=0), n=m)
+        values *= window[:, start:stop][place][..., place]
+        transform[:, start:stop] = torch.fft.ifft(torch.fft.rfft(values), dim=0)
+    blurred = torch.empty_like(gain)
+    for start, stop in slabs(m):
+        blurred[start:stop] = torch.fft.irfft(transform[start:stop], n=m, dim=1)
+    return blurred
+
+
+def _blur_window(m: int, padding: int, like: Tensor) -> Float[Tensor, "half half half"]:
+    """Transform of the blob that blurs, of sum 1: the octant of positions from 0 to m / 2 along each axis."""
+    k = torch.arange(math.ceil(_BLOB_RADIUS * padding), dtype=like.dtype, device=like.device)
+    squared = (k[:, None, None].square() + k[:, None].square() + k.square()) / (_BLOB_RADIUS * padding) ** 2
+    blob = torch.i0(_BLOB_ALPHA * (1 - squared).clamp(min=0).sqrt()) * (squared < 1)
+    cosines = torch.cos(2 * math.pi / m * k[:, None] * torch.arange(m // 2 + 1, device=like.device))
+    cosines[1:] *= 2  # k and -k
+    blob /= torch.einsum("abc,a,b,c->", blob, *[cosines[:, 0]] * 3)
+    return torch.einsum("abc,az,by,cx->zyx", blob, cosines, cosines, cosines)
 
 
 def _fill_corners(volume: Float[Tensor, "n n n"]) -> Float[Tensor, "n n n"]:

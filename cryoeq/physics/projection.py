@@ -9,7 +9,7 @@ out what lies beyond the transform's last sample, that is a part of the coeffici
 gradient is wanted too, the 20 samples around a coefficient give both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import torch
@@ -17,9 +17,10 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 from torch.nn.functional import grid_sample, pad
 
-from cryoeq.geometry.fourier import HalfPlane, crop_centred, pad_centred
+from cryoeq.geometry.fourier import HalfPlane
+from cryoeq.geometry.shells import slabs
 
-_MAP = (-3, -2, -1)
+_SLAB_COEFFICIENTS, _COLUMNS = 2**18, 8  # of a transform that are in work at a time, at least
 _PARALLEL_NUMBERS = 2**17  # in the sampling grid, from which it is worth sharing among threads
 
 
@@ -35,24 +36,76 @@ def gridding_correction(
 def prepare_slices(volume: Float[Tensor, "n n n"], padding: int = 2) -> Complex[Tensor, "m m m"]:
     """Oversampled, centred transform of a map, ready for ``extract_slices``.
 
+    Transformed axis by axis, a few columns at a time: nothing else of its size is held beside it.
+
     Args:
         volume: densities (z, y, x), centre at voxel n // 2.
         padding: oversampling of the transform, m = padding n; 2 is accurate to 1e-7 in correlation.
     """
     n = volume.shape[-1]
+    m = padding * n
     corrected = volume / gridding_correction(n, padding, volume.dtype, volume.device)
-    padded = torch.fft.ifftshift(pad_centred(corrected, padding * n, 3), dim=_MAP)
-    return torch.fft.fftshift(torch.fft.fftn(padded, dim=_MAP), dim=_MAP) / n
+    lines = torch.fft.rfft(_wrap_around(corrected, m, 2)) / n
+    padded = lines.new_zeros(m, m, m)
+    for start, stop in column_ranges(m):
+        columns = torch.fft.fft(_wrap_around(lines[..., start:stop], m, 1), dim=1)
+        columns = torch.fft.fftshift(torch.fft.fft(_wrap_around(columns, m, 0), dim=0), dim=(0, 1))
+        mates = columns.flip((0, 1, 2)).conj()
+        padded[..., m // 2 - stop + 1 : m // 2 - start + 1] = mates if m % 2 else mates.roll((1, 1), (0, 1))
+        end = min(stop, (m + 1) // 2)  # an even m has its Nyquist plane at the negative end alone
+        padded[..., m // 2 + start : m // 2 + end] = columns[..., : end - start]
+    return padded
 
 
-def collect_slices(padded: Complex[Tensor, "m m m"], padding: int = 2) -> Float[Tensor, "n n n"]:
-    """Adjoint of ``prepare_slices`` for the real inner product: from a sum of inserted slices to a map."""
-    m = padded.shape[-1]
-    n = m // padding
-    summed = torch.fft.fftshift(
-        torch.fft.ifftn(torch.fft.ifftshift(padded, dim=_MAP), dim=_MAP, norm="forward"), dim=_MAP
-    )
-    return crop_centred(summed.real, n, 3) / gridding_correction(n, padding, summed.real.dtype, padded.device) / n
+def collect_slices(
+    half_rows: Callable[[int, int], Complex[Tensor, "rows m half"]],
+    box_size_px: int,
+    padding: int = 2,
+    *,
+    like: Tensor,
+) -> Float[Tensor, "n n n"]:
+    """Adjoint of ``prepare_slices`` for the real inner product: from a sum of inserted slices to a map.
+
+    Args:
+        half_rows: of a range of z, the half transform: centred along z and y, and x from 0 to m / 2, where m is even
+            and its Nyquist planes are zero. A coefficient with x above 0 counts for its Friedel mate too.
+        box_size_px: n.
+        padding: oversampling of the transform, m = padding n.
+        like: tensor of the real dtype and on the device of the map.
+    """
+    n, m = box_size_px, padding * box_size_px
+    summed = like.new_empty(m, n, m // 2 + 1, dtype=like.dtype.to_complex())
+    for start, stop in slabs(m):
+        summed[start:stop] = _cut_around(torch.fft.ifft(half_rows(start, stop), dim=1, norm="forward"), n, 1)
+    volume = like.new_empty(n, n, n)
+    for start, stop in slabs(n):
+        rows = _cut_around(torch.fft.ifft(summed[:, start:stop], dim=0, norm="forward"), n, 0)
+        volume[:, start:stop] = _cut_around(torch.fft.irfft(rows, n=m, norm="forward"), n, 2)
+    # What is centred at sample m / 2 along z and y, and transformed as if at 0, changes sign from voxel to voxel.
+    sign = 1 - 2 * ((torch.arange(n, device=like.device) - n // 2) % 2)
+    volume *= sign[:, None, None] * sign[:, None]
+    return volume.div_(gridding_correction(n, padding, like.dtype, like.device)).div_(n)
+
+
+def column_ranges(m: int) -> list[tuple[int, int]]:
+    """Ranges of x from 0 to m // 2 of a half transform of side m, so that few columns are in work at a time."""
+    step = max(_COLUMNS, _SLAB_COEFFICIENTS // m**2)
+    return [(start, min(start + step, m // 2 + 1)) for start in range(0, m // 2 + 1, step)]
+
+
+def _wrap_around(array: Tensor, size: int, axis: int) -> Tensor:
+    """An axis of n samples with its centre (index n // 2) at 0, zeros up to a size, and what is left of the centre."""
+    n = array.shape[axis]
+    shape = list(array.shape)
+    shape[axis] = size - n
+    left, right = array.narrow(axis, 0, n // 2), array.narrow(axis, n // 2, n - n // 2)
+    return torch.cat([right, array.new_zeros(shape), left], dim=axis)
+
+
+def _cut_around(array: Tensor, size: int, axis: int) -> Tensor:
+    """The samples of an axis around 0, which is its first one, centred at index size // 2."""
+    left = array.narrow(axis, array.shape[axis] - size // 2, size // 2)
+    return torch.cat([left, array.narrow(axis, 0, size - size // 2)], dim=axis)
 
 
 def extract_slices(
@@ -156,18 +209,54 @@ def spread_slices(
     """
     m, side = padded_size, padded_size + 1  # one sample more, so that the last neighbour needs no test; it is cut off
     positions = slice_coordinates(rotations, plane.coords) * (m / plane.box_size_px)
+    volumes = channels.new_zeros(len(channels), side, side, side)
+    _scatter(volumes, channels.unbind(), positions, (m // 2, m // 2, m // 2))
+    return volumes[:, :m, :m, :m]
+
+
+def insert_half(
+    sums: Float[Tensor, "3 side side half"],
+    slices: Complex[Tensor, "batch points"],
+    weights: Float[Tensor, "batch points"],
+    rotations: Float[Tensor, "batch 3 3"],
+    plane: HalfPlane,
+) -> None:
+    """Add slices to half a transform in place, each coefficient spread over its eight neighbours.
+
+    A coefficient with negative x is added as its Friedel mate. Where x is 0 both halves of the plane are filled as they
+    come: its sums are those of a coefficient and of its mate.
+
+    Args:
+        sums: real part, imaginary part and weight, with axes (z, y, x): z and y from -m / 2 to m / 2, x from 0.
+        slices: the coefficients.
+        weights: weight of each.
+        rotations: RELION's matrices A.
+        plane: coefficients of the slices, of the unpadded box.
+    """
+    m = 2 * (sums.shape[-1] - 1)
+    positions = slice_coordinates(rotations, plane.coords) * (m / plane.box_size_px)
+    sign = torch.where(positions[..., 0] < 0, -1, 1).to(positions.dtype)
+    _scatter(sums, (slices.real, slices.imag * sign, weights), positions * sign[..., None], (0, m // 2, m // 2))
+
+
+def _scatter(
+    volumes: Float[Tensor, "channels depth height width"],
+    channels: tuple[Float[Tensor, "batch points"], ...],
+    positions: Float[Tensor, "batch points 3"],
+    origin: tuple[int, int, int],
+) -> None:
+    """Add values of each channel to the eight samples around their positions (x, y, z) from an origin, in place."""
+    _, _, height, width = volumes.shape
     low = positions.floor()
     upper = positions - low
     weights = (1 - upper, upper)
-    x, y, z = (low.long() + m // 2).unbind(-1)
-    first = (z * side + y) * side + x
-    volumes = channels.new_zeros(len(channels), side**3)
+    x, y, z = (low.long() + low.new_tensor(origin, dtype=torch.long)).unbind(-1)
+    first = (z * height + y) * width + x
     for dz, dy, dx in product((0, 1), repeat=3):
-        index = (first + ((dz * side + dy) * side + dx)).flatten()
+        index = (first + ((dz * height + dy) * width + dx)).flatten()
         weight = weights[dz][..., 2] * weights[dy][..., 1] * weights[dx][..., 0]
         for channel, values in enumerate(channels):
-            volumes[channel].scatter_add_(0, index, (values * weight).flatten())
-    return volumes.reshape(-1, side, side, side)[:, :m, :m, :m]
+            volumes[channel].view(-1).scatter_add_(0, index, (values * weight).flatten())
 
 
 def slice_coordinates(

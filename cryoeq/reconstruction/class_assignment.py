@@ -187,5 +187,5 @@ def _sum_class(
     for some in torch.split(shard(rows), max(1, _CHUNK_POINTS // len(subset.plane))):
         batch, factor = subset.rows(some), weight[some, None] * precision
         shifts, rotations = state.best.shifts_px[some, number], state.best.rotations[some, number]
-        sums = sums.add(batch.centred(shifts) * factor, batch.ctf_squared * factor, rotations, subset.plane)
+        sums.add_(batch.centred(shifts) * factor, batch.ctf_squared * factor, rotations, subset.plane)
     return sums.all_reduced()

@@ -290,8 +290,7 @@ def class_iteration(
         done += len(local)
         posteriors.append(result.posterior)
         for number in range(n_classes):
-            inserted = likelihood.insert(likelihood.of_map(result.sums, number), 2 * n)
-            sums[number][index] = WienerBackprojection(n, 2, inserted)
+            sums[number][index] = likelihood.insert(likelihood.of_map(result.sums, number))
     everywhere = torch.cat([members for _, members, _ in halves])
     local_rows = torch.cat([local for _, _, local in halves])
     posterior = all_gather(Posterior.cat(posteriors), local_rows, len(particles)).rows(everywhere)

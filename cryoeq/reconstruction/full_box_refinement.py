@@ -225,8 +225,7 @@ class _Run:
 
     def _pose(self, state: RefinementState, references: References, steps: int) -> RefinementState:
         settings = self._settings.at_box(references.particles.plane.box_size_px)
-        update_scales(state, references)
-        refined = refine_locally(state, references, state.radius, settings.shift_sigma_px, steps=steps)
+        refined = refine_locally(state, references, state.radius, settings.shift_sigma_px, steps=steps, rescales=True)
         particles = ParticlePoses(refined.poses, state.particles.confidence, refined.log_likelihood)
         return replace(state, particles=particles)
 
@@ -244,8 +243,9 @@ class _Run:
             reach,
             find_solvent=find_solvent,
             filter_references=self._settings.filter_references,
+            keeps_sums=False,
         )
-        return replace(state, radius=min(state.radius, self._settings.last_shell), sums=None)
+        return replace(state, radius=min(state.radius, self._settings.last_shell))
 
     def _references(self, radius: int) -> Generator[Event, None, References]:
         """The particles up to the shells of the maps, in the smallest box."""
@@ -255,7 +255,7 @@ class _Run:
             self._particles = None  # before others take their place
             self._loaded_shell = min(reach + _RESERVE, settings.last_shell)
             self._particles = yield from self._load(self._loaded_shell)
-        return References(self._particles.within(reach, settings.box(radius)))
+        return References(self._particles.within(reach, settings.box(radius)), max_prepared=1)
 
     def _metrics(self, state: RefinementState) -> dict[str, float]:
         resolution_angstrom = self._settings.refinement.resolution_angstrom

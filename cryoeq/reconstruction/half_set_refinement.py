@@ -29,7 +29,7 @@ from cryoeq.reconstruction.maximization import maximization_step, particle_mask
 from cryoeq.reconstruction.particle_scale import update_scales
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.pose_likelihood import COARSE_SHELL, PoseLikelihood, pose_grid
-from cryoeq.reconstruction.reference import Reference, References
+from cryoeq.reconstruction.reference import References
 from cryoeq.reconstruction.state import ConsensusMap, ParticlePoses, RefinementSettings, RefinementState
 from cryoeq.runtime.distributed import all_gather, shard, shard_half_set
 from cryoeq.runtime.random_streams import Stream, stream_generator
@@ -203,6 +203,7 @@ def refine_locally(
     *,
     steps: int = MAX_STEPS,
     rows: Int[Tensor, " rows"] | None = None,
+    rescales: bool = False,
 ) -> RefinedPoses:
     """Poses of particles at the nearest maximum of their likelihood, each against the map of its half set.
 
@@ -213,13 +214,17 @@ def refine_locally(
         shift_sigma_px: standard deviation of the offsets per axis; 0 leaves them unchanged.
         steps: most Gauss-Newton steps.
         rows: particles to refine, in ascending order; None for all.
+        rescales: whether the particles get the scales of their initial poses first, one half set after the other.
     """
-    particles = references.particles.within(radius, references.particles.plane.box_size_px)
     refined, order = [], []
-    for _, half, volume in state.halves(rows):
-        reference, poses = references.of(volume), state.poses.rows(half)
-        refined.append(refine_poses(particles, reference, poses, shift_sigma_px=shift_sigma_px, steps=steps, rows=half))
-        order.append(half)
+    for half, members, volume in state.halves(rows):
+        if rescales:
+            update_scales(state, references, (half,))
+        particles = references.particles.within(radius, references.particles.plane.box_size_px)
+        poses = state.poses.rows(members)
+        refine = partial(refine_poses, shift_sigma_px=shift_sigma_px, steps=steps, rows=members)
+        refined.append(refine(particles, references.of(volume), poses))  # which is in no variable: it may be freed
+        order.append(members)
     return RefinedPoses.cat(refined).rows(torch.cat(order).argsort())
 
 
@@ -273,7 +278,7 @@ def em_iteration(
         )
         done += len(local)
         posteriors.append(result.posterior)
-        sums[half] = WienerBackprojection(n, 2, likelihood.insert(result.sums, 2 * n, settings.symmetry))
+        sums[half] = likelihood.insert(result.sums, symmetry=settings.symmetry)
     posterior = all_gather(Posterior.cat(posteriors), torch.cat([local for _, local, _ in halves]), len(particles))
     all_rows = torch.cat([rows for rows, _, _ in halves])
     references.release()
@@ -320,7 +325,7 @@ def sum_half_sets(
         radius: radius of the sums, in cycles per box.
     """
     first, second = (
-        _sum_half_set(state, rows, references.of(volume), references.particles, settings, radius)
+        _sum_half_set(state, rows, references.precision_of(volume), references.particles, settings, radius)
         for _, rows, volume in state.halves()
     )
     return first, second
@@ -329,7 +334,7 @@ def sum_half_sets(
 def _sum_half_set(
     state: RefinementState,
     rows: Int[Tensor, " rows"],
-    reference: Reference,
+    precision: Float[Tensor, " points"],
     particles: ParticleTransforms,
     settings: RefinementSettings,
     radius: int,
@@ -337,7 +342,7 @@ def _sum_half_set(
     """Sums over one half set at one pose each."""
     n = particles.plane.box_size_px
     subset = particles.within(radius, n)
-    precision = reference.precision[: len(subset.plane)]
+    precision = precision[: len(subset.plane)]
     sums = WienerBackprojection.empty(n, device=particles.device)
     cosets, on_lattice = split_over_lattice(settings.symmetry.to(precision))
     for batch_rows in torch.split(shard(rows), max(1, _CHUNK_POINTS // len(subset.plane))):
@@ -345,7 +350,7 @@ def _sum_half_set(
         ctf_multiplied, ctf_squared = batch.centred(poses.shifts_px) * precision, batch.ctf_squared * precision
         for element in cosets:
             rotations: Float[Tensor, "rows 3 3"] = poses.rotations @ element
-            sums = sums.add(ctf_multiplied, ctf_squared, rotations, subset.plane)
+            sums.add_(ctf_multiplied, ctf_squared, rotations, subset.plane)
     return sums.symmetrised(on_lattice).all_reduced()
 
 

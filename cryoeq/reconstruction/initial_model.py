@@ -34,7 +34,7 @@ from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.pose_likelihood import PoseGrid, PoseLikelihood
 from cryoeq.reconstruction.reference import Reference
 from cryoeq.runtime.batching import logging_interval
-from cryoeq.runtime.distributed import all_gather, all_reduce, broadcast, shard
+from cryoeq.runtime.distributed import all_gather, broadcast, shard
 from cryoeq.runtime.random_streams import Stream, stream_generator, to_device_async
 
 STAGE = "initial model"
@@ -183,10 +183,7 @@ class _StochasticSearch:
             if fraction >= _RECENTRING:
                 shifts = shifts.index_copy(0, rows, posterior.mean_shifts_px)
             decay = _EMA_DECAY if is_stochastic else 0.0
-            sums = [
-                WienerBackprojection(n, old.padding, decay * old.sums + more)
-                for old, more in zip(sums, new, strict=True)
-            ]
+            sums = [replace(old, sums=decay * old.sums + more.sums) for old, more in zip(sums, new, strict=True)]
             maps = [broadcast(low_pass(_maximize(of_class, radius) * self.mask, radius)) for of_class in sums]
             model = replace(model, volumes=torch.stack(maps), shifts_px=shifts)
             before = settings.iterations - first if first else 0  # iterations of the map that was not flipped
@@ -200,7 +197,7 @@ class _StochasticSearch:
 
     def _expectation(
         self, model: InitialModel, rows: Int[Tensor, " rows"], fraction: float, generator: torch.Generator
-    ) -> tuple[list[Float[Tensor, "3 m m m"]], Posterior]:
+    ) -> tuple[list[WienerBackprojection], Posterior]:
         """Sums over some particles for the map of each class, and their posterior."""
         settings, n = self.settings, self.particles.plane.box_size_px
         radius = _radius(settings, fraction)
@@ -225,7 +222,7 @@ class _StochasticSearch:
             )
         )
         sums = [
-            all_reduce(likelihood.insert(likelihood.of_map(result.sums, number), 2 * n, settings.symmetry))
+            likelihood.insert(likelihood.of_map(result.sums, number), symmetry=settings.symmetry).all_reduced()
             for number in range(likelihood.n_maps)
         ]
         return sums, all_gather(result.posterior, local_rows, len(rows))

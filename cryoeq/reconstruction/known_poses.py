@@ -77,13 +77,17 @@ def reconstruct_from_poses(
             local = poses[subset.indices.to(poses.rotations.device)].to(plane.coords.device)
             for element in cosets:
                 equivalent = replace(local, rotations=local.rotations @ element.to(local.rotations))
-                sums[number] = _accumulate(sums[number], subset, equivalent, weights, plane, dataset)
+                _accumulate(sums[number], subset, equivalent, weights, plane, dataset)
     sums = {number: half_sums.symmetrised(on_lattice).all_reduced() for number, half_sums in sums.items()}
-    total = sum((sums[number] for number in list(sums)[1:]), next(iter(sums.values())))
-    if 1 not in sums or 2 not in sums:
-        return ReconstructedMaps(_as_volume(total.reconstruct(), dataset), None, None)
-    halves = HalfMaps(_as_volume(sums[1].reconstruct(), dataset), _as_volume(sums[2].reconstruct(), dataset))
-    return filter_by_halves(_as_volume(total.reconstruct(), dataset), halves)
+    has_halves = 1 in sums and 2 in sums
+    first, second = (_as_volume(sums[number].reconstruct(), dataset) if has_halves else None for number in (1, 2))
+    total, *others = (sums.pop(number) for number in list(sums))
+    while others:  # in place, and each freed when it has been added: sums are most of the memory
+        total += others.pop(0)
+    merged = _as_volume(total.reconstruct(), dataset)
+    if first is None or second is None:
+        return ReconstructedMaps(merged, None, None)
+    return filter_by_halves(merged, HalfMaps(first, second))
 
 
 def filter_by_halves(merged: Volume, halves: HalfMaps) -> ReconstructedMaps:
@@ -114,8 +118,8 @@ def _accumulate(
     precision: Float[Tensor, "batch points"],
     plane: HalfPlane,
     dataset: ParticleDataset,
-) -> WienerBackprojection:
-    """The sums with one more batch, each coefficient weighted by the inverse of its noise variance."""
+) -> None:
+    """Add one more batch to the sums, each coefficient weighted by the inverse of its noise variance."""
     local = PoseSet.from_angstrom(poses, dataset.pixel_size_angstrom, plane.box_size_px).each(
         lambda values: values.to(precision.dtype)
     )
@@ -124,7 +128,7 @@ def _accumulate(
         filters = matched_filter(batch.ctf, plane.frequencies_per_angstrom(dataset.pixel_size_angstrom))
         factor, power = (precision * values for values in filters)
     coefficients = plane.transform(batch.images)
-    return sums.add(undo_optics(coefficients, local.shifts_px, factor, plane), power, local.rotations, plane)
+    sums.add_(undo_optics(coefficients, local.shifts_px, factor, plane), power, local.rotations, plane)
 
 
 def noise_precision_of_groups(dataset: ParticleDataset, plane: HalfPlane) -> Float[Tensor, "groups points"]:

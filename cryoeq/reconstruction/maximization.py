@@ -51,6 +51,7 @@ def maximization_step(
     *,
     find_solvent: SolventFinder | None = None,
     filter_references: ReferenceFilter | None = None,
+    keeps_sums: bool = True,
 ) -> RefinementState:
     """The state with new maps: one for both half sets where they share a reference, else one each and a new radius.
 
@@ -63,6 +64,8 @@ def maximization_step(
             alone, and where it returns None.
         filter_references: filter of unfiltered half maps that takes the place of that by their correlation; None for
             none, and where it returns None.
+        keeps_sums: whether the new state keeps the sums; else they are added to each other where both are needed, in
+            place.
     """
     n = sums[0].box_size_px
     mask = particle_mask(n, settings, state.half_set.device)
@@ -78,13 +81,18 @@ def maximization_step(
         return broadcast(low_pass(weighted.most_probable(prior) * mask, radius))
 
     if isinstance(state.reference, ConsensusMap):
-        return replace(state, reference=ConsensusMap(filtered(sums[0] + sums[1], 2 * snr)), sums=sums)
+        total, other = sums
+        if keeps_sums:
+            total = total + other
+        else:
+            total += other
+        return replace(state, reference=ConsensusMap(filtered(total, 2 * snr)), sums=sums if keeps_sums else None)
     of_filter = None if filter_references is None else filter_references((raw[0] * mask, raw[1] * mask))
     if of_filter is None:
         reference = HalfSetMaps(filtered(sums[0], snr), filtered(sums[1], snr))
     else:
         reference = HalfSetMaps(*(broadcast(low_pass(half, radius)) for half in of_filter))
-    state = replace(state, reference=reference, fsc=fsc, sums=sums)
+    state = replace(state, reference=reference, fsc=fsc, sums=sums if keeps_sums else None)
     next_radius = min(state.resolution_shell + _SHELLS_BEYOND, radius + _MAX_RADIUS_STEP, n // 2 - 1)
     return replace(state, radius=max(state.radius, next_radius))
 

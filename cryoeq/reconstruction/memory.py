@@ -17,15 +17,19 @@ from cryoeq.reconstruction.particle_transforms import POWER_ORDERS, power_radii,
 from cryoeq.reconstruction.pose_likelihood import COARSE_SHELL, grid_size
 
 _SLACK = 1.25  # memory that the allocator holds, over the arrays in use
-# Bytes per voxel of the oversampled transform. Sums have a real part, an imaginary part and a weight.
-_SUMS, _REFERENCE, _CACHED = 12, 8, 16
-_WIENER_FILTER, _DENSITY_COMPENSATION = 80, 64  # arrays that come and go while a map is made
+# Bytes per voxel of the oversampled transform. Sums have a real part, an imaginary part and a weight of one coefficient
+# of each Friedel pair. Beside a reference there are its lines while it is made.
+_SUMS, _REFERENCE, _LINES = 6, 8, 2
+# Arrays that come and go while a map is made: lines of its transform and the map itself; weights, gains, their blur and
+# its transform.
+_WIENER_FILTER, _DENSITY_COMPENSATION = 8, 10
 # Bytes per coefficient of the images in a batch: images, their transforms, CTFs; in a back-projection also positions,
 # weights and indices of the eight neighbours.
 _READING_BYTES, _BACKPROJECTION_BYTES, _IMAGE_BYTES = 80, 210, 10
 _LIKELIHOOD_ARRAYS = 4  # of all poses of a batch: its Fourier series, even and odd orders, and their sum
 _COPIES = 2.2  # of the transforms, where the particles of one class are copied, and those at low resolution kept
 _FIGURES = 153 * 2**20  # libraries of pictures, tables and the report, loaded at the end
+_COMPILER = 120 * 2**20  # of the local refinement
 _EVENTS = 20 * 2**20  # what else a search keeps while it compares poses
 _ROW_BYTES = 6_000  # of a particle: its row as text, and what is measured of its fit
 _ENCODER_LIBRARY = 122 * 2**20  # escnn
@@ -65,7 +69,7 @@ def search_memory(size: SearchSize) -> dict[str, int]:
     """
     radius = size.box_px / 2 - 1
     voxels = (2 * size.box_px) ** 3
-    maps = round(_SLACK * voxels * (6 * _SUMS + 2 * _REFERENCE + _CACHED + _WIENER_FILTER))
+    maps = round(_SLACK * voxels * (6 * _SUMS + 2 * _REFERENCE + _WIENER_FILTER))
     copies = 1 if size.n_classes == 1 else _COPIES
     reading = min(size.count, reading_batch(size.box_px)) * _points(radius) * _READING_BYTES
     refinement = 4 * CHUNK_POINTS_ON_CPU * NUMBERS_PER_POINT
@@ -76,7 +80,8 @@ def search_memory(size: SearchSize) -> dict[str, int]:
         "transforms of all particles": round(copies * size.count * per_particle),
         "maps": max(maps + _basis_bytes(size), reading),
         "poses and offsets": poses,
-        "figures": max(_EVENTS, _FIGURES - poses),  # loaded when the poses' memory is free again
+        # Pictures are loaded when the poses' memory is free again.
+        "libraries": _COMPILER + max(_EVENTS, _FIGURES - poses),
     }
 
 
@@ -92,9 +97,9 @@ def reconstruction_memory(count: int, box_px: int, largest_set: int, n_sets: int
     batch = min(count, max(1, BATCH_PIXELS // box_px**2))
     points = _points(box_px / 2)
     voxels = (2 * box_px) ** 3
-    share, sums = largest_set / max(1, count), _SUMS * (n_sets if n_sets == 1 else n_sets + 1) * voxels
-    inserting = round(batch * points * (share * _BACKPROJECTION_BYTES + _IMAGE_BYTES)) + sums + 2 * _SUMS * voxels
-    making = round(_SLACK * (sums + _DENSITY_COMPENSATION * voxels))
+    share, sums = largest_set / max(1, count), _SUMS * n_sets * voxels
+    inserting = round(batch * points * (share * _BACKPROJECTION_BYTES + _IMAGE_BYTES)) + sums
+    making = sums + _DENSITY_COMPENSATION * voxels
     return max(inserting, making, _FIGURES)
 
 
@@ -110,7 +115,7 @@ def full_box_memory(count: int, box_px: int, last_shell: int) -> dict[str, int]:
     reading = min(count, reading_batch(box_px)) * _points(last_shell) * _READING_BYTES
     return {
         "transforms of all particles": round(count * (12 * _points(last_shell) + _ROW_BYTES)),
-        "maps at full size": max(round(_SLACK * voxels * (2 * _SUMS + _WIENER_FILTER)), reading),
+        "maps at full size": max(voxels * max(2 * _SUMS + _WIENER_FILTER, _REFERENCE + _LINES), reading),
     }
 
 

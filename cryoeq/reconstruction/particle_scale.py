@@ -18,6 +18,8 @@ Scheres 2012, J. Struct. Biol. 180, 519-530 (a scale per group). Prior widths fr
 Am. Stat. Assoc. 68, 117-130.
 """
 
+from collections.abc import Collection
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -34,21 +36,22 @@ _MAX_WIDTH = 0.3  # of the prior: real particles differ by less, and beyond it a
 _LEAST, _LARGEST = 0.3, 2.0  # of a scale: junk has none, and noise must not decide
 
 
-def update_scales(state: RefinementState, references: References) -> None:
+def update_scales(state: RefinementState, references: References, halves: Collection[int] = (1, 2)) -> None:
     """Give the particles the scales that their present poses and maps say; 1 where no pose is known yet.
 
     Args:
         state: maps, half sets and poses.
         references: references with the particles, which are rescaled.
+        halves: numbers of the half sets whose particles are rescaled.
     """
     particles = references.unscaled
-    scale = torch.ones(len(particles), device=particles.device)
     subset = particles.within(state.radius, particles.plane.box_size_px)
-    for _, rows, volume in state.halves(state.particles.log_evidence.nonzero().squeeze(1)):
+    for half, rows, volume in state.halves(state.particles.log_evidence.nonzero().squeeze(1)):
+        if half not in halves:
+            continue
         cross, power = _cross_and_power(subset, references.of(volume), state, rows)
         group = torch.zeros_like(rows) if particles.group is None else particles.group[rows]
-        scale[rows] = broadcast(most_probable_scales(cross, power, group))
-    references.rescale(scale)
+        references.rescale(broadcast(most_probable_scales(cross, power, group)), rows)
 
 
 def most_probable_scales(

@@ -30,8 +30,8 @@ from cryoeq.geometry.disk_harmonics import DiskHarmonics
 from cryoeq.geometry.pointgroup import in_asymmetric_unit, split_over_lattice
 from cryoeq.geometry.so3 import random_rotations
 from cryoeq.geometry.so3_grid import so3_grid
-from cryoeq.physics.backprojection import rotate_on_lattice
-from cryoeq.physics.projection import extract_slices, spread_slices
+from cryoeq.physics.backprojection import WienerBackprojection
+from cryoeq.physics.projection import extract_slices
 from cryoeq.reconstruction.particle_transforms import POWER_ORDERS, LikelihoodTerms, power_hats
 from cryoeq.reconstruction.reference import Reference
 
@@ -208,13 +208,13 @@ class PoseLikelihood:
         return LikelihoodTerms(sums.cross_term[:, some], sums.quadratic_term[:, some])
 
     def insert(
-        self, sums: LikelihoodTerms, padded_size: int, symmetry: Float[Tensor, "order 3 3"] | None = None
-    ) -> Float[Tensor, "3 m m m"]:
-        """Sums over views as sums in the map's transform: real and imaginary part, and weights.
+        self, sums: LikelihoodTerms, padding: int = 2, symmetry: Float[Tensor, "order 3 3"] | None = None
+    ) -> WienerBackprojection:
+        """Sums over views as sums in the map's transform.
 
         Args:
             sums: sums of images per view of one map, from ``sum_images`` and ``of_map``.
-            padded_size: m.
+            padding: oversampling of the transform.
             symmetry: rotations of the map's point group; each image counts once for each.
         """
         matched = self.harmonics.synthesise(sums.cross_term) * self.precision
@@ -222,14 +222,13 @@ class PoseLikelihood:
         twice[0] = 1.0
         harmonics = torch.view_as_complex(sums.quadratic_term.contiguous())
         power = torch.einsum("lvj,pjl,l->vp", harmonics, self.hats, twice).real * self.precision
-        channels = torch.stack([matched.real, matched.imag, power])
-        views = self.grid.views
+        plane, views = self.harmonics.plane, self.grid.views
+        inserted = WienerBackprojection.empty(plane.box_size_px, padding, dtype=power.dtype, device=power.device)
         if symmetry is None or len(symmetry) == 1:
-            return spread_slices(channels, views, self.harmonics.plane, padded_size)
-        cosets, on_lattice = split_over_lattice(symmetry.to(channels))
-        views = (views @ cosets[:, None]).flatten(0, 1)
-        slices = spread_slices(channels.repeat(1, len(cosets), 1), views, self.harmonics.plane, padded_size)
-        return slices if len(on_lattice) == 1 else rotate_on_lattice(slices, on_lattice)
+            return inserted.add_(matched, power, views, plane)
+        cosets, on_lattice = split_over_lattice(symmetry.to(power))
+        views, times = (views @ cosets[:, None]).flatten(0, 1), (len(cosets), 1)
+        return inserted.add_(matched.repeat(times), power.repeat(times), views, plane).symmetrised(on_lattice)
 
     def _phases(self, *, is_analysis: bool) -> Float[Tensor, "half orders 2"]:
         """Cosine and sine of m times the first half of the angles, to sum a series or to find its coefficients."""

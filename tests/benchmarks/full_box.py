@@ -67,6 +67,7 @@ _1WCM = Simulated("1wcm.pdb", box_px=128, snr=0.05, simulation=("--angpix", "2.2
 SETS = {
     "1wcm": _1WCM,
     "1wcm_105": replace(_1WCM, seed=105),
+    "1wcm_106": replace(_1WCM, seed=106),
     "6msm": Simulated("6msm.pdb", box_px=128, snr=0.05, seed=5),
     "7ez0": Simulated("7ez0.pdb", box_px=128, snr=0.05, seed=5),
     "1wcm_n10000": replace(_1WCM, count=10_000),

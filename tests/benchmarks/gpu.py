@@ -202,7 +202,7 @@ def search_cases(settings: Settings, plan: Plan) -> Iterator[Case]:
         yield Case("E-step", f"{poses} poses", box, "", 0, e_step, count, 12.0 * len(part.plane) + 8.0 * poses)
         rotations = random_rotations(count, generator, settings.device)
         sums = WienerBackprojection.empty(box, device=settings.device)
-        add = partial(sums.add, particles.ctf_multiplied, particles.ctf_squared, rotations, particles.plane)
+        add = partial(sums.add_, particles.ctf_multiplied, particles.ctf_squared, rotations, particles.plane)
         moved = (8 + 4) * len(particles.plane) + 8 * 2 * 12.0 * len(
             particles.plane
         )  # eight neighbours read and written

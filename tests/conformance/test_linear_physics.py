@@ -66,6 +66,13 @@ def insert_slices(slices: Tensor, rotations: Tensor, plane: HalfPlane, padded_si
     return torch.complex(real, imag)
 
 
+def half_of_pairs(padded: Tensor) -> Tensor:
+    """One coefficient of each Friedel pair, which counts twice, but for x = 0; nothing at even sizes' Nyquist."""
+    half = torch.nn.functional.pad(2 * padded[1:, 1:, padded.shape[-1] // 2 :], (0, 1, 1, 0, 1, 0))
+    half[..., 0] /= 2
+    return half
+
+
 OPERATORS = {
     "ctf": Operator(
         lambda s, x: x * s.transfer, lambda s, y: y * s.transfer, lambda s: s.slices(), lambda s: s.slices()
@@ -83,7 +90,10 @@ OPERATORS = {
         lambda s: s.slices(),
     ),
     "oversampling": Operator(
-        lambda s, x: prepare_slices(x), lambda s, y: collect_slices(y), lambda s: s.volume(), lambda s: s.padded()
+        lambda s, x: half_of_pairs(prepare_slices(x)),
+        lambda s, y: collect_slices(lambda start, stop: y[start:stop], s.n, like=y.real),
+        lambda s: s.volume(),
+        lambda s: half_of_pairs(s.padded()),
     ),
     "slices": Operator(
         lambda s, x: extract_slices(x, s.rotations, s.plane),

@@ -89,7 +89,7 @@ def reconstructed(rotations: Tensor, generator: torch.Generator) -> DirectionalF
     noisy, ones = slices + 2 * slices.abs().mean() * noise, torch.ones(slices.shape)
     halves = []
     for half in (slice(0, None, 2), slice(1, None, 2)):
-        sums = WienerBackprojection.empty(n).add(noisy[half], ones[half], rotations[half], plane)
+        sums = WienerBackprojection.empty(n).add_(noisy[half], ones[half], rotations[half], plane)
         halves.append(Volume(sums.reconstruct(), PIXEL))
     return directional_fsc(*halves)
 

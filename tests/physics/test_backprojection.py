@@ -5,7 +5,7 @@ from cryoeq.geometry.fourier import HalfPlane, fft_map, ifft_map, shell_index
 from cryoeq.geometry.pointgroup import split_over_lattice, symmetry_rotations
 from cryoeq.geometry.so3 import random_rotations
 from cryoeq.physics.backprojection import WienerBackprojection, wiener_filter
-from cryoeq.physics.projection import extract_slices, gridding_correction, prepare_slices
+from cryoeq.physics.projection import extract_slices, gridding_correction, prepare_slices, spread_slices
 
 
 def ball_of_blobs(n: int) -> torch.Tensor:
@@ -28,7 +28,7 @@ def test_map_comes_back_from_its_own_projections(n: int) -> None:
     volume, slices, rotations, plane = project(n, 400)
     transfer = torch.rand(slices.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     sums = WienerBackprojection.empty(n, dtype=torch.float64)
-    sums = sums.add(slices * transfer.square(), transfer.square(), rotations, plane)
+    sums.add_(slices * transfer.square(), transfer.square(), rotations, plane)
     found = sums.reconstruct()
     assert found.dtype == torch.float64
     x = torch.arange(n) - n // 2
@@ -41,13 +41,40 @@ def test_sums_add_up_and_leave_their_parts_alone() -> None:
     n = 16
     _, slices, rotations, plane = project(n, 20)
     power = torch.ones(slices.shape, dtype=torch.float64)
-    empty = WienerBackprojection.empty(n, dtype=torch.float64)
-    first = empty.add(slices[:7], power[:7], rotations[:7], plane)
-    second = empty.add(slices[7:], power[7:], rotations[7:], plane)
-    assert empty.sums.abs().max() == 0
-    whole = empty.add(slices, power, rotations, plane)
+
+    def sums(rows: slice) -> WienerBackprojection:
+        empty = WienerBackprojection.empty(n, dtype=torch.float64)
+        return empty.add_(slices[rows], power[rows], rotations[rows], plane)
+
+    first, second, whole = sums(slice(7)), sums(slice(7, None)), sums(slice(None))
     torch.testing.assert_close((first + second).sums, whole.sums)
-    assert not torch.allclose(first.sums, whole.sums)
+    assert torch.equal(first.sums, sums(slice(7)).sums)
+    place = first.sums.data_ptr()
+    first += second
+    torch.testing.assert_close(first.sums, whole.sums)
+    assert first.sums.data_ptr() == place, "in place"
+
+
+@pytest.mark.parametrize("n", [15, 16])
+def test_half_sums_are_those_of_both_coefficients_of_each_pair(n: int) -> None:
+    _, slices, rotations, plane = project(n, 30)
+    power = torch.rand(slices.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    full = spread_slices(torch.stack([slices.real, slices.imag, power]), rotations, plane, 2 * n)
+    ours = WienerBackprojection.empty(n, dtype=torch.float64).add_(slices, power, rotations, plane)
+    inside = (fft_radius(2 * n) < n)[..., n:]  # what lies beyond Nyquist belongs to no map
+    for found in (ours, WienerBackprojection.from_full(n, 2, full)):
+        for channel, sign in ((0, 1), (1, -1), (2, 1)):
+            mates = torch.nn.functional.pad(full[channel, 1:, 1:, 1:].flip((0, 1, 2)), (1, 0) * 3)
+            torch.testing.assert_close(
+                complete(found)[channel, :-1, :-1, :-1] * inside, (full[channel] + sign * mates)[..., n:] * inside
+            )
+
+
+def complete(sums: WienerBackprojection) -> torch.Tensor:
+    """The sums, in the plane x = 0 too those of each coefficient and its mate."""
+    found = sums.sums.clone()
+    found[..., 0] += sums.sums[..., 0].flip((1, 2)) * torch.tensor([1, -1, 1])[:, None, None]
+    return found
 
 
 def test_weights_do_not_change_the_scale() -> None:
@@ -56,7 +83,7 @@ def test_weights_do_not_change_the_scale() -> None:
     power = torch.ones(slices.shape, dtype=torch.float64)
     maps = [
         WienerBackprojection.empty(n, dtype=torch.float64)
-        .add(slices * weight, power * weight, rotations, plane)
+        .add_(slices * weight, power * weight, rotations, plane)
         .reconstruct()
         for weight in (1.0, 1e-4)
     ]
@@ -67,7 +94,7 @@ def test_unseen_views_give_finite_numbers() -> None:
     n = 16
     _, slices, rotations, plane = project(n, 1)
     power = torch.ones(slices.shape, dtype=torch.float64)
-    found = WienerBackprojection.empty(n, dtype=torch.float64).add(slices, power, rotations, plane).reconstruct()
+    found = WienerBackprojection.empty(n, dtype=torch.float64).add_(slices, power, rotations, plane).reconstruct()
     assert found.isfinite().all()
     assert found.abs().max() < 10 * ball_of_blobs(n).max()
     assert WienerBackprojection.empty(n).reconstruct().abs().max() == 0
@@ -88,7 +115,8 @@ def sums_of(volume: torch.Tensor, weight: float) -> WienerBackprojection:
     # Nothing is spread over neighbours here, so both gridding corrections are taken out.
     padded = prepare_slices(volume * gridding_correction(n, 2, volume.dtype).square())
     inside = (fft_radius(2 * n) < n).to(volume.dtype) * weight
-    return WienerBackprojection(n, 2, torch.stack([padded.real, padded.imag, torch.ones_like(padded.real)]) * inside)
+    full = torch.stack([padded.real, padded.imag, torch.ones_like(padded.real)]) * inside
+    return WienerBackprojection.from_full(n, 2, full)
 
 
 def fft_radius(m: int) -> torch.Tensor:
@@ -99,16 +127,15 @@ def fft_radius(m: int) -> torch.Tensor:
 def test_shell_weights_are_means_over_each_shell() -> None:
     n = 16
     _, slices, rotations, plane = project(n, 50)
-    sums = WienerBackprojection.empty(n, dtype=torch.float64).add(
+    sums = WienerBackprojection.empty(n, dtype=torch.float64).add_(
         slices, torch.rand(slices.shape, generator=torch.Generator().manual_seed(1)).double(), rotations, plane
     )
     weights = sums.shell_weights
     assert weights.shape == (n // 2,)
     # Each image counts with its Friedel mates too.
-    first = -(n % 2 - 1)
-    weight = sums.sums[2] + torch.nn.functional.pad(sums.sums[2][first:, first:, first:].flip((0, 1, 2)), (1, 0) * 3)
-    shells = (fft_radius(2 * n) / 2 + 0.5).long()
-    torch.testing.assert_close(weights, torch.stack([weight[shells == shell].mean() for shell in range(n // 2)]))
+    shells, of_half = ((radius / 2 + 0.5).long() for radius in (fft_radius(2 * n), fft_radius(2 * n + 1)[..., n:]))
+    means = [2 * sums.sums[2][of_half == shell].sum() / (shells == shell).sum() for shell in range(n // 2)]
+    torch.testing.assert_close(weights, torch.stack(means))
     torch.testing.assert_close(sums_of(ball_of_blobs(n), 3.0).shell_weights[:-1], torch.full((7,), 6.0).double())
 
 
@@ -116,7 +143,7 @@ def test_shell_weights_are_means_over_each_shell() -> None:
 def test_the_most_probable_map_of_many_images_is_the_truth(n: int) -> None:
     volume, slices, rotations, plane = project(n, 600)
     power = torch.rand(slices.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.1
-    sums = WienerBackprojection.empty(n, dtype=torch.float64).add(slices * power, power, rotations, plane)
+    sums = WienerBackprojection.empty(n, dtype=torch.float64).add_(slices * power, power, rotations, plane)
     found = sums.most_probable(1e-4 * sums.shell_weights)
     ball = fft_radius(n) < 0.4 * n
     assert (found - volume)[ball].norm() / volume[ball].norm() < 0.1
@@ -163,12 +190,12 @@ def test_rotating_the_sums_is_inserting_each_image_once_for_each_element(name: s
     power = slices.abs()
     group = symmetry_rotations(name)
     cosets, on_lattice = split_over_lattice(group)
-    fast = slow = WienerBackprojection.empty(n, dtype=torch.float64)
+    fast, slow = (WienerBackprojection.empty(n, dtype=torch.float64) for _ in range(2))
     for element in cosets:
-        fast = fast.add(slices, power, rotations @ element, plane)
+        fast.add_(slices, power, rotations @ element, plane)
     for element in group:
-        slow = slow.add(slices, power, rotations @ element, plane)
-    torch.testing.assert_close(fast.symmetrised(on_lattice).sums, slow.sums)
+        slow.add_(slices, power, rotations @ element, plane)
+    torch.testing.assert_close(complete(fast.symmetrised(on_lattice)), complete(slow))
 
 
 def test_without_symmetry_the_sums_take_no_more_memory() -> None:

@@ -36,6 +36,20 @@ def test_centred_delta_stays_centred(n: int, generator: torch.Generator) -> None
     assert (plane.images(slices).flatten(1).argmax(1) == (n // 2) * n + n // 2).all()
 
 
+@pytest.mark.parametrize(("n", "padding"), [(16, 2), (15, 2), (15, 3), (24, 2)])
+def test_the_transform_is_that_of_the_padded_map(
+    n: int, padding: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few columns are in work at a time."""
+    volume = torch.randn(n, n, n, generator=generator, dtype=torch.float64)
+    corrected = volume / gridding_correction(n, padding, torch.float64)
+    padded = torch.fft.ifftshift(pad_centred(corrected, padding * n, 3))
+    expected = torch.fft.fftshift(torch.fft.fftn(padded)) / n
+    for coefficients in (1, 2**18):
+        monkeypatch.setattr(projection, "_SLAB_COEFFICIENTS", coefficients)
+        torch.testing.assert_close(prepare_slices(volume, padding), expected)
+
+
 @pytest.mark.parametrize("n", [23, 24])
 def test_slices_are_the_analytic_transform(n: int, generator: torch.Generator) -> None:
     volume, centres, amplitudes = blobs(n)

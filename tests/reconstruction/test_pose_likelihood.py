@@ -110,9 +110,9 @@ def test_sums_are_those_of_images_rotated_one_by_one(make_scene: Callable[[float
     weights = torch.zeros(len(grid.inplane_rad), 2 * len(grid.views), count)
     given = torch.rand(len(row), generator=torch.Generator().manual_seed(2))
     weights.index_put_((angle, hypothesis, row), given, accumulate=True)
-    sums = WienerBackprojection(16, 2, scene.likelihood.insert(scene.likelihood.sum_images(weights, scene.terms), 32))
+    sums = scene.likelihood.insert(scene.likelihood.sum_images(weights, scene.terms))
     precision = scene.likelihood.precision * given[:, None]
-    direct = WienerBackprojection.empty(16).add(
+    direct = WienerBackprojection.empty(16).add_(
         scene.particles.centred(scene.shifts_px)[row] * precision,
         scene.particles.ctf_squared[row] * precision,
         grid.rotations(angle, hypothesis),
@@ -147,10 +147,10 @@ def test_symmetry_inserts_every_copy(make_scene: Callable[[float], Scene]) -> No
     weights[angle, hypothesis, torch.arange(len(scene.particles))] = 1.0
     sums = scene.likelihood.sum_images(weights, scene.terms)
     group = torch.stack([torch.eye(3), torch.diag(torch.tensor([-1.0, -1.0, 1.0]))])
-    once, twice = scene.likelihood.insert(sums, 32), scene.likelihood.insert(sums, 32, group)
-    # A half turn about z takes coefficient k to -k in the planes of constant kz; the origin is sample 16.
-    rotated = once[:, :, 1:, 1:].flip(2, 3)
-    torch.testing.assert_close(twice[:, :, 1:, 1:], once[:, :, 1:, 1:] + rotated, atol=1e-3, rtol=1e-3)
+    once, twice = (scene.likelihood.insert(sums, symmetry=some).sums[..., 1:] for some in (None, group))
+    # A half turn about z takes coefficient (x, y, z) to (-x, -y, z), whose Friedel mate is (x, y, -z).
+    rotated = once.flip(1) * torch.tensor([1, -1, 1])[:, None, None, None]
+    torch.testing.assert_close(twice, once + rotated, atol=1e-3, rtol=1e-3)
 
 
 def cubic_group(name: str) -> torch.Tensor:
@@ -177,7 +177,7 @@ def test_the_asymmetric_unit_is_as_good_as_all_views(make_scene: Callable[[float
         steps = expectation_step(scene.particles, likelihood, scene.shifts_px[:, None], shift_sigma_px=0.0)
         result = result_of(steps)
         posteriors.append(result.posterior)
-        sums.append(likelihood.insert(result.sums, 32, elements))
+        sums.append(likelihood.insert(result.sums, symmetry=elements).sums[..., 1:])  # each pair once
     of_unit, of_whole = posteriors
     torch.testing.assert_close(of_unit.log_evidence, of_whole.log_evidence, rtol=0, atol=0.1)
     torch.testing.assert_close(of_unit.confidence, len(group) * of_whole.confidence, rtol=0.1, atol=0)
@@ -272,8 +272,8 @@ def test_sums_stay_in_their_shells_when_precision_jumps(make_scene: Callable[[fl
     angle, hypothesis = some_poses(scene, len(scene.particles))
     weights = torch.zeros(len(grid.inplane_rad), 2 * len(grid.views), len(scene.particles))
     weights[angle, hypothesis, torch.arange(len(scene.particles))] = 1.0
-    sums = WienerBackprojection(16, 2, likelihood.insert(likelihood.sum_images(weights, terms), 32))
-    direct = WienerBackprojection.empty(16).add(
+    sums = likelihood.insert(likelihood.sum_images(weights, terms))
+    direct = WienerBackprojection.empty(16).add_(
         scene.particles.centred(scene.shifts_px) * precision,
         scene.particles.ctf_squared * precision,
         grid.rotations(angle, hypothesis),

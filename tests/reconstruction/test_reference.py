@@ -1,5 +1,6 @@
 """References: each map is prepared once for all comparisons of an iteration and the next."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -75,6 +76,29 @@ def test_a_map_is_prepared_once_while_it_is_in_use(particles: ParticleTransforms
     assert references.of(maps[1]) is first[1], "the maps of two half sets are kept"
     assert len(prepared) == 3
     assert references.of(maps[1].clone()) is not first[1], "an equal map is another map"
+
+
+def test_one_map_at_a_time_frees_the_other_but_not_its_noise(
+    particles: ParticleTransforms, prepared: list[Tensor]
+) -> None:
+    references, maps = References(particles, max_prepared=1), [torch.randn(16, 16, 16) for _ in range(2)]
+    first = weakref.ref(references.of(maps[0]).padded)
+    references.of(maps[1])
+    assert first() is None
+    expected = [References(particles).of(volume) for volume in maps]
+    count = len(prepared)
+    for volume, found in zip(maps, expected, strict=True):
+        assert torch.equal(references.precision_of(volume), found.precision)
+    assert len(prepared) == count, "nothing is prepared for the noise alone"
+    assert torch.equal(references.of(maps[0]).padded, expected[0].padded)
+
+
+def test_scales_of_some_particles_leave_those_of_the_others(particles: ParticleTransforms) -> None:
+    references, rows = References(particles), torch.arange(COUNT)
+    references.rescale(torch.full((3,), 2.0), rows[:3])
+    references.rescale(torch.full((2,), 3.0), rows[3:5])
+    assert references.particles.scale is not None
+    assert references.particles.scale.tolist() == [2.0] * 3 + [3.0] * 2 + [1.0] * (COUNT - 5)
 
 
 @pytest.mark.usefixtures("one_thread")

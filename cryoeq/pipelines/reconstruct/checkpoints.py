@@ -133,8 +133,14 @@ class Checkpoints:
             packed["fsc"],
             packed["radius"],
             packed["iteration"],
-            None if sums is None else (WienerBackprojection(*sums[0]), WienerBackprojection(*sums[1])),
+            None if sums is None else (_unpacked_sums(*sums[0]), _unpacked_sums(*sums[1])),
         )
+
+
+def _unpacked_sums(box_size_px: int, padding: int, sums: torch.Tensor) -> WienerBackprojection:
+    """Sums over each half set, over all coefficients where version 0.1 wrote them."""
+    is_full = sums.shape[-1] == padding * box_size_px
+    return (WienerBackprojection.from_full if is_full else WienerBackprojection)(box_size_px, padding, sums)
 
 
 def _packed(state: object) -> dict[str, Any]:

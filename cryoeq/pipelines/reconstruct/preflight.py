@@ -37,7 +37,7 @@ _ADVICE = {
     "maps at full size": "Rescale the particles to fewer pixels, as with relion_image_handler --rescale_angpix",
     "images": "Search in a smaller box (-D/--box)",
     "encoder": "Give smaller batches (--set hybrid.batch_size, --set training.batch_size), or a smaller box (-D/--box)",
-    "figures": "Use a machine with more memory",
+    "libraries": "Use a machine with more memory",
 }
 
 

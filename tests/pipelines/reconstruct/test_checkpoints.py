@@ -39,12 +39,11 @@ def state(generator: torch.Generator, *, with_sums: bool = False, is_consensus: 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
+    def random_sums() -> WienerBackprojection:
+        return WienerBackprojection(N, 2, torch.nn.functional.pad(random(3, 31, 31, 16), (0, 1, 1, 1, 1, 1)))
+
     first, second = random(N, N, N), random(N, N, N)
-    sums = (
-        (WienerBackprojection(N, 2, random(3, 32, 32, 32)), WienerBackprojection(N, 2, random(3, 32, 32, 32)))
-        if with_sums
-        else None
-    )
+    sums = (random_sums(), random_sums()) if with_sums else None
     return RefinementState(
         reference=ConsensusMap(first) if is_consensus else HalfSetMaps(first, second),
         half_set=torch.arange(COUNT) % 2 + 1,
@@ -135,9 +134,19 @@ def test_a_step_that_is_not_saved(generator: torch.Generator) -> None:
     assert events_and_result(no_checkpoints("half_sets", step(expected, [])))[1] is expected
 
 
+def over_all_coefficients(sums: torch.Tensor) -> torch.Tensor:
+    """Sums of each Friedel pair, shared by both coefficients; the plane x = 0 holds both."""
+    full = torch.nn.functional.pad(sums[:, :-1, :-1, :-1], (16, 0))
+    full[..., 17:] /= 2
+    full[:, 1:, 1:, 1:16] = full[:, 1:, 1:, 17:].flip((1, 2, 3)) * torch.tensor([1, -1, 1])[:, None, None, None]
+    return full
+
+
 def in_layout_of_version_0_1(found: RefinementState) -> dict[str, Any]:
-    """A pair of maps, the same twice where the half sets shared one; nothing says which."""
-    sums = found.sums and tuple((part.box_size_px, part.padding, part.sums) for part in found.sums)
+    """A pair of maps, the same twice where the half sets shared one; nothing says which. Sums of all coefficients."""
+    sums = found.sums and tuple(
+        (part.box_size_px, part.padding, over_all_coefficients(part.sums)) for part in found.sums
+    )
     return {
         "count": len(found.half_set),
         "maps": (found.reference.of_half(1), found.reference.of_half(2)),
