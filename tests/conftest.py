@@ -11,7 +11,9 @@ import pytest
 import torch
 from hypothesis import settings
 
-pytest_plugins = ["known_particles", "class_runs"]
+# The pretended device has to be there before cryoeq is imported.
+_device = ["pretended_cuda.plugin"] if os.environ.get("PRETENDED_CUDA") else []
+pytest_plugins = [*_device, "known_particles", "class_runs"]
 
 # A process of a job, without torchrun and without pictures.
 PROGRAM = """

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cryoeq.cli.options import IMAGING, INPUT, OUTPUT, SEARCH, Seed
+from cryoeq.cli.options import IMAGING, INPUT, OUTPUT, SEARCH, Device, Seed
 from cryoeq.config.choices import PlaneReducer
 
 
@@ -45,6 +45,7 @@ def find(
         bool,
         typer.Option("--subtract", help="Write the image with the lattice taken out too.", rich_help_panel=OUTPUT),
     ] = False,
+    device: Device = None,
     seed: Seed = None,
 ) -> None:
     """Find the unit cell of a 2D crystal in a micrograph.
@@ -64,6 +65,6 @@ def find(
     explicit = {
         "micrograph": micrograph, "output": output or free_folder("cryoeq_lattice"), "pixel_size_angstrom": angpix,
         "smallest_cell_angstrom": min_cell, "largest_cell_angstrom": max_cell, "finest_angstrom": finest,
-        "reducer": reducer, "subtract": subtract or None, "seed": seed,
+        "reducer": reducer, "subtract": subtract or None, "device": device, "seed": seed,
     }  # fmt: skip
     draw(pipeline.find(load_config(FindConfig, explicit=explicit)))

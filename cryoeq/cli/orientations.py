@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cryoeq.cli.options import ANALYSIS, INPUT, OUTPUT, ClassNumber, JsonFile, Seed
+from cryoeq.cli.options import ANALYSIS, INPUT, OUTPUT, ClassNumber, Device, JsonFile, Seed
 
 
 def orientations(
@@ -36,6 +36,7 @@ def orientations(
         ),
     ] = None,
     json_file: JsonFile = None,
+    device: Device = None,
     seed: Seed = None,
 ) -> None:
     """Measure how evenly particles are oriented.
@@ -53,6 +54,6 @@ def orientations(
 
     explicit = {
         "particles": particles, "class_number": class_number, "symmetry": sym, "json_file": json_file,
-        "output": output, "seed": seed,
+        "output": output, "device": device, "seed": seed,
     }  # fmt: skip
     draw(pipeline.orientations(load_config(OrientationsConfig, explicit=explicit)))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cryoeq.cli.options import ANALYSIS, INPUT, OUTPUT, ClassNumber, Datadir, Seed
+from cryoeq.cli.options import ANALYSIS, INPUT, OUTPUT, ClassNumber, Datadir, Device, Seed
 from cryoeq.config.choices import Scorer
 
 
@@ -55,6 +55,7 @@ def screen(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    device: Device = None,
     seed: Seed = None,
 ) -> None:
     """Find missing views and junk particles.
@@ -72,7 +73,7 @@ def screen(
     explicit = {
         "run": run, "class_number": class_number, "output": output, "scorer": scorer, "symmetry": sym,
         "gap_threshold_deg": gap_threshold, "hole_deg": hole_deg, "mirrored": mirrored, "datadir": datadir,
-        "seed": seed,
+        "device": device, "seed": seed,
     }  # fmt: skip
     notes: list[str] = []
     config = load_config(ScreenConfig, explicit=explicit, notes=notes)

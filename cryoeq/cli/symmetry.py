@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cryoeq.cli.options import ANALYSIS, IMAGING, INPUT, OUTPUT, Datadir, JsonFile
+from cryoeq.cli.options import ANALYSIS, IMAGING, INPUT, OUTPUT, Datadir, Device, JsonFile
 
 
 def symmetry(
@@ -48,6 +48,7 @@ def symmetry(
         ),
     ] = None,
     json_file: JsonFile = None,
+    device: Device = None,
 ) -> None:
     """Find the point group of a map, and its axes.
 
@@ -66,7 +67,7 @@ def symmetry(
     explicit = {
         "volume": volume, "half_maps": half_maps, "symmetry": sym, "max_order": max_order,
         "resolution_angstrom": resolution, "pixel_size_angstrom": angpix, "run": run, "datadir": datadir,
-        "json_file": json_file, "output": output,
+        "json_file": json_file, "output": output, "device": device,
     }  # fmt: skip
     notes: list[str] = []
     config = load_config(SymmetryConfig, explicit=explicit, notes=notes)

@@ -64,6 +64,7 @@ class FindConfig(FrozenConfig):
     reducer: PlaneReducer = Field(default="lagrange-gauss", description="algorithm of the reduction")
     subtract: bool = Field(default=False, description="also write the image with the lattice subtracted")
     seed: int = Field(default=0, ge=0, lt=2**63, description="random seed of the amplitudes that replace the spots")
+    device: str = Field(default="auto", description="device: auto, cpu or cuda:N")
 
     @model_validator(mode="after")
     def _ranges_are_in_order(self) -> "FindConfig":

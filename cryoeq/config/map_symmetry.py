@@ -35,6 +35,7 @@ class SymmetryConfig(FrozenConfig):
         default=None, description="folder of the reconstruction, whose particles are asked as well"
     )
     datadir: Path | None = Field(default=None, description="folder that image names are relative to")
+    device: str = Field(default="auto", description="device: auto, cpu or cuda:N")
     json_file: Path | None = Field(default=None, description="JSON file for all numbers")
     output: Path | None = Field(default=None, description="folder for maps, scores and picture")
 

@@ -26,6 +26,7 @@ class OrientationsConfig(FrozenConfig):
         default=None, description="point group of the particle; None for that of the run's folder, else C1"
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="random seed of the choice of 10,000 views for SCF*")
+    device: str = Field(default="auto", description="device: auto, cpu or cuda:N")
     json_file: Path | None = Field(default=None, description="JSON file for all numbers")
     output: Path | None = Field(
         default=None, description="folder for orientations.json, pictures and orientations.bild"

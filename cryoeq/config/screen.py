@@ -46,6 +46,7 @@ class ScreenConfig(FrozenConfig):
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="random seed of synthetic outliers and of the network's initial weights"
     )
+    device: str = Field(default="auto", description="device: auto, cpu or cuda:N")
 
     def unused(self) -> Mapping[str, str | None]:
         """Settings of scores where no particles are scored."""

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -28,6 +29,10 @@ class Volume:
     def box_size_px(self) -> int:
         """Side of the cube in voxels."""
         return self.values.shape[-1]
+
+    def to(self, device: torch.device) -> "Volume":
+        """The same map on another device."""
+        return Volume(self.values.to(device), self.pixel_size_angstrom)
 
 
 @dataclass(frozen=True)

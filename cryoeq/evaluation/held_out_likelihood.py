@@ -76,15 +76,15 @@ def held_out_log_likelihoods(
             ``equivalent_poses``.
         half_set: 1 or 2 for each particle.
         candidates: unfiltered half maps, all at the box of the dataset or at a smaller one, which sets the last shell;
-            the noise is what the first pair leaves.
+            the noise is what the first pair leaves. Their device computes; the result is on the CPU.
     """
-    n = dataset.box_size_px
-    plane = HalfPlane.up_to(n, candidates[0].first.box_size_px / 2 - 1)
+    n, device = dataset.box_size_px, candidates[0].first.values.device
+    plane = HalfPlane.up_to(n, candidates[0].first.box_size_px / 2 - 1, device)
     count = min(len(dataset), max(1, _SAMPLE_PX // n**2))
     rows = torch.linspace(0, len(dataset) - 1, count, dtype=torch.float64).round().long()
-    slices = [_slices(halves) for halves in candidates]
+    slices, poses = [_slices(halves) for halves in candidates], [copy.to(device) for copy in poses]
     parts = [
-        _shell_terms(batch, poses, half_set, slices, plane, dataset)
+        _shell_terms(batch.to(device), poses, half_set.to(device), slices, plane, dataset)
         for batch in dataset.batches(max(1, _BATCH_PX // n**2), rows)
     ]
     scores = torch.cat([scores for scores, _, _ in parts], 2)
@@ -120,7 +120,7 @@ def _shell_terms(
     the projection times the squared CTF, so that images which were multiplied by their CTF count like the others.
     """
     coefficients = plane.transform(batch.images)
-    factor, squared = None, torch.ones(coefficients.shape)
+    factor, squared = None, torch.ones_like(coefficients.real)
     if batch.ctf is not None:
         factor, squared = matched_filter(batch.ctf, plane.frequencies_per_angstrom(dataset.pixel_size_angstrom))
     halves = half_set[batch.indices]
@@ -139,4 +139,4 @@ def _shell_terms(
             if number == index == 0:
                 residual = plane.shell_sums((observed - squared * predicted).abs().square()).double()
     of_copies = torch.stack(scores).unflatten(0, (len(poses), len(slices)))
-    return of_copies, residual, plane.shell_sums(squared).double()
+    return of_copies.cpu(), residual.cpu(), plane.shell_sums(squared).double().cpu()

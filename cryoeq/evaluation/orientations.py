@@ -99,8 +99,8 @@ def summarise_orientations(
     return OrientationSummary(
         n_particles=len(rotations),
         symmetry=symmetry.strip().upper(),
-        view_counts=counts.double(),
-        sampling=samples / samples.mean(),
+        view_counts=counts.double().cpu(),
+        sampling=(samples / samples.mean()).cpu(),
         fourier_radius=radius,
         scf=scf,
         scf_star=scf_star,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Event, Progress
+from cryoeq.domain.particles import ParticleBatch
 from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.evaluation.particle_features import (
@@ -35,7 +36,7 @@ class ScreenedParticles:
         dataset: images of the particles.
         poses: poses of all particles.
         map_index: index of the reference for each particle: the map of the half set that it is not in.
-        references: projections of the maps.
+        references: projections of the maps, on the compute device; all else is on the CPU.
     """
 
     dataset: ParticleDataset
@@ -50,6 +51,7 @@ class ScreenedParticles:
         poses: Poses,
         half_set: Int[Tensor, " particles"] | None,
         maps: HalfMaps | Volume,
+        device: torch.device | None = None,
     ) -> "ScreenedParticles":
         """Particles of one half set against the map of the other, up to where the half maps' FSC falls to 0.5.
 
@@ -58,9 +60,11 @@ class ScreenedParticles:
             poses: poses of all particles.
             half_set: 1 or 2 for each particle; None where there is one map.
             maps: both half maps; or one map of all particles, compared up to a quarter of the box in Angstrom.
+            device: compute device, the CPU by default.
         """
         side = dataset.box_size_px * dataset.pixel_size_angstrom
-        sample = dataset.batch(torch.arange(min(_NOISE_SAMPLE, len(dataset)))).images
+        device = device or torch.device("cpu")
+        sample = dataset.batch(torch.arange(min(_NOISE_SAMPLE, len(dataset)))).images.to(device)
         if isinstance(maps, Volume) or half_set is None:
             chosen: tuple[Volume, ...] = (maps,) if isinstance(maps, Volume) else (maps.first,)
             map_index, limit = torch.zeros(len(poses), dtype=torch.long), side / 4
@@ -68,15 +72,14 @@ class ScreenedParticles:
             chosen, map_index = (maps.second, maps.first), half_set.cpu() - 1
             resolution = compare_maps(maps.first, maps.second).resolutions_angstrom(TRUTH_THRESHOLD)["unmasked"]
             limit = side if resolution is None else resolution
-        return cls(dataset, poses, map_index, ReferenceProjections.from_maps(chosen, sample, side, limit))
+        there = tuple(volume.to(device) for volume in chosen)
+        return cls(dataset, poses, map_index, ReferenceProjections.from_maps(there, sample, side, limit))
 
     def measure_features(self) -> Generator[Event, None, ParticleFeatures]:
         """Features of all particles, batch by batch."""
         batches = []
         for batch in self.dataset.batches(_BATCH):
-            poses, map_index = self.poses[batch.indices], self.map_index[batch.indices]
-            images = self.references.transform(batch, poses)
-            batches.append(measure_particle_features(self.references, images, poses, batch.indices, map_index))
+            batches.append(self._measure(batch, self.poses[batch.indices], self.map_index[batch.indices]))
             yield Progress("particle features", int(batch.indices[-1]) + 1, len(self.dataset))
         return ParticleFeatures(
             torch.cat([features.rows for features in batches]),
@@ -84,6 +87,14 @@ class ScreenedParticles:
             torch.cat([features.features for features in batches]),
             torch.cat([features.directions for features in batches]),
         )
+
+    def _measure(self, batch: ParticleBatch, poses: Poses, map_index: Int[Tensor, " batch"]) -> ParticleFeatures:
+        """Features of some particles, at poses of their own."""
+        device = self.references.precision.device
+        there, poses = batch.to(device), poses.to(device)
+        transforms = self.references.transform(there, poses)
+        found = measure_particle_features(self.references, transforms, poses, there.indices, map_index.to(device))
+        return ParticleFeatures(batch.indices, found.errors.cpu(), found.features.cpu(), found.directions.cpu())
 
     def training_examples(self, features: ParticleFeatures, generator: torch.Generator) -> list[LabelledFeatures]:
         """Three sets of examples to train a scorer on, each with synthetic outliers of its own.
@@ -119,11 +130,11 @@ class ScreenedParticles:
         corrupted = replace(
             batch, indices=rows[changed], images=images[changed], ctf=None if batch.ctf is None else batch.ctf[changed]
         )
-        transforms = self.references.transform(corrupted, assigned[changed])
-        best = self.references.best_rotations(transforms, map_index[changed]).to(rotations)
+        device = self.references.precision.device
+        transforms = self.references.transform(corrupted.to(device), assigned[changed].to(device))
+        best = self.references.best_rotations(transforms, map_index[changed].to(device)).to(rotations)
         poses = Poses(rotations.index_put((changed,), best), assigned.shifts_angstrom)
-        transforms = self.references.transform(replace(batch, images=images), poses)
-        features = measure_particle_features(self.references, transforms, poses, rows, map_index)
+        features = self._measure(replace(batch, images=images), poses, map_index)
         is_outlier = kinds >= 0
         return LabelledFeatures(features, is_outlier.to(features.errors), is_outlier | ~is_unlabelled[rows])
 

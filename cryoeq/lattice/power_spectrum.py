@@ -1,5 +1,6 @@
 """Background-corrected power spectrum of a micrograph, and its peaks."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,10 @@ class Spectrum:
     usable: Bool[Tensor, "ny nx"]
     pixel_size_angstrom: float
 
+    def cpu(self) -> "Spectrum":
+        """The same on the CPU, where its few peaks are indexed."""
+        return Spectrum(self.excess.cpu(), self.usable.cpu(), self.pixel_size_angstrom)
+
     @property
     def size_px(self) -> Float[Tensor, " 2"]:
         """(nx, ny), the factors from cycles per pixel to pixels of the transform."""
@@ -56,14 +61,21 @@ def whiten_spectrum(
         finest_angstrom: high-resolution limit of usable spots.
     """
     ny, nx = image.shape
-    window = torch.hann_window(ny)[:, None] * torch.hann_window(nx)
-    power = _power((image - image.mean()) * window)
-    x, y = torch.arange(nx) - nx // 2, torch.arange(ny) - ny // 2
+    across, along = (torch.hann_window(size, device=image.device) for size in (nx, ny))
+    power = _power((image - image.mean()) * (along[:, None] * across))
+    x, y = centred_axes(power)
     radii = ((x / nx).square() + (y / ny).square()[:, None]).sqrt() / pixel_size_angstrom
     excess = power / local_background(power, radii)
     off_axes = (x.abs() > _AXIS_PX) & (y.abs() > _AXIS_PX)[:, None]
     in_range = (radii >= 1 / coarsest_angstrom) & (radii <= 1 / finest_angstrom)
     return Spectrum(excess, off_axes & in_range, pixel_size_angstrom)
+
+
+def centred_axes(power: Float[Tensor, "ny nx"]) -> tuple[Int[Tensor, " nx"], Int[Tensor, " ny"]]:
+    """Distances of columns and of rows from the zero frequency, in pixels."""
+    ny, nx = power.shape
+    x, y = (torch.arange(size, device=power.device) - size // 2 for size in (nx, ny))
+    return x, y
 
 
 def _power(image: Float[Tensor, "ny nx"]) -> Float[Tensor, "ny nx"]:
@@ -87,7 +99,7 @@ def local_background(power: Float[Tensor, "ny nx"], radii: Float[Tensor, "ny nx"
         ratio = (power / background).clamp(max=_CLIP)
         background = background * _box_mean(ratio)
     # The mean of an exponential that is cut off at 4 is 1 - exp(-4).
-    return background / (1 - torch.exp(torch.tensor(-_CLIP)))
+    return background / (1 - math.exp(-_CLIP))
 
 
 def _box_mean(values: Float[Tensor, "ny nx"]) -> Float[Tensor, "ny nx"]:

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cryoeq.lattice.indexing import node_orders
-from cryoeq.lattice.power_spectrum import local_background
+from cryoeq.lattice.power_spectrum import centred_axes, local_background
 
 _MIN_RADIUS_PX = 3
 _MAX_RADIUS_PX = 20
@@ -28,7 +28,7 @@ def subtract_lattice(
     Args:
         image: grey values.
         reciprocal: vectors of the lattice as columns (x, y), cycles per pixel.
-        generator: random number generator of the amplitudes.
+        generator: random number generator of the amplitudes, of the CPU.
 
     Returns:
         (the image, the fraction of its coefficients that were changed).
@@ -37,10 +37,10 @@ def subtract_lattice(
     mean = image.mean()
     transform = torch.fft.fftshift(torch.fft.fft2(image - mean, norm="ortho"))
     power = transform.abs().square()
-    x, y = torch.arange(nx) - nx // 2, torch.arange(ny) - ny // 2
+    x, y = centred_axes(power)
     noise = local_background(power, ((x / nx).square() + (y / ny).square()[:, None]).sqrt())
     changed = spot_mask(power / noise, reciprocal) & (power > _SIGNIFICANT * noise)
-    noise_power = -torch.log(1 - torch.rand(power.shape, generator=generator)) * noise
+    noise_power = -torch.log(1 - torch.rand(power.shape, generator=generator).to(noise)) * noise
     factor = torch.where(changed, (noise_power / power.clamp(min=1e-30)).sqrt(), torch.ones_like(power))
     # Friedel mates share a factor: the real part would otherwise average two samples, which is not Rayleigh's.
     values = torch.fft.ifft2(torch.fft.ifftshift(transform * _friedel_symmetric(factor)), norm="ortho").real
@@ -50,9 +50,9 @@ def subtract_lattice(
 def _friedel_symmetric(factor: Float[Tensor, "ny nx"]) -> Float[Tensor, "ny nx"]:
     """One factor for both of a Friedel pair: that of the mate of lower row, so that amplitudes stay Rayleigh's."""
     ny, nx = factor.shape
-    rows, columns = (-torch.arange(ny) + 2 * (ny // 2)) % ny, (-torch.arange(nx) + 2 * (nx // 2)) % nx
+    columns, rows = ((size // 2 - axis) % size for size, axis in zip((nx, ny), centred_axes(factor), strict=True))
     mates = factor[rows][:, columns]
-    index = torch.arange(ny * nx).view(ny, nx)
+    index = torch.arange(ny * nx, device=factor.device).view(ny, nx)
     return torch.where(index <= index[rows][:, columns], factor, mates)
 
 
@@ -63,7 +63,7 @@ def spot_mask(excess: Float[Tensor, "ny nx"], reciprocal: Float[Tensor, "2 2"]) 
         excess: power over the background, no window applied, zero frequency at its centre.
         reciprocal: vectors as columns (x, y), cycles per pixel.
     """
-    size = torch.tensor([excess.shape[1], excess.shape[0]])
+    device, size = excess.device, torch.tensor([excess.shape[1], excess.shape[0]])
     max_order = math.ceil(float(torch.linalg.inv(reciprocal).norm(dim=1).max()))
     half = node_orders(max_order).double()
     nodes = torch.cat([half, -half]) @ reciprocal.T
@@ -71,11 +71,11 @@ def spot_mask(excess: Float[Tensor, "ny nx"], reciprocal: Float[Tensor, "2 2"]) 
     steps = torch.arange(-_MAX_RADIUS_PX, _MAX_RADIUS_PX + 1)
     window = torch.cartesian_prod(steps, steps)
     around = centres.round().long()[:, None] + window
-    distances = (around - centres[:, None]).norm(dim=-1)
-    around = around % size
+    distances = (around - centres[:, None]).norm(dim=-1).to(device)
+    around = (around % size).to(device)
     peaks = torch.where(distances < _MIN_RADIUS_PX, excess[around[..., 1], around[..., 0]], 0).amax(1)
     radii = (peaks.sqrt() / math.pi).clamp(_MIN_RADIUS_PX, _MAX_RADIUS_PX)
     inside = around[distances <= radii[:, None]]
-    mask = torch.zeros(excess.shape, dtype=torch.bool)
+    mask = torch.zeros_like(excess, dtype=torch.bool)
     mask[inside[:, 1], inside[:, 0]] = True
     return mask

@@ -19,6 +19,7 @@ from cryoeq.outputs.folder import make_folder
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.class_choice import rows_of_one_frame, table_of
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
+from cryoeq.runtime.device import choose_device
 
 _BILD_ORDER = 3
 _BILD_RADIUS_ANGSTROM = 100.0  # where the star file does not state the box
@@ -42,7 +43,7 @@ def orientations(config: OrientationsConfig) -> Iterator[Event]:
     star = star.rows(rows_of_one_frame(star, path, config.class_number).tolist())
     euler = star_euler_deg(star)
     summary = summarise(
-        rotations_from_euler_deg(euler),
+        rotations_from_euler_deg(euler).to(choose_device(config.device)),
         euler[:, 2].deg2rad(),
         symmetry=config.symmetry or _symmetry_of(config),
         generator=torch.Generator().manual_seed(config.seed),

@@ -30,7 +30,8 @@ def numbers_at_a_time(device: torch.device, on_cpu: int) -> int:
     """
     if device.type != "cuda":
         return on_cpu
-    free, _ = torch.cuda.mem_get_info(device)
+    free, _ = torch.cuda.mem_get_info(device)  # what torch's allocator holds and no tensor uses is not among it
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return min(_MAX_NUMBERS, max(_MIN_NUMBERS, free // _BYTES_PER_NUMBER))
 
 

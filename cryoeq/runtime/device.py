@@ -11,7 +11,7 @@ from cryoeq.runtime.torchrun import torchrun_environment
 
 
 def choose_device(name: str, option: str = "") -> torch.device:
-    """The device of ``--device``.
+    """The device of ``--device``; float32 on CUDA devices is float32 from then on, not TF32.
 
     Args:
         name: ``auto`` (a CUDA device where there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``. Without a
@@ -41,6 +41,8 @@ def choose_device(name: str, option: str = "") -> torch.device:
             f"{'Leave it out' if option else 'Use --device auto or --device cpu, or start fewer processes'}; "
             "`cryoeq doctor` shows what is missing",
         )
+    # Float32 is float32: by default convolutions would have the ten bits of TF32.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device("cuda", index)
 
 

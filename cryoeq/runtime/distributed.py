@@ -6,7 +6,7 @@ of a step; sums are then reduced, and poses gathered. In a single process every 
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -19,6 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from cryoeq.domain.particle_rows import ParticleRows
 from cryoeq.errors import LostProcessError
+from cryoeq.runtime.peer_watch import watch_peers
 from cryoeq.runtime.torchrun import torchrun_environment
 
 Table = TypeVar("Table", bound=ParticleRows)
@@ -51,7 +52,8 @@ def process_group(device: torch.device) -> Iterator[None]:
             store = dist.PrefixStore(f"attempt {environment.restarts}", store)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
     try:
-        yield
+        with watch_peers() if is_cuda else nullcontext():
+            yield
     finally:
         dist.destroy_process_group()
 

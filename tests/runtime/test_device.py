@@ -27,6 +27,15 @@ def test_devices_of_a_machine_with_two_gpus(name: str, device: str) -> None:
     assert choose_device(name) == torch.device(device)
 
 
+@pytest.mark.usefixtures("two_gpus")
+def test_float32_is_float32() -> None:
+    """By torch's default convolutions of cuDNN are computed in TF32."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    choose_device("cuda")
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
 @pytest.mark.usefixtures("no_gpu")
 def test_without_a_gpu() -> None:
     assert choose_device("auto") == torch.device("cpu")

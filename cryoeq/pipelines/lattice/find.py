@@ -30,6 +30,7 @@ from cryoeq.lattice.unit_cell import cell_of_basis
 from cryoeq.outputs.folder import make_folder
 from cryoeq.outputs.lattice_files import plot_spectrum, write_spots
 from cryoeq.pipelines.lattice.reduce import build_reducer
+from cryoeq.runtime.device import choose_device
 
 _SPOT_TOLERANCE_PX = 1.5
 
@@ -62,6 +63,7 @@ def find(config: FindConfig) -> Iterator[Event]:
         NoLatticeError: no lattice stands out of the noise.
         OutputError: a file cannot be written.
     """
+    device = choose_device(config.device)
     image, pixel_size = read_micrograph(config.micrograph, angpix=config.pixel_size_angstrom)
     if min(image.shape) < SMALLEST_SIDE_PX:
         found = f"{config.micrograph} is {image.shape[1]} x {image.shape[0]} px"
@@ -72,13 +74,13 @@ def find(config: FindConfig) -> Iterator[Event]:
     (image,), replaced = replace_outliers(image[None])
     if count := int(replaced):
         yield Note(f"{count} hot or dead pixels were replaced by the median of their neighbourhood.", "warning")
-    folder = make_folder(config.output)
+    folder, image = make_folder(config.output), image.to(device)
     spectrum = whiten_spectrum(
         image,
         pixel_size,
         coarsest_angstrom=config.largest_cell_angstrom,
         finest_angstrom=config.finest_angstrom or 2 * pixel_size,
-    )
+    ).cpu()
     lattice = find_lattice(
         spectrum,
         smallest_cell_angstrom=config.smallest_cell_angstrom,
@@ -138,7 +140,9 @@ def _subtract(
 ) -> Note:
     values, fraction = subtract_lattice(image, reciprocal, torch.Generator().manual_seed(config.seed))
     name = f"{config.micrograph.stem}_subtracted.mrc"
-    write_image(config.output / name, values, pixel_size_angstrom, label="lattice subtracted by cryoeq lattice find")
+    write_image(
+        config.output / name, values.cpu(), pixel_size_angstrom, label="lattice subtracted by cryoeq lattice find"
+    )
     return Note(
         f"{config.output / name}: lattice subtracted; {fraction:.2%} of the Fourier coefficients have the amplitude of "
         "the noise around them, with their phases kept."

@@ -166,8 +166,8 @@ def _read_pair(config: FscConfig, pair: MapPair) -> Generator[Note, None, tuple[
     if angpix is None and first.pixel_size_angstrom == second.pixel_size_angstrom == 1.0:
         yield Note("A pixel size of 1 Å is often one that was never set; give the true one with --angpix.", "warning")
     return (
-        Volume(first.values.to(device), first.pixel_size_angstrom),
-        Volume(second.values.to(device), second.pixel_size_angstrom),
+        first.to(device),
+        second.to(device),
     )
 
 

@@ -90,7 +90,7 @@ def compare_with_model(config: FscConfig, path: Path) -> Iterator[Event]:
     notes = (*header_notes(config.first), *(() if config.with_alignment else origin_notes(config.first, pixel)))
     yield from (Note(note, "warning") for note in notes)
     frame = _Frame(volume.box_size_px, pixel, read_map_corner(config.first, pixel))
-    volume = replace(volume, values=volume.values.to(device))
+    volume = volume.to(device)
     alignment = None
     if config.with_alignment:
         model, alignment = yield from _aligned(model, volume, frame, config)
@@ -99,7 +99,7 @@ def compare_with_model(config: FscConfig, path: Path) -> Iterator[Event]:
     mask = _read_mask(config, model, frame)
     require_mask(mask, volume, name=f"the mask {config.mask or 'of the model'}")
     yield from given_mask_warnings(config, config.first)
-    on_device = [Volume(part.values.to(device), pixel) for part in (density, mask)]
+    on_device = [part.to(device) for part in (density, mask)]
     curves = compare_maps(volume, *on_device)
     yield from _warnings(curves, is_aligned=alignment is not None)
     yield Report(f"{config.first.name} against the model {path.name}", _rows(curves, model, config))

@@ -31,6 +31,7 @@ from cryoeq.pipelines.class_choice import rows_of_one_frame
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruction_run import open_particles, read_reconstruction_job
 from cryoeq.pipelines.screening.score_particles import ScorerKind, build_scorer
+from cryoeq.runtime.device import choose_device
 from cryoeq.runtime.random_streams import Stream, stream_generator
 from cryoeq.screening.view_coverage import AngularGap, ViewCoverage, measure_coverage
 
@@ -197,7 +198,7 @@ def _score(
         cache_bytes=_CACHE_BYTES, rows=source.rows, star=star,
     )  # fmt: skip
     yield from (Note(text, "warning") for text in dataset.warnings)
-    particles = ScreenedParticles.from_maps(dataset, poses, half_set, maps)
+    particles = ScreenedParticles.from_maps(dataset, poses, half_set, maps, choose_device(config.device))
     features = yield from particles.measure_features()
     yield from (Note(text, "warning") for text in dataset.new_warnings())
     generator = stream_generator(config.seed, Stream.JUNK)

@@ -31,6 +31,7 @@ from cryoeq.pipelines.reconstruct.symmetry_check import averaged, cropped
 from cryoeq.pipelines.reconstruction_run import open_particles, read_reconstruction_job
 from cryoeq.pipelines.resolution.fsc_mask import average
 from cryoeq.pipelines.resolution.half_map_names import halves_beside, other_half, require_file
+from cryoeq.runtime.device import choose_device
 
 _LAST_SHELL = 64
 _MAX_BOX_PX = 64  # in which particles are compared
@@ -86,7 +87,8 @@ def symmetry(config: SymmetryConfig) -> Iterator[Event]:
 def _read_maps(config: SymmetryConfig) -> Generator[Note, None, _Maps]:
     angpix = config.pixel_size_angstrom
     files = config.half_maps or halves_beside(config.volume)
-    whole = read_density(config.volume, angpix=angpix)
+    device = choose_device(config.device)
+    whole = read_density(config.volume, angpix=angpix).to(device)
     yield from (Note(note, "warning") for note in header_notes(config.volume))
     if files is None:
         limit = "" if config.resolution_angstrom else " Give --resolution as well."
@@ -96,7 +98,7 @@ def _read_maps(config: SymmetryConfig) -> Generator[Note, None, _Maps]:
             "warning",
         )
         return _Maps(whole, None, None)
-    first, second = (read_density(path, angpix=angpix) for path in files)
+    first, second = (read_density(path, angpix=angpix).to(device) for path in files)
     require_same_frame(first, second, names="the half maps")
     require_same_frame(whole, first, names="the map and its half map")
     require_independent(compare_maps(first, second), names=f"{files[0]} and {files[1]}")
@@ -147,7 +149,9 @@ def _class_of_map(
         paths = [run.path(name) for name in (names.first_half, names.second_half)]
         if not all(path.is_file() for path in paths):
             continue
-        first, second = (read_density(path, angpix=config.pixel_size_angstrom) for path in paths)
+        first, second = (
+            read_density(path, angpix=config.pixel_size_angstrom).to(whole.values.device) for path in paths
+        )
         require_same_frame(whole, first, names=f"{config.volume} and the half maps of {run.folder}")
         agreement = float(compare_maps(whole, average(first, second)).unmasked[_FIRST_SHELLS].mean())
         found.append((agreement, number, HalfMaps(first, second)))
