@@ -125,6 +125,8 @@ def test_a_ctf_that_cannot_be_refined_is_refused_before_the_run(tiny_particles: 
     doubt, _ = check_images("is_phase_flipped")
     assert doubt.level == "warning"
     assert "the sign of the stated CTF" in doubt.text
+    with pytest.raises(ConfigError, match=r"maps of 20.0 Å at best, by --max-resolution.*Å is needed"):
+        check_images(None, full_box__max_resolution_angstrom=19.0)
 
 
 def torchrun(processes: int) -> dict[str, str]:
