@@ -12,9 +12,7 @@ this file, whose date tells numba whether what it has kept is still valid.
 
 import inspect
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import numba
@@ -24,7 +22,6 @@ from jaxtyping import Complex, Float, Int
 from numpy import float32
 from torch import Tensor
 
-from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.reconstruction.normal_equations import (
     FIRST_DAMPING,
     MAX_STEP_PX,
@@ -39,7 +36,6 @@ _Array = np.ndarray
 # Sums in any order, and fused products; infinities and NaN stay what they are.
 _FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
 _MAX_LINE = 64  # coefficients at a time, whose samples fit the first cache
-_TINY_PX = 8
 _N_SUMS = 21  # value, 5 of the gradient, 15 of the curvature's upper triangle
 
 
@@ -401,25 +397,3 @@ def _refine_images(
             if there[0] > here[0]:
                 rotations[i], shifts_px[i], here[:] = rotation, shift_px, there
                 damping *= 0.3 / 8
-
-
-def is_compiled() -> bool:
-    """Whether the machine code is there, in this process or kept by an earlier one: its first use takes no time."""
-    if _refine_images.signatures:
-        return True
-    kept, source = _refine_images.stats.cache_path, Path(__file__)
-    if kept is None:
-        return False
-    indices = Path(kept).glob(
-        f"{source.stem}.{_refine_images.__name__}-*py{sys.version_info[0]}{sys.version_info[1]}.nbi"
-    )
-    return any(index.stat().st_mtime >= source.stat().st_mtime for index in indices)
-
-
-def compile_now() -> None:
-    """Make the machine code, or read it, by the refinement of one image of few pixels."""
-    plane = HalfPlane.up_to(_TINY_PX, _TINY_PX / 2 - 1)
-    nothing, ones = torch.zeros(1, len(plane), dtype=torch.complex64), torch.ones(1, len(plane))
-    padded = torch.zeros((2 * _TINY_PX,) * 3, dtype=torch.complex64)
-    observed, pose = WeightedImages(plane, nothing, ones), (torch.eye(3)[None], torch.zeros(1, 2))
-    compiled_refinement(observed, padded, *pose, shift_sigma_px=1.0, steps=0)

@@ -20,7 +20,7 @@ def compile_local_refinement(device: torch.device) -> Generator[Event, None, Non
     """
     if device.type != "cpu":
         return
-    from cryoeq.reconstruction.compiled_refinement import compile_now, is_compiled  # not above, because of numba
+    from cryoeq.reconstruction.kernel_cache import compile_now, is_compiled  # not above, because of numba
 
     if is_compiled():
         return

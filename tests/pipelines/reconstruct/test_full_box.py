@@ -201,6 +201,41 @@ def test_half_maps_without_agreement_have_no_solvent() -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
+def test_a_resumed_refinement_keeps_its_decisions(
+    make_known: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The use of the non-uniform filter and the last shell, whatever noise and memory would say now."""
+    count, cpu = 40, torch.device("cpu")
+    known = make_known(count, sigma=0.5)
+    half_set = torch.arange(count) % 2 + 1
+    posed = PosedParticles(known.poses, half_set, known.poses, resolution_shell=4)
+    config = load_config(
+        ReconstructConfig,
+        explicit={"particles": "p.star", "output": "out", "full_box.non_uniform": True},
+        overrides=["full_box.iterations=2"],
+    )
+
+    def run(*, resume: bool, gain: float, shell: int) -> tuple[str, Any]:
+        monkeypatch.setattr("cryoeq.pipelines.reconstruct.nonuniform.noise_gain", lambda *_: gain)
+        monkeypatch.setattr(full_box, "affordable_shell", lambda *_: shell)
+        checkpoints = Checkpoints.of_run(RunFolder(tmp_path), count, cpu, resume=resume)
+        steps = full_box.refine_posed_particles(config, known.dataset, posed, cpu, checkpoints.run)
+        events, found = events_and_result(steps)
+        return " ".join(event.text for event in events if isinstance(event, Note)), found
+
+    said, expected = run(resume=False, gain=0.001, shell=5)
+    assert "gain 0.001 in correlation" in said
+    assert "memory holds no more shells" in said
+    (tmp_path / "checkpoints" / "full_box_2.pt").unlink(missing_ok=True)
+    again, found = run(resume=True, gain=0.5, shell=7)
+    assert "Resumed from checkpoint full_box_1." in again
+    assert "gain 0.001 in correlation" in again
+    assert "memory holds no more shells" in again
+    assert torch.equal(found.poses.rotations, expected.poses.rotations)
+    assert "was left out" in run(resume=False, gain=0.5, shell=7)[0]
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_refinement_that_was_stopped_goes_on_from_its_last_iteration(
     make_known: Callable[..., Any], observe: Callable[..., Any], tmp_path: Path
 ) -> None:
