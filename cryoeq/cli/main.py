@@ -158,11 +158,15 @@ def _command(arguments: list[str]) -> str:
 def _refuse_company(arguments: list[str]) -> None:
     """Several processes that do the same would write over each other."""
     command = _command(arguments)
+    if command == "refine" and any(argument.partition("=")[0] == "--gpu" for argument in arguments):
+        raise ConfigError("cryoeq refine --gpu", "a refinement runs in one process", "Give --device cuda:N for a GPU")
     if torchrun_environment().size > 1 and command != "reconstruct":
         raise ConfigError(
             f"{torchrun_environment().size} processes for one cryoeq {command}",
-            "only cryoeq reconstruct shares its work out",
-            "Run this command without torchrun",
+            "only cryoeq reconstruct shares its work out, over several GPUs too",
+            f"Run it without torchrun: cryoeq {command} uses one GPU (--device cuda:N), or the cores of -j"
+            if command == "refine"
+            else "Run this command without torchrun",
         )
 
 

@@ -18,7 +18,7 @@ Group = Literal["c1", "c2", "c4", "c8", "c16", "d1", "d2", "d4", "d8", "so2", "o
 MOST_CLASSES = 16
 LEAST_PARTICLES_OF_CLASS = 20  # below which there is no map to refine
 _UNUSED_BY_CLASSES = (
-    "in_plane_symmetry", "search.multi_start.max", "search.consensus.max_extra_iterations", "full_box",
+    "in_plane_symmetry", "search.multi_start.max", "search.consensus.max_extra_iterations", "full_box.ctf_refinement",
 )  # fmt: skip
 _UNUSED_BY_LOCAL = (
     "refine.reference", "search.half_sets", "search.local_refinement", "search.offset_samples", "input.working_box_px",

@@ -28,10 +28,12 @@ CTF. Protein is bright. lambda = 12.2643247 / sqrt(V (1 + 0.978466e-6 V)) Angstr
     gamma = -pi lambda defocus s^2 + pi / 2 Cs lambda^3 s^4 - asin(Q0) - phase shift;
     CTF = -sin(gamma) exp(-B s^2 / 4) scale: +Q0 at s = 0 and positive up to the first zero under focus.
     Premultiplied images carry one CTF more: their model is CTF squared. Phase-flipped images were multiplied by the
-    sign of their CTF: their model is its absolute value.
+    sign of their CTF: their model is its absolute value; where the CTF was refined since, the refined one times the
+    sign of the stated one.
     [conventions/test_relion_chain.test_frozen_ctf_of_relion,
     conventions/test_page.test_ctf_is_positive_at_the_origin_and_squared_where_premultiplied,
-    conventions/test_page.test_ctf_of_phase_flipped_images_is_its_absolute_value]
+    conventions/test_page.test_ctf_of_phase_flipped_images_is_its_absolute_value,
+    physics/test_ctf.test_a_refined_ctf_keeps_the_signs_that_images_were_flipped_by]
 Hand. Projections cannot tell a map from its mirror image: V'(z, y, x) = V(-z, y, x) with A' = J A J,
     J = diag(1, 1, -1), gives the same images. [conventions/test_page.test_the_other_hand_gives_the_same_images]
 Frame. Two maps are compared voxel by voxel, whatever their headers say; a model lies in the frame of its map's header.

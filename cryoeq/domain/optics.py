@@ -45,8 +45,10 @@ class CtfParameters:
         amplitude_contrast: amplitude contrast Q0, between 0 and 1.
         is_premultiplied: 1 where the image was multiplied by this CTF, so that the forward model needs its square; else
             0.
-        is_phase_flipped: 1 where the image was multiplied by the sign of this CTF, so that the forward model needs its
-            absolute value; else 0.
+        is_phase_flipped: 1 where the image was multiplied by the sign of a CTF, so that the forward model needs that
+            factor too; else 0.
+        flipped_by: the CTF whose sign that was, where these parameters were refined since; None for these themselves,
+            so that the factor makes their absolute value.
     """
 
     defocus_u_angstrom: Float[Tensor, " batch"]
@@ -60,12 +62,13 @@ class CtfParameters:
     amplitude_contrast: Float[Tensor, " batch"]
     is_premultiplied: Float[Tensor, " batch"]
     is_phase_flipped: Float[Tensor, " batch"]
+    flipped_by: "CtfParameters | None" = None
 
     def __len__(self) -> int:
         return len(self.defocus_u_angstrom)
 
     def __getitem__(self, rows: slice | Int[Tensor, " rows"]) -> "CtfParameters":
-        return CtfParameters(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        return self.each(lambda values: values[rows])
 
     def to(self, device: torch.device) -> "CtfParameters":
         """The same parameters on another device."""
@@ -73,4 +76,6 @@ class CtfParameters:
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "CtfParameters":
         """The same parameters after a change of each."""
-        return CtfParameters(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
+        names = [field.name for field in fields(self) if field.name != "flipped_by"]
+        flipped_by = None if self.flipped_by is None else self.flipped_by.each(change)
+        return CtfParameters(**{name: change(getattr(self, name)) for name in names}, flipped_by=flipped_by)

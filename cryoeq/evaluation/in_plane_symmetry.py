@@ -30,7 +30,7 @@ from cryoeq.domain.pose import Poses, PoseSet
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.equivariance import Irrep, LearntDegree, plane_group
 from cryoeq.geometry.fourier import HalfPlane, crop_centred, fft_map, ifft_map
-from cryoeq.physics.ctf import evaluate_ctf, image_transfer
+from cryoeq.physics.ctf import evaluate_ctf, image_transfer, phase_flips
 from cryoeq.physics.image_formation import apply_optics
 from cryoeq.physics.noise import shell_means
 from cryoeq.physics.projection import extract_slices, prepare_slices
@@ -222,8 +222,8 @@ def _defocus_slope(
     )
     slope = (more - less) * (_DEFOCUS_UNIT_ANGSTROM / (2 * step))
     values = evaluate_ctf(ctf, frequencies_per_angstrom)
-    multiplied = torch.where(ctf.is_phase_flipped[:, None] > 0, values.sign(), torch.ones_like(values))
-    return slope * torch.where(ctf.is_premultiplied[:, None] > 0, values, multiplied)
+    flips = phase_flips(ctf, frequencies_per_angstrom)
+    return slope * torch.where(ctf.is_premultiplied[:, None] > 0, values, flips)
 
 
 def _prepared(volume: Volume, n: int, device: torch.device | None) -> Complex[Tensor, "m m m"]:

@@ -42,8 +42,8 @@ class RunFacts:
             count here, as of a class of several.
         side_angstrom: side of the box.
         resolution_angstrom: resolution of the half maps; infinite where they agree at no shell, None without half maps.
-        shared_angstrom: resolution up to which both half sets shared a reference; None where they shared none, or
-            shared their poses.
+        shared_angstrom: resolution up to which both half sets shared a reference, or the poses that they began with;
+            None where they shared none, or shared all their poses.
         probabilities: probability of the most probable pose of each particle; None where it is not recorded.
         warnings: warnings of the run.
         scf_star: sampling compensation factor SCF* of the views; None without poses.
@@ -60,6 +60,7 @@ class RunFacts:
         wrong_optimum_share: share of the particles with a better pose elsewhere; None where it was not measured.
         symmetry: point group that was imposed on the map.
         apparent_symmetry: point group that a map made without symmetry has; None where none was found.
+        has_given_poses: whether it is poses that they shared, those of the particle file.
         emptied: how many classes were asked for and how many are left, a sentence; None where all are.
     """
 
@@ -84,6 +85,7 @@ class RunFacts:
     symmetry: str = "C1"
     apparent_symmetry: str | None = None
     emptied: str | None = None
+    has_given_poses: bool = False
 
     @classmethod
     def unfinished(cls, pose_inference: str) -> "RunFacts":
@@ -203,12 +205,18 @@ def _on_half_maps(facts: RunFacts) -> Iterator[Reason]:
         yield Reason(
             "against",
             f"The half maps agree to {resolution:.1f} Å {criterion}, but are independent (gold-standard) only beyond "
-            f"{shared:.0f} Å, up to which both half sets shared a reference.",
+            f"{shared:.0f} Å, up to which {_what_they_shared(facts)}.",
             "Use more particles, or particles of more contrast.",
         )
     else:
-        beyond = f", beyond the {shared:.0f} Å up to which both half sets shared a reference" if shared else ""
+        beyond = f", beyond the {shared:.0f} Å up to which {_what_they_shared(facts)}" if shared else ""
         yield Reason("for", f"The half maps agree to {resolution:.1f} Å {criterion}{beyond}.")
+
+
+def _what_they_shared(facts: RunFacts) -> str:
+    if facts.has_given_poses:
+        return "both half sets began with the poses of the particle file, which may have been refined together"
+    return "both half sets shared a reference"
 
 
 def _on_particles(facts: RunFacts) -> Iterator[Reason]:

@@ -6,6 +6,7 @@ CTF are in radians; images, groups, classes and half sets are counted from 0.
 
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -25,6 +26,7 @@ from cryoeq.io.aberrations import cs_aberration_notes
 from cryoeq.io.atomic import atomic_path
 from cryoeq.io.euler import relion_euler_deg
 from cryoeq.io.foreign import recognise
+from cryoeq.io.labels import MICROGRAPH_NAME
 from cryoeq.io.star import StarTable, Wording, decimals
 from cryoeq.io.star_text import Text, text_column
 
@@ -50,6 +52,8 @@ _CTF = {  # RELION's label and unit over theirs
 _DEFOCUS = ("ctf/df1_A", "ctf/df2_A", "ctf/df_angle_rad")
 _POSE, _SHIFT, _PIXEL, _SPLIT = (f"alignments3D/{name}" for name in ("pose", "shift", "psize_A", "split"))
 _LARGEST_ROTATION = 30.0  # radians: some programs add whole turns
+_UID, _MICROGRAPH, _NO_MICROGRAPH = "uid", "location/micrograph_path", "unknown"
+_PASSED_THROUGH = "*passthrough_particles*.cs"  # beside the table of a job: the fields that it did not change
 _GROUP, _CLASS, _SIGN, _SHAPE = "ctf/exp_group_id", "alignments3D/class", "blob/sign", "blob/shape"
 _OF_CLASSES = "alignments3D/class_posterior", "alignments3D/class_ess"
 _OTHER_TABLES = {  # by a field that only they have
@@ -66,7 +70,7 @@ def read_cs(path: Path) -> tuple[StarTable, tuple[str, ...]]:
 
     Args:
         path: the ``.cs`` file of a particle output. Poses are those of ``alignments3D``, half sets its splits where
-            there are two.
+            there are two, micrographs those of ``location`` in it or in the passthrough file beside it.
 
     Raises:
         ParticleFileError: not such a file, without image names, or a field is not of the kind that cryoSPARC writes.
@@ -91,6 +95,8 @@ def read_cs(path: Path) -> tuple[StarTable, tuple[str, ...]]:
         for name, (label, unit) in _CTF.items()
         if name in table.names
     }
+    if names := _micrographs(table):
+        particles[MICROGRAPH_NAME] = text_column([name or _NO_MICROGRAPH for name in names])
     alignments, notes = _alignments(table)
     notes = (*_contrast_note(table), *notes, *cs_aberration_notes(path, table.fields))
     return StarTable(optics, particles | alignments, path, wording=_wording(table)), notes
@@ -258,6 +264,25 @@ def _optics(table: _CsTable) -> tuple[dict[str, Text], Shaped[np.ndarray, " part
     return block, index.reshape(-1)
 
 
+def _micrographs(table: _CsTable) -> list[str]:
+    """Path of each particle's micrograph: of the table, else of what its job passed through; empty without."""
+    if _MICROGRAPH in table.names:
+        names = table.text(_MICROGRAPH)
+        return names if any(names) else []
+    if _UID not in table.names:
+        return []
+    ours = table.fields[_UID]
+    for path in sorted(table.path.parent.glob(_PASSED_THROUGH)):
+        with suppress(ParticleFileError):  # it is no table that was asked for
+            beside = _CsTable(path, _load(path))
+            if not {_UID, _MICROGRAPH} <= set(beside.names):
+                continue
+            named = dict(zip(beside.fields[_UID].tolist(), beside.text(_MICROGRAPH), strict=True))
+            if all(uid in named for uid in ours.tolist()):
+                return [named[uid] for uid in ours.tolist()]
+    return []
+
+
 def _alignments(table: _CsTable) -> tuple[dict[str, Text], tuple[str, ...]]:
     """Poses, class and half set as RELION has them, and a note where the splits are no half sets."""
     columns: dict[str, Text] = {}
@@ -295,6 +320,7 @@ def _wording(table: _CsTable) -> Wording:
     needed = next((name for name in (_POSE, _SHIFT, _PIXEL) if name not in table.names), _POSE)
     names |= dict.fromkeys(("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"), needed)
     names |= dict.fromkeys(("rlnOriginXAngst", "rlnOriginYAngst"), _SHIFT)
+    names |= {MICROGRAPH_NAME: _MICROGRAPH}
     names |= {"rlnRandomSubset": _SPLIT, "rlnClassNumber": _CLASS, "rlnImageSize": _SHAPE, "rlnOpticsGroup": _GROUP}
     poses = "Export the particles of a refinement, or let cryoeq infer the poses"
     if others := sorted(name for name in table.names if re.fullmatch(r"alignments(?!3D/).*/pose", name)):

@@ -80,6 +80,29 @@ def find_point_groups(
     )
 
 
+def score_in_place(volume: Volume, halves: HalfMaps, symmetry: str) -> GroupAgreement | None:
+    """Score a point group about the usual axes through the centre of the box, where ``--sym`` imposes it.
+
+    Args:
+        volume: map without symmetry.
+        halves: unfiltered half maps in its frame.
+        symmetry: point group, as for ``symmetry_rotations``; not C1.
+
+    Returns:
+        The agreement; None where half maps or a round map tell nothing of symmetries.
+
+    Raises:
+        ConfigError: no such group.
+        MapFileError: a map without contrast.
+    """
+    search = _Search.prepare(volume, halves, None, LAST_SHELL)
+    compared = search.half_correlations[1 : search.last_shell + 1]
+    if search.contrast < ROUND or float(compared.min()) < _RESOLVED:
+        return None
+    there = search.centre
+    return search.judge(symmetry.strip().upper(), torch.eye(3).to(there), torch.zeros_like(there))
+
+
 @dataclass(frozen=True)
 class _Search:
     """A map, and its halves up to the resolution of the comparison.

@@ -58,10 +58,11 @@ def image_transfer(
     """Transfer of the signal in each stored image.
 
     Returns:
-        Its CTF; the absolute value of the CTF where the image is phase-flipped, and the CTF squared where it is
-        premultiplied (also if its phases were flipped before).
+        Its CTF; the absolute value of the CTF where the image is phase-flipped (the CTF times the sign of the one that
+        it was flipped by, where that is another), and the CTF squared where it is premultiplied (also if its phases
+        were flipped before).
     """
-    values = _with_flipped_phases(ctf, evaluate_ctf(ctf, frequencies_per_angstrom))
+    values = _with_flipped_phases(ctf, frequencies_per_angstrom)
     return torch.where(ctf.is_premultiplied[:, None] > 0, values.square(), values)
 
 
@@ -71,17 +72,38 @@ def matched_filter(
     """The two factors of a least-squares sum over images: what multiplies the stored image, and what it then carries.
 
     Returns:
-        (factor, power). The factor is the CTF, its absolute value where the image is phase-flipped, or 1 where the
-        image is premultiplied and so already carries it; the power is the CTF squared.
+        (factor, power). The factor is the CTF, times the sign that the image was multiplied by where it is
+        phase-flipped, or 1 where the image is premultiplied and so already carries it; the power is the CTF squared.
     """
-    values = _with_flipped_phases(ctf, evaluate_ctf(ctf, frequencies_per_angstrom))
+    values = _with_flipped_phases(ctf, frequencies_per_angstrom)
     is_premultiplied = ctf.is_premultiplied[:, None] > 0
     return torch.where(is_premultiplied, torch.ones_like(values), values), values.square()
 
 
-def _with_flipped_phases(ctf: CtfParameters, values: Float[Tensor, "batch points"]) -> Float[Tensor, "batch points"]:
-    """The CTF as images carry it whose phases were flipped, that is, multiplied by the sign of their CTF."""
-    return torch.where(ctf.is_phase_flipped[:, None] > 0, values.abs(), values)
+def phase_flips(
+    ctf: CtfParameters, frequencies_per_angstrom: Float[Tensor, "points 2"]
+) -> Float[Tensor, "batch points"]:
+    """What each stored image was multiplied by when its phases were flipped: -1 or 1, and 1 where they were not.
+
+    Args:
+        ctf: parameters of the particles.
+        frequencies_per_angstrom: (x, y) spatial frequencies, in 1 / Angstrom.
+
+    Returns:
+        The sign of the CTF that was stated then; 0 at its zeros.
+    """
+    values = evaluate_ctf(ctf if ctf.flipped_by is None else ctf.flipped_by, frequencies_per_angstrom)
+    return torch.where(ctf.is_phase_flipped[:, None] > 0, values.sign(), torch.ones_like(values))
+
+
+def _with_flipped_phases(
+    ctf: CtfParameters, frequencies_per_angstrom: Float[Tensor, "points 2"]
+) -> Float[Tensor, "batch points"]:
+    """The CTF as images carry it: where their phases were flipped, times the sign that they were multiplied by."""
+    values = evaluate_ctf(ctf, frequencies_per_angstrom)
+    if ctf.flipped_by is None:
+        return torch.where(ctf.is_phase_flipped[:, None] > 0, values.abs(), values)
+    return values * phase_flips(ctf, frequencies_per_angstrom)
 
 
 def with_defocus_moved(ctf: CtfParameters, by_angstrom: Float[Tensor, " particles"]) -> CtfParameters:

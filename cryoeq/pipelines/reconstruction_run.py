@@ -166,7 +166,9 @@ def open_particles(
     working_box_px = min(max_box_px, box)
     stack = stack if rows is None else stack.rows(rows)
     if star is not None and stack.table.ctf is not None and job["settings"].get("full_box", {}).get("ctf_refinement"):
-        stack = replace(stack, table=replace(stack.table, ctf=star_ctf(star)))
+        refined, stated = star_ctf(star), stack.table.ctf
+        ctf = None if refined is None else replace(refined, flipped_by=stated)
+        stack = replace(stack, table=replace(stack.table, ctf=ctf))
     return stack, ParticleDataset.open(
         stack, working_box_px=working_box_px, sign=CONTRAST_SIGNS[settings["contrast"]], cache_bytes=cache_bytes,
         particle_diameter_angstrom=settings.get("particle_diameter_angstrom"),

@@ -206,11 +206,13 @@ def _summarise_views(symmetry: str, star: StarTable | None) -> OrientationSummar
 
 
 def _shared_angstrom(settings: Mapping[str, Any], volume: Volume) -> float | None:
-    """Resolution up to which both half sets started from one map; None where they did not."""
+    """Resolution up to which both half sets started from one map, or from given poses; None where they did not."""
     side_angstrom = volume.box_size_px * volume.pixel_size_angstrom
     match settings["pose_inference"]:
         case "search" | "hybrid":
             return float(side_angstrom / max(settings["search"]["consensus"]["shells"]))
+        case "refine" if settings["refine"]["local"] and settings["refine"]["keep_half_sets"]:
+            return None
         case "refine":
             searched = searched_box(settings["input"]["working_box_px"], "refine", volume.box_size_px)
             widest = min(settings["search"]["half_sets"]["max_exhaustive_shell"], searched // 2 - 1)
@@ -253,4 +255,5 @@ def _facts(
         symmetry=settings["search"]["symmetry"],
         apparent_symmetry=metrics.apparent_symmetry,
         emptied=emptied_classes(asked, left) if asked != "auto" and asked > left else None,
+        has_given_poses=settings["pose_inference"] == "refine" and settings["refine"]["local"],
     )

@@ -25,7 +25,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 from cryoeq.data.dataset import ParticleDataset
@@ -36,7 +36,7 @@ from cryoeq.domain.volume import HalfMaps
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.shells import fourier_shell_correlation, signal_to_noise
 from cryoeq.physics.backprojection import wiener_filter
-from cryoeq.physics.ctf import electron_wavelength_angstrom, evaluate_ctf, with_defocus_moved
+from cryoeq.physics.ctf import electron_wavelength_angstrom, evaluate_ctf, phase_flips, with_defocus_moved
 from cryoeq.physics.image_formation import undo_optics
 from cryoeq.physics.projection import extract_slices, prepare_slices
 from cryoeq.reconstruction.defocus_posterior import defocus_posterior
@@ -45,6 +45,11 @@ from cryoeq.reconstruction.state import FSC_THRESHOLD
 
 STAGE = "CTF refinement"
 RANGE_ANGSTROM, _STEP_ANGSTROM = 2000.0, 20.0
+_TYPICAL_ERROR_ANGSTROM = 500.0  # of a defocus from the power spectrum of a micrograph, and of heights in the ice
+# Phase by which such an error is to change the CTF at the finest shell. At less the likelihoods are flat over it, and
+# what is left of errors of map and scale decides: right values of 1WCM moved by 229 Angstrom rms at 12 Angstrom.
+_LEAST_PHASE_RAD = 0.22
+_END = 0.8  # of the range: means beyond are of posteriors that its end cuts off
 _COARSEST_ANGSTROM = 30.0
 _MAX_PHASE = 0.1  # of the CTF's change across a ring, at the ends of the range
 _BATCH_PX = 2**22
@@ -62,6 +67,8 @@ class CtfErrors:
             and the sine of twice its angle.
         micrograph_sigma_angstrom: standard deviation of the micrographs' defocus errors.
         particle_sigma_angstrom: standard deviation of the particles' defocus errors within a micrograph.
+        is_at_end: whether each particle's error is at an end of the range that was searched, or beyond it; None before
+            any was.
     """
 
     group: Int[Tensor, " particles"]
@@ -70,6 +77,12 @@ class CtfErrors:
     astigmatism_angstrom: Float[Tensor, "micrographs 2"]
     micrograph_sigma_angstrom: float = 0.0
     particle_sigma_angstrom: float = 0.0
+    is_at_end: Bool[Tensor, " particles"] | None = None
+
+    @property
+    def share_at_end(self) -> float:
+        """Share of the particles whose errors are at an end of the range, or beyond it."""
+        return 0.0 if self.is_at_end is None else float(self.is_at_end.float().mean())
 
     @classmethod
     def none(cls, dataset: ParticleDataset) -> "CtfErrors":
@@ -84,12 +97,15 @@ class CtfErrors:
         return cls(group, zeros, zeros, torch.zeros(int(group.max()) + 1, 2))
 
     def corrected(self, ctf: CtfParameters) -> CtfParameters:
-        """The stated CTF with its errors mended.
+        """The stated CTF with its errors mended; images whose phases were flipped stay flipped by the stated one.
 
         Args:
             ctf: as stated, of all particles.
         """
-        return with_defocus_moved(self._with_astigmatism(ctf, slice(None)), self.defocus_angstrom)
+        moved = with_defocus_moved(self._with_astigmatism(ctf, slice(None)), self.defocus_angstrom)
+        if not bool(ctf.is_phase_flipped.any()):
+            return moved
+        return replace(moved, flipped_by=ctf if ctf.flipped_by is None else ctf.flipped_by)
 
     def _with_astigmatism(self, ctf: CtfParameters, rows: slice | Int[Tensor, " rows"]) -> CtfParameters:
         change = self.astigmatism_angstrom[self.group[rows]]
@@ -106,12 +122,38 @@ class CtfErrors:
         )
 
 
+def needed_resolution_angstrom(ctf: CtfParameters) -> float:
+    """The resolution that maps must reach before the defocus can be told from them.
+
+    An error d of the defocus changes the phase of the CTF by pi lambda d / r^2 at the resolution r: by ``0.22`` rad
+    at least for an error of 500 Angstrom, 11.9 Angstrom at 300 kV.
+
+    Args:
+        ctf: of the particles.
+    """
+    wavelength = float(electron_wavelength_angstrom(ctf.voltage_kv).max())
+    return math.sqrt(math.pi * wavelength * _TYPICAL_ERROR_ANGSTROM / _LEAST_PHASE_RAD)
+
+
+def reached_shell(halves: HalfMaps) -> int:
+    """First shell where the half maps no longer agree (FSC 0.143), up to which CTFs are compared.
+
+    Args:
+        halves: unfiltered half maps.
+    """
+    fsc = fourier_shell_correlation(halves.first.values, halves.second.values)
+    below = (fsc < FSC_THRESHOLD).nonzero()
+    return min(int(below[0]) if len(below) else len(fsc), halves.first.box_size_px // 2)
+
+
 def refine_ctf(
     dataset: ParticleDataset,
     poses: Poses,
     half_set: Int[Tensor, " particles"],
     halves: HalfMaps,
     before: CtfErrors | None = None,
+    *,
+    range_angstrom: float = RANGE_ANGSTROM,
 ) -> Generator[Event, None, CtfErrors]:
     """Errors of the stated CTF of all particles.
 
@@ -122,6 +164,7 @@ def refine_ctf(
         halves: unfiltered half maps.
         before: errors of an earlier round, which the maps were made with; None in the first, which leaves astigmatism
             as stated: its step needs the defocus.
+        range_angstrom: largest error of the defocus that is looked for.
 
     Raises:
         ValueError: the particles have no CTF, or were multiplied by it.
@@ -131,15 +174,13 @@ def refine_ctf(
         raise ValueError("the CTF is refined of images that have one and were not multiplied by it")
     n, pixel = dataset.box_size_px, dataset.pixel_size_angstrom
     errors = CtfErrors.none(dataset) if before is None else before
-    fsc = fourier_shell_correlation(halves.first.values, halves.second.values)
-    below = (fsc < FSC_THRESHOLD).nonzero()
-    plane = HalfPlane.up_to(n, min(int(below[0]) if len(below) else n, n // 2) - 0.5)
-    snr = signal_to_noise(fsc)
+    plane = HalfPlane.up_to(n, reached_shell(halves) - 0.5)
+    snr = signal_to_noise(fourier_shell_correlation(halves.first.values, halves.second.values))
     slices = [prepare_slices(wiener_filter(each.values, snr)) for each in (halves.first, halves.second)]
     precision = noise_precision_of_groups(dataset, plane)
     frequencies = plane.frequencies_per_angstrom(pixel)
     weight = torch.where(frequencies.norm(dim=1) >= 1 / _COARSEST_ANGSTROM, plane.weights, 0.0)
-    grid = torch.arange(-RANGE_ANGSTROM, RANGE_ANGSTROM + 1, _STEP_ANGSTROM)
+    grid = torch.arange(-range_angstrom, range_angstrom + 1, _STEP_ANGSTROM)
     curves, steps, done = [], _AstigmatismSums.empty(len(errors.astigmatism_angstrom)), 0
     for batch in dataset.batches(max(1, _BATCH_PX // n**2)):
         rows = batch.indices
@@ -149,6 +190,8 @@ def refine_ctf(
             members = (half_set[rows] == half).nonzero().squeeze(1)
             predicted[members] = extract_slices(slices[2 - half], local.rotations[members], plane)
         centred = undo_optics(plane.transform(batch.images), local.shifts_px, None, plane)
+        if bool(stated.is_phase_flipped.any()):  # they are flipped back
+            centred = centred * phase_flips(stated[rows], frequencies)
         weights = weight * precision[dataset.table.optics_index[rows]]
         ctf = errors._with_astigmatism(stated[rows], rows)
         compared = _Compared.of(ctf, centred, predicted, weights, frequencies)
@@ -166,6 +209,7 @@ def refine_ctf(
         errors.astigmatism_angstrom + steps.step(),
         found.micrograph_sigma_angstrom,
         found.particle_sigma_angstrom,
+        found.mean_angstrom.abs() > _END * range_angstrom,
     )
 
 
@@ -195,9 +239,6 @@ class _Compared:
         frequencies: Float[Tensor, "points 2"],
     ) -> "_Compared":
         cross = weights * (centred * predicted.conj()).real
-        if bool(ctf.is_phase_flipped.any()):  # they are flipped back
-            signs = evaluate_ctf(ctf, frequencies).sign()
-            cross = torch.where(ctf.is_phase_flipped[:, None] > 0, signs * cross, cross)
         return cls(ctf, cross, weights * predicted.abs().square(), frequencies)
 
     def ctf_and_quadrature(self) -> tuple[Float[Tensor, "batch points"], Float[Tensor, "batch points"]]:

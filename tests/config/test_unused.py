@@ -37,8 +37,11 @@ def test_all_that_a_mode_does_not_use_is_one_line() -> None:
 
 def test_what_several_classes_do_not_use_is_told() -> None:
     explicit = INPUT | {"search.classes": 2, "in_plane_symmetry": True}
-    (note,) = notes_on(ReconstructConfig, explicit, "search.multi_start.max=3")
-    assert note == "Without effect, because of --classes 2: search.multi_start.max, --in-plane-symmetry."
+    used = "full_box.iterations=3"
+    (note,) = notes_on(ReconstructConfig, explicit, "search.multi_start.max=3", "full_box.ctf_refinement=true", used)
+    assert note == (
+        "Without effect, because of --classes 2: search.multi_start.max, full_box.ctf_refinement, --in-plane-symmetry."
+    )
     assert notes_on(ReconstructConfig, explicit | {"search.classes": 1}, "search.multi_start.max=3") == []
 
 

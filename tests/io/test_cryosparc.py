@@ -75,6 +75,41 @@ def test_the_table_says_what_the_star_says(cs: Path, tiny_particles: Path) -> No
     assert (ours.pixel_size_angstrom, ours.box_size_px) == (5.0, 16)
 
 
+def with_micrographs(table: np.ndarray, names: np.ndarray) -> np.ndarray:
+    located = np.zeros(len(table), [("uid", "<u8"), ("location/micrograph_path", "S40")])
+    located["uid"], located["location/micrograph_path"] = table["uid"], names
+    return located
+
+
+def test_micrographs_are_those_of_the_table_or_of_what_was_passed_through(cs: Path, tiny_particles: Path) -> None:
+    table = table_of(tiny_particles)
+    assert read_particles(cs).table.micrograph_index is None
+    names = np.array([f">J3/imported/mic_{number // 5}.mrc".encode() for number in range(len(table))])
+    located, order = with_micrographs(table, names), np.random.default_rng(0).permutation(len(table))
+    beside = cs.with_name("P1_J4_passthrough_particles.cs")
+    expected = [number // 5 for number in range(len(table))]
+
+    def numbers(path: Path) -> Any:
+        found = read_particles(path).table.micrograph_index
+        return None if found is None else found.tolist()
+
+    write_table(beside, located[order[:-1]])
+    assert numbers(cs) is None, "it is of other particles"
+    beside.write_bytes(b"\x93NUMPY and no more")
+    assert numbers(cs) is None
+    write_table(beside, located[order])
+    assert numbers(cs) == expected
+    assert read_cs(cs)[0].particles["rlnMicrographName"][0] == "J3/imported/mic_0.mrc"
+    beside.unlink()
+    joined = np.zeros(len(table), [*FIELDS, ("location/micrograph_path", "S40")])
+    for name in table.dtype.names or ():
+        joined[name] = table[name]
+    joined["location/micrograph_path"] = names
+    assert numbers(write_table(cs, joined)) == expected
+    joined["location/micrograph_path"] = b""
+    assert numbers(write_table(cs, joined)) is None
+
+
 def test_poses_come_back_and_all_else_stays(cs: Path, generator: torch.Generator) -> None:
     from cryoeq.geometry.so3 import random_rotations
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.geometry.pointgroup import symmetry_rotations
-from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad
+from cryoeq.geometry.so3 import random_rotations, rotation_angle_rad, rotation_from_vector
 from cryoeq.maps.alignment import rotate_map
-from cryoeq.maps.point_group_search import find_point_groups
+from cryoeq.maps.point_group_search import find_point_groups, score_in_place
 from cryoeq.maps.point_groups import GroupAgreement, PointGroups
 from cryoeq.maps.symmetry import SymmetryFit, average_over_group, find_symmetry
 from cryoeq.simulation.density import sample_atoms
@@ -163,3 +163,22 @@ def test_a_coarser_comparison_sees_less(generator: torch.Generator) -> None:
     coarse, fine = (find_point_groups(volume, symmetry="C2", resolution_angstrom=side / shell) for shell in (5.5, 11.5))
     assert (coarse.last_shell, fine.last_shell) == (5, 11)
     assert coarse.groups[0].score > fine.groups[0].score
+
+
+@pytest.mark.parametrize("symmetry", ["C3", "D2"])
+def test_in_place_a_group_is_scored_about_the_usual_axes_alone(symmetry: str, generator: torch.Generator) -> None:
+    values = symmetric_map(symmetry, generator)
+    tilt = rotation_from_vector(torch.tensor([0.5, 0.2, 0.1]))
+
+    def score(shown: Tensor, noise: float = 0.5) -> GroupAgreement | None:
+        halves = [shown + noise * shown.std() * torch.randn(shown.shape, generator=generator) for _ in range(2)]
+        first, second = (Volume(half, PIXEL_ANGSTROM) for half in halves)
+        merged = replace(first, values=(first.values + second.values) / 2)
+        return score_in_place(merged, HalfMaps(first, second), symmetry.lower())
+
+    there, elsewhere = score(values), score(rotate_map(values, tilt, torch.zeros(3)))
+    assert there is not None
+    assert there.holds
+    assert elsewhere is not None
+    assert elsewhere.score < 0.5
+    assert score(values, noise=50.0) is None, "noise tells nothing"

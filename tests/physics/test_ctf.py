@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from cryoeq.domain.optics import CtfParameters
-from cryoeq.physics.ctf import electron_wavelength_angstrom, evaluate_ctf, image_transfer, matched_filter
+from cryoeq.physics.ctf import (
+    electron_wavelength_angstrom,
+    evaluate_ctf,
+    image_transfer,
+    matched_filter,
+    phase_flips,
+)
 
 
 def parameters(**changes: float) -> CtfParameters:
@@ -72,3 +78,20 @@ def test_premultiplied_images_carry_the_square() -> None:
         # Whichever way an image was stored, the filtered one carries the CTF squared.
         torch.testing.assert_close(factor * image_transfer(stored, frequencies), power)
         torch.testing.assert_close(power, ctf.square())
+
+
+def test_a_refined_ctf_keeps_the_signs_that_images_were_flipped_by() -> None:
+    frequencies = torch.rand(200, 2, generator=torch.Generator().manual_seed(0)).double() * 0.2
+    stated = parameters(is_phase_flipped=1.0)
+    refined = replace(stated, defocus_u_angstrom=stated.defocus_u_angstrom + 800, flipped_by=stated)
+    stored = evaluate_ctf(refined, frequencies) * evaluate_ctf(stated, frequencies).sign()
+    assert (stored < -0.1).any(), "it is no absolute value"
+    torch.testing.assert_close(image_transfer(refined, frequencies), stored)
+    torch.testing.assert_close(phase_flips(refined, frequencies), phase_flips(stated, frequencies))
+    factor, power = matched_filter(refined, frequencies)
+    torch.testing.assert_close(factor * stored, power)
+    # Some of the particles, or another type, are of the same images.
+    some = refined.each(lambda values: values.repeat(3).float())[torch.tensor([2])]
+    torch.testing.assert_close(image_transfer(some, frequencies.float()), stored.float(), atol=1e-3, rtol=1e-3)
+    whole = replace(refined, is_phase_flipped=torch.zeros(1, dtype=torch.float64))
+    torch.testing.assert_close(image_transfer(whole, frequencies), evaluate_ctf(refined, frequencies))

@@ -14,6 +14,7 @@ import torch
 
 from cryoeq.cli.main import run
 from cryoeq.errors import DivergedError, OutputError
+from cryoeq.evaluation.verdict import judge_run
 from cryoeq.io.mrc import read_map, write_map
 from cryoeq.io.star import StarTable, read_star
 from cryoeq.io.text import read_json, write_json
@@ -302,6 +303,21 @@ def test_a_refinement_shares_the_shells_that_were_searched_however_fine_its_map(
     for asked, shared in ((20.0, 20.0), (2.0, 80 / 7), (200.0, 80 / 3)):
         job["settings"]["refine"]["ini_high_angstrom"] = asked
         assert read_class(run, job, None, 1).facts.shared_angstrom == pytest.approx(shared)
+
+
+@pytest.mark.parametrize(("keeps", "shared"), [(False, 20.0), (True, None)])
+def test_half_sets_of_a_refinement_from_poses_share_these_unless_they_are_kept(
+    known_run: Path, keeps: bool, shared: float | None
+) -> None:
+    run = RunFolder(known_run)
+    job = run.job()
+    job["settings"]["pose_inference"] = "refine"
+    job["settings"]["refine"] |= {"local": True, "keep_half_sets": keeps, "ini_high_angstrom": 20.0}
+    facts = read_class(run, job, None, 1).facts
+    assert facts.shared_angstrom == (None if shared is None else pytest.approx(shared))
+    (told,) = [reason.text for reason in judge_run(facts).reasons if reason.text.startswith("The half maps agree")]
+    assert "shared a reference" not in told
+    assert ("began with the poses of the particle file" in told) is not keeps
 
 
 def test_the_particles_of_a_run_have_the_ctf_that_it_refined(known_run: Path) -> None:

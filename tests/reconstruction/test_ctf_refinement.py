@@ -13,8 +13,8 @@ from cryoeq.domain.events import result_of
 from cryoeq.domain.optics import CtfParameters
 from cryoeq.domain.volume import HalfMaps
 from cryoeq.geometry.fourier import fft_image, ifft_image
-from cryoeq.physics.ctf import evaluate_ctf
-from cryoeq.reconstruction.ctf_refinement import CtfErrors, refine_ctf
+from cryoeq.physics.ctf import evaluate_ctf, image_transfer, with_defocus_moved
+from cryoeq.reconstruction.ctf_refinement import CtfErrors, needed_resolution_angstrom, reached_shell, refine_ctf
 
 Make = Callable[..., Any]
 COUNT, SIZE = 240, 20
@@ -103,3 +103,64 @@ def test_images_that_were_multiplied_by_their_ctf_are_refused(make_known: Make) 
     ctf = replace(known.dataset.table.ctf, is_premultiplied=torch.ones(COUNT))
     with pytest.raises(ValueError, match="multiplied"):
         result_of(refine_ctf(restated(known.dataset, ctf), known.poses, HALF, HalfMaps(known.volume, known.volume)))
+
+
+def test_images_stay_flipped_by_the_stated_ctf(make_known: Make) -> None:
+    """After a refinement the model of an image is the refined CTF times the sign of the stated one."""
+    known = make_known(COUNT)
+    true = known.dataset.table.ctf
+    errors = planted(known.dataset, 600.0, 200.0)
+    stated = errors.corrected(true)
+    dataset = flipped(known.dataset, stated)
+    opposite = replace(
+        errors, defocus_angstrom=-errors.defocus_angstrom, astigmatism_angstrom=-errors.astigmatism_angstrom
+    )
+    refined = opposite.corrected(dataset.table.ctf)
+    frequencies = torch.rand(300, 2, generator=torch.Generator().manual_seed(0)) * 0.2 - 0.1
+    expected = evaluate_ctf(true, frequencies) * evaluate_ctf(stated, frequencies).sign()
+    torch.testing.assert_close(image_transfer(refined, frequencies), expected, atol=2e-3, rtol=0)
+    assert CtfErrors.none(dataset).corrected(refined).flipped_by is dataset.table.ctf, "also after another round"
+    assert errors.corrected(true).flipped_by is None
+
+
+def test_errors_beyond_the_range_are_told_and_found_in_a_wider_one(make_known: Make) -> None:
+    known = make_known(COUNT, sigma=0.3)
+    error = torch.where(GROUP < 3, 2600.0, 0.0)
+    dataset = restated(known.dataset, with_defocus_moved(known.dataset.table.ctf, error))
+    halves = HalfMaps(known.volume, known.volume)
+    near, wide = (
+        result_of(refine_ctf(dataset, known.poses, HALF, halves, range_angstrom=reach)) for reach in (2000.0, 4000.0)
+    )
+    assert bool(near.is_at_end[GROUP < 3].float().mean() > 0.5)
+    assert float(near.is_at_end[GROUP >= 3].float().mean()) < 0.02
+    assert wide.share_at_end < 0.02
+    assert CtfErrors.none(dataset).share_at_end == 0
+    assert rms((wide.defocus_angstrom + error)[GROUP < 3]) < 300
+
+
+@pytest.mark.parametrize("kilovolts", [100.0, 300.0])
+def test_what_is_needed_turns_the_phase_of_a_typical_error_by_the_same_angle(
+    make_known: Make, kilovolts: float
+) -> None:
+    ctf = make_known(COUNT).dataset.table.ctf[torch.arange(4)]
+    plain = replace(
+        ctf,
+        voltage_kv=torch.full((4,), kilovolts),
+        spherical_aberration_mm=torch.zeros(4),
+        defocus_v_angstrom=ctf.defocus_u_angstrom,
+        amplitude_contrast=torch.zeros(4),
+    )
+    at = torch.tensor([[1 / needed_resolution_angstrom(plain), 0.0]])
+    quarter = replace(plain, phase_shift_rad=torch.full((4,), torch.pi / 2))
+    moved = with_defocus_moved(plain, torch.full((4,), 500.0))
+    turned = evaluate_ctf(plain, at) * torch.cos(torch.tensor(0.22)) + evaluate_ctf(quarter, at) * torch.sin(
+        torch.tensor(0.22)
+    )
+    torch.testing.assert_close(evaluate_ctf(moved, at), turned, atol=1e-3, rtol=0)
+
+
+def test_the_reached_shell_is_the_first_without_agreement(make_known: Make) -> None:
+    volume = make_known(4).volume
+    noise = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert reached_shell(HalfMaps(volume, volume)) == 8
+    assert reached_shell(HalfMaps(*(replace(volume, values=each) for each in noise))) <= 2

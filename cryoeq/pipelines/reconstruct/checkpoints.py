@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 
 from cryoeq.config.loading import with_current_keys
 from cryoeq.config.reconstruct import ReconstructConfig
-from cryoeq.domain.events import Note
+from cryoeq.domain.events import Event, Note
 from cryoeq.domain.pose import PoseSet
 from cryoeq.errors import CheckpointError, ConfigError
 from cryoeq.io.checkpoint import load_checkpoint, save_checkpoint
@@ -20,7 +20,15 @@ from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.physics.backprojection import WienerBackprojection
 from cryoeq.reconstruction.class_refinement import ClassesState
 from cryoeq.reconstruction.expectation import BestPoses
-from cryoeq.reconstruction.state import ConsensusMap, HalfSetMaps, ParticlePoses, RefinementState, State, Step
+from cryoeq.reconstruction.state import (
+    Checkpointer,
+    ConsensusMap,
+    HalfSetMaps,
+    ParticlePoses,
+    RefinementState,
+    State,
+    Step,
+)
 from cryoeq.runtime.distributed import any_rank, is_main_process
 from cryoeq.runtime.signals import deferred_signals
 
@@ -37,6 +45,7 @@ _STATE = {
     "radius", "iteration", "sums",
 }  # fmt: skip
 _CLASSES = {"count", "classes", "probability", "best_rotations", "best_shifts_px", "best_log_likelihood"}
+_DECISION = {"count", "decision"}
 # Names of version 0.1, read for one version more.
 _OLDER_NAMES = (
     (re.compile(r"initial_model_(\d+)"), r"start_\1"),
@@ -46,6 +55,33 @@ _OLDER_NAMES = (
     (re.compile(r"local"), "polished"),
     (re.compile(r"final"), "finished"),
 )
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A number that a run settles once, as by the memory that was free, and that holds when the run is resumed.
+
+    Args:
+        value: the number.
+    """
+
+    value: float
+
+
+def decide(checkpoint: Checkpointer, name: str, settle: Callable[[], float]) -> Generator[Event, None, float]:
+    """A number that was settled before, or is now.
+
+    Args:
+        checkpoint: saves finished steps.
+        name: name of the decision, the same in every run.
+        settle: finds the number, where none was saved.
+    """
+
+    def step() -> Generator[Event, None, Decision]:
+        yield from ()
+        return Decision(settle())
+
+    return (yield from checkpoint(name, step())).value
 
 
 @dataclass(frozen=True)
@@ -84,8 +120,10 @@ class Checkpoints:
         """
         path = self._path(name)
         if any_rank(is_main_process() and self.resume and path.is_file()):
-            yield Note(f"Resumed from checkpoint {name}.")
-            return self._unpacked(load_checkpoint(path, self.device), path)  # type: ignore[return-value]
+            restored = self._unpacked(load_checkpoint(path, self.device), path)
+            if not isinstance(restored, Decision):
+                yield Note(f"Resumed from checkpoint {name}.")
+            return restored  # type: ignore[return-value]
         state = yield from step
         if not is_main_process():
             return state
@@ -93,6 +131,14 @@ class Checkpoints:
             self.folder.mkdir(exist_ok=True)
             save_checkpoint(path, {"count": self.count, **_packed(state)})
         return state
+
+    def has(self, name: str) -> bool:
+        """Whether a finished step would be read.
+
+        Args:
+            name: of the step.
+        """
+        return self.resume and self._path(name).is_file()
 
     def clear(self) -> None:
         """Remove the files of a finished run."""
@@ -106,7 +152,9 @@ class Checkpoints:
                 return older_path if older_path.is_file() else path
         return path
 
-    def _unpacked(self, packed: dict[str, Any], path: Path) -> RefinementState | ClassesState:
+    def _unpacked(self, packed: dict[str, Any], path: Path) -> RefinementState | ClassesState | Decision:
+        if packed.keys() == _DECISION:
+            return Decision(packed["decision"])
         if packed.keys() == _CLASSES:
             maps = tuple(self._unpacked_map({"count": packed["count"], **each}, path) for each in packed["classes"])
             best = BestPoses(packed["best_rotations"], packed["best_shifts_px"], packed["best_log_likelihood"])
@@ -144,6 +192,8 @@ def _unpacked_sums(box_size_px: int, padding: int, sums: torch.Tensor) -> Wiener
 
 
 def _packed(state: object) -> dict[str, Any]:
+    if isinstance(state, Decision):
+        return {"decision": state.value}
     if isinstance(state, ClassesState):
         return {
             "classes": [_packed(replace(each, particles=state.particles)) for each in state.maps],

@@ -62,6 +62,7 @@ class FoundClasses:
         symmetries: point group of each class.
         agreement: with the partition of another random start; None without one.
         is_in_map: whether a particle is for the map of its class: not where it is probably junk.
+        resolution_shells: shell up to which the half maps of each class agree; None where that is not known.
     """
 
     class_of: Int[Tensor, " particles"]
@@ -69,6 +70,7 @@ class FoundClasses:
     symmetries: tuple[str, ...]
     agreement: PartitionAgreement | None
     is_in_map: Bool[Tensor, " particles"]
+    resolution_shells: tuple[int | None, ...]
 
     @property
     def sizes(self) -> list[int]:
@@ -131,7 +133,8 @@ def search_classes(
     asked = config.search.classes
     settings = build_ab_initio_settings(config, dataset, 1 if asked == "auto" else asked)
     of_one = build_ab_initio_settings(config, dataset)
-    yield plan_classes(settings.refinement)
+    is_cropped = dataset.box_size_px < dataset.table.box_size_px
+    yield plan_classes(settings.refinement, has_full_box=is_cropped and config.full_box.iterations > 0)
     particles = yield from load_transforms(dataset, device)
     half_set = yield from split_particles(dataset, config.seed)
     small, low_resolution = at_low_resolution(particles, settings)
@@ -171,7 +174,8 @@ def search_classes(
         joined.append((part.rows.cpu(), (yield from _pose_class(part, particles, dataset, checkpoint))))
         is_in_map[part.rows.cpu()] = part.is_in_map.cpu()
     yield shared_resolution_note(settings.refinement)
-    return FoundClasses(class_of.cpu(), _joined(joined, len(dataset)), symmetries, found.agreement, is_in_map)
+    posed, shells = _joined(joined, len(dataset)), tuple(of_class.resolution_shell for _, of_class in joined)
+    return FoundClasses(class_of.cpu(), posed, symmetries, found.agreement, is_in_map, shells)
 
 
 def _require_one(groups: Sequence[str]) -> None:

@@ -1,12 +1,12 @@
 """Refinement at the full box as the last part of a reconstruction: whether it pays, its settings, its particles."""
 
 import math
-from collections.abc import Generator
-from dataclasses import replace
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoeq.config.reconstruct import ReconstructConfig
@@ -16,6 +16,7 @@ from cryoeq.domain.pose import PoseSet
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.errors import MapFileError
 from cryoeq.pipelines.reconstruct.build import build_refinement_settings, last_shell, takes_poses
+from cryoeq.pipelines.reconstruct.checkpoints import decide
 from cryoeq.pipelines.reconstruct.ctf import refine_ctf_and_poses
 from cryoeq.pipelines.reconstruct.half_map_resolution import curves_in_automatic_mask
 from cryoeq.pipelines.reconstruct.nonuniform import NonuniformReferences
@@ -26,6 +27,7 @@ from cryoeq.reconstruction.maximization import SolventFinder, SolventMask
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms, load_transforms
 from cryoeq.reconstruction.state import Checkpointer, State, Step
 
+_FIRST_STEP = "full_box_0"  # of ``refine_at_full_box``: its first maps
 # Share of the shells of the search's box that half maps agree to, from which on the full box may gain: within the mask
 # they agree further than without, and their iterations have not ended. Real ribosomes agree to 20 of 32 shells in the
 # search and to 36 of 40 within their mask after refinement at the full box: 14.3 and 11.9 Angstrom.
@@ -71,6 +73,76 @@ def refine_where_it_gains(
     if config.full_box.ctf_refinement:
         posed = yield from refine_ctf_and_poses(stored, posed, refine, config.search.symmetry, device)
     return posed
+
+
+@dataclass(frozen=True)
+class ClassRows:
+    """Particles of one class that its maps are made from.
+
+    Args:
+        rows: of all particles.
+        symmetry: point group of the class.
+        resolution_shell: shell up to which its half maps agree; None where that is not known.
+    """
+
+    rows: Int[Tensor, " _"]
+    symmetry: str
+    resolution_shell: int | None
+
+
+def refine_classes_where_it_gains(
+    config: ReconstructConfig,
+    searched: ParticleDataset,
+    stored: ParticleDataset,
+    posed: PosedParticles,
+    classes: Sequence[ClassRows],
+    *,
+    device: torch.device,
+    checkpoint: Checkpointer,
+) -> Generator[Event, None, PosedParticles]:
+    """Poses of several classes refined at the full box, each class alone, as ``refine_where_it_gains`` does.
+
+    What is not for the maps of a class, as its junk, keeps its poses.
+
+    Args:
+        config: settings of the run.
+        searched: the particles at the box of the search.
+        stored: the particles at the box of the files.
+        posed: all particles, each in the frame of its class.
+        classes: the classes.
+        device: where to compute.
+        checkpoint: saves finished iterations.
+    """
+    if not config.full_box.iterations or searched.box_size_px == stored.box_size_px:
+        yield from _unused_notes(config)
+        return posed
+    full_box = config.full_box.model_copy(update={"ctf_refinement": False})
+    for number, part in enumerate(classes, 1):
+        of_class = posed.rows(part.rows, part.resolution_shell)
+        search = config.search.model_copy(update={"classes": 1, "symmetry": part.symmetry})
+        steps = refine_where_it_gains(
+            config.model_copy(update={"search": search, "full_box": full_box}),
+            searched.rows(part.rows),
+            stored.rows(part.rows),
+            of_class,
+            device,
+            partial(_named, checkpoint, f"class{number}_"),
+        )
+        refined = yield from _of_class(number, steps)
+        if refined is not of_class:
+            posed = posed.with_rows(part.rows, refined)
+    return posed
+
+
+def _of_class(number: int, steps: Generator[Event, None, PosedParticles]) -> Generator[Event, None, PosedParticles]:
+    """Steps whose notes name their class."""
+    while True:
+        try:
+            event = next(steps)
+        except StopIteration as end:
+            posed: PosedParticles = end.value
+            return posed
+        yield replace(event, text=f"Class {number}: {event.text}") if isinstance(event, Note) else event
 
 
 def _unused_notes(config: ReconstructConfig) -> Generator[Event, None, None]:
@@ -127,7 +199,11 @@ def refine_posed_particles(
     nonuniform = NonuniformReferences(box * pixel) if config.full_box.non_uniform else None
     settings = full_box_settings(config, dataset, posed.resolution_shell)
     settings = replace(settings, filter_references=nonuniform)
-    if (affordable := affordable_shell(config, dataset.table, device)) < settings.last_shell:
+    # What memory holds now may be less, or more, than when the run began.
+    affordable = round(
+        (yield from decide(checkpoint, "full_box_last_shell", partial(affordable_shell, config, dataset.table, device)))
+    )
+    if affordable < settings.last_shell:
         reached = settings.refinement.resolution_angstrom(affordable)
         yield Note(f"The refinement at the full box ends at {reached:.1f} Å: memory holds no more shells.", "warning")
         settings = replace(settings, last_shell=affordable, first_shell=min(settings.first_shell, affordable))
@@ -137,6 +213,8 @@ def refine_posed_particles(
     def load(radius: int) -> Generator[Event, None, ParticleTransforms]:
         return without_notes(load_transforms(dataset, device, radius=radius))
 
+    if nonuniform is not None:
+        checkpoint = partial(_with_decision, checkpoint, nonuniform)
     found = yield from refine_at_full_box(poses, posed.half_set.to(device), load, settings, checkpoint=checkpoint)
     yield from _stop_notes(config, found, settings)
     if nonuniform is not None and (note := nonuniform.note()) is not None:
@@ -155,6 +233,21 @@ def refine_posed_particles(
         maps=None,
         metrics=metrics,
     )
+
+
+def _with_decision(
+    checkpoint: Checkpointer, nonuniform: NonuniformReferences, name: str, step: Step[State]
+) -> Step[State]:
+    """A step of the refinement, and the decision on the non-uniform filter that the first one takes."""
+    state = yield from checkpoint(name, step)
+
+    def gain() -> float:
+        return math.nan if nonuniform.gain is None else nonuniform.gain
+
+    if name == _FIRST_STEP:
+        settled = yield from decide(checkpoint, "full_box_noise_gain", gain)
+        nonuniform.gain = None if math.isnan(settled) else settled
+    return state
 
 
 def full_box_settings(config: ReconstructConfig, dataset: ParticleDataset, first_shell: int) -> FullBoxSettings:

@@ -19,7 +19,8 @@ class NonuniformReferences:
 
     def __init__(self, side_angstrom: float) -> None:
         self._side_angstrom = side_angstrom
-        self._gain: float | None = None  # of noise, at the first half maps
+        self.gain: float | None = None
+        """Gain of noise at the first half maps, on which the use of the filter is decided; None before these."""
 
     def __call__(
         self, halves: tuple[Float[Tensor, "n n n"], Float[Tensor, "n n n"]]
@@ -34,19 +35,19 @@ class NonuniformReferences:
         below = (fourier_shell_correlation(*halves) < FSC_THRESHOLD).nonzero()
         shell = int(below[0]) if len(below) else len(halves[0]) // 2
         resolution_angstrom = self._side_angstrom / max(1, shell)
-        if self._gain is None:
-            self._gain = noise_gain(unfiltered, resolution_angstrom)
-        if self._gain > MAX_GAIN:
+        if self.gain is None:
+            self.gain = noise_gain(unfiltered, resolution_angstrom)
+        if self.gain > MAX_GAIN:
             return None
         filtered = filter_nonuniformly(unfiltered, resolution_angstrom).halves
         return filtered.first.values, filtered.second.values
 
     def note(self) -> Note | None:
         """What was made of the filter; None where it was not asked for a filtered map."""
-        if self._gain is None:
+        if self.gain is None:
             return None
-        gained = f"half maps of nothing but noise gain {self._gain:.3f} in correlation by it"
-        if self._gain > MAX_GAIN:
+        gained = f"half maps of nothing but noise gain {self.gain:.3f} in correlation by it"
+        if self.gain > MAX_GAIN:
             return Note(
                 f"The non-uniform filter was left out: {gained}, more than {MAX_GAIN:g}; references were filtered by "
                 "the FSC.",

@@ -42,13 +42,19 @@ def plan_refinement(settings: RefinementSettings, *, is_local: bool) -> Plan:
     return Plan((*search, FINAL_STAGE, REALIGNMENT_STAGE, *_FULL_BOX, _MAPS, JUNK_STAGE))
 
 
-def plan_classes(settings: RefinementSettings) -> Plan:
-    """Stages of a search for several classes; those of the refinement come once for each class."""
+def plan_classes(settings: RefinementSettings, *, has_full_box: bool) -> Plan:
+    """Stages of a search for several classes; those of the refinement come once for each class.
+
+    Args:
+        settings: of the refinement.
+        has_full_box: whether the stored images have more shells than the search.
+    """
+    full_box = _FULL_BOX if has_full_box else ()
     local, realignment = (LOCAL_STAGE,) if settings.local_iterations else (), _realignment(settings)
     of_class = (HALF_SETS_STAGE, *realignment, *local)
     without_junk = (JUNK_STAGE, LOCAL_STAGE, *realignment, *local, FINAL_STAGE, REALIGNMENT_STAGE)
     first = ("reading", INITIAL_MODEL_STAGE, CLASS_STAGE, ASSIGNMENT_STAGE)
-    return Plan((*first, *of_class, *without_junk, _MAPS, JUNK_STAGE))
+    return Plan((*first, *of_class, *without_junk, *full_box, _MAPS, JUNK_STAGE))
 
 
 def plan_hybrid(settings: RefinementSettings, *, is_searchable: bool) -> Plan:

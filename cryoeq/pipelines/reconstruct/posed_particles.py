@@ -1,6 +1,6 @@
 """Particles with assigned poses: what every mode of pose inference returns, and what maps are made from."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -51,6 +51,50 @@ class PosedParticles:
         """Expected cosine of the error of the rotation, to second order (rlnParticleFigureOfMerit)."""
         sigma = self.rotation_sigma_rad
         return None if sigma is None else torch.exp(-0.5 * sigma.square())
+
+    def rows(self, rows: Int[Tensor, " rows"], resolution_shell: int | None) -> "PosedParticles":
+        """Poses and half sets of some particles, as of those of one class; their metrics are still those of all.
+
+        Args:
+            rows: of the particles.
+            resolution_shell: shell up to which their half maps agree; None where that is not known.
+        """
+
+        def some(column: Tensor | None) -> Tensor | None:
+            return None if column is None else column[rows]
+
+        return PosedParticles(
+            self.poses[rows],
+            some(self.half_set),
+            None if self.half_poses is None else self.half_poses[rows],
+            some(self.confidence),
+            some(self.rotation_sigma_rad),
+            metrics=self.metrics,
+            resolution_shell=resolution_shell,
+        )
+
+    def with_rows(self, rows: Int[Tensor, " rows"], refined: "PosedParticles") -> "PosedParticles":
+        """These particles, some of them with the poses of a later refinement.
+
+        Args:
+            rows: of the particles that were refined.
+            refined: they, in this order.
+        """
+
+        def put(column: Tensor, values: Tensor) -> Tensor:
+            return column.index_copy(0, rows, values.to(column))
+
+        def put_poses(before: Poses, after: Poses) -> Poses:
+            rotations = put(before.rotations, after.rotations)
+            return Poses(rotations, put(before.shifts_angstrom, after.shifts_angstrom))
+
+        sigma, metrics = self.rotation_sigma_rad, self.metrics
+        if sigma is not None and refined.rotation_sigma_rad is not None:
+            sigma = put(sigma, refined.rotation_sigma_rad)
+            metrics = replace(metrics, median_rotation_sigma_deg=float(sigma.median().rad2deg()))
+        half_poses = put_poses(self.half_poses or self.poses, refined.half_poses or refined.poses)
+        poses = put_poses(self.poses, refined.poses)
+        return replace(self, poses=poses, half_poses=half_poses, rotation_sigma_rad=sigma, metrics=metrics)
 
 
 def make_maps(

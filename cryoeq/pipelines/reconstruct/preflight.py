@@ -16,6 +16,7 @@ from cryoeq.errors import ConfigError, InsufficientMemoryError, ParticleFileErro
 from cryoeq.io.particles import ParticleStack, star_half_set
 from cryoeq.pipelines.reconstruct.build import last_shell, takes_poses, working_box
 from cryoeq.pipelines.reconstruct.particle_diameter import mask_radius, shift_sigma_px
+from cryoeq.reconstruction.ctf_refinement import needed_resolution_angstrom
 from cryoeq.reconstruction.memory import (
     SearchSize,
     encoder_memory,
@@ -50,7 +51,7 @@ def check_run(config: ReconstructConfig, stack: ParticleStack, device: torch.dev
         device: device of the computation.
 
     Raises:
-        ConfigError: the working box, the particle diameter or the offsets do not fit the images.
+        ConfigError: the working box, the particle diameter, the offsets or a CTF refinement do not fit the images.
         ParticleFileError: poses or half sets are missing, or a CTF that can be refined, or there are too few
             particles.
         InsufficientMemoryError: the run needs more memory than there is.
@@ -118,6 +119,14 @@ def _check_ctf(config: ReconstructConfig, table: ParticleTable) -> Iterator[Note
             "--ctf-refinement needs images that were not",
             "Leave the option out, or extract the particles again without premultiplication",
         )
+    side, needed = table.box_size_px * table.pixel_size_angstrom, needed_resolution_angstrom(ctf)
+    if (finest := side / last_shell(config, table.box_size_px, side)) > needed:
+        limit = config.full_box.max_resolution_angstrom
+        raise ConfigError(
+            f"--ctf-refinement with maps of {finest:.1f} Å at best{', by --max-resolution' if limit else ''}",
+            f"errors of the defocus hardly change the images there; {needed:.1f} Å is needed",
+            "Leave --ctf-refinement out" + (", or give a finer --max-resolution" if limit else ""),
+        )
     if table.micrograph_index is None:
         yield Note(
             "The file names no micrographs: errors of defocus and astigmatism that its particles share are those of "
@@ -126,8 +135,9 @@ def _check_ctf(config: ReconstructConfig, table: ParticleTable) -> Iterator[Note
         )
     if bool(ctf.is_phase_flipped.any()):
         yield Note(
-            "The images were multiplied by the sign of the stated CTF, and stay so: where the refined one has another "
-            "sign they count wrongly. Particles whose phases were not flipped are better for --ctf-refinement.",
+            "The images were multiplied by the sign of the stated CTF, which this run goes on to use. A table has no "
+            "place for two CTFs: programs that read run_data.star will take the sign of the refined one. Particles "
+            "whose phases were not flipped are better for --ctf-refinement.",
             "warning",
         )
 
@@ -253,10 +263,12 @@ def _predict(config: ReconstructConfig, stack: ParticleStack, device: torch.devi
 def _full_box(
     config: ReconstructConfig, stack: ParticleStack, images: dict[str, int], device: torch.device
 ) -> list[dict[str, int]]:
-    """The refinement at the full box, where there is one; as if the half maps agreed up to its last shell."""
+    """The refinement at the full box, where there is one; as if the half maps agreed up to its last shell.
+
+    Of several classes, which are refined one after the other, as if one had all particles.
+    """
     box, searched = stack.table.box_size_px, working_box(config, stack)
-    is_wanted = config.full_box.iterations > 0 and config.search.classes == 1
-    if not is_wanted or (searched == box and config.pose_inference != "refine"):
+    if not config.full_box.iterations or (searched == box and config.pose_inference != "refine"):
         return []
     last = affordable_shell(config, stack.table, device)
     return [images | full_box_memory(len(stack.table), box, last)]

@@ -28,9 +28,14 @@ from cryoeq.pipelines.reconstruct.assessment import assess_maps, check_poses
 from cryoeq.pipelines.reconstruct.build import build_dataset, build_stack, takes_poses, working_box
 from cryoeq.pipelines.reconstruct.checkpoints import Checkpoints, load_training_state, require_same_settings
 from cryoeq.pipelines.reconstruct.class_files import class_rows, mirrored_name, named_maps, write_class_maps
+from cryoeq.pipelines.reconstruct.compiling import compile_local_refinement
 from cryoeq.pipelines.reconstruct.ctf import with_ctf
 from cryoeq.pipelines.reconstruct.event_log import record_events
-from cryoeq.pipelines.reconstruct.full_box import refine_where_it_gains
+from cryoeq.pipelines.reconstruct.full_box import (
+    ClassRows,
+    refine_classes_where_it_gains,
+    refine_where_it_gains,
+)
 from cryoeq.pipelines.reconstruct.half_map_resolution import resolve_half_maps
 from cryoeq.pipelines.reconstruct.half_sets import (
     given_half_set_notes,
@@ -43,7 +48,7 @@ from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruct.particle_diameter import cut_notes, diameter_notes
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles, make_maps
 from cryoeq.pipelines.reconstruct.preflight import check_run
-from cryoeq.pipelines.reconstruct.refine import pose_from_reference
+from cryoeq.pipelines.reconstruct.refine import REFERENCE_STEP, pose_from_reference
 from cryoeq.pipelines.reconstruct.search import search_poses
 from cryoeq.pipelines.reconstruct.supplied_maps import SuppliedMaps, compare_with_reference, read_supplied_maps
 from cryoeq.pipelines.reconstruct.symmetry_check import name_symmetry, symmetry_rows
@@ -76,7 +81,8 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False, doubts: Sequ
     stack = build_stack(config, with_poses=takes_poses(config))
     if takes_poses(config):
         rows_of_one_frame(stack.star, config.particles, None)
-    supplied = read_supplied_maps(config, stack.table)
+    saved = Checkpoints.of_run(RunFolder(config.output), len(stack.table), device, resume=resume)
+    supplied = read_supplied_maps(config, stack.table, has_started=saved.has(REFERENCE_STEP))
     notes = [*(Note(doubt, "warning") for doubt in doubts), *check_run(config, stack, device)]
     training_state = None
     if resume:
@@ -92,7 +98,7 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False, doubts: Sequ
     with process_group(device):
         if not is_main_process():
             run = RunFolder(config.output)
-            yield from work(run, Checkpoints.of_run(run, len(stack.table), device, resume=resume))
+            yield from work(run, saved)
             return
         settings = config.model_dump(mode="json")
         inputs = [config.particles, *stack.table.stack_paths[:1]]
@@ -100,16 +106,15 @@ def reconstruct(config: ReconstructConfig, *, resume: bool = False, doubts: Sequ
             config.output, command=sys.argv, settings=settings, inputs=inputs, device=str(device), resume=resume
         ) as run:
             run.keep_verdict(judge_run(RunFacts.unfinished(config.pose_inference)).to_json())
-            checkpoints = Checkpoints.of_run(run, len(stack.table), device, resume=resume)
             try:
-                metrics = yield from record_events(work(run, checkpoints), run)
+                metrics = yield from record_events(work(run, saved), run)
             except DivergedError as error:
                 run.finish("failed", {"error": str(error)})
                 _close(run)
                 raise
             run.finish("done", metrics.to_json() | {"seconds": round(time.monotonic() - started_s, 2)})
             verdict = _close(run)
-            checkpoints.clear()
+            saved.clear()
     if verdict.level == "not found":
         raise DivergedError(
             f"no structure was found: {verdict.doubts[0].text.removesuffix('.')}",
@@ -184,6 +189,8 @@ class _Job:
         dataset = build_dataset(self.config, self.stack, working_box(self.config, self.stack), reads_once=is_search)
         yield from (Note(note, "warning" if note in dataset.warnings else "info") for note in dataset.notes)
         yield from diameter_notes(self.config, dataset.box_size_px * dataset.pixel_size_angstrom)
+        if is_search:
+            yield from compile_local_refinement(self.device)
         if self.config.search.classes != 1:
             return (yield from self._work_on_classes(dataset, checkpoint))
         return (yield from self._work_on_one(dataset, checkpoint, training_state))
@@ -240,6 +247,12 @@ class _Job:
             return (yield from of_one._work_on_one(dataset, checkpoint, None))
         yield from (Note(text, "warning") for text in dataset.new_warnings())
         stored = build_dataset(config, stack, None, sign=dataset.preprocessing.sign)
+        rows = map(found.rows_in_map, range(len(found.symmetries)))
+        classes = list(map(ClassRows, rows, found.symmetries, found.resolution_shells))
+        posed = yield from refine_classes_where_it_gains(
+            config, dataset, stored, found.posed, classes, device=device, checkpoint=checkpoint
+        )
+        found = replace(found, posed=posed)
         job = ClassJob(config, stack, dataset, stored, self.supplied, self.run, device)
         return (yield from write_classes(job, found))
 

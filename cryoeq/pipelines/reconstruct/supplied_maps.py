@@ -39,12 +39,13 @@ class SuppliedMaps:
     notes: tuple[Note, ...] = ()
 
 
-def read_supplied_maps(config: ReconstructConfig, table: ParticleTable) -> SuppliedMaps:
+def read_supplied_maps(config: ReconstructConfig, table: ParticleTable, *, has_started: bool = False) -> SuppliedMaps:
     """Mask and reference, read before the run begins, so that a wrong one costs no time.
 
     Args:
         config: settings of the run: paths of both maps, and the source of the poses.
         table: particles, whose box and pixel size both maps must have.
+        has_started: whether a checkpoint holds what was made of the map to start from, which is not read again.
 
     Raises:
         MapFileError: one cannot be read or has another box than the images, or the reference another pixel size.
@@ -52,7 +53,7 @@ def read_supplied_maps(config: ReconstructConfig, table: ParticleTable) -> Suppl
     box, pixel = table.box_size_px, table.pixel_size_angstrom
     of_images = Volume(torch.zeros(box, box, box), pixel)
     reference, notes = _read(config.input.compare_to, pixel, read_density)
-    start, of_start = _read(_start_of(config), pixel, read_density)
+    start, of_start = _read(None if has_started else _start_of(config), pixel, read_density)
     mask, of_mask = _read(config.input.mask, pixel, read_map)
     for volume, name in ((reference, "the reference"), (start, "the map to start from")):
         if volume is not None:

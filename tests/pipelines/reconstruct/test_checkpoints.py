@@ -14,7 +14,7 @@ from cryoeq.domain.pose import PoseSet
 from cryoeq.errors import CheckpointError, ConfigError
 from cryoeq.io.text import write_json
 from cryoeq.physics.backprojection import WienerBackprojection
-from cryoeq.pipelines.reconstruct.checkpoints import Checkpoints, require_same_settings
+from cryoeq.pipelines.reconstruct.checkpoints import Checkpoints, decide, require_same_settings
 from cryoeq.reconstruction.class_refinement import ClassesState
 from cryoeq.reconstruction.expectation import BestPoses
 from cryoeq.reconstruction.state import (
@@ -217,3 +217,18 @@ def test_a_run_is_resumed_with_its_own_settings(tmp_path: Path, is_older: bool) 
         require_same_settings(config(search={"consensus": {"shells": (5,)}}))
     with pytest.raises(ConfigError, match=r"job\.json: seed was 0, and is now 1"):
         require_same_settings(config(search=same, seed=1))
+
+
+def test_a_decision_holds_for_the_resumed_run_and_no_longer(tmp_path: Path) -> None:
+    numbers = iter(range(10))
+
+    def settled(*, resume: bool) -> tuple[list[object], float]:
+        checkpoints = Checkpoints(tmp_path / "steps", COUNT, CPU, resume)
+        assert checkpoints.has("shell") is (resume and (tmp_path / "steps" / "shell.pt").is_file())
+        return events_and_result(decide(checkpoints.run, "shell", lambda: float(next(numbers))))
+
+    assert settled(resume=True) == ([], 0.0)
+    assert settled(resume=True) == ([], 0.0)
+    assert settled(resume=False) == ([], 1.0)
+    assert settled(resume=True) == ([], 1.0)
+    assert events_and_result(decide(no_checkpoints, "shell", lambda: 7.0))[1] == 7.0

@@ -129,6 +129,23 @@ def test_half_sets_hold_every_particle_once(classes_run: Path) -> None:
     assert np.bincount(halves.astype(int)).tolist() == [0, 80, 80]
 
 
+@pytest.mark.slow
+def test_classes_of_a_search_in_a_smaller_box_end_at_the_full_one(
+    two_molecules: Path, tmp_path: Path, search_options: tuple[str, ...]
+) -> None:
+    words = ["reconstruct", str(two_molecules / "particles.star"), "--classes", "2", "-j", "1", *search_options]
+    quick = (*TWO_STARTS, "-D", "16", "--set", "full_box.iterations=1")
+    assert run([*words, *quick, "-o", str(tmp_path / "run")]) == 0
+    log = (tmp_path / "run" / "run.log").read_text(encoding="utf-8")
+    assert log.count("full-box refinement 1/1") == 2
+    assert log.index("full-box refinement 1/1") < log.index("reconstructing")
+    found, true = (classes_of(path) for path in (tmp_path / "run" / "run_data.star", two_molecules / "truth.star"))
+    right = float((found == true).mean())
+    assert max(right, 1 - right) > 0.95
+    for number in (1, 2):
+        assert read_map(tmp_path / "run" / f"run_class{number:03d}.mrc").box_size_px == 20
+
+
 def test_one_structure_is_searched_for_as_without_classes(
     two_molecules: Path, tmp_path: Path, search_options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

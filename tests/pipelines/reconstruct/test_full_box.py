@@ -17,7 +17,13 @@ from cryoeq.geometry.map_filter import low_pass
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.reconstruct import full_box
 from cryoeq.pipelines.reconstruct.checkpoints import Checkpoints
-from cryoeq.pipelines.reconstruct.full_box import full_box_settings, refine_where_it_gains, solvent_finder
+from cryoeq.pipelines.reconstruct.full_box import (
+    ClassRows,
+    full_box_settings,
+    refine_classes_where_it_gains,
+    refine_where_it_gains,
+    solvent_finder,
+)
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
 from cryoeq.reconstruction.full_box_refinement import refine_at_full_box
 from cryoeq.reconstruction.state import no_checkpoints
@@ -90,6 +96,72 @@ def test_what_was_asked_for_is_refined_in_any_box(decide: Decide) -> None:
         assert decide(shell, box, RefinementConfig, refine__local=True, full_box__max_resolution_angstrom=30.0)[0]
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_each_class_is_refined_as_alone_and_other_particles_keep_their_poses(make_known: Callable[..., Any]) -> None:
+    count, cpu = 60, torch.device("cpu")
+    known = make_known(count, sigma=0.5)
+    searched = replace(known.dataset, box_size_px=12, pixel_size_angstrom=SIDE / 12)
+    config = load_config(
+        ReconstructConfig,
+        explicit={"particles": "p.star", "output": "out", "search.classes": 3},
+        overrides=["full_box.iterations=1", "full_box.ctf_refinement=true"],
+    )
+    posed = PosedParticles(
+        known.poses, torch.arange(count) % 2 + 1, known.poses, rotation_sigma_rad=torch.ones(count), resolution_shell=9
+    )
+    rows = torch.arange(count)
+    classes = [
+        ClassRows(rows[(rows // 2) % 3 == 0], "C2", 4),
+        ClassRows(rows[(rows // 2) % 3 == 1], "C1", 4),
+        ClassRows(rows[(rows // 2) % 3 == 2], "C1", 1),
+    ]
+    names = []
+
+    def checkpoint(name: str, step: Any) -> Any:
+        names.append(name)
+        return step
+
+    events, found = events_and_result(
+        refine_classes_where_it_gains(
+            config, searched, known.dataset, posed, classes, device=cpu, checkpoint=checkpoint
+        )
+    )
+    assert [name for name in names if name.endswith("full_box_1")] == ["class1_full_box_1", "class2_full_box_1"]
+    for part in classes[:2]:
+        search = config.search.model_copy(update={"classes": 1, "symmetry": part.symmetry})
+        alone = config.model_copy(update={"search": search})
+        of_class = posed.rows(part.rows, part.resolution_shell)
+        expected = events_and_result(
+            full_box.refine_posed_particles(alone, known.dataset.rows(part.rows), of_class, cpu, no_checkpoints)
+        )[1]
+        assert found.half_poses is not None
+        for ours, theirs in ((found.poses, expected.poses), (found.half_poses, expected.half_poses)):
+            assert torch.equal(ours.rotations[part.rows], theirs.rotations)
+            assert torch.equal(ours.shifts_angstrom[part.rows], theirs.shifts_angstrom)
+            assert not torch.equal(ours.rotations[part.rows], known.poses.rotations[part.rows])
+        assert torch.equal(found.rotation_sigma_rad[part.rows], expected.rotation_sigma_rad)
+    last = classes[2].rows
+    assert torch.equal(found.poses.rotations[last], known.poses.rotations[last])
+    assert torch.equal(found.half_set, posed.half_set)
+    (reason,) = [event.text for event in events if isinstance(event, Note) and event.text.startswith("Class 3")]
+    assert "Class 3: No refinement at the full box: the half maps agree to 80.0 Å only" in reason
+
+
+def test_classes_are_not_refined_where_no_more_pixels_are_stored(stored: ParticleDataset) -> None:
+    posed = PosedParticles(Poses(torch.eye(3).expand(COUNT, 3, 3), torch.zeros(COUNT, 2)), None)
+    config = load_config(
+        ReconstructConfig,
+        explicit={"particles": "p.star", "output": "out", "search.classes": 2, "full_box.max_resolution_angstrom": 9.0},
+    )
+    classes = [ClassRows(torch.tensor([number]), "C1", 5) for number in (0, 1)]
+    steps = refine_classes_where_it_gains(
+        config, stored, stored, posed, classes, device=torch.device("cpu"), checkpoint=no_checkpoints
+    )
+    (note,), found = events_and_result(steps)
+    assert found is posed
+    assert "Without effect" in note.text
+
+
 def test_the_limit_is_a_shell_below_nyquist(stored: ParticleDataset) -> None:
     for limit, last in ((None, 7), (16.0, 5), (1.0, 7), (1000.0, 3)):
         config = load_config(
@@ -126,6 +198,41 @@ def test_half_maps_without_agreement_have_no_solvent() -> None:
     generator = torch.Generator().manual_seed(1)
     first, second = (torch.randn(24, 24, 24, generator=generator) for _ in range(2))
     assert solvent_finder(96.0)((first, -first + 0.1 * second)) is None
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_resumed_refinement_keeps_its_decisions(
+    make_known: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The use of the non-uniform filter and the last shell, whatever noise and memory would say now."""
+    count, cpu = 40, torch.device("cpu")
+    known = make_known(count, sigma=0.5)
+    half_set = torch.arange(count) % 2 + 1
+    posed = PosedParticles(known.poses, half_set, known.poses, resolution_shell=4)
+    config = load_config(
+        ReconstructConfig,
+        explicit={"particles": "p.star", "output": "out", "full_box.non_uniform": True},
+        overrides=["full_box.iterations=2"],
+    )
+
+    def run(*, resume: bool, gain: float, shell: int) -> tuple[str, Any]:
+        monkeypatch.setattr("cryoeq.pipelines.reconstruct.nonuniform.noise_gain", lambda *_: gain)
+        monkeypatch.setattr(full_box, "affordable_shell", lambda *_: shell)
+        checkpoints = Checkpoints.of_run(RunFolder(tmp_path), count, cpu, resume=resume)
+        steps = full_box.refine_posed_particles(config, known.dataset, posed, cpu, checkpoints.run)
+        events, found = events_and_result(steps)
+        return " ".join(event.text for event in events if isinstance(event, Note)), found
+
+    said, expected = run(resume=False, gain=0.001, shell=5)
+    assert "gain 0.001 in correlation" in said
+    assert "memory holds no more shells" in said
+    (tmp_path / "checkpoints" / "full_box_2.pt").unlink(missing_ok=True)
+    again, found = run(resume=True, gain=0.5, shell=7)
+    assert "Resumed from checkpoint full_box_1." in again
+    assert "gain 0.001 in correlation" in again
+    assert "memory holds no more shells" in again
+    assert torch.equal(found.poses.rotations, expected.poses.rotations)
+    assert "was left out" in run(resume=False, gain=0.5, shell=7)[0]
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -125,6 +125,8 @@ def test_a_ctf_that_cannot_be_refined_is_refused_before_the_run(tiny_particles: 
     doubt, _ = check_images("is_phase_flipped")
     assert doubt.level == "warning"
     assert "the sign of the stated CTF" in doubt.text
+    with pytest.raises(ConfigError, match=r"maps of 20.0 Å at best, by --max-resolution.*Å is needed"):
+        check_images(None, full_box__max_resolution_angstrom=19.0)
 
 
 def torchrun(processes: int) -> dict[str, str]:
@@ -191,3 +193,16 @@ def test_the_full_box_is_refined_as_far_as_memory_holds(tiny_particles: Path, mo
     limited = configure(tiny_particles / "particles.star", {"full_box__max_resolution_angstrom": 20.0})
     monkeypatch.setattr(preflight, "memory_limits", list)
     assert preflight.affordable_shell(limited, table, CPU) == 4
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_the_full_box_counts_for_one_structure_and_for_several(
+    tiny_particles: Path, monkeypatch: pytest.MonkeyPatch, classes: int
+) -> None:
+    config = configure(tiny_particles / "particles.star", {"search__classes": classes, "input__working_box_px": 16})
+    stack = build_stack(config, with_poses=False)
+    stack = replace(stack, table=replace(stack.table, box_size_px=24, pixel_size_angstrom=3.0))
+    monkeypatch.setattr(preflight, "memory_limits", list)
+    monkeypatch.setattr(preflight, "full_box_memory", lambda *_: {"maps at full size": 7 * 10**12})
+    (note,) = preflight.check_run(config, stack, CPU)
+    assert "7e+03 GB" in note.text

@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from cryoeq.cli.main import run
 from cryoeq.domain.volume import Volume
 from cryoeq.evaluation.poses import compare_poses
 from cryoeq.geometry.shells import fourier_shell_correlation
+from cryoeq.geometry.so3 import rotation_from_vector
 from cryoeq.io.mrc import read_map, write_map
 from cryoeq.io.particles import read_particles, write_particle_star
 from cryoeq.io.star import read_star
@@ -82,8 +84,6 @@ def test_poses_of_the_file_are_refined_without_a_map(refine: Refine, searched_pa
     stack = read_particles(truth, with_poses=True)
     poses = stack.table.poses
     assert poses is not None
-    from cryoeq.geometry.so3 import rotation_from_vector
-
     axes = torch.nn.functional.normalize(torch.randn(len(poses), 3, generator=torch.Generator().manual_seed(2)), dim=1)
     moved = type(poses)(rotation_from_vector(0.12 * axes) @ poses.rotations.float(), poses.shifts_angstrom.float())
     for name in ("particles.mrcs", "truth.star"):
@@ -136,6 +136,34 @@ def test_a_map_without_the_symmetry_that_is_imposed_is_doubted(
 ) -> None:
     assert refine("--ref", str(searched_particles / "truth_volume.mrc"), "--sym", "C3") in {0, 4}
     assert "does not have the symmetry C3 about the usual axes" in (tmp_path / "run" / "run.log").read_text("utf-8")
+
+
+def test_poses_in_another_frame_than_the_symmetry_are_refused(
+    searched_particles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """D2 in its own frame is taken; turned by half a radian it is no symmetry about the usual axes."""
+    molecule, stack = searched_particles.parent / "molecule.mrc", tmp_path / "stack"
+    simulation = ["-n", "120", "--snr", "1", "--shift-sigma", "4", "--sym", "D2", "--device", "cpu"]
+    assert run(["simulate", str(molecule), "-o", str(stack), *simulation]) == 0
+    given = read_particles(stack / "truth.star", with_poses=True)
+    poses = given.table.poses
+    assert poses is not None
+    turn = rotation_from_vector(torch.tensor([0.5, 0.2, 0.1])).to(poses.rotations)
+    write_particle_star(stack / "turned.star", given.star, replace(poses, rotations=poses.rotations @ turn))
+    local = ["--local", "--sym", "D2", "--set", "full_box.iterations=0", "-j", "1"]
+    assert run(["refine", str(stack / "turned.star"), "-o", str(tmp_path / "run"), *local]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the map of the given poses does not have the symmetry D2 about the usual axes" in said
+    assert not (tmp_path / "run").exists()
+    assert run(["refine", str(stack / "truth.star"), "-o", str(tmp_path / "run"), *local]) in {0, 4}
+    assert "does not have the symmetry" not in (tmp_path / "run" / "run.log").read_text(encoding="utf-8")
+
+
+def test_a_refinement_runs_in_one_process_and_says_so(refine: Refine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refine("--local", "--gpu", "0,1") == 2
+    assert "a refinement runs in one process. Give --device cuda:N" in " ".join(
+        capsys.readouterr().err.split()
+    ).replace("A refinement", "a refinement")
 
 
 @pytest.mark.slow

@@ -100,3 +100,7 @@ def test_a_map_to_start_from_that_is_dark_where_images_are_bright_is_doubted(
         refine=RefineConfig(reference=tmp_path / "m.mrc"),
     )
     assert ("looks inverted" in said(read_supplied_maps(config, table))) is is_said
+    (tmp_path / "m.mrc").unlink()
+    assert read_supplied_maps(config, table, has_started=True) == SuppliedMaps()
+    with pytest.raises(MapFileError):
+        read_supplied_maps(config, table)
