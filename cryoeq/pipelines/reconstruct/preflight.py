@@ -38,6 +38,7 @@ _ADVICE = {
     "images": "Search in a smaller box (-D/--box)",
     "encoder": "Give smaller batches (--set hybrid.batch_size, --set training.batch_size), or a smaller box (-D/--box)",
     "figures": "Use a machine with more memory",
+    "compiler": "Use a machine with more memory",
 }
 
 
