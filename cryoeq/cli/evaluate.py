@@ -46,7 +46,7 @@ def evaluate(
     junk_below: Annotated[
         float | None,
         typer.Option(
-            help="By class: particles that are junk with less than this probability count as kept [0.5].",
+            help="By class: particles that are junk with less than this probability count as kept [0.2].",
             rich_help_panel=ANALYSIS,
         ),
     ] = None,

@@ -99,7 +99,7 @@ def select(
     All conditions must hold; rows, columns and their order stay.
 
     Examples:
-      cryoeq select map --class 1,3 --junk-below 0.5 -o good.star
+      cryoeq select map --class 1,3 --junk-below 0.2 -o good.star
       cryoeq select map/screening/screened.star --keep 0.8 --balance-views
       cryoeq select particles.cs --exclude junk.cs -o good.cs
     """

@@ -7,6 +7,8 @@ from the particles' own features by expectation-maximisation (Saerens, Latinne, 
 
     p_ik = q_k(x_i) s_k / r_k / sum_j q_j(x_i) s_j / r_j,        s_k = mean_i p_ik
 
+Junk gathers in the classes that it fits least badly, so that each class has shares of its own.
+
 So no label is needed, and the probabilities are calibrated as far as particles are like decoys of particles. Where they
 are not, the centre of their features differs: it is moved to that of the decoys, again by expectation-maximisation. The
 amplitude alone is not moved: its centre and spread are read off the particles (``junk_amplitudes``) and given to the
@@ -116,12 +118,12 @@ def estimate_junk(
     weights = _fit_regression(examples, kind)
     shares = torch.bincount(kind, minlength=len(KINDS)).double() / len(kind)
     scale = _excess_width(found, examples[kind == 0])
-    posterior = _with_shares_of_stack(_log_probabilities(weights, found / scale), shares)
+    posterior = _with_shares_of_classes(_log_probabilities(weights, found / scale), shares, class_index)
     for _ in range(_MOVES):
         is_particle = posterior[:, 0] / posterior[:, 0].sum().clamp(min=1e-12)
         centre = is_particle @ found
         centre[0] = 0.0
-        posterior = _with_shares_of_stack(_log_probabilities(weights, (found - centre) / scale), shares)
+        posterior = _with_shares_of_classes(_log_probabilities(weights, (found - centre) / scale), shares, class_index)
     junk = posterior[:, N_GOOD:].sum(1).clamp(0, 1)
     broken = posterior[:, KINDS.index("broken")]
     probability = JunkProbabilities(junk.float(), broken.float())
@@ -186,15 +188,28 @@ def _log_probabilities(
     return (_with_constant(features) @ weights).log_softmax(1)
 
 
-def _with_shares_of_stack(
-    log_probabilities: Float64[Tensor, "rows kinds"], shares: Float64[Tensor, " kinds"]
+def _with_shares_of_classes(
+    log_probabilities: Float64[Tensor, "rows kinds"],
+    shares: Float64[Tensor, " kinds"],
+    class_index: Int[Tensor, " rows"],
 ) -> Float64[Tensor, "rows kinds"]:
-    """Probabilities of the kinds where these make the shares that the rows themselves say.
+    """Probabilities of the kinds where these make the shares that the rows of each class themselves say.
 
     Args:
         log_probabilities: where they make the shares of the decoys.
         shares: of the decoys.
+        class_index: class of each row.
     """
+    found = torch.empty_like(log_probabilities)
+    for number in class_index.unique().tolist():
+        rows = class_index == number
+        found[rows] = _with_own_shares(log_probabilities[rows], shares)
+    return found
+
+
+def _with_own_shares(
+    log_probabilities: Float64[Tensor, "rows kinds"], shares: Float64[Tensor, " kinds"]
+) -> Float64[Tensor, "rows kinds"]:
     likelihood = (log_probabilities - shares.log()).softmax(1)
     found = shares
     for _ in range(_SHARE_STEPS):

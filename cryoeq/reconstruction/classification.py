@@ -34,7 +34,7 @@ from cryoeq.runtime.device import torch_threads
 # Agreement of two partitions beyond chance (Cohen's kappa) from which they are the same before the particles are
 # assigned one by one: 0.96 and more for two molecules, 0.5 for two conformations, 0.1 for two different partitions.
 _SAME = 0.4
-MAX_STARTS, _MAX_STARTS_OF_AUTO = 8, 4
+MAX_STARTS = 8
 # Starts after which two are assigned even where none agree: conformations agree only once each particle is assigned.
 _TRIED = 3
 _SURE = 3.0  # standard errors of the mean gain that are no chance, in each half set
@@ -85,6 +85,15 @@ class PartitionAgreement:
         """Share of each class that is in the matched one, of all particles in either."""
         same = self.moves.diagonal()
         return same / (self.moves.sum(0)[: len(same)] + self.moves.sum(1) - same).clamp(min=1)
+
+    def of_classes(self, numbers: Sequence[int]) -> "PartitionAgreement":
+        """The same of some classes of the first partition, and their particles.
+
+        Args:
+            numbers: of the classes, from 0.
+        """
+        others = [column for column in range(self.moves.shape[1]) if column not in set(numbers)]
+        return PartitionAgreement(self.moves[list(numbers)][:, [*numbers, *others]])
 
 
 @dataclass(frozen=True)
@@ -276,13 +285,12 @@ def classify_by_evidence(
         batch_size = min(n_classes * initial.batch_size, len(particles))
         of_number = replace(settings, initial_model=replace(initial, n_classes=n_classes, batch_size=batch_size))
         named = partial(_named, checkpoint, f"of{n_classes}_")
-        starts = _MAX_STARTS_OF_AUTO if n_classes > 2 else MAX_STARTS
         another = yield from classify(
             particles,
             half_set,
             of_number,
             least_particles=least_particles,
-            max_starts=starts,
+            max_starts=_TRIED,
             checkpoint=named,
         )
         evidence = held_out_log_likelihood(another.state, particles, settings.refinement)

@@ -19,7 +19,7 @@ def is_compiled() -> bool:
     kernel: Any = compiled._refine_images
     if kernel.signatures:
         return True
-    index = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
+    index: Any = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
     return hasattr(index, "_load_index") and bool(index._load_index())
 
 

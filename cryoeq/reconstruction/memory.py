@@ -29,8 +29,8 @@ _READING_BYTES, _BACKPROJECTION_BYTES, _IMAGE_BYTES = 80, 210, 10
 _LIKELIHOOD_ARRAYS = 4  # of all poses of a batch: its Fourier series, even and odd orders, and their sum
 _COPIES = 2.2  # of the transforms, where the particles of one class are copied, and those at low resolution kept
 _FIGURES = 153 * 2**20  # libraries of pictures, tables and the report, loaded at the end
-_COMPILER = 120 * 2**20  # of the local refinement
 _EVENTS = 20 * 2**20  # what else a search keeps while it compares poses
+_COMPILER = 130 * 2**20  # numba, with a kernel that is there; the process that compiles it takes as much again
 _ROW_BYTES = 6_000  # of a particle: its row as text, and what is measured of its fit
 _ENCODER_LIBRARY = 122 * 2**20  # escnn
 # Bytes per pixel of an encoder's input: filters as large as the image, which are solved for; and for each image of a
@@ -76,12 +76,13 @@ def search_memory(size: SearchSize) -> dict[str, int]:
     batch = max(4 * _LIKELIHOOD_ARRAYS * max(LOG_LIKELIHOODS_ON_CPU, _poses_of_a_particle(size)), refinement)
     poses = size.threads * batch
     per_particle = transform_bytes(size.box_px) + 8 * _points(radius) + _ROW_BYTES  # with variances
+    basis = _basis_bytes(size)
     return {
         "transforms of all particles": round(copies * size.count * per_particle),
-        "maps": max(maps + _basis_bytes(size), reading),
+        "maps": max(maps + basis, reading),
         "poses and offsets": poses,
-        # Pictures are loaded when the poses' memory is free again.
-        "libraries": _COMPILER + max(_EVENTS, _FIGURES - poses),
+        "compiler": _COMPILER,
+        "figures": max(_EVENTS, _FIGURES - poses - basis),  # loaded when the memory of both is free again
     }
 
 

@@ -102,6 +102,15 @@ def test_every_option_stands_in_a_panel(page: Any, name: str) -> None:
         assert parameter.help.endswith(".")
 
 
+@each_kind
+def test_defaults_that_are_named_are_those_of_the_settings(words: str) -> None:
+    fields = KINDS[words].model_fields
+    for parameter in command_of(words).params:
+        named = [float(number) for number in re.findall(r"\[([\d.]+)\]", getattr(parameter, "help", None) or "")]
+        if named and parameter.name in fields:
+            assert fields[parameter.name].default in named, parameter.name
+
+
 @each_command
 def test_two_examples_parse(page: Any, name: str) -> None:
     """Those of a group are of its commands."""

@@ -202,9 +202,9 @@ def test_a_class_without_particles_has_the_amplitudes_of_all(generator: torch.Ge
     assert float(found.centre[0]) == float(found.centre[1])
 
 
-def _examples(generator: torch.Generator) -> tuple[ParticleFit, Int[Tensor, " decoys"]]:
+def _examples(generator: torch.Generator, broken: float = 0.6) -> tuple[ParticleFit, Int[Tensor, " decoys"]]:
     kind = torch.arange(len(KINDS)).repeat_interleave(100)
-    amplitude = torch.where(kind < N_GOOD, 1.0, torch.where(kind == BROKEN, 0.6, 0.2))
+    amplitude = torch.where(kind < N_GOOD, 1.0, torch.where(kind == BROKEN, broken, 0.2))
     return _fit_of(amplitude + 0.1 * torch.randn(len(kind), generator=generator)), kind
 
 
@@ -220,6 +220,22 @@ def test_the_share_in_the_stack_is_not_that_of_the_decoys(generator: torch.Gener
     truth = torch.exp(-0.5 * ((amplitude - 0.6) / 0.1) ** 2) * share
     truth = truth / (truth + torch.exp(-0.5 * ((amplitude - 1.0) / 0.1) ** 2) * (1 - share))
     assert float((estimate.probability.any_kind - truth).abs().mean()) < 0.05  # Bayes' rule
+
+
+def test_each_class_has_its_own_share(generator: torch.Generator) -> None:
+    """Bayes' rule, where a tenth of one class is junk and half of the other."""
+    decoys, kind = _examples(generator, broken=0.75)
+    numbers = (torch.arange(4000) % 2).long()
+    share = torch.tensor([0.1, 0.5])[numbers]
+    amplitude = torch.where(torch.rand(4000, generator=generator) < share, 0.75, 1.0)
+    amplitude = amplitude + 0.1 * torch.randn(4000, generator=generator)
+    amplitudes, of_first = Amplitudes(torch.ones(2), torch.zeros(2)), torch.zeros_like(kind)
+    estimate = estimate_junk(_fit_of(amplitude), numbers, DecoyFit(decoys, of_first, kind), amplitudes)
+    junk, good = (torch.exp(-0.5 * ((amplitude - centre) / 0.1) ** 2) for centre in (0.75, 1.0))
+    truth = junk * share / (junk * share + good * (1 - share))
+    for number in (0, 1):
+        difference = (estimate.probability.any_kind - truth)[numbers == number]
+        assert abs(float(difference.mean())) < 0.04, number
 
 
 def test_junk_that_looks_like_particles_cannot_be_told(generator: torch.Generator) -> None:

@@ -241,6 +241,17 @@ def test_a_partition_into_more_classes_agrees_with_one_into_fewer_but_for_those_
     assert PartitionAgreement.of(three * 0, three, 1, 3).beyond_chance == pytest.approx(0.0)
 
 
+def test_an_agreement_of_some_classes_is_that_of_their_particles() -> None:
+    """Class 1 is left out: those of it are gone, and what others have there has no match any more."""
+    classes = torch.arange(3).repeat_interleave(torch.tensor([300, 200, 100]))
+    other = classes.clone()
+    other[:30] = 1
+    kept = PartitionAgreement.of(classes, other, 3, 3).of_classes([0, 2])
+    assert kept.moves.tolist() == [[270, 0, 30], [0, 100, 0]]
+    assert kept.share == pytest.approx(370 / 400)
+    assert kept.of_class.tolist() == pytest.approx([0.9, 1.0])
+
+
 def test_an_agreement_by_size_alone_is_none_beyond_chance() -> None:
     """Nine tenths in one class of both partitions: 82 % agree by chance."""
     generator = torch.Generator().manual_seed(0)

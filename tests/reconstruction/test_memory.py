@@ -1,5 +1,7 @@
 """Predicted memory: what is allocated per particle, and how the peak grows. Measured peaks: benchmarks/memory.py."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -75,6 +77,23 @@ def test_maps_are_at_least_what_is_held_while_one_is_made() -> None:
 )
 def test_more_of_anything_needs_more(larger: dict[str, Any]) -> None:
     assert total(replace(SMALL, **larger)) > total(SMALL)
+
+
+def test_the_compiler_is_counted_with_what_importing_it_takes() -> None:
+    """A lower bound: the kernel comes on top of it."""
+    script = (
+        "import os, psutil, numpy\nmemory = lambda: psutil.Process(os.getpid()).memory_info().rss\n"
+        "before = memory()\nimport numba\nprint(memory() - before)"
+    )
+    grown = int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+    assert grown < search_memory(SMALL)["compiler"] < 4 * grown
+
+
+def test_figures_take_the_place_of_what_the_search_is_done_with() -> None:
+    """They are loaded at the end: a large search hides them."""
+    assert (
+        search_memory(replace(SMALL, box_px=64, max_exhaustive_shell=31))["figures"] < search_memory(SMALL)["figures"]
+    )
 
 
 def test_a_million_offsets_are_a_hundred_gigabytes() -> None:

@@ -21,35 +21,36 @@ from torch import Tensor
 from cryoeq.config.reconstruct import LEAST_PARTICLES_OF_CLASS, MOST_CLASSES, ReconstructConfig
 from cryoeq.config.symmetry import point_groups
 from cryoeq.data.dataset import ParticleDataset
-from cryoeq.domain.events import Event, Note, Progress
-from cryoeq.domain.pose import Poses, PoseSet
-from cryoeq.domain.volume import HalfMaps, Volume
+from cryoeq.domain.events import Event, Note
+from cryoeq.domain.pose import Poses
+from cryoeq.domain.volume import Volume
 from cryoeq.errors import DivergedError
 from cryoeq.evaluation.class_verdict import emptied_classes
-from cryoeq.evaluation.junk_comparison import PosedRows
-from cryoeq.evaluation.unexplained import JUNK_CUT
 from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.maps.symmetry import find_symmetry
 from cryoeq.pipelines.reconstruct.build import build_ab_initio_settings
+from cryoeq.pipelines.reconstruct.class_junk import keep_classes, probably_junk, refine_without_junk, structures_among
+from cryoeq.pipelines.reconstruct.class_parts import (
+    ClassPart,
+    pose_class,
+    refine_again_where_stalled,
+    refine_class,
+    search_alone,
+)
 from cryoeq.pipelines.reconstruct.half_sets import split_particles
-from cryoeq.pipelines.reconstruct.junk import STAGE as JUNK_STAGE
-from cryoeq.pipelines.reconstruct.junk import judge_particles
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruct.plan import plan_classes
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
-from cryoeq.pipelines.reconstruct.search import posed_particles, refine_halves
-from cryoeq.reconstruction.ab_initio import reconstruct_ab_initio, rotate_to_axes
+from cryoeq.reconstruction.ab_initio import rotate_to_axes
 from cryoeq.reconstruction.acceptance import shared_resolution_note
 from cryoeq.reconstruction.class_refinement import ClassesState
-from cryoeq.reconstruction.classification import PartitionAgreement, classify, classify_by_evidence
-from cryoeq.reconstruction.global_realignment import refine_final_poses, with_realigned_worst
-from cryoeq.reconstruction.half_set_refinement import final_iteration, refine_half_sets_locally
+from cryoeq.reconstruction.classification import Classification, PartitionAgreement, classify, classify_by_evidence
 from cryoeq.reconstruction.multi_start import MIN_DETAIL_FSC, at_low_resolution
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms, load_transforms
 from cryoeq.reconstruction.settings import AbInitioSettings
-from cryoeq.reconstruction.state import Checkpointer, RefinementState, State, Step, no_checkpoints
+from cryoeq.reconstruction.state import Checkpointer, RefinementState, no_checkpoints
 
-_LEAST_JUNK = 0.05  # of a class, from which on its maps are made again without it
+_AS_ONE = "The structure is searched for as without --classes, with all checks of such a run."
 
 
 @dataclass(frozen=True)
@@ -94,25 +95,6 @@ class FoundClasses:
         return ((self.class_of == number) & self.is_in_map).nonzero().squeeze(1)
 
 
-@dataclass(frozen=True)
-class _ClassPart:
-    """A class that is refined alone.
-
-    Args:
-        number: of the class, from 1.
-        rows: its particles, of all.
-        settings: settings of its refinement.
-        halves: its half sets.
-        is_in_map: whether each of its particles is for its map.
-    """
-
-    number: int
-    rows: Int[Tensor, " rows"]
-    settings: AbInitioSettings
-    halves: RefinementState
-    is_in_map: Bool[Tensor, " rows"]
-
-
 def search_classes(
     config: ReconstructConfig,
     dataset: ParticleDataset,
@@ -147,7 +129,7 @@ def search_classes(
         yield Note(emptied_classes(asked, n_classes), "warning")
     if n_classes == 1:
         _require_one(groups)
-        yield Note("The structure is searched for as without --classes, with all checks of such a run.")
+        yield Note(_AS_ONE)
         return None
     symmetries = yield from _assign_symmetries(found.state, groups, dataset.pixel_size_angstrom)
     parts = []
@@ -159,23 +141,61 @@ def search_classes(
             symmetry=symmetry,
             refinement=replace(of_one.refinement, symmetry=symmetry_rotations(symmetry).float()),
         )
-        state = _state_of_class(found.state, number - 1, rows, dataset.box_size_px)
-        agreement = 1.0 if found.map_agreement is None else found.map_agreement[number - 1]
-        if agreement < MIN_DETAIL_FSC:
-            yield Note(f"Class {number}: another start has another map of it (mean FSC {agreement:.2f}).")
-            state = yield from _search_alone(particles, rows, state, of_class, number, checkpoint)
-        elif symmetry != "C1":
-            state = yield from rotate_to_axes(state, of_class)
-        parts.append((yield from _refine_class(particles, rows, state, of_class, number, checkpoint)))
-    junk = yield from _probably_junk(config, dataset, parts, device)
-    joined, is_in_map = [], torch.ones(len(class_of), dtype=torch.bool)
+        parts.append((yield from _refined_class(particles, rows, found, of_class, number, checkpoint)))
+    junk, moves = (yield from probably_junk(config, dataset, parts, device)), found.agreement
+    if asked == "auto":
+        kept = yield from structures_among(parts, junk)
+        if len(kept) == 1:
+            _require_one(groups)
+            yield Note(_AS_ONE)
+            return None
+        parts = keep_classes(parts, kept, found.state, particles)
+        moves = None if moves is None else moves.of_classes(kept)
+    joined = []
     for of_all in parts:
-        part = yield from _refine_without_junk(of_all, particles, junk, checkpoint)
-        joined.append((part.rows.cpu(), (yield from _pose_class(part, particles, dataset, checkpoint))))
-        is_in_map[part.rows.cpu()] = part.is_in_map.cpu()
+        part = yield from refine_without_junk(of_all, particles, junk, checkpoint)
+        joined.append((part, (yield from pose_class(part, particles, dataset, checkpoint))))
     yield shared_resolution_note(settings.refinement)
-    posed, shells = _joined(joined, len(dataset)), tuple(of_class.resolution_shell for _, of_class in joined)
-    return FoundClasses(class_of.cpu(), posed, symmetries, found.agreement, is_in_map, shells)
+    return _found_classes(joined, moves)
+
+
+def _refined_class(
+    particles: ParticleTransforms,
+    rows: Int[Tensor, " rows"],
+    found: Classification,
+    settings: AbInitioSettings,
+    number: int,
+    checkpoint: Checkpointer,
+) -> Generator[Event, None, ClassPart]:
+    """Half sets of one class; from new random starts where two starts of all classes differ in it, or it stalls."""
+    state = _state_of_class(found.state, number - 1, rows, particles.plane.box_size_px)
+    agreement, alone = 1.0 if found.map_agreement is None else found.map_agreement[number - 1], None
+    if agreement < MIN_DETAIL_FSC:
+        yield Note(f"Class {number}: another start has another map of it (mean FSC {agreement:.2f}).")
+        alone = yield from search_alone(particles, rows, state.half_set, settings, number, checkpoint)
+    if alone is not None:
+        return (yield from refine_class(particles, rows, alone, settings, number, checkpoint))
+    if settings.symmetry != "C1":
+        state = yield from rotate_to_axes(state, settings)
+    part = yield from refine_class(particles, rows, state, settings, number, checkpoint)
+    return part if agreement < MIN_DETAIL_FSC else (yield from refine_again_where_stalled(part, particles, checkpoint))
+
+
+def _found_classes(
+    joined: Sequence[tuple[ClassPart, PosedParticles]], agreement: PartitionAgreement | None
+) -> FoundClasses:
+    """All classes, in the order of the particle table."""
+    rows = torch.cat([part.rows for part, _ in joined]).cpu()
+    number = torch.cat([torch.full_like(part.rows, part.number - 1) for part, _ in joined]).cpu()
+    is_in_map = torch.cat([part.is_in_map for part, _ in joined]).cpu()
+    return FoundClasses(
+        torch.empty_like(number).index_copy(0, rows, number),
+        _joined([(part.rows.cpu(), posed) for part, posed in joined], len(rows)),
+        tuple(part.settings.symmetry for part, _ in joined),
+        agreement,
+        torch.empty_like(is_in_map).index_copy(0, rows, is_in_map),
+        tuple(posed.resolution_shell for _, posed in joined),
+    )
 
 
 def _require_one(groups: Sequence[str]) -> None:
@@ -193,136 +213,6 @@ def _state_of_class(state: ClassesState, number: int, rows: Int[Tensor, " rows"]
     small = of_class.reference.mean.shape[-1]
     members = replace(state.particles.rows(rows), poses=state.best_poses(small).rows(rows))
     return replace(of_class, half_set=of_class.half_set[rows], particles=members).to_box(box_size_px)
-
-
-def _search_alone(
-    particles: ParticleTransforms,
-    rows: Int[Tensor, " rows"],
-    state: RefinementState,
-    settings: AbInitioSettings,
-    number: int,
-    checkpoint: Checkpointer,
-) -> Generator[Event, None, RefinementState]:
-    """The map of a class from new random starts, by its particles alone; unchanged where these find nothing."""
-    images, half_set = particles.rows(rows), state.half_set
-    named = partial(_named, checkpoint, f"class{number}_alone_")
-    initial = replace(settings.initial_model, batch_size=min(settings.initial_model.batch_size, len(rows)))
-    settings = replace(settings, initial_model=initial)
-    try:
-        found = yield from reconstruct_ab_initio(images, half_set, settings, checkpoint=named)
-    except DivergedError as error:
-        yield Note(f"Class {number}, its particles alone: {error}. Its map is that of all classes.", "warning")
-        return (yield from rotate_to_axes(state, settings)) if settings.symmetry != "C1" else state
-    yield Note(f"Class {number}: its map is that of new random starts with its particles alone.")
-    return found
-
-
-def _named(checkpoint: Checkpointer, prefix: str, name: str, step: Step[State]) -> Step[State]:
-    return checkpoint(prefix + name, step)
-
-
-def _refine_class(
-    particles: ParticleTransforms,
-    rows: Int[Tensor, " rows"],
-    state: RefinementState,
-    settings: AbInitioSettings,
-    number: int,
-    checkpoint: Checkpointer,
-) -> Generator[Event, None, _ClassPart]:
-    """Half sets of one class, of all its particles; the last local iterations are left."""
-    refinement, first = settings.refinement, settings.refinement.local_iterations - _last_iterations(settings)
-    halves = yield from refine_halves(
-        state,
-        particles.rows(rows),
-        replace(refinement, local_iterations=first),
-        seed=settings.seed,
-        checkpoint=checkpoint,
-        name=f"class{number}_",
-    )
-    return _ClassPart(number, rows, settings, halves, torch.ones_like(rows, dtype=torch.bool))
-
-
-def _last_iterations(settings: AbInitioSettings) -> int:
-    """Local iterations of the half sets that are made without junk."""
-    return settings.refinement.local_iterations // 2
-
-
-def _probably_junk(
-    config: ReconstructConfig, dataset: ParticleDataset, parts: Sequence[_ClassPart], device: torch.device
-) -> Generator[Event, None, Bool[Tensor, " particles"] | None]:
-    """Whether each particle is probably junk, by the half maps so far; None where that cannot be told."""
-    pixel, order = dataset.pixel_size_angstrom, torch.cat([part.rows for part in parts]).argsort().cpu()
-    maps, halves = [], [part.halves for part in parts]
-    for state in halves:
-        if state.sums is None:
-            raise ValueError("there are no sums before the first iteration")
-        first, second = (Volume(sums.reconstruct().cpu(), pixel) for sums in state.sums)
-        maps.append(HalfMaps(first, second))
-    number = torch.cat([torch.full_like(part.rows, part.number - 1) for part in parts]).cpu()
-    poses, half_set = PoseSet.cat([state.poses for state in halves]), torch.cat([state.half_set for state in halves])
-    posed = PosedRows(poses.each(torch.Tensor.cpu), half_set.cpu(), number).rows(order)
-    yield Progress(JUNK_STAGE, 0, 1)
-    found = judge_particles(config, dataset, maps, posed, device)
-    yield Progress(JUNK_STAGE, 1, 1)
-    return None if isinstance(found, str) else found.probability.any_kind >= JUNK_CUT
-
-
-def _refine_without_junk(
-    part: _ClassPart,
-    particles: ParticleTransforms,
-    is_junk: Bool[Tensor, " particles"] | None,
-    checkpoint: Checkpointer,
-) -> Generator[Event, None, _ClassPart]:
-    """The class with new half maps of those of its particles that are no junk, where some are."""
-    if is_junk is None:
-        return part
-    is_good = ~is_junk.to(part.rows.device)[part.rows]
-    sizes = part.halves.half_set[is_good].bincount(minlength=3)[1:]
-    if float(is_good.float().mean()) > 1 - _LEAST_JUNK or int(sizes.min()) < LEAST_PARTICLES_OF_CLASS:
-        return part
-    count = len(part.rows)
-    yield Note(
-        f"Class {part.number}: {count - int(is_good.sum())} of {count} particles are junk with a probability of "
-        f"{JUNK_CUT:g} or more; its maps are made without them."
-    )
-    steps = _clean_halves(part, particles, is_good.nonzero().squeeze(1))
-    halves = yield from checkpoint(f"class{part.number}_without_junk", steps)
-    return replace(part, halves=halves, is_in_map=is_good)
-
-
-def _clean_halves(
-    part: _ClassPart, particles: ParticleTransforms, good: Int[Tensor, " good"]
-) -> Generator[Event, None, RefinementState]:
-    """Half maps of some particles of a class, and poses of all of them against these maps, searched for again."""
-    state = yield from _refine_locally(part.halves, particles, part, good, 1)
-    # Another frame of the grid of poses than that of the search before.
-    state = replace(state, iteration=state.iteration + 1)
-    refinement = part.settings.refinement
-    return (yield from with_realigned_worst(state, particles.rows(part.rows), refinement, seed=part.settings.seed))
-
-
-def _refine_locally(
-    state: RefinementState, particles: ParticleTransforms, part: _ClassPart, good: Int[Tensor, " good"], iterations: int
-) -> Generator[Event, None, RefinementState]:
-    """Local iterations of the half sets by some of the particles of a class; the others keep their poses."""
-    some = replace(state, half_set=state.half_set[good], particles=state.particles.rows(good))
-    images, refinement = particles.rows(part.rows[good]), part.settings.refinement
-    found = yield from refine_half_sets_locally(some, images, refinement, iterations=iterations)
-    poses = state.poses.with_rows(good, found.poses)
-    return replace(found, half_set=state.half_set, particles=state.particles).with_poses(poses)
-
-
-def _pose_class(
-    part: _ClassPart, particles: ParticleTransforms, dataset: ParticleDataset, checkpoint: Checkpointer
-) -> Generator[Event, None, PosedParticles]:
-    """The last local iterations of the half sets of a class, and final poses of all its particles."""
-    refinement, seed, name = part.settings.refinement, part.settings.seed, f"class{part.number}_"
-    good = part.is_in_map.nonzero().squeeze(1)
-    last = _refine_locally(part.halves, particles, part, good, _last_iterations(part.settings))
-    halves, images = (yield from checkpoint(f"{name}last", last)), particles.rows(part.rows)
-    final = yield from checkpoint(f"{name}final", final_iteration(halves, images, refinement, seed=seed))
-    refined = yield from refine_final_poses(final, images, refinement, seed=seed)
-    return posed_particles(dataset, halves, final, refined, exhaustive_shell=0)
 
 
 def _assign_symmetries(

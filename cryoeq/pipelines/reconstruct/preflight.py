@@ -38,7 +38,8 @@ _ADVICE = {
     "maps at full size": "Rescale the particles to fewer pixels, as with relion_image_handler --rescale_angpix",
     "images": "Search in a smaller box (-D/--box)",
     "encoder": "Give smaller batches (--set hybrid.batch_size, --set training.batch_size), or a smaller box (-D/--box)",
-    "libraries": "Use a machine with more memory",
+    "figures": "Use a machine with more memory",
+    "compiler": "Use a machine with more memory",
 }
 
 
