@@ -195,7 +195,7 @@ def test_proposals_rotate_in_training_too(group: str, generator: torch.Generator
     ("trunk", "group", "angle_deg", "largest_shift_error", "largest_median_deg"),
     [
         *(("conv", "c8", 45, 0.25, 15.0), pytest.param("conv", "d8", 45, 0.35, 30.0, marks=pytest.mark.slow)),
-        *(("conv", "so2", 22.5, 0.15, 8.0), ("conv", "o2", 22.5, 0.2, 20.0)),
+        *(("conv", "so2", 22.5, 0.4, 20.0), ("conv", "o2", 22.5, 0.4, 30.0)),
         pytest.param("mobilenet", "c8", 45, 0.25, 15.0, marks=pytest.mark.slow),
         *(("dense", "c8", 45, 0.04, 3.0), pytest.param("dense", "d8", 45, 0.04, 4.0, marks=pytest.mark.slow)),
         *(("dense", "so2", 22.5, 0.1, 9.0), ("dense", "o2", 22.5, 0.1, 9.0)),
@@ -205,7 +205,11 @@ def test_error_between_quarter_turns_is_that_of_interpolation(
     trunk: TrunkKind, group: str, angle_deg: float, *, largest_shift_error: float, largest_median_deg: float,
     generator: torch.Generator,
 ) -> None:  # fmt: skip
-    """Stated for an untrained encoder of the default width on smooth images of 32 px."""
+    """Stated for an untrained encoder of the default width on smooth images of 32 px.
+
+    The weights that a seed gives differ between processors: over four seeds the shifts of so2 and o2 err by 0.09 to
+    0.25, rotations by 4 to 15 degrees. An angle that the group lacks gives more than 0.6 and 45 degrees.
+    """
     shift_error, median_deg = error_at(group, angle_deg, generator, trunk)
     assert shift_error < largest_shift_error
     assert median_deg < largest_median_deg
