@@ -1,6 +1,7 @@
 """``cryoeq reconstruct --classes``: two molecules found in a mixture, and what such a run leaves."""
 
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.report import read_run
 from cryoeq.reconstruction import classification
 from cryoeq.reconstruction.class_refinement import begin_classes
-from cryoeq.reconstruction.classification import Classification
+from cryoeq.reconstruction.classification import Classification, PartitionAgreement
 from cryoeq.reconstruction.initial_model import InitialModel
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.settings import AbInitioSettings
@@ -173,6 +174,43 @@ def test_one_structure_is_searched_for_as_without_classes(
     different = [*words, "-o", str(tmp_path / "other"), "--classes", "2", "--sym", "C2,C1"]
     assert run(different) == 4  # which of them it has, none can know
     assert not (tmp_path / "other" / "run_class001.mrc").exists()
+
+
+def test_particles_of_a_class_of_junk_are_in_the_classes_that_are_structures(
+    two_molecules: Path, tmp_path: Path, search_options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three classes by the evidence, of which one holds 24 particles, all of them junk: two structures."""
+    is_third = torch.arange(160) < 24
+
+    def three(
+        particles: ParticleTransforms, half_set: torch.Tensor, settings: AbInitioSettings, **_: object
+    ) -> Generator[Event, None, Classification]:
+        of_two = replace(settings, initial_model=replace(settings.initial_model, n_classes=2))
+        state = (yield from classification.classify(particles, half_set, of_two, least_particles=20)).state
+        state = state.of_classes(torch.tensor([0, 1, 0]))
+        probability = state.probability * torch.tensor([1.0, 1.0, 0.0])
+        probability[is_third] = 0.4 * probability[is_third] + torch.tensor([0.0, 0.0, 0.6])
+        moves = torch.diag(probability.argmax(1).bincount(minlength=3))
+        return Classification(replace(state, probability=probability), PartitionAgreement(moves))
+
+    def junk(*_: object) -> Generator[Event, None, torch.Tensor]:
+        yield Note("24 of them")
+        return is_third
+
+    monkeypatch.setattr("cryoeq.pipelines.reconstruct.classes.classify_by_evidence", three)
+    monkeypatch.setattr("cryoeq.pipelines.reconstruct.classes.probably_junk", junk)
+    words = ["reconstruct", str(two_molecules / "particles.star"), "-j", "1", *search_options, *TWO_STARTS]
+    assert run([*words, "-o", str(tmp_path / "map"), "--classes", "auto"]) == 0
+    names = {path.name for path in (tmp_path / "map").iterdir()}
+    assert "run_class002.mrc" in names
+    assert "run_class003.mrc" not in names
+    said = " ".join(note["text"] for note in read_json(tmp_path / "map" / "job.json")["notes"])
+    assert "Class 3: 0 of 24 particles are probably no junk" in said
+    assert "--classes auto: 2 structures are left." in said
+    found, true = classes_of(tmp_path / "map" / "run_data.star"), classes_of(two_molecules / "truth.star")
+    assert set(found) == {1, 2}
+    right = float((found == true).mean())
+    assert max(right, 1 - right) > 0.9
 
 
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
