@@ -29,7 +29,7 @@ _READING_BYTES, _BACKPROJECTION_BYTES, _IMAGE_BYTES = 80, 210, 10
 _LIKELIHOOD_ARRAYS = 4  # of all poses of a batch: its Fourier series, even and odd orders, and their sum
 _COPIES = 2.2  # of the transforms, where the particles of one class are copied, and those at low resolution kept
 _FIGURES = 153 * 2**20  # libraries of pictures, tables and the report, loaded at the end
-_COMPILER = 120 * 2**20  # of the local refinement
+_LIBRARIES = 270 * 2**20  # compiler of the local refinement, and what looks for junk: measured
 _EVENTS = 20 * 2**20  # what else a search keeps while it compares poses
 _ROW_BYTES = 6_000  # of a particle: its row as text, and what is measured of its fit
 _ENCODER_LIBRARY = 122 * 2**20  # escnn
@@ -81,7 +81,7 @@ def search_memory(size: SearchSize) -> dict[str, int]:
         "maps": max(maps + _basis_bytes(size), reading),
         "poses and offsets": poses,
         # Pictures are loaded when the poses' memory is free again.
-        "libraries": _COMPILER + max(_EVENTS, _FIGURES - poses),
+        "libraries": _LIBRARIES + max(_EVENTS, _FIGURES - poses),
     }
 
 
