@@ -101,7 +101,7 @@ def resolve_half_maps(halves: HalfMaps, mask: Volume | None, ctf: CtfParameters 
     """
     found = compare_half_maps(halves, None, ctf)
     if mask is None:
-        found, mask = _with_automatic_mask(found, halves)
+        found, mask = _with_automatic_mask(found, halves, MaskConfig())
     if mask is None:
         return found
     found = _within(found, halves, mask)
@@ -129,13 +129,14 @@ def compare_half_maps(halves: HalfMaps, mask: Volume | None, ctf: CtfParameters 
     return found if mask is None else _within(found, halves, mask)
 
 
-def curves_in_automatic_mask(halves: HalfMaps) -> HalfMapResolution:
+def curves_in_automatic_mask(halves: HalfMaps, settings: MaskConfig) -> HalfMapResolution:
     """Compare half maps within the automatic mask, where one can be made.
 
     Args:
         halves: unfiltered half maps.
+        settings: settings of the mask.
     """
-    found, mask = _with_automatic_mask(compare_half_maps(halves, None, None), halves)
+    found, mask = _with_automatic_mask(compare_half_maps(halves, None, None), halves, settings)
     return found if mask is None else _within(found, halves, mask)
 
 
@@ -154,11 +155,12 @@ def _within(found: HalfMapResolution, halves: HalfMaps, mask: Volume) -> HalfMap
     return replace(found, curves=add_mask(found.curves, halves.first, halves.second, mask, phases), mask=mask)
 
 
-def _with_automatic_mask(found: HalfMapResolution, halves: HalfMaps) -> tuple[HalfMapResolution, Volume | None]:
+def _with_automatic_mask(
+    found: HalfMapResolution, halves: HalfMaps, settings: MaskConfig
+) -> tuple[HalfMapResolution, Volume | None]:
     """The diameter of the map, and the mask of ``cryoeq fsc``: none for halves that agree nowhere or are dependent."""
     if found.dependence is not None or found.resolution_angstrom("unmasked") is None:
         return found, None
-    settings = MaskConfig()
     region = find_region(settings, average(halves.first, halves.second), found.curves)
     mask = make_mask(settings, "auto", halves.first, found.curves, region)
     return replace(found, diameter_angstrom=region.diameter_angstrom), mask

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from cryoeq.config.fsc import MaskConfig
 from cryoeq.config.loading import load_config
 from cryoeq.config.reconstruct import ReconstructConfig, RefinementConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Note, Progress
 from cryoeq.domain.pose import Poses
+from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.geometry.map_filter import low_pass
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.reconstruct import full_box
@@ -24,6 +26,7 @@ from cryoeq.pipelines.reconstruct.full_box import (
     refine_where_it_gains,
     solvent_finder,
 )
+from cryoeq.pipelines.reconstruct.half_map_resolution import curves_in_automatic_mask
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
 from cryoeq.reconstruction.full_box_refinement import refine_at_full_box
 from cryoeq.reconstruction.state import no_checkpoints
@@ -190,6 +193,10 @@ def test_the_solvent_is_outside_of_what_both_half_maps_show() -> None:
     assert found is not None
     assert float(found.mask[radius < 7].min()) > 0.9
     assert float(found.mask[radius > 17].max()) == 0
+    final = curves_in_automatic_mask(HalfMaps(Volume(first, 4.0), Volume(second, 4.0)), MaskConfig()).mask
+    assert final is not None
+    assert (found.mask <= final.values).all(), "tighter than that of the final curves"
+    assert float(found.mask.sum()) < 0.8 * float(final.values.sum())
     assert found.fsc.shape == (n // 2 + 1,)
     assert float(found.fsc[1:10].min()) > 0.5
 

@@ -150,7 +150,7 @@ def test_too_little_memory_is_refused_with_the_setting_that_would_help(
 ) -> None:
     monkeypatch.setattr(preflight, "memory_limits", lambda: [MemoryLimit("the memory of a toaster", 10**6, 10**5)])
     monkeypatch.setattr("cryoeq.reconstruction.memory._FIGURES", 0)
-    monkeypatch.setattr("cryoeq.reconstruction.memory._COMPILER", 0)
+    monkeypatch.setattr("cryoeq.reconstruction.memory._LIBRARIES", 0)
     with pytest.raises(InsufficientMemoryError, match=r"about [\d.]+ GB of memory.*toaster is 0.001 GB") as caught:
         check(**settings)
     assert advice in str(caught.value)
