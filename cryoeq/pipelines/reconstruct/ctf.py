@@ -9,6 +9,7 @@ import torch
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Event, Note
 from cryoeq.domain.optics import CtfParameters
+from cryoeq.domain.volume import HalfMaps
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles, make_maps
 from cryoeq.reconstruction.ctf_refinement import CtfErrors, refine_ctf
 
@@ -33,7 +34,7 @@ def refine_ctf_and_poses(
         posed: particles with refined poses and half sets.
         refine: refines poses.
         symmetry: point group of the map.
-        device: where maps are made.
+        device: where to compute.
     """
     stated, half_set = dataset.table.ctf, posed.half_set
     if stated is None or half_set is None:
@@ -44,7 +45,8 @@ def refine_ctf_and_poses(
         if maps.halves is None:
             return posed
         half_poses = posed.half_poses or posed.poses
-        errors = yield from refine_ctf(dataset, half_poses, half_set.cpu(), maps.halves, errors)
+        halves = HalfMaps(maps.halves.first.to(device), maps.halves.second.to(device))
+        errors = yield from refine_ctf(dataset, half_poses, half_set.cpu(), halves, errors)
         mended = with_ctf(dataset, errors.corrected(stated))
         posed = replace((yield from refine(mended, posed, f"ctf{number}_")), ctf=mended.table.ctf)
     if errors is not None:
