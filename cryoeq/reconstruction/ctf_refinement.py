@@ -161,7 +161,7 @@ def refine_ctf(
         dataset: particles with the CTF that was stated, by which they were not multiplied, at the box of the maps.
         poses: pose of each particle.
         half_set: 1 or 2 for each particle.
-        halves: unfiltered half maps.
+        halves: unfiltered half maps, whose device computes; all else is on the CPU.
         before: errors of an earlier round, which the maps were made with; None in the first, which leaves astigmatism
             as stated: its step needs the defocus.
         range_angstrom: largest error of the defocus that is looked for.
@@ -172,44 +172,44 @@ def refine_ctf(
     stated = dataset.table.ctf
     if stated is None or bool(stated.is_premultiplied.any()):
         raise ValueError("the CTF is refined of images that have one and were not multiplied by it")
-    n, pixel = dataset.box_size_px, dataset.pixel_size_angstrom
+    n, pixel, device = dataset.box_size_px, dataset.pixel_size_angstrom, halves.first.values.device
     errors = CtfErrors.none(dataset) if before is None else before
-    plane = HalfPlane.up_to(n, reached_shell(halves) - 0.5)
+    plane = HalfPlane.up_to(n, reached_shell(halves) - 0.5, device)
     snr = signal_to_noise(fourier_shell_correlation(halves.first.values, halves.second.values))
     slices = [prepare_slices(wiener_filter(each.values, snr)) for each in (halves.first, halves.second)]
-    precision = noise_precision_of_groups(dataset, plane)
+    precision = noise_precision_of_groups(dataset, plane).to(device)
     frequencies = plane.frequencies_per_angstrom(pixel)
     weight = torch.where(frequencies.norm(dim=1) >= 1 / _COARSEST_ANGSTROM, plane.weights, 0.0)
-    grid = torch.arange(-range_angstrom, range_angstrom + 1, _STEP_ANGSTROM)
-    curves, steps, done = [], _AstigmatismSums.empty(len(errors.astigmatism_angstrom)), 0
+    grid = torch.arange(-range_angstrom, range_angstrom + 1, _STEP_ANGSTROM, device=device)
+    curves, steps, done = [], _AstigmatismSums.empty(len(errors.astigmatism_angstrom), device), 0
     for batch in dataset.batches(max(1, _BATCH_PX // n**2)):
         rows = batch.indices
-        local = PoseSet.from_angstrom(poses[rows], pixel, n).each(torch.Tensor.float)
-        predicted = torch.zeros(len(batch), len(plane), dtype=torch.complex64)
+        local = PoseSet.from_angstrom(poses[rows].to(device), pixel, n).each(torch.Tensor.float)
+        predicted = torch.zeros(len(batch), len(plane), dtype=torch.complex64, device=device)
         for half in (1, 2):
-            members = (half_set[rows] == half).nonzero().squeeze(1)
+            members = (half_set[rows] == half).nonzero().squeeze(1).to(device)
             predicted[members] = extract_slices(slices[2 - half], local.rotations[members], plane)
-        centred = undo_optics(plane.transform(batch.images), local.shifts_px, None, plane)
+        centred = undo_optics(plane.transform(batch.images.to(device)), local.shifts_px, None, plane)
         if bool(stated.is_phase_flipped.any()):  # they are flipped back
-            centred = centred * phase_flips(stated[rows], frequencies)
-        weights = weight * precision[dataset.table.optics_index[rows]]
-        ctf = errors._with_astigmatism(stated[rows], rows)
+            centred = centred * phase_flips(stated[rows].to(device), frequencies)
+        weights = weight * precision[dataset.table.optics_index[rows].to(device)]
+        ctf = errors._with_astigmatism(stated[rows], rows).to(device)
         compared = _Compared.of(ctf, centred, predicted, weights, frequencies)
         curves.append(compared.log_likelihoods(grid))
         if before is not None:
-            there = replace(compared, ctf=with_defocus_moved(ctf, errors.defocus_angstrom[rows]))
-            steps = steps.adding(there, errors.group[rows])
+            there = replace(compared, ctf=with_defocus_moved(ctf, errors.defocus_angstrom[rows].to(device)))
+            steps = steps.adding(there, errors.group[rows].to(device))
         done += len(batch)
         yield Progress(STAGE, done, len(dataset))
-    found = defocus_posterior(torch.cat(curves), grid, errors.group)
+    found = defocus_posterior(torch.cat(curves), grid, errors.group.to(device))
     return CtfErrors(
         errors.group,
-        found.mean_angstrom,
-        found.sigma_angstrom,
-        errors.astigmatism_angstrom + steps.step(),
+        found.mean_angstrom.cpu(),
+        found.sigma_angstrom.cpu(),
+        errors.astigmatism_angstrom + steps.step().cpu(),
         found.micrograph_sigma_angstrom,
         found.particle_sigma_angstrom,
-        found.mean_angstrom.abs() > _END * range_angstrom,
+        (found.mean_angstrom.abs() > _END * range_angstrom).cpu(),
     )
 
 
@@ -282,8 +282,8 @@ class _AstigmatismSums:
     curvature: Float[Tensor, "micrographs 2"]
 
     @classmethod
-    def empty(cls, count: int) -> "_AstigmatismSums":
-        return cls(torch.zeros(count, 2), torch.zeros(count, 2))
+    def empty(cls, count: int, device: torch.device) -> "_AstigmatismSums":
+        return cls(torch.zeros(count, 2, device=device), torch.zeros(count, 2, device=device))
 
     def adding(self, compared: _Compared, group: Int[Tensor, " batch"]) -> "_AstigmatismSums":
         """The sums with some particles more."""

@@ -61,10 +61,10 @@ def defocus_posterior(
 def _sample_groups(group: Int[Tensor, " particles"]) -> Int[Tensor, " rows"]:
     """Rows of the first groups, as many as are needed for the widths; each group as a whole."""
     if len(group) <= _MAX_PARTICLES:
-        return torch.arange(len(group))
+        return torch.arange(len(group), device=group.device)
     last = group.sort().values[_MAX_PARTICLES]
     rows = (group < last).nonzero().squeeze(1)
-    return rows if len(rows) else torch.arange(_MAX_PARTICLES)
+    return rows if len(rows) else torch.arange(_MAX_PARTICLES, device=group.device)
 
 
 def _likeliest_widths(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MODULES = sorted((ROOT / "cryoeq").rglob("*.py"))
+MODULES = sorted([*(ROOT / "cryoeq").rglob("*.py"), *(ROOT / "tests" / "pretended_cuda").rglob("*.py")])
 LONGEST_MODULE = 400
 LONGEST_COMMAND = 60
 MOST_STATEMENTS = 40

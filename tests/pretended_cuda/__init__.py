@@ -24,6 +24,5 @@ What fails here as it would on a GPU:
 What cannot fail here: CUDA's own arithmetic (TF32, reduced precision, order of atomics), speed, the driver, cuDNN,
 cuFFT and cuBLAS, Triton and torch.compile, CUDA graphs, NCCL (its place takes gloo on the aliases).
 
-How it is run: README.md of this folder. It reaches into torch 2.13: another version may need other places of functions
-(``engine``), and the tests of this folder say so. Linux on x86-64 (tried) and aarch64 (written, not tried).
+How it is run, and with which versions of torch: README.md of this folder.
 """

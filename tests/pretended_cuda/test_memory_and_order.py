@@ -11,7 +11,7 @@ from pretended_cuda.machine import MACHINE, PretendedCudaError
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not MACHINE.watch, reason="this is a real GPU: PRETENDED_CUDA is not set"),
+    pytest.mark.skipif(not MACHINE.watch, reason="PRETENDED_CUDA is not set"),
 ]
 CUDA = torch.device("cuda:0")
 MB = 2**20

@@ -44,7 +44,7 @@ def refine_ctf_and_poses(
         posed: particles with refined poses and half sets.
         refine: refines poses.
         symmetry: point group of the map.
-        device: where maps are made.
+        device: where to compute.
     """
     stated, half_set = dataset.table.ctf, posed.half_set
     if stated is None or half_set is None:
@@ -54,10 +54,11 @@ def refine_ctf_and_poses(
         maps = make_maps(mended, posed, device, symmetry)
         if maps.halves is None:
             return posed
-        if doubt := _too_coarse(maps.halves, stated):
+        halves = HalfMaps(maps.halves.first.to(device), maps.halves.second.to(device))
+        if doubt := _too_coarse(halves, stated):
             yield doubt
             break
-        find = partial(refine_ctf, dataset, posed.half_poses or posed.poses, half_set.cpu(), maps.halves, errors)
+        find = partial(refine_ctf, dataset, posed.half_poses or posed.poses, half_set.cpu(), halves, errors)
         found = yield from find(range_angstrom=largest)
         if largest == RANGE_ANGSTROM and found.share_at_end > _FEW:
             largest = _WIDER * RANGE_ANGSTROM

@@ -1,0 +1,182 @@
+"""Every command that computes runs on a GPU, and finds there what it finds on the CPU."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cryoeq.cli.main import run
+from cryoeq.io.mrc import read_map, write_map
+from cryoeq.io.particles import read_particles
+from cryoeq.io.text import read_json
+from cryoeq.simulation.density import sample_atoms
+from phantoms import chiral_phantom
+
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_thread", "without_pictures"), pytest.mark.timeout(900)]
+Compare = Callable[..., tuple[Path, Path]]
+QUICK = ("--set", "search.half_sets.iterations=1", "--set", "full_box.iterations=1", "--seed", "4")
+# What a key of these JSON files holds is as good on one device as on the other, not the same.
+FREE = {"seconds", "device", "rotation"}
+
+
+@pytest.fixture(autouse=True)
+def the_gpu_works() -> Iterator[None]:
+    """Something was computed on the device: its memory was used, more than by what other tests left."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.max_memory_allocated()
+    yield
+    assert torch.cuda.max_memory_allocated() > before
+
+
+@pytest.fixture
+def on_both(tmp_path: Path) -> Compare:
+    """Runs a command on CPU and GPU; the folders for its output."""
+
+    def compare(*words: object, output: str = "-o") -> tuple[Path, Path]:
+        for device, name in (("cpu", "cpu"), ("cuda:0", "gpu")):
+            place = tmp_path / name
+            assert run([*map(str, words), output, str(place), "--device", device]) == 0
+        return tmp_path / "cpu", tmp_path / "gpu"
+
+    return compare
+
+
+def assert_alike(one: Any, other: Any, tolerance: float) -> None:
+    """The same numbers in two JSON files, to a part of their size or of 1."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one.keys() - FREE:
+            assert_alike(one[key], other[key], tolerance)
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for pair in zip(one, other, strict=True):
+            assert_alike(*pair, tolerance)
+    elif isinstance(one, float):
+        assert one == pytest.approx(other, rel=tolerance, abs=tolerance)
+    elif not isinstance(one, str):
+        assert one == other
+
+
+def assert_same_map(*paths: Path, tolerance: float = 1e-3) -> None:
+    one, other = (read_map(path).values.numpy() for path in paths)
+    np.testing.assert_allclose(one, other, atol=tolerance * float(np.abs(one).max()))
+
+
+def median_difference_deg(*stars: Path, datadir: Path) -> float:
+    one, other = (read_particles(star, datadir=datadir, with_poses=True).table.poses for star in stars)
+    assert one is not None
+    assert other is not None
+    cosine = ((one.rotations * other.rotations).sum((1, 2)) - 1) / 2
+    return float(cosine.clamp(-1, 1).arccos().rad2deg().median())
+
+
+def test_known_poses(on_both: Compare, tiny_particles: Path) -> None:
+    folders = on_both("reconstruct", tiny_particles / "truth.star", "--pose-inference", "known")
+    assert_same_map(*(folder / "run_class001.mrc" for folder in folders))
+
+
+def test_a_search(
+    tmp_path: Path, searched_run: Path, searched_particles: Path, search_options: tuple[str, ...]
+) -> None:
+    star = searched_particles / "particles.star"
+    assert run(["reconstruct", str(star), "-o", str(tmp_path), *search_options, "--device", "cuda:0"]) == 0
+    stars = tmp_path / "run_data.star", searched_run / "run_data.star"
+    assert median_difference_deg(*stars, datadir=searched_particles) < 0.1
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus(
+    tmp_path: Path, searched_run: Path, searched_particles: Path, search_options: tuple[str, ...],
+    start_job: Callable[..., Any], codes_of: Callable[..., list[int]],
+) -> None:  # fmt: skip
+    """NCCL, or what stands in for it: sums and poses of two processes."""
+    words = ["reconstruct", str(searched_particles / "particles.star"), "-o", str(tmp_path / "run"), *search_options]
+    processes = start_job(2, [*words[: words.index("--device")], "--gpu", "0,1"])
+    codes = codes_of(processes, 600)
+    assert codes == [0, 0], [path.read_text() for path in tmp_path.glob("said_*")]
+    stars = tmp_path / "run" / "run_data.star", searched_run / "run_data.star"
+    assert median_difference_deg(*stars, datadir=searched_particles) < 0.1
+
+
+def test_refinement_of_poses_and_ctf(on_both: Compare, tiny_particles: Path) -> None:
+    words = ("--local", "--keep-half-sets", "--ctf-refinement", "--non-uniform")
+    folders = on_both("refine", tiny_particles / "truth.star", *words, *QUICK)
+    stars = [folder / "run_data.star" for folder in folders]
+    assert median_difference_deg(*stars, datadir=tiny_particles) < 0.1
+    moved = [read_particles(star, datadir=tiny_particles).table.ctf for star in stars]
+    assert moved[0] is not None
+    assert moved[1] is not None
+    # Hundreds of Angstrom, known to as many.
+    torch.testing.assert_close(moved[0].defocus_u_angstrom, moved[1].defocus_u_angstrom, atol=2.0, rtol=0)
+
+
+def test_refinement_from_a_map(tmp_path: Path, tiny_particles: Path) -> None:
+    words = ["refine", str(tiny_particles / "particles.star"), "--ref", str(tiny_particles / "truth_volume.mrc")]
+    assert run([*words, "-o", str(tmp_path), *QUICK, "--device", "cuda:0"]) == 0
+    assert read_json(tmp_path / "job.json")["status"] == "done"
+
+
+def test_classes(tmp_path: Path, mixture: Path, search_options: tuple[str, ...]) -> None:
+    more = ("--classes", "2", "--set", "search.multi_start.min=2", "--set", "search.initial_model.iterations=10")
+    words = ["reconstruct", str(mixture / "particles.star"), "-o", str(tmp_path), *search_options, *more]
+    assert run([*words, "--device", "cuda:0"]) in {0, 4}  # 4: not found in so few iterations
+
+
+def test_hybrid_inference_and_its_bound(tmp_path: Path, tiny_particles: Path) -> None:
+    settings = {
+        "search.initial_model.iterations": 10, "search.consensus.shells": "[6]", "search.multi_start.min": 1,
+        "search.initial_model.batch_size": 40, "hybrid.training_steps": 10, "hybrid.final_training_steps": 5,
+        "hybrid.batch_size": 32, "hybrid.held_out": 0.2, "encoder.heads": 2, "encoder.channels": "[64]",
+        "search.half_sets.iterations": 1,
+    }  # fmt: skip
+    chosen = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    particles, folder = str(tiny_particles / "particles.star"), tmp_path / "run"
+    words = ["reconstruct", particles, "-o", str(folder), "--pose-inference", "hybrid", *chosen, "--device", "cuda:0"]
+    assert run(words) in {0, 4}  # 4: two starts do not agree after so few iterations
+    if (folder / "encoder.pt").exists():
+        assert run(["infer", str(folder), particles, "-o", str(tmp_path / "poses.star"), "--device", "cuda:0"]) == 0
+        assert run(["evaluate", "--bound", str(folder), "-o", str(tmp_path / "b"), "--device", "cuda:0"]) == 0
+
+
+def test_amortized(tmp_path: Path, tiny_particles: Path, tiny_training: tuple[str, ...]) -> None:
+    words = ["reconstruct", str(tiny_particles / "particles.star"), "-o", str(tmp_path), *tiny_training]
+    assert run([*words, "--device", "cuda:0"]) == 0
+    assert bool(read_map(tmp_path / "run_class001.mrc").values.isfinite().all())
+
+
+def test_screening(on_both: Compare, class_run: Path) -> None:
+    folders = on_both("screen", class_run, "--class", 1)
+    assert_alike(*(read_json(folder / "screening.json") for folder in folders), tolerance=0.02)
+
+
+def test_point_groups(on_both: Compare, class_run: Path) -> None:
+    words = (class_run / "run_class001.mrc", "--run", class_run, "--sym", "C2", "--json", class_run.parent / "sym.json")
+    folders = on_both("symmetry", *words)
+    one, other = (read_json(folder / "symmetry.json") for folder in folders)
+    assert one["point_group"] == other["point_group"]
+    assert one["groups"][0]["score"] == pytest.approx(other["groups"][0]["score"], abs=0.05)
+
+
+def test_orientations(on_both: Compare, tiny_particles: Path) -> None:
+    folders = on_both("orientations", tiny_particles / "truth.star")
+    assert_alike(*(read_json(folder / "orientations.json") for folder in folders), tolerance=1e-4)
+
+
+def test_resolution(on_both: Compare, class_run: Path) -> None:
+    halves = [class_run / f"run_half{half}_class001_unfil.mrc" for half in (1, 2)]
+    folders = on_both("fsc", *halves, "--local-resolution", "--directional", "--postprocess")
+    names = [{path.name for path in folder.iterdir()} for folder in folders]
+    assert names[0] == names[1]
+    for name in ("postprocess.mrc", "local_resolution.mrc"):
+        assert_same_map(*(folder / name for folder in folders), tolerance=0.02)
+
+
+def test_a_lattice(on_both: Compare, tmp_path: Path) -> None:
+    write_map(tmp_path / "phantom.mrc", sample_atoms(chiral_phantom(36.0), 24, 4.0))
+    crystal = "--crystal 110 90 100 --disorder 3 --micrograph 256 --snr 0.3 --device cuda:0".split()  # noqa: SIM905
+    assert run(["simulate", str(tmp_path / "phantom.mrc"), *crystal, "-o", str(tmp_path / "crystal")]) == 0
+    folders = on_both("lattice", "find", tmp_path / "crystal" / "micrograph_001.mrc", "--subtract")
+    assert_alike(*(read_json(folder / "lattice.json") for folder in folders), tolerance=1e-3)
