@@ -31,7 +31,7 @@ class Generator(_Base, metaclass=_GeneratorKind):
     _mask: int
 
     def __new__(cls, device: object = "cpu") -> "Generator":
-        self = _Base.__new__(cls, "cpu")
+        self = _Base.__new__(cls, "cpu")  # type: ignore[call-arg]
         place = torch.device(device)  # type: ignore[call-overload]
         self._place = torch.device("cuda", MACHINE.index(place)) if place.type == "cuda" else place
         self._mask = _MASK if place.type == "cuda" else 0
@@ -43,7 +43,7 @@ class Generator(_Base, metaclass=_GeneratorKind):
         pass
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> torch.device:  # type: ignore[override]
         return self._place
 
     def manual_seed(self, seed: int) -> "Generator":
@@ -75,7 +75,7 @@ def install_generators() -> None:
     torch.Generator = Generator  # type: ignore[misc]
     for index in range(8):
         MACHINE.generators.append(Generator(torch.device("cuda", index)).manual_seed(0))
-    torch.cuda.default_generators = tuple(MACHINE.generators)
+    torch.cuda.default_generators = tuple(MACHINE.generators)  # type: ignore[assignment]
     for name in _DRAWING_FUNCTIONS:
         setattr(torch, name, _guarded(getattr(torch, name)))
     for name in _DRAWING_METHODS:

@@ -91,4 +91,5 @@ def _view(op: torch._ops.OpOverload) -> Callable[..., Any]:
 
 def _overload(name: str) -> torch._ops.OpOverload:
     base, _, overload = name.partition(".")
-    return getattr(getattr(torch.ops.aten, base), overload or "default")
+    found: torch._ops.OpOverload = getattr(getattr(torch.ops.aten, base), overload or "default")
+    return found

@@ -192,7 +192,7 @@ class Kernel:
             self._launch(values, results, site)
 
     def _launch(self, values: Sequence[Any], results: Any, site: str) -> None:
-        read, written = set(), set()
+        read, written = set[int](), set[int]()
         for place, value in enumerate([*values, results]):
             is_out = place == len(values) or self.is_written[place]
             pointers = (part.untyped_storage().data_ptr() for part in _tensors(value) if part.is_cuda)
@@ -224,6 +224,6 @@ def _alias(value: Any, aliases: dict[int, Tensor]) -> Any:
 def _flops(name: str, values: Sequence[Any], results: Any) -> int:
     """Of matrix products and convolutions; the others are bound by memory."""
     if name == "convolution":
-        return 2 * results.numel() * values[1][0].numel()
+        return int(2 * results.numel() * values[1][0].numel())
     first = values[1] if name in {"addmm", "baddbmm"} else values[0]
-    return 2 * results.numel() * first.shape[-1] * (4 if results.is_complex() else 1)
+    return int(2 * results.numel() * first.shape[-1] * (4 if results.is_complex() else 1))

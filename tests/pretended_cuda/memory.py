@@ -41,7 +41,7 @@ def _freed(index: int, size: int, pointer: int) -> None:
         if MACHINE.streams > 1 and pointer in MACHINE.made_on:
             _check_users(pointer)
         for table in (MACHINE.writes, MACHINE.reads, MACHINE.made_on, MACHINE.recorded):
-            table.pop(pointer, None)  # type: ignore[attr-defined]
+            table.pop(pointer, None)
 
 
 def _check_users(pointer: int) -> None:

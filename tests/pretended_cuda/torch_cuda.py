@@ -44,13 +44,13 @@ def _device_functions() -> dict[str, Any]:
 
 
 def _memory_functions() -> dict[str, Any]:
-    index, limit = MACHINE.index, lambda: MACHINE.limit
+    index = MACHINE.index
 
     def reset_peak(device: object = None) -> None:
         MACHINE.peak[index(device)] = MACHINE.used[index(device)]
 
     return {
-        "mem_get_info": lambda device=None: (limit() - MACHINE.reserved[index(device)], limit()),
+        "mem_get_info": lambda device=None: (MACHINE.limit - MACHINE.reserved[index(device)], MACHINE.limit),
         "memory_allocated": lambda device=None: MACHINE.used[index(device)],
         "memory_reserved": lambda device=None: MACHINE.reserved[index(device)],
         "max_memory_allocated": lambda device=None: MACHINE.peak[index(device)],
@@ -122,7 +122,7 @@ def _install_storages() -> None:
             return own_new(cls, *args, **kwargs)
         size = args[0] if args else kwargs.get("size", 0)
         make = torch.tensor if isinstance(size, list | tuple) else torch.empty
-        return on_device(make(size, dtype=torch.uint8), MACHINE.existing(place)).untyped_storage()  # type: ignore[operator]
+        return on_device(make(size, dtype=torch.uint8), MACHINE.existing(place)).untyped_storage()
 
     def to(self: Any, *, device: Any, non_blocking: bool = False) -> Any:
         return (
@@ -134,5 +134,5 @@ def _install_storages() -> None:
 
 
 def _moved(storage: torch.UntypedStorage, device: torch.device) -> torch.UntypedStorage:
-    values = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)  # type: ignore[call-overload]
+    values = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
     return values.to(device).untyped_storage()

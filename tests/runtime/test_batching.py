@@ -75,3 +75,16 @@ def test_batches_follow_the_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free - 2**19, 2**40))
         found.append(numbers_at_a_time(torch.device("cuda", 0), 1000))
     assert found == [2**21, 2**27, 2**30]
+
+
+@pytest.mark.gpu
+def test_what_the_allocator_keeps_is_free() -> None:
+    device = torch.device("cuda:0")
+    torch.cuda.empty_cache()
+    before = numbers_at_a_time(device, 1000)
+    values = torch.zeros(2**25, device=device)  # 128 MiB
+    less = numbers_at_a_time(device, 1000)
+    del values
+    assert torch.cuda.memory_reserved(device) >= torch.cuda.memory_allocated(device) + 2**27
+    assert numbers_at_a_time(device, 1000) == pytest.approx(before, abs=2**10)
+    assert less < before or before == 2**30
