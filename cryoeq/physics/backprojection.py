@@ -181,7 +181,7 @@ class WienerBackprojection:
         sums = torch.zeros(2, 3 * (half - 1) ** 2 + 1, dtype=torch.float64, device=self.sums.device)
         multiplicity = torch.full((half,), 2.0, dtype=torch.float64, device=sums.device)
         multiplicity[0] = 1.0
-        for start, stop in slabs(m):
+        for start, stop in slabs(m, self.sums.device):
             squared, weights = self._squared_radii(start, stop), self._rows(2, start, stop)
             for kind, values in enumerate((weights * multiplicity, multiplicity.expand(weights.shape))):
                 sums[kind].scatter_add_(0, squared.flatten(), values.flatten())
@@ -194,7 +194,7 @@ class WienerBackprojection:
         weights, counts = _fold(self._weights_by_radius(), shells, int(shells[-1]) + 1)
         least = (weights / counts.clamp(min=1)).to(self.sums.dtype)[shells] * _MIN_WEIGHT
         held = self.sums.new_empty(m, m, m // 2 + 1)
-        for start, stop in slabs(m):
+        for start, stop in slabs(m, self.sums.device):
             held[start:stop] = self._rows(2, start, stop).maximum(torch.take(least, self._squared_radii(start, stop)))
         return held
 
@@ -260,7 +260,7 @@ def _compensate_density(weight: Float[Tensor, "m m half"], padding: int) -> Floa
     k = torch.arange(m, device=weight.device) - m // 2
     window = _blur_window(m, padding, weight)
     gain = torch.empty_like(weight)
-    for start, stop in slabs(m):
+    for start, stop in slabs(m, gain.device):
         squared = k[start:stop, None, None].square() + k[:, None].square() + k[m // 2 :].square()
         inside = torch.nn.functional.pad(squared < (m // 2) ** 2, (0, 1))
         gain[start:stop] = inside & (weight[start:stop] > tiny)
@@ -278,16 +278,16 @@ def _blur(
     """The product of two real, even functions of k, blurred: times a window, an octant of it, in real space."""
     m, half = len(gain), gain.shape[-1]
     transform = gain.new_empty(m, half, half, dtype=gain.dtype.to_complex())
-    for start, stop in slabs(m):
+    for start, stop in slabs(m, gain.device):
         transform[start:stop] = torch.fft.rfft(gain[start:stop] * weight[start:stop], dim=1)
     place = torch.arange(m, device=gain.device)
     place = place.minimum(m - place)
-    for start, stop in slabs(half):
+    for start, stop in slabs(half, gain.device):
         values = torch.fft.irfft(torch.fft.fft(transform[:, start:stop], dim=0), n=m)
         values *= window[:, start:stop][place][..., place]
         transform[:, start:stop] = torch.fft.ifft(torch.fft.rfft(values), dim=0)
     blurred = torch.empty_like(gain)
-    for start, stop in slabs(m):
+    for start, stop in slabs(m, gain.device):
         blurred[start:stop] = torch.fft.irfft(transform[start:stop], n=m, dim=1)
     return blurred
 

@@ -21,6 +21,7 @@ from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.shells import slabs
 
 _SLAB_COEFFICIENTS, _COLUMNS = 2**18, 8  # of a transform that are in work at a time, at least
+_LARGER_ON_GPU = 64
 _PARALLEL_NUMBERS = 2**17  # in the sampling grid, from which it is worth sharing among threads
 
 
@@ -47,7 +48,7 @@ def prepare_slices(volume: Float[Tensor, "n n n"], padding: int = 2) -> Complex[
     corrected = volume / gridding_correction(n, padding, volume.dtype, volume.device)
     lines = torch.fft.rfft(_wrap_around(corrected, m, 2)) / n
     padded = lines.new_zeros(m, m, m)
-    for start, stop in column_ranges(m):
+    for start, stop in column_ranges(m, volume.device):
         columns = torch.fft.fft(_wrap_around(lines[..., start:stop], m, 1), dim=1)
         columns = torch.fft.fftshift(torch.fft.fft(_wrap_around(columns, m, 0), dim=0), dim=(0, 1))
         mates = columns.flip((0, 1, 2)).conj()
@@ -75,10 +76,10 @@ def collect_slices(
     """
     n, m = box_size_px, padding * box_size_px
     summed = like.new_empty(m, n, m // 2 + 1, dtype=like.dtype.to_complex())
-    for start, stop in slabs(m):
+    for start, stop in slabs(m, like.device):
         summed[start:stop] = _cut_around(torch.fft.ifft(half_rows(start, stop), dim=1, norm="forward"), n, 1)
     volume = like.new_empty(n, n, n)
-    for start, stop in slabs(n):
+    for start, stop in slabs(n, like.device):
         rows = _cut_around(torch.fft.ifft(summed[:, start:stop], dim=0, norm="forward"), n, 0)
         volume[:, start:stop] = _cut_around(torch.fft.irfft(rows, n=m, norm="forward"), n, 2)
     # What is centred at sample m / 2 along z and y, and transformed as if at 0, changes sign from voxel to voxel.
@@ -87,9 +88,15 @@ def collect_slices(
     return volume.div_(gridding_correction(n, padding, like.dtype, like.device)).div_(n)
 
 
-def column_ranges(m: int) -> list[tuple[int, int]]:
-    """Ranges of x from 0 to m // 2 of a half transform of side m, so that few columns are in work at a time."""
-    step = max(_COLUMNS, _SLAB_COEFFICIENTS // m**2)
+def column_ranges(m: int, device: torch.device | None = None) -> list[tuple[int, int]]:
+    """Ranges of x from 0 to m // 2 of a half transform of side m, so that few columns are in work at a time.
+
+    Args:
+        m: side of the transform.
+        device: where they are worked on; None for the CPU. A GPU gets more at a time, lest it wait for its orders.
+    """
+    on_gpu = device is not None and device.type == "cuda"
+    step = max(_COLUMNS, _SLAB_COEFFICIENTS * (_LARGER_ON_GPU if on_gpu else 1) // m**2)
     return [(start, min(start + step, m // 2 + 1)) for start in range(0, m // 2 + 1, step)]
 
 
