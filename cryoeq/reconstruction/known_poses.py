@@ -22,6 +22,8 @@ from cryoeq.physics.noise import background_noise_variance, shell_means
 from cryoeq.runtime.distributed import shard
 
 _NOISE_SAMPLE = 1000  # images from which the noise of an optics group is measured
+_ALL = -1  # number of the sums of all particles, where the half maps have poses of their own
+_SUMS_AT_ONCE_BYTES = 2**30  # up to which the sums of all three maps are held, so that the images are read once
 BATCH_PIXELS = 2**23  # in memory at a time: large enough that adding up the sums costs little
 
 
@@ -45,6 +47,7 @@ def reconstruct_from_poses(
     poses: Poses,
     half_set: Int[Tensor, " particles"] | None = None,
     *,
+    half_poses: Poses | None = None,
     device: torch.device | None = None,
     batch_size: int | None = None,
     symmetry: str = "C1",
@@ -56,6 +59,7 @@ def reconstruct_from_poses(
         dataset: particles, at the box of the maps.
         poses: one pose per particle, in the order of the dataset.
         half_set: 1 or 2 per particle; a particle with another number counts for the map of all only.
+        half_poses: poses for the half maps; None where they are the same.
         device: device of the computation; None for the CPU.
         batch_size: images in memory at a time; None for 8 million pixels.
         symmetry: point group of the map, its axes as in ``symmetry_rotations``.
@@ -66,28 +70,39 @@ def reconstruct_from_poses(
     precision = noise_precision_of_groups(dataset, plane)
     sets = torch.zeros(len(dataset), dtype=torch.long) if half_set is None else half_set.cpu()
     rows = torch.arange(len(dataset)) if rows is None else rows.cpu()
-    optics_index, device_sets = dataset.table.optics_index.to(plane.coords.device), sets.to(plane.coords.device)
-    precision = precision.to(plane.coords.device)
-    sums = {number: WienerBackprojection.empty(n, device=device) for number in sets[rows].unique().tolist()}
-    local_rows = shard(rows)
+    there = plane.coords.device
+    optics_index, device_sets, precision = dataset.table.optics_index.to(there), sets.to(there), precision.to(there)
+    numbers = sets[rows].unique().tolist() + ([] if half_poses is None else [_ALL])
+    sums = {number: WienerBackprojection.empty(n, device=device) for number in numbers}
     cosets, on_lattice = split_over_lattice(symmetry_rotations(symmetry))
-    for batch in read_batches(dataset, batch_size or max(1, BATCH_PIXELS // n**2), plane.coords.device, local_rows):
-        for number, subset in _split(batch, device_sets):
+    for batch in read_batches(dataset, batch_size or max(1, BATCH_PIXELS // n**2), there, shard(rows)):
+        subsets = [(number, subset, half_poses or poses) for number, subset in _split(batch, device_sets)]
+        for number, subset, used in subsets if half_poses is None else [*subsets, (_ALL, batch, poses)]:
             weights = precision[optics_index[subset.indices]]
-            local = poses[subset.indices.to(poses.rotations.device)].to(plane.coords.device)
+            local = used[subset.indices.to(used.rotations.device)].to(there)
             for element in cosets:
                 equivalent = replace(local, rotations=local.rotations @ element.to(local.rotations))
                 _accumulate(sums[number], subset, equivalent, weights, plane, dataset)
     sums = {number: half_sums.symmetrised(on_lattice).all_reduced() for number, half_sums in sums.items()}
     has_halves = 1 in sums and 2 in sums
     first, second = (_as_volume(sums[number].reconstruct(), dataset) if has_halves else None for number in (1, 2))
-    total, *others = (sums.pop(number) for number in list(sums))
+    total, *others = (sums.pop(number) for number in (list(sums) if half_poses is None else [_ALL]))
     while others:  # in place, and each freed when it has been added: sums are most of the memory
         total += others.pop(0)
     merged = _as_volume(total.reconstruct(), dataset)
     if first is None or second is None:
         return ReconstructedMaps(merged, None, None)
     return filter_by_halves(merged, HalfMaps(first, second))
+
+
+def holds_all_sums(box_size_px: int) -> bool:
+    """Whether the sums of a map and of both half maps with other poses are few enough to be made in one pass.
+
+    Args:
+        box_size_px: side of the maps.
+    """
+    m = 2 * box_size_px
+    return 3 * 3 * 4 * (m + 1) ** 2 * (m // 2 + 1) <= _SUMS_AT_ONCE_BYTES
 
 
 def filter_by_halves(merged: Volume, halves: HalfMaps) -> ReconstructedMaps:

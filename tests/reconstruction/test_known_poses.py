@@ -14,7 +14,7 @@ from cryoeq.geometry.shells import fourier_shell_correlation
 from cryoeq.io.mrc import read_map
 from cryoeq.io.particles import read_particles
 from cryoeq.physics.ctf import evaluate_ctf
-from cryoeq.reconstruction.known_poses import ReconstructedMaps, reconstruct_from_poses
+from cryoeq.reconstruction.known_poses import ReconstructedMaps, filter_by_halves, reconstruct_from_poses
 from known_particles import ANGPIX, Known, N
 
 # RELION's FSC per shell, from 1: real_70s_tilts (half maps; all against the authors' map), then relion_1wcm (all
@@ -134,3 +134,18 @@ def test_without_half_sets_there_is_one_map(reference_data: Path) -> None:
     assert found.halves is None
     assert found.half_fsc is None
     assert found.all.values.isfinite().all()
+
+
+def test_half_maps_of_other_poses_come_from_the_same_pass(make_known: Callable[..., Known]) -> None:
+    """As from a pass each: the map of all from its poses, each half map from the half sets' own."""
+    known = make_known(60, sigma=0.5)
+    dataset, half_set = known.dataset, torch.arange(len(known.poses)) % 2 + 1
+    other = replace(known.poses, rotations=known.poses.rotations.flip(0))
+    found = reconstruct_from_poses(dataset, known.poses, half_set, half_poses=other)
+    assert found.halves is not None
+    own = reconstruct_from_poses(dataset, other, half_set).halves
+    assert own is not None
+    for one, two in ((found.halves.first, own.first), (found.halves.second, own.second)):
+        torch.testing.assert_close(one.values, two.values)
+    merged = filter_by_halves(reconstruct_from_poses(dataset, known.poses).all, own).all
+    torch.testing.assert_close(found.all.values, merged.values, rtol=1e-4, atol=1e-5)

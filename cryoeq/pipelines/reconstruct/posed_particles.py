@@ -13,7 +13,12 @@ from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import HalfMaps
 from cryoeq.evaluation.unexplained import JunkProbabilities
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
-from cryoeq.reconstruction.known_poses import ReconstructedMaps, filter_by_halves, reconstruct_from_poses
+from cryoeq.reconstruction.known_poses import (
+    ReconstructedMaps,
+    filter_by_halves,
+    holds_all_sums,
+    reconstruct_from_poses,
+)
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,8 @@ def make_maps(
     make = partial(reconstruct_from_poses, dataset, device=device, symmetry=symmetry)
     if posed.half_poses is None or posed.half_set is None:
         return make(posed.poses, posed.half_set, rows=rows)
+    if holds_all_sums(dataset.box_size_px):
+        return make(posed.poses, posed.half_set, half_poses=posed.half_poses, rows=rows)
     all_rows = torch.arange(len(posed.half_set)) if rows is None else rows.cpu()
     first_rows, second_rows = (all_rows[posed.half_set.cpu()[all_rows] == half] for half in (1, 2))
     merged = make(posed.poses, rows=all_rows)

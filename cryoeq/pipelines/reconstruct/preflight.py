@@ -17,6 +17,7 @@ from cryoeq.io.particles import ParticleStack, star_half_set
 from cryoeq.pipelines.reconstruct.build import last_shell, takes_poses, working_box
 from cryoeq.pipelines.reconstruct.particle_diameter import mask_radius, shift_sigma_px
 from cryoeq.reconstruction.ctf_refinement import needed_resolution_angstrom
+from cryoeq.reconstruction.known_poses import holds_all_sums
 from cryoeq.reconstruction.memory import (
     SearchSize,
     encoder_memory,
@@ -235,7 +236,8 @@ def _predict(config: ReconstructConfig, stack: ParticleStack, device: torch.devi
     sizes = [count] if table.half_set is None else table.half_set.bincount().tolist()
     sets = [size for size in sizes if size > 0]
     images = {"images": _cached(count, stored)}
-    final = images | {"maps at full size": reconstruction_memory(count, stored, max(sets), len(sets))}
+    n_sums = 3 if mode != "known" and holds_all_sums(stored) else len(sets)
+    final = images | {"maps at full size": reconstruction_memory(count, stored, max(sets), n_sums)}
     if mode == "known":
         return [final]
     if mode == "amortized":
