@@ -119,9 +119,14 @@ def test_refinement_from_a_map(tmp_path: Path, tiny_particles: Path) -> None:
     assert read_json(tmp_path / "job.json")["status"] == "done"
 
 
-def test_classes(tmp_path: Path, mixture: Path, search_options: tuple[str, ...]) -> None:
-    more = ("--classes", "2", "--set", "search.multi_start.min=2", "--set", "search.initial_model.iterations=10")
-    words = ["reconstruct", str(mixture / "particles.star"), "-o", str(tmp_path), *search_options, *more]
+def test_classes(tmp_path: Path, mixture: Path) -> None:
+    settings = {
+        "multi_start.min": 2, "multi_start.max": 2, "initial_model.iterations": 5, "initial_model.last_shell": 5,
+        "consensus.shells": [5], "half_sets.iterations": 1, "half_sets.max_exhaustive_shell": 5,
+        "local_refinement.iterations": 1, "offset_samples": 2,
+    }  # fmt: skip
+    chosen = [word for key, value in settings.items() for word in ("--set", f"search.{key}={value}")]
+    words = ["reconstruct", str(mixture / "particles.star"), "-o", str(tmp_path), "--classes", "2", *chosen]
     assert run([*words, "--device", "cuda:0"]) in {0, 4}  # 4: not found in so few iterations
 
 
