@@ -20,7 +20,7 @@ interpreter runs the kernel on the CPU, for tests.
 
 import inspect
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any
 
 import torch
 import triton
@@ -30,13 +30,13 @@ from torch import Tensor
 
 from cryoeq.reconstruction.normal_equations import PARAMETERS, NormalEquations, WeightedImages
 
-_Function = TypeVar("_Function", bound=Callable[..., object])
+_Function = Callable[..., object]
 # Constants in the eyes of Triton: coefficients at a time, one for each thread of four warps, and how many times.
 _BLOCK, _BLOCKS = tl.constexpr(128), tl.constexpr(16)
 _N_SUMS = 1 + PARAMETERS + PARAMETERS**2
 
 
-def _part(function: _Function) -> _Function:
+def _part(function: _Function) -> Any:
     """A function that Triton compiles, without the checks of shapes that tests put around it."""
     return triton.jit(inspect.unwrap(function), do_not_specialize=["points", "n", "m"])  # one kernel for all sizes
 
