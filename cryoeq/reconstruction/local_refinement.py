@@ -1,8 +1,8 @@
 """Local refinement of poses against a map, and the width of their likelihood.
 
 Levenberg's and Marquardt's damped Gauss-Newton steps on rotation (so(3), on the left of A) and shift together, until
-none gains any more (``normal_equations``). Curvature at the end gives the width of the posterior. What torch does for
-all images at once, a compiled kernel does image by image on CPUs (``compiled_refinement``).
+none gains any more (``normal_equations``, on GPUs one kernel). Curvature at the end gives the width of the posterior.
+What torch does for all images at once, a compiled kernel does image by image on CPUs (``compiled_refinement``).
 
 Marquardt 1963, J. Soc. Ind. Appl. Math. 11, 431-441. Laplace's method: MacKay 2003, Information Theory, Inference and
 Learning Algorithms, chapter 27.
@@ -25,6 +25,7 @@ from cryoeq.reconstruction.normal_equations import (
     PARAMETERS,
     NormalEquations,
     WeightedImages,
+    is_fused,
     normal_equations,
 )
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
@@ -35,6 +36,7 @@ from cryoeq.runtime.distributed import all_gather, shard
 MAX_STEPS = 5
 CHUNK_POINTS_ON_CPU = 2**17
 NUMBERS_PER_POINT = 64  # in torch: residual, Jacobian, the samples behind them: complex, and copies of them
+_FUSED_NUMBERS_PER_POINT = 8  # in one kernel: nothing but the images, their precision, and copies of them
 _STEPS_BETWEEN_LOOKS = 5  # at whether all images have converged, for which a GPU must have finished its queue
 
 
@@ -74,7 +76,8 @@ def refine_poses(
         rows: particles to refine, copied a batch at a time only; None for all.
     """
     rows = torch.arange(len(particles), device=particles.device) if rows is None else rows
-    points = numbers_at_a_time(particles.device, CHUNK_POINTS_ON_CPU * NUMBERS_PER_POINT) // NUMBERS_PER_POINT
+    per_point = _FUSED_NUMBERS_PER_POINT if is_fused(particles.device) else NUMBERS_PER_POINT
+    points = numbers_at_a_time(particles.device, CHUNK_POINTS_ON_CPU * per_point) // per_point
     weights = reference.weights(particles.plane)
     is_compiled = particles.device.type == "cpu" and reference.padded.dtype == torch.complex64
 

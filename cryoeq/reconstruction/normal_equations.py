@@ -9,7 +9,8 @@ dP is the derivative of P over three rotations (radians, about the axes of the i
 rotation w takes k to -w x k in the frame of the image, so that the slice changes by -w.(k x gradient). Slice and
 gradient come from the same samples of one map (``physics.projection.sample_slices_with_gradient``).
 
-This is plain torch, for GPUs and double precision. In float32 on CPUs ``compiled_refinement`` does the same.
+This is plain torch, for any device and precision. ``fused_normal_equations`` does the same on GPUs where Triton can be
+used, ``compiled_refinement`` in float32 on CPUs.
 """
 
 import math
@@ -24,6 +25,7 @@ from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.physics.projection import sample_slices_with_gradient
 from cryoeq.physics.shift import shift_phases
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
+from cryoeq.runtime.compiling import can_launch_triton
 
 PARAMETERS = 5  # three rotations, two shifts
 FIRST_DAMPING = 0.1
@@ -124,6 +126,15 @@ class WeightedImages:
         )
 
 
+def is_fused(device: torch.device) -> bool:
+    """Whether normal equations on a device come from one Triton kernel (``fused_normal_equations``), not from torch.
+
+    Args:
+        device: device of the map.
+    """
+    return device.type == "cuda" and can_launch_triton()
+
+
 def normal_equations(
     observed: WeightedImages,
     padded: Complex[Tensor, "m m m"],
@@ -131,6 +142,27 @@ def normal_equations(
     shifts_px: Float[Tensor, "batch 2"],
 ) -> NormalEquations:
     """Log-likelihood, gradient and curvature of each image at its pose.
+
+    Args:
+        observed: the images.
+        padded: oversampled transform of the map.
+        rotations: RELION's matrices A.
+        shifts_px: offsets that centre the images.
+    """
+    if is_fused(padded.device):
+        from cryoeq.reconstruction.fused_normal_equations import fused_normal_equations  # imports Triton
+
+        return fused_normal_equations(observed, padded, rotations, shifts_px)
+    return plain_normal_equations(observed, padded, rotations, shifts_px)
+
+
+def plain_normal_equations(
+    observed: WeightedImages,
+    padded: Complex[Tensor, "m m m"],
+    rotations: Float[Tensor, "batch 3 3"],
+    shifts_px: Float[Tensor, "batch 2"],
+) -> NormalEquations:
+    """As ``normal_equations``, in torch on any device: the reference of kernels.
 
     Args:
         observed: the images.

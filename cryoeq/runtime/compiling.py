@@ -1,8 +1,11 @@
-"""Compilation of the encoder by torch.compile, where there is a C++ compiler."""
+"""What can be compiled here: the encoder by torch.compile, kernels by Triton."""
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
 
 from torch import nn
 
@@ -35,3 +38,22 @@ def compile_if_possible(encoder: nn.Module, *, is_requested: bool) -> Iterator[N
     config.suppress_errors = True  # where compilation fails, the encoder runs uncompiled, with a warning
     encoder.compile()
     yield Note("torch.compile: the first step, and each step with another number of images, can take minutes.")
+
+
+@cache
+def can_launch_triton() -> bool:
+    """Whether Triton is installed, finds the driver of a GPU, and can compile what launches its kernels (in C).
+
+    Its interpreter, which the environment variable ``TRITON_INTERPRET`` turns on, needs neither.
+    """
+    if find_spec("triton") is None:
+        return False
+    import triton
+
+    if triton.knobs.runtime.interpret:
+        return True
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except (AssertionError, ImportError, OSError, RuntimeError, subprocess.CalledProcessError):
+        return False
+    return True

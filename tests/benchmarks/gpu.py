@@ -4,8 +4,8 @@
     python tests/benchmarks/gpu.py --work DIR          without one: small, on the CPU, printed, nothing recorded
 
 Stages: batches read ahead and taken into Fourier space with their CTFs ("preprocess"), the encoder forward, whole
-training steps, slices of both decoders forward, scores of all poses of the search and their sums ("E-step"), and
-back-projection.
+training steps, slices of both decoders forward, scores of all poses of the search and their sums ("E-step"),
+back-projection, and normal equations of local refinement.
 For each, images/s; FLOPs counted by ``torch.utils.flop_counter`` (matrix products and convolutions; FFTs and
 element-wise work are not in it); the bytes that must move at least once (images, CTFs, weights, maps; not what is made
 on the way); the floor, which is the longer of FLOPs over the measured rate of a float32 matrix product and bytes over
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from itertools import repeat
+from itertools import product, repeat
 from pathlib import Path
 
 import torch
@@ -43,8 +43,15 @@ from cryoeq.models.implicit_decoder import ImplicitDecoder
 from cryoeq.models.pose_encoder import PoseEncoder
 from cryoeq.models.voxel_decoder import VoxelDecoder
 from cryoeq.physics.backprojection import WienerBackprojection
+from cryoeq.physics.projection import prepare_slices
 from cryoeq.pipelines.reconstruct.build_autoencoder import build_plane, build_settings, build_state
 from cryoeq.reconstruction.expectation import expectation_step
+from cryoeq.reconstruction.normal_equations import (
+    WeightedImages,
+    is_fused,
+    normal_equations,
+    plain_normal_equations,
+)
 from cryoeq.reconstruction.particle_transforms import load_transforms
 from cryoeq.reconstruction.pose_likelihood import PoseLikelihood, pose_grid
 from cryoeq.reconstruction.reference import Reference
@@ -209,6 +216,22 @@ def search_cases(settings: Settings, plan: Plan) -> Iterator[Case]:
         yield Case("back-projection", "", box, "", 0, add, count, moved)
 
 
+def refinement_cases(settings: Settings, plan: Plan) -> Iterator[Case]:
+    """One evaluation of local refinement, in plain torch and, where Triton can be used, in one kernel."""
+    ways = {"plain": plain_normal_equations} | ({"fused": normal_equations} if is_fused(settings.device) else {})
+    for (kind, evaluate), box in product(ways.items(), settings.boxes_px):
+        generator, device = torch.Generator().manual_seed(0), settings.device
+        plane, count = HalfPlane.up_to(box, box / 2 - 1, device), 4 * plan.batch
+        order = plane.flat_index.argsort()
+        lines = HalfPlane(box, plane.coords[order], plane.flat_index[order], plane.weights[order])
+        images = torch.randn(count, len(plane), generator=generator, dtype=torch.complex64).to(device)
+        observed = WeightedImages(lines, images, torch.ones(count, len(plane), device=device))
+        padded = prepare_slices(torch.randn(box, box, box, generator=generator).to(device))
+        rotations = random_rotations(count, generator, device)
+        run = partial(evaluate, observed, padded, rotations, torch.zeros(count, 2, device=device))
+        yield Case("normal equations", kind, box, "", 0, run, count, 12.0 * len(plane) + 8.0 * padded.numel() / count)
+
+
 def with_ctf(box_px: int) -> object:
     """64 images of noise with CTFs."""
     dataset = random_dataset(box_px)
@@ -282,6 +305,7 @@ def stages(settings: Settings, plan: Plan, *, is_bf16: bool) -> tuple[Ceiling, l
         (step_cases(settings, plan, is_bf16=is_bf16), fast),
         (decoder_cases(settings, plan), ceiling),
         (search_cases(settings, plan), ceiling),
+        (refinement_cases(settings, plan), ceiling),
     ):
         for case in cases:
             row = row_of(case, limit, settings)

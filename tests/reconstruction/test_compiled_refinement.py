@@ -137,10 +137,10 @@ def test_where_machine_code_cannot_be_kept_it_is_made_anew(monkeypatch: pytest.M
     assert doubled(4) == 8
 
 
-def test_numba_is_loaded_by_the_first_refinement_only() -> None:
+def test_compilers_are_loaded_by_the_first_refinement_only() -> None:
     program = (
         "import sys, cryoeq.reconstruction.local_refinement, cryoeq.pipelines.reconstruct\n"
-        "sys.exit(bool({'numba', 'llvmlite'} & set(sys.modules)))"
+        "sys.exit(bool({'numba', 'llvmlite', 'triton'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
