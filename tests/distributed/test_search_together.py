@@ -66,8 +66,8 @@ def in_double(dataset: ParticleDataset) -> ParticleDataset:
     ctf = dataset.table.ctf
     assert ctf is not None
     assert dataset.cache is not None
-    doubled = {name: values.double() if values.is_floating_point() else values for name, values in vars(ctf).items()}
-    return replace(dataset, cache=dataset.cache.double(), table=replace(dataset.table, ctf=type(ctf)(**doubled)))
+    doubled = ctf.each(lambda values: values.double() if values.is_floating_point() else values)
+    return replace(dataset, cache=dataset.cache.double(), table=replace(dataset.table, ctf=doubled))
 
 
 def search(particles: str, settings: dict[str, object]) -> dict[str, dict[str, Tensor]]:
