@@ -22,6 +22,7 @@ from scipy.special import jv
 from torch import Tensor
 
 from cryoeq.geometry.fourier import HalfPlane
+from cryoeq.runtime.random_streams import to_device_async
 
 # The least share of a radial function's energy that must lie in the disk, as an amplitude. Projections of 6MSM keep all
 # but 1.5e-4 of their energy up to radius 15, and no threshold between 0.1 and 0.7 does better; up to radius 5, where
@@ -80,7 +81,7 @@ class DiskHarmonics:
     def to(self, device: torch.device) -> "DiskHarmonics":
         """The basis on another device."""
         rest = (self.orders, self.basis, self.even_weights, self.odd_weights)
-        return DiskHarmonics(self.plane.to(device), *(values.to(device) for values in rest))
+        return DiskHarmonics(self.plane.to(device), *(to_device_async(values, device) for values in rest))
 
     @property
     def n_even(self) -> int:

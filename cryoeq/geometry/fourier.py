@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
+from cryoeq.runtime.random_streams import to_device_async
+
 _IMAGE = (-2, -1)
 _MAP = (-3, -2, -1)
 # From this many pixels on, FFTW's inverse real transform takes 1 / 1.3 to 1 / 4 of torch's time on CPU. Below, and for
@@ -198,7 +200,8 @@ class HalfPlane:
 
     def to(self, device: torch.device) -> "HalfPlane":
         """The coefficients on another device."""
-        plane = HalfPlane(self.box_size_px, *(part.to(device) for part in (self.coords, self.flat_index, self.weights)))
+        parts = (self.coords, self.flat_index, self.weights)
+        plane = HalfPlane(self.box_size_px, *(to_device_async(part, device) for part in parts))
         plane.__dict__["_squared_radii"] = self._squared_radii
         return plane
 

@@ -180,7 +180,7 @@ class WienerBackprojection:
         m, half = self.sums.shape[-2] - 1, self.sums.shape[-1]
         sums = torch.zeros(2, 3 * (half - 1) ** 2 + 1, dtype=torch.float64, device=self.sums.device)
         multiplicity = torch.full((half,), 2.0, dtype=torch.float64, device=sums.device)
-        multiplicity[0] = 1.0
+        multiplicity[:1].fill_(1.0)
         for start, stop in slabs(m, self.sums.device):
             squared, weights = self._squared_radii(start, stop), self._rows(2, start, stop)
             for kind, values in enumerate((weights * multiplicity, multiplicity.expand(weights.shape))):

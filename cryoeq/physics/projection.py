@@ -257,8 +257,8 @@ def _scatter(
     low = positions.floor()
     upper = positions - low
     weights = (1 - upper, upper)
-    x, y, z = (low.long() + low.new_tensor(origin, dtype=torch.long)).unbind(-1)
-    first = (z * height + y) * width + x
+    x, y, z = low.long().unbind(-1)
+    first = ((z + origin[2]) * height + y + origin[1]) * width + x + origin[0]
     for dz, dy, dx in product((0, 1), repeat=3):
         index = (first + ((dz * height + dy) * width + dx)).flatten()
         weight = weights[dz][..., 2] * weights[dy][..., 1] * weights[dx][..., 0]

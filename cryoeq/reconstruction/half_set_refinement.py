@@ -362,8 +362,6 @@ def _resolutions(state: RefinementState, settings: RefinementSettings) -> dict[s
 
 
 def _metrics(state: RefinementState, settings: RefinementSettings, rows: Int[Tensor, " rows"]) -> dict[str, float]:
-    return {
-        **_resolutions(state, settings),
-        "log_likelihood": float(state.particles.log_evidence[rows].mean()),
-        "max_probability": float(state.particles.confidence[rows].mean()),
-    }
+    particles = state.particles
+    means = torch.stack([particles.log_evidence[rows].mean(), particles.confidence[rows].mean()]).tolist()
+    return {**_resolutions(state, settings), "log_likelihood": means[0], "max_probability": means[1]}

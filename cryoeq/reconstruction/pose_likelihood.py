@@ -219,7 +219,7 @@ class PoseLikelihood:
         """
         matched = self.harmonics.synthesise(sums.cross_term) * self.precision
         twice = torch.full((POWER_ORDERS,), 2.0, dtype=self.hats.dtype, device=self.hats.device)
-        twice[0] = 1.0
+        twice[:1].fill_(1.0)  # an assignment of one number would wait for a GPU
         harmonics = torch.view_as_complex(sums.quadratic_term.contiguous())
         power = torch.einsum("lvj,pjl,l->vp", harmonics, self.hats, twice).real * self.precision
         plane, views = self.harmonics.plane, self.grid.views
