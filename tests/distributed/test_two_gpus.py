@@ -4,19 +4,35 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from cryoeq.cli.main import run
+from cryoeq.io.mrc import read_map
 from cryoeq.io.particles import read_particles
 
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.timeout(900),
+    pytest.mark.usefixtures("without_pictures"),
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
+]
+Start, Wait = Callable[..., Any], Callable[..., list[int]]
 
-@pytest.mark.gpu
-@pytest.mark.timeout(900)
-@pytest.mark.usefixtures("without_pictures")
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+
+def test_known_poses(tmp_path: Path, tiny_particles: Path, start_job: Start, codes_of: Wait) -> None:
+    words = ["reconstruct", str(tiny_particles / "truth.star"), "--pose-inference", "known", "-o"]
+    codes = codes_of(start_job(2, [*words, str(tmp_path / "two"), "--gpu", "0,1"]), 800)
+    assert codes == [0, 0], [path.read_text() for path in tmp_path.glob("said_*")]
+    assert run([*words, str(tmp_path / "one"), "--device", "cpu"]) == 0
+    one, two = (read_map(tmp_path / name / "run_class001.mrc").values.numpy() for name in ("one", "two"))
+    np.testing.assert_allclose(two, one, atol=1e-4 * float(np.abs(one).max()))
+
+
 def test_a_search(
-    tmp_path: Path, searched_run: Path, searched_particles: Path, search_options: tuple[str, ...],
-    start_job: Callable[..., Any], codes_of: Callable[..., list[int]],
+    tmp_path: Path, searched_run: Path, searched_particles: Path, search_options: tuple[str, ...], start_job: Start,
+    codes_of: Wait,
 ) -> None:  # fmt: skip
     """NCCL, or what stands in for it: sums and poses of two processes."""
     words = ["reconstruct", str(searched_particles / "particles.star"), "-o", str(tmp_path / "run"), *search_options]
