@@ -37,6 +37,8 @@ def panels_of(bench: Bench, record: Record) -> list[tuple[str, Volume]]:
     """
     name, seed, classes = record["set"], record["seed"], record["options"][1]
     output = bench.output(name, seed, classes)
+    if not record["reported"]:
+        return [("one structure", read_map(output / "run_class001.mrc"))]
     found = {
         number: read_map(output / f"run_class{number:03d}.mrc") for number in range(1, len(record["reported"]) + 1)
     }
