@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.library import Library
 
 from pretended_cuda import copies, device_rules
 from pretended_cuda.engine import install_engine
@@ -14,7 +15,7 @@ from pretended_cuda.machine import MACHINE
 from pretended_cuda.messages import install_messages
 from pretended_cuda.torch_cuda import install_torch_cuda
 
-_libraries: list[torch.library.Library] = []
+_libraries: list[Library] = []
 _SPECIAL: dict[str, Callable[..., Any]] = {
     "copy_": copies.copy_, "_to_copy": copies.to_copy, "empty.memory_format": copies.empty,
     "empty_strided": copies.empty_strided, "resize_": copies.resize,
@@ -49,8 +50,8 @@ def install(devices: int = 1, memory: int = 0, watch: str = "cryoeq/") -> None:
         install_messages(_library("c10d"))
 
 
-def _library(name: str) -> torch.library.Library:
-    _libraries.append(torch.library.Library(name, "IMPL"))
+def _library(name: str) -> Library:
+    _libraries.append(Library(name, "IMPL"))
     return _libraries[-1]
 
 

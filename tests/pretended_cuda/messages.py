@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import Library
 
 from pretended_cuda.labels import on_host
 from pretended_cuda.machine import MACHINE
 
 
-def install_messages(library: torch.library.Library) -> None:
+def install_messages(library: Library) -> None:
     """Collectives of CUDA tensors, and groups that ask for NCCL.
 
     Args:
