@@ -222,6 +222,11 @@ class ParticleDataset:
         census = self.census or PixelCensus(self.table)
         return _read(self.images, rows, self.preprocessing, census)
 
+    def share_census(self) -> None:
+        """Join what the processes of a job, each of which read some of the images, found in them; all call this."""
+        if self.census is not None:
+            self.census.share()
+
     def new_warnings(self) -> tuple[str, ...]:
         """Warnings of what was found in images that were read since the dataset was opened, or since the last call."""
         return () if self.census is None else self.census.new_notes()

@@ -9,6 +9,7 @@ from scipy.ndimage import median_filter
 from torch import Tensor
 
 from cryoeq.domain.particles import ParticleTable
+from cryoeq.runtime.distributed import all_reduce_max
 
 # A pixel is no image of anything if it is this many times as far from the image's median as nine tenths of the pixels
 # are, and as anything that is left by a median filter. Sound images stay below 8 and 3: noise has no such tails,
@@ -135,12 +136,22 @@ class PixelCensus:
 
     def new_notes(self) -> tuple[str, ...]:
         """Warnings for the user that were not told before."""
-        for rows, is_loud in self.judged:
-            self.loud[rows.cpu()] = is_loud.cpu()
-        self.judged.clear()
+        self._settle()
         notes = tuple(text for text in self._notes() if text not in self.told)
         self.told.update(notes)
         return notes
+
+    def share(self) -> None:
+        """Join what the processes of a job have found, each in the images that it read; all of them call this."""
+        self._settle()
+        self.replaced, self.empty, self.loud, self.seen = (
+            all_reduce_max(found) for found in (self.replaced, self.empty, self.loud, self.seen)
+        )
+
+    def _settle(self) -> None:
+        for rows, is_loud in self.judged:
+            self.loud[rows.cpu()] = is_loud.cpu()
+        self.judged.clear()
 
     def _notes(self) -> tuple[str, ...]:
         """Each with the count and the first image; none where all is sound."""

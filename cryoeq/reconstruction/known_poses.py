@@ -83,6 +83,7 @@ def reconstruct_from_poses(
             for element in cosets:
                 equivalent = replace(local, rotations=local.rotations @ element.to(local.rotations))
                 _accumulate(sums[number], subset, equivalent, weights, plane, dataset)
+    dataset.share_census()
     sums = {number: half_sums.symmetrised(on_lattice).all_reduced() for number, half_sums in sums.items()}
     has_halves = 1 in sums and 2 in sums
     first, second = (_as_volume(sums[number].reconstruct(), dataset) if has_halves else None for number in (1, 2))

@@ -23,7 +23,7 @@ from cryoeq.physics.ctf import ctf_features, matched_filter
 from cryoeq.physics.noise import background_spectrum, shell_means
 from cryoeq.physics.shift import shift_phases
 from cryoeq.reconstruction.noise_groups import MIN_PARTICLES, BackgroundSums, NoiseGroups, at_radii
-from cryoeq.runtime.distributed import broadcast
+from cryoeq.runtime.distributed import all_reduce, broadcast, exchange_rows, shard, world_size
 
 POWER_ORDERS = 3  # angular orders 0, 2 and 4 of the squared CTF
 _HAT_SPACING = 0.5  # cycles per box
@@ -217,6 +217,8 @@ def load_transforms(
 ) -> Generator[Event, None, ParticleTransforms]:
     """Transforms of the whole stack: the only copy of the particles that a search keeps.
 
+    The processes of a job share the reading: each reads a part of the rows, and gives its transforms to the others.
+
     Args:
         dataset: particles, at the box where poses are inferred.
         device: device that keeps the transforms.
@@ -229,8 +231,10 @@ def load_transforms(
     groups = NoiseGroups.of_table(dataset.table, rows)
     backgrounds = BackgroundSums.empty(len(groups), plane.last_shell + 1, device)
     stack: ParticleTransforms | None = None
-    done = 0
-    for batch in read_batches(dataset, reading_batch(n, device), device, rows):
+    is_shared = count >= world_size()
+    positions = shard(torch.arange(count)) if is_shared else torch.arange(count)
+    first = done = int(positions[0]) if len(positions) else 0
+    for batch in read_batches(dataset, reading_batch(n, device), device, rows[positions]):
         there = slice(done, done + len(batch))
         transforms = _transform(batch, plane, dataset.pixel_size_angstrom)
         stack = _allocate(transforms, count) if stack is None else stack
@@ -239,9 +243,12 @@ def load_transforms(
         radius_px = dataset.preprocessing.background_radius * n / 2
         backgrounds = backgrounds.adding(*_background(batch, transforms, radius_px), group)
         done += len(batch)
-        yield Progress("reading", done, count)
+        yield Progress("reading", done - first, len(positions))
     if stack is None:
         raise ValueError("there are no particles")
+    if is_shared:
+        backgrounds = _exchange(stack, backgrounds)
+    dataset.share_census()
     stack = replace(stack, background_variance=broadcast(backgrounds.variance).to(stack.ctf_squared))
     if len(groups) > 1:
         stack = replace(stack, group=groups.of_particle.to(device))
@@ -318,6 +325,14 @@ def _write(stack: ParticleTransforms, rows: slice, batch: ParticleTransforms) ->
     stack.ctf_squared_harmonics[:, rows] = batch.ctf_squared_harmonics
     if stack.ctf_features is not None and batch.ctf_features is not None:
         stack.ctf_features[rows] = batch.ctf_features
+
+
+def _exchange(stack: ParticleTransforms, backgrounds: BackgroundSums) -> BackgroundSums:
+    """Fill the rows of the stack, which is written to, that other processes have read; the sums over all images."""
+    columns = [stack.ctf_multiplied, stack.ctf_squared, *stack.ctf_squared_harmonics]
+    for column in columns if stack.ctf_features is None else [*columns, stack.ctf_features]:
+        exchange_rows(column)
+    return BackgroundSums(all_reduce(backgrounds.sums))
 
 
 def _transform(batch: ParticleBatch, plane: HalfPlane, pixel_size_angstrom: float) -> ParticleTransforms:

@@ -101,6 +101,20 @@ def broadcast(values: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
     return received
 
 
+def all_reduce_max(values: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """The largest value over all processes, element by element.
+
+    Args:
+        values: numbers or booleans, of the same shape in all processes.
+    """
+    if world_size() == 1:
+        return values
+    largest = values.to(torch.int32) if values.dtype == torch.bool else values.clone()
+    with _lost_process_explained():
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest.to(values.dtype)
+
+
 def any_rank(claim: bool) -> bool:
     """Whether a claim holds in any process."""
     return bool(all_reduce(torch.tensor(int(claim))))
@@ -147,6 +161,22 @@ def all_gather_rows(
         (all_rows,) = _all_gather_uneven((rows.int(),), sizes)
         rows, values = all_rows.long(), _all_gather_uneven(values, sizes)
     return tuple(column.new_zeros(count, *column.shape[1:]).index_copy(0, rows, column) for column in values)
+
+
+def exchange_rows(table: Shaped[Tensor, "count ..."]) -> None:
+    """Give every process the whole of a table of which each has written the rows of its ``shard``; in place.
+
+    A process sends its rows to all others, so no second table is needed.
+
+    Args:
+        table: contiguous, and written to.
+    """
+    if world_size() == 1:
+        return
+    values = torch.view_as_real(table) if table.is_complex() else table
+    with _lost_process_explained():
+        for rank, rows in enumerate(values.split(_sizes(len(values)))):
+            dist.broadcast(rows, rank)
 
 
 def all_gather(table: Table, rows: Int[Tensor, " local"], count: int) -> Table:

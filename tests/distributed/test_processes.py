@@ -26,8 +26,14 @@ def talk() -> dict[str, Any]:
         "sum": processes.all_reduce(torch.tensor([rank + 1.0, 2.0])),
         "complex sum": processes.all_reduce(torch.tensor([complex(rank, 1)])),
         "first": processes.broadcast(torch.tensor(rank + 5.0)),
+        "largest": processes.all_reduce_max(torch.tensor([rank, -rank, 7])),
+        "any": processes.all_reduce_max(torch.tensor([rank == 1, False])),
         "claims": [processes.any_rank(rank == 1), processes.any_rank(False)],
     }
+    table = torch.zeros(ROWS, 2, dtype=torch.complex128)
+    table[processes.shard(torch.arange(ROWS))] = torch.complex(squares, -squares)
+    processes.exchange_rows(table)
+    said["exchanged"] = table
     values = torch.randn(ROWS, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     for count in (ROWS, 1):  # of one image all processes make the same
         share = BatchShard.local(count)
@@ -58,6 +64,7 @@ def test_what_processes_tell_each_other(together: Callable[..., list[Any]], coun
             assert [len(one["halves"][half]) > 0 for one in said] == [
                 rank // (count // 2) == half for rank in range(count)
             ]
+    mixed = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1))
     triangle = count * (count + 1) / 2
     for one in said:
         squares, numbers = one["gathered"]  # nobody has worked on the last
@@ -67,6 +74,10 @@ def test_what_processes_tell_each_other(together: Callable[..., list[Any]], coun
         assert one["complex sum"].tolist() == [complex(triangle - count, count)]
         assert float(one["first"]) == 5.0
         assert one["claims"] == [True, False]
+        assert one["largest"].tolist() == [count - 1, 0, 7]
+        assert one["any"].tolist() == [True, False]
+        assert one["exchanged"].real.tolist() == squares[mixed].tolist()
+        assert one["exchanged"].imag.tolist() == (-squares[mixed]).tolist()
         for images in (ROWS, 1):
             assert float(one[f"mean {images}"].abs().max()) < 1e-14
             assert float(one[f"batch {images}"].abs().max()) == 0
@@ -80,6 +91,7 @@ def test_a_process_that_is_alone_keeps_what_it_has() -> None:
     values = torch.randn(5, 2)
     assert processes.all_reduce(values) is values
     assert processes.broadcast(values) is values
+    assert processes.all_reduce_max(values) is values
     assert processes.shard(torch.arange(5)).tolist() == list(range(5))
     assert processes.shard_half_set(torch.arange(5), 2).tolist() == list(range(5))
     assert BatchShard.local(5).weight == 1.0
