@@ -36,6 +36,10 @@ _TRIAL_ITERATIONS = 3  # of consensus refinement, after which random starts are 
 # to 0.99 on 1WCM, 8BK7 (D2) and 7L2I (C4) at SNR 0.1, 0.31 to 0.40 on images of noise.
 _MIN_FSC = 0.7
 _SHELLS = slice(2, 7)
+# A start that is better than all others by this much per particle, in nats, and by three times what these differ, is
+# worth twice the starts: on a small stack with junk one start of four found 1WCM, 12.6 against 8.8, 8.8 and 9.0. Of
+# images of noise four starts differ by 0.04 in all.
+_STANDS_OUT, _TIMES_THEIR_RANGE = 0.5, 3.0
 _COMPARISON = 2**31  # number of an iteration that no refinement reaches: all starts are compared on one grid
 # Two consensus maps are compared where a wrong one has detail of its own: 0.97 on 1WCM at SNR 0.1, found; 0.25 at SNR
 # 0.03, not found, where trial maps had agreed by 0.85 over the first shells.
@@ -83,6 +87,8 @@ def run_multi_start(
 ) -> Generator[Event, None, RefinementState]:
     """Random starts until that of the highest likelihood is reproduced; each is refined for a few iterations.
 
+    Where the likelihood of the best stands out above all others, up to twice as many starts are made.
+
     Args:
         particles: CTF-multiplied transforms of all particles, in the box of the consensus refinement.
         half_set: half set of each particle, 1 or 2.
@@ -97,7 +103,9 @@ def run_multi_start(
     trial = replace(settings, refinement=replace(settings.refinement, consensus_shells=shells, max_extra_iterations=0))
     candidates: list[tuple[float, RefinementState]] = []
     agreement, count = -1.0, settings.max_starts
-    for start in range(restart * count, (restart + 1) * count):
+    numbers = [*range(restart * count, (restart + 1) * count)]
+    further = (2 * MAX_RESTARTS + 1 + restart) * count  # numbers that no other start has
+    for start in numbers:
         state = yield from checkpoint(f"initial_model_{start}", _start(particles, half_set, trial, start))
         candidates.append((log_likelihood_at_one_noise(state, particles, settings), state))
         candidates.sort(key=lambda candidate: -candidate[0])
@@ -108,6 +116,8 @@ def run_multi_start(
             agreement = max((_agreement(best, other, settings, compared, _MIN_FSC) for other in others), default=1.0)
         if agreement > _MIN_FSC:
             break
+        if len(candidates) == count and _stands_out([value for value, _ in candidates]):
+            numbers.extend(range(further, further + count))  # the loop goes on with these
     if len(candidates) > 1:
         values = ", ".join(f"{value:.2f}" for value, _ in candidates)
         yield Note(
@@ -116,6 +126,14 @@ def run_multi_start(
         )
     _require_agreement(agreement, len(candidates))
     return candidates[0][1]
+
+
+def _stands_out(values: list[float]) -> bool:
+    """Whether the first of some log-likelihoods, in falling order, is far above all others."""
+    if len(values) < 3:
+        return False
+    best, second, last = values[0], values[1], values[-1]
+    return best - second > max(_STANDS_OUT, _TIMES_THEIR_RANGE * (second - last))
 
 
 def log_likelihood_at_one_noise(

@@ -8,11 +8,17 @@ import pytest
 import torch
 
 from cryoeq.domain.events import result_of
+from cryoeq.errors import DivergedError
 from cryoeq.geometry.map_filter import low_pass
 from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.reconstruction.half_set_refinement import begin_refinement, refine_consensus
 from cryoeq.reconstruction.initial_model import InitialModel, InitialModelSettings
-from cryoeq.reconstruction.multi_start import at_low_resolution, log_likelihood_at_one_noise, run_multi_start
+from cryoeq.reconstruction.multi_start import (
+    MAX_RESTARTS,
+    at_low_resolution,
+    log_likelihood_at_one_noise,
+    run_multi_start,
+)
 from cryoeq.reconstruction.settings import AbInitioSettings
 from cryoeq.reconstruction.state import ConsensusMap, RefinementSettings, RefinementState, Step
 
@@ -89,3 +95,47 @@ def test_a_map_is_not_preferred_for_the_noise_that_it_leaves(
 
     monkeypatch.setattr("cryoeq.reconstruction.multi_start._start", start)
     assert result_of(run_multi_start(particles, half_set, settings)).reference is states[0].reference
+
+
+@pytest.mark.parametrize(
+    ("values", "made"),
+    [
+        ([12.6, 8.8, 8.9, 9.0, 12.5], 5),  # the best stands out, and the first further start reproduces it
+        ([12.6, 8.8, 8.9, 9.0, 8.7, 8.8, 8.9, 9.0], 8),  # never reproduced: twice as many, and no more
+        ([1.13, 1.13, 1.11, 1.09], 4),  # noise
+        ([12.6, 12.4, 8.9, 9.0], 4),  # two that are good and differ: more starts do not settle it
+    ],
+)
+def test_more_starts_are_made_where_the_best_stands_out(
+    monkeypatch: pytest.MonkeyPatch, make_known: Make, observe: Make, values: list[float], made: int
+) -> None:
+    particles, half_set = observe(make_known(20, sigma=2.0).dataset), torch.arange(20) % 2 + 1
+    refinement = RefinementSettings((5, 5), 0, 40, 1, 7, 0, 1, 2.0, 0.42, torch.eye(3)[None], 80.0)
+    settings = AbInitioSettings(2, 4, InitialModelSettings(2, 4, 3, 5, 1, 2.0, 0.42), refinement, "C1", 5.0, 0)
+    begun = begin_refinement(
+        InitialModel(torch.zeros(1, 16, 16, 16), torch.zeros(20, 2), 0.0), particles, half_set, refinement, 5
+    )
+    numbers: list[int] = []
+
+    def start(*given: object) -> Step:
+        numbers.append(int(str(given[-1])))
+        yield from ()
+        return begun
+
+    left = iter(values)
+
+    def agreement(*_: object) -> float:
+        return 0.98 if len(numbers) == 5 and values[4] > 12 else 0.6
+
+    monkeypatch.setattr("cryoeq.reconstruction.multi_start._start", start)
+    monkeypatch.setattr("cryoeq.reconstruction.multi_start.log_likelihood_at_one_noise", lambda *_: next(left))
+    monkeypatch.setattr("cryoeq.reconstruction.multi_start._agreement", agreement)
+    if len(values) == 5:
+        result_of(run_multi_start(particles, half_set, settings))
+    else:
+        with pytest.raises(DivergedError, match=f"{made} random starts"):
+            result_of(run_multi_start(particles, half_set, settings))
+    assert len(numbers) == made
+    of_others = {*range(4, 4 * (2 * MAX_RESTARTS + 1))}  # of restarts, with and without symmetry, and of verification
+    assert not of_others & {*numbers}
+    assert len({*numbers}) == made
