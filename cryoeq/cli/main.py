@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import cryoeq
+from cryoeq.cli.cite import cite
 from cryoeq.cli.demo import demo
 from cryoeq.cli.doctor import doctor
 from cryoeq.cli.errors import explain, print_message
@@ -59,6 +60,7 @@ lattice.command("find", cls=Command)(find)
 lattice.command("reduce", cls=Command)(reduce)
 app.command("demo", cls=Command, rich_help_panel=_HELP)(demo)
 app.command("doctor", cls=Command, rich_help_panel=_HELP)(doctor)
+app.command("cite", cls=Command, rich_help_panel=_HELP)(cite)
 app.command("settings", cls=Command, rich_help_panel=_HELP)(settings)
 app.command("simulate", cls=Command, rich_help_panel=_RECONSTRUCTION)(simulate)
 app.command("reconstruct", cls=Command, rich_help_panel=_RECONSTRUCTION)(reconstruct)

@@ -82,7 +82,8 @@ class MultiStartConfig(FrozenConfig):
         default=4,
         ge=1,
         le=64,
-        description="random starts at most, until the best map is reproduced (8 with T, O, I); twice as many where the best stands out",
+        description="random starts at most, until the best map is reproduced (8 with T, O, I); twice as many where the "
+        "best stands out",
     )
 
 
