@@ -16,6 +16,7 @@ from cryoeq.cli.doctor import doctor
 from cryoeq.cli.errors import explain, print_message
 from cryoeq.cli.evaluate import evaluate
 from cryoeq.cli.fsc import fsc
+from cryoeq.cli.help import help_
 from cryoeq.cli.help_page import Command, Group
 from cryoeq.cli.infer import infer
 from cryoeq.cli.lattice import reduce
@@ -59,6 +60,7 @@ Examples:
 lattice.command("find", cls=Command)(find)
 lattice.command("reduce", cls=Command)(reduce)
 app.command("demo", cls=Command, rich_help_panel=_HELP)(demo)
+app.command("help", cls=Command, rich_help_panel=_HELP)(help_)
 app.command("doctor", cls=Command, rich_help_panel=_HELP)(doctor)
 app.command("cite", cls=Command, rich_help_panel=_HELP)(cite)
 app.command("settings", cls=Command, rich_help_panel=_HELP)(settings)

@@ -182,7 +182,7 @@ def test_messages_name_what_was_typed(words: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_every_command_with_settings_is_tried() -> None:
-    without = {"cite", "doctor", "settings", "lattice"}
+    without = {"cite", "doctor", "help", "settings", "lattice"}
     assert {command_of(words).name for words in KINDS} == {command.name for command in COMMANDS.values()} - without
 
 
