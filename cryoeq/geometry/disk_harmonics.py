@@ -12,7 +12,7 @@ Barnett 2020, Factorization of the translation kernel for fast rigid image align
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -87,6 +87,11 @@ class DiskHarmonics:
     def n_even(self) -> int:
         """Number of even orders."""
         return (len(self.orders) + 1) // 2
+
+    @cached_property
+    def n_radial(self) -> tuple[int, ...]:
+        """Number of radial functions of each order: the rest of its coefficients are 0, about half of all."""
+        return tuple((self.basis.abs().amax(1) > 0).sum(1).tolist())
 
     def analyse(self, images: Complex[Tensor, "batch points"]) -> Float[Tensor, "orders batch radial 2"]:
         """Coefficients of images, real and imaginary part; what lies outside disk and band is dropped."""

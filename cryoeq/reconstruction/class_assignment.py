@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cryoeq.domain.events import Event, Progress, result_of
+from cryoeq.domain.events import Event, Progress
 from cryoeq.geometry.disk_harmonics import disk_harmonics, support_radius
 from cryoeq.physics.backprojection import WienerBackprojection
 from cryoeq.reconstruction.class_refinement import ClassesState, class_references
-from cryoeq.reconstruction.expectation import BestPoses, expectation_step, hexagonal_offsets, offset_step_px
+from cryoeq.reconstruction.expectation import BestPoses, hexagonal_offsets, offset_step_px, pose_posterior
 from cryoeq.reconstruction.local_refinement import refine_poses
 from cryoeq.reconstruction.maximization import maximization_step
 from cryoeq.reconstruction.noise_model import shell_precision
@@ -119,10 +119,10 @@ def _search_poses(
         offsets = hexagonal_offsets(centres, step_px, n_offsets, generator)
         likelihood = PoseLikelihood.of_classes(references, grid, harmonics)
         local = shard(torch.arange(len(members), device=members.device))
-        steps = expectation_step(
+        posterior = pose_posterior(
             subset, likelihood, offsets[local], rows=members[local], shift_sigma_px=settings.shift_sigma_px
         )
-        found = all_gather(result_of(steps).posterior, local, len(members)).best
+        found = all_gather(posterior, local, len(members)).best
         found = _refined(found, references, subset, members, settings, steps=2 * _STEPS)
         # At these maps and their noise: the log-likelihoods of before are those of others, and cannot be compared.
         present = _refined(best.rows(members), references, subset, members, settings, steps=_STEPS)

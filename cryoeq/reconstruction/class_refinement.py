@@ -19,12 +19,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cryoeq.domain.events import Event, result_of
+from cryoeq.domain.events import Event
 from cryoeq.domain.pose import PoseSet
 from cryoeq.geometry.disk_harmonics import disk_harmonics, support_radius
 from cryoeq.physics.backprojection import WienerBackprojection
 from cryoeq.physics.projection import prepare_slices
-from cryoeq.reconstruction.expectation import BestPoses, Posterior, expectation_step, hexagonal_offsets, offset_step_px
+from cryoeq.reconstruction.expectation import (
+    BestPoses,
+    Posterior,
+    expectation_step,
+    hexagonal_offsets,
+    offset_step_px,
+    pose_posterior,
+)
 from cryoeq.reconstruction.half_set_refinement import Iteration, begin_refinement
 from cryoeq.reconstruction.initial_model import NULL_SHARE, InitialModel
 from cryoeq.reconstruction.local_refinement import refine_poses
@@ -203,7 +210,7 @@ def log_likelihood_at_one_noise(
     likelihood = PoseLikelihood.of_classes(references, grid, harmonics)
     rows = _rows(particles, settings, len(state.maps), seed=seed)
     local = shard(rows)
-    steps = expectation_step(
+    posterior = pose_posterior(
         particles.within(radius, n),
         likelihood,
         state.particles.poses.shifts_px[local][:, None],
@@ -212,7 +219,7 @@ def log_likelihood_at_one_noise(
         class_shares=state.shares * (1 - state.prior_null_share),
         null_share=state.prior_null_share,
     )
-    return float(all_gather(result_of(steps).posterior, local, len(particles)).log_evidence[rows].mean())
+    return float(all_gather(posterior, local, len(particles)).log_evidence[rows].mean())
 
 
 def _rows(

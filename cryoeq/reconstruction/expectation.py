@@ -13,13 +13,11 @@ from cryoeq.domain.particle_rows import ParticleRows
 from cryoeq.domain.pose import PoseSet
 from cryoeq.reconstruction.particle_transforms import LikelihoodTerms, ParticleTransforms
 from cryoeq.reconstruction.pose_likelihood import PoseLikelihood
+from cryoeq.reconstruction.pose_scores import MIN_LOG_WEIGHT, PoseScores, PoseWeights, pose_scores
 from cryoeq.runtime.batching import in_parallel, numbers_at_a_time
 
 # Log-likelihoods in memory at a time: few enough for a processor's cache, enough for its matrix products.
 LOG_LIKELIHOODS_ON_CPU = 2**21
-# Exponentials below this are as good as 0; smaller ones become denormal numbers, which take 20 times as long.
-_MIN_LOG_WEIGHT = -60.0
-_LEAST_SHARE = 1e-6  # of a class, before its logarithm
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ def expectation_step(
     null_share: float = 0.0,
     progress: Callable[[int], Event] | None = None,
 ) -> Generator[Event, None, EStepResult]:
-    """Posterior of each particle, in small batches; an event after each but the last.
+    """Posterior of each particle, in small batches, and the sums of the images; an event after each but the last.
 
     Args:
         particles: particles up to the radius of the likelihood.
@@ -129,114 +127,150 @@ def expectation_step(
         null_share: prior probability that an image shows none of the maps, but noise alone.
         progress: the event after a number of particles.
     """
-    rows = torch.arange(len(particles), device=offsets_px.device) if rows is None else rows
-    if len(rows) == 0:  # another process's
+    if len(offsets_px) == 0:  # another process's
         nothing = Posterior.empty(particles.plane.box_size_px, particles.device, likelihood.n_maps)
         return EStepResult(likelihood.no_images(), nothing)
-    count, size = offsets_px.shape[1], numbers_at_a_time(particles.device, LOG_LIKELIHOODS_ON_CPU)
-    hypotheses = len(likelihood.grid.inplane_rad) * 2 * len(likelihood.grid.views) * likelihood.n_maps
-
-    def summarise(batch: Int[Tensor, " batch"]) -> tuple[LikelihoodTerms, Posterior]:
-        offsets = offsets_px[batch]
-        terms = particles.rows(rows[batch]).at_offsets(offsets, likelihood.harmonics)
-        prior = -0.5 * offsets.square().sum(-1) / shift_sigma_px**2 if shift_sigma_px > 0 else None
-        log_likelihoods = likelihood.log_likelihoods(terms)
-        if class_shares is not None:
-            of_class = log_likelihoods.view(len(log_likelihoods), 2, likelihood.n_maps, -1)
-            of_class += class_log_prior(class_shares)[:, None]
-        weights, normaliser, posterior = _normalise(
-            likelihood, log_likelihoods, offsets, prior, temperature, null_share
-        )
-        return likelihood.sum_images(weights, terms.scaled(normaliser)), posterior
-
-    batches = torch.arange(len(rows), device=offsets_px.device).split(max(1, size // (hypotheses * count)))
-    results = in_parallel(summarise, batches)
+    prior = _Prior(shift_sigma_px, temperature, class_shares, null_share)
+    step = _Step(particles, likelihood, offsets_px, rows, prior)
+    results = in_parallel(step.sum_images, step.batches())
     sums, posterior = next(results)
     posteriors, done = [posterior], len(posterior.confidence)
     for batch_sums, posterior in results:
-        yield progress(done) if progress else Progress("expectation", done, len(rows))
+        yield progress(done) if progress else Progress("expectation", done, len(offsets_px))
         sums = sums + batch_sums
         posteriors.append(posterior)
         done += len(posterior.confidence)
     return EStepResult(sums, Posterior.cat(posteriors))
 
 
-def class_log_prior(shares: Float[Tensor, " classes"]) -> Float[Tensor, " classes"]:
-    """What the log-likelihoods of each class's poses gain by the prior, so that their mean is the evidence."""
-    return (shares * len(shares)).clamp(min=_LEAST_SHARE).log()
-
-
-def _normalise(
+def pose_posterior(
+    particles: ParticleTransforms,
     likelihood: PoseLikelihood,
-    weights: Float[Tensor, "angles hypotheses rows"],
-    offsets_px: Float[Tensor, "particles offsets 2"],
-    log_prior: Float[Tensor, "particles offsets"] | None,
-    temperature: float,
-    null_share: float,
-) -> tuple[Float[Tensor, "angles hypotheses rows"], Float[Tensor, " rows"], Posterior]:
-    """Unnormalised posterior, the factor that normalises each of its rows, and its summary."""
-    count, n_offsets = offsets_px.shape[:2]
-    if log_prior is not None:
-        weights += log_prior.reshape(-1)
-    best = _best_of_each_class(weights, likelihood, offsets_px)
-    highest, of_class = best.log_likelihood.max(1)
-    weights.sub_(highest.repeat_interleave(n_offsets))
-    if temperature != 1.0:
-        weights.div_(temperature)
-    row_sums = weights.clamp_(min=_MIN_LOG_WEIGHT).exp_().sum((0, 1)).view(count, n_offsets)
-    sums, poses = row_sums.sum(1, keepdim=True), weights[..., 0].numel()
-    if null_share > 0:
-        # The likelihood of noise alone is 1, as that of a map that is 0.
-        of_noise = -highest[:, None] if log_prior is None else log_prior - highest[:, None]
-        of_noise = (of_noise + math.log(null_share)).div(temperature).clamp(min=_MIN_LOG_WEIGHT).exp()
-        sums = sums + poses * (of_noise if log_prior is not None else of_noise.expand(-1, n_offsets)).sum(
-            1, keepdim=True
+    offsets_px: Float[Tensor, "rows offsets 2"],
+    *,
+    shift_sigma_px: float,
+    rows: Int[Tensor, " rows"] | None = None,
+    class_shares: Float[Tensor, " classes"] | None = None,
+    null_share: float = 0.0,
+) -> Posterior:
+    """The posterior of ``expectation_step`` alone, without the sums of the images.
+
+    Args:
+        particles: particles up to the radius of the likelihood.
+        likelihood: likelihood of the poses of a grid under the current map.
+        offsets_px: offsets of each particle that takes part.
+        shift_sigma_px: standard deviation of the normal prior of offsets, per axis; 0 for a flat prior.
+        rows: particles that take part, copied a batch at a time only; None for all.
+        class_shares: prior probability of each map of the likelihood; None where all are alike.
+        null_share: prior probability that an image shows none of the maps, but noise alone.
+    """
+    nothing = Posterior.empty(particles.plane.box_size_px, particles.device, likelihood.n_maps)
+    if len(offsets_px) == 0:  # another process's
+        return nothing
+    step = _Step(particles, likelihood, offsets_px, rows, _Prior(shift_sigma_px, 1.0, class_shares, null_share))
+    return Posterior.cat([nothing, *in_parallel(step.posterior, step.batches())])
+
+
+@dataclass(frozen=True)
+class _Prior:
+    """What the posterior depends on beside the likelihood; see ``expectation_step``."""
+
+    shift_sigma_px: float
+    temperature: float
+    class_shares: Float[Tensor, " classes"] | None
+    null_share: float
+
+    def of_offsets(self, offsets_px: Float[Tensor, "particles offsets 2"]) -> Float[Tensor, "particles offsets"] | None:
+        """Logarithm of the prior of each offset; None for a flat one."""
+        return -0.5 * offsets_px.square().sum(-1) / self.shift_sigma_px**2 if self.shift_sigma_px > 0 else None
+
+
+@dataclass(frozen=True)
+class _Step:
+    """An E-step; see ``expectation_step``."""
+
+    particles: ParticleTransforms
+    likelihood: PoseLikelihood
+    offsets_px: Float[Tensor, "rows offsets 2"]
+    rows: Int[Tensor, " rows"] | None
+    prior: _Prior
+
+    def batches(self) -> tuple[Int[Tensor, " batch"], ...]:
+        """Numbers of the rows of each batch."""
+        grid, device = self.likelihood.grid, self.offsets_px.device
+        hypotheses = len(grid.inplane_rad) * 2 * len(grid.views) * self.likelihood.n_maps
+        size = numbers_at_a_time(self.particles.device, LOG_LIKELIHOODS_ON_CPU)
+        count = max(1, size // (hypotheses * self.offsets_px.shape[1]))
+        return torch.arange(len(self.offsets_px), device=device).split(count)
+
+    def sum_images(self, batch: Int[Tensor, " batch"]) -> tuple[LikelihoodTerms, Posterior]:
+        """Sums of the images of a batch, and their posterior."""
+        terms = self._terms(batch)
+        weights, normaliser, posterior = self._normalise(terms, self.offsets_px[batch], for_images=True)
+        return weights.sum_images(terms.scaled(normaliser)), posterior
+
+    def posterior(self, batch: Int[Tensor, " batch"]) -> Posterior:
+        """Posterior of a batch."""
+        return self._normalise(self._terms(batch), self.offsets_px[batch], for_images=False)[2]
+
+    def _terms(self, batch: Int[Tensor, " batch"]) -> LikelihoodTerms:
+        rows = batch if self.rows is None else self.rows[batch]
+        return self.particles.rows(rows).at_offsets(self.offsets_px[batch], self.likelihood.harmonics)
+
+    def _normalise(
+        self, terms: LikelihoodTerms, offsets_px: Float[Tensor, "particles offsets 2"], *, for_images: bool
+    ) -> tuple[PoseWeights, Float[Tensor, " rows"], Posterior]:
+        """Unnormalised posterior, the factor that normalises each of its rows, and its summary."""
+        count, n_offsets = offsets_px.shape[:2]
+        likelihood, prior, log_prior = self.likelihood, self.prior, self.prior.of_offsets(offsets_px)
+        scores = pose_scores(likelihood, terms, log_prior, prior.class_shares)
+        of_hypotheses = scores.highest()
+        best = _best_of_each_class(scores, of_hypotheses, likelihood, offsets_px)
+        highest, of_class = best.log_likelihood.max(1)
+        weights = scores.weights(of_hypotheses, highest, prior.temperature, for_images=for_images)
+        of_maps = weights.sums.view(-1, count, n_offsets)
+        row_sums = of_maps.sum(0)
+        sums, poses = row_sums.sum(1, keepdim=True), len(likelihood.grid.inplane_rad) * len(of_hypotheses)
+        if prior.null_share > 0:
+            # The likelihood of noise alone is 1, as that of a map that is 0.
+            of_noise = -highest[:, None] if log_prior is None else log_prior - highest[:, None]
+            of_noise = of_noise + math.log(prior.null_share)
+            of_noise = of_noise.div(prior.temperature).clamp(min=MIN_LOG_WEIGHT).exp()
+            sums = sums + poses * of_noise.expand(-1, n_offsets).sum(1, keepdim=True)
+        normaliser = sums.reciprocal()
+        posterior = Posterior(
+            poses=best.poses_of(of_class, likelihood.harmonics.plane.box_size_px),
+            mean_shifts_px=(row_sums * normaliser)[:, None].matmul(offsets_px)[:, 0],
+            confidence=normaliser[:, 0],
+            log_evidence=highest - (normaliser[:, 0] * poses).log(),
+            class_probability=of_maps.sum(2).T * normaliser,
+            best=best,
         )
-    normaliser = sums.reciprocal()
-    posterior = Posterior(
-        poses=best.poses_of(of_class, likelihood.harmonics.plane.box_size_px),
-        mean_shifts_px=(row_sums * normaliser)[:, None].matmul(offsets_px)[:, 0],
-        confidence=normaliser[:, 0],
-        log_evidence=highest - (normaliser[:, 0] * poses).log(),
-        class_probability=_class_sums(weights, row_sums, likelihood) * normaliser,
-        best=best,
-    )
-    return weights, normaliser.expand(count, n_offsets).reshape(-1), posterior
+        return weights, normaliser.expand(count, n_offsets).reshape(-1), posterior
 
 
 def _best_of_each_class(
-    scores: Float[Tensor, "angles hypotheses rows"],
+    scores: PoseScores,
+    highest: Float[Tensor, "hypotheses rows"],
     likelihood: PoseLikelihood,
     offsets_px: Float[Tensor, "particles offsets 2"],
 ) -> BestPoses:
     """The pose of the highest score under each map."""
     (count, n_offsets), n_maps = offsets_px.shape[:2], likelihood.n_maps
-    views = scores.shape[1] // (2 * n_maps)
-    of_map = scores.amax(0).view(2, n_maps, views, -1).transpose(0, 1).reshape(n_maps, 2 * views, -1)
+    views = len(highest) // (2 * n_maps)
+    of_map = highest.view(2, n_maps, views, -1).transpose(0, 1).reshape(n_maps, 2 * views, -1)
     by_row, hypothesis = of_map.max(1)
-    highest, offset = by_row.view(n_maps, count, n_offsets).max(2)
+    best, offset = by_row.view(n_maps, count, n_offsets).max(2)
     particle = torch.arange(count, device=offset.device)
     row = particle * n_offsets + offset
     hypothesis = hypothesis.gather(1, row)
     view, is_mirrored = hypothesis % views, hypothesis >= views
     number = torch.arange(n_maps, device=offset.device)[:, None]
-    angle = scores[:, (is_mirrored * n_maps + number) * views + view, row].argmax(0)
+    angle = scores.over_angles((is_mirrored * n_maps + number) * views + view, row).argmax(0)
     rotations = likelihood.grid.rotations(angle.flatten(), hypothesis.flatten())
     return BestPoses(
-        rotations.view(n_maps, count, 3, 3).transpose(0, 1), offsets_px[particle, offset].transpose(0, 1), highest.T
+        rotations.view(n_maps, count, 3, 3).transpose(0, 1), offsets_px[particle, offset].transpose(0, 1), best.T
     )
-
-
-def _class_sums(
-    weights: Float[Tensor, "angles hypotheses rows"],
-    row_sums: Float[Tensor, "particles offsets"],
-    likelihood: PoseLikelihood,
-) -> Float[Tensor, "particles classes"]:
-    """Sums of the unnormalised posterior over offsets and all poses of each map."""
-    if likelihood.n_maps == 1:
-        return row_sums.sum(1, keepdim=True)
-    by_class = weights.sum(0).view(2, likelihood.n_maps, -1, *row_sums.shape)
-    return by_class.sum((0, 2, 4)).T
 
 
 def offset_step_px(box_size_px: int, radius: float, per_wavelength: float) -> float:

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from cryoeq.domain.events import Event, Progress, result_of
+from cryoeq.domain.events import Event, Progress
 from cryoeq.geometry.disk_harmonics import disk_harmonics, support_radius
-from cryoeq.reconstruction.expectation import Posterior, disk_offsets, expectation_step, offset_step_px
+from cryoeq.reconstruction.expectation import Posterior, disk_offsets, offset_step_px, pose_posterior
 from cryoeq.reconstruction.local_refinement import RefinedPoses, refine_poses
 from cryoeq.reconstruction.particle_scale import update_scales
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
@@ -147,7 +147,7 @@ def search_poses_exhaustively(
         else torch.zeros(len(rows), 1, 2, device=device)
     )
     local_rows = shard(torch.arange(len(rows), device=device))
-    steps = expectation_step(
+    posterior = pose_posterior(
         subset, likelihood, offsets[local_rows], rows=rows[local_rows], shift_sigma_px=settings.shift_sigma_px
     )
-    return all_gather(result_of(steps).posterior, local_rows, len(rows))
+    return all_gather(posterior, local_rows, len(rows))

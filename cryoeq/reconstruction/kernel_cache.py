@@ -1,12 +1,17 @@
-"""Machine code of the compiled local refinement: whether it is there, and how to make it before it is needed."""
+"""Machine code of the kernels for CPUs: whether it is there, and how to make it before it is needed."""
 
 from typing import Any
 
 import torch
 
+from cryoeq.geometry.disk_harmonics import disk_harmonics
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.reconstruction import compiled_refinement as compiled
+from cryoeq.reconstruction import compiled_scores
 from cryoeq.reconstruction.normal_equations import WeightedImages
+from cryoeq.reconstruction.particle_transforms import LikelihoodTerms, transforms_of_matched
+from cryoeq.reconstruction.pose_likelihood import PoseGrid, PoseLikelihood
+from cryoeq.reconstruction.reference import Reference
 
 _TINY_PX = 8
 
@@ -16,7 +21,10 @@ def is_compiled() -> bool:
 
     Numba has no public way to tell; where it keeps its index otherwise than now, the answer is no.
     """
-    kernel: Any = compiled._refine_images
+    return all(map(_is_there, (compiled._refine_images, *compiled_scores.KERNELS)))
+
+
+def _is_there(kernel: Any) -> bool:
     if kernel.signatures:
         return True
     index: Any = getattr(getattr(kernel, "_cache", None), "_cache_file", None)
@@ -24,9 +32,22 @@ def is_compiled() -> bool:
 
 
 def compile_now() -> None:
-    """Make the machine code, or read it, by the refinement of one image of few pixels."""
+    """Make the machine code, or read it, by the refinement and the posterior of one image of few pixels."""
     plane = HalfPlane.up_to(_TINY_PX, _TINY_PX / 2 - 1)
     nothing, ones = torch.zeros(1, len(plane), dtype=torch.complex64), torch.ones(1, len(plane))
     padded = torch.zeros((2 * _TINY_PX,) * 3, dtype=torch.complex64)
     observed, pose = WeightedImages(plane, nothing, ones), (torch.eye(3)[None], torch.zeros(1, 2))
     compiled.compiled_refinement(observed, padded, *pose, shift_sigma_px=1.0, steps=0)
+    harmonics = disk_harmonics(_TINY_PX, plane.last_radius, _TINY_PX / 2 - 1, torch.device("cpu"))
+    grid, map_of_nothing = PoseGrid.build(0, 4, torch.eye(3)), Reference.build(torch.zeros((_TINY_PX,) * 3), ones[0])
+    likelihood = PoseLikelihood.build(map_of_nothing, grid, harmonics)
+    terms = transforms_of_matched(nothing, ones, None, plane, 1.0).at_offsets(torch.zeros(1, 1, 2), harmonics)
+    _use_scores(likelihood, terms)
+
+
+def _use_scores(likelihood: PoseLikelihood, terms: LikelihoodTerms) -> None:
+    scores = compiled_scores.CompiledScores(likelihood, *likelihood.half_turns(terms), torch.zeros(1, 1))
+    highest = scores.highest()
+    # All hypotheses are alike; where one is far better, those that are significant are few.
+    highest[0] += 1e3
+    scores.weights(highest, highest.amax(0), 1.0).sum_images(terms)

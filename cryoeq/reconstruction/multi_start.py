@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cryoeq.domain.events import Event, Note, result_of
+from cryoeq.domain.events import Event, Note
 from cryoeq.domain.volume import Volume
 from cryoeq.errors import DivergedError
 from cryoeq.geometry.disk_harmonics import disk_harmonics, support_radius
@@ -15,7 +15,7 @@ from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map
 from cryoeq.geometry.pointgroup import frames_of_polyhedral_group
 from cryoeq.geometry.shells import fourier_shell_correlation, remove_round_part
 from cryoeq.maps.alignment import align_map, mirror_map, rotate_map
-from cryoeq.reconstruction.expectation import expectation_step
+from cryoeq.reconstruction.expectation import pose_posterior
 from cryoeq.reconstruction.half_set_refinement import begin_refinement, consensus_rows, refine_consensus
 from cryoeq.reconstruction.initial_model import InitialModel, estimate_initial_model
 from cryoeq.reconstruction.noise_model import shell_precision
@@ -161,10 +161,10 @@ def log_likelihood_at_one_noise(
     rows = consensus_rows(particles, refinement, seed=settings.seed)
     local = shard(rows)
     offsets = state.poses.shifts_px[local][:, None]
-    steps = expectation_step(
+    posterior = pose_posterior(
         particles.within(radius, n), likelihood, offsets, rows=local, shift_sigma_px=refinement.shift_sigma_px
     )
-    return float(all_gather(result_of(steps).posterior, local, len(particles)).log_evidence[rows].mean())
+    return float(all_gather(posterior, local, len(particles)).log_evidence[rows].mean())
 
 
 def verify_with_another_start(

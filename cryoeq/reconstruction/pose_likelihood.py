@@ -145,7 +145,7 @@ class PoseLikelihood:
         precision = references[0].precision[: len(plane)]
         slices = torch.cat([extract_slices(reference.padded, grid.views, plane) for reference in references])
         real, imag = harmonics.analyse(slices * precision).unbind(-1)
-        sign = _mirror_sign(harmonics.orders)[:, None, None]
+        sign = mirror_sign(harmonics.orders)[:, None, None]
         # Series of sum conj(P) Z, and of the mirrored view, whose coefficients are (-1)^m conj(P).
         linear = _complex_products((real, -imag), (real * sign, imag * sign))
         hats = power_hats(plane)
@@ -156,37 +156,65 @@ class PoseLikelihood:
 
     def log_likelihoods(self, images: LikelihoodTerms) -> Float[Tensor, "angles hypotheses rows"]:
         """Log-likelihood of each row under each pose, up to a constant of the image."""
+        even, odd = self.half_turns(images)
+        scores = even.new_empty(2, *even.shape)
+        torch.add(even, odd, out=scores[0])
+        torch.sub(even, odd, out=scores[1])
+        return scores.flatten(0, 1)
+
+    def half_turns(
+        self, images: LikelihoodTerms
+    ) -> tuple[Float[Tensor, "half hypotheses rows"], Float[Tensor, "half hypotheses rows"]]:
+        """Two halves of the log-likelihoods at the first half of the angles: of even orders and of odd ones.
+
+        Their sum is the log-likelihood at these angles. Even orders repeat after half a turn, odd ones change sign:
+        their difference is that at the other half of the angles.
+        """
         orders, rows = images.cross_term.shape[:2]
         series = torch.bmm(self.linear, images.cross_term.reshape(orders, rows, -1).transpose(1, 2))
         power = images.quadratic_term.reshape(POWER_ORDERS, rows, -1).transpose(1, 2)
         series[:POWER_ORDERS].baddbmm_(self.quadratic, power)
         half, count = len(self.grid.inplane_rad) // 2, self.harmonics.n_even
         synthesis = self._phases(is_analysis=False)
-        # Even orders repeat after half a turn, odd ones change sign.
         even = synthesis[:, :count].reshape(half, -1) @ series[:count].view(2 * count, -1)
         odd = synthesis[:, count:].reshape(half, -1) @ series[count:].view(2 * (orders - count), -1)
-        scores = even.new_empty(2, *even.shape)
-        torch.add(even, odd, out=scores[0])
-        torch.sub(even, odd, out=scores[1])
-        return scores.view(2 * half, -1, rows)
+        return even.view(half, -1, rows), odd.view(half, -1, rows)
 
     def sum_images(self, weights: Float[Tensor, "angles hypotheses rows"], images: LikelihoodTerms) -> LikelihoodTerms:
         """Images rotated into the frame of each view and summed with their weights: one row per view of each map.
 
         It is the adjoint of the cross term of ``log_likelihoods``.
         """
-        half, count = len(self.grid.inplane_rad) // 2, self.harmonics.n_even
-        orders, rows = images.cross_term.shape[:2]
-        first, second = weights.view(2, half, -1).unbind(0)
-        analysis = self._phases(is_analysis=True)
-        moments = torch.empty(orders, self.linear.shape[1], rows, dtype=weights.dtype, device=weights.device)
-        even, odd = analysis[:, :count].reshape(half, -1).T, analysis[:, count:].reshape(half, -1).T
-        torch.mm(even, first + second, out=moments[:count].view(2 * count, -1))
-        torch.mm(odd, first - second, out=moments[count:].view(2 * (orders - count), -1))
-        sign = _mirror_sign(self.harmonics.orders)[:, None, None]
+        first, second = weights.chunk(2)
+        return self.sum_halves(first + second, first - second, images)
+
+    def sum_halves(
+        self,
+        even: Float[Tensor, "half hypotheses rows"],
+        odd: Float[Tensor, "half hypotheses rows"],
+        images: LikelihoodTerms,
+    ) -> LikelihoodTerms:
+        """As ``sum_images``.
+
+        Args:
+            even: sum of the weights at each of the first half of the angles and half a turn further.
+            odd: their difference.
+            images: the images.
+        """
+        orders, rows, (analyse_even, analyse_odd) = len(self.linear), even.shape[2], self.analysis()
+        moments = even.new_empty(orders, self.linear.shape[1], rows)
+        count = self.harmonics.n_even
+        torch.mm(analyse_even.flatten(1).T, even.flatten(1), out=moments[:count].view(2 * count, -1))
+        torch.mm(analyse_odd.flatten(1).T, odd.flatten(1), out=moments[count:].view(2 * (orders - count), -1))
+        sign = mirror_sign(self.harmonics.orders)[:, None, None]
         linear = _sum_rows(moments, images.cross_term, sign)
         power = _sum_rows(moments[:POWER_ORDERS], images.quadratic_term, torch.ones_like(sign[:POWER_ORDERS]))
         return LikelihoodTerms(linear, power)
+
+    def analysis(self) -> tuple[Float[Tensor, "half even 2"], Float[Tensor, "half odd 2"]]:
+        """Takes the halves of ``sum_halves`` to Fourier coefficients over the angle, real and imaginary part."""
+        phases, count = self._phases(is_analysis=True), self.harmonics.n_even
+        return phases[:, :count], phases[:, count:]
 
     def no_images(self) -> LikelihoodTerms:
         """Sums over no image, as ``sum_images`` has them."""
@@ -249,7 +277,8 @@ def _hemisphere(healpix_order: int, dtype: torch.dtype, device: torch.device) ->
     return views[rank > 0].to(device)
 
 
-def _mirror_sign(orders: Int[Tensor, " orders"]) -> Float[Tensor, " orders"]:
+def mirror_sign(orders: Int[Tensor, " orders"]) -> Float[Tensor, " orders"]:
+    """The sign of each order in a mirrored image, beside the complex conjugate."""
     return 1.0 - 2.0 * (orders % 2)
 
 

@@ -1,4 +1,4 @@
-"""The compiled local refinement, made before it is needed, so that the first run says what it waits for."""
+"""The compiled kernels, made before it is needed, so that the first run says what it waits for."""
 
 from collections.abc import Generator
 
@@ -6,11 +6,11 @@ import torch
 
 from cryoeq.domain.events import Event, Progress
 
-STAGE = "compiling local refinement, once per installation"
+STAGE = "compiling kernels, once per installation"
 
 
-def compile_local_refinement(device: torch.device) -> Generator[Event, None, None]:
-    """Machine code of the local refinement, where it is used and was not kept by an earlier run.
+def compile_kernels(device: torch.device) -> Generator[Event, None, None]:
+    """Machine code of pose search and local refinement, where it is used and was not kept by an earlier run.
 
     Args:
         device: where the run computes: CPUs use it.

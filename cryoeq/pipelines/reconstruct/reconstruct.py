@@ -28,7 +28,7 @@ from cryoeq.pipelines.reconstruct.assessment import assess_maps, check_poses
 from cryoeq.pipelines.reconstruct.build import build_dataset, build_stack, takes_poses, working_box
 from cryoeq.pipelines.reconstruct.checkpoints import Checkpoints, load_training_state, require_same_settings
 from cryoeq.pipelines.reconstruct.class_files import class_rows, mirrored_name, named_maps, write_class_maps
-from cryoeq.pipelines.reconstruct.compiling import compile_local_refinement
+from cryoeq.pipelines.reconstruct.compiling import compile_kernels
 from cryoeq.pipelines.reconstruct.ctf import with_ctf
 from cryoeq.pipelines.reconstruct.event_log import record_events
 from cryoeq.pipelines.reconstruct.full_box import (
@@ -190,7 +190,7 @@ class _Job:
         yield from (Note(note, "warning" if note in dataset.warnings else "info") for note in dataset.notes)
         yield from diameter_notes(self.config, dataset.box_size_px * dataset.pixel_size_angstrom)
         if is_search:
-            yield from compile_local_refinement(self.device)
+            yield from compile_kernels(self.device)
         if self.config.search.classes != 1:
             return (yield from self._work_on_classes(dataset, checkpoint))
         return (yield from self._work_on_one(dataset, checkpoint, training_state))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cryoeq.domain.events import Progress
-from cryoeq.pipelines.reconstruct.compiling import STAGE, compile_local_refinement
+from cryoeq.pipelines.reconstruct.compiling import STAGE, compile_kernels
 from cryoeq.reconstruction import kernel_cache
 
 CPU = torch.device("cpu")
@@ -17,10 +17,10 @@ CPU = torch.device("cpu")
 
 def test_compilation_is_said_where_there_is_no_machine_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_cache, "is_compiled", lambda: False)
-    assert list(compile_local_refinement(CPU)) == [Progress(STAGE, 0, 1), Progress(STAGE, 1, 1)]
-    assert list(compile_local_refinement(torch.device("cuda:0"))) == []
+    assert list(compile_kernels(CPU)) == [Progress(STAGE, 0, 1), Progress(STAGE, 1, 1)]
+    assert list(compile_kernels(torch.device("cuda:0"))) == []
     monkeypatch.undo()
-    assert list(compile_local_refinement(CPU)) == []
+    assert list(compile_kernels(CPU)) == []
 
 
 def test_what_was_kept_is_found_by_the_next_process(tmp_path: Path) -> None:
