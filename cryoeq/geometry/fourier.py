@@ -146,7 +146,8 @@ class HalfPlane:
     @classmethod
     def up_to(cls, box_size_px: int, radius: float, device: torch.device | None = None) -> "HalfPlane":
         """All coefficients with |k| <= radius, radius below n / 2, sorted by |k|."""
-        k = torch.arange(box_size_px, device=device) - box_size_px // 2
+        # On the CPU and moved once: a GPU would have to be waited for, to tell how many there are.
+        k = torch.arange(box_size_px) - box_size_px // 2
         ky, kx = torch.meshgrid(k, k, indexing="ij")
         keep = (kx**2 + ky**2 <= radius**2) & ((ky > 0) | ((ky == 0) & (kx >= 0)))
         flat = keep.flatten().nonzero().squeeze(1)
@@ -154,7 +155,8 @@ class HalfPlane:
         order = torch.argsort(coords.square().sum(-1), stable=True)
         coords, flat = coords[order], flat[order]
         weights = torch.where((coords == 0).all(-1), 1.0, 2.0)
-        return cls(box_size_px, coords, flat, weights)
+        plane = cls(box_size_px, coords, flat, weights)
+        return plane if device is None or device.type == "cpu" else plane.to(device)
 
     def __len__(self) -> int:
         return len(self.flat_index)

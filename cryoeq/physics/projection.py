@@ -46,11 +46,11 @@ def prepare_slices(volume: Float[Tensor, "n n n"], padding: int = 2) -> Complex[
     n = volume.shape[-1]
     m = padding * n
     corrected = volume / gridding_correction(n, padding, volume.dtype, volume.device)
-    lines = torch.fft.rfft(_wrap_around(corrected, m, 2)) / n
+    lines = torch.fft.rfft(wrap_around(corrected, m, 2)) / n
     padded = lines.new_zeros(m, m, m)
     for start, stop in column_ranges(m, volume.device):
-        columns = torch.fft.fft(_wrap_around(lines[..., start:stop], m, 1), dim=1)
-        columns = torch.fft.fftshift(torch.fft.fft(_wrap_around(columns, m, 0), dim=0), dim=(0, 1))
+        columns = torch.fft.fft(wrap_around(lines[..., start:stop], m, 1), dim=1)
+        columns = torch.fft.fftshift(torch.fft.fft(wrap_around(columns, m, 0), dim=0), dim=(0, 1))
         mates = columns.flip((0, 1, 2)).conj()
         padded[..., m // 2 - stop + 1 : m // 2 - start + 1] = mates if m % 2 else mates.roll((1, 1), (0, 1))
         end = min(stop, (m + 1) // 2)  # an even m has its Nyquist plane at the negative end alone
@@ -100,8 +100,14 @@ def column_ranges(m: int, device: torch.device | None = None) -> list[tuple[int,
     return [(start, min(start + step, m // 2 + 1)) for start in range(0, m // 2 + 1, step)]
 
 
-def _wrap_around(array: Tensor, size: int, axis: int) -> Tensor:
-    """An axis of n samples with its centre (index n // 2) at 0, zeros up to a size, and what is left of the centre."""
+def wrap_around(array: Tensor, size: int, axis: int) -> Tensor:
+    """An axis of n samples with its centre (index n // 2) at 0, zeros up to a size, and what is left of the centre.
+
+    Args:
+        array: array of any shape.
+        size: length of the axis afterwards.
+        axis: which.
+    """
     n = array.shape[axis]
     shape = list(array.shape)
     shape[axis] = size - n

@@ -10,6 +10,7 @@ from torch import Tensor
 from cryoeq.domain.atoms import Atoms
 from cryoeq.domain.volume import Volume
 from cryoeq.geometry.fourier import HalfPlane, ifft_map
+from cryoeq.runtime.batching import numbers_at_a_time
 from cryoeq.simulation.slicing import FourierSampler
 
 # Width of an atom's own potential, on top of its B-factor: a Gaussian of 0.5 Angstrom.
@@ -45,8 +46,9 @@ def sample_atoms(atoms: Atoms, box_size_px: int, pixel_size_angstrom: float) -> 
         waves = torch.stack([angles.cos() * damping, angles.sin() * damping], 1)  # (axis, cos or sin, k, atom)
         x, y = waves[:2].flatten(1, 2)
         z = waves[2] * atoms.weights[rows]
-        for kz in range(len(k)):
-            totals[kz] += (z[:, kz, None] * y) @ x.T
+        planes = 1 if k.device.type == "cpu" else max(1, numbers_at_a_time(k.device, 0) // (2 * y.numel()))
+        for kz in range(0, len(k), planes):
+            totals[kz : kz + planes] += (z[:, kz : kz + planes].transpose(0, 1)[:, :, None] * y) @ x.T
     return Volume(_map_of_sums(totals, n) / n, pixel_size_angstrom)
 
 
@@ -54,8 +56,10 @@ def _map_of_sums(totals: Float[Tensor, "h 2 h2 h2"], n: int) -> Float[Tensor, "n
     """Map of the coefficients within Nyquist, from sums of products of cosines and sines in (kz, ky, kx)."""
     plane = HalfPlane.up_to(n, (n - 1) / 2, totals.device)
     transform = torch.zeros(n, n, n, dtype=torch.complex64, device=totals.device)
-    for kz, total in enumerate(totals):
-        cosines, sines = plane.scatter(_coefficients(total, plane))
+    step = max(1, _TILE // n**2) if totals.device.type == "cpu" else len(totals)
+    for first, some in zip(range(0, len(totals), step), totals.split(step), strict=True):
+        cosines, sines = plane.scatter(_coefficients(some, plane)).unbind(1)
+        kz = torch.arange(first, first + len(some), device=totals.device)
         transform[n // 2 + kz] = cosines - 1j * sines
         transform[n // 2 - kz] = cosines + 1j * sines
     k = torch.arange(n, device=totals.device) - n // 2
@@ -63,13 +67,13 @@ def _map_of_sums(totals: Float[Tensor, "h 2 h2 h2"], n: int) -> Float[Tensor, "n
     return ifft_map(transform * (squared <= ((n - 1) / 2) ** 2))
 
 
-def _coefficients(total: Float[Tensor, "2 h2 h2"], plane: HalfPlane) -> Complex[Tensor, "2 points"]:
+def _coefficients(totals: Float[Tensor, "kz 2 h2 h2"], plane: HalfPlane) -> Complex[Tensor, "kz 2 points"]:
     """exp(-i (kx x + ky y)) from the four products of cosines and sines, which cover both signs of kx."""
-    h = total.shape[-1] // 2
-    cc, cs, sc, ss = total[:, :h, :h], total[:, :h, h:], total[:, h:, :h], total[:, h:, h:]
+    h = totals.shape[-1] // 2
+    cc, cs, sc, ss = totals[..., :h, :h], totals[..., :h, h:], totals[..., h:, :h], totals[..., h:, h:]
     positive, negative = torch.complex(cc - ss, -(sc + cs)), torch.complex(cc + ss, cs - sc)
     kx, ky = plane.coords.unbind(-1)
-    return torch.where(kx >= 0, positive[:, ky, kx.abs()], negative[:, ky, kx.abs()])
+    return torch.where(kx >= 0, positive[..., ky, kx.abs()], negative[..., ky, kx.abs()])
 
 
 def resample_map(volume: Volume, box_size_px: int, pixel_size_angstrom: float) -> Volume:

@@ -30,6 +30,7 @@ PREFERRED_SHARE = 0.7  # of the particles show the molecule from near +z, the ot
 PREFERRED_KAPPA = 10.0  # concentration of the von Mises-Fisher distribution: half of them within 21 degrees of the axis
 NOISE_CORNER = 0.2  # of Nyquist, where the low-frequency part of coloured noise has fallen to a half
 _PIXELS_AT_ONCE = 2**21
+_LARGER_ON_GPU = 64  # batches, whose kernels cost as much to launch for few images as for many
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,8 @@ class NoiseFreeStack:
 
     def batch_rows(self) -> Iterator[slice]:
         """The rows of each batch."""
-        step = max(1, _PIXELS_AT_ONCE // self.plane.box_size_px**2)
+        pixels = _PIXELS_AT_ONCE * (_LARGER_ON_GPU if self.poses.rotations.device.type == "cuda" else 1)
+        step = max(1, pixels // self.plane.box_size_px**2)
         for start in range(0, len(self), step):
             yield slice(start, min(start + step, len(self)))
 
@@ -239,9 +241,8 @@ class SignalStatistics:
     def including(self, images: Float[Tensor, "batch n n"]) -> "SignalStatistics":
         """The statistics with these images added."""
         values = images.double()
-        return SignalStatistics(
-            self.count + values.numel(), self.total + float(values.sum()), self.squares + float(values.square().sum())
-        )
+        total, squares = torch.stack([values.sum(), values.square().sum()]).tolist()
+        return SignalStatistics(self.count + values.numel(), self.total + total, self.squares + squares)
 
     @property
     def deviation(self) -> float:

@@ -35,17 +35,20 @@ class StackImages:
     contents: Contents
     signal_deviation: float
 
-    def images(self, rows: slice, generator: torch.Generator) -> Float[Tensor, "batch n n"]:
+    def images(
+        self, rows: slice, whole: Float[Tensor, "batch n n"], generator: torch.Generator
+    ) -> Float[Tensor, "batch n n"]:
         """The images of some rows.
 
         Args:
             rows: which.
+            whole: images of the molecules in the middle.
             generator: random number generator of contaminants and of planes of breakage, on the CPU.
         """
         numbers = torch.arange(rows.start, rows.stop, device=self.contents.junk.device)
         contents = self.contents.rows(numbers)
         strength = contents.scale * contents.has_whole
-        images = self.whole.images(rows) * strength[:, None, None]
+        images = whole * strength[:, None, None]
         ctf = None if self.whole.ctf is None else self.whole.ctf[rows]
 
         def add(chosen: Int[Tensor, " chosen"], found: Float[Tensor, "chosen n n"]) -> None:

@@ -35,18 +35,19 @@ _SAMPLE = 256
 
 @dataclass(frozen=True)
 class StackNoise:
-    """Noise of a stack, on the CPU; its variance is 1 in the first optics group.
+    """Noise of a stack; its variance is 1 in the first optics group.
 
     Args:
-        groups: noise of each optics group.
-        amplitudes: standard deviation of each coefficient of the noise that has not passed the CTF, for each group.
+        structure_levels: standard deviation of the structural noise of each optics group.
+        amplitudes: standard deviation of each coefficient of the noise that has not passed the CTF, of each group;
+            None where it is 1.
         plane: coefficients of the structural noise.
         structure: its standard deviation before the CTF where it makes all of the variance; None without any.
         pixel_size_angstrom: pixel size of the images.
     """
 
-    groups: tuple[GroupNoise, ...]
-    amplitudes: Float[Tensor, "groups n n"]
+    structure_levels: Float[Tensor, " groups"]
+    amplitudes: Float[Tensor, "groups n n"] | None
     plane: HalfPlane
     structure: Float[Tensor, " points"] | None
     pixel_size_angstrom: float
@@ -76,7 +77,17 @@ class StackNoise:
         levels = torch.tensor([part * group.deviation for part, group in zip(shot, groups, strict=True)])
         amplitudes = torch.stack(spectra) * levels[:, None, None]
         structure = _structure_amplitudes(plane, pixel_size_angstrom, ctf) if is_ice else None
-        return cls(tuple(groups), amplitudes, plane, structure, pixel_size_angstrom)
+        structure_levels = torch.tensor([group.deviation * group.structural_share**0.5 for group in groups])
+        is_white = bool((amplitudes == 1).all())
+        return cls(structure_levels, None if is_white else amplitudes, plane, structure, pixel_size_angstrom)
+
+    def to(self, device: torch.device) -> "StackNoise":
+        """The noise on another device."""
+        amplitudes, structure = (
+            None if values is None else values.to(device) for values in (self.amplitudes, self.structure)
+        )
+        levels, plane = self.structure_levels.to(device), self.plane.to(device)
+        return StackNoise(levels, amplitudes, plane, structure, self.pixel_size_angstrom)
 
     def draw(
         self, group: Int[Tensor, " batch"], ctf: CtfParameters | None, generators: Sequence[torch.Generator]
@@ -86,19 +97,18 @@ class StackNoise:
         Args:
             group: index of each image's optics group.
             ctf: CTF of each image; None without one.
-            generators: random number generators on the CPU, of the noise that has not passed the CTF, and of that which
-                has.
+            generators: random number generators, of the noise that has not passed the CTF, and of that which has.
         """
-        white = torch.randn(len(group), *self.amplitudes.shape[1:], generator=generators[0])
-        is_white = bool((self.amplitudes == 1).all())
-        images = white if is_white else ifft_image(fft_image(white) * self.amplitudes[group])
+        shape, device = (len(group), self.plane.box_size_px, self.plane.box_size_px), group.device
+        images = torch.randn(shape, generator=generators[0], device=device)
+        if self.amplitudes is not None:
+            images = ifft_image(fft_image(images) * self.amplitudes[group])
         if self.structure is None:
             return images
-        levels = torch.tensor([group.deviation * group.structural_share**0.5 for group in self.groups])[group]
-        structure = self.plane.transform(torch.randn(white.shape, generator=generators[1])) * self.structure
+        structure = self.plane.transform(torch.randn(shape, generator=generators[1], device=device)) * self.structure
         if ctf is not None:
             structure = structure * image_transfer(ctf, self.plane.frequencies_per_angstrom(self.pixel_size_angstrom))
-        return images + levels[:, None, None] * self.plane.images(structure)
+        return images + self.structure_levels[group, None, None] * self.plane.images(structure)
 
 
 def _structure_amplitudes(
@@ -128,9 +138,11 @@ def normalise_extracted(
     n = images.shape[-1]
     x = (torch.arange(n, dtype=images.dtype) - n // 2) / n
     ramps = torch.stack([torch.ones(n, n), x.expand(n, n), x[:, None].expand(n, n)], -1).flatten(0, 1)
-    outside = background_mask(n).flatten()
+    outside = background_mask(n).flatten().nonzero().squeeze(1)
+    fit = torch.linalg.pinv(ramps[outside]).T.to(images)
+    ramps, outside = ramps.to(images), outside.to(images.device)
     pixels = images.flatten(1)
-    slopes = pixels[:, outside] @ torch.linalg.pinv(ramps[outside]).T
+    slopes = pixels[:, outside] @ fit
     levelled = pixels - slopes @ ramps.T
     deviation = levelled[:, outside].std(1, correction=0)
     return (levelled / deviation[:, None]).view_as(images), deviation

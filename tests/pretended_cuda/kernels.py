@@ -1,5 +1,6 @@
 """What takes the place of CUDA kernels: rules, counts, and the CPU's kernel on aliases of the arguments."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from pretended_cuda.memory import on_device
 from pretended_cuda.streams import launch, waited
 
 _PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "mv", "dot", "convolution"}
+# Of the tensor that these read from or add to, by index, no more is touched than the others have.
+_READ_BY_INDEX, _WRITTEN_BY_INDEX = {"index", "index_select", "gather", "take"}, {"scatter_add_", "index_add_"}
 _NUMBERS = {bool, int, float, complex}
 _SCALARS_TAKEN = {"fill_", "where"}  # beside what TensorIterator takes
 
@@ -185,7 +188,8 @@ class Kernel:
         key = site, self.label
         MACHINE.kernels[key] += 1
         parts = [part for value in (*values, results) for part in _tensors(value) if part.is_cuda]
-        MACHINE.bytes[key] += sum(part.numel() * part.element_size() for part in parts)
+        most = _numbers_touched(self.name, values, results)
+        MACHINE.bytes[key] += sum(min(part.numel(), most) * part.element_size() for part in parts)
         if self.name in _PRODUCTS:
             MACHINE.flops[key] += _flops(self.name, values, results)
         if MACHINE.streams > 1:
@@ -198,6 +202,13 @@ class Kernel:
             pointers = (part.untyped_storage().data_ptr() for part in _tensors(value) if part.is_cuda)
             (written if is_out else read).update(pointers)
         launch(read, written, f"{self.label} at {site}")
+
+
+def _numbers_touched(name: str, values: Sequence[Any], results: Any) -> int:
+    """Most numbers of one tensor that an operator touches."""
+    if name in _READ_BY_INDEX:
+        return int(results.numel())
+    return int(values[3].numel()) if name in _WRITTEN_BY_INDEX else sys.maxsize
 
 
 def _is_written(argument: Any) -> bool:

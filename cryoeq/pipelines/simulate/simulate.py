@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from cryoeq.config.simulate import SimulateConfig
 from cryoeq.domain.events import Event, Note, Progress, Report
@@ -20,9 +22,11 @@ from cryoeq.pipelines.simulate.stack import Stack, draw_stack
 from cryoeq.pipelines.simulate.stack_tables import write_tables
 from cryoeq.runtime.device import choose_device
 from cryoeq.simulation.contents import NEIGHBOUR_DISTANCE, OVERLAP_DISTANCE, JunkKind
-from cryoeq.simulation.particles import PREFERRED_KAPPA, PREFERRED_SHARE, SignalStatistics
+from cryoeq.simulation.particles import PREFERRED_KAPPA, PREFERRED_SHARE, NoiseFreeStack, SignalStatistics
 from cryoeq.simulation.stack_images import StackImages
 from cryoeq.simulation.stack_noise import normalise_extracted
+
+_KEPT_PIXELS = 2**28
 
 
 def simulate(config: SimulateConfig) -> Iterator[Event]:
@@ -84,11 +88,11 @@ def volume_names(count: int) -> tuple[str, ...]:
 
 
 def _write_particles(config: SimulateConfig, stack: Stack, run: RunFolder, names: tuple[str, ...]) -> Iterator[Event]:
-    """Project, add noise and write. All that is random comes from the CPU, so that devices agree."""
-    statistics = SignalStatistics()
+    """Project, add noise and write."""
+    statistics, kept = SignalStatistics(), _KeptImages(stack.whole)
     whole, contents = stack.whole, stack.contents
     for rows in whole.batch_rows():
-        images = whole.images(rows)
+        images = kept.make(rows)
         if config.is_as_it_comes:
             images = (images * contents.scale[rows, None, None])[contents.is_particle[rows]]
         statistics = statistics.including(images)
@@ -99,19 +103,45 @@ def _write_particles(config: SimulateConfig, stack: Stack, run: RunFolder, names
     n, pixel_size = whole.plane.box_size_px, whole.pixel_size_angstrom
     with StackWriter(run.path("particles.mrcs"), config.count, n, pixel_size) as writer:
         for rows in whole.batch_rows():
-            shown = drawn.images(rows, stack.generators.contaminants) if config.is_as_it_comes else whole.images(rows)
-            images = shown.cpu() * scale
+            shown = kept.take(rows)
+            if config.is_as_it_comes:
+                shown = drawn.images(rows, shown, stack.generators.contaminants)
+            images = shown * scale
             if math.isfinite(config.snr):
                 images = images + stack.draw_noise(rows)
             if config.normalises:
                 images, divisor = normalise_extracted(images)
-                divisors.append(divisor)
+                divisors.append(divisor.cpu())
             writer.append(images)
             yield Progress("writing particles", rows.stop, config.count)
     for name, volume in zip(names, stack.volumes, strict=True):
         scaled = Volume(volume.values * scale, volume.pixel_size_angstrom)
         write_map(run.path(name), scaled, label="truth of simulated particles")
     write_tables(config, stack, torch.cat(divisors) if divisors else None, run)
+
+
+class _KeptImages:
+    """Noise-free images, which are needed twice: the first GiB is made once.
+
+    Args:
+        stack: the images.
+    """
+
+    def __init__(self, stack: NoiseFreeStack) -> None:
+        self._stack, self._kept, self._room = stack, dict[int, Float[Tensor, "batch n n"]](), _KEPT_PIXELS
+
+    def make(self, rows: slice) -> Float[Tensor, "batch n n"]:
+        """Images for the first time."""
+        images = self._stack.images(rows)
+        if images.numel() <= self._room:
+            self._room -= images.numel()
+            self._kept[rows.start] = images
+        return images
+
+    def take(self, rows: slice) -> Float[Tensor, "batch n n"]:
+        """The same images for the last time."""
+        kept = self._kept.pop(rows.start, None)
+        return self._stack.images(rows) if kept is None else kept
 
 
 def _notes_on_choices(config: SimulateConfig, stack: Stack) -> Iterator[str]:

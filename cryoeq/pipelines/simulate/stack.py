@@ -28,16 +28,18 @@ from cryoeq.simulation.stack_noise import StackNoise
 
 @dataclass(frozen=True)
 class Generators:
-    """Random number generators on the CPU, one for each purpose, so that one option changes no draw of another.
+    """Random number generators, one for each purpose, so that one option changes no draw of another.
 
-    The number of micrographs does: as many defocus values are drawn before half sets and noise.
+    The number of micrographs does: as many defocus values are drawn before half sets and noise. Noise is drawn where
+    the images are, everything else on the CPU: devices agree in all but the noise.
 
     Args:
-        particles: poses, defocus, half sets and the noise that has not passed the CTF.
+        particles: poses, defocus and half sets.
         acquisition: micrographs, heights and optics groups.
         defocus_errors: errors of the stated defocus.
         contents: classes, junk, neighbours and scales.
         contaminants: shapes of contaminants and of broken particles.
+        noise: noise that has not passed the CTF; on the CPU the generator of the particles goes on.
         structure: noise that has passed the CTF.
     """
 
@@ -46,12 +48,21 @@ class Generators:
     defocus_errors: torch.Generator
     contents: torch.Generator
     contaminants: torch.Generator
+    noise: torch.Generator
     structure: torch.Generator
 
     @classmethod
-    def of_seed(cls, seed: int) -> "Generators":
-        """The generators of a seed."""
-        return cls(*(stream_generator(seed, Stream.SIMULATION, number) for number in range(6)))
+    def of_seed(cls, seed: int, device: torch.device) -> "Generators":
+        """The generators of a seed.
+
+        Args:
+            seed: random seed of the run.
+            device: device of the images.
+        """
+        on_cpu = [stream_generator(seed, Stream.SIMULATION, number) for number in range(5)]
+        structure = stream_generator(seed, Stream.SIMULATION, 5, device)
+        noise = on_cpu[0] if device.type == "cpu" else stream_generator(seed, Stream.SIMULATION, 6, device)
+        return cls(*[*on_cpu, noise, structure])
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,7 @@ class Stack:
         half_set: half set of each particle, 1 or 2.
         contents: what each image shows, on the device of the molecules.
         whole: images of the molecules in the middle.
-        noise: noise of the stack.
+        noise: noise of the stack, on the device of the molecules.
         generators: random number generators of what is drawn image by image.
     """
 
@@ -92,8 +103,9 @@ class Stack:
         Args:
             rows: which they are.
         """
-        ctf = None if self.ctf is None else self.ctf[rows]
-        return self.noise.draw(self.optics_index[rows], ctf, (self.generators.particles, self.generators.structure))
+        ctf = None if self.whole.ctf is None else self.whole.ctf[rows]
+        group = self.optics_index[rows].to(self.whole.poses.rotations.device)
+        return self.noise.draw(group, ctf, (self.generators.noise, self.generators.structure))
 
 
 def draw_stack(config: SimulateConfig, volumes: tuple[Volume, ...], device: torch.device) -> Stack:
@@ -108,7 +120,7 @@ def draw_stack(config: SimulateConfig, volumes: tuple[Volume, ...], device: torc
         ConfigError: no image is left that is no junk.
     """
     generators, box, pixel_size = (
-        Generators.of_seed(config.seed),
+        Generators.of_seed(config.seed, device),
         volumes[0].box_size_px,
         volumes[0].pixel_size_angstrom,
     )
@@ -141,7 +153,7 @@ def draw_stack(config: SimulateConfig, volumes: tuple[Volume, ...], device: torc
         None if ctf is None else replace(with_defocus_moved(ctf, errors), bfactor_angstrom2=torch.zeros(config.count)),
         half_set, contents,
         NoiseFreeStack.from_maps(volumes, poses.to(device), ctf_there, models),
-        StackNoise.of_groups(config.noise, group_noise, box, pixel_size, ctf), generators,
+        StackNoise.of_groups(config.noise, group_noise, box, pixel_size, ctf).to(device), generators,
     )  # fmt: skip
 
 

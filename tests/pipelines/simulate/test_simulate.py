@@ -27,6 +27,7 @@ from cryoeq.pipelines.simulate.reference_map import read_truth
 from cryoeq.pipelines.simulate.simulate import simulate
 from cryoeq.pipelines.simulate.stack import Stack
 from cryoeq.simulation.particles import NoiseFreeStack
+from pretended_cuda.machine import MACHINE
 
 POSE_COLUMNS = {
     "rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst", "rlnRandomSubset",
@@ -148,6 +149,39 @@ def test_without_ctf_images_are_plain_projections(map_path: Path, tmp_path: Path
     images = stack.images.read(torch.arange(40))
     sums = images.sum((1, 2))
     torch.testing.assert_close(sums, sums.mean().expand(40), rtol=5e-3, atol=0.0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"junk_share": 0.4, "noise": "ice", "normalise": True}])
+def test_images_are_the_same_whether_they_were_kept_or_made_again(
+    map_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object]
+) -> None:
+    monkeypatch.setattr("cryoeq.simulation.particles._PIXELS_AT_ONCE", 9 * 32**2)
+    made, images_of = [], NoiseFreeStack.images
+    monkeypatch.setattr(NoiseFreeStack, "images", lambda stack, rows: made.append(rows) or images_of(stack, rows))
+    for name, pixels in (("kept", 2**28), ("some", 20 * 32**2), ("none", 0)):
+        monkeypatch.setattr("cryoeq.pipelines.simulate.simulate._KEPT_PIXELS", pixels)
+        work(map_path, tmp_path / name, shift_sigma_angstrom=5.0, **settings)
+    assert [rows.start for rows in made[5:13]] == [0, 9, 18, 27, 36, 18, 27, 36]
+    kept, *others = (read_all(tmp_path / name)[1] for name in ("kept", "some", "none"))
+    assert all(torch.equal(kept, other) for other in others)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("settings", [{}, {"junk_share": 0.3, "noise": "ice", "normalise": True}])
+def test_a_gpu_draws_other_noise_always_the_same(map_path: Path, tmp_path: Path, settings: dict[str, object]) -> None:
+    options = {"snr": 0.5, "shift_sigma_angstrom": 5.0, "count": 60} | settings
+    for name, device in (("cpu", "cpu"), ("one", "cuda"), ("other", "cuda")):
+        work(map_path, tmp_path / name, device=device, **options)
+    cpu, one, other = (read_all(tmp_path / name)[1] for name in ("cpu", "one", "other"))
+    if MACHINE.watch:  # sums on a real GPU are in no fixed order
+        assert torch.equal(one, other)
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    assert (one - cpu).std() > 0.5
+    assert float(one.var()) == pytest.approx(float(cpu.var()), rel=0.05)
+    shown = [starfile.read(tmp_path / name / "truth.star")["particles"] for name in ("cpu", "one")]
+    columns = sorted(POSE_COLUMNS)
+    assert shown[0][columns].equals(shown[1][columns])
 
 
 def test_symmetry_makes_the_truth_symmetric(map_path: Path, tmp_path: Path) -> None:
