@@ -79,6 +79,21 @@ def select(
             rich_help_panel=ANALYSIS,
         ),
     ] = None,
+    recenter: Annotated[
+        bool | None,
+        typer.Option(
+            "--recenter",
+            help="Move coordinates to the centres that were found, by whole pixels, to extract the particles again.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    micrograph_angpix: Annotated[
+        float | None,
+        typer.Option(
+            help="Pixel size in Å of the micrographs that coordinates are counted in [that of the file].",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     invert: Annotated[
         bool | None,
         typer.Option("--invert", help="Keep all that would be left out, and nothing else.", rich_help_panel=ANALYSIS),
@@ -102,6 +117,7 @@ def select(
       cryoeq select map --class 1,3 --junk-below 0.2 -o good.star
       cryoeq select map/screening/screened.star --keep 0.8 --balance-views
       cryoeq select particles.cs --exclude junk.cs -o good.cs
+      cryoeq select map --recenter --micrograph-angpix 0.83 -o extract_again.star
     """
     from itertools import chain
 
@@ -115,7 +131,8 @@ def select(
         "particles": particles, "output": output, "classes": None if classes is None else _numbers(classes),
         "half": half, "junk_below": junk_below, "only": only, "exclude": exclude, "keep": keep, "by": by, "best": best,
         "balance_views": balance_views, "balance_percentile": balance_percentile, "healpix_order": healpix_order,
-        "symmetry": sym, "invert": invert, "seed": seed,
+        "symmetry": sym, "recenter": recenter, "micrograph_pixel_size_angstrom": micrograph_angpix, "invert": invert,
+        "seed": seed,
     }  # fmt: skip
     notes: list[str] = []
     config = load_config(SelectConfig, explicit=explicit, notes=notes)

@@ -18,6 +18,7 @@ class SelectConfig(FrozenConfig):
 
     options: ClassVar[Mapping[str, str]] = {
         "particles": "RUN|STAR|CS", "output": "-o/--output", "classes": "--class", "symmetry": "--sym",
+        "micrograph_pixel_size_angstrom": "--micrograph-angpix",
     }  # fmt: skip
 
     particles: Path = Field(description="folder of a run, or star file or .cs of particles")
@@ -53,6 +54,12 @@ class SelectConfig(FrozenConfig):
     symmetry: PointGroup | None = Field(
         default=None, description="point group, for the viewing directions; that of the run if not given, else C1"
     )
+    recenter: bool = Field(
+        default=False, description="move coordinates to the centres that were found, whole pixels, for re-extraction"
+    )
+    micrograph_pixel_size_angstrom: float | None = Field(
+        default=None, ge=0.01, le=1000, description="pixel size of the micrographs; that of the file if not given"
+    )
     invert: bool = Field(default=False, description="keep the particles that would be left out, and no others")
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="random seed of the choice among views, and among equal values"
@@ -65,6 +72,8 @@ class SelectConfig(FrozenConfig):
             unused |= dict.fromkeys(("by", "best"), "no --keep")
         if not self.balance_views:
             unused |= dict.fromkeys(("balance_percentile", "healpix_order", "symmetry"), _NO_BALANCE)
+        if not self.recenter:
+            unused["micrograph_pixel_size_angstrom"] = "no --recenter"
         if self.keep is None and not self.balance_views:
             unused["seed"] = "no random choice"
         return unused

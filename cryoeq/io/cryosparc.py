@@ -152,8 +152,7 @@ def write_cs(
         table[name] = fields[name]
     for name, column in values.items():
         table[name] = column
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, table, allow_pickle=False)
+    write_cs_fields(path, table)
 
 
 def write_cs_rows(path: Path, source: Path, is_kept: Bool[np.ndarray, " particles"]) -> None:
@@ -168,12 +167,38 @@ def write_cs_rows(path: Path, source: Path, is_kept: Bool[np.ndarray, " particle
         ParticleFileError: the table has another number of rows.
         OutputError: the disk is full or the path cannot be written.
     """
+    write_cs_fields(path, read_cs_rows(source, is_kept))
+
+
+def read_cs_rows(source: Path, is_kept: Bool[np.ndarray, " rows"]) -> Fields:
+    """Some rows of a table of cryoSPARC, with all fields.
+
+    Args:
+        source: the table.
+        is_kept: for each of its rows, whether it is wanted.
+
+    Raises:
+        ParticleFileError: the table has another number of rows.
+    """
     fields = _load(source)
     if len(fields) != len(is_kept):
         found = f"{source} has {len(fields)} rows"
         raise ParticleFileError(found, f"The same {len(is_kept)} particles were expected", "Give a star file or a .cs")
+    return fields[is_kept]
+
+
+def write_cs_fields(path: Path, fields: Fields) -> None:
+    """Write a table of cryoSPARC.
+
+    Args:
+        path: the ``.cs`` file to create or replace.
+        fields: its rows, with a name for each field.
+
+    Raises:
+        OutputError: the disk is full or the path cannot be written.
+    """
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.save(file, fields[is_kept], allow_pickle=False)
+        np.save(file, fields, allow_pickle=False)
 
 
 def cs_numbers(path: Path) -> dict[str, Fields]:

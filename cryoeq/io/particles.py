@@ -26,9 +26,9 @@ from cryoeq.io.star import Numbers, StarTable, decimals, read_star, write_star
 from cryoeq.io.star_text import Text, text_column
 
 _EULER = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
-_ORIGIN_ANGSTROM = ("rlnOriginXAngst", "rlnOriginYAngst")
+ORIGIN_ANGSTROM = ("rlnOriginXAngst", "rlnOriginYAngst")
 _DEFOCUS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
-_ORIGIN_PX = ("rlnOriginX", "rlnOriginY")
+ORIGIN_PX = ("rlnOriginX", "rlnOriginY")
 # Beyond these are no angles and no boxes, but columns in another order, or damage.
 _LARGEST_ANGLE_DEG, _LARGEST_ORIGIN_ANGSTROM = 1e4, 1e4
 
@@ -157,12 +157,12 @@ def star_poses(star: StarTable, *, angpix: float | None = None) -> Poses:
             is beyond all angles or boxes.
     """
     euler = star_euler_deg(star)
-    if any(column in star.particles for column in _ORIGIN_ANGSTROM):
-        columns, unit = _ORIGIN_ANGSTROM, 1.0
-    elif any(column in star.particles for column in _ORIGIN_PX):
-        columns, unit = _ORIGIN_PX, star_pixel_size(star, angpix=angpix)
+    if any(column in star.particles for column in ORIGIN_ANGSTROM):
+        columns, unit = ORIGIN_ANGSTROM, 1.0
+    elif any(column in star.particles for column in ORIGIN_PX):
+        columns, unit = ORIGIN_PX, star_pixel_size(star, angpix=angpix)
     else:
-        columns, unit = _ORIGIN_ANGSTROM, 0.0
+        columns, unit = ORIGIN_ANGSTROM, 0.0
     largest = _LARGEST_ORIGIN_ANGSTROM / (unit or 1.0)
     origins = [_within(star, column, star.floats(column, default=0.0), largest) for column in columns]
     shifts = np.stack(origins, 1) * unit
@@ -294,8 +294,8 @@ def write_particle_star(
     if poses is not None:
         euler, shifts = relion_euler_deg(poses.rotations.double().cpu()), poses.shifts_angstrom.double().cpu()
         columns |= {name: decimals(euler[:, axis].numpy()) for axis, name in enumerate(_EULER)}
-        columns |= {name: decimals(shifts[:, axis].numpy()) for axis, name in enumerate(_ORIGIN_ANGSTROM)}
-        in_px = [(axis, name) for axis, name in enumerate(_ORIGIN_PX) if name in columns]
+        columns |= {name: decimals(shifts[:, axis].numpy()) for axis, name in enumerate(ORIGIN_ANGSTROM)}
+        in_px = [(axis, name) for axis, name in enumerate(ORIGIN_PX) if name in columns]
         columns |= {name: decimals(shifts[:, axis].numpy() / star_pixel_size(star)) for axis, name in in_px}
     if half_set is not None:
         columns["rlnRandomSubset"] = half_set.cpu().numpy().astype(np.uint8).astype(np.str_)

@@ -1,6 +1,6 @@
 """``cryoeq select``: some of the particles of a run or of a table."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from cryoeq.io.images import image_keys
 from cryoeq.io.labels import CLASS_NUMBER, HALF_SET, IMAGE_NAME, JUNK_PROBABILITY
 from cryoeq.io.particle_figures import particle_figure
 from cryoeq.io.particles import read_table, star_half_set, star_junk_probability, star_poses, write_particle_star
+from cryoeq.io.recentring import write_recentred_cs, write_recentred_star
 from cryoeq.io.star import StarTable, read_star
 from cryoeq.io.star_text import copy_rows
 from cryoeq.io.text import read_json, write_json
@@ -97,11 +98,11 @@ def select(config: SelectConfig) -> Iterator[Event]:
     """
     source = _open(config)
     conditions = list(_conditions(config, source))
-    if not conditions:
+    if not conditions and not config.recenter:
         raise ConfigError(
             "No condition is given",
             "",
-            "Choose by --class, --half, --junk-below, --only, --exclude, --keep or --balance-views",
+            "Choose by --class, --half, --junk-below, --only, --exclude, --keep or --balance-views, or give --recenter",
         )
     output = _output(config, source)
     rows = torch.arange(len(source.table))
@@ -123,7 +124,10 @@ def select(config: SelectConfig) -> Iterator[Event]:
     if config.invert:
         rows = _others(rows, len(source.table))
         told["--invert"] = f"the other {len(rows)}"
-    yield from _write(output, source, rows)
+    if config.recenter:
+        told |= yield from _write_recentred(output, source, rows, config.micrograph_pixel_size_angstrom)
+    else:
+        yield from _write(output, source, rows)
     _write_record(output, source, config, counts, len(rows))
     yield Report(f"{len(rows)} of {len(source.table)} particles selected", {**told, "Written to": str(output)})
 
@@ -294,9 +298,31 @@ def _is_selection(path: Path) -> bool:
         return False
 
 
-def _write(output: Path, source: _Source, rows: Int[Tensor, " rows"]) -> Iterator[Note]:
+def _write_recentred(
+    output: Path, source: _Source, rows: Int[Tensor, " rows"], micrograph_pixel_angstrom: float | None
+) -> Generator[Event, None, dict[str, str]]:
+    """Write the particles at their new coordinates; what the report says of it."""
+    is_kept = _mask(source, rows)
+    if output.suffix == CS_SUFFIX and source.cs is not None:
+        moves = write_recentred_cs(output, source.cs, is_kept, micrograph_pixel_angstrom)
+    elif source.path.suffix == CS_SUFFIX:
+        raise ConfigError(f"-o {output}: coordinates of a .cs are kept in a .cs only", "", "Name it -o NAME.cs")
+    else:
+        moves = write_recentred_star(output, source.table, is_kept, micrograph_pixel_angstrom)
+    if moves.outside:
+        yield Note(f"{moves.outside} particles have their centre outside of their micrograph.", "warning")
+    lengths = moves.pixels.norm(dim=1)
+    return {"--recenter": f"moved by {float(lengths.median()):.3g} px (median), {float(lengths.max()):.3g} at most"}
+
+
+def _mask(source: _Source, rows: Int[Tensor, " rows"]) -> Bool[np.ndarray, " particles"]:
     is_kept = np.zeros(len(source.table), dtype=bool)
     is_kept[rows.numpy()] = True
+    return is_kept
+
+
+def _write(output: Path, source: _Source, rows: Int[Tensor, " rows"]) -> Iterator[Note]:
+    is_kept = _mask(source, rows)
     if output.suffix == CS_SUFFIX and source.cs is not None:
         write_cs_rows(output, source.cs, is_kept)
     elif source.path.suffix == CS_SUFFIX:
