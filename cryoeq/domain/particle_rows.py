@@ -34,8 +34,8 @@ class ParticleRows:
 
     @classmethod
     def cat(cls: type[Rows], parts: Sequence[Rows]) -> Rows:
-        """The rows of several tables, one after the other; at least one table."""
-        return cls._combined(parts, torch.cat)
+        """The rows of several tables, one after the other; at least one table, and that itself where it is alone."""
+        return parts[0] if len(parts) == 1 else cls._combined(parts, torch.cat)
 
     def each(self: Rows, change: Callable[[Tensor], Tensor]) -> Rows:
         """The table after a change of each of its tensors."""

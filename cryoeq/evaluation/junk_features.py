@@ -25,7 +25,7 @@ from cryoeq.evaluation.junk_comparison import (
     fit_amplitudes,
     matched_batches,
 )
-from cryoeq.runtime.distributed import all_gather, shard
+from cryoeq.runtime.distributed import gather_shards, shard
 
 _NEAR, _FAR = 0.08, 0.3  # places of a second particle, in boxes
 _LEAST_AMPLITUDE = 0.1
@@ -166,4 +166,4 @@ def fit_particles(comparison: Comparison, dataset: ParticleDataset, posed: Posed
     """
     local, count = shard(torch.arange(len(dataset))), len(dataset)
     fits = [fit_images(comparison, *batch) for batch in matched_batches(comparison, dataset, posed, local)]
-    return all_gather(ParticleFit.cat(fits), local, count)
+    return gather_shards(ParticleFit.cat(fits), count)

@@ -93,6 +93,16 @@ class DiskHarmonics:
         """Number of radial functions of each order: the rest of its coefficients are 0, about half of all."""
         return tuple((self.basis.abs().amax(1) > 0).sum(1).tolist())
 
+    @cached_property
+    def mirror_signs(self) -> Float[Tensor, "orders one one"]:
+        """(-1)^m: what mirroring an image multiplies its conjugate coefficients by."""
+        return (1.0 - 2.0 * (self.orders % 2))[:, None, None]
+
+    @cached_property
+    def _multiplicity(self) -> Float[Tensor, "orders one one"]:
+        """1 for order 0, 2 for those that stand for -m too."""
+        return torch.where(self.orders == 0, 1.0, 2.0)[:, None, None]
+
     def analyse(self, images: Complex[Tensor, "batch points"]) -> Float[Tensor, "orders batch radial 2"]:
         """Coefficients of images, real and imaginary part; what lies outside disk and band is dropped."""
         radial = self.basis.shape[-1]
@@ -103,8 +113,7 @@ class DiskHarmonics:
     def synthesise(self, coefficients: Float[Tensor, "orders batch radial 2"]) -> Complex[Tensor, "batch points"]:
         """Images from coefficients."""
         values = torch.view_as_complex(coefficients.contiguous())
-        twice = torch.where(self.orders == 0, 1.0, 2.0)[:, None, None]
-        modes = (values * twice).transpose(0, 1)  # batch orders radial
+        modes = (values * self._multiplicity).transpose(0, 1)  # batch orders radial
         even, odd = modes[:, : self.n_even], modes[:, self.n_even :]
         real = torch.einsum("boq,opq->bp", even, self.basis[: self.n_even]).real
         imag = torch.einsum("boq,opq->bp", odd, self.basis[self.n_even :]).imag

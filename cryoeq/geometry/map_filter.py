@@ -1,14 +1,17 @@
 """Filters of maps in Fourier space, in little memory: one transform and one map, whatever the filter."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
-from cryoeq.geometry.fourier import fft_map, ifft_map
 from cryoeq.geometry.shells import radius_of, slabs, squared_radii, transform_planes
 from cryoeq.geometry.soft_mask import falling_cosine
+
+_MAP = (-3, -2, -1)
+_MOST_KEPT = 2**18  # voxels of a box whose filter is kept
 
 Change = Callable[[Complex[Tensor, "n rows half"], Int[Tensor, "n rows half"]], Complex[Tensor, "n rows half"]]
 
@@ -89,7 +92,21 @@ def _changed_planes(values: Float[Tensor, "n n n"], change: Change) -> Complex[T
 
 def low_pass(volume: Float[Tensor, "n n n"], radius: float) -> Float[Tensor, "n n n"]:
     """The map without what lies beyond a radius in Fourier space."""
+    # Moved to the origin and back once: the filter is where the transform is, and divisions as in ``fft_map``.
     n = volume.shape[-1]
-    k = torch.arange(n, device=volume.device) - n // 2
-    squared = k[:, None, None] ** 2 + k[:, None] ** 2 + k**2
-    return ifft_map(fft_map(volume) * (squared <= (radius + 0.5) ** 2))
+    transform = torch.fft.fftn(torch.fft.ifftshift(volume, dim=_MAP), dim=_MAP) / n
+    filtered = torch.fft.ifftn(transform * _is_within(n, (radius + 0.5) ** 2, volume.device), dim=_MAP)
+    return torch.fft.fftshift(filtered.real, dim=_MAP) * n
+
+
+def _is_within(n: int, squared_radius: float, device: torch.device) -> Bool[Tensor, "n n n"]:
+    """Whether a coefficient is within a radius; the origin is at 0. That of a small box is kept: not to be changed."""
+    return (_kept_within if n**3 <= _MOST_KEPT else _computed_within)(n, squared_radius, device)
+
+
+def _computed_within(n: int, squared_radius: float, device: torch.device) -> Bool[Tensor, "n n n"]:
+    k = torch.fft.ifftshift(torch.arange(n, device=device) - n // 2)
+    return k[:, None, None] ** 2 + k[:, None] ** 2 + k**2 <= squared_radius
+
+
+_kept_within = lru_cache(maxsize=32)(_computed_within)

@@ -22,9 +22,27 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """
     # torch.save into a file hides a full disk behind a RuntimeError of its C++ writer; a buffer keeps the OSError.
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(_on_host(state), buffer)
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
+
+
+def _on_host(state: dict[str, Any]) -> dict[str, Any]:
+    """The same with all tensors on the CPU; a GPU is waited for once."""
+    devices: set[torch.device] = set()
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.is_cuda:
+            devices.add(value.device)
+            return value.to("cpu", non_blocking=True)
+        if isinstance(value, dict):
+            return {key: copied(part) for key, part in value.items()}
+        return type(value)(map(copied, value)) if type(value) in {list, tuple} else value
+
+    found: dict[str, Any] = copied(state)
+    for device in devices:
+        torch.cuda.current_stream(device).synchronize()
+    return found
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:

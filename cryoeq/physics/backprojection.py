@@ -12,13 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from cryoeq.geometry.fourier import HalfPlane, fft_map, ifft_map, shell_index
 from cryoeq.geometry.shells import slabs
 from cryoeq.geometry.soft_mask import falling_cosine
 from cryoeq.physics.projection import collect_slices, insert_half
+from cryoeq.physics.transform_radii import TransformRadii
 from cryoeq.runtime.distributed import all_reduce
 
 # RELION's Kaiser-Bessel blob: as wide as the correlation that a box imposes on the coefficients of the map inside it.
@@ -123,9 +124,8 @@ class WienerBackprojection:
     @property
     def shell_weights(self) -> Float[Tensor, " shells"]:
         """Mean weight of each shell of the map below Nyquist, per coefficient of the oversampled transform."""
-        radii = _radii(self.sums.shape[-1], self.padding, self.sums.device)
-        weights, counts = _fold(self._weights_by_radius(), (radii + 0.5).long(), self.box_size_px // 2)
-        return (weights / counts).to(self.sums.dtype)
+        shells = self._radii.shells(self.box_size_px // 2)
+        return (shells.sums(self._weights_by_radius()) / shells.counts).to(self.sums.dtype)
 
     def most_probable(self, prior_precision: Float[Tensor, " shells"]) -> Float[Tensor, "n n n"]:
         """The most probable map when each coefficient has a normal prior about zero.
@@ -135,18 +135,12 @@ class WienerBackprojection:
                 ``shell_weights`` over the signal-to-noise ratio of the map makes it a Wiener filter (Scheres 2012,
                 J. Struct. Biol. 180, 519-530, equation 6). It must be positive.
         """
-        radius = _radii(self.sums.shape[-1], self.padding, self.sums.device)
-        last = len(prior_precision) - 1
-        below = radius.long().clamp(max=last)
-        above = (below + 1).clamp(max=last)
-        prior = torch.lerp(
-            prior_precision[below], prior_precision[above], (radius - below).clamp(max=1.0).to(prior_precision)
-        )
-        prior = prior.masked_fill(radius >= self.box_size_px / 2, torch.inf)  # nothing beyond Nyquist
+        prior = self._radii.shells(len(prior_precision)).between(prior_precision)
+        prior = prior.masked_fill(self._radii.radii >= self.box_size_px / 2, torch.inf)  # nothing beyond Nyquist
 
         def gain(start: int, stop: int) -> Tensor:
             weight = self._rows(2, start, stop)
-            return (weight + torch.take(prior, self._squared_radii(start, stop))).reciprocal()
+            return (weight + torch.take(prior, self._radii.squared(start, stop))).reciprocal()
 
         return self._collect(gain)
 
@@ -169,33 +163,28 @@ class WienerBackprojection:
         rows[..., 0].add_(mates, alpha=sign)
         return rows
 
-    def _squared_radii(self, start: int, stop: int) -> Int[Tensor, "rows m half"]:
-        """|k|^2 in samples of ``_rows``."""
-        half = self.sums.shape[-1] - 1
-        k = torch.arange(-half, half, device=self.sums.device)
-        return k[start:stop, None, None] ** 2 + k[:, None] ** 2 + torch.arange(half + 1, device=k.device) ** 2
+    @property
+    def _radii(self) -> TransformRadii:
+        return TransformRadii.of(self.sums.shape[-1], self.padding, self.sums.device)
 
-    def _weights_by_radius(self) -> Float[Tensor, "2 radii"]:
-        """Sum of the weights over all coefficients with each |k|^2, and their number."""
-        m, half = self.sums.shape[-2] - 1, self.sums.shape[-1]
-        sums = torch.zeros(2, 3 * (half - 1) ** 2 + 1, dtype=torch.float64, device=self.sums.device)
-        multiplicity = torch.full((half,), 2.0, dtype=torch.float64, device=sums.device)
-        multiplicity[:1].fill_(1.0)
-        for start, stop in slabs(m, self.sums.device):
-            squared, weights = self._squared_radii(start, stop), self._rows(2, start, stop)
-            for kind, values in enumerate((weights * multiplicity, multiplicity.expand(weights.shape))):
-                sums[kind].scatter_add_(0, squared.flatten(), values.flatten())
+    def _weights_by_radius(self) -> Float[Tensor, " radii"]:
+        """Sum of the weights over all coefficients with each |k|^2, in float64."""
+        radii = self._radii
+        sums = torch.zeros_like(radii.counts)
+        for start, stop in slabs(self.sums.shape[-2] - 1, self.sums.device):
+            weights = self._rows(2, start, stop) * radii.multiplicity
+            sums.scatter_add_(0, radii.squared(start, stop).flatten(), weights.flatten())
         return sums
 
     def _weights_with_floor(self) -> Float[Tensor, "m m half"]:
         """Weights held above a small fraction of their shell's mean."""
-        radii = _radii(self.sums.shape[-1], 1, self.sums.device)
-        shells, m = (radii + 0.5).long(), self.sums.shape[-2] - 1
-        weights, counts = _fold(self._weights_by_radius(), shells, int(shells[-1]) + 1)
-        least = (weights / counts.clamp(min=1)).to(self.sums.dtype)[shells] * _MIN_WEIGHT
+        radii, m = TransformRadii.of(self.sums.shape[-1], 1, self.sums.device), self.sums.shape[-2] - 1
+        shells = radii.shells(radii.last_shell + 1)
+        means = shells.sums(self._weights_by_radius()) / shells.counts.clamp(min=1)
+        least = means.to(self.sums.dtype)[shells.of_radius] * _MIN_WEIGHT
         held = self.sums.new_empty(m, m, m // 2 + 1)
         for start, stop in slabs(m, self.sums.device):
-            held[start:stop] = self._rows(2, start, stop).maximum(torch.take(least, self._squared_radii(start, stop)))
+            held[start:stop] = self._rows(2, start, stop).maximum(torch.take(least, radii.squared(start, stop)))
         return held
 
 
@@ -236,18 +225,6 @@ def wiener_filter(volume: Float[Tensor, "n n n"], signal_to_noise: Float[Tensor,
     # Beyond Nyquist lie the corners only, which hold no data.
     shells = shell_index(n, 3, volume.device).clamp(max=len(gain) - 1)
     return ifft_map(fft_map(volume) * gain[shells])
-
-
-def _radii(half: int, padding: int, device: torch.device) -> Float[Tensor, " radii"]:
-    """|k| in cycles per box of each |k|^2 in samples, up to the corners of a transform."""
-    return torch.arange(3 * (half - 1) ** 2 + 1, device=device).float().sqrt() / padding
-
-
-def _fold(
-    sums: Float[Tensor, "kinds radii"], shells: Int[Tensor, " radii"], count: int
-) -> Float[Tensor, "kinds shells"]:
-    """Sums over the first shells of sums over radii."""
-    return sums.new_zeros(len(sums), count + 1).index_add(1, shells.clamp(max=count), sums)[:, :-1]
 
 
 def _compensate_density(weight: Float[Tensor, "m m half"], padding: int) -> Float[Tensor, "m m half"]:

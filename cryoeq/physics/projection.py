@@ -10,28 +10,50 @@ gradient is wanted too, the 20 samples around a coefficient give both.
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import product
 
 import torch
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 from torch.nn.functional import grid_sample, pad
 
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.geometry.shells import slabs
+from cryoeq.runtime.batching import numbers_at_a_time
+from cryoeq.runtime.random_streams import to_device_async
 
 _SLAB_COEFFICIENTS, _COLUMNS = 2**18, 8  # of a transform that are in work at a time, at least
 _LARGER_ON_GPU = 64
+_MOST_KEPT = 2**18  # voxels of a box whose gridding correction is kept
 _PARALLEL_NUMBERS = 2**17  # in the sampling grid, from which it is worth sharing among threads
 
 
 def gridding_correction(
     box_size_px: int, padding: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
 ) -> Float[Tensor, "n n n"]:
-    """The real-space shadow of trilinear interpolation, sinc^2(x / (padding n)) along each axis, between 0.06 and 1."""
+    """The real-space shadow of trilinear interpolation, sinc^2(x / (padding n)) along each axis, between 0.06 and 1.
+
+    That of a small box is kept: not to be changed.
+    """
+    make = _kept_correction if box_size_px**3 <= _MOST_KEPT else _correction
+    return make(box_size_px, padding, dtype, device)
+
+
+def _correction(box_size_px: int, padding: int, dtype: torch.dtype, device: torch.device | None) -> Tensor:
     x = (torch.arange(box_size_px, dtype=dtype, device=device) - box_size_px // 2) / (padding * box_size_px)
     line = torch.sinc(x).square()
     return line[:, None, None] * line[:, None] * line
+
+
+_kept_correction = lru_cache(maxsize=8)(_correction)
+
+
+@lru_cache(maxsize=8)
+def _signs(n: int, device: torch.device) -> Int[Tensor, "n n one"]:
+    """Changes of sign from voxel to voxel along z and y, none at the centre; kept, so not to be changed."""
+    sign = 1 - 2 * ((torch.arange(n, device=device) - n // 2) % 2)
+    return sign[:, None, None] * sign[:, None]
 
 
 def prepare_slices(volume: Float[Tensor, "n n n"], padding: int = 2) -> Complex[Tensor, "m m m"]:
@@ -83,8 +105,7 @@ def collect_slices(
         rows = _cut_around(torch.fft.ifft(summed[:, start:stop], dim=0, norm="forward"), n, 0)
         volume[:, start:stop] = _cut_around(torch.fft.irfft(rows, n=m, norm="forward"), n, 2)
     # What is centred at sample m / 2 along z and y, and transformed as if at 0, changes sign from voxel to voxel.
-    sign = 1 - 2 * ((torch.arange(n, device=like.device) - n // 2) % 2)
-    volume *= sign[:, None, None] * sign[:, None]
+    volume *= _signs(n, like.device)
     return volume.div_(gridding_correction(n, padding, like.dtype, like.device)).div_(n)
 
 
@@ -182,28 +203,53 @@ def sample_slices_with_gradient(
     cells = positions.long().clamp(1, m - 3)
     offsets = (positions - cells).unbind(-1)
     cell = (cells[..., 2] * m + cells[..., 1]) * m + cells[..., 0]
-    samples, strides, gradient = padded.flatten(), (1, m, m * m), []
-    for axis, (stride, position) in enumerate(zip(strides, offsets, strict=True)):
-        sides = [(strides[other], offsets[other]) for other in range(3) if other != axis]
-        low, high = _face(samples, cell, sides), _face(samples, cell + stride, sides)
-        is_low = position < 0.5
-        beyond = _face(samples, cell + torch.where(is_low, -stride, 2 * stride), sides)
-        within, outside = high - low, torch.where(is_low, low - beyond, beyond - high)
+    is_low = torch.stack(offsets) < 0.5
+    samples = padded.flatten()[_around(cell, is_low, m)]
+    gradient, bits = [], (1, 2, 4)
+    for axis, position in enumerate(offsets):
+        others = [other for other in range(3) if other != axis]
+        along, (u, v), here = [offsets[other] for other in others], (bits[other] for other in others), bits[axis]
+        low, high = (_face([samples[first + step] for step in (0, u, v, u + v)], along) for first in (0, here))
+        beyond = _face(samples[8 + 4 * axis : 12 + 4 * axis].unbind(), along)
+        within, outside = high - low, torch.where(is_low[axis], low - beyond, beyond - high)
         slices = low + position * within
         gradient.append(within + (position - 0.5).abs() * (outside - within))
     return slices, torch.stack(gradient) * samples_per_cycle
 
 
+def _around(
+    cell: Int[Tensor, "batch points"], is_low: Bool[Tensor, "3 batch points"], m: int
+) -> Int[Tensor, "20 batch points"]:
+    """The eight samples of each cell, x fastest, then along each axis the four that are next to the nearer face.
+
+    Args:
+        cell: first sample of each cell, in the flattened transform.
+        is_low: whether the lower face is nearer.
+        m: side of the transform.
+    """
+    corners, faces, below, above = _neighbours(m, cell.device)
+    beyond = (cell + torch.where(is_low, below, above))[:, None] + faces
+    return torch.cat([cell + corners, beyond.flatten(0, 1)])
+
+
+@lru_cache(maxsize=8)
+def _neighbours(m: int, device: torch.device) -> tuple[Int[Tensor, "..."], ...]:
+    """Steps from the first sample of a cell: to all of it, within faces, to the next below and above; kept."""
+    strides = (1, m, m * m)
+    corners = [dz * strides[2] + dy * strides[1] + dx for dz, dy, dx in product((0, 1), repeat=3)]
+    faces = [[0, u, v, u + v] for u, v in ((m, m * m), (1, m * m), (1, m))]
+    tables = (torch.tensor(corners), torch.tensor(faces), -torch.tensor(strides), 2 * torch.tensor(strides))
+    return tuple(to_device_async(table[..., None, None], device) for table in tables)
+
+
 def _face(
-    samples: Complex[Tensor, " samples"],
-    corner: Int[Tensor, "batch points"],
-    sides: Sequence[tuple[int, Float[Tensor, "batch points"]]],
+    samples: Sequence[Complex[Tensor, "batch points"]], along: Sequence[Float[Tensor, "batch points"]]
 ) -> Complex[Tensor, "batch points"]:
-    """Bilinear interpolation between a corner and its neighbours: their distances, and the position between them."""
-    (u, along_u), (v, along_v) = sides
-    near = samples[corner] + along_u * (samples[corner + u] - samples[corner])
-    far = samples[corner + v] + along_u * (samples[corner + u + v] - samples[corner + v])
-    return near + along_v * (far - near)
+    """Bilinear interpolation between four samples."""
+    first, second, third, fourth = samples
+    near = first + along[0] * (second - first)
+    far = third + along[0] * (fourth - third)
+    return near + along[1] * (far - near)
 
 
 def spread_slices(
@@ -262,14 +308,45 @@ def _scatter(
     _, _, height, width = volumes.shape
     low = positions.floor()
     upper = positions - low
-    weights = (1 - upper, upper)
     x, y, z = low.long().unbind(-1)
     first = ((z + origin[2]) * height + y + origin[1]) * width + x + origin[0]
+    if volumes.device.type == "cuda":
+        _scatter_at_once(volumes, channels, first, upper)
+        return
+    weights = (1 - upper, upper)
     for dz, dy, dx in product((0, 1), repeat=3):
         index = (first + ((dz * height + dy) * width + dx)).flatten()
         weight = weights[dz][..., 2] * weights[dy][..., 1] * weights[dx][..., 0]
         for channel, values in enumerate(channels):
             volumes[channel].view(-1).scatter_add_(0, index, (values * weight).flatten())
+
+
+def _scatter_at_once(
+    volumes: Float[Tensor, "channels depth height width"],
+    channels: tuple[Float[Tensor, "batch points"], ...],
+    first: Int[Tensor, "batch points"],
+    upper: Float[Tensor, "batch points 3"],
+) -> None:
+    """Add values to the eight samples from a first one on, a few images at a time: for a GPU, few kernels."""
+    corners, size = _corners(*volumes.shape[-2:], volumes.device), volumes[0].numel()
+    per_image = 8 * max(1, first.shape[1]) * (2 * len(channels) + 3)
+    images = max(1, numbers_at_a_time(volumes.device, 0) // per_image)
+    places = torch.arange(len(channels), device=volumes.device)[:, None, None, None] * size
+    for some, part, index in zip(
+        torch.stack(channels).split(images, 1), upper.split(images), first.split(images), strict=True
+    ):
+        sides = torch.stack([1 - part, part])
+        x, y, z = sides.unbind(-1)
+        weights = (z[:, None, None] * y[:, None] * x).flatten(0, 2)
+        everywhere = (index + corners) + places
+        volumes.view(-1).index_add_(0, everywhere.flatten(), (some[:, None] * weights).flatten())
+
+
+@lru_cache(maxsize=32)
+def _corners(height: int, width: int, device: torch.device) -> Int[Tensor, "8 one one"]:
+    """Steps from the first of eight neighbouring samples to each, x fastest; kept, so not to be changed."""
+    steps = [(dz * height + dy) * width + dx for dz, dy, dx in product((0, 1), repeat=3)]
+    return to_device_async(torch.tensor(steps)[:, None, None], device)
 
 
 def slice_coordinates(

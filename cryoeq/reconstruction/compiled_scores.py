@@ -24,7 +24,7 @@ from torch import Tensor
 from cryoeq.geometry.disk_harmonics import DiskHarmonics
 from cryoeq.reconstruction.machine_code import EXACT_ORDER, Function, compiled, inlined
 from cryoeq.reconstruction.particle_transforms import POWER_ORDERS, LikelihoodTerms
-from cryoeq.reconstruction.pose_likelihood import PoseLikelihood, mirror_sign
+from cryoeq.reconstruction.pose_likelihood import PoseLikelihood
 from cryoeq.reconstruction.pose_scores import MIN_LOG_WEIGHT
 
 _Array = np.ndarray
@@ -194,7 +194,7 @@ class _Pairs:
             order.append(first + np.concatenate([np.arange(length) for length in lengths]))
             term.append(np.repeat(np.arange(radial), lengths))
             end = int(starts[-1][-1])
-        sign = mirror_sign(harmonics.orders).numpy()[np.concatenate(order)]
+        sign = harmonics.mirror_signs.flatten().numpy()[np.concatenate(order)]
         order.append(np.repeat(np.arange(POWER_ORDERS), hats))
         term.append(np.tile(np.arange(hats), POWER_ORDERS))
         sign = np.concatenate([sign, np.ones(POWER_ORDERS * hats)]).astype(float32)

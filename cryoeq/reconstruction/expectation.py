@@ -15,6 +15,7 @@ from cryoeq.reconstruction.particle_transforms import LikelihoodTerms, ParticleT
 from cryoeq.reconstruction.pose_likelihood import PoseLikelihood
 from cryoeq.reconstruction.pose_scores import MIN_LOG_WEIGHT, PoseScores, PoseWeights, pose_scores
 from cryoeq.runtime.batching import in_parallel, numbers_at_a_time
+from cryoeq.runtime.random_streams import to_device_async
 
 # Log-likelihoods in memory at a time: few enough for a processor's cache, enough for its matrix products.
 LOG_LIKELIHOODS_ON_CPU = 2**21
@@ -306,7 +307,7 @@ def disk_offsets(
     angle = torch.tensor(rotation * torch.pi / 3)
     rotated = torch.stack([x * angle.cos() - y * angle.sin(), x * angle.sin() + y * angle.cos()], -1)
     inside = rotated[rotated.norm(dim=1) <= radius_px]
-    return (inside if len(inside) else torch.zeros(1, 2)).to(device).expand(count, -1, -1)
+    return to_device_async(inside if len(inside) else torch.zeros(1, 2), device).expand(count, -1, -1)
 
 
 def hexagonal_offsets(
@@ -320,8 +321,8 @@ def hexagonal_offsets(
         count: number of offsets; 1 is the centre alone, 7 a hexagon.
         generator: random number generator.
     """
-    corners: Int[Tensor, " corners"] = torch.arange(max(0, count - 1), device=centres_px.device)
+    corners: Int[Tensor, " corners"] = torch.arange(max(0, count - 1))
     rotation = float(torch.rand(1, generator=generator))
     angles = (corners + rotation) * (2 * torch.pi / max(1, count - 1))
-    steps = torch.cat([centres_px.new_zeros(1, 2), spacing_px * torch.stack([angles.cos(), angles.sin()], -1)])
-    return centres_px[:, None] + steps
+    steps = torch.cat([torch.zeros(1, 2), spacing_px * torch.stack([angles.cos(), angles.sin()], -1)])
+    return centres_px[:, None] + to_device_async(steps.to(centres_px.dtype), centres_px.device)

@@ -70,9 +70,9 @@ def realign_worst(
             found = search_poses_exhaustively(particles, rows[worst], reference, settings, generator)
             nearby = refine_poses(coarse, reference, found.poses, shift_sigma_px=sigma_px, rows=rows[worst])
             new = refine_poses(fine, reference, nearby.poses, shift_sigma_px=sigma_px, rows=rows[worst])
-            is_better = new.log_likelihood > best.log_likelihood[worst]
-            best = best.with_rows(worst[is_better], new.rows(is_better.nonzero().squeeze(1)))
-            changed_rows.append(rows[worst[is_better]])
+            better = (new.log_likelihood > best.log_likelihood[worst]).nonzero().squeeze(1)
+            best = best.with_rows(worst[better], new.rows(better))
+            changed_rows.append(rows[worst[better]])
         refined.append(best)
         order.append(rows)
     changed = torch.zeros_like(state.half_set, dtype=torch.bool)

@@ -10,7 +10,7 @@ Independent half sets: Scheres and Chen 2012, Nature Methods 9, 853-854.
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from jaxtyping import Float, Int
@@ -32,7 +32,7 @@ from cryoeq.reconstruction.pose_likelihood import COARSE_SHELL, PoseLikelihood, 
 from cryoeq.reconstruction.reference import References
 from cryoeq.reconstruction.state import ConsensusMap, ParticlePoses, RefinementSettings, RefinementState
 from cryoeq.runtime.distributed import all_gather, shard, shard_half_set
-from cryoeq.runtime.random_streams import Stream, stream_generator
+from cryoeq.runtime.random_streams import Stream, stream_generator, to_device_async
 
 CONSENSUS_STAGE = "consensus refinement"
 HALF_SETS_STAGE = "half-set refinement"
@@ -132,8 +132,20 @@ def consensus_rows(particles: ParticleTransforms, settings: RefinementSettings, 
         settings: settings of the refinement.
         seed: random seed of the run.
     """
-    order = torch.randperm(len(particles), generator=stream_generator(seed, Stream.INITIAL_MODEL_IMAGES))
-    return order[: settings.max_particles].to(particles.device)
+    return _first_of_order(len(particles), settings.max_particles, seed, particles.device)
+
+
+@lru_cache(maxsize=4)
+def _first_of_order(count: int, most: int, seed: int, device: torch.device) -> Int[Tensor, " rows"]:
+    """The same tensor each time, so that what was found out of these rows is found again."""
+    order = torch.randperm(count, generator=stream_generator(seed, Stream.INITIAL_MODEL_IMAGES))
+    return to_device_async(order[:most].clone(), device)
+
+
+@lru_cache(maxsize=4)
+def _ascending(rows: Int[Tensor, " rows"]) -> Int[Tensor, " rows"]:
+    """Likewise."""
+    return rows.sort().values
 
 
 def refine_half_sets(
@@ -259,7 +271,7 @@ def em_iteration(
     grid = pose_grid(radius, generator, device, settings.symmetry)
     n_offsets = settings.n_offsets if radius <= COARSE_SHELL else 1
     step_px = offset_step_px(n, radius, _OFFSETS_PER_WAVELENGTH)
-    halves = [(rows, shard_half_set(rows, half), volume) for half, rows, volume in state.halves(rows)]
+    halves = [(members, shard_half_set(members, half), volume) for half, members, volume in state.halves(rows)]
     total = sum(len(local) for _, local, _ in halves)
     posteriors, done = [Posterior.empty(n, device)], 0
     sums = [WienerBackprojection.empty(n, device=device) for _ in halves]
@@ -279,38 +291,35 @@ def em_iteration(
         done += len(local)
         posteriors.append(result.posterior)
         sums[half] = likelihood.insert(result.sums, symmetry=settings.symmetry)
-    posterior = all_gather(Posterior.cat(posteriors), torch.cat([local for _, local, _ in halves]), len(particles))
-    all_rows = torch.cat([rows for rows, _, _ in halves])
+    found = Posterior.cat(posteriors)
+    posed = ParticlePoses(found.poses, found.confidence, found.log_evidence)
+    posed = all_gather(posed, torch.cat([local for _, local, _ in halves]), len(particles))
+    all_rows = torch.cat([members for members, _, _ in halves])
     references.release()
-    state = update_posteriors(state, posterior, all_rows)
+    state = replace(state, particles=state.particles.with_rows(all_rows, posed.rows(all_rows)))
     state = maximization_step(state, (sums[0].all_reduced(), sums[1].all_reduced()), settings, reach)
     if settings.shift_sigma_px > 0:
-        state = _refine_offsets(state, references, radius, settings.shift_sigma_px, all_rows.sort().values)
+        refined = None if rows is None else _ascending(rows)
+        state = _refine_offsets(state, references, radius, settings.shift_sigma_px, refined)
     state = replace(state, iteration=state.iteration + 1)
     yield iteration.progress(total, total, _metrics(state, settings, all_rows))
     return state
 
 
 def _refine_offsets(
-    state: RefinementState, references: References, radius: int, shift_sigma_px: float, posed: Int[Tensor, " posed"]
+    state: RefinementState,
+    references: References,
+    radius: int,
+    shift_sigma_px: float,
+    posed: Int[Tensor, " posed"] | None,
 ) -> RefinementState:
     """The state with refined offsets of the particles that were posed; the others have no view to refine them at."""
     steps = _OFFSET_REFINEMENT_STEPS
     refined = refine_locally(state, references, radius, shift_sigma_px, steps=steps, rows=posed)
-    shifts_px = state.poses.shifts_px.index_copy(0, posed, refined.poses.shifts_px)
+    shifts_px = refined.poses.shifts_px
+    if posed is not None:
+        shifts_px = state.poses.shifts_px.index_copy(0, posed, shifts_px)
     return state.with_poses(replace(state.poses, shifts_px=shifts_px))
-
-
-def update_posteriors(state: RefinementState, posterior: Posterior, rows: Int[Tensor, " rows"]) -> RefinementState:
-    """The state with new posteriors of some particles.
-
-    Args:
-        state: state of all particles.
-        posterior: posterior of all particles, valid for the rows.
-        rows: particles that took part.
-    """
-    new = ParticlePoses(posterior.poses, posterior.confidence, posterior.log_evidence).rows(rows)
-    return replace(state, particles=state.particles.with_rows(rows, new))
 
 
 def sum_half_sets(
@@ -344,7 +353,9 @@ def _sum_half_set(
     subset = particles.within(radius, n)
     precision = precision[: len(subset.plane)]
     sums = WienerBackprojection.empty(n, device=particles.device)
-    cosets, on_lattice = split_over_lattice(settings.symmetry.to(precision))
+    # On the CPU, which waits for nothing.
+    cosets, on_lattice = split_over_lattice(settings.symmetry.cpu().to(precision.dtype))
+    cosets = to_device_async(cosets, precision.device)
     for batch_rows in torch.split(shard(rows), max(1, _CHUNK_POINTS // len(subset.plane))):
         batch, poses = subset.rows(batch_rows), state.poses.rows(batch_rows)
         ctf_multiplied, ctf_squared = batch.centred(poses.shifts_px) * precision, batch.ctf_squared * precision

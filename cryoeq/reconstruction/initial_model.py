@@ -14,6 +14,7 @@ Networks 11, 271-282.
 import math
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -34,7 +35,7 @@ from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.pose_likelihood import PoseGrid, PoseLikelihood
 from cryoeq.reconstruction.reference import Reference
 from cryoeq.runtime.batching import logging_interval
-from cryoeq.runtime.distributed import all_gather, broadcast, shard
+from cryoeq.runtime.distributed import broadcast, gather_shards, shard
 from cryoeq.runtime.random_streams import Stream, stream_generator, to_device_async
 
 STAGE = "initial model"
@@ -160,6 +161,11 @@ class _StochasticSearch:
     sigma_px: float
     max_step_px: float
 
+    @cached_property
+    def precision(self) -> Float[Tensor, " shells"]:
+        """Inverse noise variance of each shell: that of the images."""
+        return shell_precision(self.particles.total_variance)
+
     def run(
         self, model: InitialModel, generator: torch.Generator, *, first: int = 0
     ) -> Generator[Event, None, InitialModel]:
@@ -182,8 +188,11 @@ class _StochasticSearch:
             shifts = model.shifts_px
             if fraction >= _RECENTRING:
                 shifts = shifts.index_copy(0, rows, posterior.mean_shifts_px)
-            decay = _EMA_DECAY if is_stochastic else 0.0
-            sums = [replace(old, sums=decay * old.sums + more.sums) for old, more in zip(sums, new, strict=True)]
+            if is_stochastic:
+                new = [
+                    replace(old, sums=_EMA_DECAY * old.sums + more.sums) for old, more in zip(sums, new, strict=True)
+                ]
+            sums = new
             maps = [broadcast(low_pass(_maximize(of_class, radius) * self.mask, radius)) for of_class in sums]
             model = replace(model, volumes=torch.stack(maps), shifts_px=shifts)
             before = settings.iterations - first if first else 0  # iterations of the map that was not flipped
@@ -201,10 +210,7 @@ class _StochasticSearch:
         """Sums over some particles for the map of each class, and their posterior."""
         settings, n = self.settings, self.particles.plane.box_size_px
         radius = _radius(settings, fraction)
-        local_rows = shard(torch.arange(len(rows), device=rows.device))
-        subset = self.particles.rows(rows[local_rows]).within(radius, n)
-        precision = shell_precision(self.particles.total_variance)
-        likelihood = _likelihood(model.volumes, precision, radius, settings, generator)
+        likelihood = _likelihood(model.volumes, self.precision, radius, settings, generator)
         step_px = min(offset_step_px(n, radius, _OFFSETS_PER_WAVELENGTH), self.max_step_px)
         offsets = hexagonal_offsets(model.shifts_px[rows], step_px, settings.n_offsets, generator)
         temperature = max(1.0, _FIRST_TEMPERATURE * (1 - 2 * fraction))
@@ -212,12 +218,13 @@ class _StochasticSearch:
         class_share = (1 - null_share) / settings.n_classes
         result = result_of(
             expectation_step(
-                subset,
+                self.particles.within(radius, n),
                 likelihood,
-                offsets[local_rows],
+                shard(offsets),
+                rows=shard(rows),
                 shift_sigma_px=self.sigma_px,
                 temperature=temperature,
-                class_shares=model.volumes.new_full((settings.n_classes,), class_share),
+                class_shares=model.volumes.new_full((settings.n_classes,), class_share) if null_share > 0 else None,
                 null_share=null_share,
             )
         )
@@ -225,7 +232,7 @@ class _StochasticSearch:
             likelihood.insert(likelihood.of_map(result.sums, number), symmetry=settings.symmetry).all_reduced()
             for number in range(likelihood.n_maps)
         ]
-        return sums, all_gather(result.posterior, local_rows, len(rows))
+        return sums, gather_shards(result.posterior, len(rows))
 
 
 def _maximize(sums: WienerBackprojection, radius: int) -> Float[Tensor, "n n n"]:

@@ -31,7 +31,7 @@ from cryoeq.reconstruction.normal_equations import (
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.reference import Reference
 from cryoeq.runtime.batching import in_parallel, numbers_at_a_time
-from cryoeq.runtime.distributed import all_gather, shard
+from cryoeq.runtime.distributed import gather_shards, shard
 
 MAX_STEPS = 5
 CHUNK_POINTS_ON_CPU = 2**17
@@ -94,8 +94,10 @@ def refine_poses(
 
     local = shard(torch.arange(len(rows), device=particles.device))
     batches = local.split(max(1, points // len(particles.plane))) if len(local) > 0 else ()
-    none = RefinedPoses(poses.rows(local[:0]), reference.precision[:0], reference.precision[:0])
-    return all_gather(RefinedPoses.cat([none, *in_parallel(refine, batches)]), local, len(rows))
+    refined = [*in_parallel(refine, batches)]
+    if not refined:  # another process's
+        refined = [RefinedPoses(poses.rows(local), reference.precision[:0], reference.precision[:0])]
+    return gather_shards(RefinedPoses.cat(refined), len(rows))
 
 
 def refine_in_torch(
@@ -126,7 +128,8 @@ def refine_in_torch(
     for taken in range(steps):
         step = _step(here, damping, PARAMETERS if shift_sigma_px > 0 else 3)
         is_active = is_active & (here.predicted_gain(step) >= MIN_GAIN)
-        if taken % _STEPS_BETWEEN_LOOKS == _STEPS_BETWEEN_LOOKS - 1 and not is_active.any():
+        is_time = taken % _STEPS_BETWEEN_LOOKS == _STEPS_BETWEEN_LOOKS - 1 and taken < steps - 1
+        if is_time and not is_active.any():
             break
         there_rotations, there_shifts = rotation_from_vector(step[:, :3]) @ rotations, shifts_px + step[:, 3:]
         there = normal_equations(observed, padded, there_rotations, there_shifts)

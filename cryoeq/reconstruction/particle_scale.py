@@ -29,7 +29,7 @@ from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.reference import Reference, References
 from cryoeq.reconstruction.state import RefinementState
 from cryoeq.runtime.batching import in_parallel, numbers_at_a_time
-from cryoeq.runtime.distributed import all_gather_rows, broadcast, shard
+from cryoeq.runtime.distributed import broadcast, gather_shard_columns, shard
 
 _CHUNK_POINTS_ON_CPU = 2**19
 _MAX_WIDTH = 0.3  # of the prior: real particles differ by less, and beyond it are junk and wrong poses
@@ -64,22 +64,27 @@ def most_probable_scales(
         power: a, the power of the projection likewise: the inverse variance of a scale that the image alone gives.
         group: group of each particle, from 0.
     """
-    if not len(cross) or not float(power.median()) > 0:
+    if not len(cross):
         return torch.ones_like(cross)
     alone = cross / power.clamp(min=1e-12)
-    centre = alone.median()
-    if not float(centre) > 0:  # most images speak against the map: it tells nothing of their scales
+    centre, typical = alone.median(), power.median()
+    # Read in one go: a GPU has to be waited for.
+    known, widest, last_group = torch.stack([typical, _MAX_WIDTH * centre, group.max().to(centre)]).tolist()
+    if not known > 0 or not widest > 0:  # most images speak against the map: it tells nothing of their scales
         return torch.ones_like(cross)
     spread = 1.4826 * (alone - centre).abs().median()
-    width2 = (spread.square() - power.median().reciprocal()).clamp(min=0.0, max=float(_MAX_WIDTH * centre) ** 2)
+    width2 = (spread.square() - typical.reciprocal()).clamp(min=0.0, max=widest**2)
     certainty = power / (1 + power * width2)
-    mean = centre + _group_differences(alone - centre, certainty, group)[group]
+    mean = centre + _group_differences(alone - centre, certainty, group, int(last_group) + 1)[group]
     scale = (cross * width2 + mean) / (power * width2 + 1)
     return (scale / scale.mean()).clamp(_LEAST, _LARGEST)
 
 
 def _group_differences(
-    difference: Float[Tensor, " particles"], certainty: Float[Tensor, " particles"], group: Int[Tensor, " particles"]
+    difference: Float[Tensor, " particles"],
+    certainty: Float[Tensor, " particles"],
+    group: Int[Tensor, " particles"],
+    n_groups: int,
 ) -> Float[Tensor, " groups"]:
     """Mean difference of each group, shrunk towards 0 as far as it is uncertain.
 
@@ -87,8 +92,8 @@ def _group_differences(
         difference: of each particle from the mean of all.
         certainty: its inverse variance within a group.
         group: group of each particle.
+        n_groups: number of groups.
     """
-    n_groups = int(group.max()) + 1
     total = certainty.new_zeros(n_groups).index_add(0, group, certainty).clamp(min=1e-12)
     mean = certainty.new_zeros(n_groups).index_add(0, group, certainty * difference) / total
     error = total.reciprocal()
@@ -114,4 +119,4 @@ def _cross_and_power(
     batches = rows[local].split(max(1, points // len(particles.plane))) if len(local) > 0 else ()
     nothing = (weights[:0], weights[:0])
     measured = zip(nothing, *in_parallel(measure, batches), strict=True)
-    return all_gather_rows([torch.cat(parts) for parts in measured], local, len(rows))
+    return tuple(gather_shard_columns([torch.cat(parts) for parts in measured], len(rows)))

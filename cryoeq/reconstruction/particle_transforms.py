@@ -6,7 +6,7 @@ CTF (``particle_scale``), so that nothing else has to know of either.
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from jaxtyping import Complex, Float, Int
@@ -374,8 +374,9 @@ def power_radii(radius: float, device: torch.device | None = None) -> Float[Tens
     return torch.arange(int((radius + 1) / _HAT_SPACING) + 1, device=device) * _HAT_SPACING
 
 
+@lru_cache(maxsize=16)
 def power_hats(plane: HalfPlane) -> Complex[Tensor, "points hats power_orders"]:
-    """Hat functions times exp(2 i l theta), l = 0, 1, 2, at each coefficient."""
+    """Hat functions times exp(2 i l theta), l = 0, 1, 2, at each coefficient; kept, so not to be changed."""
     radii = power_radii(plane.last_radius, plane.coords.device)
     hats = (1 - (plane.radii[:, None] - radii).abs() / _HAT_SPACING).clamp(min=0)
     real = torch.get_default_dtype()

@@ -145,7 +145,7 @@ class PoseLikelihood:
         precision = references[0].precision[: len(plane)]
         slices = torch.cat([extract_slices(reference.padded, grid.views, plane) for reference in references])
         real, imag = harmonics.analyse(slices * precision).unbind(-1)
-        sign = mirror_sign(harmonics.orders)[:, None, None]
+        sign = harmonics.mirror_signs
         # Series of sum conj(P) Z, and of the mirrored view, whose coefficients are (-1)^m conj(P).
         linear = _complex_products((real, -imag), (real * sign, imag * sign))
         hats = power_hats(plane)
@@ -206,7 +206,7 @@ class PoseLikelihood:
         count = self.harmonics.n_even
         torch.mm(analyse_even.flatten(1).T, even.flatten(1), out=moments[:count].view(2 * count, -1))
         torch.mm(analyse_odd.flatten(1).T, odd.flatten(1), out=moments[count:].view(2 * (orders - count), -1))
-        sign = mirror_sign(self.harmonics.orders)[:, None, None]
+        sign = self.harmonics.mirror_signs
         linear = _sum_rows(moments, images.cross_term, sign)
         power = _sum_rows(moments[:POWER_ORDERS], images.quadratic_term, torch.ones_like(sign[:POWER_ORDERS]))
         return LikelihoodTerms(linear, power)
@@ -246,8 +246,7 @@ class PoseLikelihood:
             symmetry: rotations of the map's point group; each image counts once for each.
         """
         matched = self.harmonics.synthesise(sums.cross_term) * self.precision
-        twice = torch.full((POWER_ORDERS,), 2.0, dtype=self.hats.dtype, device=self.hats.device)
-        twice[:1].fill_(1.0)  # an assignment of one number would wait for a GPU
+        twice = _multiplicity(self.hats.dtype, self.hats.device)
         harmonics = torch.view_as_complex(sums.quadratic_term.contiguous())
         power = torch.einsum("lvj,pjl,l->vp", harmonics, self.hats, twice).real * self.precision
         plane, views = self.harmonics.plane, self.grid.views
@@ -277,9 +276,12 @@ def _hemisphere(healpix_order: int, dtype: torch.dtype, device: torch.device) ->
     return views[rank > 0].to(device)
 
 
-def mirror_sign(orders: Int[Tensor, " orders"]) -> Float[Tensor, " orders"]:
-    """The sign of each order in a mirrored image, beside the complex conjugate."""
-    return 1.0 - 2.0 * (orders % 2)
+@lru_cache(maxsize=8)
+def _multiplicity(dtype: torch.dtype, device: torch.device) -> Complex[Tensor, " power_orders"]:
+    """1 for order 0, 2 for those that stand for their negative too; kept, so not to be changed."""
+    twice = torch.full((POWER_ORDERS,), 2.0, dtype=dtype, device=device)
+    twice[:1].fill_(1.0)  # an assignment of one number would wait for a GPU
+    return twice
 
 
 def _complex_products(

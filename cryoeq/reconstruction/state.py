@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -158,8 +159,7 @@ class RefinementState:
     @property
     def resolution_shell(self) -> int:
         """The last shell before the half maps' correlation drops below 0.143."""
-        below = (self.fsc.cpu()[1:] < FSC_THRESHOLD).nonzero()
-        return int(below[0]) if len(below) else len(self.fsc) - 1
+        return _resolution_shell(self.fsc)
 
     def halves(
         self, rows: Int[Tensor, " rows"] | None = None
@@ -169,11 +169,8 @@ class RefinementState:
         Args:
             rows: the particles to take part; None for all.
         """
-        for half in (1, 2):
-            if rows is None:
-                yield half, (self.half_set == half).nonzero().squeeze(1), self.reference.of_half(half)
-            else:
-                yield half, rows[self.half_set[rows] == half], self.reference.of_half(half)
+        for half, members in zip((1, 2), _members_of_halves(self.half_set, rows), strict=True):
+            yield half, members, self.reference.of_half(half)
 
     def with_poses(self, poses: PoseSet) -> "RefinementState":
         """The state with other poses."""
@@ -203,6 +200,27 @@ class RefinementState:
         fsc = torch.nn.functional.pad(self.fsc, (0, box_size_px // 2 - n // 2))
         other = replace(self, reference=reference, fsc=fsc, sums=None)
         return other.with_poses(self.poses.in_box(box_size_px))
+
+
+# Of the last few tensors, which are themselves the keys: a GPU is waited for once, and none of them is ever changed.
+@lru_cache(maxsize=8)
+def _resolution_shell(fsc: Float[Tensor, " shells"]) -> int:
+    below = (fsc.cpu()[1:] < FSC_THRESHOLD).nonzero()
+    return int(below[0]) if len(below) else len(fsc) - 1
+
+
+@lru_cache(maxsize=8)
+def _members_of_halves(
+    half_set: Int[Tensor, " particles"], rows: Int[Tensor, " rows"] | None
+) -> tuple[Int[Tensor, " first"], Int[Tensor, " second"]]:
+    """Which particles, all or some of them, are in half set 1 and 2, in their order."""
+    half = half_set if rows is None else half_set[rows]
+    order = half.argsort(stable=True)
+    before, first, second = torch.stack([half < 1, half == 1, half == 2]).sum(1).tolist()
+    _, of_first, of_second = (order if rows is None else rows[order])[: before + first + second].split(
+        [before, first, second]
+    )
+    return of_first, of_second
 
 
 State = TypeVar("State")

@@ -190,6 +190,28 @@ def all_gather(table: Table, rows: Int[Tensor, " local"], count: int) -> Table:
     return table.with_tensors(iter(all_gather_rows(tuple(table.tensors()), rows, count)))
 
 
+def gather_shards(table: Table, count: int) -> Table:
+    """A table of all rows, of which each process has those that ``shard`` gives it of them in order.
+
+    Args:
+        table: rows of this process, all columns of one type.
+        count: number of rows of the whole table.
+    """
+    return table.with_tensors(iter(gather_shard_columns(tuple(table.tensors()), count)))
+
+
+def gather_shard_columns(
+    values: Sequence[Shaped[Tensor, "local ..."]], count: int
+) -> Sequence[Shaped[Tensor, "count ..."]]:
+    """Columns as ``gather_shards`` has them.
+
+    Args:
+        values: columns of this process's rows, all of one type.
+        count: number of rows of the whole table.
+    """
+    return values if world_size() == 1 else _all_gather_uneven(values, _sizes(count))
+
+
 def _all_gather_uneven(
     values: Sequence[Shaped[Tensor, "local ..."]], sizes: Sequence[int]
 ) -> tuple[Shaped[Tensor, "all ..."], ...]:
