@@ -145,7 +145,7 @@ class PoseLikelihood:
         precision = references[0].precision[: len(plane)]
         slices = torch.cat([extract_slices(reference.padded, grid.views, plane) for reference in references])
         real, imag = harmonics.analyse(slices * precision).unbind(-1)
-        sign = mirror_sign(harmonics.orders)[:, None, None]
+        sign = _mirror_sign(harmonics.orders)[:, None, None]
         # Series of sum conj(P) Z, and of the mirrored view, whose coefficients are (-1)^m conj(P).
         linear = _complex_products((real, -imag), (real * sign, imag * sign))
         hats = power_hats(plane)
@@ -206,7 +206,7 @@ class PoseLikelihood:
         count = self.harmonics.n_even
         torch.mm(analyse_even.flatten(1).T, even.flatten(1), out=moments[:count].view(2 * count, -1))
         torch.mm(analyse_odd.flatten(1).T, odd.flatten(1), out=moments[count:].view(2 * (orders - count), -1))
-        sign = mirror_sign(self.harmonics.orders)[:, None, None]
+        sign = _mirror_sign(self.harmonics.orders)[:, None, None]
         linear = _sum_rows(moments, images.cross_term, sign)
         power = _sum_rows(moments[:POWER_ORDERS], images.quadratic_term, torch.ones_like(sign[:POWER_ORDERS]))
         return LikelihoodTerms(linear, power)
@@ -277,8 +277,7 @@ def _hemisphere(healpix_order: int, dtype: torch.dtype, device: torch.device) ->
     return views[rank > 0].to(device)
 
 
-def mirror_sign(orders: Int[Tensor, " orders"]) -> Float[Tensor, " orders"]:
-    """The sign of each order in a mirrored image, beside the complex conjugate."""
+def _mirror_sign(orders: Int[Tensor, " orders"]) -> Float[Tensor, " orders"]:
     return 1.0 - 2.0 * (orders % 2)
 
 
