@@ -14,6 +14,7 @@ Significant poses, 0.999 of the posterior: Scheres 2012, J. Struct. Biol. 180, 5
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -21,7 +22,6 @@ from jaxtyping import Float, Int
 from numpy import float32, int32
 from torch import Tensor
 
-from cryoeq.geometry.disk_harmonics import DiskHarmonics
 from cryoeq.reconstruction.machine_code import EXACT_ORDER, Function, compiled, inlined
 from cryoeq.reconstruction.particle_transforms import POWER_ORDERS, LikelihoodTerms
 from cryoeq.reconstruction.pose_likelihood import PoseLikelihood
@@ -66,7 +66,8 @@ class CompiledScores:
         """The highest score of each hypothesis, over the angles."""
         found = self.even.new_empty(self.even.shape[1:])
         _find_highest(self.even.flatten(1).numpy(), self.odd.flatten(1).numpy(), found.view(-1).numpy())
-        return found.add_(self._prior_of_hypotheses())
+        found.view(2, len(self.log_prior), -1, found.shape[1]).add_(self.log_prior[:, None])
+        return found
 
     def over_angles(
         self, hypothesis: Int[Tensor, "maps particles"], row: Int[Tensor, "maps particles"]
@@ -98,9 +99,10 @@ class CompiledScores:
         is_significant = ~((highest - of_row).div_(temperature) < least)  # those that are no number too
         is_dense = for_images and float(is_significant.float().mean()) > _FEW
         places = None if is_dense else is_significant.flatten().nonzero().squeeze(1)
-        below = (self._prior_of_hypotheses() - of_row).flatten()
+        views = hypotheses // (2 * len(self.log_prior))
+        below = (self.log_prior - of_row)[:, None].expand(2, -1, views, -1).flatten()
         # Whatever the rest of a batch is like, what is not significant counts for nothing.
-        below = below.masked_fill_(~is_significant.flatten(), -math.inf) if places is None else below[places]
+        below = below.masked_fill(~is_significant.flatten(), -math.inf) if places is None else below[places]
         first, second = (self.even.new_empty(half if for_images else 0, len(below)) for _ in range(2))
         sums = torch.zeros(len(self.log_prior), rows, dtype=torch.float64)
         _exponentiate(
@@ -110,13 +112,9 @@ class CompiledScores:
             (below.numpy(), float32(1 / temperature), float32(MIN_LOG_WEIGHT)),
             (first.numpy(), second.numpy()),
             sums.numpy(),
-            hypotheses // (2 * len(self.log_prior)),
+            views,
         )
         return CompiledWeights(self.likelihood, first, second, sums.to(best), places)
-
-    def _prior_of_hypotheses(self) -> Float[Tensor, "hypotheses rows"]:
-        views = self.even.shape[1] // (2 * len(self.log_prior))
-        return self.log_prior.repeat_interleave(views, 0).repeat(2, 1)
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ class CompiledWeights:
             first, second = (half.unflatten(1, (-1, rows)) for half in (self.first, self.second))
             return likelihood.sum_halves(first, second, images)
         found = likelihood.no_images()
-        pairs = _Pairs.of(likelihood.harmonics, images.quadratic_term.shape[2])
+        pairs = _pairs(likelihood.harmonics.n_radial, likelihood.harmonics.n_even, images.quadratic_term.shape[2])
         halves = zip((self.first, self.second), likelihood.analysis(), strict=True)
         moments = [half.T @ phases.transpose(1, 2).flatten(1) for half, phases in halves]
         starts = torch.searchsorted(self.places, torch.arange(2 * found.cross_term.shape[1] + 1) * rows)
@@ -179,33 +177,39 @@ class _Pairs:
     term: Int[_Array, " pairs"]
     sign: Float[_Array, " pairs"]
 
-    @classmethod
-    def of(cls, harmonics: DiskHarmonics, hats: int) -> "_Pairs":
-        """The pairs of a basis and of as many hat functions."""
-        counts, n_even = np.array(harmonics.n_radial), harmonics.n_even
-        radial, end = harmonics.basis.shape[-1], 0
-        starts: list[_Array] = []
-        order: list[_Array] = []
-        term: list[_Array] = []
-        for first, of_parity in ((0, counts[:n_even]), (n_even, counts[n_even:])):
-            # Up to the last order that has the radial function: higher orders have fewer of them.
-            lengths = [int(max(np.flatnonzero(of_parity > j) + 1, default=0)) for j in range(radial)]
-            starts.append(end + np.cumsum([0, *lengths]))
-            order.append(first + np.concatenate([np.arange(length) for length in lengths]))
-            term.append(np.repeat(np.arange(radial), lengths))
-            end = int(starts[-1][-1])
-        sign = harmonics.mirror_signs.flatten().numpy()[np.concatenate(order)]
-        order.append(np.repeat(np.arange(POWER_ORDERS), hats))
-        term.append(np.tile(np.arange(hats), POWER_ORDERS))
-        sign = np.concatenate([sign, np.ones(POWER_ORDERS * hats)]).astype(float32)
-        return cls(starts[0], starts[1], np.concatenate(order).astype(int32), np.concatenate(term).astype(int32), sign)
-
     def pack(self, images: LikelihoodTerms) -> Float[Tensor, "rows 2 pairs"]:
         """The terms of each row that belong to the pairs, real parts and then imaginary ones."""
         count, radial = int(self.odd_starts[-1]), images.cross_term.shape[2]
         index = torch.from_numpy(self.order[:count] * radial + self.term[:count])
         cross = images.cross_term.permute(1, 3, 0, 2).flatten(2).index_select(2, index)
         return torch.cat([cross, images.quadratic_term.permute(1, 3, 0, 2).flatten(2)], 2)
+
+
+@lru_cache(maxsize=32)
+def _pairs(n_radial: tuple[int, ...], n_even: int, hats: int) -> _Pairs:
+    """The pairs of a basis and of as many hat functions.
+
+    Args:
+        n_radial: number of radial functions of each order.
+        n_even: number of even orders, which come first.
+        hats: number of hat functions.
+    """
+    counts, radial, end = np.array(n_radial), max(n_radial), 0
+    starts: list[_Array] = []
+    order: list[_Array] = []
+    term: list[_Array] = []
+    for first, of_parity in ((0, counts[:n_even]), (n_even, counts[n_even:])):
+        # Up to the last order that has the radial function: higher orders have fewer of them.
+        lengths = [int(max(np.flatnonzero(of_parity > j) + 1, default=0)) for j in range(radial)]
+        starts.append(end + np.cumsum([0, *lengths]))
+        order.append(first + np.concatenate([np.arange(length) for length in lengths]))
+        term.append(np.repeat(np.arange(radial), lengths))
+        end = int(starts[-1][-1])
+    order.append(np.repeat(np.arange(POWER_ORDERS), hats))
+    term.append(np.tile(np.arange(hats), POWER_ORDERS))
+    # The first orders of the squared CTF's moments are even.
+    sign = np.where(np.concatenate(order) < n_even, _ONE, -_ONE)
+    return _Pairs(starts[0], starts[1], np.concatenate(order).astype(int32), np.concatenate(term).astype(int32), sign)
 
 
 @_compiled
@@ -291,10 +295,10 @@ def _exponentiate(
 
 @_inlined
 def _repeat_moments(
-    moments: tuple[_Array, _Array], pairs: tuple[_Array, _Array], k: int, real: _Array, imag: _Array
+    moments: tuple[_Array, _Array], pairs: tuple[_Array, _Array, int], k: int, real: _Array, imag: _Array
 ) -> None:
     """The moments of a column, one for each pair; those of the squared CTF have the first even orders."""
-    (even, odd), (even_starts, odd_starts) = moments, pairs
+    (even, odd), (even_starts, odd_starts, hats) = moments, pairs
     even_real, even_imag, odd_real, odd_imag = even[k, 0], even[k, 1], odd[k, 0], odd[k, 1]
     for j in range(len(even_starts) - 1):
         start = even_starts[j]
@@ -304,10 +308,9 @@ def _repeat_moments(
         for i in range(odd_starts[j + 1] - start):
             real[start + i], imag[start + i] = odd_real[i], odd_imag[i]
     start = odd_starts[-1]
-    hats = (len(real) - start) // POWER_ORDERS
-    for order in range(POWER_ORDERS):
-        for i in range(hats):
-            real[start + i], imag[start + i] = even_real[order], even_imag[order]
+    for order in range((len(real) - start) // hats):
+        for i in range(start, start + hats):
+            real[i], imag[i] = even_real[order], even_imag[order]
         start += hats
 
 
@@ -334,7 +337,7 @@ def _sum_columns(
             continue
         of_real[:], of_imag[:] = 0, 0
         for k in range(first, last):
-            _repeat_moments(moments, (even_starts, odd_starts), k, real, imag)
+            _repeat_moments(moments, (even_starts, odd_starts, power.shape[2]), k, real, imag)
             image_real, image_imag = images[row[k], 0], images[row[k], 1]
             for i in range(count):
                 of_real[i] += real[i] * image_real[i] - imag[i] * image_imag[i]

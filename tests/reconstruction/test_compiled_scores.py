@@ -17,7 +17,7 @@ from cryoeq.reconstruction.compiled_scores import CompiledScores, CompiledWeight
 from cryoeq.reconstruction.expectation import expectation_step, pose_posterior
 from cryoeq.reconstruction.particle_transforms import POWER_ORDERS, LikelihoodTerms, ParticleTransforms, power_radii
 from cryoeq.reconstruction.pose_likelihood import PoseGrid, PoseLikelihood
-from cryoeq.reconstruction.pose_scores import TorchScores
+from cryoeq.reconstruction.pose_scores import TorchScores, pose_scores
 from cryoeq.reconstruction.reference import Reference
 
 CPU = torch.device("cpu")
@@ -202,6 +202,37 @@ def test_one_compilation_serves_all_shapes() -> None:
             )
             assert len(result_of(steps).posterior.poses) == len(given.particles)
     assert [len(kernel.signatures) for kernel in compiled_scores.KERNELS] == [1, 1, 1]
+
+
+def on_gpu(given: Scene) -> Scene:
+    device, ours, seen = torch.device("cuda"), given.likelihood, given.particles
+    harmonics, grid = ours.harmonics.to(device), ours.grid
+    fixed = (ours.hats, ours.precision, ours.linear, ours.quadratic)
+    likelihood = PoseLikelihood(
+        harmonics,
+        PoseGrid(grid.views.to(device), grid.inplane_rad.to(device)),
+        *(values.to(device) for values in fixed),
+        n_maps=ours.n_maps,
+    )
+    images = (seen.ctf_multiplied, seen.ctf_squared, seen.ctf_squared_harmonics)
+    particles = ParticleTransforms(harmonics.plane, *(values.to(device) for values in images))
+    return Scene(particles, likelihood, given.offsets_px.to(device))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n_maps", [1, 2])
+def test_a_gpu_has_the_posterior_and_sums_of_a_cpu(n_maps: int) -> None:
+    given = scene(n_maps=n_maps, healpix_order=1)
+    results = []
+    for there, kind in ((given, CompiledScores), (on_gpu(given), TorchScores)):
+        assert isinstance(pose_scores(there.likelihood, there.terms, None, None), kind)
+        steps = expectation_step(there.particles, there.likelihood, there.offsets_px, shift_sigma_px=1.5)
+        results.append(result_of(steps))
+    ours, theirs = results
+    for found, expected in zip(ours.posterior.tensors(), theirs.posterior.tensors(), strict=True):
+        torch.testing.assert_close(found, expected.cpu(), rtol=2e-3, atol=1e-4)
+    for found, expected in zip(tensors(ours.sums), tensors(theirs.sums), strict=True):
+        assert_near(found, expected.cpu(), 2e-3)
 
 
 SCRIPT = """

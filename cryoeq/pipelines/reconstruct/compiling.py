@@ -1,4 +1,4 @@
-"""The compiled kernels, made before it is needed, so that the first run says what it waits for."""
+"""The compiled kernels, made before they are needed, so that the first run says what it waits for."""
 
 from collections.abc import Generator
 
