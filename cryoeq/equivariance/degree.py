@@ -18,9 +18,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cryoeq.equivariance.fields import FieldKind, Fourier, Irrep, Product, SimpleKind, delta, irreps_up_to
+from cryoeq.equivariance.fields import FieldKind, Fourier, Product, SimpleKind, delta
 from cryoeq.equivariance.groups import PlaneGroup
-from cryoeq.equivariance.kernels import steerable_kernels
+from cryoeq.equivariance.irreps import Irrep, irreps_up_to
+from cryoeq.equivariance.kernels import OTHER_SIGNS, SIGNED, refuse_other_signs, steerable_kernels
 
 _ROTATIONS = 64
 """Rotations of the grid on which the likelihood of so2 and o2 is evaluated."""
@@ -149,12 +150,15 @@ class RelaxedBasis(nn.Module):
         degree: likelihood over the group, which layers may share; its irreps are those of the added kernels.
     """
 
+    _version = SIGNED
     steerable: Tensor
 
     def __init__(
         self, group: PlaneGroup, in_kind: FieldKind, out_kind: SimpleKind, size: int, degree: LearntDegree
     ) -> None:
         super().__init__()
+        if group.name in OTHER_SIGNS:
+            refuse_other_signs(self)
         self.degree = degree
         self.register_buffer("steerable", steerable_kernels(group, in_kind, out_kind, size), persistent=False)
         self.count = len(self.steerable)

@@ -3,15 +3,24 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from escnn.group import directsum
 from jaxtyping import Float
 from torch import Tensor
 
-from cryoeq.equivariance.spaces import gspace, subgroup_id
+from cryoeq.equivariance.irreps import Irrep, elements, irreps_up_to
+from cryoeq.equivariance.representations import (
+    Representation,
+    band_limited_functions,
+    functions_on_cosets,
+    peak_of_functions,
+    plane_vectors,
+    product_of,
+    restricted,
+    sum_of,
+)
 
 FieldName = Literal["scalar", "hidden", "vector", "determinant", "regular"]
 """Kinds without parameters: an invariant number, a function on the group, a vector (x, y), a number whose sign mirrors
@@ -31,20 +40,6 @@ class Quotient:
     """
 
     subgroup: str
-
-
-@dataclass(frozen=True)
-class Irrep:
-    """One irreducible representation.
-
-    Args:
-        frequency: angular frequency of the irrep.
-        is_odd: whether a mirror changes its sign, where there are two irreps of a frequency: at 0, and at half the
-            number of rotations.
-    """
-
-    frequency: int
-    is_odd: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,28 +99,19 @@ FieldKind = SimpleKind | Restricted | Product
 
 
 @lru_cache(maxsize=1024)
-def representation(name: str, kind: FieldKind) -> Any:
-    """The representation of one kind of field, as escnn's object."""
-    space = gspace(name)
-    group = space.fibergroup
+def representation(name: str, kind: FieldKind) -> Representation:
+    """The representation of one kind of field."""
     match kind:
-        case "scalar":
-            return group.trivial_representation
         case "vector":
-            return space.basespace_action
-        case "determinant" | Irrep():
-            return _irrep(name, kind)
-        case Irreps():
-            return directsum([group.irrep(*key) for key in _irreps_up_to(name, kind.frequency)])
-        case Restricted() | Product():
-            return _composed(name, kind)
+            return plane_vectors(name)
+        case "scalar" | "determinant" | Irrep() | Irreps():
+            return sum_of(name, _irreps(name, kind))
+        case Product():
+            return product_of(sum_of(name, [kind.irrep]), representation(name, kind.kind))
+        case Restricted():
+            return restricted(representation(kind.group, kind.kind), name)
         case _:
             return _function_space(name, kind)
-
-
-def is_vector(kind: FieldKind) -> bool:
-    """Whether the components are (x, y) in our axes, whose y points down, as escnn's does not."""
-    return kind == "vector" or (isinstance(kind, Restricted | Product) and kind.kind == "vector")
 
 
 def fourier_of(name: str, kind: FieldKind) -> Fourier | None:
@@ -160,11 +146,7 @@ def sampling_matrix(name: str, kind: FieldKind, samples: int | None = None) -> T
     band = fourier_of(name, kind)
     if band is None:
         raise ValueError(f"a field of {kind} of {name} is no function: it cannot be sampled")
-    group = gspace(name).fibergroup
-    if name in ("so2", "o2"):
-        grid = group.grid(N=samples or 4 * max(1, math.ceil(1.5 * band.frequency)), type="regular")
-    else:
-        grid = list(group.testing_elements())
+    grid = elements(name, samples or 4 * max(1, math.ceil(1.5 * band.frequency)))
     acts = representation(name, kind)
     peak = delta(name, kind)
     values = np.stack([acts(g) @ peak for g in grid]) / np.linalg.norm(peak)
@@ -177,83 +159,21 @@ def delta(name: str, kind: FieldKind) -> Float[np.ndarray, " components"]:
     if band is None:
         identity: np.ndarray = np.eye(representation(name, kind).size)[0]
         return identity
-    irreps = _irreps_up_to(name, band.frequency)
-    group = gspace(name).fibergroup
-    if band.subgroup is not None:
-        space = group.homspace(subgroup_id(name, band.subgroup))
-        trivial = space.H.trivial_representation.id
-        sizes = [math.sqrt(group.irrep(*key).size) for key in irreps]
-        columns = [space._dirac_kernel_ft(key, trivial).T.flatten() for key in irreps]
-        return np.concatenate([size * column for size, column in zip(sizes, columns, strict=True)])
-    parts = []
-    for irrep in (group.irrep(*key) for key in irreps):
-        multiplicity = irrep.size // irrep.sum_of_squares_constituents
-        parts.append(math.sqrt(irrep.size) * np.eye(irrep.size)[:, :multiplicity].T.flatten())
-    return np.concatenate(parts)
+    return peak_of_functions(name, band.frequency, band.subgroup or "c1")
 
 
-def _function_space(name: str, kind: FieldKind) -> Any:
+def _irreps(name: str, kind: Literal["scalar", "determinant"] | Irrep | Irreps) -> list[Irrep]:
+    """The irreps of a field that is a sum of some."""
+    if isinstance(kind, Irreps):
+        return irreps_up_to(name, kind.frequency)
+    return [kind if isinstance(kind, Irrep) else Irrep(0, is_odd=kind == "determinant")]
+
+
+def _function_space(name: str, kind: FieldKind) -> Representation:
     """Functions on the group or a quotient, as values or as coefficients."""
-    group = gspace(name).fibergroup
     if name in ("so2", "o2") and (kind == "regular" or isinstance(kind, Quotient)):
         raise ValueError(f"{name} has infinitely many elements: hold coefficients, as Fourier does, in place of {kind}")
-    if isinstance(kind, Quotient):
-        return group.quotient_representation(subgroup_id(name, kind.subgroup))
     band = fourier_of(name, kind)
-    if band is None:
-        return group.regular_representation
-    irreps = _irreps_up_to(name, band.frequency)
-    if band.subgroup is None:
-        return group.spectral_regular_representation(*irreps)
-    return group.spectral_quotient_representation(subgroup_id(name, band.subgroup), *irreps)
-
-
-def irreps_up_to(name: str, frequency: int) -> list[Irrep]:
-    """All irreps up to a frequency, the trivial one first."""
-    irreps = []
-    for key in _irreps_up_to(name, frequency):
-        is_dihedral = len(key) == 2
-        order = 0 if name in ("so2", "o2") else int(name[1:])
-        is_paired = is_dihedral and (key[1] == 0 or 2 * key[1] == order)
-        if name == "d1":
-            irreps.append(Irrep(0, is_odd=key == (1,)))
-        else:
-            irreps.append(Irrep(key[-1], is_odd=is_paired and key[0] == 1))
-    return irreps
-
-
-def _irreps_up_to(name: str, frequency: int) -> list[tuple[int, ...]]:
-    """Escnn's names of all irreps up to a frequency, of which a finite group has a highest."""
-    group = gspace(name).fibergroup
-    if name in ("so2", "o2"):
-        return list(group.bl_irreps(frequency))
-    rotations = 2 if name == "d1" else int(name[1:])  # escnn takes the one mirror of d1 for a half-turn
-    return list(group.bl_irreps(min(frequency, rotations // 2)))
-
-
-def _irrep(name: str, kind: Irrep | Literal["determinant"]) -> Any:
-    """One irrep; of a dihedral group those that are no pair of an even and an odd one have only one name."""
-    space = gspace(name)
-    group = space.fibergroup
-    if kind == "determinant":
-        return next(irrep for irrep in group.irreps() if irrep.size == 1 and _is_determinant(space, irrep))
-    if name in ("c1", "d1"):
-        return group.irrep(int(kind.is_odd))
-    if name[0] == "c" or name == "so2":
-        return group.irrep(kind.frequency)
-    is_paired = kind.frequency == 0 or (name != "o2" and 2 * kind.frequency == int(name[1:]))
-    return group.irrep(int(kind.is_odd or not is_paired), kind.frequency)
-
-
-def _composed(name: str, kind: Restricted | Product) -> Any:
-    """The larger group's representation on the elements of this one; or a tensor product."""
-    if isinstance(kind, Product):
-        return representation(name, kind.irrep).tensor(representation(name, kind.kind))
-    whole = representation(kind.group, kind.kind)
-    return whole if kind.group == name else whole.restrict(subgroup_id(kind.group, name))
-
-
-def _is_determinant(space: Any, irrep: Any) -> bool:
-    """Whether a one-dimensional representation is the determinant of the action on the plane."""
-    elements = list(space.fibergroup.testing_elements())
-    return all(np.isclose(irrep(g)[0, 0], np.linalg.det(space.basespace_action(g))) for g in elements)
+    if band is not None:
+        return band_limited_functions(name, band.frequency, band.subgroup or "c1")
+    return functions_on_cosets(name, kind.subgroup if isinstance(kind, Quotient) else "c1")

@@ -3,15 +3,25 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from cryoeq.equivariance.fields import FieldKind, Product, is_vector, representation
-from cryoeq.equivariance.spaces import element_of, gspace, matrix_of
+from cryoeq.equivariance.fields import FieldKind, representation
+from cryoeq.equivariance.irreps import (
+    Irrep,
+    element_of,
+    elements,
+    endomorphisms,
+    has_mirrors,
+    irrep_name,
+    irrep_size,
+    rotation_order,
+)
+from cryoeq.equivariance.representations import Representation
 
 GroupName = Literal["c1", "c2", "c4", "c8", "c16", "d1", "d2", "d4", "d8", "d16", "so2", "o2"]
 GROUP_NAMES: tuple[str, ...] = get_args(GroupName)
@@ -41,7 +51,7 @@ class PlaneGroup:
     @property
     def has_mirrors(self) -> bool:
         """Whether the group holds reflections."""
-        return self.name[0] in "do"
+        return has_mirrors(self.name)
 
     @property
     def is_grid_exact(self) -> bool:
@@ -51,7 +61,7 @@ class PlaneGroup:
     @property
     def rotation_order(self) -> int:
         """Number of rotations; 0 for all of them."""
-        return 0 if self.is_continuous else int(self.name[1:])
+        return rotation_order(self.name)
 
     def dim(self, kind: FieldKind) -> int:
         """Channels of one field."""
@@ -63,12 +73,7 @@ class PlaneGroup:
         Raises:
             ValueError: the matrix is no element of the group.
         """
-        if isinstance(kind, Product):
-            return torch.kron(self.action(kind.irrep, g), self.action(kind.kind, g))
-        if is_vector(kind):
-            return g.double()
-        element = element_of(self.name, g.double().numpy())
-        return torch.from_numpy(np.array(representation(self.name, kind)(element), dtype=np.float64))
+        return torch.from_numpy(representation(self.name, kind)(element_of(self.name, g.double().numpy())))
 
     def elements(self, *, grid_exact: bool = True, rotations: int = 16) -> Float[Tensor, "elements 2 2"]:
         """Elements as matrices on (x, y), y downwards, in float64.
@@ -91,11 +96,10 @@ class PlaneGroup:
         """Orthonormal basis of the invariant components of a field: those that a bias may have."""
         if self.is_trivial:
             return torch.eye(self.dim(kind))
-        acts = representation(self.name, kind)
-        average = np.mean([acts(g) for g in gspace(self.name).fibergroup.testing_elements()], axis=0)
-        values, directions = np.linalg.eigh((average + average.T) / 2)
-        kept = torch.from_numpy(directions[:, values > 0.999].T.copy()).to(torch.get_default_dtype())
-        return kept * torch.tensor([1.0, -1.0]).repeat(self.dim(kind) // 2) if is_vector(kind) else kept
+        parts = representation(self.name, kind).parts
+        kept = [columns for irrep, columns in parts if irrep == Irrep(0)]
+        rows = np.concatenate([np.zeros((self.dim(kind), 0)), *kept], 1).T.copy()
+        return torch.from_numpy(rows).to(torch.get_default_dtype())
 
     def regular_representation(self) -> "RegularRepresentation":
         """Action of the group on functions on its elements: the hidden fields of a finite group.
@@ -174,34 +178,34 @@ def plane_group(name: str) -> PlaneGroup:
 
 @lru_cache
 def _regular_representation(name: str) -> RegularRepresentation:
-    group = gspace(name).fibergroup
-    regular = group.regular_representation
-    elements = np.stack([matrix_of(name, g) for g in group.elements])
-    columns: dict[Any, list[int]] = {}
-    first = 0
-    for irrep in regular.irreps:
-        size = group.irrep(*irrep).size
-        columns.setdefault(irrep, []).extend(range(first, first + size))
-        first += size
-    is_complex = tuple(group.irrep(*irrep).type == "C" for irrep in columns)
-    change = torch.from_numpy(np.asarray(regular.change_of_basis, dtype=np.float64))
-    return RegularRepresentation(torch.from_numpy(elements), change, tuple(map(tuple, columns.values())), is_complex)
+    regular = representation(name, "regular")
+    columns = _columns_by_irrep(regular)
+    return RegularRepresentation(
+        torch.from_numpy(np.stack([g.matrix for g in elements(name)])),
+        torch.from_numpy(regular.change),
+        tuple(tuple(indices) for indices in columns.values()),
+        tuple(len(endomorphisms(name, irrep)) == 2 for irrep in columns),
+    )
 
 
 @lru_cache
 def _irrep_spans(name: str, kind: FieldKind) -> tuple[IrrepSpan, ...]:
     acts = representation(name, kind)
-    basis = torch.from_numpy(np.asarray(acts.change_of_basis, dtype=np.float64))
-    if kind == "vector":  # escnn's y axis points up, ours (array rows) down
-        basis = basis * torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
-    columns: dict[Any, list[int]] = {}
-    first = 0
-    for identity in acts.irreps:
-        irrep = acts.group.irrep(*identity)
-        columns.setdefault(irrep, []).extend(range(first, first + irrep.size))
-        first += irrep.size
     spans = [
-        IrrepSpan(irrep.name.removeprefix("irrep_"), irrep.size, irrep.sum_of_squares_constituents, basis[:, indices])
-        for irrep, indices in columns.items()
+        IrrepSpan(
+            irrep_name(name, irrep),
+            irrep_size(name, irrep),
+            len(endomorphisms(name, irrep)),
+            torch.from_numpy(acts.change[:, indices]),
+        )
+        for irrep, indices in _columns_by_irrep(acts).items()
     ]
     return tuple(sorted(spans, key=lambda span: span.irrep))
+
+
+def _columns_by_irrep(acts: Representation) -> dict[Irrep, list[int]]:
+    """Columns of all copies of each irrep, in the order in which the irreps first occur."""
+    columns: dict[Irrep, list[int]] = {}
+    for irrep, block in zip(acts.irreps, acts.blocks, strict=True):
+        columns.setdefault(irrep, []).extend(range(block.start, block.stop))
+    return columns

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cryoeq.equivariance.fields import FieldKind, representation
 from cryoeq.equivariance.groups import PlaneGroup
+from cryoeq.equivariance.irreps import Irrep
 from cryoeq.equivariance.nonlinearity import disc
 
 GateKind = Literal["norm", "gated"]
@@ -115,10 +116,5 @@ class IrrepActivation(nn.Module):
 def _irreps_of(group: PlaneGroup, kind: FieldKind) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The change from a field's components to its irreps', the irrep of each, and whether each irrep is trivial."""
     acts = representation(group.name, kind)
-    irreps = [acts.group.irrep(*key) for key in acts.irreps]
-    owners = np.concatenate([np.full(irrep.size, index) for index, irrep in enumerate(irreps)])
-    return (
-        np.array(acts.change_of_basis_inv, dtype=np.float64),
-        owners.astype(np.int64),
-        np.array([irrep.is_trivial() for irrep in irreps]),
-    )
+    owners = np.concatenate([np.full(columns.shape[1], index) for index, (_, columns) in enumerate(acts.parts)])
+    return acts.change.T.copy(), owners.astype(np.int64), np.array([irrep == Irrep(0) for irrep in acts.irreps])

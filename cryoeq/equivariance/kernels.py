@@ -4,28 +4,34 @@ They are the solutions of::
 
     K(gx) = rho_out(g) K(x) rho_in(g)^-1
 
-escnn solves it (Gaussian rings times circular harmonics); here its solutions are converted to axes with y
-downwards.
+written out: Gaussian rings times circular harmonics, whose coefficients are Clebsch-Gordan coefficients of the group.
 
-Weiler and Cesa 2019, General E(2)-equivariant steerable CNNs (arXiv 1911.08251), section 2.4.
+Weiler and Cesa 2019, General E(2)-equivariant steerable CNNs (arXiv 1911.08251), section 2.4; Lang and Weiler 2021, A
+Wigner-Eckart theorem for group equivariant convolution kernels (arXiv 2010.10952).
 """
 
-import contextlib
-import io
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from escnn.nn import FieldType, R2Conv
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cryoeq.equivariance.fields import FieldKind, is_vector, representation
-from cryoeq.equivariance.groups import PlaneGroup, permute_pixels, plane_group
-from cryoeq.equivariance.spaces import gspace, matrix_of
+from cryoeq.equivariance.fields import FieldKind, representation
+from cryoeq.equivariance.groups import PlaneGroup, plane_group
+from cryoeq.equivariance.irreps import Irrep, clebsch_gordan, endomorphisms, irrep_size, irreps_up_to, is_paired
+from cryoeq.equivariance.representations import restricted, sum_of
+
+SIGNED = 2
+"""Version of a basis in saved states; in the first the signs of some kernels were those that linear algebra gave."""
+OTHER_SIGNS = ("d4", "d8", "d16", "o2")
+"""Groups of which that concerns kernels."""
+_NEGLIGIBLE = 1e-6
 
 
 @runtime_checkable
@@ -40,9 +46,6 @@ class KernelBasis(Protocol):
         ...
 
 
-_LARGE_GROUPS = ("d16",)
-
-
 class AnalyticBasis(nn.Module):
     """The fixed kernels of ``steerable_kernels``.
 
@@ -53,16 +56,39 @@ class AnalyticBasis(nn.Module):
         size: odd side of the kernels in pixels.
     """
 
+    _version = SIGNED
     kernels: Tensor
 
     def __init__(self, group: PlaneGroup, in_kind: FieldKind, out_kind: FieldKind, size: int) -> None:
         super().__init__()
+        if had_other_signs(group.name, in_kind, out_kind, size):
+            refuse_other_signs(self)
         self.register_buffer("kernels", steerable_kernels(group, in_kind, out_kind, size), persistent=False)
         self.count = len(self.kernels)
 
     def forward(self) -> Float[Tensor, "basis out in size size"]:
         """The kernels."""
         return self.kernels
+
+
+def had_other_signs(name: str, in_kind: FieldKind, out_kind: FieldKind, size: int) -> bool:
+    """Whether version 0.1 had some of these kernels with other signs.
+
+    Of d4 the kernels of a single pixel are the same, and those from or to fields that have no irrep of two dimensions.
+    """
+    irreps = [representation(name, kind).irreps for kind in (in_kind, out_kind)]
+    are_plain = [all(is_paired(name, irrep.frequency) for irrep in some) for some in irreps]
+    return name in OTHER_SIGNS and (name != "d4" or (size > 1 and not any(are_plain)))
+
+
+def refuse_other_signs(basis: nn.Module) -> None:
+    """Make ``load_state_dict`` refuse a basis of version 0.1."""
+
+    def check(_module: nn.Module, _state: Any, prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
+        if metadata.get("version") != SIGNED:
+            rest[-1].append(f"{prefix}: coefficients of version 0.1, whose kernels had other signs")
+
+    basis.register_load_state_dict_pre_hook(check)
 
 
 def steerable_kernels(
@@ -74,126 +100,88 @@ def steerable_kernels(
 
 @lru_cache(maxsize=256)
 def _kernels(name: str, in_kind: FieldKind, out_kind: FieldKind, size: int) -> Tensor:
-    """The kernels in double precision; a pure function, cached because d8 and o2 take seconds."""
-    if name in _LARGE_GROUPS and not {in_kind, out_kind}.isdisjoint(("hidden", "regular")):
-        basis = _induced(name, in_kind, out_kind, size)
-    else:
-        basis = _solved(name, in_kind, out_kind, size)
-    norms = basis.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1, 1)
-    return basis / norms * math.sqrt(basis.shape[1])
+    """The kernels in double precision; a pure function, cached because large groups take seconds.
 
-
-def _solved(name: str, in_kind: FieldKind, out_kind: FieldKind, size: int) -> Tensor:
-    """Kernels of escnn, in axes with y downwards."""
-    space = gspace(name)
-    representations = [representation(name, kind) for kind in (in_kind, out_kind)]
-    in_size, out_size = (kind.size for kind in representations)
-    # escnn prints the Clebsch-Gordan coefficients that it solves for, and mixes precisions if the default is double.
-    with contextlib.redirect_stdout(io.StringIO()), _single_precision():
-        types = [FieldType(space, [kind]) for kind in representations]
-        try:
-            layer = R2Conv(*types, size, bias=False, initialize=False, **_rings(plane_group(name), size))
-        except ValueError as error:
-            if "basis for the steerable filter is empty" not in str(error):
-                raise
-            return torch.zeros(0, out_size, in_size, size, size, dtype=torch.float64)
-    # One field of input and output makes one block; expanding unit coefficients gives the same, in 30 s for d8.
-    kernels = next(
-        block.sampled_basis for block in layer.basisexpansion.modules() if hasattr(block, "sampled_basis")
-    ).double()
-    basis = _symmetrise(kernels.reshape(-1, out_size, in_size, size, size), name, *representations)
-    return _in_our_axes(basis, in_kind, out_kind)
-
-
-@contextlib.contextmanager
-def _single_precision() -> Iterator[None]:
-    """Make float32 the default precision inside the block."""
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(default)
-
-
-def _in_our_axes(basis: Tensor, in_kind: FieldKind, out_kind: FieldKind) -> Tensor:
-    """Flip vectors: escnn's y axis points up, that of array rows down."""
-    signs = torch.tensor([1.0, -1.0], dtype=basis.dtype)
-    if is_vector(out_kind):
-        basis = basis * signs.repeat(basis.shape[1] // 2)[:, None, None, None]
-    return basis * signs[:, None, None] if is_vector(in_kind) else basis
-
-
-def _rings(group: PlaneGroup, size: int) -> dict[str, Any]:
-    """Radii and widths of the kernels' Gaussian rings, in pixels; escnn's defaults for grid-exact groups.
-
-    Between quarter turns, error comes from what the pixel grid cannot represent. Rings a pixel wide, ending a pixel
-    inside the filter, have little power beyond the Nyquist frequency of the next, coarser level.
+    Ordered by frequency, then irrep of the input, irrep of the output, solution, ring.
     """
-    if group.is_grid_exact or size < 7:
-        return {}
-    return {"rings": [float(radius) for radius in range(size // 2)], "sigma": 1.0, "frequencies_cutoff": 1.0}
+    into, out = representation(name, in_kind), representation(name, out_kind)
+    rings = _rings(plane_group(name), size)
+    parts = [torch.zeros(0, out.size, into.size, size, size, dtype=torch.float64)]
+    for frequency in range(max(ring.frequency for ring in rings) + 1):
+        waves = _waves(frequency, rings, size)
+        for (first, columns), (second, rows) in itertools.product(into.parts, out.parts):
+            solutions = _solutions(name, first, second, frequency)
+            if len(solutions):
+                changed = np.einsum("on,snmy,im->soiy", rows, solutions, columns)
+                parts.append(torch.einsum("soiy,ryhw->sroihw", torch.from_numpy(changed), waves).flatten(0, 1))
+    basis = torch.cat(parts)
+    norms = basis.flatten(1).norm(dim=1)
+    is_seen = norms > _NEGLIGIBLE
+    return basis[is_seen] / norms[is_seen].reshape(-1, 1, 1, 1, 1) * math.sqrt(out.size)
 
 
-def _symmetrise(kernels: Tensor, name: str, in_representation: Any, out_representation: Any) -> Tensor:
-    """Average of rho_out(g) K(g^-1 x) rho_in(g)^-1 over the grid-exact elements: removes escnn's single precision."""
-    images = []
-    for element in gspace(name).fibergroup.testing_elements():
-        action = matrix_of(name, element)
-        if not np.allclose(action, action.round(), atol=1e-6):
-            continue
-        moved = permute_pixels(kernels, torch.from_numpy(action.round()))
-        out_matrix = torch.from_numpy(out_representation(element))
-        in_matrix = torch.from_numpy(in_representation(element))
-        images.append(torch.einsum("ac,kcdhw,bd->kabhw", out_matrix, moved, in_matrix))
-    return torch.stack(images).mean(0)
+@lru_cache(maxsize=4096)
+def _solutions(
+    name: str, in_irrep: Irrep, out_irrep: Irrep, frequency: int
+) -> Float[np.ndarray, "solutions out in components"]:
+    """Kernels between two irreps, as coefficients of the circular harmonics of one frequency.
 
-
-def _induced(name: str, in_kind: FieldKind, out_kind: FieldKind, size: int) -> Tensor:
-    """Kernels from or to a regular field of a finite group, without Clebsch-Gordan coefficients.
-
-    The column of the group's identity may be any filter phi times a vector v; the constraint gives the others::
-
-        K(x) e_1 = phi(x) v,        K(x) e_g = phi(g^-1 x) rho_out(g) v
-
-    and likewise for rows. escnn would take a quarter of an hour for d16.
+    The harmonics transform as an irrep of O(2). For each copy of an irrep j of the group in it, and each copy of j in
+    the product of output and input, and each map that commutes with j, there is one (Wigner and Eckart).
     """
-    is_from_regular = in_kind in ("hidden", "regular")
-    other_kind = out_kind if is_from_regular else in_kind
-    other = representation(name, other_kind)
-    elements = list(gspace(name).fibergroup.testing_elements())
-    columns = []
-    for element in elements:
-        filters = polar_filters(size, torch.from_numpy(np.linalg.inv(matrix_of(name, element))))
-        acted = torch.from_numpy(np.array(other(element), dtype=np.float64))
-        columns.append(torch.einsum("khw,dv->kvdhw", filters, acted).flatten(0, 1))
-    regular = representation(name, "regular")
-    indices = [int(np.argmax(regular(element)[:, 0])) for element in elements]
-    stacked = torch.zeros(len(columns[0]), len(elements), *columns[0].shape[1:], dtype=torch.float64)
-    stacked[:, indices] = torch.stack(columns, 1)
-    basis = stacked.transpose(1, 2) if is_from_regular else stacked
-    return _in_our_axes(basis, in_kind, out_kind)
+    harmonics = restricted(sum_of("o2", [Irrep(frequency)]), name)
+    found = []
+    for irrep in irreps_up_to(name, in_irrep.frequency + out_irrep.frequency):
+        seen = [change for part, change in harmonics.parts if part == irrep]
+        for commuting in endomorphisms(name, irrep) if seen else []:
+            for coefficients in clebsch_gordan(name, out_irrep, in_irrep, irrep):
+                found += [coefficients @ commuting.T @ change.T for change in seen]
+    sizes = irrep_size(name, out_irrep), irrep_size(name, in_irrep), harmonics.size
+    return np.array(found).reshape(-1, *sizes)
 
 
-def polar_filters(size: int, g: Float[Tensor, "2 2"]) -> Float[Tensor, "filters size size"]:
-    """A basis of scalar filters: Gaussian rings times circular harmonics phi(g x), up to what the pixels resolve.
+@dataclass(frozen=True)
+class _Ring:
+    """One Gaussian ring of the kernels.
 
     Args:
-        size: odd side of the filters in pixels.
-        g: matrix on (x, y); the identity for the filters themselves.
+        radius_px: radius of the ring.
+        width_px: standard deviation of the Gaussian.
+        frequency: highest frequency of the harmonics on it.
     """
+
+    radius_px: int
+    width_px: float
+    frequency: int
+
+
+def _rings(group: PlaneGroup, size: int) -> list[_Ring]:
+    """The rings of the kernels, up to what the pixels resolve.
+
+    Where all elements map pixels to pixels, and in small filters, rings are narrow and reach the edge. Elsewhere, error
+    comes from what the pixel grid cannot represent: rings a pixel wide, ending a pixel inside the filter, have little
+    power beyond the Nyquist frequency of the next, coarser level.
+    """
+    last = size // 2
+    if not group.is_grid_exact and size >= 7:
+        return [_Ring(radius, 1.0, radius) for radius in range(last)]
+    rings = [_Ring(0, 0.005, 0)]
+    for radius in range(1, last + 1):
+        highest = 2 if radius == last else 2 * radius - (radius + 1) % 2
+        rings.append(_Ring(radius, 0.4 if radius == last else 0.6, highest))
+    return rings
+
+
+def _waves(frequency: int, rings: Sequence[_Ring], size: int) -> Float[Tensor, "rings components size size"]:
+    """Circular harmonics of a frequency on the rings that resolve it, their angle from the y axis, which points up."""
     offsets = torch.arange(size, dtype=torch.float64) - size // 2
-    y, x = torch.meshgrid(offsets, offsets, indexing="ij")
-    x, y = torch.einsum("ij,jhw->ihw", g.double(), torch.stack([x, y]))
-    radius, angle = (x.square() + y.square()).sqrt(), torch.atan2(y, x)
-    is_small = size < 7
-    filters = []
-    for ring in range(size // 2 + is_small):
-        width = 1.0 if not is_small else 0.005 if ring == 0 else 0.6 if ring < size // 2 else 0.4
-        profile = torch.exp(-0.5 * ((radius - ring) / width).square())
-        highest = ring if not is_small else min(2 * ring, 2 if ring == size // 2 else 3)
-        for frequency in range(highest + 1):
-            filters.append(profile * (frequency * angle).cos())
-            if frequency:
-                filters.append(profile * (frequency * angle).sin())
-    return torch.stack(filters)
+    y, x = torch.meshgrid(-offsets, offsets, indexing="ij")
+    radius, angle = (x.square() + y.square()).sqrt(), torch.atan2(y, x) - math.pi / 2
+    harmonics = torch.stack([(frequency * angle).cos(), (frequency * angle).sin()][: 2 if frequency else 1])
+    harmonics[:, radius == 0] = 0.0 if frequency else 1.0
+    profiles = [
+        torch.exp(-0.5 * ((radius - ring.radius_px) / ring.width_px).square())
+        for ring in rings
+        if frequency <= ring.frequency
+    ]
+    return torch.stack(profiles)[:, None] * harmonics

@@ -21,13 +21,13 @@ from cryoeq.errors import ConfigError
 from cryoeq.runtime.compiling import find_compiler
 
 _DISTRIBUTIONS = (
-    "torch", "escnn", "numpy", "scipy", "mrcfile", "starfile", "gemmi", "pydantic",
+    "torch", "numba", "numpy", "scipy", "mrcfile", "starfile", "gemmi", "pydantic",
     "pyfftw", "matplotlib", "typer", "rich",
 )  # fmt: skip
 # Packages that use compiled libraries: importing them shows whether those work.
 _PACKAGES = ("cryoeq.equivariance", "cryoeq.io.particles", "cryoeq.physics.projection", "cryoeq.outputs.figure")
 _PACKAGED_FILES = ("configs", "data_samples")
-_INSTALL_AGAIN = "Install as the README says, with pip install uv torch and uv pip install -e '.[test]'"
+_INSTALL_AGAIN = "Install it again: pip install --force-reinstall cryoeq, or the wheel that you have"
 _GIB = 1024**3
 
 

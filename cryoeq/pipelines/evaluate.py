@@ -46,7 +46,7 @@ def evaluate(config: EvaluateConfig) -> Iterator[Event]:
     device = choose_device(config.device)
     results: dict[str, object] = {}
     if config.bound is not None:
-        from cryoeq.pipelines.generalization.bound import bound_run  # not above, because of escnn
+        from cryoeq.pipelines.generalization.bound import bound_run  # not above: brings networks
 
         results |= {"bound": (yield from bound_run(config, config.bound, device))}
     if config.predicted is not None and config.truth is not None:

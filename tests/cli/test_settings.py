@@ -85,7 +85,7 @@ def test_ranges_and_choices_in_words(key: str, values: str) -> None:
 def test_it_needs_no_torch() -> None:
     code = (
         "import sys\nfrom cryoeq.cli.main import run\ncode = run(['settings'])\n"
-        "print('heavy:', sorted({'torch', 'scipy', 'matplotlib', 'escnn'} & set(sys.modules)))\nsys.exit(code)"
+        "print('heavy:', sorted({'torch', 'scipy', 'matplotlib', 'numba'} & set(sys.modules)))\nsys.exit(code)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "heavy: []"

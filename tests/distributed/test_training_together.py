@@ -18,7 +18,6 @@ from cryoeq.data.preprocessing import Preprocessing
 from cryoeq.domain.events import result_of
 from cryoeq.domain.optics import Optics
 from cryoeq.domain.particles import ParticleTable
-from cryoeq.equivariance import plane_group
 from cryoeq.io.images import LazyImages
 from cryoeq.pipelines.reconstruct.build_autoencoder import build_plane, build_settings, build_state
 from cryoeq.simulation.particles import DefocusRange, draw_ctf
@@ -67,7 +66,6 @@ def train(group: str, trunk: str, extra: dict[str, object]) -> dict[str, Any]:
     state = build_state(config, particles, plane)
     settings = build_settings(config, particles)
     particles, plane = dataset(torch.float64), replace(plane, weights=plane.weights.double())
-    plane_group("d4")  # escnn builds its bases in float32
     torch.set_default_dtype(torch.float64)
     state.encoder.double(), state.decoder.double()
     state.residual_power, state.rotations = state.residual_power.double(), state.rotations.double()

@@ -1,6 +1,7 @@
 """Laws of the steerable layers, apart from any network."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from cryoeq.equivariance.groups import permute_pixels
 from cryoeq.equivariance.nonlinearity import _norm_relu
 
 VISIBLE: tuple[FieldKind, ...] = ("scalar", "vector", "determinant")
-"""Kinds of fields whose action is known without escnn."""
+"""Kinds of fields whose action can be written down."""
 
 
 def act(g: Tensor, maps: Tensor, kind: FieldKind) -> Tensor:
@@ -76,10 +77,48 @@ def test_unknown_groups_are_refused() -> None:
     [("d1", 3, 12, 2), ("c4", 3, 24, 4), ("d4", 3, 48, 8), ("d4", 5, 88, 8), ("so2", 3, 24, 5), ("o2", 3, 48, 10)],
 )
 def test_number_of_kernels(name: str, size: int, kernels: int, dim: int) -> None:
-    """Frozen, so that a change of escnn's basis, which would change every checkpoint, is noticed."""
+    """Frozen, because a change of the basis would change every checkpoint."""
     basis = steerable_kernels(plane_group(name), "hidden", "hidden", size)
     assert basis.shape == (kernels, dim, dim, size, size)
     assert torch.linalg.matrix_rank(basis.flatten(1).double(), rtol=1e-5) == kernels
+
+
+@pytest.mark.parametrize(
+    ("name", "in_kind", "out_kind", "size", "expected"),
+    [
+        ("d4", "hidden", "hidden", 3, 8.390112),
+        ("d4", "hidden", "vector", 5, 24.347352),
+        ("o2", "scalar", "hidden", 3, 6.992610),
+        ("c8", "hidden", "vector", 7, -19.065962),
+    ],
+)
+def test_every_coefficient_of_a_kernel_keeps_its_sign(
+    name: str, in_kind: FieldKind, out_kind: FieldKind, size: int, expected: float
+) -> None:
+    """Frozen: a checkpoint holds coefficients of these kernels, on whatever machine it was trained."""
+    kernels = steerable_kernels(plane_group(name), in_kind, out_kind, size).double()
+    probe = torch.arange(1, kernels[0].numel() + 1, dtype=torch.float64).sqrt().sin()
+    order = torch.arange(1, len(kernels) + 1, dtype=torch.float64).sqrt()
+    assert float((kernels.flatten(1) @ probe) @ order) == pytest.approx(expected, rel=1e-5)
+
+
+def test_coefficients_of_version_0_1_are_refused_where_signs_have_changed() -> None:
+    for name, size, is_refused in (("d4", 3, True), ("d4", 1, False), ("o2", 1, True), ("c8", 3, False)):
+        conv = SteerableConv(plane_group(name), (1, "hidden"), (1, "hidden"), size)
+        state = conv.state_dict()
+        conv.load_state_dict(state)
+        state._metadata["basis"] = {"version": 1}  # type: ignore[attr-defined]
+        if is_refused:
+            with pytest.raises(RuntimeError, match=r"coefficients of version 0\.1, whose kernels had other signs"):
+                conv.load_state_dict(state)
+        else:
+            conv.load_state_dict(state)
+
+
+def test_the_version_of_a_basis_survives_a_file(tmp_path: Path) -> None:
+    conv = SteerableConv(plane_group("o2"), (1, "hidden"), (1, "hidden"), 3)
+    torch.save({"encoder": conv.state_dict()}, tmp_path / "encoder.pt")
+    conv.load_state_dict(torch.load(tmp_path / "encoder.pt", weights_only=True)["encoder"])
 
 
 @pytest.mark.parametrize(

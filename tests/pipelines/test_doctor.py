@@ -17,7 +17,7 @@ def test_this_installation_is_usable(capsys: pytest.CaptureFixture[str]) -> None
     assert run(["doctor"]) == 0
     shown = capsys.readouterr()
     assert "cryoeq can work here" in shown.err
-    for label in ("Memory", "CPU cores", "Disk", "torch ", "escnn", "mrcfile", "CUDA of torch", "Python"):
+    for label in ("Memory", "CPU cores", "Disk", "torch ", "numba", "mrcfile", "CUDA of torch", "Python"):
         assert label in shown.out
 
 
@@ -32,15 +32,15 @@ def test_a_missing_library_is_named_with_its_remedy(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def version(name: str) -> str:
-        if name == "escnn":
+        if name == "gemmi":
             raise importlib.metadata.PackageNotFoundError(name)
         return "1"
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     assert run(["doctor"]) == 2
     shown = capsys.readouterr()
-    assert "Warning: escnn is not installed. Install as the README says" in shown.err
-    assert shown.err.splitlines()[-1].startswith("cryoeq: this installation cannot work: escnn is not installed.")
+    assert "Warning: gemmi is not installed. Install it again" in shown.err
+    assert shown.err.splitlines()[-1].startswith("cryoeq: this installation cannot work: gemmi is not installed.")
 
 
 def test_a_broken_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

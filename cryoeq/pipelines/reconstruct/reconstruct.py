@@ -269,7 +269,7 @@ class _Job:
                 start = self.supplied.start
                 return (yield from pose_from_reference(config, dataset, self.stack, start, device, checkpoint))
             case "hybrid":
-                from cryoeq.pipelines.reconstruct.hybrid import search_with_encoder  # not above, because of escnn
+                from cryoeq.pipelines.reconstruct.hybrid import search_with_encoder  # not above: networks
 
                 return (yield from search_with_encoder(config, dataset, run, device, checkpoint))
             case "amortized":
@@ -324,7 +324,7 @@ class _Job:
         if not self.config.in_plane_symmetry:
             return metrics
         from cryoeq.pipelines.reconstruct.in_plane_symmetry import (
-            check_in_plane_symmetry,  # not above, because of escnn
+            check_in_plane_symmetry,  # not above: brings networks
         )
 
         seed, device = self.config.seed, self.device
