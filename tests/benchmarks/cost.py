@@ -25,7 +25,7 @@ from scoring import read_truth
 from cryoeq.io.text import write_text
 
 RESULTS = Path(__file__).with_suffix(".json")
-COUNTS, BOXES_PX = (1000, 2000, 5000, 10_000, 20_000), (48, 64)
+COUNTS, BOXES_PX = (1000, 2000, 5000, 10_000, 20_000, 50_000), (48, 64)
 SETS = {f"n{count}": replace(Simulated(), count=count) for count in COUNTS} | {
     f"box{box}": replace(Simulated(), box_px=box) for box in BOXES_PX
 }
