@@ -100,16 +100,18 @@ class CompiledScores:
         is_dense = for_images and float(is_significant.float().mean()) > _FEW
         places = None if is_dense else is_significant.flatten().nonzero().squeeze(1)
         views = hypotheses // (2 * len(self.log_prior))
-        below = (self.log_prior - of_row)[:, None].expand(2, -1, views, -1).flatten()
+        shape = (2, len(self.log_prior), views, rows)
+        prior, top = (each[:, None].expand(shape).flatten() for each in (self.log_prior, of_row[None]))
         # Whatever the rest of a batch is like, what is not significant counts for nothing.
-        below = below.masked_fill(~is_significant.flatten(), -math.inf) if places is None else below[places]
-        first, second = (self.even.new_empty(half if for_images else 0, len(below)) for _ in range(2))
+        prior = prior.masked_fill(~is_significant.flatten(), -math.inf) if places is None else prior[places]
+        top = top if places is None else top[places]
+        first, second = (self.even.new_empty(half if for_images else 0, len(prior)) for _ in range(2))
         sums = torch.zeros(len(self.log_prior), rows, dtype=torch.float64)
         _exponentiate(
             (self.even.flatten(1).numpy(), self.odd.flatten(1).numpy()),
-            (below.new_empty(0).int() if places is None else places.int()).numpy(),
+            (prior.new_empty(0).int() if places is None else places.int()).numpy(),
             # What stands in other files is passed: numba would keep machine code with its old value.
-            (below.numpy(), float32(1 / temperature), float32(MIN_LOG_WEIGHT)),
+            (prior.contiguous().numpy(), top.contiguous().numpy(), float32(1 / temperature), float32(MIN_LOG_WEIGHT)),
             (first.numpy(), second.numpy()),
             sums.numpy(),
             views,
@@ -240,24 +242,31 @@ def _exponentials(values: _Array, lowest: float32, bits: _Array, powers: _Array)
 
 
 @_inlined
-def _load_scores(halves: tuple[_Array, _Array], there: _Array, below: _Array, factor: float32, scores: _Array) -> None:
-    """Scores of some columns at an angle and half a turn further; of all in their order where no place is given."""
+def _load_scores(
+    halves: tuple[_Array, _Array], there: _Array, prior: _Array, best: _Array, factor: float32, scores: _Array
+) -> None:
+    """Scores of some columns at an angle and half a turn further, relative to the best; all where no place is given.
+
+    Terms are added in the order in which ``CompiledScores.highest`` adds them: the best one is exactly 0.
+    """
     (even, odd), up, down = halves, scores[0], scores[1]
     if len(there) == 0:
-        for j in range(len(below)):
-            repeats, changes = even[j] + below[j], odd[j]
-            up[j], down[j] = (repeats + changes) * factor, (repeats - changes) * factor
+        for j in range(len(prior)):
+            repeats, changes = even[j], odd[j]
+            up[j] = (repeats + changes + prior[j] - best[j]) * factor
+            down[j] = (repeats - changes + prior[j] - best[j]) * factor
     else:
-        for j in range(len(below)):
-            repeats, changes = even[there[j]] + below[j], odd[there[j]]
-            up[j], down[j] = (repeats + changes) * factor, (repeats - changes) * factor
+        for j in range(len(prior)):
+            repeats, changes = even[there[j]], odd[there[j]]
+            up[j] = (repeats + changes + prior[j] - best[j]) * factor
+            down[j] = (repeats - changes + prior[j] - best[j]) * factor
 
 
 @_compiled
 def _exponentiate(
     halves: tuple[_Array, _Array],
     places: _Array,
-    scaling: tuple[_Array, float32, float32],
+    scaling: tuple[_Array, _Array, float32, float32],
     weights: tuple[_Array, _Array],
     sums: _Array,
     views: int,
@@ -265,20 +274,21 @@ def _exponentiate(
     """Sum and difference of the weights of some columns, where there is space for them, and sums over maps and rows.
 
     A column is a hypothesis of a row. ``places`` of the columns among all; none of them for all columns. ``scaling``:
-    what is added to the scores of each column, their factor, and the lowest one. ``views`` of a map.
+    log-prior of each column, best score of its particle, factor of the scores, and the lowest one. ``views`` of a map.
     """
-    (even, odd), (below, factor, lowest), (first, second) = halves, scaling, weights
+    (even, odd), (prior, best, factor, lowest), (first, second) = halves, scaling, weights
     space, bits = np.empty((3, _BLOCK), float32), np.empty(_BLOCK, int32)
     powers, (n_maps, rows) = bits.view(float32), sums.shape
-    for start in range(0, len(below), _BLOCK):
-        stop = min(start + _BLOCK, len(below))
+    for start in range(0, len(prior), _BLOCK):
+        stop = min(start + _BLOCK, len(prior))
         up, down, total = space[0, : stop - start], space[1, : stop - start], space[2, : stop - start]
         total[:] = 0
         for a in range(len(even)):
+            added, top = prior[start:stop], best[start:stop]
             if len(places) == 0:
-                _load_scores((even[a, start:stop], odd[a, start:stop]), places, below[start:stop], factor, space)
+                _load_scores((even[a, start:stop], odd[a, start:stop]), places, added, top, factor, space)
             else:
-                _load_scores((even[a], odd[a]), places[start:stop], below[start:stop], factor, space)
+                _load_scores((even[a], odd[a]), places[start:stop], added, top, factor, space)
             _exponentials(up, lowest, bits, powers)
             _exponentials(down, lowest, bits, powers)
             if len(first) > 0:
@@ -289,7 +299,7 @@ def _exponentiate(
                 total[j] += up[j] + down[j]
         for j in range(stop - start):
             place = start + j if len(places) == 0 else places[start + j]
-            found = float32(0) if below[start + j] == _NEVER else total[j]
+            found = float32(0) if prior[start + j] == _NEVER else total[j]
             sums[place // rows // views % n_maps, place % rows] += found
 
 

@@ -137,6 +137,16 @@ def test_exponentials_are_right_to_the_last_places() -> None:
     assert not weights.second.any()
 
 
+def test_the_best_pose_weighs_one_and_no_confidence_is_above_it() -> None:
+    """To the last bit, whatever is rounded in the scores."""
+    for signal in (3.0, 10.0, 100.0):
+        given = scene(signal=signal, healpix_order=1, count=40)
+        found = pose_posterior(given.particles, given.likelihood, given.offsets_px, shift_sigma_px=1.3)
+        assert (found.confidence <= 1).all()
+        assert (found.confidence > 0).all()
+    assert (found.confidence == 1).any()
+
+
 def test_what_is_left_out_is_a_thousandth_at_most() -> None:
     for signal in (1.0, 3.0, 10.0):
         given = scene(signal=signal, healpix_order=1)
