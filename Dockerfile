@@ -1,19 +1,20 @@
-# docker build -t cryoeq .
+# pip wheel --no-deps -w dist .            (in the checkout: the wheel, which says its commit)
+# docker build -t cryoeq .                 (--build-arg LOCK=cpu: smaller, without CUDA)
 # docker run --rm --gpus all --user "$(id -u):$(id -g)" -e HOME=/tmp -v "$PWD:/data" cryoeq demo -o cryoeq_demo
 #
-# BASE_IMAGE: any Debian or Ubuntu with Python 3.11 or later and its venv module, for example a mirror's. It needs no
-# CUDA: torch brings the CUDA runtime that it was built for, and the driver is the host's.
-# TORCH_INDEX: https://download.pytorch.org/whl/cpu for a smaller image without CUDA.
+# BASE_IMAGE: any Debian or Ubuntu with Python 3.11 or later and its venv module, for example a mirror's; Python 3.11 for
+# LOCK=cpu. It needs no CUDA: torch brings the CUDA runtime that it was built for, and the driver is the host's.
 ARG BASE_IMAGE=python:3.11-slim
 
 FROM ${BASE_IMAGE} AS build
-ARG TORCH_INDEX=https://pypi.org/simple
+ARG LOCK=cuda
 RUN python3 -m venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH VIRTUAL_ENV=/opt/venv
-# torch first: it is large and changes seldom.
-RUN pip install --no-cache-dir uv && pip install --no-cache-dir --index-url "${TORCH_INDEX}" torch==2.13.0
-COPY . /opt/cryoeq
-RUN cd /opt/cryoeq && uv pip install --no-cache --compile-bytecode . && pip uninstall --yes uv
+ENV PATH=/opt/venv/bin:$PATH
+# Before the wheel: these are large and change seldom. Each file has its hash in the lock.
+COPY requirements/${LOCK}.lock /opt/requirements.lock
+RUN pip install --no-cache-dir --only-binary :all: --require-hashes -r /opt/requirements.lock
+COPY dist/cryoeq-*.whl /opt/
+RUN pip install --no-cache-dir --no-index --no-deps /opt/cryoeq-*.whl && pip check
 
 FROM ${BASE_IMAGE}
 LABEL org.opencontainers.image.title="cryoeq" \

@@ -80,7 +80,7 @@ app.add_typer(lattice, name="lattice", rich_help_panel=_CRYSTALS)
 
 def _show_version(asked: bool) -> bool:
     if asked:
-        typer.echo(f"cryoeq {cryoeq.__version__}")
+        typer.echo(f"cryoeq {cryoeq.version_and_commit()}")
         raise typer.Exit
     return asked
 

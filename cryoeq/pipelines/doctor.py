@@ -131,7 +131,7 @@ def _devices() -> dict[str, str]:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"cryoeq": cryoeq.__version__, "Python": platform.python_version()}
+    versions = {"cryoeq": cryoeq.version_and_commit(), "Python": platform.python_version()}
     versions |= {name: _version(name) or "missing" for name in _DISTRIBUTIONS}
     return versions | {"CUDA of torch": torch.version.cuda or "none"}
 

@@ -1,9 +1,11 @@
 """The Dockerfile: what its last stage holds, and (slow) that it builds and that the demo runs in it."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,11 @@ def test_the_last_stage_only_copies_what_was_installed() -> None:
     assert last[0] == "FROM ${BASE_IMAGE}"
     assert any(line.startswith("COPY --from=build /opt/venv") for line in last)
     assert not any(word in line for line in last for word in ("apt", "pip install", "COPY ."))
+    installs = [line for line in build if "pip install" in line]
+    assert len(installs) == 2
+    assert "--require-hashes" in installs[0]
+    assert "--no-index --no-deps /opt/cryoeq-*.whl" in installs[1]
+    assert any(line.startswith("COPY dist/cryoeq-*.whl") for line in build)
     kinds = {line.split()[0]: line for line in last}
     assert kinds["ENTRYPOINT"] == 'ENTRYPOINT ["cryoeq"]'
     assert kinds["HEALTHCHECK"].endswith('CMD ["cryoeq", "doctor"]')
@@ -49,14 +56,20 @@ def test_the_image_builds_and_the_demo_runs_in_it(tmp_path: Path) -> None:
     base = _buildah("from", "scratch")
     _buildah("add", base, str(tmp_path / "root"), "/")
     _buildah("commit", "--rm", base, "localhost/cryoeq-base")
+    context = tmp_path / "context"
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(context / "dist")]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    for name in ("Dockerfile", ".dockerignore"):
+        shutil.copy(ROOT / name, context)
+    shutil.copytree(ROOT / "requirements", context / "requirements")
     more = shlex.split(os.environ.get("CRYOEQ_BUILD_OPTIONS", ""))
     options = ["--isolation", "chroot", "--format", "docker", "--build-arg", "BASE_IMAGE=localhost/cryoeq-base"]
-    index = "TORCH_INDEX=https://download.pytorch.org/whl/cpu"
-    _buildah("bud", *options, "--build-arg", index, *more, "-t", "localhost/cryoeq", str(ROOT))
+    _buildah("bud", *options, "--build-arg", "LOCK=cpu", *more, "-t", "localhost/cryoeq", str(context))
     container = _buildah("from", "localhost/cryoeq")
     try:
         inside = ["run", "--isolation", "chroot", container, "--"]
         assert _buildah(*inside, "id", "-un") == "cryoeq"
+        assert re.fullmatch(r"cryoeq \S+ \(commit [0-9a-f]{40}(-dirty)?\)", _buildah(*inside, "cryoeq", "--version"))
         doctor = _buildah(*inside, "cryoeq", "doctor")
         assert "C++ compiler" in doctor
         assert "none" in doctor.split("C++ compiler")[1].splitlines()[0]
