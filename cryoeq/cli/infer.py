@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cryoeq.cli.options import COMPUTE, IMAGING, INPUT, OUTPUT, Datadir, Device, InvertData, contrast_of
+from cryoeq.cli.options import COMPUTE, IMAGING, INPUT, OUTPUT, SEARCH, Datadir, Device, InvertData, contrast_of
 from cryoeq.config.choices import InferencePrecision
 
 
@@ -37,6 +37,21 @@ def infer(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    refine: Annotated[
+        bool | None,
+        typer.Option(
+            "--refine/--no-refine",
+            help="Refine poses, search those of low confidence, tell junk; or the encoder's pass alone [--refine].",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(
+            help="Confidence below which a particle is searched over all poses; 0 for none [0.9].",
+            rich_help_panel=SEARCH,
+        ),
+    ] = None,
     device: Device = None,
     batch_size: Annotated[
         int | None,
@@ -49,10 +64,12 @@ def infer(
 ) -> None:
     """Pose new particles by the encoder of a hybrid run.
 
-    One forward pass for each particle; nothing is refined.
+    Particles that the encoder is not sure of are searched; beside the poses
+    are a record (.json) and a picture (.png) of confidence and fit.
 
     Examples:
       cryoeq infer map new_particles.star -o poses.star
+      cryoeq infer map new_particles.cs --no-refine
       cryoeq infer map/encoder.pt new_particles.mrcs --angpix 3.2
     """
     from cryoeq.cli.drawing import draw
@@ -63,6 +80,6 @@ def infer(
     explicit = {
         "run": run, "particles": particles, "output": output, "angpix": angpix, "datadir": datadir,
         "contrast": contrast_of(invert_data), "batch_size": batch_size, "device": device,
-        "precision": precision,
+        "precision": precision, "refine": refine, "min_confidence": min_confidence,
     }  # fmt: skip
     draw(pipeline.infer(load_config(InferConfig, explicit=explicit)))

@@ -16,6 +16,7 @@ class InferConfig(FrozenConfig):
     options: ClassVar[Mapping[str, str]] = {
         "run": "RUN", "particles": "NEW.star", "output": "-o/--output", "contrast": "--invert-data/--uninvert-data",
         "batch_size": "-b/--batch-size",
+        "refine": "--refine/--no-refine", "min_confidence": "--min-confidence",
     }  # fmt: skip
 
     run: Path = Field(description="folder of a hybrid reconstruction, or its encoder.pt")
@@ -29,6 +30,13 @@ class InferConfig(FrozenConfig):
         default="auto", description="protein must be bright: decide from the images, keep them, or invert them"
     )
     batch_size: int = Field(default=1024, ge=1, le=10**6, description="particles in memory at a time")
+    refine: bool = Field(
+        default=True,
+        description="refine poses, search those of low confidence, and tell junk; with an encoder of views only",
+    )
+    min_confidence: float = Field(
+        default=0.9, ge=0, lt=1, description="probability of a pose below which a particle is searched over all poses"
+    )
     device: str = Field(default="auto", description="device: auto, cpu or cuda:N")
     precision: InferencePrecision = Field(
         default="fp32", description="numbers that the encoder computes with; int8: CPU, groups of quarter turns"

@@ -8,6 +8,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from cryoeq.config.choices import PoseInference
 from cryoeq.config.frozen import FrozenConfig, Removed
+from cryoeq.config.hybrid import UNUSED_BY_HEAD, HybridConfig
 from cryoeq.config.older_keys import REMOVED, RENAMED
 from cryoeq.config.refine import FullBoxConfig, RefineConfig
 from cryoeq.config.symmetry import PointGroups, point_groups
@@ -184,38 +185,6 @@ class EncoderConfig(FrozenConfig):
     design: EncoderDesignConfig = EncoderDesignConfig()
 
 
-class HybridConfig(FrozenConfig):
-    """Encoder-initialised refinement: an encoder trained on the consensus map replaces the later global searches."""
-
-    held_out: float = Field(default=0.1, ge=0, le=0.5, description="fraction of the particles that are never searched")
-    max_shell: int = Field(default=10, ge=4, description="resolution of the encoder's input, in cycles per box")
-    training_steps: int | None = Field(
-        default=None,
-        ge=1,
-        description="training steps on projections of the consensus map; None for 800, or 1,400 with offsets",
-    )
-    final_training_steps: int = Field(
-        default=300, ge=0, description="training steps on projections of the final map, for encoder.pt"
-    )
-    batch_size: int = Field(default=256, ge=2, le=10**6, description="images per training step")
-    learning_rate: float = Field(default=1e-2, gt=0, description="learning rate")
-    concentration: float = Field(
-        default=2.0, gt=0, description="inverse temperature of the hypotheses, for the squared distance of rotations"
-    )
-    initial_noise_scale: float = Field(
-        default=0.2, ge=0, le=1, description="noise of the first training projections, relative to the particles'"
-    )
-    min_confidence: float = Field(
-        default=0.9,
-        ge=0.5,
-        lt=1,
-        description="probability of a refined pose below which the particle is searched again",
-    )
-    local_iterations: int = Field(
-        default=5, ge=1, description="local iterations of the half sets, where the exhaustive search does not reach"
-    )
-
-
 class DecoderConfig(FrozenConfig):
     """The model of the volume."""
 
@@ -370,6 +339,9 @@ class ReconstructConfig(FrozenConfig):
             unused["search.symmetry"] = unused["search.mask_radius"] = None
         if unused["search.mask_radius"] is None and self.input.particle_diameter_angstrom is not None:
             unused["search.mask_radius"] = "--particle-diameter"
+        if mode == "hybrid":
+            head = self.hybrid.head
+            unused |= dict.fromkeys(UNUSED_BY_HEAD[head], f"hybrid.head={head}")
         if self.search.classes != 1:
             unused |= dict.fromkeys(_UNUSED_BY_CLASSES, f"--classes {self.search.classes}")
         return unused

@@ -1,8 +1,9 @@
 """``cryoeq infer``: poses of new particles by the encoder of a run."""
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,8 +17,10 @@ from cryoeq.errors import CheckpointError, ConfigError, OutputError, ParticleFil
 from cryoeq.io.checkpoint import load_checkpoint
 from cryoeq.io.particles import ParticleStack, read_particles, write_particle_star
 from cryoeq.pipelines.class_choice import metrics_of_table
+from cryoeq.pipelines.infer_views import infer_by_views
 from cryoeq.runtime.device import choose_device
 from cryoeq.training.synthetic.pose_estimator import ENCODER_FILE, PoseEstimator
+from cryoeq.training.views.stored_views import KIND, StoredViews
 
 _SAMPLE = 512  # particles for the ranges of 8-bit activations
 _SAME_SIZE = 0.01  # relative difference of two boxes in Angstrom that counts as none
@@ -44,12 +47,16 @@ def infer(config: InferConfig) -> Iterator[Event]:
             "",
             "Choose another name: poses are written beside the input, never over it",
         )
-    estimator = load_encoder(config.run, device)
+    state = encoder_state(config.run, device)
+    estimator = _views_of(state, config.run, device) if state.get("kind") == KIND else load_encoder(config.run, device)
     stack = read_particles(
         config.particles, angpix=config.angpix, datadir=config.datadir, ignore_ctf=not estimator.has_ctf
     )
     dataset = _open(config, stack, estimator)
     yield from (Note(note, "warning" if note in dataset.warnings else "info") for note in dataset.notes)
+    if isinstance(estimator, StoredViews):
+        yield from infer_by_views(config, stack, dataset, estimator, device)
+        return
     estimator = _in_precision(config, estimator, dataset, device)
     start_s = time.monotonic()
     poses, probability = yield from pose_all(estimator, dataset, config.batch_size, device)
@@ -67,15 +74,15 @@ def infer(config: InferConfig) -> Iterator[Event]:
     )
 
 
-def load_encoder(run: Path, device: torch.device) -> PoseEstimator:
-    """The trained encoder of a run, with its preprocessing.
+def encoder_state(run: Path, device: torch.device) -> dict[str, Any]:
+    """What the file of a run's encoder holds.
 
     Args:
         run: run folder, or the file itself.
         device: compute device.
 
     Raises:
-        CheckpointError: there is no encoder, or not one of this version.
+        CheckpointError: there is no such file, or it is damaged.
     """
     path = run / ENCODER_FILE if run.is_dir() else run
     if not path.is_file() and (n_classes := metrics_of_table(run / "run_data.star").n_classes) > 1:
@@ -91,15 +98,45 @@ def load_encoder(run: Path, device: torch.device) -> PoseEstimator:
             "the encoder of a hybrid reconstruction is needed",
             "Run `cryoeq reconstruct ... --pose-inference hybrid` first",
         )
-    state = load_checkpoint(path, device)
+    return load_checkpoint(path, device)
+
+
+def load_encoder(run: Path, device: torch.device) -> PoseEstimator:
+    """The trained regression encoder of a run, with its preprocessing.
+
+    Args:
+        run: run folder, or the file itself.
+        device: compute device.
+
+    Raises:
+        CheckpointError: there is no encoder, not a regression encoder, or not one of this version.
+    """
+    state = encoder_state(run, device)
+    if state.get("kind") == KIND:
+        raise CheckpointError(
+            f"{run} holds an encoder of views",
+            "a regression encoder is needed",
+            "Run the reconstruction again with --set hybrid.head=regression",
+        )
     try:
         return PoseEstimator.from_state(state, device)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} does not hold an encoder of this version ({type(error).__name__}: {error})",
-            "the encoder.pt of a hybrid reconstruction is needed",
-            "Run the reconstruction again with this version",
-        ) from error
+        raise _of_another_version(run, error) from error
+
+
+def _views_of(state: Mapping[str, Any], run: Path, device: torch.device) -> StoredViews:
+    try:
+        return StoredViews.from_state(state, device)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise _of_another_version(run, error) from error
+
+
+def _of_another_version(run: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{run} does not hold an encoder of this version ({type(error).__name__}: {error})",
+        "the encoder.pt of a hybrid reconstruction is needed",
+        "Run the reconstruction again with this version",
+    )
 
 
 def pose_all(
@@ -147,7 +184,7 @@ def _in_precision(
         ) from error
 
 
-def _open(config: InferConfig, stack: ParticleStack, estimator: PoseEstimator) -> ParticleDataset:
+def _open(config: InferConfig, stack: ParticleStack, estimator: PoseEstimator | StoredViews) -> ParticleDataset:
     table = stack.table
     side_angstrom = table.box_size_px * table.pixel_size_angstrom
     trained_side_angstrom = estimator.box_size_px * estimator.pixel_size_angstrom

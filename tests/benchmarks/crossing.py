@@ -37,7 +37,8 @@ from benchmark_sets import DATA, Simulated, prepare
 from pose_ways import Step, compare, open_scene, timed
 from recorded_runs import Cost, Record, append_record, cost_record, find_record, read_records
 
-from cryoeq.config.reconstruct import HybridConfig, ReconstructConfig
+from cryoeq.config.hybrid import HybridConfig
+from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.io.text import write_text
 from cryoeq.pipelines.reconstruct.hybrid import SHIFTED_STEPS
 
@@ -69,7 +70,7 @@ def run_box(work: Path, records: Path, box_px: int, steps: int) -> None:
         particles=folder / "particles.star",
         output=work / "none",
         pose_inference="hybrid",
-        hybrid=HybridConfig(training_steps=steps),
+        hybrid=HybridConfig(head="regression", training_steps=steps),
     )
     wall = time.perf_counter()
     cpu_s, found = timed(lambda: compare(*open_scene(folder, config), config))

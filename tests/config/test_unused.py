@@ -61,7 +61,9 @@ def test_the_diameter_of_the_particle_counts_before_the_radius_of_the_mask() -> 
         ("refine.keep_half_sets", True, ("refine",)),
         ("search.consensus.max_particles", 300, ("search", "hybrid")),
         ("hybrid.held_out", 0.2, ("hybrid",)),
-        ("encoder.heads", 3, ("hybrid", "amortized")),
+        ("hybrid.projections", 500, ("hybrid",)),
+        ("hybrid.learning_rate", 0.1, ()),  # of the regression head
+        ("encoder.heads", 3, ("amortized",)),
         ("decoder.width", 32, ("amortized",)),
         ("loss.symmetric", True, ("amortized",)),
         ("training.epochs", 5, ("amortized",)),

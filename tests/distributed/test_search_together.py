@@ -198,6 +198,8 @@ def test_a_hybrid_run(
         "hybrid.final_training_steps=20",
         "--set",
         "hybrid.batch_size=64",
+        "--set",
+        "hybrid.head=regression",
     ]
     command = ["reconstruct", particles, "--pose-inference", "hybrid", *search_options, *short, "-o"]
     assert run([*command, str(tmp_path / "alone")]) == 0

@@ -23,8 +23,6 @@ from torch import Tensor
 
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
-from cryoeq.data.half_sets import with_adjacent_copies
-from cryoeq.data.repeated_images import find_repeated_images
 from cryoeq.domain.events import Event, Note, Progress
 from cryoeq.domain.pose import PoseSet
 from cryoeq.geometry.so3 import rotation_angle_rad
@@ -34,6 +32,7 @@ from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.reconstruct.build import build_ab_initio_settings
 from cryoeq.pipelines.reconstruct.build_autoencoder import build_encoder, report_learnt_equivariance
 from cryoeq.pipelines.reconstruct.half_sets import split_particles
+from cryoeq.pipelines.reconstruct.held_out import hold_out, with_held_out
 from cryoeq.pipelines.reconstruct.plan import plan_hybrid
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
 from cryoeq.pipelines.reconstruct.search import posed_particles
@@ -274,23 +273,20 @@ def search_with_encoder(
     yield plan_hybrid(settings.refinement, is_searchable=settings.refinement.max_exhaustive_shell >= last_shell)
     particles = yield from load_transforms(dataset, device)
     half_set = (yield from split_particles(dataset, config.seed)).to(device)
-    shuffled = torch.randperm(len(dataset), generator=stream_generator(config.seed, Stream.HELD_OUT))
-    order = with_adjacent_copies(shuffled, find_repeated_images(dataset.images).image).to(device)
-    n_held_out = round(config.hybrid.held_out * len(order))
-    held_out, searched = order[:n_held_out], order[n_held_out:]
+    held_out, searched = hold_out(config, dataset, device)
     consensus = yield from reconstruct_ab_initio(
         particles.rows(searched), half_set[searched], settings, checkpoint=checkpoint
     )
     hybrid = HybridRun(config, dataset, particles, settings, _build(config, dataset, device), held_out, searched)
     yield from compile_if_possible(hybrid.encoder, is_requested=config.encoder.compiled)
     simulator = yield from hybrid.train(consensus.reference.mean, TrainingStage.PRETRAINING)
-    state = yield from hybrid.infer(_with_held_out(consensus, searched, half_set), simulator.encoder_input)
+    state = yield from hybrid.infer(with_held_out(consensus, searched, half_set), simulator.encoder_input)
     halves = yield from hybrid.refine_half_sets(state)
     yield from require_reproducible(particles.rows(searched), consensus, halves, settings)
     mean_map = halves.reference.mean
     simulator = yield from hybrid.train(mean_map, TrainingStage.FINETUNING)
     encoder_poses = torch.zeros(0, 3, 3, device=device)
-    if n_held_out > 0:
+    if len(held_out) > 0:
         proposals = propose_poses_for_all(hybrid.encoder, particles.rows(held_out), simulator.encoder_input)
         encoder_poses, _ = best_hypotheses(proposals)
     if is_main_process():
@@ -308,15 +304,6 @@ def _build(config: ReconstructConfig, dataset: ParticleDataset, device: torch.de
         torch.manual_seed(config.seed)
         shell = min(config.hybrid.max_shell, dataset.box_size_px // 2 - 1)
         return build_encoder(config, encoder_box_px(shell)).to(device)
-
-
-def _with_held_out(
-    consensus: RefinementState, searched: Int[Tensor, " searched"], half_set: Int[Tensor, " particles"]
-) -> RefinementState:
-    """The state of the searched particles as that of all; nothing is known of the others."""
-    n = consensus.reference.mean.shape[-1]
-    unknown = ParticlePoses.unknown(PoseSet.identity(len(half_set), n, half_set.device))
-    return replace(consensus, half_set=half_set, particles=unknown.with_rows(searched, consensus.particles))
 
 
 def _with_ranked(state: RefinementState, ranked: RankedPoses, rows: Int[Tensor, " rows"]) -> RefinementState:

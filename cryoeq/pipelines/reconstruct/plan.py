@@ -70,6 +70,18 @@ def plan_hybrid(settings: RefinementSettings, *, is_searchable: bool) -> Plan:
     return Plan((*_ab_initio(settings), *encoder, *halves, "encoder fine-tuning", *final, _MAPS, JUNK_STAGE))
 
 
+def plan_views(settings: RefinementSettings) -> Plan:
+    """Stages of a search that trains view encoders.
+
+    Args:
+        settings: of the refinement.
+    """
+    local = (LOCAL_STAGE,) if settings.local_iterations else ()
+    halves = (HALF_SETS_STAGE, *_realignment(settings), *local)
+    encoder = ("view encoder", "view encoder calibration") * 2 + ("encoder inference",)
+    return Plan((*_ab_initio(settings), *halves, *encoder, FINAL_STAGE, REALIGNMENT_STAGE, _MAPS, JUNK_STAGE))
+
+
 def plan_amortized() -> Plan:
     """Stages of amortized inference."""
     return Plan(("training", "encoder inference", _MAPS))

@@ -31,6 +31,7 @@ from cryoeq.runtime.torchrun import torchrun_environment
 _LEAST_OF_BOX = (
     0.2  # particle diameter: a smaller one leaves a mask of a few voxels at the resolution of the first maps
 )
+_BYTES_PER_EXAMPLE = 8 * 480  # of a view encoder's training: 96 coarse and 384 fine views, and a copy of both
 _TOLERANCE = 1.2  # by which a prediction may be too high: a run that might fit is not refused
 _ADVICE = {
     "transforms of all particles": "Search in a smaller box (-D/--box), or with fewer particles",
@@ -38,7 +39,8 @@ _ADVICE = {
     "maps": "Search in a smaller box (-D/--box)",
     "maps at full size": "Rescale the particles to fewer pixels, as with relion_image_handler --rescale_angpix",
     "images": "Search in a smaller box (-D/--box)",
-    "encoder": "Give smaller batches (--set hybrid.batch_size, --set training.batch_size), or a smaller box (-D/--box)",
+    "encoder": "Give smaller batches (--set training.batch_size) or fewer projections (--set hybrid.projections), or "
+    "a smaller box",
     "figures": "Use a machine with more memory",
     "compiler": "Use a machine with more memory",
 }
@@ -258,7 +260,9 @@ def _predict(config: ReconstructConfig, stack: ParticleStack, device: torch.devi
         _most_classes(config),
     )
     parts = search_memory(size)
-    if mode == "hybrid":
+    if mode == "hybrid" and config.hybrid.head == "views":
+        parts["encoder"] = _BYTES_PER_EXAMPLE * config.hybrid.projections
+    elif mode == "hybrid":
         parts["encoder"] = encoder_memory(config.hybrid.batch_size, 2 * (config.hybrid.max_shell + 1), is_wide=True)
     return [parts, final, *_full_box(config, stack, images, device)]
 

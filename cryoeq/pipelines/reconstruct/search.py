@@ -51,7 +51,7 @@ def search_poses(
     halves = yield from refine_halves(consensus, particles, refinement, seed=seed, checkpoint=checkpoint)
     yield from require_reproducible(particles, consensus, halves, settings)
     yield shared_resolution_note(refinement)
-    return (yield from _finish(config, dataset, particles, halves, refinement, checkpoint))
+    return (yield from pose_all(config, dataset, particles, halves, refinement, checkpoint))
 
 
 def pose_from_consensus(
@@ -73,10 +73,10 @@ def pose_from_consensus(
         checkpoint: saves finished steps.
     """
     halves = yield from refine_halves(consensus, particles, settings, seed=config.seed, checkpoint=checkpoint)
-    return (yield from _finish(config, dataset, particles, halves, settings, checkpoint))
+    return (yield from pose_all(config, dataset, particles, halves, settings, checkpoint))
 
 
-def _finish(
+def pose_all(
     config: ReconstructConfig,
     dataset: ParticleDataset,
     particles: ParticleTransforms,
@@ -84,7 +84,16 @@ def _finish(
     settings: RefinementSettings,
     checkpoint: Checkpointer,
 ) -> Generator[Event, None, PosedParticles]:
-    """All particles against the map of both half sets."""
+    """All particles against the map of both half sets.
+
+    Args:
+        config: settings of the run.
+        dataset: the particles, at the box where poses are inferred.
+        particles: their CTF-multiplied transforms.
+        halves: the half sets at their end.
+        settings: settings of the refinement.
+        checkpoint: saves finished steps.
+    """
     final = yield from checkpoint("final", final_iteration(halves, particles, settings, seed=config.seed))
     refined = yield from refine_final_poses(final, particles, settings, seed=config.seed)
     yield from report_handedness(final, dataset.pixel_size_angstrom, config.search.symmetry)

@@ -25,7 +25,7 @@ _TRAINING = {
 }  # fmt: skip
 _SHORT_TRAINING = (
     *(word for key, value in _TRAINING.items() for word in ("--set", f"hybrid.{key}={value}")),
-    "--set", "encoder.group=c4", "--set", "encoder.heads=2",
+    "--set", "hybrid.head=regression", "--set", "encoder.group=c4", "--set", "encoder.heads=2",
 )  # fmt: skip
 _KNOWN = ("--pose-inference", "known", "--device", "cpu")
 _STACK, _HALVES = "particles.mrcs", ("run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc")

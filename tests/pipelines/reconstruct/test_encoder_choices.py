@@ -90,6 +90,7 @@ def test_an_encoder_with_filters_of_the_ctf_goes_through(
         *(("--set", "hybrid.training_steps=4", "--set", "hybrid.final_training_steps=2", "--set", "hybrid.batch_size=8",
            "--set", "search.initial_model.iterations=2", "--set", "search.multi_start.min=1",
            "--set", "search.consensus.max_extra_iterations=0",
+           "--set", "hybrid.head=regression",
            "--set", "hybrid.max_shell=6", "--set", "hybrid.local_iterations=1") if mode == "hybrid" else ()),
     )  # fmt: skip
     words = [*tiny_training, *settings, "--pose-inference", mode]

@@ -1,4 +1,4 @@
-"""``--pose-inference hybrid`` from end to end, on a tiny set."""
+"""``--pose-inference hybrid`` by regression from end to end, on a tiny set."""
 
 import math
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_every_particle_is_posed_and_the_encoder_can_be_used_again(tmp_path: Pat
         "search.initial_model.iterations": 30, "search.consensus.shells": "[6,7]",
         "search.initial_model.batch_size": 60, "hybrid.training_steps": 30, "hybrid.final_training_steps": 10,
         "hybrid.batch_size": 64, "hybrid.held_out": 0.2, "encoder.heads": 2, "encoder.channels": "[64]",
-        "search.half_sets.iterations": 1,
+        "search.half_sets.iterations": 1, "hybrid.head": "regression",
     }  # fmt: skip
     chosen = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     star = str(simulated / "particles.star")

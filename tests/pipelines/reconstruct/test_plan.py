@@ -18,7 +18,7 @@ SEARCH: dict[str, Any] = {
     "consensus": {"shells": [4, 4, 5], "max_extra_iterations": 2},
     "offset_samples": 3,
 }
-TRAINING = {"training_steps": 4, "final_training_steps": 2, "batch_size": 16, "held_out": 0.2}
+TRAINING = {"training_steps": 4, "final_training_steps": 2, "batch_size": 16, "held_out": 0.2, "head": "regression"}
 ENCODER = {"heads": 2, "channels": [32]}
 MODES: dict[str, dict[str, Any]] = {
     "search, then locally": {
@@ -28,15 +28,23 @@ MODES: dict[str, dict[str, Any]] = {
             "local_refinement": {"iterations": 2},
         }
     },
-    "hybrid": {"search": {**SEARCH, "half_sets": {"iterations": 1}}, "hybrid": TRAINING, "encoder": ENCODER},
-    "hybrid, then locally": {
+    "hybrid": {
+        "search": {**SEARCH, "half_sets": {"iterations": 1, "max_exhaustive_shell": 6}},
+        "hybrid": {"projections": 100, "held_out": 0.2},
+    },
+    "hybrid, by regression": {
+        "search": {**SEARCH, "half_sets": {"iterations": 1}},
+        "hybrid": TRAINING,
+        "encoder": ENCODER,
+    },
+    "hybrid, by regression, then locally": {
         "search": {**SEARCH, "half_sets": {"iterations": 1, "max_exhaustive_shell": 6}},
         "hybrid": {**TRAINING, "local_iterations": 2},
         "encoder": ENCODER,
     },
     "amortized": {"training": {"epochs": 1, "batch_size": 16}, "encoder": ENCODER},
 }
-SLOW = {"hybrid"}
+SLOW = {"hybrid, by regression"}
 OPTIONAL = {"exhaustive re-search"}  # of particles whose encoder poses are rejected, which may be none
 
 

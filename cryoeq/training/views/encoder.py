@@ -1,0 +1,321 @@
+"""View encoder: particles to a posterior over views, and to the poses of the most probable ones.
+
+First filters are slices of a map along coarse views, at low resolution. Their correlations with a particle over all
+in-plane angles, both mirrors and a few offsets are pooled to one number for each view, which is invariant under O(2).
+A head that was trained on them gives the logits of the views of a finer grid, each up to its sign. For the most
+probable of these, harmonic products at more shells have in-plane angle, mirror and offset.
+
+A search tries all poses at all offsets of a grid. This tries coarse views at a wide lattice of offsets, and of what is
+finer only what the posterior leaves: it costs less, and reaches shells that a search over all offsets does not.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cryoeq.domain.particle_rows import ParticleRows
+from cryoeq.domain.pose import PoseSet
+from cryoeq.geometry.disk_harmonics import DiskHarmonics, disk_harmonics, support_radius
+from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map
+from cryoeq.geometry.pointgroup import in_asymmetric_unit
+from cryoeq.geometry.so3_grid import so3_grid
+from cryoeq.models.view_head import ViewHead, nearness
+from cryoeq.reconstruction.particle_transforms import ParticleTransforms
+from cryoeq.reconstruction.reference import Reference
+from cryoeq.reconstruction.view_likelihood import (
+    ViewLikelihood,
+    ViewProducts,
+    inplane_rotations,
+    log_offset_prior,
+)
+
+BOX_PX = 32
+"""Side of the box, at most, in whose pixels views are compared: it holds all shells that are."""
+COARSE_SHELL, MIDDLE_SHELL, LAST_SHELL = 8, 12, 15
+KEPT = 8
+"""Views of each particle that are left after the middle shell."""
+SAME_VIEW_RAD = math.radians(20.0)
+"""Views nearer than this are one, where another is asked for."""
+_POSED = 4  # of them are posed at the last shell
+_HEALPIX_ORDER = 2  # of the coarse views: 96 up to sign
+_MIN_VIEWS = 12  # of an asymmetric unit, on average
+_FEW, _MANY = 16, 48  # views that are tried at the middle shell: few where they have all but a little of the posterior
+_LITTLE = 0.005
+_OFFSETS = 4  # of the coarse lattice that are tried at the middle shell
+_OFFSETS_PER_WAVELENGTH = 2.0
+_MOST_NATS = 100.0  # of a margin, where no other view was tried
+_AT_A_TIME = 16  # particles: few enough for a processor's cache; the same number for any batch
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """What a view encoder assumes of particles and map.
+
+    Args:
+        shift_sigma: standard deviation of the offsets per axis, as a fraction of the box; 0 where centred.
+        mask_radius: radius of the spherical mask, as a fraction of the box.
+        symmetry: rotations of the map's point group.
+        last_shell: last shell that is compared, in cycles per box; ``LAST_SHELL`` at most.
+    """
+
+    shift_sigma: float
+    mask_radius: float
+    symmetry: Float[Tensor, "order 3 3"]
+    last_shell: int = LAST_SHELL
+
+
+@dataclass(frozen=True)
+class ViewPosterior(ParticleRows):
+    """Posterior over views of each particle.
+
+    Args:
+        logits: of the fine views, each up to its sign.
+        pooled: log-likelihoods of coarse views and offsets.
+    """
+
+    logits: Float[Tensor, "particles fine"]
+    pooled: Float[Tensor, "particles coarse offsets"]
+
+
+@dataclass(frozen=True)
+class PosedViews(ParticleRows):
+    """The most likely views of each particle, the most likely first, and the poses of the first few.
+
+    Args:
+        directions: of the views, each up to its sign, by their likelihood up to the middle shell.
+        poses: of the most likely of them, up to the last shell.
+        log_likelihood: of these poses, with the prior of the offset.
+        margin: log-likelihood of the best view over that of the best one that is not near it, up to the middle shell.
+    """
+
+    directions: Float[Tensor, "particles kept 3"]
+    poses: PoseSet
+    log_likelihood: Float[Tensor, "particles posed"]
+    margin: Float[Tensor, " particles"]
+
+    def best(self) -> PoseSet:
+        """The most likely pose of each particle."""
+        return self.poses.each(lambda values: values[:, 0])
+
+
+@dataclass(frozen=True)
+class _Candidates(ParticleRows):
+    """Views of each particle by their likelihood up to the middle shell, the most likely first.
+
+    Args:
+        views: their indices.
+        offsets_px: the offset of each.
+        margin: as in ``PosedViews``.
+    """
+
+    views: Int[Tensor, "particles kept"]
+    offsets_px: Float[Tensor, "particles kept 2"]
+    margin: Float[Tensor, " particles"]
+
+
+@dataclass(frozen=True)
+class ViewEncoder:
+    """A map's views, and the head that was trained on them.
+
+    Args:
+        coarse: log-likelihoods of the coarse views.
+        head: from those to logits of the fine views.
+        middle: products with the fine views up to the middle shell.
+        fine: products with the fine views up to the last shell.
+        reference: the map and the noise, in the box of the comparison.
+        settings: what was assumed.
+    """
+
+    coarse: ViewLikelihood
+    head: ViewHead
+    middle: ViewProducts
+    fine: ViewProducts
+    reference: Reference
+    settings: ViewSettings
+
+    @classmethod
+    def build(
+        cls, volume: Float[Tensor, "n n n"], particles: ParticleTransforms, settings: ViewSettings
+    ) -> "ViewEncoder":
+        """An untrained encoder, which interpolates between coarse views.
+
+        Args:
+            volume: the map, at the particles' box.
+            particles: particles like those to be posed, from which the noise is estimated.
+            settings: what to assume.
+        """
+        n, device = len(volume), volume.device
+        box = min(n, BOX_PX)
+        last = min(settings.last_shell, LAST_SHELL, box // 2 - 1)
+        small = volume if box == n else ifft_map(crop_centred(fft_map(volume), box, 3))
+        reference = Reference.prepare(small, particles.within(last, box))
+        order = _coarse_order(len(settings.symmetry))
+        coarse, fine = (_views(each, settings.symmetry.to(volume)) for each in (order, order + 1))
+
+        def harmonics(shell: int) -> DiskHarmonics:
+            return disk_harmonics(box, min(shell, last), support_radius(settings.mask_radius, box), device)
+
+        coarse_shell = min(COARSE_SHELL, last)
+        pooled = ViewLikelihood.build(
+            reference,
+            coarse,
+            harmonics(coarse_shell),
+            shift_sigma_px=settings.shift_sigma * box,
+            offset_step_px=box / (_OFFSETS_PER_WAVELENGTH * coarse_shell),
+        )
+        products = [ViewProducts.build(reference, fine, harmonics(shell)) for shell in (MIDDLE_SHELL, last)]
+        head = ViewHead(coarse[:, 2], fine[:, 2], settings.symmetry.to(volume))
+        return cls(pooled, head, products[0], products[1], reference, settings)
+
+    @property
+    def box_size_px(self) -> int:
+        """Side of the box of the comparison."""
+        return self.fine.harmonics.plane.box_size_px
+
+    @property
+    def last_shell(self) -> int:
+        """The last shell of the comparison."""
+        return int(self.fine.harmonics.plane.last_radius)
+
+    @property
+    def directions(self) -> Float[Tensor, "fine 3"]:
+        """Directions of the fine views in the frame of the map, each up to its sign."""
+        return self.fine.views[:, 2]
+
+    def with_head_of(self, state: Mapping[str, Any]) -> "ViewEncoder":
+        """The same encoder with a head that was trained before."""
+        self.head.load_state_dict(dict(state))
+        return self
+
+    @torch.no_grad()
+    def posterior(self, particles: ParticleTransforms) -> ViewPosterior:
+        """Posterior over views, invariant under in-plane rotations and mirrors.
+
+        Args:
+            particles: transforms at any box as wide in Angstrom, up to the coarse shell or further.
+        """
+        subset = self._within(particles, self.coarse.likelihood.harmonics)
+        rows = torch.arange(len(particles), device=particles.device)
+        parts = [self.coarse(subset.rows(some)) for some in rows.split(_AT_A_TIME)]
+        pooled = torch.cat(parts)
+        return ViewPosterior(self.head(pooled.logsumexp(2)), pooled)
+
+    @torch.no_grad()
+    def pose(self, particles: ParticleTransforms) -> PosedViews:
+        """The most probable views of each particle with their poses, in pixels of the particles' box.
+
+        Args:
+            particles: transforms at any box as wide in Angstrom, up to the last shell.
+        """
+        n, posterior = particles.plane.box_size_px, self.posterior(particles)
+        middle = self._within(particles, self.middle.harmonics)
+        fine = self._within(particles, self.fine.harmonics)
+        likely = posterior.logits.softmax(1).topk(min(_FEW, posterior.logits.shape[1])).values.sum(1)
+        is_clear = likely >= 1 - _LITTLE
+        posed, order = [], []
+        for tried, members in ((_FEW, is_clear), (_MANY, ~is_clear)):
+            for rows in members.nonzero().squeeze(1).split(_AT_A_TIME):
+                if not len(rows):
+                    continue
+                found = self._candidates(middle.rows(rows), posterior.rows(rows), tried)
+                posed.append(self._posed(fine, rows, found))
+                order.append(rows)
+        whole = PosedViews.cat(posed).rows(torch.cat(order).argsort())
+        return replace(whole, poses=whole.poses.in_box(n))
+
+    def _within(self, particles: ParticleTransforms, harmonics: DiskHarmonics) -> ParticleTransforms:
+        return particles.within(harmonics.plane.last_radius, self.box_size_px)
+
+    def _candidates(self, particles: ParticleTransforms, posterior: ViewPosterior, tried: int) -> _Candidates:
+        """The most likely of the most probable views, by the products up to the middle shell."""
+        lattice = self.coarse.offsets_px
+        views = posterior.logits.topk(min(tried, posterior.logits.shape[1])).indices
+        cells = posterior.pooled.logsumexp(1).topk(min(_OFFSETS, len(lattice))).indices
+        offsets = (lattice[cells][:, :, None] + _quarters(lattice) * self._step_px).flatten(1, 2)
+        offsets = offsets if len(lattice) > 1 else lattice.expand(len(views), -1, -1)
+        scores = self.middle.log_likelihoods(particles, views, offsets).amax((0, 3)) + self._log_prior(offsets)[:, None]
+        by_view, offset = scores.max(2)
+        best = by_view.topk(min(KEPT, by_view.shape[1]))
+        found = views.gather(1, best.indices)
+        at = offset.gather(1, best.indices)[..., None].expand(-1, -1, 2)
+        near = nearness(self.directions, self.directions[found[:, 0]], self.settings.symmetry).T.gather(1, views)
+        others = by_view.masked_fill(near > math.cos(SAME_VIEW_RAD) ** 2, -math.inf).amax(1)
+        return _Candidates(found, offsets.gather(1, at), (best.values[:, 0] - others).clamp(max=_MOST_NATS))
+
+    def _posed(self, particles: ParticleTransforms, rows: Int[Tensor, " rows"], found: _Candidates) -> PosedViews:
+        """Poses of the first views of each row, up to the last shell, at offsets about those found before."""
+        views, centres = found.views[:, :_POSED], found.offsets_px[:, :_POSED].flatten(0, 1)
+        posed, step = views.shape[1], self._step_px / 4
+        offsets = centres[:, None] + _cross(centres) * step
+        offsets = offsets if len(self.coarse.offsets_px) > 1 else offsets[:, :1]
+        subset = particles.rows(rows.repeat_interleave(posed))
+        scores = self.fine.log_likelihoods(subset, views.reshape(-1, 1), offsets)[:, :, 0].permute(1, 2, 0, 3)
+        scores = scores + self._log_prior(offsets)[:, None, None]
+        n_angles = scores.shape[2]
+        highest = scores.amax(3).flatten(1).argmax(1)
+        mirror, angle, pair = highest // n_angles, highest % n_angles, torch.arange(len(highest), device=rows.device)
+        here = scores[pair, mirror, angle]
+        value, offset = here.max(1)
+        turn = _vertex(*(scores[pair, mirror, (angle + side) % n_angles, offset] for side in (-1, 0, 1)))
+        inplane = (angle + turn) * self.fine.inplane_rad[1]
+        rotations = inplane_rotations(inplane, mirror) @ self.fine.views[views.flatten()]
+        table = [each.unflatten(0, (-1, posed)) for each in (rotations, self._shifts(offsets, here, step), value)]
+        order = table[2].argsort(dim=1, descending=True, stable=True)
+        row = torch.arange(len(rows), device=rows.device)[:, None]
+        rotations, shifts, value = (each[row, order] for each in table)
+        poses = PoseSet(rotations, shifts, self.box_size_px)
+        return PosedViews(self.directions[found.views], poses, value, found.margin)
+
+    def _shifts(
+        self, tried: Float[Tensor, "pairs offsets 2"], scores: Float[Tensor, "pairs offsets"], step_px: float
+    ) -> Float[Tensor, "pairs 2"]:
+        """The offset of the highest score, between those that were tried."""
+        if tried.shape[1] == 1:
+            return tried[:, 0]
+        middle, right, left, up, down = scores.unbind(1)
+        moves = [_vertex(before, middle, after) for before, after in ((left, right), (down, up))]
+        return tried[:, 0] + torch.stack(moves, 1) * step_px
+
+    def _log_prior(self, offsets_px: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch"]:
+        return log_offset_prior(offsets_px, self.settings.shift_sigma * self.box_size_px)
+
+    @property
+    def _step_px(self) -> float:
+        return self.box_size_px / (_OFFSETS_PER_WAVELENGTH * int(self.coarse.likelihood.harmonics.plane.last_radius))
+
+
+def _coarse_order(n_symmetry: int) -> int:
+    """HEALPix order of the coarse views: few would cover an asymmetric unit unevenly."""
+    order = _HEALPIX_ORDER
+    while 6 * 4**order < _MIN_VIEWS * n_symmetry:
+        order += 1
+    return order
+
+
+def _views(healpix_order: int, symmetry: Float[Tensor, "order 3 3"]) -> Float[Tensor, "views 3 3"]:
+    """One view of each antipodal pair, in the asymmetric unit of a point group; in-plane angle 0."""
+    views = so3_grid(healpix_order, 1, dtype=symmetry.dtype, device=symmetry.device)
+    views = views[views[:, 2] @ views.new_tensor([1.0, 1e2, 1e4]) > 0]
+    return views[in_asymmetric_unit(views[:, 2], symmetry)] if len(symmetry) > 1 else views
+
+
+def _quarters(like: Tensor) -> Float[Tensor, "4 2"]:
+    """Centres of the quarters of a cell of side 1."""
+    sides = like.new_tensor([-0.25, 0.25])
+    return torch.cartesian_prod(sides, sides)
+
+
+def _cross(like: Tensor) -> Float[Tensor, "5 2"]:
+    """The centre and its neighbours: right, left, up, down."""
+    return like.new_tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+
+
+def _vertex(before: Tensor, middle: Tensor, after: Tensor) -> Float[Tensor, "*batch"]:
+    """Where a parabola through three neighbouring values is highest, in steps from the middle; one at most."""
+    curvature = (2 * middle - before - after).clamp(min=1e-6)
+    return (0.5 * (after - before) / curvature).clamp(-1.0, 1.0)

@@ -1,0 +1,140 @@
+"""``--pose-inference hybrid`` with encoders of views, and ``cryoeq infer`` by them, on tiny sets."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cryoeq.cli.main import run
+from cryoeq.io.checkpoint import load_checkpoint
+from cryoeq.io.mrc import write_map
+from cryoeq.io.particles import star_half_set, star_poses
+from cryoeq.io.star import read_star
+from cryoeq.io.text import read_json
+from cryoeq.simulation.density import sample_atoms
+from phantoms import chiral_phantom
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+COUNT = 240
+QUICK = {
+    "search.initial_model.iterations": 30, "search.consensus.shells": "[6,7]", "search.initial_model.batch_size": 60,
+    "search.half_sets.iterations": 2, "hybrid.projections": 600, "hybrid.held_out": 0.25,
+}  # fmt: skip
+
+
+def simulate(folder: Path, extent_angstrom: float, seed: int, *more: str) -> Path:
+    """Particles of a phantom of some size; the folder, with ``particles.star`` and ``truth.star``."""
+    folder.mkdir(parents=True)
+    write_map(folder / "phantom.mrc", sample_atoms(chiral_phantom(extent_angstrom), 16, 5.0))
+    options = ["-n", str(COUNT), "--snr", "2", "--shift-sigma", "4", "--seed", str(seed), "--device", "cpu", *more]
+    assert run(["simulate", str(folder / "phantom.mrc"), "-o", str(folder / "set"), *options]) == 0
+    return folder / "set"
+
+
+def reconstruct(star: Path, output: Path, *more: str) -> None:
+    chosen = [word for key, value in QUICK.items() for word in ("--set", f"{key}={value}")]
+    command = ["reconstruct", str(star), "-o", str(output), "--pose-inference", "hybrid", "--shift-sigma", "4"]
+    assert run([*command, "--device", "cpu", *chosen, *more]) == 0
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A simulated set, and the run of it."""
+    folder = tmp_path_factory.mktemp("views")
+    simulated = simulate(folder / "known", 28.0, 1, "--n-micrographs", "12")
+    reconstruct(simulated / "particles.star", folder / "run")
+    return simulated, folder / "run"
+
+
+def test_held_out_particles_are_posed_by_what_never_saw_them(whole_run: tuple[Path, Path]) -> None:
+    _, output = whole_run
+    results = read_json(output / "job.json")["results"]
+    assert results["held_out_median_deg"] < 20
+    assert f"Encoder, held-out particles ({COUNT // 4})" in (output / "run.log").read_text()
+    state = load_checkpoint(output / "encoder.pt", torch.device("cpu"))
+    assert state["kind"] == "views"
+    first, second = (half["volume"] for half in state["classes"][0]["halves"])
+    assert not torch.equal(first, second)
+
+
+def test_new_particles_are_posed_in_any_batch(whole_run: tuple[Path, Path], tmp_path: Path) -> None:
+    simulated, output = whole_run
+    star = simulated / "particles.star"
+    command = ["infer", str(output), str(star), "--device", "cpu"]
+    assert run([*command, "-o", str(tmp_path / "poses.star")]) == 0
+    assert run([*command, "-o", str(tmp_path / "again.star"), "-b", "7"]) == 0
+    found, again, given = read_star(tmp_path / "poses.star"), read_star(tmp_path / "again.star"), read_star(star)
+    assert found.particles["rlnImageName"].tolist() == given.particles["rlnImageName"].tolist()
+    for name in ("rlnAngleRot", "rlnOriginXAngst", "rlnMaxValueProbDistribution", "rlnRandomSubset"):
+        assert np.array_equal(found.particles[name], again.particles[name]), name
+    assert set(star_half_set(found).tolist()) == {1, 2}
+    probability = found.floats("rlnMaxValueProbDistribution")
+    assert ((probability > 0) & (probability <= 1)).all()
+    record = read_json(tmp_path / "poses.json")
+    assert record["particles"] == COUNT
+    assert record["micrographs"] == 12
+    assert record["share_unusual"] < 0.2
+    assert (tmp_path / "poses.png").stat().st_size > 10_000
+    assert run(["evaluate", str(tmp_path / "poses.star"), str(simulated / "truth.star")]) == 0
+
+
+def test_the_bare_pass_is_rougher(whole_run: tuple[Path, Path], tmp_path: Path, median_error: Callable) -> None:
+    simulated, output = whole_run
+    command = ["infer", str(output), str(simulated / "particles.star"), "--device", "cpu"]
+    errors = []
+    for name, more in (("refined", []), ("bare", ["--no-refine"])):
+        poses = tmp_path / f"{name}.star"
+        assert run([*command, *more, "-o", str(poses)]) == 0
+        errors.append(median_error(poses, simulated / "truth.star"))
+    assert errors[0] < errors[1] < 25
+    bare = read_json(tmp_path / "bare.json")
+    assert bare["junk_share"] is None
+    assert bare["share_of_search_kept"] == 0
+
+
+@pytest.fixture
+def median_error() -> Callable[[Path, Path], float]:
+    from cryoeq.evaluation.poses import compare_poses
+
+    def measure(poses: Path, truth: Path) -> float:
+        errors = compare_poses(star_poses(read_star(poses)), star_poses(read_star(truth)))
+        return float(errors.rotation_rad.rad2deg().median())
+
+    return measure
+
+
+def test_another_molecule_is_told(
+    whole_run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A smaller phantom at another seed: its fit is below that of the run's particles, and a warning says so."""
+    _, output = whole_run
+    other = simulate(tmp_path / "other", 16.0, 2)
+    command = ["infer", str(output), str(other / "particles.star"), "-o", str(tmp_path / "other.star")]
+    assert run([*command, "--device", "cpu"]) == 0
+    assert read_json(tmp_path / "other.json")["share_unusual"] > 0.25
+    assert "Do not trust their poses" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_an_encoder_of_views_cannot_do_is_refused(
+    whole_run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    simulated, output = whole_run
+    command = ["infer", str(output), str(simulated / "particles.star"), "-o", str(tmp_path / "poses.star")]
+    assert run([*command, "--precision", "int8", "--device", "cpu"]) == 2
+    assert "encoder is one of views" in " ".join(capsys.readouterr().err.split())
+    assert run(["evaluate", "--bound", str(output), "--device", "cpu"]) == 3
+    assert "an encoder of views" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.slow
+def test_a_run_that_is_resumed_learns_the_same(whole_run: tuple[Path, Path], tmp_path: Path) -> None:
+    """From its checkpoints, bit by bit."""
+    simulated, output = whole_run
+    reconstruct(simulated / "particles.star", tmp_path / "again")
+    first, second = (load_checkpoint(each / "encoder.pt", torch.device("cpu")) for each in (output, tmp_path / "again"))
+    for ours, theirs in zip(first["classes"][0]["halves"], second["classes"][0]["halves"], strict=True):
+        assert torch.equal(ours["volume"], theirs["volume"])
+        assert torch.equal(ours["head"]["weight"], theirs["head"]["weight"])
+    assert (output / "run_data.star").read_bytes() == (tmp_path / "again" / "run_data.star").read_bytes()
