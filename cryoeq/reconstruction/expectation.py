@@ -112,7 +112,7 @@ def expectation_step(
     *,
     shift_sigma_px: float,
     rows: Int[Tensor, " rows"] | None = None,
-    temperature: float = 1.0,
+    temperature: float | Float[Tensor, ""] = 1.0,
     class_shares: Float[Tensor, " classes"] | None = None,
     null_share: float = 0.0,
     progress: Callable[[int], Event] | None = None,
@@ -172,7 +172,7 @@ def _normalise(
     weights: Float[Tensor, "angles hypotheses rows"],
     offsets_px: Float[Tensor, "particles offsets 2"],
     log_prior: Float[Tensor, "particles offsets"] | None,
-    temperature: float,
+    temperature: float | Float[Tensor, ""],
     null_share: float,
 ) -> tuple[Float[Tensor, "angles hypotheses rows"], Float[Tensor, " rows"], Posterior]:
     """Unnormalised posterior, the factor that normalises each of its rows, and its summary."""
@@ -182,7 +182,7 @@ def _normalise(
     best = _best_of_each_class(weights, likelihood, offsets_px)
     highest, of_class = best.log_likelihood.max(1)
     weights.sub_(highest.repeat_interleave(n_offsets))
-    if temperature != 1.0:
+    if isinstance(temperature, Tensor) or temperature != 1.0:  # which of a tensor would have to be waited for
         weights.div_(temperature)
     row_sums = weights.clamp_(min=_MIN_LOG_WEIGHT).exp_().sum((0, 1)).view(count, n_offsets)
     sums, poses = row_sums.sum(1, keepdim=True), weights[..., 0].numel()
@@ -287,8 +287,19 @@ def hexagonal_offsets(
         count: number of offsets; 1 is the centre alone, 7 a hexagon.
         generator: random number generator.
     """
+    steps = polygon(spacing_px, count, generator)
+    return centres_px[:, None] + to_device_async(steps.to(centres_px.dtype), centres_px.device)
+
+
+def polygon(spacing_px: float, count: int, generator: torch.Generator) -> Float[Tensor, "offsets 2"]:
+    """Zero, and the corners of a randomly rotated polygon around it, as ``hexagonal_offsets`` has them; on the CPU.
+
+    Args:
+        spacing_px: distance from the centre to the corners.
+        count: number of offsets.
+        generator: random number generator.
+    """
     corners: Int[Tensor, " corners"] = torch.arange(max(0, count - 1))
     rotation = float(torch.rand(1, generator=generator))
     angles = (corners + rotation) * (2 * torch.pi / max(1, count - 1))
-    steps = torch.cat([torch.zeros(1, 2), spacing_px * torch.stack([angles.cos(), angles.sin()], -1)])
-    return centres_px[:, None] + to_device_async(steps.to(centres_px.dtype), centres_px.device)
+    return torch.cat([torch.zeros(1, 2), spacing_px * torch.stack([angles.cos(), angles.sin()], -1)])
