@@ -11,6 +11,9 @@ from cryoeq.config.loading import load_config, packaged_file
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.config.simulate import SimulateConfig
 from cryoeq.domain.events import result_of
+from cryoeq.domain.volume import Volume
+from cryoeq.geometry.so3 import random_rotations
+from cryoeq.maps.alignment import align_map, mirror_map, rotate_map
 from cryoeq.pipelines.reconstruct.build import build_ab_initio_settings, build_dataset, build_stack, working_box
 from cryoeq.pipelines.reconstruct.reconstruct import reconstruct
 from cryoeq.pipelines.simulate.simulate import simulate
@@ -133,3 +136,20 @@ def test_a_search(stacks: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < fixed["launches"] <= 36_000
     assert slope["waits"] <= 0.05
     assert 0 < fixed["waits"] <= 130
+
+
+def test_an_alignment(phantom_map: Volume, generator: torch.Generator) -> None:
+    """Eight peaks are refined at once, and lead to where they lead one by one."""
+    turned = rotate_map(phantom_map.values, random_rotations(1, generator)[0], torch.tensor([0.7, -0.4, 0.2]))
+    noise = 0.3 * phantom_map.values.std() * torch.randn(turned.shape, generator=generator)
+    maps = [Volume(mirror_map(turned) + noise, 5.0), phantom_map]
+    on_cpu = align_map(*maps, with_hand=True)
+    before = totals()
+    found = align_map(*(Volume(each.values.to("cuda"), 5.0) for each in maps), with_hand=True)
+    used = totals() - before
+    assert used["launches"] <= 21_000
+    assert used["waits"] <= 280
+    assert found.is_mirrored
+    assert found.correlation == pytest.approx(on_cpu.correlation, abs=1e-4)
+    torch.testing.assert_close(found.rotation.cpu(), on_cpu.rotation, rtol=0.0, atol=3e-3)
+    torch.testing.assert_close(found.shift_angstrom.cpu(), on_cpu.shift_angstrom, rtol=0.0, atol=3e-2)
