@@ -7,6 +7,7 @@ decide alone; the hand is that with the larger mean FSC at the end.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from cryoeq.errors import MapFileError
 from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map, pad_centred
 from cryoeq.geometry.so3 import rotation_angle_rad, rotation_from_vector
 from cryoeq.geometry.so3_grid import so3_grid
+from cryoeq.maps.lockstep import minimise_together
 from cryoeq.physics.projection import prepare_slices
 
 _PADDING = 2
@@ -65,6 +67,7 @@ class _Band:
         radius: largest |k|, in cycles per box.
         coords: (x, y, z) of each coefficient with x >= 0.
         shells: ROUND(|k|) of each coefficient.
+        counts: number of coefficients of each shell, 1 at least.
         reference: whitened coefficients of the reference.
         moving: oversampled transform of the moving map, whitened after it is sampled; real and imaginary part.
     """
@@ -73,6 +76,7 @@ class _Band:
     radius: int
     coords: Float[Tensor, "points 3"]
     shells: Int[Tensor, " points"]
+    counts: Float[Tensor, " shells"]
     reference: Complex[Tensor, " points"]
     moving: Float[Tensor, "2 m m m"]
 
@@ -194,8 +198,10 @@ def _best_in_hand(
     nyquist = moving.box_size_px // 2 - 1
     peaks = _search(_band(values, target, min(_SEARCH_RADIUS, nyquist)), rotations, is_mirrored)
     band = _band(values, target, min(_REFINE_RADIUS, nyquist))
-    best = max((_refine(band, peak) for peak in peaks), key=lambda candidate: candidate.score)
-    return _refine(_band(values, target, min(_FINAL_RADIUS, round(0.9 * nyquist))), best)
+    at_once = 1 if values.device.type == "cpu" else len(peaks)
+    groups = (peaks[first : first + at_once] for first in range(0, len(peaks), at_once))
+    best = max((found for group in groups for found in _refine(band, group)), key=lambda candidate: candidate.score)
+    return _refine(_band(values, target, min(_FINAL_RADIUS, round(0.9 * nyquist))), [best])[0]
 
 
 def _band(moving: Float[Tensor, "n n n"], reference: Float[Tensor, "n n n"], radius: int) -> _Band:
@@ -209,23 +215,27 @@ def _band(moving: Float[Tensor, "n n n"], reference: Float[Tensor, "n n n"], rad
     x, y, z = x[inside], y[inside], z[inside]
     coords = torch.stack([x, y, z], -1).to(moving)
     shells = (coords.norm(dim=-1) + 0.5).floor().long()
+    counts = coords.new_zeros(radius + 1).index_add(0, shells, coords.new_ones(len(shells))).clamp(min=1)
     origin = n // 2
-    target = _whiten(fft_map(reference)[z + origin, y + origin, x + origin][None], shells)[0]
-    return _Band(n, radius, coords, shells, target, _as_channels(prepare_slices(cropped, _PADDING)))
+    target = _whiten(fft_map(reference)[z + origin, y + origin, x + origin][None], shells, counts)[0]
+    return _Band(n, radius, coords, shells, counts, target, _as_channels(prepare_slices(cropped, _PADDING)))
 
 
 def _as_channels(transform: Complex[Tensor, "m m m"]) -> Float[Tensor, "2 m m m"]:
     return torch.view_as_real(transform).movedim(-1, 0).contiguous()
 
 
-def _shell_mean(values: Float[Tensor, "batch points"], shells: Int[Tensor, " points"]) -> Float[Tensor, "batch shells"]:
-    sums = values.new_zeros(len(values), int(shells.max()) + 1).index_add(1, shells, values)
-    return sums / torch.bincount(shells).clamp(min=1).to(values)
+def _shell_mean(
+    values: Float[Tensor, "batch points"], shells: Int[Tensor, " points"], counts: Float[Tensor, " shells"]
+) -> Float[Tensor, "batch shells"]:
+    return values.new_zeros(len(values), len(counts)).index_add(1, shells, values) / counts.to(values)
 
 
-def _whiten(values: Complex[Tensor, "batch points"], shells: Int[Tensor, " points"]) -> Complex[Tensor, "batch points"]:
+def _whiten(
+    values: Complex[Tensor, "batch points"], shells: Int[Tensor, " points"], counts: Float[Tensor, " shells"]
+) -> Complex[Tensor, "batch points"]:
     """Each shell scaled to a mean power of 1; an empty shell stays 0."""
-    power = _shell_mean(values.real.square() + values.imag.square(), shells)
+    power = _shell_mean(values.real.square() + values.imag.square(), shells, counts)
     return values * power.clamp(min=torch.finfo(power.dtype).tiny).rsqrt()[:, shells]
 
 
@@ -242,10 +252,10 @@ def _sample(
 
 
 def _shift_phases(
-    coords: Float[Tensor, "*points 3"], shift_px: Float[Tensor, " 3"], box: int
-) -> Complex[Tensor, "*points"]:
+    coords: Float[Tensor, "points 3"], shifts_px: Float[Tensor, "*batch 3"], box: int
+) -> Complex[Tensor, "*batch points"]:
     """exp(-2 pi i k.d / n): moves a map by +d."""
-    angles = coords @ shift_px * (-2 * math.pi / box)
+    angles = ((coords @ shifts_px.mT).mT if shifts_px.ndim > 1 else coords @ shifts_px) * (-2 * math.pi / box)
     return torch.polar(torch.ones_like(angles), angles)
 
 
@@ -256,7 +266,7 @@ def _search(band: _Band, rotations: Float[Tensor, "batch 3 3"], is_mirrored: boo
     flat = (z * m + y) * (m // 2 + 1) + x
     scores, positions = [], []
     for batch in torch.split(rotations, max(1, _CHUNK_POINTS // len(flat))):
-        sampled = _whiten(_sample(band.moving, band.coords, batch), band.shells)
+        sampled = _whiten(_sample(band.moving, band.coords, batch), band.shells, band.counts)
         cross = sampled.new_zeros(len(batch), m * m * (m // 2 + 1))
         # The correlation at shift d sums conj(F_ref) F_mov exp(-2 pi i k.d / n): an inverse FFT of the conjugate.
         cross[:, flat] = band.reference * sampled.conj()
@@ -267,43 +277,55 @@ def _search(band: _Band, rotations: Float[Tensor, "batch 3 3"], is_mirrored: boo
     score, position = torch.cat(scores), torch.cat(positions)
     steps = torch.stack([position % m, position // m % m, position // m**2], -1)
     shifts = torch.where(steps > m // 2, steps - m, steps) * (band.box_size_px / m)
-    chosen: list[int] = []
-    for row in score.argsort(descending=True)[: 32 * _PEAKS].tolist():
-        near = rotation_angle_rad(rotations[chosen], rotations[row].expand(len(chosen), 3, 3)) < _PEAK_DISTANCE_RAD
+    best, on_host = score.argsort(descending=True)[: 32 * _PEAKS], rotations.cpu()
+    chosen: dict[int, float] = {}
+    for row, value in zip(best.tolist(), score[best].tolist(), strict=True):
+        kept = on_host[list(chosen)]
+        near = rotation_angle_rad(kept, on_host[row].expand(len(kept), 3, 3)) < _PEAK_DISTANCE_RAD
         if len(chosen) < _PEAKS and not bool(near.any()):
-            chosen.append(row)
-    return [_Candidate(rotations[row], shifts[row].float(), is_mirrored, float(score[row])) for row in chosen]
+            chosen[row] = value
+    return [_Candidate(rotations[row], shifts[row].float(), is_mirrored, value) for row, value in chosen.items()]
 
 
-def _refine(band: _Band, start: _Candidate) -> _Candidate:
-    """The nearest maximum of the weighted correlation; its score is the mean FSC over the band."""
-    weights = _shell_fsc(band, start).clamp(min=0.0)[band.shells]
-    device = band.coords.device
+def _refine(band: _Band, starts: Sequence[_Candidate]) -> list[_Candidate]:
+    """The nearest maxima of the weighted correlation; the score of each is the mean FSC over the band."""
+    device, scale = band.coords.device, torch.as_tensor(band.scale, dtype=torch.float32, device=band.coords.device)
+    rotations, shifts = torch.stack([one.rotation for one in starts]), torch.stack([one.shift_px for one in starts])
+    weights = _shell_fsc(band, rotations, shifts).clamp(min=0.0)[:, band.shells]
 
-    def motion(parameters: Tensor) -> tuple[Tensor, Tensor]:
-        scaled = parameters * torch.as_tensor(band.scale, dtype=torch.float32, device=device)
-        return rotation_from_vector(scaled[:3]) @ start.rotation, start.shift_px + scaled[3:]
+    def motion(parameters: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
+        scaled = parameters * scale
+        turned = rotation_from_vector(scaled[:, :3]) @ torch.stack([rotations[row] for row in rows])
+        return turned, torch.stack([shifts[row] for row in rows]) + scaled[:, 3:]
 
-    def cost(parameters: Float64[np.ndarray, " 6"]) -> tuple[float, Float64[np.ndarray, " 6"]]:
+    def costs(rows: list[int], parameters: Float64[np.ndarray, "some 6"]) -> tuple[np.ndarray, np.ndarray]:
         free = torch.tensor(parameters, dtype=torch.float32, device=device, requires_grad=True)
-        value = -(weights * _agreement(band, *motion(free))).sum() / weights.sum().clamp(min=1e-12)
-        (gradient,) = torch.autograd.grad(value, free)
-        return float(value.detach()), gradient.double().cpu().numpy()
+        own = torch.stack([weights[row] for row in rows])
+        values = -(own * _agreement(band, *motion(free, rows))).sum(1) / own.sum(1).clamp(min=1e-12)
+        (gradient,) = torch.autograd.grad(values.sum(), free)
+        found = torch.cat([values.detach()[:, None], gradient], 1).double().cpu().numpy()
+        return found[:, 0], found[:, 1:]
 
-    from scipy.optimize import minimize  # half a second that only an alignment should cost
+    found = minimise_together(costs, len(starts), len(scale), {"gtol": 1e-3, "maxiter": 40})
+    rows = list(range(len(starts)))
+    rotations, shifts = motion(torch.as_tensor(found, dtype=torch.float32, device=device), rows)
+    scores = _shell_fsc(band, rotations, shifts)[:, 1:].mean(1).tolist()
+    return [
+        replace(start, rotation=rotations[row], shift_px=shifts[row], score=scores[row])
+        for row, start in enumerate(starts)
+    ]
 
-    found = minimize(cost, np.zeros(6), jac=True, method="BFGS", options={"gtol": 1e-3, "maxiter": 40})
-    rotation, shift = motion(torch.as_tensor(found.x, dtype=torch.float32, device=device))
-    refined = replace(start, rotation=rotation, shift_px=shift)
-    return replace(refined, score=float(_shell_fsc(band, refined)[1:].mean()))
 
-
-def _agreement(band: _Band, rotation: Float[Tensor, "3 3"], shift_px: Float[Tensor, " 3"]) -> Float[Tensor, " points"]:
+def _agreement(
+    band: _Band, rotations: Float[Tensor, "batch 3 3"], shifts_px: Float[Tensor, "batch 3"]
+) -> Float[Tensor, "batch points"]:
     """Real part of conj(reference) times the moved map, both white: its mean over a shell is the FSC."""
-    sampled = _whiten(_sample(band.moving, band.coords, rotation[None]), band.shells)[0]
-    moved = sampled * _shift_phases(band.coords, shift_px, band.box_size_px)
+    sampled = _whiten(_sample(band.moving, band.coords, rotations), band.shells, band.counts)
+    moved = sampled * _shift_phases(band.coords, shifts_px, band.box_size_px)
     return moved.real * band.reference.real + moved.imag * band.reference.imag
 
 
-def _shell_fsc(band: _Band, candidate: _Candidate) -> Float[Tensor, " shells"]:
-    return _shell_mean(_agreement(band, candidate.rotation, candidate.shift_px)[None], band.shells)[0]
+def _shell_fsc(
+    band: _Band, rotations: Float[Tensor, "batch 3 3"], shifts_px: Float[Tensor, "batch 3"]
+) -> Float[Tensor, "batch shells"]:
+    return _shell_mean(_agreement(band, rotations, shifts_px), band.shells, band.counts)

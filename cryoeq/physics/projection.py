@@ -9,7 +9,7 @@ out what lies beyond the transform's last sample, that is a part of the coeffici
 gradient is wanted too, the 20 samples around a coefficient give both.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import product
 
@@ -26,6 +26,7 @@ from cryoeq.runtime.random_streams import to_device_async
 _SLAB_COEFFICIENTS, _COLUMNS = 2**18, 8  # of a transform that are in work at a time, at least
 _LARGER_ON_GPU = 64
 _MOST_KEPT = 2**18  # voxels of a box whose gridding correction is kept
+_ALONG, _ACROSS = [1, 0, 0], [2, 2, 1]  # the other two axes of each
 _PARALLEL_NUMBERS = 2**17  # in the sampling grid, from which it is worth sharing among threads
 
 
@@ -203,53 +204,43 @@ def sample_slices_with_gradient(
     cells = positions.long().clamp(1, m - 3)
     offsets = (positions - cells).unbind(-1)
     cell = (cells[..., 2] * m + cells[..., 1]) * m + cells[..., 0]
-    is_low = torch.stack(offsets) < 0.5
-    samples = padded.flatten()[_around(cell, is_low, m)]
-    gradient, bits = [], (1, 2, 4)
-    for axis, position in enumerate(offsets):
-        others = [other for other in range(3) if other != axis]
-        along, (u, v), here = [offsets[other] for other in others], (bits[other] for other in others), bits[axis]
-        low, high = (_face([samples[first + step] for step in (0, u, v, u + v)], along) for first in (0, here))
-        beyond = _face(samples[8 + 4 * axis : 12 + 4 * axis].unbind(), along)
-        within, outside = high - low, torch.where(is_low[axis], low - beyond, beyond - high)
-        slices = low + position * within
-        gradient.append(within + (position - 0.5).abs() * (outside - within))
-    return slices, torch.stack(gradient) * samples_per_cycle
+    position = torch.stack(offsets)
+    is_low = position < 0.5
+    # Four samples of three faces across each axis: the lower and the higher one of the cell, and the next one beyond.
+    first, second, third, fourth = padded.flatten()[_around(cell, is_low, m)]
+    along, across = (torch.stack([offsets[axis] for axis in axes])[:, None] for axes in (_ALONG, _ACROSS))
+    near, far = first + along * (second - first), third + along * (fourth - third)
+    low, high, beyond = (near + across * (far - near)).unbind(1)
+    within, outside = high - low, torch.where(is_low, low - beyond, beyond - high)
+    slices = low[2] + position[2] * within[2]
+    gradient = within + (position - 0.5).abs() * (outside - within)
+    return slices, gradient * samples_per_cycle
 
 
 def _around(
     cell: Int[Tensor, "batch points"], is_low: Bool[Tensor, "3 batch points"], m: int
-) -> Int[Tensor, "20 batch points"]:
-    """The eight samples of each cell, x fastest, then along each axis the four that are next to the nearer face.
+) -> Int[Tensor, "4 3 3 batch points"]:
+    """Samples around each cell: four of each axis' lower and higher face, and of the next beyond the nearer.
 
     Args:
         cell: first sample of each cell, in the flattened transform.
         is_low: whether the lower face is nearer.
         m: side of the transform.
     """
-    corners, faces, below, above = _neighbours(m, cell.device)
-    beyond = (cell + torch.where(is_low, below, above))[:, None] + faces
-    return torch.cat([cell + corners, beyond.flatten(0, 1)])
+    corners, steps, below, above = _neighbours(m, cell.device)
+    beyond = torch.where(is_low, below, above)[:, None]
+    faces = torch.cat([steps.expand(3, 2, *cell.shape), beyond], 1) + cell
+    return faces + corners
 
 
 @lru_cache(maxsize=8)
 def _neighbours(m: int, device: torch.device) -> tuple[Int[Tensor, "..."], ...]:
-    """Steps from the first sample of a cell: to all of it, within faces, to the next below and above; kept."""
-    strides = (1, m, m * m)
-    corners = [dz * strides[2] + dy * strides[1] + dx for dz, dy, dx in product((0, 1), repeat=3)]
-    faces = [[0, u, v, u + v] for u, v in ((m, m * m), (1, m * m), (1, m))]
-    tables = (torch.tensor(corners), torch.tensor(faces), -torch.tensor(strides), 2 * torch.tensor(strides))
-    return tuple(to_device_async(table[..., None, None], device) for table in tables)
-
-
-def _face(
-    samples: Sequence[Complex[Tensor, "batch points"]], along: Sequence[Float[Tensor, "batch points"]]
-) -> Complex[Tensor, "batch points"]:
-    """Bilinear interpolation between four samples."""
-    first, second, third, fourth = samples
-    near = first + along[0] * (second - first)
-    far = third + along[0] * (fourth - third)
-    return near + along[1] * (far - near)
+    """Steps, kept: within the faces of each axis; to the lower and the higher face; to the next below and above."""
+    strides = torch.tensor([1, m, m * m])
+    along, across = strides[_ALONG], strides[_ACROSS]
+    corners = torch.stack([torch.zeros_like(along), along, across, along + across])[:, :, None]
+    steps = torch.stack([torch.zeros_like(strides), strides], 1)
+    return tuple(to_device_async(table[..., None, None], device) for table in (corners, steps, -strides, 2 * strides))
 
 
 def spread_slices(

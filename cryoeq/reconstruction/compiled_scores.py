@@ -80,7 +80,7 @@ class CompiledScores:
         self,
         highest: Float[Tensor, "hypotheses rows"],
         best: Float[Tensor, " particles"],
-        temperature: float,
+        temperature: float | Float[Tensor, ""],
         *,
         for_images: bool = True,
     ) -> "CompiledWeights":
@@ -111,7 +111,12 @@ class CompiledScores:
             (self.even.flatten(1).numpy(), self.odd.flatten(1).numpy()),
             (prior.new_empty(0).int() if places is None else places.int()).numpy(),
             # What stands in other files is passed: numba would keep machine code with its old value.
-            (prior.contiguous().numpy(), top.contiguous().numpy(), float32(1 / temperature), float32(MIN_LOG_WEIGHT)),
+            (
+                prior.contiguous().numpy(),
+                top.contiguous().numpy(),
+                float32(1 / float(temperature)),
+                float32(MIN_LOG_WEIGHT),
+            ),
             (first.numpy(), second.numpy()),
             sums.numpy(),
             views,

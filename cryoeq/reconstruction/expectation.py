@@ -110,7 +110,7 @@ def expectation_step(
     *,
     shift_sigma_px: float,
     rows: Int[Tensor, " rows"] | None = None,
-    temperature: float = 1.0,
+    temperature: float | Float[Tensor, ""] = 1.0,
     class_shares: Float[Tensor, " classes"] | None = None,
     null_share: float = 0.0,
     progress: Callable[[int], Event] | None = None,
@@ -177,7 +177,7 @@ class _Prior:
     """What the posterior depends on beside the likelihood; see ``expectation_step``."""
 
     shift_sigma_px: float
-    temperature: float
+    temperature: float | Float[Tensor, ""]
     class_shares: Float[Tensor, " classes"] | None
     null_share: float
 
@@ -321,8 +321,19 @@ def hexagonal_offsets(
         count: number of offsets; 1 is the centre alone, 7 a hexagon.
         generator: random number generator.
     """
+    steps = polygon(spacing_px, count, generator)
+    return centres_px[:, None] + to_device_async(steps.to(centres_px.dtype), centres_px.device)
+
+
+def polygon(spacing_px: float, count: int, generator: torch.Generator) -> Float[Tensor, "offsets 2"]:
+    """Zero, and the corners of a randomly rotated polygon around it, as ``hexagonal_offsets`` has them; on the CPU.
+
+    Args:
+        spacing_px: distance from the centre to the corners.
+        count: number of offsets.
+        generator: random number generator.
+    """
     corners: Int[Tensor, " corners"] = torch.arange(max(0, count - 1))
     rotation = float(torch.rand(1, generator=generator))
     angles = (corners + rotation) * (2 * torch.pi / max(1, count - 1))
-    steps = torch.cat([torch.zeros(1, 2), spacing_px * torch.stack([angles.cos(), angles.sin()], -1)])
-    return centres_px[:, None] + to_device_async(steps.to(centres_px.dtype), centres_px.device)
+    return torch.cat([torch.zeros(1, 2), spacing_px * torch.stack([angles.cos(), angles.sin()], -1)])

@@ -15,12 +15,13 @@ import math
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cryoeq.domain.events import Event, Progress, result_of
+from cryoeq.domain.events import Event, Note, Progress, result_of
 from cryoeq.geometry.disk_harmonics import disk_harmonics, support_radius
 from cryoeq.geometry.map_filter import low_pass
 from cryoeq.geometry.shells import remove_round_part, shell_power
@@ -29,14 +30,15 @@ from cryoeq.geometry.soft_mask import soft_sphere
 from cryoeq.maps.alignment import rotate_map
 from cryoeq.physics.backprojection import WienerBackprojection
 from cryoeq.reconstruction.centring import centre_images
-from cryoeq.reconstruction.expectation import Posterior, expectation_step, hexagonal_offsets, offset_step_px
+from cryoeq.reconstruction.expectation import EStepResult, expectation_step, offset_step_px, polygon
 from cryoeq.reconstruction.noise_model import shell_precision
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.pose_likelihood import PoseGrid, PoseLikelihood
 from cryoeq.reconstruction.reference import Reference
 from cryoeq.runtime.batching import logging_interval
-from cryoeq.runtime.distributed import broadcast, gather_shards, shard
+from cryoeq.runtime.distributed import broadcast, gather_shards, shard, world_size
 from cryoeq.runtime.random_streams import Stream, stream_generator, to_device_async
+from cryoeq.runtime.replay import Replay
 
 STAGE = "initial model"
 _FIRST_TEMPERATURE = 2.0  # of the annealed posterior; falls to 1 over the first half of the iterations
@@ -176,69 +178,156 @@ class _StochasticSearch:
             generator: random number generator of grids and offsets.
             first: number of the first iteration.
         """
-        settings, n = self.settings, self.particles.plane.box_size_px
-        device = model.volumes.device
-        sums = [WienerBackprojection.empty(n, device=device) for _ in model.volumes]
+        settings, n, device = self.settings, self.particles.plane.box_size_px, model.volumes.device
+        sums = torch.stack([WienerBackprojection.empty(n, device=device).sums for _ in model.volumes])
+        volumes, shifts, evidence = model.volumes, model.shifts_px, model.log_evidence
+        # Sizes depend on the grid where there is symmetry, and processes cannot exchange sums within a graph.
+        has_graphs = device.type == "cuda" and settings.symmetry is None and world_size() == 1
+        step = Replay(self._step) if has_graphs else self._step
         for iteration in range(first, settings.iterations):
-            fraction = iteration / max(1, settings.iterations - 1)
-            radius, is_stochastic = _radius(settings, fraction), fraction < _STOCHASTIC
-            rows = _draw(len(self.particles), settings, self.seed, iteration if is_stochastic else None, self.start)
-            rows = to_device_async(rows, device)
-            new, posterior = self._expectation(model, rows, fraction, generator)
-            shifts = model.shifts_px
-            if fraction >= _RECENTRING:
-                shifts = shifts.index_copy(0, rows, posterior.mean_shifts_px)
-            if is_stochastic:
-                new = [
-                    replace(old, sums=_EMA_DECAY * old.sums + more.sums) for old, more in zip(sums, new, strict=True)
-                ]
-            sums = new
-            maps = [broadcast(low_pass(_maximize(of_class, radius) * self.mask, radius)) for of_class in sums]
-            model = replace(model, volumes=torch.stack(maps), shifts_px=shifts)
+            kind = _Kind.of(settings, iteration)
+            drawn = _draw(
+                len(self.particles), settings, self.seed, iteration if kind.is_stochastic else None, self.start
+            )
+            poses = self._draw_poses(kind.radius, generator)
+            given = to_device_async(drawn, device), *(to_device_async(values, device) for values in poses)
+            number = _temperature(settings, iteration)
+            temperature: Any = to_device_async(torch.tensor(number), device) if has_graphs else number
+            volumes, shifts, sums, found = step((kind, len(drawn)), volumes, shifts, sums, *given, temperature)
             before = settings.iterations - first if first else 0  # iterations of the map that was not flipped
             done = (before + iteration + 1, 2 * settings.iterations - settings.first_flipped)
             metrics = {}
             if iteration == settings.iterations - 1 or iteration % logging_interval(device) == 0:
-                model = replace(model, log_evidence=float(posterior.log_evidence.mean()))
-                metrics["log_likelihood"] = model.log_evidence
+                metrics["log_likelihood"] = evidence = float(found)
             yield Progress(STAGE, *done, metrics, done)
-        return model
+        if isinstance(step, Replay) and step.failure is not None:
+            yield Note(
+                f"Iterations were launched kernel by kernel, which takes longer: no CUDA graph ({step.failure})."
+            )
+        return InitialModel(volumes, shifts, evidence)
+
+    def _draw_poses(
+        self, radius: int, generator: torch.Generator
+    ) -> tuple[Float[Tensor, "views 3 3"], Float[Tensor, " angles"], Float[Tensor, "offsets 2"]]:
+        """A grid of poses in a random frame, views and in-plane angles, and steps from the offsets; on the CPU."""
+        settings, n = self.settings, self.particles.plane.box_size_px
+        frame = random_rotations(1, generator)[0]
+        offset = 2 * math.pi * float(torch.rand(1, generator=generator))
+        order, n_inplane, symmetry = _HEALPIX_ORDER, _N_INPLANE, settings.symmetry
+        if symmetry is not None:
+            symmetry = symmetry.cpu()
+            n_inplane = max(n_inplane, 2 * _INPLANE_PER_SHELL * settings.last_shell)
+            while 6 * 4**order < _MIN_VIEWS * len(symmetry):
+                order += 1
+        grid = PoseGrid.build(order, n_inplane, frame, offset, symmetry)
+        step_px = min(offset_step_px(n, radius, _OFFSETS_PER_WAVELENGTH), self.max_step_px)
+        return grid.views, grid.inplane_rad, polygon(step_px, settings.n_offsets, generator)
+
+    def _step(
+        self,
+        key: tuple["_Kind", int],
+        volumes: Float[Tensor, "classes n n n"],
+        shifts_px: Float[Tensor, "particles 2"],
+        sums: Float[Tensor, "classes 3 side side half"],
+        *drawn: Any,
+    ) -> tuple[Tensor, ...]:
+        """One iteration: maps, offsets, moving average of the sums, and mean log-evidence of the batch.
+
+        Args:
+            key: kind of the iteration, and size of its batch.
+            volumes: the maps.
+            shifts_px: offsets of all particles.
+            sums: moving average of the sums.
+            drawn: particles of the batch, views and in-plane angles of the grid, steps from the offsets, temperature.
+        """
+        (kind, _), (rows, views, inplane_rad, steps_px, temperature) = key, drawn
+        likelihood = self._likelihood(volumes, kind.radius, PoseGrid(views, inplane_rad))
+        local = shard(rows)
+        result = self._expectation(likelihood, local, shifts_px[local][:, None] + steps_px, temperature, kind)
+        posterior = gather_shards(result.posterior, len(rows))
+        new = [
+            likelihood.insert(likelihood.of_map(result.sums, number), symmetry=self.settings.symmetry).all_reduced()
+            for number in range(likelihood.n_maps)
+        ]
+        if kind.is_stochastic:
+            new = [replace(one, sums=_EMA_DECAY * old + one.sums) for old, one in zip(sums, new, strict=True)]
+        if kind.recentres:
+            shifts_px = shifts_px.index_copy(0, rows, posterior.mean_shifts_px)
+        maps = [broadcast(low_pass(_maximize(one, kind.radius) * self.mask, kind.radius)) for one in new]
+        return torch.stack(maps), shifts_px, torch.stack([one.sums for one in new]), posterior.log_evidence.mean()
 
     def _expectation(
-        self, model: InitialModel, rows: Int[Tensor, " rows"], fraction: float, generator: torch.Generator
-    ) -> tuple[list[WienerBackprojection], Posterior]:
-        """Sums over some particles for the map of each class, and their posterior."""
-        settings, n = self.settings, self.particles.plane.box_size_px
-        radius = _radius(settings, fraction)
-        likelihood = _likelihood(model.volumes, self.precision, radius, settings, generator)
-        step_px = min(offset_step_px(n, radius, _OFFSETS_PER_WAVELENGTH), self.max_step_px)
-        offsets = hexagonal_offsets(model.shifts_px[rows], step_px, settings.n_offsets, generator)
-        temperature = max(1.0, _FIRST_TEMPERATURE * (1 - 2 * fraction))
-        null_share = NULL_SHARE if settings.n_classes > 1 else 0.0
-        class_share = (1 - null_share) / settings.n_classes
-        result = result_of(
+        self,
+        likelihood: PoseLikelihood,
+        rows: Int[Tensor, " rows"],
+        offsets_px: Float[Tensor, "rows offsets 2"],
+        temperature: float | Float[Tensor, ""],
+        kind: "_Kind",
+    ) -> EStepResult:
+        """Sums over this process's particles of the batch, and their posterior."""
+        null_share = NULL_SHARE if likelihood.n_maps > 1 else 0.0
+        share = (1 - null_share) / likelihood.n_maps
+        return result_of(
             expectation_step(
-                self.particles.within(radius, n),
+                self.particles.within(kind.radius, self.particles.plane.box_size_px),
                 likelihood,
-                shard(offsets),
-                rows=shard(rows),
+                offsets_px,
+                rows=rows,
                 shift_sigma_px=self.sigma_px,
-                temperature=temperature,
-                class_shares=model.volumes.new_full((settings.n_classes,), class_share) if null_share > 0 else None,
+                temperature=temperature if kind.is_annealed else 1.0,
+                class_shares=self.mask.new_full((likelihood.n_maps,), share) if null_share > 0 else None,
                 null_share=null_share,
             )
         )
-        sums = [
-            likelihood.insert(likelihood.of_map(result.sums, number), symmetry=settings.symmetry).all_reduced()
-            for number in range(likelihood.n_maps)
-        ]
-        return sums, gather_shards(result.posterior, len(rows))
+
+    def _likelihood(self, volumes: Float[Tensor, "classes n n n"], radius: int, grid: PoseGrid) -> PoseLikelihood:
+        n = self.particles.plane.box_size_px
+        harmonics = disk_harmonics(n, radius, support_radius(self.settings.mask_radius, n), volumes.device)
+        references = [Reference.build(volume, self.precision[harmonics.plane.shells]) for volume in volumes]
+        return PoseLikelihood.of_classes(references, grid, harmonics)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What iterations of one kind have in common.
+
+    Args:
+        radius: their radius, in cycles per box.
+        is_stochastic: whether they have random batches and a moving average.
+        recentres: whether the offsets follow their posterior mean.
+        is_annealed: whether the temperature is above 1.
+    """
+
+    radius: int
+    is_stochastic: bool
+    recentres: bool
+    is_annealed: bool
+
+    @classmethod
+    def of(cls, settings: InitialModelSettings, iteration: int) -> "_Kind":
+        """The kind of an iteration.
+
+        Args:
+            settings: settings of stochastic EM.
+            iteration: its number.
+        """
+        fraction = _fraction(settings, iteration)
+        is_annealed = _temperature(settings, iteration) > 1
+        return cls(_radius(settings, fraction), fraction < _STOCHASTIC, fraction >= _RECENTRING, is_annealed)
 
 
 def _maximize(sums: WienerBackprojection, radius: int) -> Float[Tensor, "n n n"]:
     weights = sums.shell_weights
     prior = _PRIOR * weights[: radius + 1].mean()
     return sums.most_probable(prior.expand(len(weights)))
+
+
+def _fraction(settings: InitialModelSettings, iteration: int) -> float:
+    return iteration / max(1, settings.iterations - 1)
+
+
+def _temperature(settings: InitialModelSettings, iteration: int) -> float:
+    return max(1.0, _FIRST_TEMPERATURE * (1 - 2 * _fraction(settings, iteration)))
 
 
 def _radius(settings: InitialModelSettings, fraction: float) -> int:
@@ -272,24 +361,3 @@ def _draw(
     # Half of the 63 bits number the iterations, half the starts.
     generator = stream_generator(seed, Stream.EPOCH, (start << 31) + iteration)
     return torch.randperm(count, generator=generator)[: settings.batch_size]
-
-
-def _likelihood(
-    volumes: Float[Tensor, "classes n n n"],
-    precision: Float[Tensor, " shells"],
-    radius: int,
-    settings: InitialModelSettings,
-    generator: torch.Generator,
-) -> PoseLikelihood:
-    n, device, symmetry = volumes.shape[-1], volumes.device, settings.symmetry
-    harmonics = disk_harmonics(n, radius, support_radius(settings.mask_radius, n), device)
-    frame = random_rotations(1, generator, device)[0]
-    offset = 2 * math.pi * float(torch.rand(1, generator=generator))
-    order, n_inplane = _HEALPIX_ORDER, _N_INPLANE
-    if symmetry is not None:
-        n_inplane = max(n_inplane, 2 * _INPLANE_PER_SHELL * settings.last_shell)
-        while 6 * 4**order < _MIN_VIEWS * len(symmetry):
-            order += 1
-    grid = PoseGrid.build(order, n_inplane, frame, offset, symmetry)
-    references = [Reference.build(volume, precision[harmonics.plane.shells]) for volume in volumes]
-    return PoseLikelihood.of_classes(references, grid, harmonics)

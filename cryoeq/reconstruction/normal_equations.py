@@ -15,6 +15,7 @@ used, ``compiled_refinement`` in float32 on CPUs.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Complex, Float, Int
@@ -72,11 +73,10 @@ class NormalEquations(ParticleRows):
         if sigma_px == 0:
             return self
         tightness = sigma_px**-2
-        on_shifts = torch.arange(PARAMETERS, device=shifts_px.device) >= 3
         return NormalEquations(
             self.value - 0.5 * tightness * shifts_px.square().sum(1),
             self.gradient - torch.nn.functional.pad(tightness * shifts_px, (3, 0)),
-            self.curvature + tightness * torch.diag(on_shifts.to(self.curvature)),
+            self.curvature + tightness * _on_shifts(self.curvature.dtype, shifts_px.device),
         )
 
     def predicted_gain(self, step: Float[Tensor, "batch 5"]) -> Float[Tensor, " batch"]:
@@ -92,6 +92,12 @@ class NormalEquations(ParticleRows):
         """Standard deviation of the rotation about all three axes together (Laplace)."""
         covariance, _ = torch.linalg.inv_ex(self.curvature + 1e-6 * torch.eye(5, device=self.curvature.device))
         return torch.diagonal(covariance, dim1=1, dim2=2)[:, :3].sum(1).clamp(min=0).sqrt()
+
+
+@lru_cache(maxsize=8)
+def _on_shifts(dtype: torch.dtype, device: torch.device) -> Float[Tensor, "5 5"]:
+    """The identity on shifts, 0 on rotations; kept, so not to be changed."""
+    return torch.diag((torch.arange(PARAMETERS, device=device) >= 3).to(dtype))
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class PoseScores(Protocol):
         self,
         highest: Float[Tensor, "hypotheses rows"],
         best: Float[Tensor, " particles"],
-        temperature: float,
+        temperature: float | Float[Tensor, ""],
         *,
         for_images: bool = True,
     ) -> PoseWeights:
@@ -83,14 +83,14 @@ class TorchScores:
         self,
         highest: Float[Tensor, "hypotheses rows"],
         best: Float[Tensor, " particles"],
-        temperature: float,
+        temperature: float | Float[Tensor, ""],
         *,
         for_images: bool = True,
     ) -> "TorchWeights":
         """Exponentials of the scores, which are overwritten; see ``PoseScores``."""
         del highest, for_images
         weights = self.values.sub_(best.repeat_interleave(self.values.shape[2] // len(best)))
-        if temperature != 1.0:
+        if isinstance(temperature, Tensor) or temperature != 1.0:  # which of a tensor would have to be waited for
             weights.div_(temperature)
         weights.clamp_(min=MIN_LOG_WEIGHT).exp_()
         n_maps, rows = self.likelihood.n_maps, weights.shape[2]

@@ -30,6 +30,8 @@ def numbers_at_a_time(device: torch.device, on_cpu: int) -> int:
     """
     if device.type != "cuda":
         return on_cpu
+    if torch.cuda.is_current_stream_capturing():  # what has just been carried out with the memory that was there
+        return _MAX_NUMBERS
     free, _ = torch.cuda.mem_get_info(device)  # what torch's allocator holds and no tensor uses is not among it
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return min(_MAX_NUMBERS, max(_MIN_NUMBERS, free // _BYTES_PER_NUMBER))

@@ -1,9 +1,9 @@
 """Launches, waits and bytes of a search on a pretended GPU, by stage: ``launches.py SMALL.star LARGE.star --work DIR``.
 
-Both stacks are searched with all defaults, once in batches as large as 16 GB allow, from which bytes and waits are
-told, and once in batches so small that they repeat: what they have in common is the fixed part, the difference per
-particle is the slope, which on a GPU with batches of 2^30 numbers is 512 times smaller. Where a real GPU has one Triton
-kernel the plain evaluation of local refinement stands in, of which each counts as the two launches that it is there.
+Both stacks are searched with all defaults, in batches as large as 16 GB allow. Of each stage the slope per particle and
+the part that is fixed are told, and what a search of 100,000 particles has by them, of which no more than 4,000 take
+part in starts and joint iterations. Where a real GPU has one Triton kernel the plain evaluation of local refinement
+stands in: the launches of both are told.
 
     PRETENDED_CUDA=1 PYTHONPATH=tests python -m pretended_cuda tests/benchmarks/launches.py s240.star s720.star --work d
 """
@@ -25,12 +25,11 @@ from cryoeq.domain.events import Progress
 from cryoeq.io.particles import read_particles
 from cryoeq.pipelines.reconstruct.reconstruct import reconstruct
 from cryoeq.reconstruction import normal_equations
-from cryoeq.runtime import batching
 from pretended_cuda.machine import MACHINE
 
-SMALL_NUMBERS, H200_NUMBERS = 2**21, 2**30  # of a batch: where it repeats in a small stack, and the most on a GPU
-MANY = 100_000
-WHAT = "launches", "plain", "waits", "bytes"
+MANY, JOINT = 100_000, 4_000  # particles of a large stack, and those that take part in joint iterations
+JOINT_STAGES = {"initial model", "consensus refinement"}
+WHAT = "launches", "with_triton", "waits", "bytes"
 TRITON_LAUNCHES = 2  # of one evaluation of local refinement
 
 
@@ -39,15 +38,15 @@ class Figures:
     """What was counted of a stage.
 
     Args:
-        launches: kernels and copies; of a plain evaluation of local refinement as many as Triton's.
-        plain: launches of plain evaluations, which are not among them.
+        launches: kernels and copies.
+        with_triton: the same, each plain evaluation of local refinement counted as the two launches of Triton's.
         waits: times that the host waited.
         bytes: read and written; those of plain evaluations too.
         events: of progress.
     """
 
     launches: int = 0
-    plain: int = 0
+    with_triton: int = 0
     waits: int = 0
     bytes: int = 0
     events: int = 0
@@ -107,8 +106,9 @@ def counted(star: Path, output: Path, options: tuple[str, ...] = ()) -> dict[str
             figures = stages.setdefault(stage, Figures())
             plain = now[3]["launches"] - before[3]["launches"]
             calls = now[3]["calls"] - before[3]["calls"]
-            figures.launches += now[0].total() - before[0].total() - plain + TRITON_LAUNCHES * calls
-            figures.plain += plain
+            launches = now[0].total() - before[0].total()
+            figures.launches += launches
+            figures.with_triton += launches - plain + TRITON_LAUNCHES * calls
             figures.waits += now[1].total() - before[1].total()
             figures.bytes += now[2] - before[2]
             figures.lines.update(now[0] - before[0])
@@ -118,70 +118,53 @@ def counted(star: Path, output: Path, options: tuple[str, ...] = ()) -> dict[str
     return stages
 
 
-def totals(stages: dict[str, Figures]) -> Counter[str]:
-    """Sums over all stages."""
-    return Counter({what: sum(getattr(one, what) for one in stages.values()) for what in WHAT})
+def line_through(few: Figures, many: Figures, what: str, counts: tuple[int, int]) -> tuple[float, float]:
+    """Slope per particle and fixed part of a stage."""
+    slope = (getattr(many, what) - getattr(few, what)) / (counts[1] - counts[0])
+    return slope, getattr(few, what) - slope * counts[0]
 
 
-def counted_stack(star: Path, work: Path, options: tuple[str, ...]) -> dict[str, Any]:
-    """Number of particles, and figures in batches as large as memory allows and in small ones."""
-    large = counted(star, work / "run", options)
-    with batches_of(SMALL_NUMBERS):
-        small = counted(star, work / "run", options)
-    return {"star": str(star), "count": len(read_particles(star).table), "large": large, "small": small}
-
-
-@contextmanager
-def batches_of(numbers: int) -> Iterator[None]:
-    """Batches of no more than so many numbers."""
-    before = batching._MAX_NUMBERS
-    batching._MAX_NUMBERS = numbers
-    try:
-        yield
-    finally:
-        batching._MAX_NUMBERS = before
-
-
-def line_through(few: dict[str, Any], many: dict[str, Any], batches: str, what: str) -> tuple[float, float]:
-    """Slope per particle and fixed part."""
-    first, second = totals(few[batches])[what], totals(many[batches])[what]
-    slope = (second - first) / (many["count"] - few["count"])
-    return slope, first - slope * few["count"]
-
-
-def summary(few: dict[str, Any], many: dict[str, Any]) -> Iterator[str]:
-    """What a search of many particles has, from two stacks."""
-    for what, batches, scale in (
-        ("launches", "small", SMALL_NUMBERS / H200_NUMBERS), ("waits", "large", 1.0), ("bytes", "large", 1.0),
-    ):  # fmt: skip
-        slope, fixed = line_through(few, many, batches, what)
-        of_many = fixed + MANY * slope * scale
-        yield f"{what}: {slope * scale:.4g} a particle, {fixed:.5g} fixed, {of_many:.5g} of {MANY:,}"
+def summary(stages: list[dict[str, Figures]], counts: tuple[int, int]) -> Iterator[str]:
+    """Slope, fixed part and extrapolation, of all stages together and of each."""
+    yield f"| stage | {' | '.join(f'{what} a particle, fixed, of {MANY:,}' for what in WHAT)} |"
+    yield "|---|" + "---|" * len(WHAT)
+    sums = {what: [0.0, 0.0, 0.0] for what in WHAT}
+    for stage in stages[1]:
+        cells = []
+        for what in WHAT:
+            slope, fixed = line_through(stages[0].get(stage, Figures()), stages[1][stage], what, counts)
+            of_many = fixed + slope * (JOINT if stage in JOINT_STAGES else MANY)
+            sums[what] = [total + one for total, one in zip(sums[what], (slope, fixed, of_many), strict=True)]
+            cells.append(f"{slope:.4g}, {fixed:.5g}, {of_many:.5g}")
+        yield f"| {stage} | {' | '.join(cells)} |"
+    yield f"| all | {' | '.join(', '.join(f'{one:.5g}' for one in sums[what]) for what in WHAT)} |"
 
 
 def table(stages: dict[str, Figures]) -> Iterator[str]:
     """One row for each stage."""
-    yield "| stage | events | launches | plain evaluations | waits | GB |"
+    yield "| stage | events | launches | with Triton | waits | GB |"
     yield "|---|---|---|---|---|---|"
-    for stage, one in stages.items():
-        row = stage, one.events, one.launches, one.plain, one.waits, f"{one.bytes / 1e9:.2f}"
-        yield f"| {' | '.join(map(str, row))} |"
-    found = totals(stages)
-    yield f"| all | | {found['launches']} | {found['plain']} | {found['waits']} | {found['bytes'] / 1e9:.2f} |"
+    rows = [(stage, one.events, *(getattr(one, what) for what in WHAT)) for stage, one in stages.items()]
+    for *row, size in [*rows, ("all", "", *(sum(row[2 + place] for row in rows) for place in range(len(WHAT))))]:
+        yield f"| {' | '.join(map(str, row))} | {size / 1e9:.2f} |"
 
 
 def main() -> None:
+    """Count, and print what was counted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stars", nargs="+", type=Path, help="particles.star, or a small and a large one")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--output", type=Path, help="JSON file for all figures, line by line")
     parser.add_argument("--set", dest="options", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
-    found = [counted_stack(star, arguments.work, tuple(arguments.options)) for star in arguments.stars]
-    for one in found:
-        sys.stdout.write("\n".join([f"{one['count']} particles", *table(one["large"]), ""]))
+    found, counts = [], []
+    for star in arguments.stars:
+        counts.append(len(read_particles(star).table))
+        found.append(counted(star, arguments.work / "run", tuple(arguments.options)))
+        sys.stdout.write("\n".join([f"{counts[-1]} particles", *table(found[-1]), ""]))
+        sys.stdout.flush()
     if len(found) == 2:
-        sys.stdout.write("\n".join([*summary(*found), ""]))
+        sys.stdout.write("\n".join([*summary(found, (counts[0], counts[1])), ""]))
     if arguments.output:
         arguments.output.write_text(json.dumps(found, default=asdict, indent=1) + "\n")
 

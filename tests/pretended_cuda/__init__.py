@@ -21,8 +21,8 @@ What fails here as it would on a GPU:
 - two streams that touch one memory without an event between them, and memory that is freed while another stream uses
   it without ``record_stream``.
 
-What cannot fail here: CUDA's own arithmetic (TF32, reduced precision, order of atomics), speed, the driver, cuDNN,
-cuFFT and cuBLAS, Triton and torch.compile, CUDA graphs, NCCL (its place takes gloo on the aliases).
+What cannot fail here: CUDA's own arithmetic (TF32, reduced precision, order of atomics), speed, the driver (its part of
+graphs too), cuDNN, cuFFT and cuBLAS, Triton and torch.compile, NCCL (its place takes gloo on the aliases).
 
 How it is run, and with which versions of torch: README.md of this folder.
 """

@@ -20,6 +20,8 @@ def copy_(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
     what = f"copy_ {src.device.type} to {self.device.type}"
     MACHINE.kernels[site, what] += 1
     MACHINE.bytes[site, what] += self.numel() * self.element_size() + src.numel() * src.element_size()
+    if MACHINE.recording is not None:
+        _record_copy(self, src)
     if not self.is_cuda:
         _copy_to_host(self, src, site, is_late=non_blocking and is_pinned(self))
     elif not src.is_cuda:
@@ -27,6 +29,13 @@ def copy_(self: Tensor, src: Tensor, non_blocking: bool = False) -> Tensor:
     else:
         on_host(self).copy_(on_host(src))
     return self
+
+
+def _record_copy(self: Tensor, src: Tensor) -> None:
+    """One from device to device is carried out again whenever the graph is replayed."""
+    if not (self.is_cuda and src.is_cuda):
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing (a copy, pretended)")
+    MACHINE.recording.add(lambda: on_host(self).copy_(on_host(src)), [])
 
 
 def _copy_to_host(self: Tensor, src: Tensor, site: str, *, is_late: bool) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from pretended_cuda import device_rules
 from pretended_cuda.copies import adopt
 from pretended_cuda.generators import check_generator
+from pretended_cuda.graphs import refuse_in_capture
 from pretended_cuda.labels import on_host
 from pretended_cuda.machine import MACHINE, PretendedCudaError
 from pretended_cuda.memory import on_device
@@ -65,6 +66,7 @@ class Kernel:
         site = MACHINE.site()
         device = self._checked_device(values, site)
         if self._waits(values):
+            refuse_in_capture(self.label)
             waited(self.label, site)
         if not self.is_known:
             MACHINE.without_kernel[str(self.op)] += 1
@@ -75,7 +77,32 @@ class Kernel:
             adopt(out, computed)
         results = self._results(found, values, device)
         self._count(values, results, site)
+        if MACHINE.recording is not None:
+            self._record(values, given, results, device)
         return results
+
+    # -- graphs
+
+    def _record(self, values: list[Any], given: list[bool], results: Any, device: int) -> None:
+        """Carry it out again whenever the graph is replayed, into the memory of these results."""
+        fresh = self._fresh(results)
+
+        def again() -> None:
+            hosts = self._hosts(values, given, device)
+            outs = self._fresh_outs(values, hosts) if self.is_out else []
+            found = self._carry_out(values, hosts, given)
+            for out, grown in outs:
+                adopt(out, grown)
+            for own, computed in zip(fresh, self._fresh(found), strict=True):
+                on_host(own).copy_(computed)
+
+        MACHINE.recording.add(again, fresh)
+
+    def _fresh(self, results: Any) -> list[Tensor]:
+        """The results that are no arguments."""
+        parts = results if len(self.returns) > 1 else [results] if self.returns else []
+        chosen = (part for part, place in zip(parts, self.returns, strict=True) if place is None)
+        return [tensor for part in chosen for tensor in _tensors(part)]
 
     # -- rules
 

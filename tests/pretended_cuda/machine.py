@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType
+from typing import Any
 
 import torch
 
@@ -44,6 +45,7 @@ class Machine:
         self.generators: list[torch.Generator] = []
         self.cuda_seeds: set[int] = set()
         self.pinned: dict[int, int] = {}  # data pointer of a pinned storage: bytes
+        self.recording: Any = None  # graphs.Recording of a capture under way
         # Streams have vector clocks; order only matters once there is more than one stream.
         self.streams = 1
         self.clock: dict[int, dict[int, int]] = {0: {0: 0}}

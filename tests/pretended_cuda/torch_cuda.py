@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from pretended_cuda import streams
+from pretended_cuda.graphs import Capture, Graph
 from pretended_cuda.machine import MACHINE
 from pretended_cuda.memory import empty_cache, on_device
 
@@ -39,7 +40,7 @@ def _device_functions() -> dict[str, Any]:
         "_maybe_exchange_device": _exchange, "get_device_name": lambda device=None: _NAME,
         "get_device_capability": lambda device=None: (9, 0), "get_device_properties": _properties,
         "is_bf16_supported": lambda *_, **__: True, "is_bf16_emulation_supported": lambda: True,
-        "is_current_stream_capturing": lambda: False, "_sleep": lambda cycles: None,
+        "_sleep": lambda cycles: None,
     }  # fmt: skip
 
 
@@ -76,6 +77,7 @@ def _stream_functions() -> dict[str, Any]:
         "synchronize": streams.synchronize, "Stream": streams.Stream, "Event": streams.Event,
         "stream": streams.stream_context, "current_stream": streams.current_stream,
         "default_stream": streams.default_stream, "set_stream": streams.set_stream,
+        "CUDAGraph": Graph, "graph": Capture, "is_current_stream_capturing": lambda: MACHINE.recording is not None,
     }  # fmt: skip
 
 

@@ -277,7 +277,8 @@ class Traffic(TorchDispatchMode):
 def test_what_plain_torch_moves() -> None:
     """The figures that the kernel's module compares itself with."""
     arguments = scene(32, half(32, 15.0), 64)
+    plain_normal_equations(*arguments)  # makes tables that are kept
     with Traffic() as traffic:
         plain_normal_equations(*arguments)
-    assert traffic.moved / 64 / len(arguments[0].plane) == pytest.approx(4710, rel=0.05)
-    assert traffic.launches == pytest.approx(173, rel=0.05)
+    assert traffic.moved / 64 / len(arguments[0].plane) == pytest.approx(5020, rel=0.05)
+    assert traffic.launches == pytest.approx(77, rel=0.05)

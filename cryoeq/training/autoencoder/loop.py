@@ -31,6 +31,7 @@ from cryoeq.runtime.batching import MicroBatcher, logging_interval
 from cryoeq.runtime.distributed import BatchShard, all_reduce, all_reduce_gradients
 from cryoeq.runtime.random_streams import Stream
 from cryoeq.training.autoencoder.augmentation import augment
+from cryoeq.training.autoencoder.kept_statistics import KeptStatistics
 from cryoeq.training.autoencoder.schedule import Schedule
 from cryoeq.training.autoencoder.state import TrainingState
 from cryoeq.training.autoencoder.step import FourierBatch, autoencoding_loss, observe, synthetic_pose_loss, transform
@@ -184,7 +185,7 @@ def _step(
         state.optimizer.param_groups, (settings.encoder_learning_rate, settings.decoder_learning_rate), strict=True
     ):
         group["lr"] = rate * schedule.rate(state.step)
-    statistics = [(values, values.clone()) for values in state.running_statistics]
+    statistics = KeptStatistics(state.running_statistics)
     augmentation, rows = torch.eye(3, device=plane.coords.device), shard.gather(batch.indices)
     if settings.is_augmented:
         batch, augmentation = augment(batch, plane, state.step_generator(Stream.AUGMENTATION))
@@ -205,8 +206,7 @@ def _step(
     whole = all_reduce(loss.detach())
     found_nonfinite.copy_(torch.where(whole.isfinite(), found_nonfinite, 1.0))
     _descend(state, loss, found_nonfinite)
-    for values, before in statistics:
-        values.copy_(torch.where(found_nonfinite > 0, before, values))
+    statistics.put_back_where(found_nonfinite)
     rotations = shard.gather(augmentation.mT @ result.rotations)
     metrics.insert(1, _update_poses(state, rows, rotations, found_nonfinite))
     spectrum = shard.mean(result.residual_power)
