@@ -86,7 +86,7 @@ def refuse_other_signs(basis: nn.Module) -> None:
 
     def check(_module: nn.Module, _state: Any, prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
         if metadata.get("version") != SIGNED:
-            rest[-1].append(f"{prefix}: coefficients of version 0.1, whose kernels had other signs")
+            rest[-1].append(f"{prefix.rstrip('.')}: coefficients of version 0.1, whose kernels had other signs")
 
     basis.register_load_state_dict_pre_hook(check)
 
