@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/views.py --work DIR --sets base,6msm,box64 --seeds 0,1
     OMP_NUM_THREADS=1 python tests/benchmarks/views.py --work DIR --boxes 64,128
+    OMP_NUM_THREADS=1 python tests/benchmarks/views.py --work DIR --real PARTICLES.star --seeds 0,1
     python tests/benchmarks/views.py --work DIR --no-runs --table FILE          the tables of what is recorded
 
 With ``--sets``: a hybrid run of a set of ``ab_initio.py``, then new particles of another simulation of the same
@@ -10,6 +11,9 @@ molecule, which the run has never seen. ``bare``: the encoder's best view with i
 shell 15 at the offset found, local refinement: the same particles against the same half maps. Strangers: particles of
 another molecule in the same box and junk alone, posed by the same encoder; areas under the ROC curve of the fit, by
 particle and by groups of 20, which is what a micrograph holds.
+
+With ``--real``: a hybrid run that holds out a fifth of the particles, whose poses by the encoder of their half set,
+refined, are compared with their final poses in the map of all.
 
 With ``--boxes``: the scenes of ``crossing.py``, the true map known, so that cost and accuracy can be read beside the
 records there; CPU time of one thread, search and encoder in turn. Records are appended to ``views.json``.
@@ -263,6 +267,30 @@ def run_set(work: Path, records: Path, name: str, seed: int) -> None:
     print(f"{name}, seed {seed}: {found}", flush=True)
 
 
+def run_real(work: Path, records: Path, star: Path, seed: int) -> None:
+    """Experimental particles, a fifth of them held out, unless it was done before.
+
+    Args:
+        work: folder of runs.
+        records: the JSON file.
+        star: the particles; the name of their folder is that of the set.
+        seed: of the run.
+    """
+    key = {"set": star.parent.name, "mode": "views", "seed": seed, "options": ["hybrid.held_out=0.2"]}
+    if find_record(read_records(records), key) is not None:
+        return
+    run = work / f"{key['set']}_views_{seed}"
+    command = [CRYOEQ, "reconstruct", str(star), "-o", str(run), "--pose-inference", "hybrid", "--seed", str(seed)]
+    cost = measure([*command, "--device", "cpu", "--set", "hybrid.held_out=0.2"], log=work / f"{run.name}.log")
+    if cost.exit_code:
+        raise RuntimeError(f"the run ended with {cost.exit_code}; see {run.name}.log")
+    said = [line for line in (run / "run.log").read_text().splitlines() if "held-out particles (" in line]
+    median = read_json(run / "job.json")["results"]["held_out_median_deg"]
+    found = {"held_out_median_deg": round(median, 3), "said": said[-1], "training_s": _training_s(run)}
+    append_record(records, {**key, **cost_record(cost, [command], {"DIR": work, "DATA": star.parent}), **found})
+    print(f"{key['set']}, seed {seed}: {found}", flush=True)
+
+
 def _in_box_of(name: str, other: str, work: Path) -> Path:
     """Particles of another molecule in images of the same number of pixels; their size is taken for that of the set."""
     ours, theirs = SETS[name], SETS[other]
@@ -341,7 +369,7 @@ def set_rows(record: Record) -> list[str]:
 
 def table(records: Sequence[Record]) -> str:
     """The tables of all records."""
-    sets = [record for record in records if not record["set"].startswith("crossing")]
+    sets = [record for record in records if "auc" in record]
     boxes = [record for record in records if record["set"].startswith("crossing")]
     head = [
         "set", "seed", "bare", "refined", "search, same half map", "the run's own, final", "recall@8: ours / search's",
@@ -359,7 +387,17 @@ def table(records: Sequence[Record]) -> str:
     ]  # fmt: skip
     columns = ["box px", "bare", "refined to shell 15", "search", "recall@8: ours / search's",
                "ms before refinement: ours / search's", "training of one, CPU"]  # fmt: skip
-    return f"{markdown_table(head, list(map(set_rows, sets)))}\n{markdown_table(columns, rows)}"
+    real = [
+        [record["set"], str(record["seed"]), f"{record['held_out_median_deg']:.1f}°", record["said"].split(";")[-1]]
+        for record in records
+        if record["options"]
+    ]
+    parts = [
+        markdown_table(head, list(map(set_rows, sets))),
+        markdown_table(columns, rows),
+        markdown_table(["set", "seed", "held out, to their final poses: median", "beyond"], real),
+    ]
+    return "\n".join(parts)
 
 
 def main() -> None:
@@ -369,6 +407,7 @@ def main() -> None:
     parser.add_argument("--sets", type=listed, default=(), help="of ab_initio.py: base, 6msm, box64")
     parser.add_argument("--seeds", type=seed_list, default=(0, 1), help="of the runs")
     parser.add_argument("--boxes", type=listed, default=(), help="in pixels")
+    parser.add_argument("--real", type=Path, help="star file of experimental particles")
     parser.add_argument("--records", type=Path, default=RESULTS, help=f"JSON file (default {RESULTS.name})")
     parser.add_argument("--table", type=Path, help="write the tables to this file as Markdown")
     parser.add_argument("--no-runs", action="store_true", help="only the tables of what is recorded")
@@ -379,6 +418,8 @@ def main() -> None:
     for name in () if given.no_runs else given.sets:
         for seed in given.seeds:
             run_set(work, given.records, name, seed)
+    for seed in given.seeds if given.real and not given.no_runs else ():
+        run_real(work, given.records, given.real.resolve(), seed)
     for box in () if given.no_runs else given.boxes:
         run_box(work, given.records, int(box))
     text = table(read_records(given.records))

@@ -51,7 +51,7 @@ _LITTLE = 0.005
 _OFFSETS = 4  # of the coarse lattice that are tried at the middle shell
 _OFFSETS_PER_WAVELENGTH = 2.0
 _MOST_NATS = 100.0  # of a margin, where no other view was tried
-_AT_A_TIME = 16  # particles: few enough for a processor's cache; the same number for any batch
+_AT_A_TIME = 8  # particles: few enough for a processor's cache; the same number for any batch
 
 
 @dataclass(frozen=True)
