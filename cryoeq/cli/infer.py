@@ -13,7 +13,7 @@ def infer(
     run: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN", help="Folder of a hybrid reconstruction, or its encoder.pt.", rich_help_panel=INPUT
+            metavar="RUN", help="Folder of a finished reconstruction, or an encoder.pt.", rich_help_panel=INPUT
         ),
     ],
     particles: Annotated[
@@ -62,10 +62,11 @@ def infer(
         typer.Option(help="Number format; int8 is for CPUs [fp32].", rich_help_panel=COMPUTE),
     ] = None,
 ) -> None:
-    """Pose new particles by the encoder of a hybrid run.
+    """Pose new particles by the encoder of a run.
 
-    Particles that the encoder is not sure of are searched; beside the poses
-    are a record (.json) and a picture (.png) of confidence and fit.
+    A run that has none learns it first, from its half maps. Particles that
+    the encoder is not sure of are searched; beside the poses are a record
+    (.json) and a picture (.png) of confidence and fit.
 
     Examples:
       cryoeq infer map new_particles.star -o poses.star

@@ -19,7 +19,7 @@ class InferConfig(FrozenConfig):
         "refine": "--refine/--no-refine", "min_confidence": "--min-confidence",
     }  # fmt: skip
 
-    run: Path = Field(description="folder of a hybrid reconstruction, or its encoder.pt")
+    run: Path = Field(description="folder of a finished reconstruction, or encoder.pt of a hybrid one")
     particles: Path = Field(description="star file or stack of the particles")
     output: Path = Field(default=Path("poses.star"), description="star file for the poses")
     angpix: float | None = Field(

@@ -18,6 +18,7 @@ from cryoeq.io.checkpoint import load_checkpoint
 from cryoeq.io.particles import ParticleStack, read_particles, write_particle_star
 from cryoeq.pipelines.class_choice import metrics_of_table
 from cryoeq.pipelines.infer_views import infer_by_views
+from cryoeq.pipelines.learn_views import views_of_run
 from cryoeq.runtime.device import choose_device
 from cryoeq.training.synthetic.pose_estimator import ENCODER_FILE, PoseEstimator
 from cryoeq.training.views.stored_views import KIND, StoredViews
@@ -47,8 +48,7 @@ def infer(config: InferConfig) -> Iterator[Event]:
             "",
             "Choose another name: poses are written beside the input, never over it",
         )
-    state = encoder_state(config.run, device)
-    estimator = _views_of(state, config.run, device) if state.get("kind") == KIND else load_encoder(config.run, device)
+    estimator = yield from _encoder(config.run, device)
     stack = read_particles(
         config.particles, angpix=config.angpix, datadir=config.datadir, ignore_ctf=not estimator.has_ctf
     )
@@ -74,6 +74,16 @@ def infer(config: InferConfig) -> Iterator[Event]:
     )
 
 
+def _encoder(run: Path, device: torch.device) -> Generator[Event, None, PoseEstimator | StoredViews]:
+    """The encoder of a run, of either kind; learnt now where a finished run has none."""
+    if run.is_dir() and not (run / ENCODER_FILE).is_file():
+        return (yield from views_of_run(run, device))
+    state = encoder_state(run, device)
+    if state.get("kind") == KIND:
+        return _views_of(state, run, device)
+    return load_encoder(run, device)
+
+
 def encoder_state(run: Path, device: torch.device) -> dict[str, Any]:
     """What the file of a run's encoder holds.
 
@@ -87,7 +97,7 @@ def encoder_state(run: Path, device: torch.device) -> dict[str, Any]:
     path = run / ENCODER_FILE if run.is_dir() else run
     if not path.is_file() and (n_classes := metrics_of_table(run / "run_data.star").n_classes) > 1:
         raise CheckpointError(
-            f"{run} is a run of {n_classes} classes, which has no encoder",
+            f"{run} is a run of {n_classes} classes, which has no regression encoder",
             "the encoder of a hybrid reconstruction of one structure is needed",
             f"Select a class (cryoeq select {run} --class 1 -o class1.star) and reconstruct it with --pose-inference "
             "hybrid",

@@ -11,7 +11,7 @@ is one of these, the fit tells: another molecule and junk have a lower one, what
 
 import time
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ from cryoeq.physics.ctf import matched_filter
 from cryoeq.pipelines.infer_junk import junk_of_new_particles
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms, transforms_of_matched
 from cryoeq.runtime.random_streams import Stream, stream_generator
+from cryoeq.training.views.encoder import shared_precision
 from cryoeq.training.views.posing import InferredPoses, ViewPoser
 from cryoeq.training.views.stored_views import StoredHalf, StoredViews
 
@@ -99,8 +100,9 @@ class ViewPosing:
             refines: whether poses are refined.
             min_confidence: probability below which a particle is searched.
         """
+        precisions = _precisions(sample, stored)
         posers = tuple(
-            {number: half.poser(sample, each.settings) for number, half in enumerate(each.halves, 1)}
+            {half: each.halves[half - 1].poser(sample, each.settings, precisions[half]) for half in (1, 2)}
             for each in stored.classes
         )
         return cls(stored, posers, refines, min_confidence)
@@ -122,18 +124,19 @@ class ViewPosing:
         return NewPoses.cat(found).rows(torch.cat(order).argsort())
 
     def _pose_half(self, particles: ParticleTransforms, half: int) -> NewPoses:
-        best, score = None, particles.ctf_squared.new_zeros(0)
+        found, scores = [], []
         for number, of_class in enumerate(self.posers):
             stored = self.stored.classes[number].halves[half - 1]
             there, log_likelihood = self._pose_class(particles, of_class[half], stored, number)
-            if best is None:
-                best, score = there, log_likelihood
-                continue
-            better = (log_likelihood > score).nonzero().squeeze(1)
-            best, score = best.with_rows(better, there.rows(better)), score.maximum(log_likelihood)
-        if best is None:
-            raise ValueError("there is no class")
-        return best
+            found.append(there)
+            scores.append(log_likelihood)
+        best, probability = found[0], torch.stack(scores).softmax(0)
+        chosen = probability.argmax(0)
+        for number, there in enumerate(found[1:], 1):
+            rows = (chosen == number).nonzero().squeeze(1)
+            best = best.with_rows(rows, there.rows(rows))
+        # In the frame of another class the pose is wrong.
+        return replace(best, confidence=best.confidence * probability.amax(0))
 
     def _pose_class(
         self, particles: ParticleTransforms, poser: ViewPoser, stored: StoredHalf, number: int
@@ -159,6 +162,17 @@ class ViewPosing:
     def _is_unusual(self, inferred: InferredPoses, stored: StoredHalf) -> Bool[Tensor, " particles"]:
         mean, deviation = stored.usual_fit if self.refines else stored.usual_bare_fit
         return inferred.fit < mean - _LOW_FIT * deviation
+
+
+def _precisions(sample: ParticleTransforms, stored: StoredViews) -> Mapping[int, Float[Tensor, " points"] | None]:
+    """Noise precision that the classes share, by half set; None where there is one class."""
+    if len(stored.classes) == 1:
+        return {1: None, 2: None}
+    settings = stored.classes[0].settings
+    return {
+        half: shared_precision([each.halves[half - 1].volume for each in stored.classes], sample, settings)
+        for half in (1, 2)
+    }
 
 
 def transforms_of(batch: ParticleBatch, pixel_size_angstrom: float) -> ParticleTransforms:

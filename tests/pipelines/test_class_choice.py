@@ -31,7 +31,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
         (["reconstruct", "RUN/run_data.star", "--pose-inference", "known", "-o", "x"], "cryoeq select RUN/run_data"),
         (["fsc", "RUN"], "Give RUN/run_half1_class001_unfil.mrc or RUN/run_half1_class002_unfil.mrc"),
         (["symmetry", "RUN"], "RUN is a folder"),
-        (["infer", "RUN", "RUN/run_data.star"], "a run of 2 classes, which has no encoder"),
         (["evaluate", "--bound", "RUN"], "cryoeq select RUN --class 1"),
     ],
 )

@@ -10,7 +10,7 @@ finer only what the posterior leaves: it costs less, and reaches shells that a s
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,8 @@ from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map
 from cryoeq.geometry.pointgroup import in_asymmetric_unit
 from cryoeq.geometry.so3_grid import so3_grid
 from cryoeq.models.view_head import ViewHead, nearness
+from cryoeq.physics.projection import prepare_slices
+from cryoeq.reconstruction.noise_model import noise_precision
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.reference import Reference
 from cryoeq.reconstruction.view_likelihood import (
@@ -49,7 +51,7 @@ _LITTLE = 0.005
 _OFFSETS = 4  # of the coarse lattice that are tried at the middle shell
 _OFFSETS_PER_WAVELENGTH = 2.0
 _MOST_NATS = 100.0  # of a margin, where no other view was tried
-_AT_A_TIME = 16  # particles: few enough for a processor's cache; the same number for any batch
+_AT_A_TIME = 8  # particles: few enough for a processor's cache; the same number for any batch
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,11 @@ class ViewEncoder:
 
     @classmethod
     def build(
-        cls, volume: Float[Tensor, "n n n"], particles: ParticleTransforms, settings: ViewSettings
+        cls,
+        volume: Float[Tensor, "n n n"],
+        particles: ParticleTransforms,
+        settings: ViewSettings,
+        precision: Float[Tensor, " points"] | None = None,
     ) -> "ViewEncoder":
         """An untrained encoder, which interpolates between coarse views.
 
@@ -148,12 +154,12 @@ class ViewEncoder:
             volume: the map, at the particles' box.
             particles: particles like those to be posed, from which the noise is estimated.
             settings: what to assume.
+            precision: of the noise, by ``shared_precision``; None for that of the particles beside this map.
         """
-        n, device = len(volume), volume.device
-        box = min(n, BOX_PX)
-        last = min(settings.last_shell, LAST_SHELL, box // 2 - 1)
-        small = volume if box == n else ifft_map(crop_centred(fft_map(volume), box, 3))
-        reference = Reference.prepare(small, particles.within(last, box))
+        device = volume.device
+        small, compared = _in_small_box(volume, particles, settings)
+        box, last = len(small), compared.plane.last_shell
+        reference = Reference.prepare(small, compared) if precision is None else Reference.build(small, precision)
         order = _coarse_order(len(settings.symmetry))
         coarse, fine = (_views(each, settings.symmetry.to(volume)) for each in (order, order + 1))
 
@@ -287,6 +293,31 @@ class ViewEncoder:
     @property
     def _step_px(self) -> float:
         return self.box_size_px / (_OFFSETS_PER_WAVELENGTH * int(self.coarse.likelihood.harmonics.plane.last_radius))
+
+
+def shared_precision(
+    volumes: Sequence[Float[Tensor, "n n n"]], particles: ParticleTransforms, settings: ViewSettings
+) -> Float[Tensor, " points"]:
+    """Inverse noise variance beside several maps, so that log-likelihoods under them compare.
+
+    Args:
+        volumes: map of each class, at the particles' box.
+        particles: particles of all classes.
+        settings: of the encoders.
+    """
+    small = [_in_small_box(volume, particles, settings) for volume in volumes]
+    return noise_precision([prepare_slices(volume) for volume, _ in small], small[0][1])
+
+
+def _in_small_box(
+    volume: Float[Tensor, "n n n"], particles: ParticleTransforms, settings: ViewSettings
+) -> tuple[Float[Tensor, "m m m"], ParticleTransforms]:
+    """Map and particles up to the last shell, in the box of the comparison."""
+    n = len(volume)
+    box = min(n, BOX_PX)
+    last = min(settings.last_shell, LAST_SHELL, box // 2 - 1)
+    small = volume if box == n else ifft_map(crop_centred(fft_map(volume), box, 3))
+    return small, particles.within(last, box)
 
 
 def _coarse_order(n_symmetry: int) -> int:

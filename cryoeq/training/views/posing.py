@@ -135,7 +135,7 @@ class ViewPoser:
             before: their poses by the encoder, refined.
         """
         small, n = self._small(particles), particles.plane.box_size_px
-        settings, box = self._search_settings(), small.plane.box_size_px
+        settings, box = self.search_settings(), small.plane.box_size_px
         rows = torch.arange(len(particles), device=particles.device)
         generator = torch.Generator().manual_seed(_FRAME)
         posterior = search_poses_exhaustively(small, rows, self.encoder.reference, settings, generator)
@@ -191,7 +191,8 @@ class ViewPoser:
             found.append((overlap - signal) / signal.clamp(min=1e-6).sqrt())
         return torch.cat(found)
 
-    def _search_settings(self) -> RefinementSettings:
+    def search_settings(self) -> RefinementSettings:
+        """Settings of a search of particles up to the encoder's last shell, in the encoder's box."""
         settings, last = self.encoder.settings, self.encoder.last_shell
         return RefinementSettings(
             consensus_shells=(last,),

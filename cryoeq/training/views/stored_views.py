@@ -51,14 +51,17 @@ class StoredHalf:
     usual_bare_fit: tuple[float, float]
     usual_fit: tuple[float, float]
 
-    def poser(self, particles: ParticleTransforms, settings: ViewSettings) -> ViewPoser:
+    def poser(
+        self, particles: ParticleTransforms, settings: ViewSettings, precision: Float[Tensor, " points"] | None = None
+    ) -> ViewPoser:
         """Poses particles like the given ones.
 
         Args:
             particles: some of them, from which the noise is estimated.
             settings: of the training.
+            precision: of the noise, where other maps are compared with it; None for that of the particles beside this.
         """
-        encoder = ViewEncoder.build(self.volume, particles, settings).with_head_of(self.head)
+        encoder = ViewEncoder.build(self.volume, particles, settings, precision).with_head_of(self.head)
         return ViewPoser(encoder, Reference.prepare(self.volume, particles))
 
     def to_state(self) -> dict[str, Any]:
@@ -171,6 +174,7 @@ def learn_half(
     *,
     seed: int,
     number: int,
+    learns_from_poses: bool = True,
 ) -> Generator[Event, None, tuple[StoredHalf, ViewPoser]]:
     """Train and calibrate the encoder of one half set.
 
@@ -182,10 +186,11 @@ def learn_half(
         training: length of the training.
         seed: random seed of the run.
         number: number of the encoder in the run.
+        learns_from_poses: whether the head is trained on the particles, too: not where their poses know the other map.
     """
     encoder = ViewEncoder.build(volume, particles, settings)
     searched = torch.arange(min(_SEARCHED, len(particles)), device=particles.device)
-    known = particles.rows(searched), poses.rows(searched)
+    known = (particles.rows(searched), poses.rows(searched)) if learns_from_poses else None
     yield from train_views(encoder, particles, known, training, seed=seed, number=number)
     poser = ViewPoser(encoder, Reference.prepare(volume, particles))
     generator = stream_generator(seed, Stream.SYNTHETIC_PROJECTIONS, _CALIBRATION_NUMBER + number)

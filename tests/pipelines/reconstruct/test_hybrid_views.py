@@ -1,6 +1,8 @@
 """``--pose-inference hybrid`` with encoders of views, and ``cryoeq infer`` by them, on tiny sets."""
 
-from collections.abc import Callable
+import gc
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,9 @@ import pytest
 import torch
 
 from cryoeq.cli.main import run
+from cryoeq.data.prefetch import read_batches
+from cryoeq.domain.particles import ParticleBatch
+from cryoeq.geometry.so3 import rotation_angle_rad, rotation_from_vector, rotation_vector
 from cryoeq.io.checkpoint import load_checkpoint
 from cryoeq.io.mrc import write_map
 from cryoeq.io.particles import star_half_set, star_poses
@@ -103,6 +108,64 @@ def median_error() -> Callable[[Path, Path], float]:
         return float(errors.rotation_rad.rad2deg().median())
 
     return measure
+
+
+def test_images_are_not_kept(whole_run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a batch is due, all before it are gone: memory does not grow with the set."""
+    simulated, output = whole_run
+    before: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+
+    def watched(*given: object, **more: object) -> Iterator[ParticleBatch]:
+        nonlocal most
+        for batch in read_batches(*given, **more):  # type: ignore[arg-type]
+            gc.collect()
+            most = max(most, sum(each() is not None for each in before))
+            before.append(weakref.ref(batch.images))
+            yield batch
+            del batch
+
+    monkeypatch.setattr("cryoeq.pipelines.infer_views.read_batches", watched)
+    command = ["infer", str(output), str(simulated / "particles.star"), "-o", str(tmp_path / "poses.star")]
+    assert run([*command, "--device", "cpu", "--no-refine", "-b", "20"]) == 0
+    assert len(before) == COUNT // 20
+    assert most <= 1  # that of the loop variable
+
+
+def test_a_table_of_cryosparc_comes_back_with_poses(whole_run: tuple[Path, Path], tmp_path: Path) -> None:
+    simulated, output = whole_run
+    star = read_star(simulated / "particles.star")
+    names = [name.split("@") for name in star.particles["rlnImageName"].tolist()]
+    angles = star.floats("rlnDefocusAngle")
+    kinds = [
+        ("uid", "<u8"), ("blob/path", "S200"), ("blob/idx", "<u4"), ("blob/shape", "<u4", (2,)),
+        ("blob/psize_A", "<f4"), ("ctf/accel_kv", "<f4"), ("ctf/cs_mm", "<f4"), ("ctf/amp_contrast", "<f4"),
+        ("ctf/df1_A", "<f4"), ("ctf/df2_A", "<f4"), ("ctf/df_angle_rad", "<f4"), ("ctf/exp_group_id", "<u4"),
+    ]  # fmt: skip
+    table = np.zeros(len(star), kinds)
+    table["uid"], table["blob/idx"] = np.arange(len(star)), [int(number) - 1 for number, _ in names]
+    table["blob/path"] = [str(simulated / name).encode() for _, name in names]
+    table["blob/shape"], table["blob/psize_A"] = 16, 5.0
+    table["ctf/accel_kv"], table["ctf/cs_mm"], table["ctf/amp_contrast"] = 300.0, 2.7, 0.1
+    table["ctf/df1_A"], table["ctf/df2_A"] = star.floats("rlnDefocusU"), star.floats("rlnDefocusV")
+    table["ctf/df_angle_rad"] = np.deg2rad(angles)
+    with (tmp_path / "new.cs").open("wb") as file:
+        np.save(file, table)
+    command = ["infer", str(output), "--device", "cpu", "--no-refine"]
+    assert run([*command, str(tmp_path / "new.cs"), "-o", str(tmp_path / "poses.star")]) == 0
+    assert run([*command, str(simulated / "particles.star"), "-o", str(tmp_path / "same.star")]) == 0
+    written = np.load(tmp_path / "poses.cs")
+    assert np.array_equal(written["uid"], table["uid"])
+    assert set(written["alignments3D/split"].tolist()) == {0, 1}
+    found, same = (star_poses(read_star(tmp_path / f"{name}.star")).rotations for name in ("poses", "same"))
+    vectors = rotation_vector(found.double().mT).float()
+    angle = rotation_angle_rad(rotation_from_vector(vectors), rotation_from_vector(_vectors(written)))
+    assert float(angle.max()) < 1e-3
+    assert float(rotation_angle_rad(found, same).median()) < 0.02  # its CTF angles are rounded to float32
+
+
+def _vectors(table: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(table["alignments3D/pose"].astype(np.float32))
 
 
 def test_another_molecule_is_told(
