@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ from pretended_cuda.machine import MACHINE
 
 MANY, JOINT = 100_000, 4_000  # particles of a large stack, and those that take part in joint iterations
 JOINT_STAGES = {"initial model", "consensus refinement"}
-WHAT = "launches", "with_triton", "waits", "bytes"
-TRITON_LAUNCHES = 2  # of one evaluation of local refinement
+WHAT = "launches", "with_triton", "waits", "bytes", "bytes_with_triton"
+TRITON_LAUNCHES, TRITON_BYTES = 2, 172  # of one evaluation of local refinement, of each coefficient at most
 
 
 @dataclass
@@ -41,7 +41,8 @@ class Figures:
         launches: kernels and copies.
         with_triton: the same, each plain evaluation of local refinement counted as the two launches of Triton's.
         waits: times that the host waited.
-        bytes: read and written; those of plain evaluations too.
+        bytes: read and written.
+        bytes_with_triton: the same, with what Triton's kernel moves where no sample of the map is cached.
         events: of progress.
     """
 
@@ -49,6 +50,7 @@ class Figures:
     with_triton: int = 0
     waits: int = 0
     bytes: int = 0
+    bytes_with_triton: int = 0
     events: int = 0
     lines: Counter[str] = field(default_factory=Counter)
     waiting: Counter[str] = field(default_factory=Counter)
@@ -60,9 +62,10 @@ def counted_evaluations() -> Iterator[Counter[str]]:
     seen, plain = Counter[str](), normal_equations.plain_normal_equations
 
     def counting(*arguments: Any) -> normal_equations.NormalEquations:
-        before = MACHINE.kernels.total()
+        before = MACHINE.kernels.total(), MACHINE.bytes.total()
         found = plain(*arguments)
-        seen.update(calls=1, launches=MACHINE.kernels.total() - before)
+        moved = MACHINE.bytes.total() - before[1] - TRITON_BYTES * arguments[0].precision.numel()
+        seen.update(calls=1, launches=MACHINE.kernels.total() - before[0], bytes=moved)
         return found
 
     normal_equations.plain_normal_equations = counting
@@ -111,6 +114,7 @@ def counted(star: Path, output: Path, options: tuple[str, ...] = ()) -> dict[str
             figures.with_triton += launches - plain + TRITON_LAUNCHES * calls
             figures.waits += now[1].total() - before[1].total()
             figures.bytes += now[2] - before[2]
+            figures.bytes_with_triton += now[2] - before[2] - (now[3]["bytes"] - before[3]["bytes"])
             figures.lines.update(now[0] - before[0])
             figures.waiting.update(now[1] - before[1])
             figures.events += isinstance(event, Progress)
@@ -142,11 +146,11 @@ def summary(stages: list[dict[str, Figures]], counts: tuple[int, int]) -> Iterat
 
 def table(stages: dict[str, Figures]) -> Iterator[str]:
     """One row for each stage."""
-    yield "| stage | events | launches | with Triton | waits | GB |"
-    yield "|---|---|---|---|---|---|"
+    yield "| stage | events | launches | with Triton | waits | GB | with Triton |"
+    yield "|---|---|---|---|---|---|---|"
     rows = [(stage, one.events, *(getattr(one, what) for what in WHAT)) for stage, one in stages.items()]
-    for *row, size in [*rows, ("all", "", *(sum(row[2 + place] for row in rows) for place in range(len(WHAT))))]:
-        yield f"| {' | '.join(map(str, row))} | {size / 1e9:.2f} |"
+    for *row, size, less in [*rows, ("all", "", *(sum(row[2 + place] for row in rows) for place in range(len(WHAT))))]:
+        yield f"| {' | '.join(map(str, row))} | {size / 1e9:.2f} | {less / 1e9:.2f} |"
 
 
 def main() -> None:
@@ -166,7 +170,7 @@ def main() -> None:
     if len(found) == 2:
         sys.stdout.write("\n".join([*summary(found, (counts[0], counts[1])), ""]))
     if arguments.output:
-        arguments.output.write_text(json.dumps(found, default=asdict, indent=1) + "\n")
+        arguments.output.write_text(json.dumps(found, default=vars, indent=1) + "\n")
 
 
 if __name__ == "__main__":
