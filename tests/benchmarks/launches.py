@@ -1,9 +1,10 @@
 """Launches, waits and bytes of a search on a pretended GPU, by stage: ``launches.py SMALL.star LARGE.star --work DIR``.
 
 Both stacks are searched with all defaults, in batches as large as 16 GB allow. Of each stage the slope per particle and
-the part that is fixed are told, and what a search of 100,000 particles has by them, of which no more than 4,000 take
-part in starts and joint iterations. Where a real GPU has one Triton kernel the plain evaluation of local refinement
-stands in: the launches of both are told.
+the part that is fixed are told, and the bytes of 100,000 particles, of which no more than 4,000 take part in starts and
+joint iterations. Launches and waits grow with iterations and batches, which small stacks have one of: their slope tells
+how many iterations more the larger one took. Where a real GPU has one Triton kernel the plain evaluation of local
+refinement stands in: figures with either are told.
 
     PRETENDED_CUDA=1 PYTHONPATH=tests python -m pretended_cuda tests/benchmarks/launches.py s240.star s720.star --work d
 """
@@ -129,19 +130,17 @@ def line_through(few: Figures, many: Figures, what: str, counts: tuple[int, int]
 
 
 def summary(stages: list[dict[str, Figures]], counts: tuple[int, int]) -> Iterator[str]:
-    """Slope, fixed part and extrapolation, of all stages together and of each."""
-    yield f"| stage | {' | '.join(f'{what} a particle, fixed, of {MANY:,}' for what in WHAT)} |"
-    yield "|---|" + "---|" * len(WHAT)
-    sums = {what: [0.0, 0.0, 0.0] for what in WHAT}
+    """Slope and fixed part of each stage, and bytes of many particles."""
+    yield f"| stage | {' | '.join(f'{what} a particle, fixed' for what in WHAT)} | bytes of {MANY:,} |"
+    yield "|---|" + "---|" * (len(WHAT) + 1)
+    many = 0.0
     for stage in stages[1]:
-        cells = []
-        for what in WHAT:
-            slope, fixed = line_through(stages[0].get(stage, Figures()), stages[1][stage], what, counts)
-            of_many = fixed + slope * (JOINT if stage in JOINT_STAGES else MANY)
-            sums[what] = [total + one for total, one in zip(sums[what], (slope, fixed, of_many), strict=True)]
-            cells.append(f"{slope:.4g}, {fixed:.5g}, {of_many:.5g}")
-        yield f"| {stage} | {' | '.join(cells)} |"
-    yield f"| all | {' | '.join(', '.join(f'{one:.5g}' for one in sums[what]) for what in WHAT)} |"
+        lines = [line_through(stages[0].get(stage, Figures()), stages[1][stage], what, counts) for what in WHAT]
+        slope, fixed = lines[WHAT.index("bytes")]
+        of_many = fixed + slope * (JOINT if stage in JOINT_STAGES else MANY)
+        many += of_many
+        yield f"| {stage} | {' | '.join(f'{one:.4g}, {other:.5g}' for one, other in lines)} | {of_many:.4g} |"
+    yield f"| all |{' |' * len(WHAT)} {many:.4g} |"
 
 
 def table(stages: dict[str, Figures]) -> Iterator[str]:
