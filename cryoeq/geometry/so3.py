@@ -1,6 +1,7 @@
 """Rotations: random ones, distances, exponential and logarithm, nearest rotation."""
 
 import math
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -34,7 +35,13 @@ def rotation_from_vector(vectors: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*
     cross = _cross_matrix(vectors)
     # sin(a) / a and (1 - cos(a)) / a^2, smooth at 0.
     first, second = torch.sinc(angle_rad / math.pi), torch.sinc(angle_rad / (2 * math.pi)).square() / 2
-    return torch.eye(3, dtype=vectors.dtype, device=vectors.device) + first * cross + second * (cross @ cross)
+    return _identity(vectors.dtype, vectors.device) + first * cross + second * (cross @ cross)
+
+
+@lru_cache(maxsize=8)
+def _identity(dtype: torch.dtype, device: torch.device) -> Float[Tensor, "3 3"]:
+    """Kept, so not to be changed."""
+    return torch.eye(3, dtype=dtype, device=device)
 
 
 def rotation_vector(rotations: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:

@@ -207,7 +207,8 @@ def sample_slices_with_gradient(
     position = torch.stack(offsets)
     is_low = position < 0.5
     # Four samples of three faces across each axis: the lower and the higher one of the cell, and the next one beyond.
-    first, second, third, fourth = padded.flatten()[_around(cell, is_low, m)]
+    around = _around(cell, is_low, m)
+    first, second, third, fourth = padded.flatten().index_select(0, around.flatten()).view(around.shape)
     along, across = (torch.stack([offsets[axis] for axis in axes])[:, None] for axes in (_ALONG, _ACROSS))
     near, far = first + along * (second - first), third + along * (fourth - third)
     low, high, beyond = (near + across * (far - near)).unbind(1)
@@ -228,6 +229,7 @@ def _around(
         m: side of the transform.
     """
     corners, steps, below, above = _neighbours(m, cell.device)
+    cell = cell.to(corners.dtype)
     beyond = torch.where(is_low, below, above)[:, None]
     faces = torch.cat([steps.expand(3, 2, *cell.shape), beyond], 1) + cell
     return faces + corners
@@ -236,7 +238,7 @@ def _around(
 @lru_cache(maxsize=8)
 def _neighbours(m: int, device: torch.device) -> tuple[Int[Tensor, "..."], ...]:
     """Steps, kept: within the faces of each axis; to the lower and the higher face; to the next below and above."""
-    strides = torch.tensor([1, m, m * m])
+    strides = torch.tensor([1, m, m * m], dtype=torch.int32 if m**3 < 2**31 else torch.int64)  # the fewer bytes
     along, across = strides[_ALONG], strides[_ACROSS]
     corners = torch.stack([torch.zeros_like(along), along, across, along + across])[:, :, None]
     steps = torch.stack([torch.zeros_like(strides), strides], 1)

@@ -36,6 +36,7 @@ from cryoeq.runtime.distributed import gather_shards, shard
 MAX_STEPS = 5
 CHUNK_POINTS_ON_CPU = 2**17
 NUMBERS_PER_POINT = 64  # in torch: residual, Jacobian, the samples behind them: complex, and copies of them
+_MOST = 3 * 2**30  # numbers of a batch on a GPU, whose largest tensor has 36 for each 64
 _FUSED_NUMBERS_PER_POINT = 8  # in one kernel: nothing but the images, their precision, and copies of them
 _STEPS_BETWEEN_LOOKS = 5  # at whether all images have converged, for which a GPU must have finished its queue
 
@@ -76,8 +77,8 @@ def refine_poses(
         rows: particles to refine, copied a batch at a time only; None for all.
     """
     rows = torch.arange(len(particles), device=particles.device) if rows is None else rows
-    per_point = _FUSED_NUMBERS_PER_POINT if is_fused(particles.device) else NUMBERS_PER_POINT
-    points = numbers_at_a_time(particles.device, CHUNK_POINTS_ON_CPU * per_point) // per_point
+    per_point, most = (_FUSED_NUMBERS_PER_POINT, None) if is_fused(particles.device) else (NUMBERS_PER_POINT, _MOST)
+    points = numbers_at_a_time(particles.device, CHUNK_POINTS_ON_CPU * per_point, most) // per_point
     weights = reference.weights(particles.plane)
     is_compiled = particles.device.type == "cpu" and reference.padded.dtype == torch.complex64
 

@@ -21,20 +21,23 @@ _MIN_NUMBERS, _MAX_NUMBERS = 2**21, 2**30
 _STEPS_ON_GPU = 16
 
 
-def numbers_at_a_time(device: torch.device, on_cpu: int) -> int:
+def numbers_at_a_time(device: torch.device, on_cpu: int, most: int | None = None) -> int:
     """Number of tensor elements that a batch may have.
 
     Args:
         device: device of the computation; on a GPU its free memory decides.
         on_cpu: number that suits the cache of a CPU core.
+        most: number that a GPU gets at most; None for the usual one.
     """
     if device.type != "cuda":
         return on_cpu
-    if torch.cuda.is_current_stream_capturing():  # what has just been carried out with the memory that was there
-        return _MAX_NUMBERS
+    most = _MAX_NUMBERS if most is None else most
+    # In a graph: what has just been carried out with the memory that was there.
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        return most
     free, _ = torch.cuda.mem_get_info(device)  # what torch's allocator holds and no tensor uses is not among it
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(_MAX_NUMBERS, max(_MIN_NUMBERS, free // _BYTES_PER_NUMBER))
+    return min(most, max(_MIN_NUMBERS, free // _BYTES_PER_NUMBER))
 
 
 def logging_interval(device: torch.device) -> int:

@@ -1,9 +1,10 @@
 """Launches, waits and bytes of a search on a pretended GPU, by stage: ``launches.py SMALL.star LARGE.star --work DIR``.
 
 Both stacks are searched with all defaults, in batches as large as 16 GB allow. Of each stage the slope per particle and
-the part that is fixed are told, and what a search of 100,000 particles has by them, of which no more than 4,000 take
-part in starts and joint iterations. Where a real GPU has one Triton kernel the plain evaluation of local refinement
-stands in: the launches of both are told.
+the part that is fixed are told, and the bytes of 100,000 particles, of which no more than 4,000 take part in starts and
+joint iterations. Launches and waits grow with iterations and batches, which small stacks have one of: their slope tells
+how many iterations more the larger one took. Where a real GPU has one Triton kernel the plain evaluation of local
+refinement stands in: figures with either are told.
 
     PRETENDED_CUDA=1 PYTHONPATH=tests python -m pretended_cuda tests/benchmarks/launches.py s240.star s720.star --work d
 """
@@ -15,7 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ from pretended_cuda.machine import MACHINE
 
 MANY, JOINT = 100_000, 4_000  # particles of a large stack, and those that take part in joint iterations
 JOINT_STAGES = {"initial model", "consensus refinement"}
-WHAT = "launches", "with_triton", "waits", "bytes"
-TRITON_LAUNCHES = 2  # of one evaluation of local refinement
+WHAT = "launches", "with_triton", "waits", "bytes", "bytes_with_triton"
+TRITON_LAUNCHES, TRITON_BYTES = 2, 172  # of one evaluation of local refinement, of each coefficient at most
 
 
 @dataclass
@@ -41,7 +42,8 @@ class Figures:
         launches: kernels and copies.
         with_triton: the same, each plain evaluation of local refinement counted as the two launches of Triton's.
         waits: times that the host waited.
-        bytes: read and written; those of plain evaluations too.
+        bytes: read and written.
+        bytes_with_triton: the same, with what Triton's kernel moves where no sample of the map is cached.
         events: of progress.
     """
 
@@ -49,6 +51,7 @@ class Figures:
     with_triton: int = 0
     waits: int = 0
     bytes: int = 0
+    bytes_with_triton: int = 0
     events: int = 0
     lines: Counter[str] = field(default_factory=Counter)
     waiting: Counter[str] = field(default_factory=Counter)
@@ -60,9 +63,10 @@ def counted_evaluations() -> Iterator[Counter[str]]:
     seen, plain = Counter[str](), normal_equations.plain_normal_equations
 
     def counting(*arguments: Any) -> normal_equations.NormalEquations:
-        before = MACHINE.kernels.total()
+        before = MACHINE.kernels.total(), MACHINE.bytes.total()
         found = plain(*arguments)
-        seen.update(calls=1, launches=MACHINE.kernels.total() - before)
+        moved = MACHINE.bytes.total() - before[1] - TRITON_BYTES * arguments[0].precision.numel()
+        seen.update(calls=1, launches=MACHINE.kernels.total() - before[0], bytes=moved)
         return found
 
     normal_equations.plain_normal_equations = counting
@@ -111,6 +115,7 @@ def counted(star: Path, output: Path, options: tuple[str, ...] = ()) -> dict[str
             figures.with_triton += launches - plain + TRITON_LAUNCHES * calls
             figures.waits += now[1].total() - before[1].total()
             figures.bytes += now[2] - before[2]
+            figures.bytes_with_triton += now[2] - before[2] - (now[3]["bytes"] - before[3]["bytes"])
             figures.lines.update(now[0] - before[0])
             figures.waiting.update(now[1] - before[1])
             figures.events += isinstance(event, Progress)
@@ -125,28 +130,26 @@ def line_through(few: Figures, many: Figures, what: str, counts: tuple[int, int]
 
 
 def summary(stages: list[dict[str, Figures]], counts: tuple[int, int]) -> Iterator[str]:
-    """Slope, fixed part and extrapolation, of all stages together and of each."""
-    yield f"| stage | {' | '.join(f'{what} a particle, fixed, of {MANY:,}' for what in WHAT)} |"
-    yield "|---|" + "---|" * len(WHAT)
-    sums = {what: [0.0, 0.0, 0.0] for what in WHAT}
+    """Slope and fixed part of each stage, and bytes of many particles."""
+    yield f"| stage | {' | '.join(f'{what} a particle, fixed' for what in WHAT)} | bytes of {MANY:,} |"
+    yield "|---|" + "---|" * (len(WHAT) + 1)
+    many = 0.0
     for stage in stages[1]:
-        cells = []
-        for what in WHAT:
-            slope, fixed = line_through(stages[0].get(stage, Figures()), stages[1][stage], what, counts)
-            of_many = fixed + slope * (JOINT if stage in JOINT_STAGES else MANY)
-            sums[what] = [total + one for total, one in zip(sums[what], (slope, fixed, of_many), strict=True)]
-            cells.append(f"{slope:.4g}, {fixed:.5g}, {of_many:.5g}")
-        yield f"| {stage} | {' | '.join(cells)} |"
-    yield f"| all | {' | '.join(', '.join(f'{one:.5g}' for one in sums[what]) for what in WHAT)} |"
+        lines = [line_through(stages[0].get(stage, Figures()), stages[1][stage], what, counts) for what in WHAT]
+        slope, fixed = lines[WHAT.index("bytes")]
+        of_many = fixed + slope * (JOINT if stage in JOINT_STAGES else MANY)
+        many += of_many
+        yield f"| {stage} | {' | '.join(f'{one:.4g}, {other:.5g}' for one, other in lines)} | {of_many:.4g} |"
+    yield f"| all |{' |' * len(WHAT)} {many:.4g} |"
 
 
 def table(stages: dict[str, Figures]) -> Iterator[str]:
     """One row for each stage."""
-    yield "| stage | events | launches | with Triton | waits | GB |"
-    yield "|---|---|---|---|---|---|"
+    yield "| stage | events | launches | with Triton | waits | GB | with Triton |"
+    yield "|---|---|---|---|---|---|---|"
     rows = [(stage, one.events, *(getattr(one, what) for what in WHAT)) for stage, one in stages.items()]
-    for *row, size in [*rows, ("all", "", *(sum(row[2 + place] for row in rows) for place in range(len(WHAT))))]:
-        yield f"| {' | '.join(map(str, row))} | {size / 1e9:.2f} |"
+    for *row, size, less in [*rows, ("all", "", *(sum(row[2 + place] for row in rows) for place in range(len(WHAT))))]:
+        yield f"| {' | '.join(map(str, row))} | {size / 1e9:.2f} | {less / 1e9:.2f} |"
 
 
 def main() -> None:
@@ -166,7 +169,7 @@ def main() -> None:
     if len(found) == 2:
         sys.stdout.write("\n".join([*summary(found, (counts[0], counts[1])), ""]))
     if arguments.output:
-        arguments.output.write_text(json.dumps(found, default=asdict, indent=1) + "\n")
+        arguments.output.write_text(json.dumps(found, default=vars, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ FOLDER = Path(__file__).parent
 
 def said(*words: str) -> str:
     command = [sys.executable, *words]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    paths = os.pathsep.join([str(FOLDER.parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": paths}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
@@ -88,3 +89,23 @@ def test_local_refinement(tmp_path: Path) -> None:
     text = said(str(FOLDER / "local_refinement.py"), "--work", str(tmp_path), "--boxes", "32", "--counts", "20")
     assert "| 32 | 355 |" in text
     assert "| error over sigma, median |" in text
+
+
+@pytest.mark.slow
+def test_launches_of_a_search(tmp_path: Path) -> None:
+    model = FOLDER.parents[1] / "data_samples" / "1wcm_ca.pdb.gz"
+    said("-m", "cryoeq", "simulate", str(model), "-o", str(tmp_path / "s"), "--box", "32", "-n", "40", "--snr", "0.5")
+    short = (
+        "multi_start.min=1", "multi_start.max=1", "initial_model.iterations=12", "consensus.shells=[5,6]",
+        "consensus.max_extra_iterations=0", "half_sets.iterations=1", "local_refinement.iterations=1",
+    )  # fmt: skip
+    options = [word for setting in short for word in ("--set", f"search.{setting}")]
+    star, found = str(tmp_path / "s" / "particles.star"), tmp_path / "found.json"
+    script = ("-m", "pretended_cuda", str(FOLDER / "launches.py"), star)
+    text = said(*script, "--work", str(tmp_path), "--output", str(found), *options)
+    assert "40 particles" in text
+    for stage in ("initial model", "consensus refinement", "half-set refinement", "reconstructing", "all"):
+        assert f"| {stage} |" in text
+    stages = json.loads(found.read_text())[0]
+    launches = sum(figures["launches"] for figures in stages.values())
+    assert launches > sum(figures["with_triton"] for figures in stages.values()) > 0.3 * launches

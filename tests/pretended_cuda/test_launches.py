@@ -129,6 +129,7 @@ def searched(star: Path) -> Counter[str]:
 def test_a_search(stacks: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """In batches of 2^21 numbers; a GPU of 140 GB has some of 2^30, so that 512 times fewer are launched a particle."""
     monkeypatch.setattr("cryoeq.runtime.batching._MAX_NUMBERS", 2**21)
+    monkeypatch.setattr("cryoeq.reconstruction.local_refinement._MOST", 2**21)
     few, many = map(searched, stacks)
     slope = {what: (many[what] - few[what]) / (COUNTS[1] - COUNTS[0]) for what in many}
     fixed = {what: few[what] - slope[what] * COUNTS[0] for what in many}
