@@ -16,7 +16,8 @@ a particle whose amplitude is s, have C_k y_k times w s and C_k^2 times w s^2: n
 
 E-step (``expectation``). The posterior of each particle over a grid of poses and a few offsets. For g in O(2) the image
 g.y at pose R is y at pose rho(g) R, so one product of disk harmonics gives all in-plane angles and both mirrors of a
-view, and views of one asymmetric unit are enough for a map of a point group (``pose_likelihood``)::
+view, and views of one asymmetric unit are enough for a map of a point group (``pose_likelihood``). The scores of all
+poses become weights in torch (``pose_scores``), or in compiled kernels on CPUs (``compiled_scores``)::
 
     gamma_i(R, t) = p(y_i | R, t) p(t) / sum_{R', t'} p(y_i | R', t') p(t')
 
