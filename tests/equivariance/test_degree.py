@@ -129,3 +129,17 @@ def test_the_divergence_from_an_earlier_layer_gives_that_layer_no_gradient(gener
     divergence.backward()
     assert earlier.logit.grad is None
     assert later.logit.grad is not None
+
+
+def test_a_relaxed_basis_of_version_0_1_is_refused_where_signs_have_changed() -> None:
+    for name, is_refused in (("d4", True), ("c4", False)):
+        group = plane_group(name)
+        basis = RelaxedBasis(group, "scalar", "hidden", 3, LearntDegree(group, 1))
+        state = basis.state_dict()
+        basis.load_state_dict(state)
+        state._metadata[""]["version"] = 1  # type: ignore[attr-defined]
+        if is_refused:
+            with pytest.raises(RuntimeError, match=r"coefficients of version 0\.1"):
+                basis.load_state_dict(state)
+        else:
+            basis.load_state_dict(state)
