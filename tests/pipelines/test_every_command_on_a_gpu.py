@@ -135,6 +135,26 @@ def test_hybrid_inference_and_its_bound(tmp_path: Path) -> None:
     assert run(["evaluate", "--bound", folder, "-o", str(tmp_path / "bound"), "--device", "cuda:0"]) == 0
 
 
+def test_view_encoders(tmp_path: Path) -> None:
+    """Trained, calibrated and used on the GPU; again by what a search alone has left."""
+    write_map(tmp_path / "phantom.mrc", sample_atoms(chiral_phantom(28.0), 16, 5.0))
+    options = ["-n", "200", "--snr", "2", "--shift-sigma", "4", "--device", "cuda:0"]
+    assert run(["simulate", str(tmp_path / "phantom.mrc"), "-o", str(tmp_path / "s"), *options]) == 0
+    settings = {
+        "search.initial_model.iterations": 20, "search.consensus.shells": "[6,7]", "search.multi_start.min": 1,
+        "search.initial_model.batch_size": 60, "hybrid.projections": 100, "hybrid.held_out": 0.2,
+        "search.half_sets.iterations": 1,
+    }  # fmt: skip
+    chosen = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    particles, folder = str(tmp_path / "s" / "particles.star"), tmp_path / "run"
+    mode = ("--pose-inference", "hybrid", "--shift-sigma", "4", "--device", "cuda:0")
+    assert run(["reconstruct", particles, "-o", str(folder), *mode, *chosen]) == 0
+    infer = ["infer", str(folder), particles, "-o", str(tmp_path / "poses.star"), "--device", "cuda:0"]
+    assert run(infer) == 0
+    (folder / "encoder.pt").unlink()
+    assert run(infer) == 0
+
+
 def test_amortized(tmp_path: Path, tiny_particles: Path, tiny_training: tuple[str, ...]) -> None:
     words = ["reconstruct", str(tiny_particles / "particles.star"), "-o", str(tmp_path), *tiny_training]
     assert run([*words, "--device", "cuda:0"]) == 0

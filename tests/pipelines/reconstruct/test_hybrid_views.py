@@ -4,6 +4,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from cryoeq.cli.main import run
 from cryoeq.data.prefetch import read_batches
 from cryoeq.domain.particles import ParticleBatch
+from cryoeq.errors import DivergedError
 from cryoeq.geometry.so3 import rotation_angle_rad, rotation_from_vector, rotation_vector
 from cryoeq.io.checkpoint import load_checkpoint
 from cryoeq.io.mrc import write_map
@@ -38,10 +40,10 @@ def simulate(folder: Path, extent_angstrom: float, seed: int, *more: str) -> Pat
     return folder / "set"
 
 
-def reconstruct(star: Path, output: Path, *more: str) -> None:
+def reconstruction(star: Path, output: Path) -> list[str]:
     chosen = [word for key, value in QUICK.items() for word in ("--set", f"{key}={value}")]
     command = ["reconstruct", str(star), "-o", str(output), "--pose-inference", "hybrid", "--shift-sigma", "4"]
-    assert run([*command, "--device", "cpu", *chosen, *more]) == 0
+    return [*command, "--device", "cpu", *chosen]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A simulated set, and the run of it."""
     folder = tmp_path_factory.mktemp("views")
     simulated = simulate(folder / "known", 28.0, 1, "--n-micrographs", "12")
-    reconstruct(simulated / "particles.star", folder / "run")
+    assert run(reconstruction(simulated / "particles.star", folder / "run")) == 0
     return simulated, folder / "run"
 
 
@@ -191,13 +193,24 @@ def test_what_an_encoder_of_views_cannot_do_is_refused(
     assert "an encoder of views" in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.slow
-def test_a_run_that_is_resumed_learns_the_same(whole_run: tuple[Path, Path], tmp_path: Path) -> None:
-    """From its checkpoints, bit by bit."""
+def test_a_run_that_is_resumed_learns_the_same(
+    whole_run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before its encoders and gone on from its checkpoints: the same files, bit by bit."""
     simulated, output = whole_run
-    reconstruct(simulated / "particles.star", tmp_path / "again")
+
+    def stop(*_given: object, **_more: object) -> NoReturn:
+        raise DivergedError("stopped", "", "")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cryoeq.pipelines.reconstruct.hybrid_views.learn_half", stop)
+        assert run(reconstruction(simulated / "particles.star", tmp_path / "again")) == 4
+    assert not (tmp_path / "again" / "encoder.pt").exists()
+    assert run([*reconstruction(simulated / "particles.star", tmp_path / "again"), "--resume"]) == 0
+    assert "Resumed from checkpoint" in (tmp_path / "again" / "run.log").read_text()
     first, second = (load_checkpoint(each / "encoder.pt", torch.device("cpu")) for each in (output, tmp_path / "again"))
     for ours, theirs in zip(first["classes"][0]["halves"], second["classes"][0]["halves"], strict=True):
         assert torch.equal(ours["volume"], theirs["volume"])
         assert torch.equal(ours["head"]["weight"], theirs["head"]["weight"])
+        assert torch.equal(ours["refined"], theirs["refined"])
     assert (output / "run_data.star").read_bytes() == (tmp_path / "again" / "run_data.star").read_bytes()
