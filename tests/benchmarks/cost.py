@@ -19,13 +19,17 @@ from pathlib import Path
 import torch
 from ab_initio import Bench, announce, is_success, latest, listed, markdown_table, seed_list
 from benchmark_sets import Simulated, prepare
-from recorded_runs import STAGES, Record, read_records, stop_children_when_terminated
+from recorded_runs import Record, read_records, stop_children_when_terminated
 from scoring import read_truth
 
 from cryoeq.io.text import write_text
 
 RESULTS = Path(__file__).with_suffix(".json")
 COUNTS, BOXES_PX = (1000, 2000, 5000, 10_000, 20_000, 50_000), (48, 64)
+STAGES = {  # names in the tables, and those that the records have
+    "initial models": "starts", "consensus refinement": "joint iterations", "global re-alignment": "second looks",
+    "half sets": "half sets", "local refinement": "local refinement", "other": "other",
+}  # fmt: skip
 SETS = {f"n{count}": replace(Simulated(), count=count) for count in COUNTS} | {
     f"box{box}": replace(Simulated(), box_px=box) for box in BOXES_PX
 }
@@ -89,7 +93,7 @@ def stage_rows(records: Sequence[Record], names: Sequence[str]) -> list[list[str
             # What the log does not see: start of the program, and its end.
             stages = {**stages, "other": stages["other"] + max(0.0, record["wall_s"] - sum(stages.values()))}
             scale = record["cpu_s"] / sum(stages.values())
-            cells = [f"{scale * stages[stage]:.0f}" for stage in (*STAGES.values(), "other")]
+            cells = [f"{scale * stages[stage]:.0f}" for stage in STAGES.values()]
             rows.append([f"{SETS[name].count:,}", f"{SETS[name].box_px}", *cells])
     return rows
 
@@ -105,7 +109,7 @@ def tables(records: Sequence[Record], names: Sequence[str]) -> str:
         "particles", "box px", "CPU s", "wall s", "CPU s per 1,000", "peak MiB", "rotation error: median, mean",
         "FSC 0.5: shell of known-pose shell, crossing",
     ]  # fmt: skip
-    stages = ["particles", "box px", *(f"{stage} s" for stage in (*STAGES.values(), "other"))]
+    stages = ["particles", "box px", *(f"{stage} s" for stage in STAGES)]
     return f"{markdown_table(head, cost_rows(records, names))}\n{markdown_table(stages, stage_rows(records, names))}"
 
 

@@ -14,20 +14,27 @@ import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from cryoeq.config.loading import load_config
 from cryoeq.config.reconstruct import ReconstructConfig
+from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Progress
+from cryoeq.domain.particles import ParticleBatch
 from cryoeq.io.particles import read_particles
 from cryoeq.pipelines.reconstruct.reconstruct import reconstruct
-from cryoeq.reconstruction import normal_equations
+from cryoeq.reconstruction import expectation, local_refinement, normal_equations, particle_scale
+from cryoeq.runtime import batching
 from pretended_cuda.machine import MACHINE
 
+BATCHED: tuple[Any, ...] = (expectation, local_refinement, particle_scale)  # that batch by memory
+MOST_NUMBERS = 2**30  # of a batch on a GPU whose memory does not end before
 MANY, JOINT = 100_000, 4_000  # particles of a large stack, and those that take part in joint iterations
 JOINT_STAGES = {"initial model", "consensus refinement"}
 WHAT = "launches", "with_triton", "waits", "bytes", "bytes_with_triton"
@@ -45,6 +52,11 @@ class Figures:
         bytes: read and written.
         bytes_with_triton: the same, with what Triton's kernel moves where no sample of the map is cached.
         events: of progress.
+        flops: of matrix products, without evaluations of local refinement.
+        coefficients: of images that local refinement evaluates.
+        batches: that share the memory of a GPU.
+        full_batches: the same, counted as parts of the largest batch that there is where memory does not end.
+        images_read: from the files.
     """
 
     launches: int = 0
@@ -53,6 +65,11 @@ class Figures:
     bytes: int = 0
     bytes_with_triton: int = 0
     events: int = 0
+    flops: int = 0
+    coefficients: int = 0
+    batches: int = 0
+    full_batches: float = 0.0
+    images_read: int = 0
     lines: Counter[str] = field(default_factory=Counter)
     waiting: Counter[str] = field(default_factory=Counter)
 
@@ -63,10 +80,13 @@ def counted_evaluations() -> Iterator[Counter[str]]:
     seen, plain = Counter[str](), normal_equations.plain_normal_equations
 
     def counting(*arguments: Any) -> normal_equations.NormalEquations:
-        before = MACHINE.kernels.total(), MACHINE.bytes.total()
+        before = MACHINE.kernels.total(), MACHINE.bytes.total(), MACHINE.flops.total()
         found = plain(*arguments)
         moved = MACHINE.bytes.total() - before[1] - TRITON_BYTES * arguments[0].precision.numel()
-        seen.update(calls=1, launches=MACHINE.kernels.total() - before[0], bytes=moved)
+        coefficients, flops = arguments[0].precision.numel(), MACHINE.flops.total() - before[2]
+        seen.update(
+            calls=1, launches=MACHINE.kernels.total() - before[0], bytes=moved, flops=flops, coefficients=coefficients
+        )
         return found
 
     normal_equations.plain_normal_equations = counting
@@ -76,6 +96,34 @@ def counted_evaluations() -> Iterator[Counter[str]]:
         normal_equations.plain_normal_equations = plain
 
 
+@contextmanager
+def counted_batches(numbers: int | None) -> Iterator[Counter[str]]:
+    """Batches and images read, as they come; batches of so many numbers where that is given."""
+    seen, stored = Counter[str](), ParticleDataset.stored
+    saved = [(module, module.in_parallel, module.numbers_at_a_time) for module in BATCHED]
+
+    def in_parallel(function: Callable[[Tensor], Any], batches: tuple[Tensor, ...]) -> Iterator[Any]:
+        size = max(map(len, batches), default=1) * MOST_NUMBERS / (numbers or MOST_NUMBERS)
+        seen.update(batches=len(batches), full_batches=sum(map(len, batches)) / size)  # type: ignore[arg-type]
+        return batching.in_parallel(function, batches)
+
+    def reading(dataset: ParticleDataset, rows: Tensor) -> ParticleBatch:
+        seen.update(images_read=len(rows))
+        return stored(dataset, rows)
+
+    ParticleDataset.stored = reading
+    for module in BATCHED:
+        module.in_parallel = in_parallel
+        if numbers is not None:
+            module.numbers_at_a_time = lambda *_: numbers
+    try:
+        yield seen
+    finally:
+        ParticleDataset.stored = stored
+        for module, parallel, at_a_time in saved:
+            module.in_parallel, module.numbers_at_a_time = parallel, at_a_time
+
+
 def by_line(counts: Counter[tuple[str, str]]) -> Counter[str]:
     found = Counter[str]()
     for (line, _), count in counts.items():
@@ -83,13 +131,14 @@ def by_line(counts: Counter[tuple[str, str]]) -> Counter[str]:
     return found
 
 
-def counted(star: Path, output: Path, options: tuple[str, ...] = ()) -> dict[str, Figures]:
+def counted(star: Path, output: Path, options: tuple[str, ...] = (), numbers: int | None = None) -> dict[str, Figures]:
     """Figures of each stage of a search.
 
     Args:
         star: the particles.
         output: folder of the run.
         options: settings as KEY=VALUE.
+        numbers: tensor elements that a batch may have; None as many as there is memory for.
     """
     shutil.rmtree(output, ignore_errors=True)
     config = load_config(
@@ -98,29 +147,45 @@ def counted(star: Path, output: Path, options: tuple[str, ...] = ()) -> dict[str
         explicit={"particles": star, "output": output, "device": "cuda", "seed": 100},
     )
     stages: dict[str, Figures] = {}
+    with counted_evaluations() as evaluations, counted_batches(numbers) as batches:
 
-    def state(evaluations: Counter[str]) -> tuple[Counter[str], Counter[str], int, Counter[str]]:
-        return by_line(MACHINE.kernels), by_line(MACHINE.waits), MACHINE.bytes.total(), Counter(evaluations)
+        def state() -> tuple[Counter[str], Counter[str], Counter[str]]:
+            sums = Counter(bytes=MACHINE.bytes.total(), flops=MACHINE.flops.total(), **batches)
+            sums.update({f"plain {name}": count for name, count in evaluations.items()})
+            return by_line(MACHINE.kernels), by_line(MACHINE.waits), sums
 
-    with counted_evaluations() as evaluations:
-        before, stage = state(evaluations), "start"
+        before, stage = state(), "start"
         for event in reconstruct(config):
-            now = state(evaluations)
+            now = state()
             stage = event.stage if isinstance(event, Progress) else stage
-            figures = stages.setdefault(stage, Figures())
-            plain = now[3]["launches"] - before[3]["launches"]
-            calls = now[3]["calls"] - before[3]["calls"]
-            launches = now[0].total() - before[0].total()
-            figures.launches += launches
-            figures.with_triton += launches - plain + TRITON_LAUNCHES * calls
-            figures.waits += now[1].total() - before[1].total()
-            figures.bytes += now[2] - before[2]
-            figures.bytes_with_triton += now[2] - before[2] - (now[3]["bytes"] - before[3]["bytes"])
-            figures.lines.update(now[0] - before[0])
-            figures.waiting.update(now[1] - before[1])
-            figures.events += isinstance(event, Progress)
+            add(stages.setdefault(stage, Figures()), now[0] - before[0], now[1] - before[1], now[2] - before[2])
+            stages[stage].events += isinstance(event, Progress)
             before = now
     return stages
+
+
+def add(figures: Figures, kernels: Counter[str], waits: Counter[str], sums: Counter[str]) -> None:
+    """Count what was seen between two events.
+
+    Args:
+        figures: what it is added to.
+        kernels: of each line.
+        waits: of each line.
+        sums: all that has no line.
+    """
+    launches = kernels.total()
+    figures.launches += launches
+    figures.with_triton += launches - sums["plain launches"] + TRITON_LAUNCHES * sums["plain calls"]
+    figures.waits += waits.total()
+    figures.bytes += sums["bytes"]
+    figures.bytes_with_triton += sums["bytes"] - sums["plain bytes"]
+    figures.flops += sums["flops"] - sums["plain flops"]
+    figures.coefficients += sums["plain coefficients"]
+    figures.batches += sums["batches"]
+    figures.full_batches += sums["full_batches"]
+    figures.images_read += sums["images_read"]
+    figures.lines.update(kernels)
+    figures.waiting.update(waits)
 
 
 def line_through(few: Figures, many: Figures, what: str, counts: tuple[int, int]) -> tuple[float, float]:
@@ -157,13 +222,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stars", nargs="+", type=Path, help="particles.star, or a small and a large one")
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--numbers", type=int, help="tensor elements of a batch [as many as there is memory for]")
     parser.add_argument("--output", type=Path, help="JSON file for all figures, line by line")
     parser.add_argument("--set", dest="options", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     found, counts = [], []
     for star in arguments.stars:
         counts.append(len(read_particles(star).table))
-        found.append(counted(star, arguments.work / "run", tuple(arguments.options)))
+        found.append(counted(star, arguments.work / "run", tuple(arguments.options), arguments.numbers))
         sys.stdout.write("\n".join([f"{counts[-1]} particles", *table(found[-1]), ""]))
         sys.stdout.flush()
     if len(found) == 2:
