@@ -41,7 +41,9 @@ def test_the_last_stage_only_copies_what_was_installed() -> None:
 
 def _buildah(*arguments: str, timeout_s: float = 1800) -> str:
     command = ["buildah", "--storage-driver", "vfs", *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=timeout_s).stdout.strip()
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout_s)
+    assert ended.returncode == 0, f"{ended.stdout[-3000:]}\n{ended.stderr[-3000:]}"
+    return ended.stdout.strip()
 
 
 @pytest.mark.slow
