@@ -288,7 +288,7 @@ def run_real(work: Path, records: Path, star: Path, seed: int) -> None:
     cost = measure([*command, "--device", "cpu", "--set", "hybrid.held_out=0.2"], log=work / f"{run.name}.log")
     if cost.exit_code:
         raise RuntimeError(f"the run ended with {cost.exit_code}; see {run.name}.log")
-    said = [line for line in (run / "run.log").read_text().splitlines() if "held-out particles (" in line]
+    said = [line for line in (run / "run.log").read_text().splitlines() if "beyond 30°" in line]
     median = read_json(run / "job.json")["results"]["held_out_median_deg"]
     found = {"held_out_median_deg": round(median, 3), "said": said[-1], "training_s": _training_s(run)}
     append_record(records, {**key, **cost_record(cost, [command], {"DIR": work, "DATA": star.parent}), **found})
@@ -392,7 +392,7 @@ def table(records: Sequence[Record]) -> str:
     columns = ["box px", "bare", "refined to shell 15", "search", "recall@8: ours / search's",
                "ms before refinement: ours / search's", "training of one, CPU"]  # fmt: skip
     real = [
-        [record["set"], str(record["seed"]), f"{record['held_out_median_deg']:.1f}°", record["said"].split(";")[-1]]
+        [record["set"], str(record["seed"]), f"{record['held_out_median_deg']:.1f}°", record["said"].split("; ")[-1]]
         for record in records
         if record["options"]
     ]
