@@ -233,6 +233,10 @@ def calibration(star: Path, truth: Poses) -> Record:
     }
 
 
+def _hybrid(star: Path, run: Path) -> list[str]:
+    return ["reconstruct", str(star), "-o", str(run), "--pose-inference", "hybrid", "--device", "cpu"]
+
+
 def run_set(work: Path, records: Path, name: str, seed: int) -> None:
     """A hybrid run and all that is measured with its encoder, unless it was done before."""
     key = {"set": name, "mode": "views", "seed": seed, "options": []}
@@ -240,8 +244,8 @@ def run_set(work: Path, records: Path, name: str, seed: int) -> None:
         return
     folder, new, other = prepare(name, work, SETS[name]), new_particles(name, work), STRANGERS[name]
     run = work / f"{name}_views_{seed}"
-    command = [CRYOEQ, "reconstruct", str(folder / "particles.star"), "-o", str(run), "--pose-inference", "hybrid"]
-    cost = measure([*command, "--seed", str(seed), "--device", "cpu"], log=work / f"{run.name}.log")
+    command = [*_hybrid(folder / "particles.star", run), "--seed", str(seed)]
+    cost = measure([CRYOEQ, *command], log=work / f"{run.name}.log")
     if cost.exit_code:
         raise RuntimeError(f"the run ended with {cost.exit_code}; see {run.name}.log")
     truth, run_truth = read_truth(new).poses, read_truth(folder).poses
@@ -267,7 +271,7 @@ def run_set(work: Path, records: Path, name: str, seed: int) -> None:
             for kind, theirs in ((other, seen(run, stranger)), ("junk", seen(run, junk)))
         },
     }
-    append_record(records, {**key, **cost_record(cost, [command], {"DIR": work, "DATA": DATA}), **found})
+    append_record(records, {**key, **cost_record(cost, [["cryoeq", *command]], {"DIR": work, "DATA": DATA}), **found})
     print(f"{name}, seed {seed}: {found}", flush=True)
 
 
@@ -284,14 +288,16 @@ def run_real(work: Path, records: Path, star: Path, seed: int) -> None:
     if find_record(read_records(records), key) is not None:
         return
     run = work / f"{key['set']}_views_{seed}"
-    command = [CRYOEQ, "reconstruct", str(star), "-o", str(run), "--pose-inference", "hybrid", "--seed", str(seed)]
-    cost = measure([*command, "--device", "cpu", "--set", "hybrid.held_out=0.2"], log=work / f"{run.name}.log")
+    command = [*_hybrid(star, run), "--seed", str(seed), "--set", "hybrid.held_out=0.2"]
+    cost = measure([CRYOEQ, *command], log=work / f"{run.name}.log")
     if cost.exit_code:
         raise RuntimeError(f"the run ended with {cost.exit_code}; see {run.name}.log")
     said = [line for line in (run / "run.log").read_text().splitlines() if "beyond 30°" in line]
     median = read_json(run / "job.json")["results"]["held_out_median_deg"]
     found = {"held_out_median_deg": round(median, 3), "said": said[-1], "training_s": _training_s(run)}
-    append_record(records, {**key, **cost_record(cost, [command], {"DIR": work, "DATA": star.parent}), **found})
+    append_record(
+        records, {**key, **cost_record(cost, [["cryoeq", *command]], {"DIR": work, "DATA": star.parent}), **found}
+    )
     print(f"{key['set']}, seed {seed}: {found}", flush=True)
 
 
