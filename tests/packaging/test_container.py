@@ -63,7 +63,7 @@ def test_the_image_builds_and_the_demo_runs_in_it(tmp_path: Path) -> None:
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     for name in ("Dockerfile", ".dockerignore"):
         shutil.copy(ROOT / name, context)
-    shutil.copytree(ROOT / "requirements", context / "requirements")
+    shutil.copytree(ROOT / "configs" / "cluster", context / "configs" / "cluster")
     more = shlex.split(os.environ.get("CRYOEQ_BUILD_OPTIONS", ""))
     options = ["--isolation", "chroot", "--format", "docker", "--build-arg", "BASE_IMAGE=localhost/cryoeq-base"]
     _buildah("bud", *options, "--build-arg", "LOCK=cpu", *more, "-t", "localhost/cryoeq", str(context))
