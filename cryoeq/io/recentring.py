@@ -62,11 +62,12 @@ def write_recentred_star(
     columns = dict(table.particles)
     moves = []
     for axis, label in enumerate(COORDINATES):
-        name, unit = _origin(table, axis)
+        units = _origins(table, axis)
+        name, unit = next(iter(units.items()))
         offset_px = table.floats(name) * unit / pixel
         move = np.round(offset_px)
         columns[label] = decimals(table.floats(label, advice="Give particles that were picked on micrographs") - move)
-        columns[name] = decimals((offset_px - move) * pixel / unit)
+        columns |= {each: decimals((offset_px - move) * pixel / unit) for each, unit in units.items()}
         moves.append(-move[is_kept])
     blocks = read_blocks(table.path) if table.path is not None else {}
     blocks[table.block] = {name: column[is_kept] for name, column in columns.items()}
@@ -118,12 +119,13 @@ def write_recentred_cs(
     return Moves(torch.from_numpy(np.stack(moves, 1)), int(is_outside.sum()))
 
 
-def _origin(table: StarTable, axis: int) -> tuple[str, float]:
-    """The column of an origin, and its unit in Angstrom."""
-    if ORIGIN_ANGSTROM[axis] in table.particles:
-        return ORIGIN_ANGSTROM[axis], 1.0
+def _origins(table: StarTable, axis: int) -> dict[str, float]:
+    """The columns of an origin, of which the first is read, and their units in Angstrom."""
+    units = {ORIGIN_ANGSTROM[axis]: 1.0} if ORIGIN_ANGSTROM[axis] in table.particles else {}
     if ORIGIN_PX[axis] in table.particles:
-        return ORIGIN_PX[axis], star_pixel_size(table)
+        units[ORIGIN_PX[axis]] = star_pixel_size(table)
+    if units:
+        return units
     raise ParticleFileError(
         f"{table.where}: column {ORIGIN_ANGSTROM[axis]} is missing",
         "Coordinates are moved by the offsets that were found",

@@ -1,6 +1,7 @@
 """What to cite: cryoeq, and the papers of the methods that a run used."""
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,8 @@ class Paper:
     def key(self) -> str:
         """First surname, year, and the first long word of the title, as BibTeX keys commonly are."""
         word = next(word for word in re.findall(r"[a-z]+", self.title.lower()) if len(word) > 3)
-        return f"{re.split(r'[ ,]', self.authors)[0].lower()}{self.year}{word}"
+        surname = unicodedata.normalize("NFKD", re.split(r"[ ,]", self.authors)[0].lower())
+        return f"{surname.encode('ascii', 'ignore').decode()}{self.year}{word}"
 
     def reference(self) -> str:
         """One line for a list of references."""

@@ -1,11 +1,11 @@
 """``cryoeq cite``: what to cite for a run, or for every method."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cryoeq.errors import OutputError
+from cryoeq.io.text import read_json
 from cryoeq.outputs.citations import METHODS, Method, methods_of, software
-from cryoeq.outputs.run_folder import RunFolder
 
 
 def cite(run: Path | None, *, as_bibtex: bool = False) -> str:
@@ -20,8 +20,9 @@ def cite(run: Path | None, *, as_bibtex: bool = False) -> str:
     """
     if run is None:
         return _text(software(), METHODS, as_bibtex=as_bibtex)
-    job = RunFolder(run).job() if (run / "job.json").is_file() else {}
-    methods = [*methods_of(job.get("settings") or {})]
+    job = _job(run)
+    settings = job.get("settings")
+    methods = [*methods_of(settings)] if isinstance(settings, Mapping) else []
     if not methods:
         raise OutputError(
             f"{run} holds no reconstruction", "Expected a folder of cryoeq reconstruct or refine",
@@ -29,6 +30,15 @@ def cite(run: Path | None, *, as_bibtex: bool = False) -> str:
         )  # fmt: skip
     commit, version = (str(job.get(key) or "") for key in ("commit", "version"))
     return _text(software(commit.partition(",")[0] or None, version), methods, as_bibtex=as_bibtex)
+
+
+def _job(run: Path) -> Mapping[str, object]:
+    """The record of a run; empty where there is none, or where it is not one."""
+    try:
+        job: object = read_json(run / "job.json") if (run / "job.json").is_file() else {}
+    except ValueError:  # not JSON
+        return {}
+    return job if isinstance(job, Mapping) else {}
 
 
 def _text(own: str, methods: Sequence[Method], *, as_bibtex: bool) -> str:

@@ -39,6 +39,7 @@ def test_every_paper_can_be_found_and_has_a_key_of_its_own() -> None:
         assert bool(paper.doi) != bool(paper.arxiv), paper
         assert re.fullmatch(r"10\.\d{4,}/\S+|\d{4}\.\d{5}", paper.doi or paper.arxiv), paper
         assert 1990 < paper.year < 2030
+        assert paper.key.isascii(), "BibTeX and \\cite of older engines read no other keys"
         for name in paper.authors.split(", "):
             assert re.fullmatch(r"[^\d,]+ [A-Z]{1,4}", name), name
 
@@ -82,5 +83,12 @@ def test_a_folder_that_is_no_reconstruction(
 ) -> None:
     if job is not None:
         write_json(tmp_path / "job.json", job)
+    assert run(["cite", str(tmp_path)]) == 2
+    assert "holds no reconstruction" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ['{"settings": [', "[]", '{"settings": ["search"]}'])
+def test_a_record_that_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    (tmp_path / "job.json").write_text(text)
     assert run(["cite", str(tmp_path)]) == 2
     assert "holds no reconstruction" in capsys.readouterr().err

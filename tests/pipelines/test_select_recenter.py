@@ -183,3 +183,17 @@ def test_with_a_condition_the_rows_that_it_keeps(tmp_path: Path) -> None:
     every, kept = read_table(tmp_path / "all.star"), read_table(tmp_path / "out.star")
     for column in ("rlnImageName", "rlnCoordinateX", "rlnOriginYAngst"):
         assert kept.particles[column].tolist() == every.particles[column].tolist()[::2]
+
+
+def test_offsets_in_pixels_too_are_what_is_left(tmp_path: Path) -> None:
+    star = written(tmp_path)
+    head, row, rows = star.read_text().partition("000001@")
+    lines = [f"{line} {' '.join(str(float(value) / PIXEL) for value in line.split()[7:9])}" for line in
+             (row + rows).splitlines()]  # fmt: skip
+    star.write_text(head + "_rlnOriginX #11\n_rlnOriginY #12\n" + "\n".join(lines) + "\n")
+    select(star, "--recenter", "-o", tmp_path / "out.star")
+    after = read_table(tmp_path / "out.star")
+    for axis in "XY":
+        angstrom, px = after.floats(f"rlnOrigin{axis}Angst"), after.floats(f"rlnOrigin{axis}")
+        np.testing.assert_allclose(px * PIXEL, angstrom, atol=1e-5)
+        assert np.abs(angstrom).max() <= MICROGRAPH_PIXEL / 2 + 1e-5
