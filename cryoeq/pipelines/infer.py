@@ -142,8 +142,9 @@ def _views_of(state: Mapping[str, Any], run: Path, device: torch.device) -> Stor
 
 
 def _of_another_version(run: Path, error: Exception) -> CheckpointError:
+    path = run / ENCODER_FILE if run.is_dir() else run
     return CheckpointError(
-        f"{run} does not hold an encoder of this version ({type(error).__name__}: {error})",
+        f"{path} does not hold an encoder of this version ({type(error).__name__}: {error})",
         "the encoder.pt of a hybrid reconstruction is needed",
         "Run the reconstruction again with this version",
     )

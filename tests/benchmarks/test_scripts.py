@@ -88,3 +88,13 @@ def test_local_refinement(tmp_path: Path) -> None:
     text = said(str(FOLDER / "local_refinement.py"), "--work", str(tmp_path), "--boxes", "32", "--counts", "20")
     assert "| 32 | 355 |" in text
     assert "| error over sigma, median |" in text
+
+
+@pytest.mark.slow
+def test_view_encoders(tmp_path: Path) -> None:
+    """The tables of what is recorded."""
+    table = tmp_path / "t.md"
+    text = said(str(FOLDER / "views.py"), "--work", str(tmp_path), "--no-runs", "--table", str(table))
+    assert "| `base` | 0 |" in text
+    assert "| 128 |" in text
+    assert table.read_text() in text
