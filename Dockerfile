@@ -11,7 +11,7 @@ ARG LOCK=cuda
 RUN python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 # Before the wheel: these are large and change seldom. Each file has its hash in the lock.
-COPY requirements/${LOCK}.lock /opt/requirements.lock
+COPY configs/cluster/${LOCK}.lock /opt/requirements.lock
 RUN pip install --no-cache-dir --only-binary :all: --require-hashes -r /opt/requirements.lock
 COPY dist/cryoeq-*.whl /opt/
 RUN pip install --no-cache-dir --no-index --no-deps /opt/cryoeq-*.whl && pip check

@@ -34,8 +34,8 @@ def reconstruct(
     pose_inference: Annotated[
         PoseInference | None,
         typer.Option(
-            help="search: find the poses; hybrid: a search, and an encoder for `cryoeq infer`, at twice the time and "
-            "with the same map; amortized: an encoder trained with the map, only for high SNR; known: the poses of the "
+            help="search: find the poses; hybrid: a search, and encoders for `cryoeq infer`, with the same map; "
+            "amortized: an encoder trained with the map, only for high SNR; known: the poses of the "
             "star file; refine: as `cryoeq refine` does [search].",
             rich_help_panel=SEARCH,
         ),

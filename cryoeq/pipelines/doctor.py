@@ -27,7 +27,7 @@ _DISTRIBUTIONS = (
 # Packages that use compiled libraries: importing them shows whether those work.
 _PACKAGES = ("cryoeq.equivariance", "cryoeq.io.particles", "cryoeq.physics.projection", "cryoeq.outputs.figure")
 _PACKAGED_FILES = ("configs", "data_samples")
-_INSTALL_AGAIN = "Install it again: pip install --force-reinstall cryoeq, or the wheel that you have"
+_INSTALL_AGAIN = "Install cryoeq again as the README says, with pip install --force-reinstall and its wheel or folder"
 _GIB = 1024**3
 
 

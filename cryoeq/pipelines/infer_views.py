@@ -46,6 +46,7 @@ _SAMPLE = 512  # particles from which the noise is estimated
 _HALVES_SEED = 0
 _LOW_FIT = 2.0  # standard deviations below the usual fit
 _CHANCE, _STRANGE = 0.05, 0.25  # share of particles of so low a fit: by chance, and from which a set is another's
+_UNSURE = 0.8  # of the run's mean confidence, below which a set is another's
 _FEWEST_OF_MICROGRAPH = 5
 
 
@@ -226,7 +227,7 @@ def infer_by_views(
         junk = yield from junk_of_new_particles(config.run, dataset, found.poses, half_set, found.class_index, device)
     seconds = time.monotonic() - start_s
     _write(config, stack, stored, found, half_set, junk)
-    summary = _summary(found, junk, dataset)
+    summary = _summary(found, junk, dataset) | {"usual_confidence": usual_confidence(stored, refines=config.refine)}
     write_json(config.output.with_suffix(".json"), {**summary, "particles_per_second": len(dataset) / seconds})
     plot_inferred_poses(config.output.with_suffix(".png"), _inferred_set(found, dataset))
     yield from _warnings(summary, config)
@@ -321,6 +322,17 @@ def _inferred_set(found: NewPoses, dataset: ParticleDataset) -> InferredSet:
     )
 
 
+def usual_confidence(stored: StoredViews, *, refines: bool) -> float:
+    """Mean confidence of the particles of the run.
+
+    Args:
+        stored: encoders of the run.
+        refines: whether poses are refined.
+    """
+    halves = [half.usual_confidence[int(refines)] for each in stored.classes for half in each.halves]
+    return sum(halves) / len(halves)
+
+
 def _warnings(summary: Mapping[str, Any], config: InferConfig) -> Generator[Event, None, None]:
     """What the user has to know of the set before using its poses."""
     unusual, strange = summary["share_unusual"], summary["unusual_micrographs"]
@@ -329,6 +341,13 @@ def _warnings(summary: Mapping[str, Any], config: InferConfig) -> Generator[Even
             f"{unusual:.0%} of the particles fit the map of {config.run} worse than its own particles do "
             f"({_CHANCE:.0%} by chance): they are of another molecule or conformation, or junk, or their pixel size or "
             "contrast is wrong. Do not trust their poses; look at some images, or reconstruct them on their own.",
+            "warning",
+        )
+    elif summary["expected_share_right"] < _UNSURE * summary["usual_confidence"]:
+        yield Note(
+            f"The encoder is sure of fewer of these particles (mean confidence {summary['expected_share_right']:.2f}) "
+            f"than of those of {config.run} ({summary['usual_confidence']:.2f}): they are of another molecule or "
+            "conformation, junk, or noisier. Do not trust their poses before you have looked at some images.",
             "warning",
         )
     elif strange:

@@ -27,6 +27,7 @@ ANGLES_PER_SHELL = 4.8
 """In-plane angles over the radius, as in the search."""
 _REACH = 3.0  # radius of the offsets, over their standard deviation
 _MIRRORS = 2
+_MIN_LOG_WEIGHT = -60.0  # exponentials below are as good as 0; denormal numbers take many times as long
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class ViewLikelihood:
         n_views = len(self.likelihood.grid.views)
         by_view = poses.view(len(poses), _MIRRORS, n_views, -1)
         highest = by_view.amax((0, 1))
-        sums = by_view.sub_(highest).exp_().sum((0, 1))
+        sums = by_view.sub_(highest).clamp_(min=_MIN_LOG_WEIGHT).exp_().sum((0, 1))
         pooled = sums.log_().add_(highest).sub_(math.log(_MIRRORS * len(poses)))
         return pooled.view(n_views, len(particles), -1).transpose(0, 1)
 

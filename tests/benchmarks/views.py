@@ -9,8 +9,8 @@ With ``--sets``: a hybrid run of a set of ``ab_initio.py``, then new particles o
 molecule, which the run has never seen. ``bare``: the encoder's best view with its exact angle, mirror and offset;
 ``refined``: what the command does. ``search``: all poses and offsets up to shell 10, local refinement, all poses up to
 shell 15 at the offset found, local refinement: the same particles against the same half maps. Strangers: particles of
-another molecule in the same box and junk alone, posed by the same encoder; areas under the ROC curve of the fit, by
-particle and by groups of 20, which is what a micrograph holds.
+another molecule in the same box and junk alone, posed by the same encoder; areas under the ROC curve of fit and
+confidence, by particle and by groups of 20, as a micrograph holds.
 
 With ``--real``: a hybrid run that holds out a fifth of the particles, whose poses by the encoder of their half set,
 refined, are compared with their final poses in the map of all.
@@ -45,7 +45,7 @@ from cryoeq.io.checkpoint import load_checkpoint
 from cryoeq.io.particles import star_poses
 from cryoeq.io.star import read_star
 from cryoeq.io.text import read_json, write_text
-from cryoeq.pipelines.infer_views import ViewPosing
+from cryoeq.pipelines.infer_views import NewPoses, ViewPosing
 from cryoeq.pipelines.reconstruct.build import build_dataset, build_stack
 from cryoeq.reconstruction.expectation import expectation_step
 from cryoeq.reconstruction.global_realignment import search_poses_exhaustively
@@ -203,10 +203,10 @@ def _double(poses: Poses) -> Poses:
     return Poses(poses.rotations.double(), poses.shifts_angstrom.double())
 
 
-def fits(run: Path, folder: Path) -> Float[Tensor, " particles"]:
-    """Fit of particles to the run's half maps."""
+def seen(run: Path, folder: Path) -> NewPoses:
+    """What the run's encoders make of particles, none of which is searched again."""
     particles, posing, half_set, _ = open_new(run, folder)
-    return posing.pose(particles, half_set).fit
+    return posing.pose(particles, half_set)
 
 
 def grouped(values: Float[Tensor, " particles"]) -> Float[Tensor, " groups"]:
@@ -215,7 +215,7 @@ def grouped(values: Float[Tensor, " particles"]) -> Float[Tensor, " groups"]:
 
 
 def told_apart(own: Float[Tensor, " own"], strangers: Float[Tensor, " others"]) -> float:
-    """Area under the ROC curve of a lower fit."""
+    """Area under the ROC curve of lower values."""
     is_stranger = torch.cat([torch.zeros_like(own), torch.ones_like(strangers)]).bool()
     return round(float(roc_auc(-torch.cat([own, strangers]).double(), is_stranger)), 4)
 
@@ -233,6 +233,10 @@ def calibration(star: Path, truth: Poses) -> Record:
     }
 
 
+def _hybrid(star: Path, run: Path) -> list[str]:
+    return ["reconstruct", str(star), "-o", str(run), "--pose-inference", "hybrid", "--device", "cpu"]
+
+
 def run_set(work: Path, records: Path, name: str, seed: int) -> None:
     """A hybrid run and all that is measured with its encoder, unless it was done before."""
     key = {"set": name, "mode": "views", "seed": seed, "options": []}
@@ -240,8 +244,8 @@ def run_set(work: Path, records: Path, name: str, seed: int) -> None:
         return
     folder, new, other = prepare(name, work, SETS[name]), new_particles(name, work), STRANGERS[name]
     run = work / f"{name}_views_{seed}"
-    command = [CRYOEQ, "reconstruct", str(folder / "particles.star"), "-o", str(run), "--pose-inference", "hybrid"]
-    cost = measure([*command, "--seed", str(seed), "--device", "cpu"], log=work / f"{run.name}.log")
+    command = [*_hybrid(folder / "particles.star", run), "--seed", str(seed)]
+    cost = measure([CRYOEQ, *command], log=work / f"{run.name}.log")
     if cost.exit_code:
         raise RuntimeError(f"the run ended with {cost.exit_code}; see {run.name}.log")
     truth, run_truth = read_truth(new).poses, read_truth(folder).poses
@@ -250,20 +254,24 @@ def run_set(work: Path, records: Path, name: str, seed: int) -> None:
     bare_cost, _ = infer(run, new, work / f"{run.name}_bare.star", "--no-refine")
     stranger = _in_box_of(name, other, work)
     junk = new_particles(name, work, simulation=("--junk", "0.99"))
-    own = fits(run, new)
+    own = seen(run, new)
     found = {
         "run": figures(final, run_truth),
         "held_out_median_deg": read_json(run / "job.json")["results"]["held_out_median_deg"],
         "new": compare_new(run, new, truth, final, run_truth) | {"refined": figures(refined, truth)},
         "calibration": calibration(work / f"{run.name}_refined.star", truth),
         "infer_cpu_ms": {"refined": _per_image(refined_cost), "bare": _per_image(bare_cost)},
-        "training_s": _training_s(run),
         "auc": {
-            kind: {"particle": told_apart(own, fit), "group": told_apart(grouped(own), grouped(fit))}
-            for kind, fit in ((other, fits(run, stranger)), ("junk", fits(run, junk)))
+            kind: {
+                "fit": told_apart(own.fit, theirs.fit),
+                "confidence": told_apart(own.confidence, theirs.confidence),
+                "fit of groups": told_apart(grouped(own.fit), grouped(theirs.fit)),
+                "confidence of groups": told_apart(grouped(own.confidence), grouped(theirs.confidence)),
+            }
+            for kind, theirs in ((other, seen(run, stranger)), ("junk", seen(run, junk)))
         },
     }
-    append_record(records, {**key, **cost_record(cost, [command], {"DIR": work, "DATA": DATA}), **found})
+    append_record(records, {**key, **cost_record(cost, [["cryoeq", *command]], {"DIR": work, "DATA": DATA}), **found})
     print(f"{name}, seed {seed}: {found}", flush=True)
 
 
@@ -280,14 +288,16 @@ def run_real(work: Path, records: Path, star: Path, seed: int) -> None:
     if find_record(read_records(records), key) is not None:
         return
     run = work / f"{key['set']}_views_{seed}"
-    command = [CRYOEQ, "reconstruct", str(star), "-o", str(run), "--pose-inference", "hybrid", "--seed", str(seed)]
-    cost = measure([*command, "--device", "cpu", "--set", "hybrid.held_out=0.2"], log=work / f"{run.name}.log")
+    command = [*_hybrid(star, run), "--seed", str(seed), "--set", "hybrid.held_out=0.2"]
+    cost = measure([CRYOEQ, *command], log=work / f"{run.name}.log")
     if cost.exit_code:
         raise RuntimeError(f"the run ended with {cost.exit_code}; see {run.name}.log")
-    said = [line for line in (run / "run.log").read_text().splitlines() if "held-out particles (" in line]
+    said = [line for line in (run / "run.log").read_text().splitlines() if "beyond 30°" in line]
     median = read_json(run / "job.json")["results"]["held_out_median_deg"]
     found = {"held_out_median_deg": round(median, 3), "said": said[-1], "training_s": _training_s(run)}
-    append_record(records, {**key, **cost_record(cost, [command], {"DIR": work, "DATA": star.parent}), **found})
+    append_record(
+        records, {**key, **cost_record(cost, [["cryoeq", *command]], {"DIR": work, "DATA": star.parent}), **found}
+    )
     print(f"{key['set']}, seed {seed}: {found}", flush=True)
 
 
@@ -362,8 +372,8 @@ def set_rows(record: Record) -> list[str]:
         f"{record['run']['median_deg']:.1f}° {100 * record['run']['beyond_30']:.1f} %",
         f"{new['recall_8']:.3f} / {new['search_recall_8']:.3f}",
         f"{ms['encoder']:.1f} / {ms['search']:.1f}", f"{record['infer_cpu_ms']['refined']:.0f}",
-        f"{record['training_s']:.0f} s", " ".join(f"{each['particle']:.3f}" for each in auc.values()),
-        " ".join(f"{each['group']:.3f}" for each in auc.values()),
+        " ".join(f"{each['fit']:.2f}/{each['confidence']:.2f}" for each in auc.values()),
+        " ".join(f"{each['fit of groups']:.3f}/{each['confidence of groups']:.3f}" for each in auc.values()),
     ]  # fmt: skip
 
 
@@ -373,8 +383,8 @@ def table(records: Sequence[Record]) -> str:
     boxes = [record for record in records if record["set"].startswith("crossing")]
     head = [
         "set", "seed", "bare", "refined", "search, same half map", "the run's own, final", "recall@8: ours / search's",
-        "ms before refinement: ours / search's", "whole command, CPU ms", "training, wall", "AUC: other, junk",
-        "AUC by 20",
+        "ms before refinement: ours / search's", "whole command, CPU ms",
+        "AUC by fit/confidence: other, junk", "the same by 20",
     ]  # fmt: skip
     rows = [
         [
@@ -388,7 +398,7 @@ def table(records: Sequence[Record]) -> str:
     columns = ["box px", "bare", "refined to shell 15", "search", "recall@8: ours / search's",
                "ms before refinement: ours / search's", "training of one, CPU"]  # fmt: skip
     real = [
-        [record["set"], str(record["seed"]), f"{record['held_out_median_deg']:.1f}°", record["said"].split(";")[-1]]
+        [record["set"], str(record["seed"]), f"{record['held_out_median_deg']:.1f}°", record["said"].split("; ")[-1]]
         for record in records
         if record["options"]
     ]

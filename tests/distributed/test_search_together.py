@@ -185,23 +185,32 @@ def test_known_poses(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "short",
+    [
+        ("hybrid.head=views", "hybrid.projections=300"),
+        (
+            "hybrid.head=regression",
+            "hybrid.training_steps=40",
+            "hybrid.final_training_steps=20",
+            "hybrid.batch_size=64",
+        ),
+    ],
+    ids=("views", "regression"),
+)
 def test_a_hybrid_run(
-    start_job: Start, codes_of: Wait, tmp_path: Path, searched_particles: Path, search_options: tuple[str, ...]
-) -> None:  # fmt: skip
+    start_job: Start,
+    codes_of: Wait,
+    tmp_path: Path,
+    searched_particles: Path,
+    search_options: tuple[str, ...],
+    short: tuple[str, ...],
+) -> None:
     from cryoeq.cli.main import run
 
     particles = str(searched_particles / "particles.star")
-    short = [
-        "--set",
-        "hybrid.training_steps=40",
-        "--set",
-        "hybrid.final_training_steps=20",
-        "--set",
-        "hybrid.batch_size=64",
-        "--set",
-        "hybrid.head=regression",
-    ]
-    command = ["reconstruct", particles, "--pose-inference", "hybrid", *search_options, *short, "-o"]
+    chosen = [word for setting in short for word in ("--set", setting)]
+    command = ["reconstruct", particles, "--pose-inference", "hybrid", *search_options, *chosen, "-o"]
     assert run([*command, str(tmp_path / "alone")]) == 0
     assert codes_of(start_job(2, [*command, str(tmp_path / "run")])) == [0, 0]
     assert (tmp_path / "run" / "encoder.pt").is_file()

@@ -41,7 +41,9 @@ def test_the_last_stage_only_copies_what_was_installed() -> None:
 
 def _buildah(*arguments: str, timeout_s: float = 1800) -> str:
     command = ["buildah", "--storage-driver", "vfs", *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=timeout_s).stdout.strip()
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout_s)
+    assert ended.returncode == 0, f"{ended.stdout[-3000:]}\n{ended.stderr[-3000:]}"
+    return ended.stdout.strip()
 
 
 @pytest.mark.slow
@@ -61,7 +63,7 @@ def test_the_image_builds_and_the_demo_runs_in_it(tmp_path: Path) -> None:
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     for name in ("Dockerfile", ".dockerignore"):
         shutil.copy(ROOT / name, context)
-    shutil.copytree(ROOT / "requirements", context / "requirements")
+    shutil.copytree(ROOT / "configs" / "cluster", context / "configs" / "cluster")
     more = shlex.split(os.environ.get("CRYOEQ_BUILD_OPTIONS", ""))
     options = ["--isolation", "chroot", "--format", "docker", "--build-arg", "BASE_IMAGE=localhost/cryoeq-base"]
     _buildah("bud", *options, "--build-arg", "LOCK=cpu", *more, "-t", "localhost/cryoeq", str(context))

@@ -20,7 +20,7 @@ import cryoeq
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
+LOCKS = sorted((ROOT / "configs" / "cluster").glob("*.lock"))
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_wheel_and_archive_say_their_commit(built: Path, files: dict[str, bytes]
         assert member is not None
         assert member.read().decode().strip() == said
         names = set(archive.getnames())
-    for name in ("LICENSE", "README.md", "hatch_build.py", "pyproject.toml", "tests/packaging/test_metadata.py"):
+    for name in ("LICENSE", "README.md", "configs/build_hook.py", "pyproject.toml", "tests/packaging/test_metadata.py"):
         assert f"cryoeq-{cryoeq.__version__}/{name}" in names
 
 

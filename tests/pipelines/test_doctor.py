@@ -39,7 +39,7 @@ def test_a_missing_library_is_named_with_its_remedy(
     monkeypatch.setattr(importlib.metadata, "version", version)
     assert run(["doctor"]) == 2
     shown = capsys.readouterr()
-    assert "Warning: gemmi is not installed. Install it again" in shown.err
+    assert "Warning: gemmi is not installed. Install cryoeq again as the README says" in shown.err
     assert shown.err.splitlines()[-1].startswith("cryoeq: this installation cannot work: gemmi is not installed.")
 
 

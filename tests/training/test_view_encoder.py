@@ -255,6 +255,7 @@ def test_a_file_gives_the_encoders_back(tmp_path: Path, scene: tuple[ParticleTra
         assert torch.equal(ours.poses.rotations, theirs.poses.rotations)
     assert torch.equal(read.classes[0].halves[0].refined.weights, half.refined.weights)
     assert read.classes[0].halves[0].usual_fit == pytest.approx(half.usual_fit)
+    assert read.classes[0].halves[0].usual_confidence == pytest.approx(half.usual_confidence)
 
 
 def test_views_of_a_symmetric_map_are_those_of_its_asymmetric_unit(

@@ -18,7 +18,7 @@ from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.reference import Reference
 from cryoeq.runtime.random_streams import Stream, stream_generator
 from cryoeq.training.views.encoder import ViewEncoder, ViewSettings
-from cryoeq.training.views.posing import RIGHT_RAD, Calibration, ViewPoser, errors_rad
+from cryoeq.training.views.posing import RIGHT_RAD, Calibration, InferredPoses, ViewPoser, errors_rad
 from cryoeq.training.views.projections import simulate_particles
 from cryoeq.training.views.training import ViewTrainingSettings, train_views
 
@@ -42,6 +42,7 @@ class StoredHalf:
         usual_bare_fit: mean and standard deviation of the fit of particles that the map is made of, as the encoder
             poses them.
         usual_fit: the same after local refinement.
+        usual_confidence: mean confidence of these particles, as the encoder poses them and after local refinement.
     """
 
     volume: Float[Tensor, "n n n"]
@@ -50,6 +51,7 @@ class StoredHalf:
     refined: Calibration
     usual_bare_fit: tuple[float, float]
     usual_fit: tuple[float, float]
+    usual_confidence: tuple[float, float]
 
     def poser(
         self, particles: ParticleTransforms, settings: ViewSettings, precision: Float[Tensor, " points"] | None = None
@@ -73,6 +75,7 @@ class StoredHalf:
             "refined": self.refined.weights.cpu(),
             "usual_bare_fit": list(self.usual_bare_fit),
             "usual_fit": list(self.usual_fit),
+            "usual_confidence": list(self.usual_confidence),
         }
 
     @classmethod
@@ -86,6 +89,7 @@ class StoredHalf:
             Calibration(state["refined"].to(device)),
             bare,
             refined,
+            (float(state["usual_confidence"][0]), float(state["usual_confidence"][1])),
         )
 
 
@@ -200,25 +204,27 @@ def learn_half(
     )
     last_searched = searched[-_CALIBRATED:]
     known = particles.rows(last_searched), poses.rows(last_searched)
-    calibrations, usual = [], []
+    calibrations, usual, sure = [], [], []
     for refines in (False, True):
         yield Progress(CALIBRATION_STAGE, int(refines), 2)
-        calibration, fit = _calibrate(poser, (simulated, known), refines=refines)
+        calibration, inferred = _calibrate(poser, (simulated, known), refines=refines)
         calibrations.append(calibration)
-        usual.append((float(fit.mean()), float(fit.std())))
+        usual.append((float(inferred.fit.mean()), float(inferred.fit.std())))
+        sure.append(float(calibration.probability(inferred).mean()))
     yield Progress(CALIBRATION_STAGE, 2, 2)
     head = {name: values.detach().clone() for name, values in encoder.head.state_dict().items()}
-    return StoredHalf(volume, head, calibrations[0], calibrations[1], usual[0], usual[1]), poser
+    confidence = sure[0], sure[1]
+    return StoredHalf(volume, head, calibrations[0], calibrations[1], usual[0], usual[1], confidence), poser
 
 
 def _calibrate(
     poser: ViewPoser, images: Sequence[tuple[ParticleTransforms, PoseSet]], *, refines: bool
-) -> tuple[Calibration, Float[Tensor, " particles"]]:
-    """Calibration by images of known pose, and the fit of the last of them."""
+) -> tuple[Calibration, InferredPoses]:
+    """Calibration by images of known pose, and the poses of the last of them."""
     symmetry, margins, fits, is_right = poser.encoder.settings.symmetry, [], [], []
     for particles, truth in images:
         inferred = poser.pose(particles, refines=refines)
         margins.append(inferred.margin)
         fits.append(inferred.fit)
         is_right.append(errors_rad(inferred.poses, truth, symmetry) < RIGHT_RAD)
-    return Calibration.fitted(torch.cat(margins), torch.cat(fits), torch.cat(is_right)), fits[-1]
+    return Calibration.fitted(torch.cat(margins), torch.cat(fits), torch.cat(is_right)), inferred
