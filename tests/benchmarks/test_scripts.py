@@ -109,3 +109,13 @@ def test_launches_of_a_search(tmp_path: Path) -> None:
     stages = json.loads(found.read_text())[0]
     launches = sum(figures["launches"] for figures in stages.values())
     assert launches > sum(figures["with_triton"] for figures in stages.values()) > 0.3 * launches
+
+
+@pytest.mark.slow
+def test_view_encoders(tmp_path: Path) -> None:
+    """The tables of what is recorded."""
+    table = tmp_path / "t.md"
+    text = said(str(FOLDER / "views.py"), "--work", str(tmp_path), "--no-runs", "--table", str(table))
+    assert "| `base` | 0 |" in text
+    assert "| 128 |" in text
+    assert table.read_text() in text

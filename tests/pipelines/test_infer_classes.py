@@ -51,3 +51,14 @@ def test_what_is_no_finished_run_is_refused(
     assert run(["infer", str(tmp_path / "empty"), star, "-o", str(tmp_path / "poses.star")]) == 3
     assert "neither an encoder nor a finished reconstruction" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "poses.star").exists()
+
+
+def test_encoders_of_another_version_are_refused(
+    mixture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cryoeq.io.checkpoint import save_checkpoint
+
+    save_checkpoint(tmp_path / "encoder.pt", {"kind": "views", "classes": [{}]})
+    star = str(mixture / "particles.star")
+    assert run(["infer", str(tmp_path / "encoder.pt"), star, "-o", str(tmp_path / "poses.star")]) == 3
+    assert "encoder.pt does not hold an encoder of this version" in " ".join(capsys.readouterr().err.split())
