@@ -15,6 +15,7 @@ from cryoeq.domain.events import Event, Note, Progress, Report
 from cryoeq.domain.pose import Poses
 from cryoeq.errors import CheckpointError, ConfigError, OutputError, ParticleFileError
 from cryoeq.io.checkpoint import load_checkpoint
+from cryoeq.io.cryosparc import CS_SUFFIX
 from cryoeq.io.particles import ParticleStack, read_particles, write_particle_star
 from cryoeq.pipelines.class_choice import metrics_of_table
 from cryoeq.pipelines.infer_views import infer_by_views
@@ -39,15 +40,10 @@ def infer(config: InferConfig) -> Iterator[Event]:
     Raises:
         CheckpointError: there is no encoder, or not one of this version.
         ParticleFileError: the particles cannot be read, or their box is not that of the training.
-        OutputError: the star file cannot be written, or is the input.
+        OutputError: the star file cannot be written, or it or what is written beside it is the input.
     """
     device = choose_device(config.device)
-    if config.output.resolve() == config.particles.resolve():
-        raise OutputError(
-            f"-o {config.output}: this is the input",
-            "",
-            "Choose another name: poses are written beside the input, never over it",
-        )
+    _spare_the_input(config)
     estimator = yield from _encoder(config.run, device)
     stack = read_particles(
         config.particles, angpix=config.angpix, datadir=config.datadir, ignore_ctf=not estimator.has_ctf
@@ -72,6 +68,23 @@ def infer(config: InferConfig) -> Iterator[Event]:
             "median probability of the pose": f"{float(probability.median()):.2f}",
         },
     )
+
+
+def _spare_the_input(config: InferConfig) -> None:
+    """Refuse names by which what is written beside the poses would take the place of particles or poses."""
+    beside = [config.output.with_suffix(suffix) for suffix in (CS_SUFFIX, ".json", ".png")]
+    for path in (config.output, *beside):
+        if path.resolve() == config.particles.resolve():
+            raise OutputError(
+                f"-o {config.output}: {path} would be written, which is the input",
+                "",
+                "Choose another name: poses are written beside the input, never over it",
+            )
+    if config.output in beside:
+        raise OutputError(
+            f"-o {config.output}: a file of this name is written beside the poses", "Expected a star file",
+            f"Name it {config.output.with_suffix('.star').name}",
+        )  # fmt: skip
 
 
 def _encoder(run: Path, device: torch.device) -> Generator[Event, None, PoseEstimator | StoredViews]:
