@@ -227,7 +227,9 @@ def infer_by_views(
         junk = yield from junk_of_new_particles(config.run, dataset, found.poses, half_set, found.class_index, device)
     seconds = time.monotonic() - start_s
     _write(config, stack, stored, found, half_set, junk)
-    summary = _summary(found, junk, dataset) | {"usual_confidence": usual_confidence(stored, refines=config.refine)}
+    summary = _summary(found, junk, dataset, len(stored.classes)) | {
+        "usual_confidence": usual_confidence(stored, refines=config.refine)
+    }
     write_json(config.output.with_suffix(".json"), {**summary, "particles_per_second": len(dataset) / seconds})
     plot_inferred_poses(config.output.with_suffix(".png"), _inferred_set(found, dataset))
     yield from _warnings(summary, config)
@@ -282,7 +284,9 @@ def _write(
         )
 
 
-def _summary(found: NewPoses, junk: Float[Tensor, " particles"] | None, dataset: ParticleDataset) -> dict[str, Any]:
+def _summary(
+    found: NewPoses, junk: Float[Tensor, " particles"] | None, dataset: ParticleDataset, n_classes: int
+) -> dict[str, Any]:
     """What the record of the call says of the set."""
     by_micrograph = _micrograph_fits(found, dataset)
     return {
@@ -296,7 +300,7 @@ def _summary(found: NewPoses, junk: Float[Tensor, " particles"] | None, dataset:
         "unusual_micrographs": None if by_micrograph is None else int((by_micrograph > _STRANGE).sum()),
         "micrographs": None if by_micrograph is None else len(by_micrograph),
         "junk_share": None if junk is None else float(junk.mean()),
-        "class_sizes": found.class_index.bincount().tolist(),
+        "class_sizes": found.class_index.bincount(minlength=n_classes).tolist(),
     }
 
 

@@ -30,9 +30,8 @@ _LIKELIHOOD_ARRAYS = 4  # of all poses of a batch: its Fourier series, even and 
 _COPIES = 2.2  # of the transforms, where the particles of one class are copied, and those at low resolution kept
 _FIGURES = 153 * 2**20  # libraries of pictures, tables and the report, loaded at the end
 _EVENTS = 20 * 2**20  # what else a search keeps while it compares poses
-_COMPILER = 130 * 2**20  # numba, with a kernel that is there; the process that compiles it takes as much again
+COMPILER_BYTES = 230 * 2**20  # numba, with its kernels; the process that compiles them takes as much again
 _ROW_BYTES = 6_000  # of a particle: its row as text, and what is measured of its fit
-_ENCODER_LIBRARY = 122 * 2**20  # escnn
 # Bytes per pixel of an encoder's input: filters as large as the image, which are solved for; and for each image of a
 # batch its feature maps, of 1,024 channels in a wide encoder.
 _FILTER_BYTES, _FEATURE_BYTES, _WIDE_BYTES = 46_000, 104, 1_000
@@ -81,7 +80,7 @@ def search_memory(size: SearchSize) -> dict[str, int]:
         "transforms of all particles": round(copies * size.count * per_particle),
         "maps": max(maps + basis, reading),
         "poses and offsets": poses,
-        "compiler": _COMPILER,
+        "compiler": COMPILER_BYTES,
         "figures": max(_EVENTS, _FIGURES - poses - basis),  # loaded when the memory of both is free again
     }
 
@@ -121,14 +120,14 @@ def full_box_memory(count: int, box_px: int, last_shell: int) -> dict[str, int]:
 
 
 def encoder_memory(batch: int, box_px: int, *, is_wide: bool) -> int:
-    """Bytes of an encoder, its library and a batch.
+    """Bytes of an encoder and a batch.
 
     Args:
         batch: images that are encoded at a time.
         box_px: side of the encoder's input.
         is_wide: whether its filters start as many slices of a map, as in the hybrid mode.
     """
-    return _ENCODER_LIBRARY + box_px**2 * (_FILTER_BYTES + batch * (_WIDE_BYTES if is_wide else _FEATURE_BYTES))
+    return box_px**2 * (_FILTER_BYTES + batch * (_WIDE_BYTES if is_wide else _FEATURE_BYTES))
 
 
 def transform_bytes(box_px: int) -> int:

@@ -19,6 +19,7 @@ from cryoeq.pipelines.reconstruct.particle_diameter import mask_radius, shift_si
 from cryoeq.reconstruction.ctf_refinement import needed_resolution_angstrom
 from cryoeq.reconstruction.known_poses import holds_all_sums
 from cryoeq.reconstruction.memory import (
+    COMPILER_BYTES,
     SearchSize,
     encoder_memory,
     full_box_memory,
@@ -32,6 +33,7 @@ _LEAST_OF_BOX = (
     0.2  # particle diameter: a smaller one leaves a mask of a few voxels at the resolution of the first maps
 )
 _BYTES_PER_EXAMPLE = 8 * 480  # of a view encoder's training: 96 coarse and 384 fine views, and a copy of both
+_COPIES_FOR_VIEWS = 2.35  # of the transforms, a tenth of them held out, while view encoders are trained
 _TOLERANCE = 1.2  # by which a prediction may be too high: a run that might fit is not refused
 _ADVICE = {
     "transforms of all particles": "Search in a smaller box (-D/--box), or with fewer particles",
@@ -245,6 +247,7 @@ def _predict(config: ReconstructConfig, stack: ParticleStack, device: torch.devi
     if mode == "amortized":
         batch = config.training.batch_size if isinstance(config.training.batch_size, int) else 64
         encoder = {"encoder": encoder_memory(4 * batch, box, is_wide=False)}
+        encoder["compiler"] = COMPILER_BYTES  # in the end all poses are tried for some particles
         return [{"images": _cached(count, box)} | encoder, final | encoder]
     search, last = config.search, box // 2 - 1
     if box == stored and search.half_sets.max_exhaustive_shell >= last:
@@ -262,6 +265,8 @@ def _predict(config: ReconstructConfig, stack: ParticleStack, device: torch.devi
     parts = search_memory(size)
     if mode == "hybrid" and config.hybrid.head == "views":
         parts["encoder"] = _BYTES_PER_EXAMPLE * config.hybrid.projections
+        # Those that are not held out, and one half set of these, are copied.
+        parts["transforms of all particles"] = round(_COPIES_FOR_VIEWS * parts["transforms of all particles"])
     elif mode == "hybrid":
         parts["encoder"] = encoder_memory(config.hybrid.batch_size, 2 * (config.hybrid.max_shell + 1), is_wide=True)
     return [parts, final, *_full_box(config, stack, images, device)]

@@ -149,8 +149,9 @@ def test_too_little_memory_is_refused_with_the_setting_that_would_help(
     check: Check, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], advice: str
 ) -> None:
     monkeypatch.setattr(preflight, "memory_limits", lambda: [MemoryLimit("the memory of a toaster", 10**6, 10**5)])
-    for fixed in ("_FIGURES", "_COMPILER"):  # which no setting changes
+    for fixed in ("_FIGURES", "COMPILER_BYTES"):  # which no setting changes
         monkeypatch.setattr(f"cryoeq.reconstruction.memory.{fixed}", 0)
+    monkeypatch.setattr(preflight, "COMPILER_BYTES", 0)
     with pytest.raises(InsufficientMemoryError, match=r"about [\d.]+ GB of memory.*toaster is 0.001 GB") as caught:
         check(**settings)
     assert advice in str(caught.value)
