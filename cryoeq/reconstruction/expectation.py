@@ -14,7 +14,7 @@ from cryoeq.domain.pose import PoseSet
 from cryoeq.reconstruction.particle_transforms import LikelihoodTerms, ParticleTransforms
 from cryoeq.reconstruction.pose_likelihood import PoseLikelihood
 from cryoeq.reconstruction.pose_scores import MIN_LOG_WEIGHT, PoseScores, PoseWeights, pose_scores
-from cryoeq.runtime.batching import in_parallel, numbers_at_a_time
+from cryoeq.runtime.batching import in_parallel, numbers_at_a_time, return_large_arrays
 from cryoeq.runtime.random_streams import to_device_async
 
 # Log-likelihoods in memory at a time: few enough for a processor's cache, enough for its matrix products.
@@ -202,6 +202,8 @@ class _Step:
         hypotheses = len(grid.inplane_rad) * 2 * len(grid.views) * self.likelihood.n_maps
         size = numbers_at_a_time(self.particles.device, LOG_LIKELIHOODS_ON_CPU)
         count = max(1, size // (hypotheses * self.offsets_px.shape[1]))
+        if count == 1 and device.type == "cpu":  # each has other numbers of offsets and of significant poses
+            return_large_arrays()
         return torch.arange(len(self.offsets_px), device=device).split(count)
 
     def sum_images(self, batch: Int[Tensor, " batch"]) -> tuple[LikelihoodTerms, Posterior]:

@@ -5,9 +5,11 @@ do not: each core works on one of them, in one thread. A GPU gets batches by its
 that was too much.
 """
 
+import ctypes
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -19,6 +21,7 @@ Rows = TypeVar("Rows", Tensor, range)
 _BYTES_PER_NUMBER = 32  # of free memory, for each number of a batch: float32, and intermediate results
 _MIN_NUMBERS, _MAX_NUMBERS = 2**21, 2**30
 _STEPS_ON_GPU = 16
+_M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 2**23  # malloc.h
 
 
 def numbers_at_a_time(device: torch.device, on_cpu: int, most: int | None = None) -> int:
@@ -38,6 +41,18 @@ def numbers_at_a_time(device: torch.device, on_cpu: int, most: int | None = None
     free, _ = torch.cuda.mem_get_info(device)  # what torch's allocator holds and no tensor uses is not among it
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return min(most, max(_MIN_NUMBERS, free // _BYTES_PER_NUMBER))
+
+
+@cache
+def return_large_arrays() -> None:
+    """Give the memory of arrays of 8 MiB and more back to the system whenever they are freed, from now on.
+
+    The C library keeps arrays of up to 32 MiB. Where they have another size each time, they do not fit into what others
+    left, and a process grows to several times what it holds (to 4 GB in the place of 0.7: 400 particles of 32 px,
+    offsets of 60 Å). A process that does not need it takes a tenth longer with it. Without glibc nothing is done.
+    """
+    if hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def logging_interval(device: torch.device) -> int:

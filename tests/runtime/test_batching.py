@@ -1,5 +1,9 @@
 """Batches side by side give what they give one after the other, and leave torch's threads as they were."""
 
+import ctypes
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -89,3 +93,29 @@ def test_what_the_allocator_keeps_is_free() -> None:
     assert torch.cuda.memory_reserved(device) >= torch.cuda.memory_allocated(device) + 2**27
     assert numbers_at_a_time(device, 1000) == pytest.approx(before, abs=2**10)
     assert less < before or before == 2**30
+
+
+GROWING = """
+import random, sys, psutil, torch
+from cryoeq.runtime.batching import return_large_arrays
+if sys.argv[1] == "returned":
+    return_large_arrays()
+process, most, kept = psutil.Process(), 0, []
+generator = random.Random(0)
+for _ in range(200):
+    arrays = [torch.ones(generator.randrange(2**21 + 1024, 2**22 + 2**21)) for _ in range(4)]
+    kept.append(torch.ones(generator.randrange(2**14, 2**16)))
+    most = max(most, process.memory_info().rss)
+    del arrays
+print(process.memory_info().rss - 4 * sum(map(len, kept)))
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library")
+def test_large_arrays_are_returned_to_the_system() -> None:
+    """Arrays of 8 to 24 MiB, each of another size, with smaller ones in between that stay."""
+    found = {}
+    for name in ("kept", "returned"):
+        command = [sys.executable, "-c", GROWING, name]
+        found[name] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert found["returned"] < found["kept"] - 10 * 2**20
