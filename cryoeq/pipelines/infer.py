@@ -17,6 +17,7 @@ from cryoeq.errors import CheckpointError, ConfigError, OutputError, ParticleFil
 from cryoeq.io.checkpoint import load_checkpoint
 from cryoeq.io.cryosparc import CS_SUFFIX
 from cryoeq.io.particles import ParticleStack, read_particles, write_particle_star
+from cryoeq.io.text import read_json
 from cryoeq.pipelines.class_choice import metrics_of_table
 from cryoeq.pipelines.infer_views import infer_by_views
 from cryoeq.pipelines.learn_views import views_of_run
@@ -85,6 +86,21 @@ def _spare_the_input(config: InferConfig) -> None:
             f"-o {config.output}: a file of this name is written beside the poses", "Expected a star file",
             f"Name it {config.output.with_suffix('.star').name}",
         )  # fmt: skip
+    record = config.output.with_suffix(".json")
+    present = next((path for path in beside if path.exists()), None)
+    if present is not None and not _is_record(record):
+        raise OutputError(
+            f"-o {config.output}: {present} would be replaced, and is no result of an earlier cryoeq infer", "",
+            "Choose another name, or move that file away",
+        )  # fmt: skip
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a file is what this command writes beside its poses."""
+    try:
+        return "share_searched_again" in read_json(path)
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _encoder(run: Path, device: torch.device) -> Generator[Event, None, PoseEstimator | StoredViews]:

@@ -30,7 +30,7 @@ from cryoeq.reconstruction.pose_scores import MIN_LOG_WEIGHT
 _Array = np.ndarray
 # Of a posterior, at most: what is not significant. On 1WCM at SNR 0.1, three grids: 1e-6 in the mean, 7e-6 at most.
 _OMITTED = 1e-3
-_FEW = 0.4  # of the hypotheses: so many are summed one by one in the time of a matrix product of all
+_FEW = 0.4  # of the hypotheses: that share is summed one by one in the time of a matrix product of all
 _BLOCK = 512  # numbers at a time, of which several arrays fit the first cache
 # Cephes' single-precision exponential: exp(x) = 2^n (1 + r + r^2 p(r)), its error below 2 units in the last place.
 _LOG2_E, _LN2_HIGH, _LN2_LOW = float32(1 / math.log(2)), float32(0.693359375), float32(-2.12194440e-4)

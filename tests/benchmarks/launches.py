@@ -98,7 +98,7 @@ def counted_evaluations() -> Iterator[Counter[str]]:
 
 @contextmanager
 def counted_batches(numbers: int | None) -> Iterator[Counter[str]]:
-    """Batches and images read, as they come; batches of so many numbers where that is given."""
+    """Batches and images read, as they come; batches of a number of elements where that is given."""
     seen, stored = Counter[str](), ParticleDataset.stored
     saved = [(module, module.in_parallel, module.numbers_at_a_time) for module in BATCHED]
 

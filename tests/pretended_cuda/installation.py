@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.library import Library
+from torch import library as operators
 
 from pretended_cuda import copies, device_rules
 from pretended_cuda.engine import install_engine
@@ -15,7 +15,7 @@ from pretended_cuda.machine import MACHINE
 from pretended_cuda.messages import install_messages
 from pretended_cuda.torch_cuda import install_torch_cuda
 
-_libraries: list[Library] = []
+_libraries: list[operators.Library] = []
 _SPECIAL: dict[str, Callable[..., Any]] = {
     "copy_": copies.copy_, "_to_copy": copies.to_copy, "empty.memory_format": copies.empty,
     "empty_strided": copies.empty_strided, "resize_": copies.resize,
@@ -50,8 +50,8 @@ def install(devices: int = 1, memory: int = 0, watch: str = "cryoeq/") -> None:
         install_messages(_library("c10d"))
 
 
-def _library(name: str) -> Library:
-    _libraries.append(Library(name, "IMPL"))
+def _library(name: str) -> operators.Library:
+    _libraries.append(operators.Library(name, "IMPL"))
     return _libraries[-1]
 
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import Library
+from torch import library as operators
 
 from pretended_cuda.labels import on_host
 from pretended_cuda.machine import MACHINE
 
 
-def install_messages(library: Library) -> None:
+def install_messages(library: operators.Library) -> None:
     """Collectives of CUDA tensors, and groups that ask for NCCL.
 
     Args:
