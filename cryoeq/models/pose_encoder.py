@@ -1,4 +1,4 @@
-"""The pose encoder: an equivariant convolutional network from particle images to pose hypotheses."""
+"""The pose encoder: an equivariant network from particle images to fields, and from these to pose hypotheses."""
 
 import math
 from collections.abc import Mapping
@@ -150,13 +150,12 @@ class LowPassPyramid(nn.Module):
         return torch.cat([images[:, None], self.blurs @ images[:, None] @ self.blurs], 1)
 
 
-class PoseEncoder(nn.Module):
-    """Images to pose hypotheses, f(g.I) = rho(g) f(I) for every g of the group.
+class FieldEncoder(nn.Module):
+    """Images to hidden fields at their centre, f(g.I) = rho(g) f(I) for every g of the group: what heads read.
 
     Args:
         group: name of the symmetry group: c1, c2, c4, c8, c16, d1, d2, d4, d8, d16, so2 or o2.
         box_size_px: side of the images; an even box loses row 0 and column 0, so that its centre is a pixel's.
-        n_heads: number of hypotheses per image.
         channels: width of the feature maps in channels (a hidden field of d4 takes 8 of them), from the first level to
             the last map, then that of the hidden layers behind it; by default ``default_channels``. A dense trunk has
             the last one only.
@@ -165,15 +164,14 @@ class PoseEncoder(nn.Module):
             "mobilenet": "conv" with the inverted residuals of MobileNetV2 in place of its convolutions but the first.
         low_passes: whether the trunk also gets low-passes of the images.
         design: kernels, samplers and degree of equivariance of the blocks.
-        is_bf16: whether the trunk's products are in bf16; norms, low-passes and poses are in float32. Not part of the
-            architecture: weights are the same for both.
+        is_bf16: whether the trunk's products are in bf16; norms, low-passes and what follows are in float32. Not part
+            of the architecture: weights are the same for both.
     """
 
     def __init__(
         self,
         group: str,
         box_size_px: int,
-        n_heads: int = 1,
         channels: tuple[int, ...] | None = None,
         *,
         trunk: TrunkKind = "conv",
@@ -197,29 +195,15 @@ class PoseEncoder(nn.Module):
                 "width, and one more width for the layers behind them"
             )
         self.architecture: dict[str, Any] = {
-            "group": group, "n_heads": n_heads, "channels": tuple(widths), "trunk": trunk,
-            "low_passes": low_passes, "design": asdict(chosen),
+            "group": group, "channels": tuple(widths), "trunk": trunk, "low_passes": low_passes,
+            "design": asdict(chosen),
         }  # fmt: skip
         fields = [max(1, round(width / self.group.dim("hidden"))) for width in widths]
+        self.fields = fields[-1]
         sigmas = tuple(2.0**k for k in range(3 if box_size_px >= 32 else 2)) if low_passes else ()
         self.pyramid = LowPassPyramid(self.plan.padded_px, sigmas)
         self.trunk = _trunk(blocks, 1 + len(sigmas), fields, self.plan, is_mobile=trunk == "mobilenet")
         self.sampler = blocks.frame_sampler(fields[0])
-        self.head = PoseHead(self.group, fields[-1], n_heads, shift_scale_px=box_size_px / 64)
-
-    def forward(
-        self, images: Float[Tensor, "batch n n"], ctf_features: Float[Tensor, "batch 3"] | None = None
-    ) -> PoseProposals:
-        """The hypotheses for each image.
-
-        Args:
-            images: particle images of the encoder's box.
-            ctf_features: conditioning vectors of the CTFs, which kernel "implicit_ctf" alone uses; None without a CTF.
-        """
-        if images.shape[-1] != self.box_size_px:
-            raise ValueError(f"images of {images.shape[-1]} px for an encoder of {self.box_size_px} px")
-        proposals: PoseProposals = self.head(self.features(images, ctf_features))
-        return proposals
 
     @property
     def n_template_filters(self) -> int:
@@ -242,7 +226,17 @@ class PoseEncoder(nn.Module):
     def features(
         self, images: Float[Tensor, "batch n n"], ctf_features: Float[Tensor, "batch 3"] | None = None
     ) -> Float[Tensor, "batch channels 1 1"]:
-        """Input of the pose head: hidden fields at one pixel."""
+        """Input of a head: hidden fields at one pixel.
+
+        Args:
+            images: particle images of the encoder's box.
+            ctf_features: conditioning vectors of the CTFs, which kernel "implicit_ctf" alone uses; None without a CTF.
+
+        Raises:
+            ValueError: the images are of another box.
+        """
+        if images.shape[-1] != self.box_size_px:
+            raise ValueError(f"images of {images.shape[-1]} px for an encoder of {self.box_size_px} px")
         levels: Tensor = self.pyramid(self.centre(images))
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.is_bf16):
             fields = self._through_trunk(levels, ctf_features)
@@ -269,6 +263,51 @@ class PoseEncoder(nn.Module):
         odd = images[:, even:, even:]
         margin = (self.plan.padded_px - odd.shape[-1]) // 2
         return F.pad(odd, (margin,) * 4)
+
+
+class PoseEncoder(FieldEncoder):
+    """Images to pose hypotheses, f(g.I) = rho(g) f(I) for every g of the group.
+
+    Args:
+        group: name of the symmetry group.
+        box_size_px: side of the images.
+        n_heads: number of hypotheses per image.
+        channels: as in ``FieldEncoder``, and so are the others.
+        trunk: "conv", "dense" or "mobilenet".
+        low_passes: whether the trunk also gets low-passes of the images.
+        design: kernels, samplers and degree of equivariance of the blocks.
+        is_bf16: whether the trunk's products are in bf16.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        box_size_px: int,
+        n_heads: int = 1,
+        channels: tuple[int, ...] | None = None,
+        *,
+        trunk: TrunkKind = "conv",
+        low_passes: bool = True,
+        design: EncoderDesign | Mapping[str, Any] | None = None,
+        is_bf16: bool = False,
+    ) -> None:
+        super().__init__(
+            group, box_size_px, channels, trunk=trunk, low_passes=low_passes, design=design, is_bf16=is_bf16
+        )  # fmt: skip
+        self.architecture["n_heads"] = n_heads
+        self.head = PoseHead(self.group, self.fields, n_heads, shift_scale_px=box_size_px / 64)
+
+    def forward(
+        self, images: Float[Tensor, "batch n n"], ctf_features: Float[Tensor, "batch 3"] | None = None
+    ) -> PoseProposals:
+        """The hypotheses for each image.
+
+        Args:
+            images: particle images of the encoder's box.
+            ctf_features: conditioning vectors of the CTFs, which kernel "implicit_ctf" alone uses; None without a CTF.
+        """
+        proposals: PoseProposals = self.head(self.features(images, ctf_features))
+        return proposals
 
 
 def default_channels(level_sizes_px: tuple[int, ...]) -> tuple[int, ...]:
