@@ -25,7 +25,7 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="RUN",
-            help="Bound the error of a regression encoder (hybrid.head) on new images; star files are not needed.",
+            help="Bound the error of a network of views (hybrid.posterior) on new images; star files are not needed.",
             rich_help_panel=INPUT,
         ),
     ] = None,

@@ -26,7 +26,7 @@ class EvaluateConfig(FrozenConfig):
     )
     truth: Path | None = Field(default=None, description="star file with the true poses")
     bound: Path | None = Field(
-        default=None, description="hybrid run (head: regression) whose encoder's generalization is bounded"
+        default=None, description="hybrid run (hybrid.posterior=network) whose network's generalization is bounded"
     )
     error_threshold_deg: float = Field(
         default=30.0, gt=0, lt=180, description="rotation error in degrees above which a pose is wrong"

@@ -26,12 +26,8 @@ RENAMED = {
     "encoder.degree": "encoder.design.degree",
     "hybrid.shell": "hybrid.max_shell",
     "hybrid.steps": "hybrid.training_steps",
-    "hybrid.final_steps": "hybrid.final_training_steps",
     "hybrid.rate": "hybrid.learning_rate",
-    "hybrid.sharpness": "hybrid.concentration",
     "hybrid.first_noise": "hybrid.initial_noise_scale",
-    "hybrid.least_confidence": "hybrid.min_confidence",
-    "hybrid.iterations": "hybrid.local_iterations",
     "loss.leak": "loss.wta_epsilon",
     "loss.rendered_weight": "loss.synthetic_weight",
     "training.rendered_batch_size": "training.synthetic_batch_size",
@@ -42,6 +38,15 @@ RENAMED = {
 }
 # Keys of version 0.1 without a successor: the value that changes nothing, and why the setting is gone.
 REMOVED = {
+    **{
+        key: Removed(value, "the regression of poses by a network is gone: encoders of views pose better")
+        for key, value in (
+            ("hybrid.final_steps", 300),
+            ("hybrid.sharpness", 2.0),
+            ("hybrid.least_confidence", 0.9),
+            ("hybrid.iterations", 5),
+        )
+    },
     "search.decoder_steps": Removed(
         0, "an implicit decoder fitted to the final poses gave 12.5 Å where the map has 12.0 Å"
     ),

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from cryoeq.config.choices import PoseInference
 from cryoeq.config.frozen import FrozenConfig, Removed
-from cryoeq.config.hybrid import UNUSED_BY_HEAD, HybridConfig
+from cryoeq.config.hybrid import UNUSED_BY_POSTERIOR, HybridConfig
 from cryoeq.config.older_keys import REMOVED, RENAMED
 from cryoeq.config.refine import FullBoxConfig, RefineConfig
 from cryoeq.config.symmetry import PointGroups, point_groups
@@ -169,9 +169,9 @@ class EncoderDesignConfig(FrozenConfig):
 
 
 class EncoderConfig(FrozenConfig):
-    """The network from images to poses."""
+    """The network from images to poses, or to views."""
 
-    group: Group = Field(default="d4", description="in-plane group that the encoder is equivariant to")
+    group: Group = Field(default="d4", description="in-plane group that the encoder is equivariant to, or invariant")
     heads: int = Field(default=8, ge=1, le=64, description="pose hypotheses per image")
     channels: tuple[PositiveInt, ...] | None = Field(
         default=None, description="widths of the feature maps; None for those of the box and mode"
@@ -340,8 +340,8 @@ class ReconstructConfig(FrozenConfig):
         if unused["search.mask_radius"] is None and self.input.particle_diameter_angstrom is not None:
             unused["search.mask_radius"] = "--particle-diameter"
         if mode == "hybrid":
-            head = self.hybrid.head
-            unused |= dict.fromkeys(UNUSED_BY_HEAD[head], f"hybrid.head={head}")
+            posterior = self.hybrid.posterior
+            unused |= dict.fromkeys(UNUSED_BY_POSTERIOR[posterior], f"hybrid.posterior={posterior}")
         if self.search.classes != 1:
             unused |= dict.fromkeys(_UNUSED_BY_CLASSES, f"--classes {self.search.classes}")
         return unused

@@ -4,6 +4,9 @@ Batch norms are folded into the matrices before them. Biases become one more sca
 layer passes on. So the network is homogeneous, and each layer may be scaled without changing its predictions::
 
     f(a x) = a f(x)  for a > 0
+
+So are the invariants before the head of a view network, norms of orthogonal parts of the fields (with a thousandth of
+the constant field's unit under the root), which moreover are never further apart than the fields are.
 """
 
 import math
@@ -18,7 +21,7 @@ from torch import Tensor
 from cryoeq.equivariance import PlaneGroup, SteerableConv, SteerablePerceptron
 from cryoeq.equivariance.irrep_blocks import Fields, IrrepBlock, irrep_blocks
 from cryoeq.equivariance.perceptron import PixelOrbits
-from cryoeq.models.pose_encoder import PoseEncoder
+from cryoeq.models.view_network import ViewNetwork
 
 
 @dataclass(frozen=True)
@@ -84,18 +87,7 @@ def fold_perceptron(
         group: group of trunk and heads.
         norm: normalisation of the input pyramid, before the trunk.
     """
-    blocks = trunk.blocks()
-    orbits = trunk.lift.count
-    constant = trunk.lift.size_px * math.sqrt(len(norm.mean))  # the norm of images of unit variance
-    counts = [len(norm.mean) * orbits] + [trunk.fields] * len(blocks)
-    order, layers = group.dim("hidden"), []
-    for number, ((linear, activation), (before, after)) in enumerate(zip(blocks, pairwise(counts), strict=True)):
-        matrix, bias = linear.matrix().double(), torch.zeros(order * after, dtype=torch.float64)
-        if number == 0:
-            matrix, bias = _with_norm(matrix.to(norm.mean.device), trunk.lift, norm)
-        scale, shift = (values.double().repeat(order) for values in activation.scale_and_shift())
-        column = (scale * bias.to(scale) + shift) / constant
-        layers.append(_with_constant_field(f"layer {number + 1}", scale[:, None] * matrix, column, before, after))
+    constant, layers = _fold_trunk(trunk, group, norm)
     matrix = torch.cat([head.filters().flatten(1).double() for head in heads])
     column = torch.cat([_offsets(head).double() for head in heads]) / constant
     fields: Fields = ((trunk.fields, "hidden"), (1, "scalar"))
@@ -104,49 +96,61 @@ def fold_perceptron(
     return FoldedNet(group, trunk.lift, constant, tuple(layers))
 
 
-def fold_encoder(encoder: PoseEncoder) -> FoldedNet:
-    """Fold an encoder: from padded images and their low-passes to the vectors and logits of all heads.
+@torch.no_grad()
+def fold_network(network: ViewNetwork) -> FoldedNet:
+    """Fold a view network: from padded images and their low-passes to the logits of all views.
+
+    Its last layer is a map of the invariants of the fields before it.
 
     Args:
-        encoder: trained encoder in evaluation mode; its shifts are not part of the folded network.
+        network: trained network in evaluation mode.
 
     Raises:
         ValueError: its trunk is not a steerable perceptron.
     """
-    if not isinstance(encoder.trunk, SteerablePerceptron):
-        raise ValueError("an encoder of convolutions, or of a group that the pixel grid does not serve")  # noqa: TRY004
-    mean, variance = encoder.pyramid.norm.running_mean, encoder.pyramid.norm.running_var
+    if not isinstance(network.trunk, SteerablePerceptron):
+        raise ValueError("a network of convolutions, or of a group that the pixel grid does not serve")  # noqa: TRY004
+    mean, variance = network.pyramid.norm.running_mean, network.pyramid.norm.running_var
     if mean is None or variance is None:
-        raise ValueError("an encoder without running statistics")
-    norm = LevelNorm(mean, variance + encoder.pyramid.norm.eps)
-    return fold_perceptron(encoder.trunk, (encoder.head.vectors, encoder.head.logits), encoder.group, norm)
+        raise ValueError("a network without running statistics")
+    norm = LevelNorm(mean, variance + network.pyramid.norm.eps)
+    constant, layers = _fold_trunk(network.trunk, network.group, norm)
+    scale, shift = (values.double() for values in network.scale_and_shift())
+    matrix, bias = network.head.weight.double(), network.head.bias.double()
+    column = (bias + matrix @ shift) / constant
+    fields: Fields = ((network.invariants.count, "scalar"), (1, "scalar"))
+    whole = torch.cat([matrix * scale, column[:, None]], 1)
+    layers.append(FoldedLayer("head", whole, fields, ((len(matrix), "scalar"),)))
+    return FoldedNet(network.group, network.trunk.lift, constant, tuple(layers))
 
 
-def encoder_inputs(
-    encoder: PoseEncoder, net: FoldedNet, images: Float[Tensor, "batch n n"]
+def network_inputs(
+    network: ViewNetwork, net: FoldedNet, images: Float[Tensor, "batch n n"]
 ) -> Float[Tensor, "batch channels"]:
-    """Input of the first layer of a folded encoder.
+    """Input of the first layer of a folded network.
 
     Args:
-        encoder: the encoder.
-        net: its folded network.
-        images: input of the encoder.
+        network: the network.
+        net: its folded form.
+        images: input of the network.
     """
-    return net.inputs(encoder.pyramid.levels(encoder.centre(images)))
+    return net.inputs(network.pyramid.levels(network.centre(images)))
 
 
-def encoder_outputs(
-    encoder: PoseEncoder, images: Float[Tensor, "batch n n"]
-) -> tuple[Float[Tensor, "batch heads 2 3"], Float[Tensor, "batch heads"]]:
-    """Two rows of a rotation matrix before orthonormalisation, and the logit, of each head.
-
-    Args:
-        encoder: the encoder, whose folded network has these outputs.
-        images: input of the encoder.
-    """
-    features = encoder.features(images)
-    vectors, logits = encoder.head.vectors(features), encoder.head.logits(features)
-    return vectors.view(len(images), 2, -1, 3).transpose(1, 2), logits.flatten(1)
+def _fold_trunk(trunk: SteerablePerceptron, group: PlaneGroup, norm: LevelNorm) -> tuple[float, list[FoldedLayer]]:
+    """Value of the constant field, and the layers of a perceptron."""
+    blocks = trunk.blocks()
+    constant = trunk.lift.size_px * math.sqrt(len(norm.mean))  # the norm of images of unit variance
+    counts = [len(norm.mean) * trunk.lift.count] + [trunk.fields] * len(blocks)
+    order, layers = group.dim("hidden"), list[FoldedLayer]()
+    for number, ((linear, activation), (before, after)) in enumerate(zip(blocks, pairwise(counts), strict=True)):
+        matrix, bias = linear.matrix().double(), torch.zeros(order * after, dtype=torch.float64)
+        if number == 0:
+            matrix, bias = _with_norm(matrix.to(norm.mean.device), trunk.lift, norm)
+        scale, shift = (values.double().repeat(order) for values in activation.scale_and_shift())
+        column = (scale * bias.to(scale) + shift) / constant
+        layers.append(_with_constant_field(f"layer {number + 1}", scale[:, None] * matrix, column, before, after))
+    return constant, layers
 
 
 def _with_constant_field(name: str, matrix: Tensor, column: Tensor, before: int, after: int) -> FoldedLayer:

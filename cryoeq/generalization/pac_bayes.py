@@ -38,8 +38,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cryoeq.equivariance.irrep_blocks import IrrepBlock
@@ -271,32 +270,20 @@ def _layer_terms(name: str, blocks: Sequence[IrrepBlock], multiplicity: int) -> 
     return LayerTerms(name, largest, noise_limit(blocks, multiplicity), irreps)
 
 
-def pose_margins(
-    vectors: Float[Tensor, "examples heads 2 3"],
-    logits: Float[Tensor, "examples heads"],
-    angles_rad: Float[Tensor, "examples heads"],
-    limit_rad: float,
+def view_margins(
+    logits: Float[Tensor, "examples views"], is_right: Bool[Tensor, "examples views"]
 ) -> Float[Tensor, " examples"]:
-    """Margins of a pose head: lower bounds of the change of its outputs that makes the preferred pose wrong.
+    """Margins of logits: lower bounds of the change of the outputs that makes the most probable view a wrong one.
 
-    Two heads exchange their order only if their logits close their gap. The rotation A of a head, nearest to its rows
-    M, moves by an angle phi under a change E of M with::
-
-        sin(phi / 2) <= sqrt(2) |E|_F / sigma_2(M)
-
-    Proof: A and the moved A' maximise tr(A^T M) and tr(A'^T (M + E)), so tr((A - A')^T M) <= |A - A'|_F |E|_F, where
-    |A - A'|_F = 2 sqrt(2) sin(phi / 2), and tr((A - A')^T M) >= (1 - cos phi) sigma_2(M). This is our own derivation.
+    A change E of the logits moves the difference of two of them by sqrt(2) |E| at most.
 
     Args:
-        vectors: rows M of each head.
-        logits: preference of each head.
-        angles_rad: angle between the rotation of each head and the true one.
-        limit_rad: error above which a pose is wrong.
+        logits: of all views.
+        is_right: whether each view would be right.
 
     Returns:
-        The margins, 0 where the preferred pose is wrong.
+        The margins, 0 where the most probable view is wrong.
     """
-    spare = (0.5 * (limit_rad - angles_rad)).clamp(min=0).sin()
-    by_rotation = torch.linalg.svdvals(vectors)[..., 1] * spare / math.sqrt(2)
-    by_preference = (logits.amax(1, keepdim=True) - logits) / math.sqrt(2)
-    return torch.maximum(by_rotation, by_preference).amin(1)
+    right = logits.masked_fill(~is_right, -math.inf).amax(1)
+    wrong = logits.masked_fill(is_right, -math.inf).amax(1)
+    return ((right - wrong) / math.sqrt(2)).clamp(min=0)

@@ -70,6 +70,18 @@ class ViewNetwork(FieldEncoder):
         logits: Tensor = self.head(self.norm(self.invariants(self.features(images, ctf_features))))
         return logits
 
+    def scale_and_shift(self) -> tuple[Float[Tensor, " invariants"], Float[Tensor, " invariants"]]:
+        """What the norm behind the invariants does in evaluation: multiply, then add.
+
+        Raises:
+            ValueError: it has no running statistics.
+        """
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        if mean is None or variance is None:
+            raise ValueError("a network without running statistics")
+        scale = self.norm.weight * (variance + self.norm.eps).rsqrt()
+        return scale, self.norm.bias - mean * scale
+
 
 class FieldInvariants(nn.Module):
     """Numbers of hidden fields that the group does not change: what is invariant itself, and norms of all other irreps.

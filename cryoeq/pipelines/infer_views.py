@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cryoeq.config.choices import InferencePrecision
 from cryoeq.config.infer import InferConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.data.half_sets import split_half_sets
@@ -26,7 +27,6 @@ from cryoeq.domain.events import Event, Note, Progress, Report
 from cryoeq.domain.particle_rows import ParticleRows
 from cryoeq.domain.particles import ParticleBatch
 from cryoeq.domain.pose import PoseSet
-from cryoeq.errors import ConfigError
 from cryoeq.geometry.fourier import HalfPlane
 from cryoeq.io.cryosparc import CS_SUFFIX, write_cs
 from cryoeq.io.labels import CLASS_NUMBER, JUNK_PROBABILITY, MAX_PROBABILITY
@@ -35,6 +35,7 @@ from cryoeq.io.text import write_json
 from cryoeq.outputs.inferred_poses_plot import InferredSet, plot_inferred_poses
 from cryoeq.physics.ctf import matched_filter
 from cryoeq.pipelines.infer_junk import junk_of_new_particles
+from cryoeq.pipelines.infer_precision import in_precision
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms, transforms_of_matched
 from cryoeq.runtime.random_streams import Stream, stream_generator
 from cryoeq.training.views.encoder import shared_precision
@@ -91,7 +92,13 @@ class ViewPosing:
 
     @classmethod
     def like(
-        cls, sample: ParticleTransforms, stored: StoredViews, *, refines: bool, min_confidence: float
+        cls,
+        sample: ParticleTransforms,
+        stored: StoredViews,
+        *,
+        refines: bool,
+        min_confidence: float,
+        precision: InferencePrecision = "fp32",
     ) -> "ViewPosing":
         """Posing of particles like those of a sample, from which the noise is estimated.
 
@@ -100,10 +107,19 @@ class ViewPosing:
             stored: encoders of the run.
             refines: whether poses are refined.
             min_confidence: probability below which a particle is searched.
+            precision: of networks.
+
+        Raises:
+            ConfigError: there is no network, or it cannot run in that precision.
         """
         precisions = _precisions(sample, stored)
         posers = tuple(
-            {half: each.halves[half - 1].poser(sample, each.settings, precisions[half]) for half in (1, 2)}
+            {
+                half: in_precision(
+                    each.halves[half - 1].poser(sample, each.settings, precisions[half]), precision, sample
+                )
+                for half in (1, 2)
+            }
             for each in stored.classes
         )
         return cls(stored, posers, refines, min_confidence)
@@ -206,19 +222,15 @@ def infer_by_views(
         device: where to compute.
 
     Raises:
-        ConfigError: another precision than fp32.
+        ConfigError: the encoders cannot run in the precision.
         OutputError: a file cannot be written.
     """
-    if config.precision != "fp32":
-        raise ConfigError(
-            f"--precision {config.precision}: this encoder is one of views, whose products are in fp32",
-            "other precisions are for the regression encoder (--set hybrid.head=regression)",
-            "Leave --precision out",
-        )
     start_s = time.monotonic()
     rows = torch.linspace(0, len(dataset) - 1, min(_SAMPLE, len(dataset)), dtype=torch.float64).round().long()
     sample = transforms_of(dataset.batch(rows).to(device), dataset.pixel_size_angstrom)
-    posing = ViewPosing.like(sample, stored, refines=config.refine, min_confidence=config.min_confidence)
+    posing = ViewPosing.like(
+        sample, stored, refines=config.refine, min_confidence=config.min_confidence, precision=config.precision
+    )
     half_set = split_half_sets(len(dataset), stream_generator(_HALVES_SEED, Stream.HALF_SETS))
     found = yield from _pose_batches(posing, dataset, half_set, config.batch_size, device)
     yield from (Note(text, "warning") for text in dataset.new_warnings())

@@ -28,7 +28,7 @@ from cryoeq.outputs.map_names import map_names
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.physics.backprojection import wiener_filter
 from cryoeq.pipelines.reconstruct.build import build_refinement_settings, searched_box
-from cryoeq.pipelines.reconstruct.hybrid_views import ENCODER_FILE, stored_views, view_settings
+from cryoeq.pipelines.reconstruct.hybrid_views import ENCODER_FILE, network_settings, stored_views, view_settings
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruction_run import open_particles, read_reconstruction_job
 from cryoeq.reconstruction.maximization import particle_mask
@@ -147,6 +147,7 @@ def views_of_run(folder: Path, device: torch.device) -> Generator[Event, None, S
                 seed=run.config.seed,
                 number=2 * number + half,
                 learns_from_poses=False,
+                network=network_settings(run.config, run.dataset.box_size_px),
             )
             halves.append(stored)
         classes.append(StoredClass((halves[0], halves[1]), settings))

@@ -40,7 +40,7 @@ INPUT = {"particles": Path("a.star"), "output": Path("run")}
 NEW = {  # since version 0.1
     "input.particle_diameter_angstrom", "search.classes", "full_box.iterations", "full_box.max_resolution_angstrom",
     "full_box.solvent_flattening", "refine.reference", "refine.ini_high_angstrom", "refine.local",
-    "refine.keep_half_sets", "full_box.ctf_refinement", "full_box.non_uniform", "hybrid.head",
+    "refine.keep_half_sets", "full_box.ctf_refinement", "full_box.non_uniform", "hybrid.posterior",
     "hybrid.projections",
 }  # fmt: skip
 # One valid value for each renamed key that is not its default.
@@ -51,8 +51,8 @@ OTHER_VALUES = {
     "search.settled_images": 500, "search.iterations": 2, "search.searched_shell": 12, "search.polishing_iterations": 1,
     "search.trial_shifts": 7, "search.particle_radius": 0.4, "encoder.trunk": "conv", "encoder.kernel": "implicit",
     "encoder.sampler": "adaptive", "encoder.samples": 6, "encoder.degree": "learnt", "hybrid.shell": 8,
-    "hybrid.steps": 90, "hybrid.final_steps": 40, "hybrid.rate": 0.02, "hybrid.sharpness": 3.0,
-    "hybrid.first_noise": 0.5, "hybrid.least_confidence": 0.8, "hybrid.iterations": 2, "loss.leak": 0.1,
+    "hybrid.steps": 90, "hybrid.rate": 0.02,
+    "hybrid.first_noise": 0.5, "loss.leak": 0.1,
     "loss.rendered_weight": 0.5, "training.rendered_batch_size": 16, "training.encoder_rate": 0.001,
     "training.decoder_rate": 0.03, "training.images_from": 0.1, "training.marching": 0.4,
 }  # fmt: skip

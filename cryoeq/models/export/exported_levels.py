@@ -1,4 +1,4 @@
-"""Input of an exported encoder's trunk: padded images and their low-passes, normalised."""
+"""Input of an exported network's trunk: padded images and their low-passes, normalised."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ class ExportedLevels(nn.Module):
     """Images cropped to an odd side, padded, with their low-passes, each normalised.
 
     Args:
-        pyramid: low-passes and norm of the encoder, in evaluation mode.
+        pyramid: low-passes and norm of the network, in evaluation mode.
         size_px: side of the padded images in pixels.
 
     Raises:
@@ -28,7 +28,7 @@ class ExportedLevels(nn.Module):
         self.size_px = size_px
         mean, variance = pyramid.norm.running_mean, pyramid.norm.running_var
         if mean is None or variance is None:
-            raise ValueError("an encoder without running statistics")
+            raise ValueError("a network without running statistics")
         self.register_buffer("blurs", pyramid.blurs.clone())
         self.register_buffer("scale", (variance + pyramid.norm.eps).rsqrt()[:, None, None])
         self.register_buffer("shift", -mean[:, None, None] * self.scale)

@@ -1,13 +1,13 @@
-"""Generalization of the encoder of a hybrid run: held-out bound, PAC-Bayes bound, and error rates on particles.
+"""Generalization of the network of a hybrid run: held-out bound, PAC-Bayes bound, and error rates on particles.
 
-In its last training stage the encoder was trained on synthetic projections of one map, each with a known pose and none
-used twice. Other projections of the same distribution give the held-out (Hoeffding) bound and the generalization gap.
-No bound shows whether the map is right, nor whether particles are like its projections: for that, held-out particles
-are posed too, and compared with the final poses of the run.
+The network of a half set was trained on synthetic projections of its half map, each of a known view and none used
+twice. Other projections of the same distribution give the held-out (Hoeffding) bound and the generalization gap. No
+bound shows whether the map is right, nor whether particles are like its projections: for that, particles of the other
+half set, which neither map nor network has seen, are told too, and compared with the final poses of the run.
 
-Where particles are shifted, the encoder evaluates each image at many offsets. The bounds are for one evaluation, at the
-offset nearest to the shift; the choice of the offset is not part of them, but it is part of the error rates on
-particles.
+A prediction is the most probable view, up to its sign. Where particles are shifted, the network evaluates each image at
+many offsets. The bounds are for one evaluation, at the offset nearest to the shift; the choice of the offset is not
+part of them, but it is part of the error rates on particles.
 """
 
 import math
@@ -16,94 +16,97 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cryoeq.config.evaluate import EvaluateConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Event, Note, Progress, Report
-from cryoeq.domain.optics import CtfParameters
 from cryoeq.errors import CheckpointError, ConfigError, CryoEqError
-from cryoeq.generalization.folded_layers import FoldedNet, encoder_inputs, encoder_outputs, fold_encoder
+from cryoeq.generalization.folded_layers import FoldedNet, fold_network, network_inputs
 from cryoeq.generalization.pac_bayes import (
     GeneralizationBound,
     HeldOutBound,
     NormTerms,
     generalization_bound,
     norm_terms,
-    pose_margins,
+    view_margins,
 )
-from cryoeq.geometry.so3 import rotation_angle_rad
-from cryoeq.io.checkpoint import load_checkpoint
 from cryoeq.io.mrc import read_map
-from cryoeq.io.optics import read_ctf, read_optics, star_pixel_size, used_optics
-from cryoeq.io.particles import star_poses
+from cryoeq.io.particles import star_half_set, star_poses
 from cryoeq.io.star import read_star
 from cryoeq.io.text import write_json
-from cryoeq.models.pose_head import rotation_from_rows
+from cryoeq.models.view_head import nearness
 from cryoeq.outputs.folder import make_folder
 from cryoeq.outputs.run_folder import RunFolder
-from cryoeq.pipelines.infer import load_encoder
+from cryoeq.pipelines.infer import load_views
+from cryoeq.pipelines.infer_views import transforms_of
 from cryoeq.pipelines.reconstruction_run import open_particles, read_reconstruction_job
-from cryoeq.training.synthetic.pose_estimator import ENCODER_FILE, PoseEstimator
-from cryoeq.training.synthetic.projections import SyntheticProjections
-from cryoeq.training.synthetic.training_record import TrainingRecord
+from cryoeq.training.views.encoder import small_volume
+from cryoeq.training.views.network_projections import Projections
+from cryoeq.training.views.network_views import NetworkViews
+from cryoeq.training.views.stored_views import StoredViews
 
 _BATCH = 512
+_HALF = 1  # half set whose network is bounded
 
 
 @dataclass(frozen=True)
-class EncoderEvaluation:
-    """An encoder with its folded network, and the error above which a pose is wrong.
+class NetworkEvaluation:
+    """A network with its folded form, and the error above which a view is wrong.
 
     Args:
-        estimator: trained encoder with its preprocessing.
-        net: folded network of the encoder.
+        views: trained network with its preprocessing.
+        net: its folded form.
         terms: norms of its weights.
-        threshold_rad: rotation error above which a pose is wrong.
+        threshold_rad: angle to the true view above which one is wrong.
+        symmetry: rotations of the map's point group.
     """
 
-    estimator: PoseEstimator
+    views: NetworkViews
     net: FoldedNet
     terms: NormTerms
     threshold_rad: float
+    symmetry: Float[Tensor, "order 3 3"]
+
+    def right_views(self, directions: Float[Tensor, "count 3"]) -> Bool[Tensor, "count views"]:
+        """Whether each view is near enough to the true ones."""
+        near = nearness(directions, self.views.network.directions, self.symmetry)
+        return near > math.cos(self.threshold_rad) ** 2
 
     @torch.no_grad()
-    def margins(self, projections: SyntheticProjections) -> Float[Tensor, " count"]:
-        """Smallest change of the output that makes a pose wrong, as a fraction of the largest possible output."""
-        encoder, encoder_input = self.estimator.encoder, self.estimator.encoder_input
-        nearest = encoder_input.nearest_offsets(projections.shifts_px)
-        images = encoder_input.shifted_images(projections.ctf_multiplied, nearest[:, None])
-        vectors, logits = encoder_outputs(encoder, images)
-        rotations = rotation_from_rows(vectors)
-        angles = rotation_angle_rad(rotations, projections.rotations[:, None].expand_as(rotations))
-        lengths = encoder_inputs(encoder, self.net, images).norm(dim=1)
-        return pose_margins(vectors, logits, angles, self.threshold_rad) / (lengths * self.terms.spectral_norm)
+    def margins(self, projections: Projections) -> Float[Tensor, " count"]:
+        """Smallest change of the output that makes a view wrong, as a fraction of the largest possible output."""
+        network, given = self.views.network, self.views.network_input
+        nearest = given.nearest_offsets(projections.shifts_px)
+        images = given.shifted_images(projections.ctf_multiplied, nearest[:, None])
+        lengths = network_inputs(network, self.net, images).norm(dim=1)
+        margins = view_margins(network(images, projections.ctf_features), self.right_views(projections.directions))
+        return margins / (lengths * self.terms.spectral_norm)
 
 
 @dataclass(frozen=True)
 class ParticleErrorRates:
-    """Fractions of particles whose pose by one forward pass differs from the final pose of the run.
+    """Fractions of particles whose most probable view is not that of their final pose.
 
     Args:
-        held_out: bound on particles that were not posed before the final iteration and whose CTFs were not used in
-            training.
-        searched_count: number of the other particles.
-        searched_error_rate: fraction of the other particles.
+        held_out: bound on the particles of the other half set, which neither half map nor network has seen.
+        own_count: number of particles of the network's half set.
+        own_error_rate: fraction of these.
     """
 
     held_out: HeldOutBound
-    searched_count: int
-    searched_error_rate: float
+    own_count: int
+    own_error_rate: float
 
     @property
     def measured_gap(self) -> float:
-        """Error rate on held-out particles minus that on the others."""
-        return self.held_out.error_rate - self.searched_error_rate
+        """Error rate on the other half set minus that on the network's own."""
+        return self.held_out.error_rate - self.own_error_rate
 
 
 def bound_run(config: EvaluateConfig, folder: Path, device: torch.device) -> Generator[Event, None, dict[str, object]]:
-    """Bound the error rate of a run's encoder on new images, and report the terms of the bound.
+    """Bound the error rate of a run's network on new images, and report the terms of the bound.
 
     Args:
         config: resolved settings.
@@ -114,31 +117,29 @@ def bound_run(config: EvaluateConfig, folder: Path, device: torch.device) -> Gen
         The content of ``bound.json``.
 
     Raises:
-        CheckpointError: there is no encoder, or no record of its training.
-        ConfigError: the bound does not cover this kind of encoder.
+        CheckpointError: there is no encoder, or none with a network.
+        ConfigError: the bound does not cover this kind of network.
     """
-    estimator, record = load_encoder(folder, device), _load_record(folder, device)
+    stored = load_views(folder, device)
+    views, symmetry = _network_of(stored, folder), stored.classes[0].settings.symmetry.to(device)
     try:
-        net = fold_encoder(estimator.encoder)
+        net = fold_network(views.network)
     except ValueError as error:
         found = f"{folder} holds {error}"
         expected = "the bound is derived for dense trunks of c1, c2, c4, d1, d2 and d4"
         raise ConfigError(
-            found, expected, "Bound the encoder of a run with the default encoder.design.trunk"
+            found, expected, "Bound the network of a run with the default encoder.design.trunk"
         ) from error
     terms = norm_terms({layer.name: layer.blocks(net.group) for layer in net.layers})
-    evaluation = EncoderEvaluation(estimator, net, terms, config.error_threshold_deg * torch.pi / 180)
-    simulator = record.simulator(estimator, _read_ctf(folder) if estimator.has_ctf else None)
-    training = yield from evaluate_margins(
-        evaluation, record.training_projections(simulator), record.count, "training projections"
-    )
+    evaluation = NetworkEvaluation(views, net, terms, math.radians(config.error_threshold_deg), symmetry)
+    source = views.source
+    lessons = (projections for projections, _ in source.training_projections(views.network_input))
+    training = yield from evaluate_margins(evaluation, lessons, source.count, "training projections")
     count = config.held_out_projections
-    others = yield from evaluate_margins(
-        evaluation, record.held_out_projections(simulator, count), count, "held-out projections"
-    )
+    others = yield from evaluate_margins(evaluation, source.held_out_projections(count), count, "held-out projections")
     held_out = HeldOutBound(len(others), int((others <= 0).sum()) / len(others), config.delta)
     bound = generalization_bound(terms, training, held_out, delta=config.delta)
-    particles = yield from _evaluate_particles(evaluation, record, folder, config)
+    particles = yield from _evaluate_particles(evaluation, stored, folder, config)
     yield from _report(bound, particles, folder, config)
     results = _as_json(bound, particles, config)
     if config.output is not None:
@@ -148,21 +149,17 @@ def bound_run(config: EvaluateConfig, folder: Path, device: torch.device) -> Gen
     return results
 
 
-def _load_record(folder: Path, device: torch.device) -> TrainingRecord:
-    path = folder / ENCODER_FILE if folder.is_dir() else folder
-    record = TrainingRecord.from_checkpoint(load_checkpoint(path, device), device)
-    if record is None or record.steps == 0:
+def _network_of(stored: StoredViews, folder: Path) -> NetworkViews:
+    """The network of the first class and half set."""
+    of_class = stored.classes[0]
+    half = of_class.halves[_HALF - 1]
+    if half.network is None:
         raise CheckpointError(
-            f"{path} holds no record of the training of its encoder",
-            "the bound needs that of a hybrid run with hybrid.final_training_steps > 0",
-            "Run the reconstruction again",
+            f"{folder}: its encoder compares slices of the half map, and has no network to bound",
+            "the bound is one of networks",
+            "Run the reconstruction with --pose-inference hybrid --set hybrid.posterior=network",
         )
-    return record
-
-
-def _read_ctf(folder: Path) -> CtfParameters:
-    star, index = used_optics(read_star(_run_of(folder).path("run_data.star")))
-    return read_ctf(star, read_optics(star, star_pixel_size(star)), index)
+    return NetworkViews.from_state(half.network, small_volume(half.volume))
 
 
 def _run_of(folder: Path) -> RunFolder:
@@ -170,12 +167,12 @@ def _run_of(folder: Path) -> RunFolder:
 
 
 def evaluate_margins(
-    evaluation: EncoderEvaluation, batches: Iterator[SyntheticProjections], count: int, stage: str
+    evaluation: NetworkEvaluation, batches: Iterator[Projections], count: int, stage: str
 ) -> Generator[Event, None, Float[Tensor, " projections"]]:
-    """Margins of an encoder on synthetic projections.
+    """Margins of a network on synthetic projections.
 
     Args:
-        evaluation: the encoder.
+        evaluation: the network.
         batches: the projections, batch by batch.
         count: number of projections.
         stage: name of the stage in progress events.
@@ -189,34 +186,36 @@ def evaluate_margins(
 
 
 def _evaluate_particles(
-    evaluation: EncoderEvaluation, record: TrainingRecord, folder: Path, config: EvaluateConfig
+    evaluation: NetworkEvaluation, stored: StoredViews, folder: Path, config: EvaluateConfig
 ) -> Generator[Event, None, ParticleErrorRates | None]:
-    """Error rates on particles; None where the run held none out, or their images are missing."""
-    run = _run_of(folder)
+    """Error rates on particles; None where their images are missing."""
+    run, views = _run_of(folder), evaluation.views
     try:
-        final = star_poses(read_star(run.path("run_data.star"))).rotations
-        is_held_out = torch.isin(torch.arange(len(final)), record.searched.cpu(), invert=True)
-        if not is_held_out.any():
+        star = read_star(run.path("run_data.star"))
+        final, half_set = star_poses(star).rotations[:, 2], star_half_set(star)
+        if half_set is None:
             return None
-        dataset = _open_particles(run, evaluation.estimator, len(final))
+        dataset = _open_particles(run, stored, len(final))
         batches = []
         for batch in dataset.batches(_BATCH):
-            rotations = evaluation.estimator.pose(batch.to(record.sigma.device))[0].rotations.cpu()
-            batches.append(rotation_angle_rad(rotations, final[batch.indices]) >= evaluation.threshold_rad)
+            particles = transforms_of(batch.to(evaluation.symmetry.device), dataset.pixel_size_angstrom)
+            small = particles.within(views.network_input.radius, views.network_input.box_size_px)
+            found = views.logits(small).logsumexp(2).argmax(1)
+            is_right = evaluation.right_views(final[batch.indices].to(found.device))
+            batches.append(~is_right.gather(1, found[:, None]).squeeze(1).cpu())
             yield Progress("particles", int(batch.indices[-1]) + 1, len(dataset))
     except CryoEqError as error:
         yield Note(f"Particle images not found or changed; particle statistics skipped. {error}", "warning")
         return None
-    is_wrong = torch.cat(batches)
-    rates = [float(is_wrong[rows].float().mean()) for rows in (is_held_out, ~is_held_out)]
-    held_out = HeldOutBound(int(is_held_out.sum()), rates[0], config.delta)
-    return ParticleErrorRates(held_out, int((~is_held_out).sum()), rates[1])
+    is_wrong, is_own = torch.cat(batches), half_set == _HALF
+    rates = [float(is_wrong[rows].float().mean()) for rows in (~is_own, is_own)]
+    return ParticleErrorRates(HeldOutBound(int((~is_own).sum()), rates[0], config.delta), int(is_own.sum()), rates[1])
 
 
-def _open_particles(run: RunFolder, estimator: PoseEstimator, count: int) -> ParticleDataset:
+def _open_particles(run: RunFolder, stored: StoredViews, count: int) -> ParticleDataset:
     job = read_reconstruction_job(run, "Give the whole folder of the run")
     box = read_map(run.path("run_class001.mrc")).box_size_px
-    return open_particles(job, None, count=count, box_size_px=box, max_box_px=estimator.box_size_px)[1]
+    return open_particles(job, None, count=count, box_size_px=box, max_box_px=stored.box_size_px)[1]
 
 
 def _report(
@@ -232,14 +231,14 @@ def _report(
     }
     if particles is not None:
         on_particles = particles.held_out
-        rows["Held-out particles"] = (
-            f"{on_particles.error_rate:.2%} of {on_particles.count:,} differ from their final poses, bound "
+        rows["Particles of half set 2"] = (
+            f"views of {on_particles.error_rate:.2%} of {on_particles.count:,} differ from their final ones, bound "
             f"{on_particles.value:.2%} (Hoeffding)"
         )
-        rows["Other particles"] = (
-            f"{particles.searched_error_rate:.2%} of {particles.searched_count:,}; gap {particles.measured_gap:+.2%}"
+        rows["Particles of half set 1"] = (
+            f"{particles.own_error_rate:.2%} of {particles.own_count:,}; gap {particles.measured_gap:+.2%}"
         )
-    yield Report(f"Encoder of {folder} on images that it was not trained on", rows)
+    yield Report(f"Network of half set 1 of {folder} on images that it was not trained on", rows)
     yield Report("Norm-based bound (PAC-Bayes)", _norm_rows(bound))
     if bound.is_vacuous:
         needed = bound.examples_needed

@@ -23,7 +23,6 @@ from cryoeq.training.autoencoder.step import observe
 DEFAULT_BATCH = 64
 _DEFAULT_STEPS = 6000
 _SAMPLE = 512
-_TEMPLATE_CHANNELS = 1024  # a fifth less error than 512 on held-out particles at SNR 0.1 (40 and 50 degrees, 200 steps)
 
 
 def build_plane(dataset: ParticleDataset, device: torch.device) -> HalfPlane:
@@ -49,18 +48,13 @@ def report_learnt_equivariance(encoder: torch.nn.Module) -> Iterator[Note]:
         yield Note(f"Learnt equivariance, divergence from uniform of each layer (0: equivariant): {layers}.")
 
 
-def build_encoder(config: ReconstructConfig, box_size_px: int) -> PoseEncoder:
-    """Network from images to poses, with random initial weights.
-
-    An encoder trained only on synthetic projections of a map (hybrid) is a wider network, whose filters start as slices
-    of that map where its trunk is dense; low-pass filters would add nothing to those.
+def encoder_design(config: ReconstructConfig) -> EncoderDesign:
+    """Design of the encoder's blocks.
 
     Raises:
-        ConfigError: its widths do not fit the box, its samples not the group, or its degree not the kernels.
+        ConfigError: its samples do not fit the group, or its degree not the kernels.
     """
     shape, design = config.encoder, config.encoder.design
-    has_templates = config.pose_inference == "hybrid" and design.trunk == "dense"
-    channels = shape.channels or ((_TEMPLATE_CHANNELS,) if has_templates else None)
     is_finite = shape.group not in ("so2", "o2")
     if is_finite and (design.sampler == "adaptive" or design.samples is not None):
         raise ConfigError(
@@ -77,21 +71,35 @@ def build_encoder(config: ReconstructConfig, box_size_px: int) -> PoseEncoder:
             "Leave encoder.design.degree out, or choose encoder.design.kernel=analytic and encoder.design.trunk=conv "
             "or dense",
         )
+    return EncoderDesign(design.kernel, design.sampler, design.samples, design.degree)
+
+
+def build_encoder(config: ReconstructConfig, box_size_px: int) -> PoseEncoder:
+    """Network from images to poses, with random initial weights.
+
+    Raises:
+        ConfigError: its widths do not fit the box, its samples not the group, or its degree not the kernels.
+    """
+    shape, design = config.encoder, encoder_design(config)
     try:
         return PoseEncoder(
             shape.group,
             box_size_px,
             shape.heads,
-            channels,
-            trunk=design.trunk,
-            low_passes=not has_templates,
-            design=EncoderDesign(design.kernel, design.sampler, design.samples, design.degree),
+            shape.channels,
+            trunk=shape.design.trunk,
+            design=design,
             is_bf16=shape.precision == "bf16",
         )
     except ValueError as error:
-        raise ConfigError(
-            f"encoder.channels: {error}", "", "Leave encoder.channels out, or give as many widths as are needed"
-        ) from error
+        raise widths_error(error) from error
+
+
+def widths_error(error: ValueError) -> ConfigError:
+    """Widths that do not fit the box, as an error of the settings."""
+    return ConfigError(
+        f"encoder.channels: {error}", "", "Leave encoder.channels out, or give as many widths as are needed"
+    )
 
 
 def build_state(config: ReconstructConfig, dataset: ParticleDataset, plane: HalfPlane) -> TrainingState:

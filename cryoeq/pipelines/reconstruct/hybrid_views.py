@@ -21,9 +21,10 @@ from cryoeq.domain.pose import PoseSet
 from cryoeq.io.checkpoint import save_checkpoint
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.reconstruct.build import build_ab_initio_settings
+from cryoeq.pipelines.reconstruct.build_autoencoder import encoder_design, widths_error
 from cryoeq.pipelines.reconstruct.half_sets import split_particles
 from cryoeq.pipelines.reconstruct.held_out import hold_out, with_held_out
-from cryoeq.pipelines.reconstruct.plan import plan_views
+from cryoeq.pipelines.reconstruct.plan import plan_hybrid
 from cryoeq.pipelines.reconstruct.posed_particles import PosedParticles
 from cryoeq.pipelines.reconstruct.search import pose_all, refine_halves
 from cryoeq.reconstruction.ab_initio import reconstruct_ab_initio
@@ -31,7 +32,8 @@ from cryoeq.reconstruction.acceptance import require_reproducible, shared_resolu
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms, load_transforms
 from cryoeq.reconstruction.state import Checkpointer, ParticlePoses, RefinementSettings, RefinementState, no_checkpoints
 from cryoeq.runtime.distributed import is_main_process
-from cryoeq.training.views.encoder import ViewSettings
+from cryoeq.training.views.encoder import ViewSettings, compared_shell
+from cryoeq.training.views.network_training import NetworkSettings, build_network
 from cryoeq.training.views.posing import InferredPoses, ViewPoser, errors_rad
 from cryoeq.training.views.stored_views import StoredClass, StoredHalf, StoredViews, learn_half
 from cryoeq.training.views.training import ViewTrainingSettings
@@ -75,7 +77,8 @@ def search_with_views(
     """
     settings = build_ab_initio_settings(config, dataset)
     refinement = settings.refinement
-    yield plan_views(refinement)
+    network_settings(config, dataset.box_size_px)
+    yield plan_hybrid(refinement, has_network=config.hybrid.posterior == "network")
     particles = yield from load_transforms(dataset, device)
     half_set = (yield from split_particles(dataset, config.seed)).to(device)
     held_out, searched = hold_out(config, dataset, device)
@@ -122,9 +125,36 @@ def learn_views(
             training,
             seed=config.seed,
             number=half,
+            network=network_settings(config, particles.plane.box_size_px),
         )
         stored.append(found)
     return LearntHalves(StoredClass((stored[0], stored[1]), settings), posers)
+
+
+def network_settings(config: ReconstructConfig, box_size_px: int) -> NetworkSettings | None:
+    """The network that gives the posterior over views; None where slices of the half map do.
+
+    Args:
+        config: settings of the run.
+        box_size_px: box of the search.
+
+    Raises:
+        ConfigError: its widths do not fit the box, its samples not the group, or its degree not the kernels.
+    """
+    if config.hybrid.posterior == "slices":
+        return None
+    encoder, hybrid = config.encoder, config.hybrid
+    settings = NetworkSettings(
+        encoder.group, encoder.channels, encoder.design.trunk, encoder_design(config), encoder.precision == "bf16",
+        max_shell=hybrid.max_shell, steps=hybrid.training_steps or NetworkSettings.steps, batch_size=hybrid.batch_size,
+        learning_rate=hybrid.learning_rate, initial_noise_scale=hybrid.initial_noise_scale,
+    )  # fmt: skip
+    radius = min(hybrid.max_shell, compared_shell(box_size_px))
+    try:
+        build_network(settings, radius, torch.eye(3))  # to fail before the search, not behind it
+    except ValueError as error:
+        raise widths_error(error) from error
+    return settings
 
 
 def view_settings(refinement: RefinementSettings, box_size_px: int) -> ViewSettings:

@@ -57,28 +57,17 @@ def plan_classes(settings: RefinementSettings, *, has_full_box: bool) -> Plan:
     return Plan((*first, *of_class, *without_junk, *full_box, _MAPS, JUNK_STAGE))
 
 
-def plan_hybrid(settings: RefinementSettings, *, is_searchable: bool) -> Plan:
-    """Stages of a search with a pose encoder.
-
-    Args:
-        settings: of the refinement.
-        is_searchable: whether the exhaustive search reaches the last shell.
-    """
-    halves = (HALF_SETS_STAGE,) if is_searchable else (LOCAL_STAGE,)
-    final = (FINAL_STAGE, REALIGNMENT_STAGE) if is_searchable else ("exhaustive re-search", LOCAL_STAGE)
-    encoder = ("encoder training", "encoder inference", "exhaustive re-search")
-    return Plan((*_ab_initio(settings), *encoder, *halves, "encoder fine-tuning", *final, _MAPS, JUNK_STAGE))
-
-
-def plan_views(settings: RefinementSettings) -> Plan:
+def plan_hybrid(settings: RefinementSettings, *, has_network: bool) -> Plan:
     """Stages of a search that trains view encoders.
 
     Args:
         settings: of the refinement.
+        has_network: whether a network gives their posterior.
     """
     local = (LOCAL_STAGE,) if settings.local_iterations else ()
     halves = (HALF_SETS_STAGE, *_realignment(settings), *local)
-    encoder = ("view encoder", "view encoder calibration") * 2 + ("encoder inference",)
+    training = "view network" if has_network else "view encoder"
+    encoder = (training, "view encoder calibration") * 2 + ("encoder inference",)
     return Plan((*_ab_initio(settings), *halves, *encoder, FINAL_STAGE, REALIGNMENT_STAGE, _MAPS, JUNK_STAGE))
 
 

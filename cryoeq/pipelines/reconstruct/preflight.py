@@ -263,12 +263,15 @@ def _predict(config: ReconstructConfig, stack: ParticleStack, device: torch.devi
         _most_classes(config),
     )
     parts = search_memory(size)
-    if mode == "hybrid" and config.hybrid.head == "views":
-        parts["encoder"] = _BYTES_PER_EXAMPLE * config.hybrid.projections
+    if mode == "hybrid":
+        hybrid = config.hybrid
+        parts["encoder"] = (
+            encoder_memory(hybrid.batch_size, 2 * (hybrid.max_shell + 1), is_wide=True)
+            if hybrid.posterior == "network"
+            else _BYTES_PER_EXAMPLE * hybrid.projections
+        )
         # Those that are not held out, and one half set of these, are copied.
         parts["transforms of all particles"] = round(_COPIES_FOR_VIEWS * parts["transforms of all particles"])
-    elif mode == "hybrid":
-        parts["encoder"] = encoder_memory(config.hybrid.batch_size, 2 * (config.hybrid.max_shell + 1), is_wide=True)
     return [parts, final, *_full_box(config, stack, images, device)]
 
 

@@ -268,14 +268,10 @@ class _Job:
             case "refine":
                 start = self.supplied.start
                 return (yield from pose_from_reference(config, dataset, self.stack, start, device, checkpoint))
-            case "hybrid" if config.hybrid.head == "views":
-                from cryoeq.pipelines.reconstruct.hybrid_views import search_with_views  # not above: it is one mode's
+            case "hybrid":
+                from cryoeq.pipelines.reconstruct.hybrid_views import search_with_views  # not above: networks
 
                 return (yield from search_with_views(config, dataset, run, device, checkpoint))
-            case "hybrid":
-                from cryoeq.pipelines.reconstruct.hybrid import search_with_encoder  # not above: networks
-
-                return (yield from search_with_encoder(config, dataset, run, device, checkpoint))
             case "amortized":
                 from cryoeq.pipelines.reconstruct.amortized import infer_by_encoder
 

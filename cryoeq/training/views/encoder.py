@@ -12,7 +12,7 @@ finer only what the posterior leaves: it costs less, and reaches shells that a s
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -71,13 +71,26 @@ class ViewSettings:
     last_shell: int = LAST_SHELL
 
 
+@runtime_checkable
+class ViewLogits(Protocol):
+    """What can take the place of the slices: logits of the fine views."""
+
+    def logits(self, particles: ParticleTransforms) -> Float[Tensor, "particles views offsets"]:
+        """Logits of the fine views at all offsets of the coarse lattice: components of one posterior.
+
+        Args:
+            particles: particles in the box of the comparison, up to the last shell.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class ViewPosterior(ParticleRows):
     """Posterior over views of each particle.
 
     Args:
         logits: of the fine views, each up to its sign.
-        pooled: log-likelihoods of coarse views and offsets.
+        pooled: log-likelihoods of coarse views and offsets; of offsets alone where a network gives them.
     """
 
     logits: Float[Tensor, "particles fine"]
@@ -131,6 +144,7 @@ class ViewEncoder:
         fine: products with the fine views up to the last shell.
         reference: the map and the noise, in the box of the comparison.
         settings: what was assumed.
+        network: gives the logits in place of the coarse views and the head; None where these do.
     """
 
     coarse: ViewLikelihood
@@ -139,6 +153,7 @@ class ViewEncoder:
     fine: ViewProducts
     reference: Reference
     settings: ViewSettings
+    network: ViewLogits | None = None
 
     @classmethod
     def build(
@@ -198,6 +213,10 @@ class ViewEncoder:
         self.head.load_state_dict(dict(state))
         return self
 
+    def with_network(self, network: ViewLogits) -> "ViewEncoder":
+        """The same encoder whose logits a network gives."""
+        return replace(self, network=network)
+
     @torch.no_grad()
     def posterior(self, particles: ParticleTransforms) -> ViewPosterior:
         """Posterior over views, invariant under in-plane rotations and mirrors.
@@ -206,6 +225,9 @@ class ViewEncoder:
             particles: transforms at any box as wide in Angstrom, up to the coarse shell or further.
         """
         subset = self._within(particles, self.coarse.likelihood.harmonics)
+        if self.network is not None:
+            joint = self.network.logits(self._within(particles, self.fine.harmonics))
+            return ViewPosterior(joint.logsumexp(2), joint.logsumexp(1, keepdim=True))
         rows = torch.arange(len(particles), device=particles.device)
         parts = [self.coarse(subset.rows(some)) for some in rows.split(_AT_A_TIME)]
         pooled = torch.cat(parts)
@@ -313,11 +335,20 @@ def _in_small_box(
     volume: Float[Tensor, "n n n"], particles: ParticleTransforms, settings: ViewSettings
 ) -> tuple[Float[Tensor, "m m m"], ParticleTransforms]:
     """Map and particles up to the last shell, in the box of the comparison."""
+    small = small_volume(volume)
+    return small, particles.within(min(settings.last_shell, compared_shell(len(volume))), len(small))
+
+
+def compared_shell(box_size_px: int) -> int:
+    """Last shell that can be compared, for particles of a box."""
+    return min(LAST_SHELL, min(box_size_px, BOX_PX) // 2 - 1)
+
+
+def small_volume(volume: Float[Tensor, "n n n"]) -> Float[Tensor, "m m m"]:
+    """A map in the box of the comparison."""
     n = len(volume)
     box = min(n, BOX_PX)
-    last = min(settings.last_shell, LAST_SHELL, box // 2 - 1)
-    small = volume if box == n else ifft_map(crop_centred(fft_map(volume), box, 3))
-    return small, particles.within(last, box)
+    return volume if box == n else ifft_map(crop_centred(fft_map(volume), box, 3))
 
 
 def _coarse_order(n_symmetry: int) -> int:

@@ -18,6 +18,8 @@ from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.reference import Reference
 from cryoeq.runtime.random_streams import Stream, stream_generator
 from cryoeq.training.views.encoder import ViewEncoder, ViewSettings
+from cryoeq.training.views.network_training import NetworkSettings, train_network
+from cryoeq.training.views.network_views import NetworkViews
 from cryoeq.training.views.posing import RIGHT_RAD, Calibration, InferredPoses, ViewPoser, errors_rad
 from cryoeq.training.views.projections import simulate_particles
 from cryoeq.training.views.training import ViewTrainingSettings, train_views
@@ -36,13 +38,14 @@ class StoredHalf:
 
     Args:
         volume: the map, at the box where poses are inferred.
-        head: weights of the head.
+        head: weights of the head; of the slices, which a network takes the place of where there is one.
         bare: calibration of poses as the encoder gives them.
         refined: calibration of poses after local refinement.
         usual_bare_fit: mean and standard deviation of the fit of particles that the map is made of, as the encoder
             poses them.
         usual_fit: the same after local refinement.
         usual_confidence: mean confidence of these particles, as the encoder poses them and after local refinement.
+        network: state of the network that gives the logits; None where slices and head do.
     """
 
     volume: Float[Tensor, "n n n"]
@@ -52,6 +55,7 @@ class StoredHalf:
     usual_bare_fit: tuple[float, float]
     usual_fit: tuple[float, float]
     usual_confidence: tuple[float, float]
+    network: Mapping[str, Any] | None = None
 
     def poser(
         self, particles: ParticleTransforms, settings: ViewSettings, precision: Float[Tensor, " points"] | None = None
@@ -64,6 +68,8 @@ class StoredHalf:
             precision: of the noise, where other maps are compared with it; None for that of the particles beside this.
         """
         encoder = ViewEncoder.build(self.volume, particles, settings, precision).with_head_of(self.head)
+        if self.network is not None:
+            encoder = encoder.with_network(NetworkViews.from_state(self.network, encoder.reference.volume))
         return ViewPoser(encoder, Reference.prepare(self.volume, particles))
 
     def to_state(self) -> dict[str, Any]:
@@ -76,6 +82,7 @@ class StoredHalf:
             "usual_bare_fit": list(self.usual_bare_fit),
             "usual_fit": list(self.usual_fit),
             "usual_confidence": list(self.usual_confidence),
+            "network": self.network,
         }
 
     @classmethod
@@ -90,6 +97,7 @@ class StoredHalf:
             bare,
             refined,
             (float(state["usual_confidence"][0]), float(state["usual_confidence"][1])),
+            state["network"],
         )
 
 
@@ -179,6 +187,7 @@ def learn_half(
     seed: int,
     number: int,
     learns_from_poses: bool = True,
+    network: NetworkSettings | None = None,
 ) -> Generator[Event, None, tuple[StoredHalf, ViewPoser]]:
     """Train and calibrate the encoder of one half set.
 
@@ -191,11 +200,16 @@ def learn_half(
         seed: random seed of the run.
         number: number of the encoder in the run.
         learns_from_poses: whether the head is trained on the particles, too: not where their poses know the other map.
+        network: of a network in place of slices and head, trained on projections alone; None for these.
     """
     encoder = ViewEncoder.build(volume, particles, settings)
     searched = torch.arange(min(_SEARCHED, len(particles)), device=particles.device)
     known = (particles.rows(searched), poses.rows(searched)) if learns_from_poses else None
-    yield from train_views(encoder, particles, known, training, seed=seed, number=number)
+    if network is None:
+        yield from train_views(encoder, particles, known, training, seed=seed, number=number)
+    else:
+        views = yield from train_network(encoder, particles, network, seed=seed, number=number)
+        encoder = encoder.with_network(views)
     poser = ViewPoser(encoder, Reference.prepare(volume, particles))
     generator = stream_generator(seed, Stream.SYNTHETIC_PROJECTIONS, _CALIBRATION_NUMBER + number)
     box, last = encoder.box_size_px, encoder.last_shell
@@ -213,8 +227,11 @@ def learn_half(
         sure.append(float(calibration.probability(inferred).mean()))
     yield Progress(CALIBRATION_STAGE, 2, 2)
     head = {name: values.detach().clone() for name, values in encoder.head.state_dict().items()}
-    confidence = sure[0], sure[1]
-    return StoredHalf(volume, head, calibrations[0], calibrations[1], usual[0], usual[1], confidence), poser
+    trained = None if network is None else views.to_state()
+    half = StoredHalf(
+        volume, head, calibrations[0], calibrations[1], usual[0], usual[1], (sure[0], sure[1]), trained
+    )  # fmt: skip
+    return half, poser
 
 
 def _calibrate(

@@ -1,4 +1,4 @@
-"""An encoder in 8-bit integers: exactly equivariant, and nearly the numbers of the original."""
+"""A network in 8-bit integers: exactly equivariant, and nearly the numbers of the original."""
 
 import pytest
 import torch
@@ -7,26 +7,30 @@ import torch.nn.functional as F
 from cryoeq.equivariance import DepthwiseConv, SteerableConv, plane_group
 from cryoeq.equivariance.actions import transform_images
 from cryoeq.equivariance.orbits import filters_of_orbit
-from cryoeq.models.export.exported_encoder import ExportedConv, export_encoder
-from cryoeq.models.export.quantized_encoder import (
+from cryoeq.geometry.so3 import random_rotations
+from cryoeq.models.export.exported_network import ExportedConv, export_network
+from cryoeq.models.export.quantized_network import (
     QuantizationParameters,
     QuantizedConv,
     integer_filters,
-    quantize_encoder,
+    quantize_network,
 )
-from cryoeq.models.pose_encoder import PoseEncoder, TrunkKind
+from cryoeq.models.pose_encoder import TrunkKind
+from cryoeq.models.view_network import ViewNetwork
 
+VIEWS = random_rotations(12, torch.Generator().manual_seed(5))[:, 2]
 TRUNKS: tuple[TrunkKind, ...] = ("conv", "dense", "mobilenet")
 
 
-def with_running_statistics(group: str, trunk: TrunkKind, images: torch.Tensor) -> PoseEncoder:
+def with_running_statistics(group: str, trunk: TrunkKind, images: torch.Tensor) -> ViewNetwork:
     """In evaluation mode, with running statistics of the images."""
     torch.manual_seed(0)
-    encoder = PoseEncoder(group, 16, 2, (128,) if trunk == "dense" else (16, 32, 32, 128), trunk=trunk)
+    channels = (128,) if trunk == "dense" else (16, 32, 32, 128)
+    network = ViewNetwork(group, 16, VIEWS, channels, trunk=trunk, low_passes=True)
     with torch.no_grad():
         for _ in range(12):
-            encoder(images)
-    return encoder.eval()
+            network(images)
+    return network.eval()
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
@@ -34,26 +38,26 @@ def with_running_statistics(group: str, trunk: TrunkKind, images: torch.Tensor) 
 @torch.no_grad()
 def test_integers_rotate_exactly_with_the_image(group: str, trunk: TrunkKind, generator: torch.Generator) -> None:
     images = torch.randn(32, 16, 16, generator=generator)
-    encoder = with_running_statistics(group, trunk, images)
-    levels, layers, *_ = quantize_encoder(encoder, images).network.children()
-    order = encoder.group.dim("hidden")
+    network = with_running_statistics(group, trunk, images)
+    levels, layers, *_ = quantize_network(network, images).network.children()
+    order = network.group.dim("hidden")
     before = layers(levels(images)).unflatten(1, (order, -1))
     assert before.dtype == torch.uint8
     assert len(before.unique()) > 50
-    for g in encoder.group.elements():
+    for g in network.group.elements():
         after = layers(levels(transform_images(images, g))).unflatten(1, (order, -1))
-        moved = encoder.group.action("hidden", g).argmax(0)
+        moved = network.group.action("hidden", g).argmax(0)
         torch.testing.assert_close(after[:, moved], before, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
 @pytest.mark.parametrize("group", ["c1", "d4"])
 @torch.no_grad()
-def test_numbers_are_nearly_those_of_the_encoder(group: str, trunk: TrunkKind, generator: torch.Generator) -> None:
+def test_numbers_are_nearly_those_of_the_network(group: str, trunk: TrunkKind, generator: torch.Generator) -> None:
     images = torch.randn(128, 16, 16, generator=generator)
-    encoder = with_running_statistics(group, trunk, images)
-    whole = export_encoder(encoder).network(images)
-    error = quantize_encoder(encoder, images).network(images) - whole
+    network = with_running_statistics(group, trunk, images)
+    whole = export_network(network).network(images)
+    error = quantize_network(network, images).network(images) - whole
     assert error.norm() < 0.25 * (whole - whole.mean(0)).norm()
 
 
@@ -96,4 +100,4 @@ def test_integer_kernels_lose_no_bit(fields: int, is_whole: bool, *, largest: bo
 
 def test_groups_that_the_grid_does_not_serve_are_refused() -> None:
     with pytest.raises(ValueError, match="so2 does not map the pixel grid to itself"):
-        quantize_encoder(PoseEncoder("so2", 16, 1, (64,), trunk="dense").eval(), torch.zeros(1, 16, 16))
+        quantize_network(ViewNetwork("so2", 16, VIEWS, (64,)).eval(), torch.zeros(1, 16, 16))

@@ -1,4 +1,4 @@
-"""Quantized pose encoder: weights and activations in 8-bit integers, for the CPU.
+"""Quantized view network: weights and activations in 8-bit integers, for the CPU.
 
 For groups that map the pixel grid to itself, the trunk commutes with the group exactly, integer by integer. Rounding a
 filter and its rotated copies one by one would lose that: they differ by rounding errors of the expansion, and are
@@ -23,15 +23,15 @@ from torch import Tensor, nn
 
 from cryoeq.equivariance import PlaneGroup, learnt_degrees
 from cryoeq.equivariance.orbits import filters_of_orbit
-from cryoeq.models.export.exported_encoder import (
+from cryoeq.models.export.exported_levels import ExportedLevels
+from cryoeq.models.export.exported_network import (
     ExportedConv,
-    ExportedEncoder,
+    ExportedNetwork,
     ExportedPerceptron,
     ExportedResidual,
-    export_encoder,
+    export_network,
 )
-from cryoeq.models.export.exported_levels import ExportedLevels
-from cryoeq.models.pose_encoder import PoseEncoder
+from cryoeq.models.view_network import ViewNetwork
 
 _MAX_WEIGHT = 63
 _BLUR_REACH = 3  # taps to each side, about three standard deviations
@@ -84,7 +84,7 @@ class _Blur:
 
 
 class QuantizedLevels(nn.Module):
-    """The levels of an encoder in 8 bits, each low-pass computed from the one before by integers.
+    """The levels of a network in 8 bits, each low-pass computed from the one before by integers.
 
     Args:
         levels: input levels in single precision.
@@ -235,34 +235,35 @@ class Dequantized(nn.Module):
 
 
 @torch.no_grad()
-def quantize_encoder(encoder: PoseEncoder, images: Float[Tensor, "batch n n"]) -> ExportedEncoder:
-    """The encoder in 8 bits; its head, one small matrix, stays in single precision.
+def quantize_network(network: ViewNetwork, images: Float[Tensor, "batch n n"]) -> ExportedNetwork:
+    """The network in 8 bits; invariants and head, one matrix, stay in single precision.
 
     Args:
-        encoder: trained encoder in evaluation mode, on the CPU; not changed.
+        network: trained network in evaluation mode, on the CPU; not changed.
         images: some hundred typical inputs, for the ranges of the activations.
 
     Raises:
         ValueError: its group does not map the pixel grid to itself, its filters are not fixed, or torch has no integer
             kernels for this processor.
     """
-    group = encoder.group
+    group = network.group
     if not group.is_grid_exact:
         raise ValueError(f"{group.name} does not map the pixel grid to itself: quantization would break the symmetry")
     if "onednn" not in torch.backends.quantized.supported_engines:
         raise ValueError("torch has no integer kernels (oneDNN) for this processor")
-    if learnt_degrees(encoder):
+    if learnt_degrees(network):
         raise ValueError("layers with a learnt degree are not equivariant, nor would their integers be")
-    exported = export_encoder(encoder)
-    plain_levels, trunk, flatten, head = exported.network.children()
+    exported = export_network(network)
+    plain_levels, trunk, *head = exported.network.children()
     levels = cast(ExportedLevels, plain_levels)
     if isinstance(trunk, ExportedPerceptron):
         trunk = trunk.as_convolutions()
     inputs = levels(images)
     first = QuantizationParameters(QuantizationParameters.from_values(torch.cat([inputs, -inputs])).scale, 128)
     layers, last = _in_integers(trunk, group, _calibrate(trunk, inputs), first, is_first=True)
-    network = nn.Sequential(QuantizedLevels(levels, first), layers, Dequantized(last), flatten, head)
-    return ExportedEncoder(exported.box_size_px, exported.outputs, network).eval()
+    return ExportedNetwork(
+        exported.box_size_px, nn.Sequential(QuantizedLevels(levels, first), layers, Dequantized(last), *head)
+    ).eval()
 
 
 def _calibrate(trunk: nn.Module, levels: Tensor) -> dict[nn.Module, QuantizationParameters]:

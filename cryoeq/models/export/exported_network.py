@@ -1,7 +1,7 @@
-"""Trained pose encoder as plain torch layers: filters expanded once, batch norms folded into them.
+"""Trained view network as plain torch layers: filters expanded once, batch norms folded into them.
 
 The result holds constant tensors only: it can be compiled, exported by torch, and quantized. Its outputs are those of
-the encoder in evaluation, up to rounding.
+the network in evaluation, up to rounding.
 """
 
 import copy
@@ -25,8 +25,7 @@ from cryoeq.equivariance.depthwise import depthwise
 from cryoeq.equivariance.nonlinearity import disc
 from cryoeq.equivariance.perceptron import GroupLinear
 from cryoeq.models.export.exported_levels import ExportedLevels
-from cryoeq.models.pose_encoder import PoseEncoder
-from cryoeq.models.pose_head import HeadOutputs, PoseHead, PoseProposals
+from cryoeq.models.view_network import ViewNetwork
 
 
 class ExportedConv(nn.Module):
@@ -161,48 +160,48 @@ class ExportedPerceptron(nn.Module):
         return nn.Sequential(*layers)
 
 
-class ExportedEncoder(nn.Module):
-    """Images to pose hypotheses, as ``PoseEncoder`` in evaluation.
+class ExportedNetwork(nn.Module):
+    """Images to logits of views, as ``ViewNetwork`` in evaluation.
 
     Args:
         box_size_px: side of the images in pixels.
-        outputs: layout of the network's output channels.
-        network: plain layers from images to the head's output channels.
+        network: plain layers from images to logits.
     """
 
-    def __init__(self, box_size_px: int, outputs: HeadOutputs, network: nn.Module) -> None:
+    def __init__(self, box_size_px: int, network: nn.Module) -> None:
         super().__init__()
-        self.box_size_px, self.outputs, self.network = box_size_px, outputs, network
+        self.box_size_px, self.network = box_size_px, network
 
     def forward(
         self, images: Float[Tensor, "batch n n"], _ctf_features: Float[Tensor, "batch 3"] | None = None
-    ) -> PoseProposals:
-        """The hypotheses for each image; exported encoders do not depend on the CTF."""
+    ) -> Float[Tensor, "batch views"]:
+        """Logits of the views of each image; exported networks do not depend on the CTF."""
         if images.shape[-1] != self.box_size_px:
-            raise ValueError(f"images of {images.shape[-1]} px for an encoder of {self.box_size_px} px")
-        return self.outputs.proposals(self.network(images).float())
+            raise ValueError(f"images of {images.shape[-1]} px for a network of {self.box_size_px} px")
+        logits: Tensor = self.network(images)
+        return logits.float()
 
 
 @torch.no_grad()
-def export_encoder(encoder: PoseEncoder) -> ExportedEncoder:
-    """The encoder in evaluation as plain torch layers.
+def export_network(network: ViewNetwork) -> ExportedNetwork:
+    """The network in evaluation as plain torch layers.
 
     Args:
-        encoder: trained encoder; not changed.
+        network: trained network; not changed.
 
     Raises:
         ValueError: its filters or its samples of the group depend on the particle.
     """
-    if encoder.is_conditioned or encoder.sampler is not None:
-        what = "filters depend on the CTF" if encoder.is_conditioned else "samples of the group depend on the image"
-        raise ValueError(f"an encoder whose {what} has no fixed filters to export")
-    levels = ExportedLevels(encoder.pyramid, encoder.plan.padded_px)
-    if isinstance(encoder.trunk, SteerablePerceptron):
-        trunk: nn.Module = ExportedPerceptron(encoder.trunk)
+    if network.is_conditioned or network.sampler is not None:
+        what = "filters depend on the CTF" if network.is_conditioned else "samples of the group depend on the image"
+        raise ValueError(f"a network whose {what} has no fixed filters to export")
+    levels = ExportedLevels(network.pyramid, network.plan.padded_px)
+    if isinstance(network.trunk, SteerablePerceptron):
+        trunk: nn.Module = ExportedPerceptron(network.trunk)
     else:
-        trunk = nn.Sequential(*(_plain(block) for block in encoder.trunk.children()))
-    network = nn.Sequential(levels, trunk, nn.Flatten(), _plain_head(encoder.head))
-    return ExportedEncoder(encoder.box_size_px, encoder.head.outputs(), network).eval()
+        trunk = nn.Sequential(*(_plain(block) for block in network.trunk.children()))
+    layers = nn.Sequential(levels, trunk, copy.deepcopy(network.invariants), _plain_head(network))
+    return ExportedNetwork(network.box_size_px, layers).eval()
 
 
 def _plain(block: nn.Module) -> nn.Module:
@@ -265,10 +264,8 @@ def _zeros(conv: SteerableConv | DepthwiseConv) -> Tensor:
     return conv.weight.new_zeros(len(conv.filters()))
 
 
-def _plain_head(head: PoseHead) -> ExportedLinear:
-    """All linear maps of a head, one below the other, in the order of ``HeadOutputs``."""
-    maps = head.maps()
-    matrix = torch.cat([conv.filters().flatten(1) for conv in maps])
-    zeros = [matrix.new_zeros(conv.out_dim * conv.out_count) for conv in maps]
-    biases = [zero if (bias := conv.channel_bias()) is None else bias for conv, zero in zip(maps, zeros, strict=True)]
-    return ExportedLinear(matrix, torch.cat(biases))
+def _plain_head(network: ViewNetwork) -> ExportedLinear:
+    """The linear map behind the invariants, with the norm before it."""
+    scale, shift = network.scale_and_shift()
+    matrix, bias = network.head.weight, network.head.bias
+    return ExportedLinear(matrix * scale, bias + matrix @ shift)
