@@ -109,7 +109,7 @@ def load_views(run: Path, device: torch.device) -> StoredViews:
         raise CheckpointError(
             f"{path} holds no encoder of views",
             "the encoder.pt of a hybrid reconstruction of this version is needed",
-            "Run the reconstruction again with this version",
+            "Move it away: an encoder is then learnt from the run's half maps",
         )
     try:
         return StoredViews.from_state(state, device)
@@ -117,7 +117,7 @@ def load_views(run: Path, device: torch.device) -> StoredViews:
         raise CheckpointError(
             f"{path} does not hold an encoder of this version ({type(error).__name__}: {error})",
             "the encoder.pt of a hybrid reconstruction is needed",
-            "Run the reconstruction again with this version",
+            "Move it away: an encoder is then learnt from the run's half maps",
         ) from error
 
 

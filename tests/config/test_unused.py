@@ -62,7 +62,7 @@ def test_the_diameter_of_the_particle_counts_before_the_radius_of_the_mask() -> 
         ("search.consensus.max_particles", 300, ("search", "hybrid")),
         ("hybrid.held_out", 0.2, ("hybrid",)),
         ("hybrid.projections", 500, ("hybrid",)),
-        ("hybrid.learning_rate", 0.1, ()),  # of the regression head
+        ("hybrid.learning_rate", 0.1, ()),  # of a network
         ("encoder.heads", 3, ("amortized",)),
         ("decoder.width", 32, ("amortized",)),
         ("loss.symmetric", True, ("amortized",)),

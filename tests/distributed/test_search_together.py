@@ -188,15 +188,10 @@ def test_known_poses(
 @pytest.mark.parametrize(
     "short",
     [
-        ("hybrid.head=views", "hybrid.projections=300"),
-        (
-            "hybrid.head=regression",
-            "hybrid.training_steps=40",
-            "hybrid.final_training_steps=20",
-            "hybrid.batch_size=64",
-        ),
+        ("hybrid.projections=300",),
+        ("hybrid.posterior=network", "hybrid.training_steps=40", "hybrid.batch_size=64"),
     ],
-    ids=("views", "regression"),
+    ids=("slices", "network"),
 )
 def test_a_hybrid_run(
     start_job: Start,

@@ -122,9 +122,9 @@ def test_hybrid_inference_and_its_bound(tmp_path: Path) -> None:
     assert run(["simulate", str(tmp_path / "phantom.mrc"), "-o", str(tmp_path / "s"), *options]) == 0
     settings = {
         "search.initial_model.iterations": 20, "search.consensus.shells": "[6,7]", "search.multi_start.min": 1,
-        "search.initial_model.batch_size": 60, "hybrid.training_steps": 20, "hybrid.final_training_steps": 5,
-        "hybrid.head": "regression",
-        "hybrid.batch_size": 64, "hybrid.held_out": 0.2, "encoder.heads": 2, "encoder.channels": "[64]",
+        "search.initial_model.batch_size": 60, "hybrid.training_steps": 20,
+        "hybrid.posterior": "network",
+        "hybrid.batch_size": 64, "hybrid.held_out": 0.2, "encoder.channels": "[64]",
         "search.half_sets.iterations": 1,
     }  # fmt: skip
     chosen = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]

@@ -21,7 +21,7 @@ from cryoeq.domain.pose import PoseSet
 from cryoeq.io.checkpoint import save_checkpoint
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.pipelines.reconstruct.build import build_ab_initio_settings
-from cryoeq.pipelines.reconstruct.build_autoencoder import encoder_design, widths_error
+from cryoeq.pipelines.reconstruct.build_autoencoder import encoder_design, report_learnt_equivariance, widths_error
 from cryoeq.pipelines.reconstruct.half_sets import split_particles
 from cryoeq.pipelines.reconstruct.held_out import hold_out, with_held_out
 from cryoeq.pipelines.reconstruct.plan import plan_hybrid
@@ -34,6 +34,7 @@ from cryoeq.reconstruction.state import Checkpointer, ParticlePoses, RefinementS
 from cryoeq.runtime.distributed import is_main_process
 from cryoeq.training.views.encoder import ViewSettings, compared_shell
 from cryoeq.training.views.network_training import NetworkSettings, build_network
+from cryoeq.training.views.network_views import NetworkViews
 from cryoeq.training.views.posing import InferredPoses, ViewPoser, errors_rad
 from cryoeq.training.views.stored_views import StoredClass, StoredHalf, StoredViews, learn_half
 from cryoeq.training.views.training import ViewTrainingSettings
@@ -128,6 +129,8 @@ def learn_views(
             network=network_settings(config, particles.plane.box_size_px),
         )
         stored.append(found)
+        if isinstance(network := posers[half].encoder.network, NetworkViews):
+            yield from report_learnt_equivariance(network.network)
     return LearntHalves(StoredClass((stored[0], stored[1]), settings), posers)
 
 

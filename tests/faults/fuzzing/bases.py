@@ -21,11 +21,11 @@ _SEARCH = {
 }  # fmt: skip
 _SHORT = tuple(word for key, value in _SEARCH.items() for word in ("--set", f"search.{key}={value}"))
 _TRAINING = {
-    "training_steps": 2, "final_training_steps": 1, "batch_size": 8, "max_shell": 5, "local_iterations": 1,
+    "posterior": "network", "training_steps": 2, "batch_size": 8, "max_shell": 5,
 }  # fmt: skip
 _SHORT_TRAINING = (
     *(word for key, value in _TRAINING.items() for word in ("--set", f"hybrid.{key}={value}")),
-    "--set", "hybrid.head=regression", "--set", "encoder.group=c4", "--set", "encoder.heads=2",
+    "--set", "encoder.group=c4", "--set", "encoder.channels=[32]",
 )  # fmt: skip
 _KNOWN = ("--pose-inference", "known", "--device", "cpu")
 _STACK, _HALVES = "particles.mrcs", ("run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc")

@@ -19,6 +19,7 @@ from cryoeq.equivariance import (
 )
 from cryoeq.errors import ConfigError
 from cryoeq.pipelines.reconstruct.build_autoencoder import build_encoder
+from cryoeq.pipelines.reconstruct.hybrid_views import network_settings
 
 
 def config(encoder: dict[str, object] | None = None) -> ReconstructConfig:
@@ -58,6 +59,21 @@ def test_a_learnt_degree_of_other_kernels_is_refused(choice: dict[str, object]) 
         build_encoder(config({"design.degree": "learnt"} | choice), 16)
 
 
+def test_a_network_that_cannot_be_is_refused_before_the_search() -> None:
+    """Its widths, and all that an encoder's blocks refuse."""
+    chosen = {"pose_inference": "hybrid", "hybrid.posterior": "network", "particles": Path("a"), "output": Path("b")}
+    fitting = load_config(ReconstructConfig, explicit=chosen | {"encoder.channels": (64,)})
+    settings = network_settings(fitting, 32)
+    assert settings is not None
+    assert settings.channels == (64,)
+    assert (
+        network_settings(load_config(ReconstructConfig, explicit=chosen | {"hybrid.posterior": "slices"}), 32) is None
+    )
+    for wrong, found in (({"encoder.channels": (64, 64)}, "channels"), ({"encoder.design.samples": 3}, "finite group")):
+        with pytest.raises(ConfigError, match=found):
+            network_settings(load_config(ReconstructConfig, explicit=chosen | wrong), 32)
+
+
 @pytest.mark.usefixtures("without_pictures")
 def test_a_learnt_degree_is_reported(
     tmp_path: Path, tiny_particles: Path, tiny_training: tuple[str, ...], capsys: pytest.CaptureFixture[str]
@@ -87,11 +103,10 @@ def test_an_encoder_with_filters_of_the_ctf_goes_through(
 ) -> None:
     settings = (
         "--set", "encoder.design.kernel=implicit_ctf", "--set", "encoder.channels=[64]",
-        *(("--set", "hybrid.training_steps=4", "--set", "hybrid.final_training_steps=2", "--set", "hybrid.batch_size=8",
+        *(("--set", "hybrid.training_steps=4", "--set", "hybrid.batch_size=8",
            "--set", "search.initial_model.iterations=2", "--set", "search.multi_start.min=1",
            "--set", "search.consensus.max_extra_iterations=0",
-           "--set", "hybrid.head=regression",
-           "--set", "hybrid.max_shell=6", "--set", "hybrid.local_iterations=1") if mode == "hybrid" else ()),
+           "--set", "hybrid.posterior=network", "--set", "hybrid.max_shell=6") if mode == "hybrid" else ()),
     )  # fmt: skip
     words = [*tiny_training, *settings, "--pose-inference", mode]
     assert run(["reconstruct", str(tiny_particles / "particles.star"), "-o", str(tmp_path / "run"), *words]) == 0

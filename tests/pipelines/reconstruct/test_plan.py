@@ -18,7 +18,7 @@ SEARCH: dict[str, Any] = {
     "consensus": {"shells": [4, 4, 5], "max_extra_iterations": 2},
     "offset_samples": 3,
 }
-TRAINING = {"training_steps": 4, "final_training_steps": 2, "batch_size": 16, "held_out": 0.2, "head": "regression"}
+NETWORK = {"posterior": "network", "training_steps": 4, "batch_size": 16, "held_out": 0.2, "max_shell": 6}
 ENCODER = {"heads": 2, "channels": [32]}
 MODES: dict[str, dict[str, Any]] = {
     "search, then locally": {
@@ -32,25 +32,16 @@ MODES: dict[str, dict[str, Any]] = {
         "search": {**SEARCH, "half_sets": {"iterations": 1, "max_exhaustive_shell": 6}},
         "hybrid": {"projections": 100, "held_out": 0.2},
     },
-    "hybrid, by regression": {
-        "search": {**SEARCH, "half_sets": {"iterations": 1}},
-        "hybrid": TRAINING,
-        "encoder": ENCODER,
-    },
-    "hybrid, by regression, then locally": {
+    "hybrid, by a network": {
         "search": {**SEARCH, "half_sets": {"iterations": 1, "max_exhaustive_shell": 6}},
-        "hybrid": {**TRAINING, "local_iterations": 2},
-        "encoder": ENCODER,
+        "hybrid": NETWORK,
+        "encoder": {"channels": [32]},
     },
     "amortized": {"training": {"epochs": 1, "batch_size": 16}, "encoder": ENCODER},
 }
-SLOW = {"hybrid, by regression"}
-OPTIONAL = {"exhaustive re-search"}  # of particles whose encoder poses are rejected, which may be none
 
 
-@pytest.mark.parametrize(
-    "mode", [pytest.param(mode, marks=pytest.mark.slow) if mode in SLOW else mode for mode in MODES]
-)
+@pytest.mark.parametrize("mode", MODES)
 def test_every_stage_is_in_the_plan(mode: str, tiny_particles: Path, tmp_path: Path) -> None:
     explicit = {
         "particles": tiny_particles / "particles.star",
@@ -67,5 +58,4 @@ def test_every_stage_is_in_the_plan(mode: str, tiny_particles: Path, tmp_path: P
         elif isinstance(event, Progress) and (not stages or stages[-1] != event.stage):
             stages.append(event.stage)
     (plan,) = plans
-    expected = [stage for stage in plan.stages if stage not in OPTIONAL]
-    assert [stage for stage in stages if stage not in OPTIONAL] == expected
+    assert stages == list(plan.stages)
