@@ -25,8 +25,8 @@ RESULTS = Path(__file__).with_suffix(".json")
 MEASURED_CHILD = Path(__file__).with_name("measured_child.py")
 SHORT = {
     "search.multi_start.min": 1, "search.multi_start.max": 1, "search.initial_model.iterations": 20,
-    "search.consensus.max_extra_iterations": 0, "hybrid.head": "regression",
-    "hybrid.training_steps": 10, "hybrid.final_training_steps": 5,
+    "search.consensus.max_extra_iterations": 0, "hybrid.posterior": "network",
+    "hybrid.training_steps": 10,
 }  # fmt: skip
 _PREDICTED = re.compile(r"Memory: about ([\d.]+) GB")
 _TIME_LIMIT_S = 3600

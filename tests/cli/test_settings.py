@@ -69,7 +69,7 @@ def test_a_word_that_is_nowhere(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("encoder.heads", "integer from 1 to 64"),
         ("search.mask_radius", "number above 0.1 to 0.5"),
-        ("hybrid.min_confidence", "number from 0.5 to below 1"),
+        ("hybrid.held_out", "number from 0 to 0.5"),
         ("search.consensus.shells", "list, each integer above 0"),
         ("pose_inference", "search|hybrid|amortized|known|refine"),
         ("training.batch_size", "integer above 0 or auto"),

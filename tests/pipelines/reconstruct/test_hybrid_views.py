@@ -182,15 +182,15 @@ def test_another_molecule_is_told(
     assert "Do not trust their poses" in " ".join(capsys.readouterr().err.split())
 
 
-def test_what_an_encoder_of_views_cannot_do_is_refused(
+def test_what_slices_cannot_do_is_refused(
     whole_run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     simulated, output = whole_run
     command = ["infer", str(output), str(simulated / "particles.star"), "-o", str(tmp_path / "poses.star")]
     assert run([*command, "--precision", "int8", "--device", "cpu"]) == 2
-    assert "encoder is one of views" in " ".join(capsys.readouterr().err.split())
+    assert "compares slices of the half map" in " ".join(capsys.readouterr().err.split())
     assert run(["evaluate", "--bound", str(output), "--device", "cpu"]) == 3
-    assert "an encoder of views" in " ".join(capsys.readouterr().err.split())
+    assert "no network to bound" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_run_that_is_resumed_learns_the_same(
