@@ -8,7 +8,7 @@ from cryoeq.config.frozen import FrozenConfig
 
 UNUSED_BY_POSTERIOR = {
     "slices": (
-        "encoder", "hybrid.max_shell", "hybrid.training_steps", "hybrid.batch_size", "hybrid.learning_rate",
+        "encoder", "hybrid.max_shell", "hybrid.batch_size", "hybrid.learning_rate",
         "hybrid.initial_noise_scale",
     ),
     "network": ("hybrid.projections", "encoder.heads", "encoder.compiled"),
@@ -30,7 +30,7 @@ class HybridConfig(FrozenConfig):
     held_out: float = Field(default=0.1, ge=0, le=0.5, description="fraction of the particles that are never searched")
     max_shell: int = Field(default=10, ge=4, description="resolution of the network's input, in cycles per box")
     training_steps: int | None = Field(
-        default=None, ge=1, description="training steps of the network, on new projections each; None for 700"
+        default=None, ge=1, description="training steps; None for 700. A network takes new projections in each"
     )
     batch_size: int = Field(default=256, ge=2, le=10**6, description="images per training step")
     learning_rate: float = Field(default=1e-2, gt=0, description="learning rate")

@@ -28,14 +28,19 @@ from cryoeq.outputs.map_names import map_names
 from cryoeq.outputs.run_folder import RunFolder
 from cryoeq.physics.backprojection import wiener_filter
 from cryoeq.pipelines.reconstruct.build import build_refinement_settings, searched_box
-from cryoeq.pipelines.reconstruct.hybrid_views import ENCODER_FILE, network_settings, stored_views, view_settings
+from cryoeq.pipelines.reconstruct.hybrid_views import (
+    ENCODER_FILE,
+    network_settings,
+    stored_views,
+    training_settings,
+    view_settings,
+)
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruction_run import open_particles, read_reconstruction_job
 from cryoeq.reconstruction.maximization import particle_mask
 from cryoeq.reconstruction.particle_transforms import load_transforms
 from cryoeq.reconstruction.state import RefinementSettings
 from cryoeq.training.views.stored_views import StoredClass, StoredViews, learn_half
-from cryoeq.training.views.training import ViewTrainingSettings
 
 _ADVICE = "Give the folder of a finished reconstruction with half maps, or an encoder.pt"
 _MOST = 2000  # particles of a half set that are read: for their CTFs and noise, and for the calibration
@@ -143,7 +148,7 @@ def views_of_run(folder: Path, device: torch.device) -> Generator[Event, None, S
                 particles,
                 known,
                 settings,
-                ViewTrainingSettings(projections=run.config.hybrid.projections),
+                training_settings(run.config),
                 seed=run.config.seed,
                 number=2 * number + half,
                 learns_from_poses=False,

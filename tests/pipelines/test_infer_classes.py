@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_particles_go_to_the_class_that_explains_them(class_run: Path, mixture: Path, tmp_path: Path) -> None:
     folder, poses = Path(shutil.copytree(class_run, tmp_path / "run")), tmp_path / "poses.star"
     job = read_json(folder / "job.json")
-    job["settings"]["hybrid"]["projections"] = 600
+    job["settings"]["hybrid"] |= {"projections": 600, "training_steps": 150}
     write_json(folder / "job.json", job)
     command = ["infer", str(folder), str(mixture / "particles.star"), "-o", str(poses), "--device", "cpu"]
     assert run(command) == 0

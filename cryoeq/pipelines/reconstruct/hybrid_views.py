@@ -115,7 +115,7 @@ def learn_views(
         refinement: settings of the search.
     """
     settings = view_settings(refinement, particles.plane.box_size_px)
-    training = ViewTrainingSettings(projections=config.hybrid.projections)
+    training = training_settings(config)
     stored, posers = list[StoredHalf](), dict[int, ViewPoser]()
     for half, rows, volume in halves.halves():
         found, posers[half] = yield from learn_half(
@@ -132,6 +132,12 @@ def learn_views(
         if isinstance(network := posers[half].encoder.network, NetworkViews):
             yield from report_learnt_equivariance(network.network)
     return LearntHalves(StoredClass((stored[0], stored[1]), settings), posers)
+
+
+def training_settings(config: ReconstructConfig) -> ViewTrainingSettings:
+    """How long heads are trained, and on how much."""
+    steps = config.hybrid.training_steps or ViewTrainingSettings.steps
+    return ViewTrainingSettings(config.hybrid.projections, steps)
 
 
 def network_settings(config: ReconstructConfig, box_size_px: int) -> NetworkSettings | None:

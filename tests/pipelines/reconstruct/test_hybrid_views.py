@@ -27,7 +27,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 COUNT = 240
 QUICK = {
     "search.initial_model.iterations": 30, "search.consensus.shells": "[6,7]", "search.initial_model.batch_size": 60,
-    "search.half_sets.iterations": 2, "hybrid.projections": 600, "hybrid.held_out": 0.25,
+    "search.half_sets.iterations": 2, "hybrid.projections": 600, "hybrid.training_steps": 150,
+    "hybrid.held_out": 0.25,
 }  # fmt: skip
 
 
