@@ -43,6 +43,7 @@ def pytest_configure() -> None:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Workers of pytest-xdist make no run and solve for no group's kernels twice (``--dist loadgroup``)."""
     for item in items:
@@ -61,6 +62,8 @@ def _shared_by(item: pytest.Item) -> str | None:
         return "class run"
     if fixtures & {"tiny_run", "training"}:
         return "tiny run"
+    if made := fixtures & {"whole_run", "finished", "answers", "two_molecules", "cages", "after_torch"}:
+        return f"{item.path.stem}: {min(made)}"
     groups = [value for key, value in parameters.items() if key in {"group", "name"} and value in _PLANE_GROUPS]
     return f"plane group {groups[0]}" if groups else None
 
