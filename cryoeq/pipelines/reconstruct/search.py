@@ -9,7 +9,7 @@ from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.domain.events import Event
 from cryoeq.domain.volume import HalfMaps, Volume
-from cryoeq.pipelines.reconstruct.build import build_ab_initio_settings
+from cryoeq.pipelines.reconstruct.build import build_ab_initio_settings, build_e_steps
 from cryoeq.pipelines.reconstruct.half_sets import split_particles
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruct.plan import plan_search
@@ -47,7 +47,8 @@ def search_poses(
     yield plan_search(refinement, has_full_box=is_cropped and config.full_box.iterations > 0)
     particles = yield from load_transforms(dataset, device)
     half_set = yield from split_particles(dataset, seed)
-    consensus = yield from reconstruct_ab_initio(particles, half_set, settings, checkpoint=checkpoint)
+    e_steps = build_e_steps(config, settings, device)
+    consensus = yield from reconstruct_ab_initio(particles, half_set, settings, checkpoint=checkpoint, e_steps=e_steps)
     halves = yield from refine_halves(consensus, particles, refinement, seed=seed, checkpoint=checkpoint)
     yield from require_reproducible(particles, consensus, halves, settings)
     yield shared_resolution_note(refinement)
