@@ -23,7 +23,7 @@ from cryoeq.reconstruction.expectation import BestPoses, EStepResult, Posterior
 from cryoeq.reconstruction.particle_transforms import POWER_ORDERS, LikelihoodTerms, ParticleTransforms
 from cryoeq.reconstruction.pose_likelihood import PoseLikelihood
 
-_AT_A_TIME = 32  # particles: few enough for a processor's cache; the same number for any batch
+_AT_A_TIME = 64  # particles: few enough for a processor's cache; the same number for any batch
 _MIN_LOG_WEIGHT = -60.0  # exponentials below are as good as 0; denormal numbers take many times as long
 _MIRRORS = 2
 
@@ -138,17 +138,18 @@ class _ByView:
         self, views: Int[Tensor, "particles tried"], terms: LikelihoodTerms
     ) -> Float[Tensor, "angles particles tried mirrors offsets"]:
         """Log-likelihoods of the poses of some views of each particle."""
-        (count, tried), harmonics = views.shape, self.likelihood.harmonics
+        count, tried = views.shape
         series = self._of(self.linear, views) @ _columns(terms.cross_term, count)
         power = self._of(self.quadratic, views) @ _columns(terms.quadratic_term, count)
         series[:POWER_ORDERS] += power
-        orders, n_even = len(harmonics.orders), harmonics.n_even
-        half = self.likelihood.grid.inplane_rad[: len(self.likelihood.grid.inplane_rad) // 2, None] * harmonics.orders
-        twice = torch.where(harmonics.orders == 0, 1.0, 2.0)
-        phases = torch.stack([twice * half.cos(), -twice * half.sin()], -1)
-        even = phases[:, :n_even].flatten(1) @ series[:n_even].reshape(2 * n_even, -1)
-        odd = phases[:, n_even:].flatten(1) @ series[n_even:].reshape(2 * (orders - n_even), -1)
-        return torch.cat([even + odd, even - odd]).view(-1, count, tried, _MIRRORS, series.shape[-1])
+        n_even = self.likelihood.harmonics.n_even
+        of_even, of_odd = self.likelihood.synthesis()
+        even = of_even.flatten(1) @ series[:n_even].flatten(0, 1).flatten(1)
+        odd = of_odd.flatten(1) @ series[n_even:].flatten(0, 1).flatten(1)
+        scores = even.new_empty(2, *even.shape)
+        torch.add(even, odd, out=scores[0])
+        torch.sub(even, odd, out=scores[1])
+        return scores.view(-1, count, tried, _MIRRORS, series.shape[-1])
 
     def add_images(
         self,
@@ -160,14 +161,11 @@ class _ByView:
         """Add images to sums over views, in place: the adjoint of ``scores``."""
         likelihood, count = self.likelihood, len(views)
         first, second = weights.flatten(1).chunk(2)
-        analyse_even, analyse_odd = likelihood.analysis()
-        moments = torch.cat(
-            [
-                analyse.flatten(1).T @ half
-                for analyse, half in zip((analyse_even, analyse_odd), (first + second, first - second), strict=True)
-            ]
-        )
-        moments = moments.view(len(likelihood.harmonics.orders), 2, count, -1, weights.shape[-1])
+        of_even, of_odd = (phases.flatten(1).T for phases in likelihood.analysis())
+        moments = first.new_empty(len(of_even) + len(of_odd), first.shape[1])
+        torch.mm(of_even, first + second, out=moments[: len(of_even)])
+        torch.mm(of_odd, first - second, out=moments[len(of_even) :])
+        moments = moments.view(-1, 2, count, views.shape[1] * _MIRRORS, weights.shape[-1])
         signs = likelihood.harmonics.mirror_signs
         for total, images, sign in (
             (sums.cross_term, terms.cross_term, signs),

@@ -13,6 +13,7 @@ from cryoeq.domain.events import result_of
 from cryoeq.geometry.disk_harmonics import disk_harmonics
 from cryoeq.geometry.so3 import random_rotations
 from cryoeq.geometry.soft_mask import soft_sphere
+from cryoeq.reconstruction import proposed_views
 from cryoeq.reconstruction.expectation import expectation_step
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.pose_likelihood import PoseGrid, PoseLikelihood
@@ -132,13 +133,14 @@ def test_turned_and_mirrored_particles_give_the_same_statistics(scene: Scene, qu
     torch.testing.assert_close(after.expectation.posterior.mean_shifts_px, shifts, rtol=1e-2, atol=1e-3)
 
 
-def test_progress_counts_particles(scene: Scene) -> None:
+def test_progress_counts_particles(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proposed_views, "_AT_A_TIME", 15)
     proposed = scene.draw(2, 1)
     steps = expectation_over_views(
         scene.particles, scene.likelihood, scene.offsets_px, proposed, shift_sigma_px=SIGMA_PX
     )
     events, _ = events_and_result(steps)
-    assert [event.done for event in events] == [32]
+    assert [event.done for event in events] == [15, 30]
 
 
 def quarter_turn(quarter: int, *, mirrored: bool) -> Tensor:
