@@ -3,7 +3,8 @@
 In each iteration of expectation-maximisation the network has logits of all views for each particle. The most likely of
 them and a few random ones are compared with the particle at all in-plane angles, both mirrors and a few offsets; from
 that come its posterior and the next map. Then the network takes some steps towards these posteriors. It is kept from
-iteration to iteration, so that what it learnt of other particles and of earlier maps is not lost.
+iteration to iteration, so that what it learnt of other particles and of earlier maps is not lost. As long as posteriors
+are annealed they say little of the views, and nothing is learnt: until then all proposals are as good as random.
 
 Recognition networks learnt from importance-weighted posteriors: Bornschein and Bengio 2015, Reweighted wake-sleep,
 arXiv 1406.2751.
@@ -78,6 +79,7 @@ class AmortizedEStep:
             temperature=temperature,
             progress=progress,
         )
-        posterior = torch.zeros_like(logits).scatter_(1, proposed.views, result.by_view)
-        self.proposer.learn(images, posterior, directions)
+        if not float(temperature) > 1:
+            posterior = torch.zeros_like(logits).scatter_(1, proposed.views, result.by_view)
+            self.proposer.learn(images, posterior, directions)
         return result.expectation
