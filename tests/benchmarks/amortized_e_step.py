@@ -1,6 +1,7 @@
 """The amortized E-step beside others: one random start from noise to the consensus, each way on the same particles.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/amortized_e_step.py --work DIR --ways exhaustive,d4,o2 --seeds 100,101
+    OMP_NUM_THREADS=1 python tests/benchmarks/amortized_e_step.py --work DIR --cost
 
 Particles are of set ``base`` of ``ab_initio.py``, another simulation for each seed. Ways: ``exhaustive``, all poses of
 each grid, as a search does; ``random``, 12 views of each particle drawn anew in each iteration; ``pooled``, the 8 views
@@ -9,18 +10,22 @@ group, 8 views that a network of this group proposes, and 4 random ones. CPU tim
 its E-steps, and of the network in these, proposals and training apart. ``found``: median pose error of the consensus
 below 20 degrees and an FSC of 0.5 with the truth at shell 8 or beyond. Records are appended to
 ``amortized_e_step.json``.
+
+With ``--cost``: CPU time a particle of one E-step against the true map at the grids and shells of a search, over all
+views and over 12, whoever proposes them; the least of five.
 """
 
 import argparse
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from ab_initio import listed, markdown_table, seed_list
-from benchmark_sets import SETS, prepare
+from benchmark_sets import Simulated, prepare
 from jaxtyping import Float, Int
 from recorded_runs import Record, append_record, find_record, read_records
 from scoring import read_truth, score_poses
@@ -30,6 +35,7 @@ from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.half_sets import split_half_sets
 from cryoeq.domain.events import Event, result_of
 from cryoeq.domain.volume import Volume
+from cryoeq.geometry.disk_harmonics import disk_harmonics, support_radius
 from cryoeq.geometry.shells import fourier_shell_correlation
 from cryoeq.io.mrc import read_map
 from cryoeq.maps.alignment import align_map, mirror_map
@@ -41,12 +47,16 @@ from cryoeq.reconstruction.multi_start import at_low_resolution
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms, load_transforms
 from cryoeq.reconstruction.pose_likelihood import PoseGrid, PoseLikelihood
 from cryoeq.reconstruction.proposed_views import ProposedViews, expectation_over_views
+from cryoeq.reconstruction.reference import Reference
 from cryoeq.training.proposals.amortized_e_step import AmortizedEStep
 
 RESULTS = Path(__file__).with_suffix(".json")
 CPU = torch.device("cpu")
 N_LIKELY, N_RANDOM = 8, 4
 FOUND_DEG, FOUND_SHELL = 20.0, 8
+COST_ROWS = 400
+COST_GRIDS = ((7, 1, 24, 4), (10, 2, 48, 4), (15, 3, 72, 1))
+"""Shell, HEALPix order of the views, in-plane angles and offsets of initial model, consensus and half sets."""
 
 
 @dataclass
@@ -165,6 +175,11 @@ def time_network(e_step: EStep) -> dict[str, float]:
     return spent
 
 
+def particles_of(seed: int, work: Path) -> Path:
+    """The folder of a simulation of set ``base`` that no run of ``ab_initio.py`` has seen."""
+    return prepare(f"base_{1000 + seed}", work.resolve(), Simulated(seed=1000 + seed))
+
+
 def run_start(folder: Path, way: str, seed: int) -> Record:
     """One random start, scored.
 
@@ -197,6 +212,44 @@ def run_start(folder: Path, way: str, seed: int) -> Record:
             **{name: seconds - of_model[name] for name, seconds in parts.items()},
         }),
     }  # fmt: skip
+
+
+def cost_table(folder: Path) -> str:
+    """CPU time of one E-step at each grid of a search.
+
+    Args:
+        folder: of the particles and the truth.
+    """
+    config = ReconstructConfig(particles=folder / "particles.star", output=folder / "none")
+    dataset = build_dataset(config, build_stack(config, with_poses=False), None, reads_once=True)
+    particles, generator = result_of(load_transforms(dataset, CPU)), torch.Generator().manual_seed(0)
+    volume, rows, n = read_map(folder / "truth_volume.mrc").values, torch.arange(COST_ROWS), dataset.box_size_px
+    lines = []
+    for shell, order, n_inplane, n_offsets in COST_GRIDS:
+        subset = particles.within(shell, n)
+        harmonics = disk_harmonics(n, shell, support_radius(0.42, n), CPU)
+        reference = Reference.prepare(volume, subset)
+        likelihood = PoseLikelihood.build(reference, PoseGrid.build(order, n_inplane, torch.eye(3)), harmonics)
+        n_views = len(likelihood.grid.views)
+        offsets = torch.randn(COST_ROWS, n_offsets, 2, generator=generator)
+        proposed = ProposedViews.draw(torch.zeros(COST_ROWS, n_views), N_LIKELY, N_RANDOM, generator)
+        options: dict[str, Any] = {"shift_sigma_px": 1.6, "rows": rows}
+        of_all = least(partial(expectation_step, subset, likelihood, offsets, **options))
+        of_few = least(partial(expectation_over_views, subset, likelihood, offsets, proposed, **options))
+        grid = [f"{shell}", f"{n_views}", f"{n_inplane}", f"{n_offsets}"]
+        lines.append([*grid, *(f"{1000 * each / COST_ROWS:.3f}" for each in (of_all, of_few))])
+    head = ["shell", "views", "in-plane angles", "offsets", "all views, ms", f"{N_LIKELY + N_RANDOM} views, ms"]
+    return markdown_table(head, lines)
+
+
+def least(build: Callable[[], Generator[Event, None, Any]]) -> float:
+    """The least CPU time of five, after a first one."""
+    seconds = []
+    for _ in range(6):
+        first = time.process_time()
+        result_of(build())
+        seconds.append(time.process_time() - first)
+    return min(seconds[1:])
 
 
 def rounded(seconds: dict[str, float]) -> dict[str, float]:
@@ -242,10 +295,14 @@ def main() -> None:
     parser.add_argument("--ways", type=listed, default=("exhaustive", "random", "pooled", "c1", "d4", "o2"))
     parser.add_argument("--seeds", type=seed_list, default=(100,), help="such as 100-102")
     parser.add_argument("--no-runs", action="store_true", help="only the table of what is recorded")
+    parser.add_argument("--cost", action="store_true", help="only the cost of E-steps")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.cost:
+        print(cost_table(particles_of(given.seeds[0], given.work)))
+        return
     for seed in () if given.no_runs else given.seeds:
-        folder = prepare(f"base_{1000 + seed}", given.work.resolve(), replace(SETS["base"], seed=1000 + seed))
+        folder = particles_of(seed, given.work)
         for way in given.ways:
             key = {"set": "base", "mode": way, "seed": seed, "options": []}
             if find_record(read_records(RESULTS), key) is None:
