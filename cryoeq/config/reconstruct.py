@@ -20,6 +20,7 @@ MOST_CLASSES = 16
 LEAST_PARTICLES_OF_CLASS = 20  # below which there is no map to refine
 _UNUSED_BY_CLASSES = (
     "in_plane_symmetry", "search.multi_start.max", "search.consensus.max_extra_iterations", "full_box.ctf_refinement",
+    "search.e_step", "search.amortized",
 )  # fmt: skip
 _UNUSED_BY_LOCAL = (
     "refine.reference", "search.half_sets", "search.local_refinement", "search.offset_samples", "input.working_box_px",
@@ -117,9 +118,29 @@ class LocalRefinementConfig(FrozenConfig):
     iterations: int = Field(default=5, ge=0, description="iterations")
 
 
+class AmortizedEStepConfig(FrozenConfig):
+    """Views that a network proposes in each iteration from noise to the consensus, and how it learns them."""
+
+    group: Group = Field(default="d4", description="in-plane group under which the network is invariant")
+    channels: PositiveInt = Field(default=256, description="width of the network's hidden layers")
+    likely_views: int = Field(default=8, ge=1, description="views of each particle that the network proposes")
+    random_views: int = Field(default=4, ge=1, description="views of each particle that are drawn among the others")
+    training_steps: int = Field(
+        default=6, ge=1, description="gradient steps after each E-step, at least; more where there are more particles"
+    )
+    batch_size: int = Field(default=64, ge=2, description="particles of each of these steps")
+    learning_rate: float = Field(default=3e-3, gt=0, description="learning rate")
+
+
 class SearchConfig(FrozenConfig):
     """Ab initio reconstruction by expectation-maximisation, stage by stage."""
 
+    e_step: Literal["exhaustive", "amortized"] = Field(
+        default="exhaustive",
+        description="poses that iterations try from noise to the consensus: all of a grid, or those of a few views, "
+        "which a network proposes that learns from iteration to iteration",
+    )
+    amortized: AmortizedEStepConfig = AmortizedEStepConfig()
     initial_model: InitialModelConfig = InitialModelConfig()
     multi_start: MultiStartConfig = MultiStartConfig()
     consensus: ConsensusConfig = ConsensusConfig()
@@ -256,6 +277,8 @@ class ReconstructConfig(FrozenConfig):
         "search.mask_radius": ("search", "hybrid", "refine"),
         "search.offset_samples": ("search", "hybrid", "refine"),
         "search.classes": ("search",),
+        "search.e_step": ("search",),
+        "search.amortized": ("search",),
         "full_box": ("search", "hybrid", "refine"),
         "refine": ("refine",),
         "hybrid": ("hybrid",),
@@ -342,6 +365,10 @@ class ReconstructConfig(FrozenConfig):
         if mode == "hybrid":
             posterior = self.hybrid.posterior
             unused |= dict.fromkeys(UNUSED_BY_POSTERIOR[posterior], f"hybrid.posterior={posterior}")
+        if self.search.e_step == "exhaustive" and mode == "search":
+            unused["search.amortized"] = "search.e_step=exhaustive"
+        if self.search.symmetry.strip().upper()[:1] in {"T", "O", "I"} and mode == "search":
+            unused |= dict.fromkeys(("search.e_step", "search.amortized"), f"--sym {self.search.symmetry}")
         if self.search.classes != 1:
             unused |= dict.fromkeys(_UNUSED_BY_CLASSES, f"--classes {self.search.classes}")
         return unused

@@ -109,7 +109,8 @@ def _is_ab_initio(settings: Settings) -> bool:
 
 
 def _has_encoder(settings: Settings) -> bool:
-    return _mode(settings) in {"hybrid", "amortized"}
+    proposes = _mode(settings) == "search" and _setting(settings, "search.e_step") == "amortized"
+    return proposes or _mode(settings) in {"hybrid", "amortized"}
 
 
 def _has_classes(settings: Settings) -> bool:

@@ -21,6 +21,13 @@ poses become weights in torch (``pose_scores``), or in compiled kernels on CPUs 
 
     gamma_i(R, t) = p(y_i | R, t) p(t) / sum_{R', t'} p(y_i | R', t') p(t')
 
+From noise to the consensus a search may try a few views J of each particle only, all in-plane angles and mirrors of
+each: a set L that an encoder proposes, and a random draw D from the other views, each of which stands for m = |not L| /
+|D| of them (``proposed_views``; ``cryoeq.training.proposals``)::
+
+    gamma_i(R, t) = w_J p(y_i | R, t) p(t) / sum_{J' in L and D} w_J' sum_{R' of J', t'} p(y_i | R', t') p(t'),
+    w = 1 in L, m in D
+
 M-step (``maximization``). Half maps from posterior-weighted sums, Wiener-filtered by their own correlation::
 
     V(k) = sum_i sum_{R, t} gamma_i p C_i y_i / ( sum_i sum_{R, t} gamma_i p C_i^2 + 1 / tau^2(k) ),

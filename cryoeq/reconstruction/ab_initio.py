@@ -15,13 +15,20 @@ from cryoeq.reconstruction.acceptance import MirrorSymmetry, mirror_symmetry
 from cryoeq.reconstruction.global_realignment import with_realigned_worst
 from cryoeq.reconstruction.half_set_refinement import refine_consensus
 from cryoeq.reconstruction.initial_model import estimate_initial_model
-from cryoeq.reconstruction.multi_start import MAX_RESTARTS, at_low_resolution, run_multi_start
+from cryoeq.reconstruction.multi_start import (
+    MAX_RESTARTS,
+    EStepFactory,
+    at_low_resolution,
+    exhaustive_e_steps,
+    run_multi_start,
+)
 from cryoeq.reconstruction.particle_radius import MARGIN, outer_radius
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.settings import AbInitioSettings
 from cryoeq.reconstruction.state import Checkpointer, ConsensusMap, RefinementState, no_checkpoints
 from cryoeq.runtime.device import torch_threads
 
+_CONSENSUS = 2**29  # number of the E-step of a consensus refinement, plus that of the restart
 _LOOK, _LOOK_ITERATIONS = 2**30, 30  # number of a random start that no other has, and its iterations
 
 
@@ -31,6 +38,7 @@ def reconstruct_ab_initio(
     settings: AbInitioSettings,
     *,
     checkpoint: Checkpointer = no_checkpoints,
+    e_steps: EStepFactory = exhaustive_e_steps,
 ) -> Generator[Event, None, RefinementState]:
     """Consensus map at low resolution from random starts, on the axes of its symmetry; half sets are not yet split.
 
@@ -43,6 +51,7 @@ def reconstruct_ab_initio(
         half_set: half set of each particle, 1 or 2.
         settings: settings of the reconstruction.
         checkpoint: checkpointer that saves finished steps.
+        e_steps: E-steps of random starts and consensus refinement without symmetry; with symmetry all poses are tried.
 
     Raises:
         DivergedError: nothing was found.
@@ -50,7 +59,7 @@ def reconstruct_ab_initio(
     first_restart = 0
     if not settings.is_polyhedral:
         try:
-            state, found = yield from _consensus(particles, half_set, settings, first_restart, checkpoint)
+            state, found = yield from _consensus(particles, half_set, settings, first_restart, checkpoint, e_steps)
         except DivergedError:
             if settings.symmetry == "C1":
                 raise
@@ -77,14 +86,17 @@ def _consensus(
     settings: AbInitioSettings,
     first_restart: int,
     checkpoint: Checkpointer,
+    e_steps: EStepFactory = exhaustive_e_steps,
 ) -> Generator[Event, None, tuple[RefinementState, MirrorSymmetry]]:
     """Random starts and the refinement of the best, once more where its hands are mixed."""
     small, low_resolution = at_low_resolution(particles, settings)
     refinement, seed = low_resolution.refinement, settings.seed
     restart, last_restart = first_restart, first_restart + MAX_RESTARTS - 1
     while True:
-        state = yield from run_multi_start(small, half_set, low_resolution, restart=restart, checkpoint=checkpoint)
-        steps = refine_consensus(state, small, refinement, seed=seed)
+        state = yield from run_multi_start(
+            small, half_set, low_resolution, restart=restart, checkpoint=checkpoint, e_steps=e_steps
+        )
+        steps = refine_consensus(state, small, refinement, seed=seed, e_step=e_steps(_CONSENSUS + restart))
         state = yield from checkpoint(f"consensus_{restart}", steps)
         state = yield from with_realigned_worst(state, small, refinement, seed=seed)
         state = state.to_box(particles.plane.box_size_px)

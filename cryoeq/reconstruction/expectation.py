@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -101,6 +102,26 @@ class EStepResult:
 
     sums: LikelihoodTerms
     posterior: Posterior
+
+
+@runtime_checkable
+class EStep(Protocol):
+    """Posterior of each particle over poses of a grid, and the sums of the images: ``expectation_step``, or another."""
+
+    def __call__(
+        self,
+        particles: ParticleTransforms,
+        likelihood: PoseLikelihood,
+        offsets_px: Float[Tensor, "rows offsets 2"],
+        *,
+        shift_sigma_px: float,
+        rows: Int[Tensor, " rows"] | None = None,
+        temperature: float | Float[Tensor, ""] = 1.0,
+        class_shares: Float[Tensor, " classes"] | None = None,
+        null_share: float = 0.0,
+        progress: Callable[[int], Event] | None = None,
+    ) -> Generator[Event, None, EStepResult]:
+        """As ``expectation_step``."""
 
 
 def expectation_step(

@@ -22,7 +22,7 @@ from cryoeq.geometry.disk_harmonics import disk_harmonics, support_radius
 from cryoeq.geometry.fourier import fft_map, ifft_map, pad_centred
 from cryoeq.geometry.pointgroup import split_over_lattice
 from cryoeq.physics.backprojection import WienerBackprojection
-from cryoeq.reconstruction.expectation import Posterior, expectation_step, hexagonal_offsets, offset_step_px
+from cryoeq.reconstruction.expectation import EStep, Posterior, expectation_step, hexagonal_offsets, offset_step_px
 from cryoeq.reconstruction.initial_model import InitialModel
 from cryoeq.reconstruction.local_refinement import MAX_STEPS, RefinedPoses, refine_poses
 from cryoeq.reconstruction.maximization import maximization_step, particle_mask
@@ -94,7 +94,12 @@ def begin_refinement(
 
 
 def refine_consensus(
-    state: RefinementState, particles: ParticleTransforms, settings: RefinementSettings, *, seed: int
+    state: RefinementState,
+    particles: ParticleTransforms,
+    settings: RefinementSettings,
+    *,
+    seed: int,
+    e_step: EStep = expectation_step,
 ) -> Generator[Event, None, RefinementState]:
     """Iterations of all particles against one map at low resolution, until the log-likelihood converges.
 
@@ -103,6 +108,7 @@ def refine_consensus(
         particles: CTF-multiplied transforms of all particles, of which ``max_particles`` take part.
         settings: settings of the refinement.
         seed: random seed of the run.
+        e_step: the E-step of its iterations.
     """
     rows = consensus_rows(particles, settings, seed=seed)
     references, shells = References(particles), settings.consensus_shells
@@ -110,14 +116,14 @@ def refine_consensus(
     for number, radius in enumerate(shells, 1):
         iteration = Iteration(CONSENSUS_STAGE, number, count)
         state = yield from em_iteration(
-            replace(state, radius=radius), references, settings, iteration, seed=seed, rows=rows
+            replace(state, radius=radius), references, settings, iteration, seed=seed, rows=rows, e_step=e_step
         )
     best, waited = float(state.particles.log_evidence[rows].mean()), 0
     for number in range(len(shells) + 1, count + 1):
         if waited == _PATIENCE:
             break
         iteration = Iteration(CONSENSUS_STAGE, number, count)
-        state = yield from em_iteration(state, references, settings, iteration, seed=seed, rows=rows)
+        state = yield from em_iteration(state, references, settings, iteration, seed=seed, rows=rows, e_step=e_step)
         log_likelihood = float(state.particles.log_evidence[rows].mean())
         waited = 0 if log_likelihood > best + _TOLERANCE * abs(best) else waited + 1
         best = max(best, log_likelihood)
@@ -249,6 +255,7 @@ def em_iteration(
     seed: int,
     rows: Int[Tensor, " rows"] | None = None,
     sums_to_end: bool = False,
+    e_step: EStep = expectation_step,
 ) -> Generator[Event, None, RefinementState]:
     """E-step and M-step: particles against the map of their half set, and new maps from their posterior.
 
@@ -260,6 +267,7 @@ def em_iteration(
         seed: random seed of the run.
         rows: particles that take part; None for all.
         sums_to_end: True where the sums reach the last shell of the exhaustive search, beyond the radius.
+        e_step: the E-step.
     """
     particles, device = references.particles, references.particles.device
     n, radius = particles.plane.box_size_px, min(state.radius, settings.max_exhaustive_shell)
@@ -280,7 +288,7 @@ def em_iteration(
         if len(local) == 0:  # another process's
             continue
         likelihood = PoseLikelihood.build(references.of(volume), grid, harmonics)
-        result = yield from expectation_step(
+        result = yield from e_step(
             subset,
             likelihood,
             offsets,

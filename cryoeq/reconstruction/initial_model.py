@@ -30,7 +30,7 @@ from cryoeq.geometry.soft_mask import soft_sphere
 from cryoeq.maps.alignment import rotate_map
 from cryoeq.physics.backprojection import WienerBackprojection
 from cryoeq.reconstruction.centring import centre_images
-from cryoeq.reconstruction.expectation import EStepResult, expectation_step, offset_step_px, polygon
+from cryoeq.reconstruction.expectation import EStep, EStepResult, expectation_step, offset_step_px, polygon
 from cryoeq.reconstruction.noise_model import shell_precision
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.pose_likelihood import PoseGrid, PoseLikelihood
@@ -112,7 +112,12 @@ class InitialModel:
 
 
 def estimate_initial_model(
-    particles: ParticleTransforms, settings: InitialModelSettings, *, seed: int, start: int
+    particles: ParticleTransforms,
+    settings: InitialModelSettings,
+    *,
+    seed: int,
+    start: int,
+    e_step: EStep = expectation_step,
 ) -> Generator[Event, None, InitialModel]:
     """One random start; progress after each iteration.
 
@@ -121,6 +126,7 @@ def estimate_initial_model(
         settings: settings of stochastic EM, with one iteration at least.
         seed: random seed of the run.
         start: number of this random start; others with the same seed see the same particles at the end.
+        e_step: the E-step of its iterations.
     """
     full, n = particles.plane.box_size_px, 2 * (settings.last_shell + 1)
     small = particles.within(settings.last_shell, n)
@@ -131,7 +137,7 @@ def estimate_initial_model(
     centring_shell = min(_ROUND_CENTRING_SHELL if is_symmetric else _CENTRING_SHELL, settings.last_shell)
     sigma_px = settings.shift_sigma_px * n / full
     centring = centre_images(small.within(centring_shell, n), sigma_px)
-    search = _StochasticSearch(small, settings, mask, seed, start, sigma_px, _MAX_STEP * centring.sigma_px)
+    search = _StochasticSearch(small, settings, mask, seed, start, sigma_px, _MAX_STEP * centring.sigma_px, e_step)
     model = yield from search.run(InitialModel(torch.stack(maps), centring.shifts_px, 0.0), generator)
     if is_symmetric:
         volumes = torch.stack([volume - 2 * remove_round_part(volume) for volume in model.volumes])
@@ -153,6 +159,7 @@ class _StochasticSearch:
         start: number of this random start.
         sigma_px: standard deviation of the offsets per axis, in pixels of the small box.
         max_step_px: distance of neighbouring offsets, at most, likewise.
+        e_step: the E-step.
     """
 
     particles: ParticleTransforms
@@ -162,6 +169,7 @@ class _StochasticSearch:
     start: int
     sigma_px: float
     max_step_px: float
+    e_step: EStep
 
     @cached_property
     def precision(self) -> Float[Tensor, " shells"]:
@@ -183,6 +191,7 @@ class _StochasticSearch:
         volumes, shifts, evidence = model.volumes, model.shifts_px, model.log_evidence
         # Sizes depend on the grid where there is symmetry, and processes cannot exchange sums within a graph.
         has_graphs = device.type == "cuda" and settings.symmetry is None and world_size() == 1
+        has_graphs = has_graphs and self.e_step is expectation_step
         step = Replay(self._step) if has_graphs else self._step
         for iteration in range(first, settings.iterations):
             kind = _Kind.of(settings, iteration)
@@ -268,7 +277,7 @@ class _StochasticSearch:
         null_share = NULL_SHARE if likelihood.n_maps > 1 else 0.0
         share = (1 - null_share) / likelihood.n_maps
         return result_of(
-            expectation_step(
+            self.e_step(
                 self.particles.within(kind.radius, self.particles.plane.box_size_px),
                 likelihood,
                 offsets_px,

@@ -1,6 +1,6 @@
 """Multi-start: random restarts of the initial model until the best one is reproduced."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,7 @@ from cryoeq.geometry.fourier import crop_centred, fft_map, ifft_map
 from cryoeq.geometry.pointgroup import frames_of_polyhedral_group
 from cryoeq.geometry.shells import fourier_shell_correlation, remove_round_part
 from cryoeq.maps.alignment import align_map, mirror_map, rotate_map
-from cryoeq.reconstruction.expectation import pose_posterior
+from cryoeq.reconstruction.expectation import EStep, expectation_step, pose_posterior
 from cryoeq.reconstruction.half_set_refinement import begin_refinement, consensus_rows, refine_consensus
 from cryoeq.reconstruction.initial_model import InitialModel, estimate_initial_model
 from cryoeq.reconstruction.noise_model import shell_precision
@@ -45,6 +45,14 @@ _COMPARISON = 2**31  # number of an iteration that no refinement reaches: all st
 # 0.03, not found, where trial maps had agreed by 0.85 over the first shells.
 MIN_DETAIL_FSC = 0.5
 _DETAIL_SHELLS = slice(5, 11)
+
+EStepFactory = Callable[[int], EStep]  # the E-step of a random start, or of another step of the run, by its number
+
+
+def exhaustive_e_steps(number: int) -> EStep:
+    """The E-step over all poses, which keeps nothing."""
+    del number
+    return expectation_step
 
 
 def at_low_resolution(
@@ -84,6 +92,7 @@ def run_multi_start(
     *,
     restart: int = 0,
     checkpoint: Checkpointer = no_checkpoints,
+    e_steps: EStepFactory = exhaustive_e_steps,
 ) -> Generator[Event, None, RefinementState]:
     """Random starts until that of the highest likelihood is reproduced; each is refined for a few iterations.
 
@@ -95,6 +104,7 @@ def run_multi_start(
         settings: settings of the consensus refinement, from ``at_low_resolution``.
         restart: number of this multi-start, each with its own random starts.
         checkpoint: checkpointer that saves each start.
+        e_steps: the E-step of each start.
 
     Raises:
         DivergedError: no two starts agree.
@@ -106,7 +116,7 @@ def run_multi_start(
     numbers = [*range(restart * count, (restart + 1) * count)]
     further = (2 * MAX_RESTARTS + 1 + restart) * count  # numbers that no other start has
     for start in numbers:
-        state = yield from checkpoint(f"initial_model_{start}", _start(particles, half_set, trial, start))
+        state = yield from checkpoint(f"initial_model_{start}", _start(particles, half_set, trial, start, e_steps))
         candidates.append((log_likelihood_at_one_noise(state, particles, settings), state))
         candidates.sort(key=lambda candidate: -candidate[0])
         if len(candidates) >= settings.min_starts:
@@ -209,20 +219,26 @@ def detail_agreement(found: RefinementState, other: RefinementState, settings: A
 
 
 def _start(
-    particles: ParticleTransforms, half_set: Int[Tensor, " particles"], settings: AbInitioSettings, start: int
+    particles: ParticleTransforms,
+    half_set: Int[Tensor, " particles"],
+    settings: AbInitioSettings,
+    start: int,
+    e_steps: EStepFactory = exhaustive_e_steps,
 ) -> Generator[Event, None, RefinementState]:
     """One random start: an initial model and its consensus refinement."""
-    model = yield from _initial_model(particles, settings, start)
+    e_step = e_steps(start)
+    model = yield from _initial_model(particles, settings, start, e_step)
     last_shell = settings.initial_model.last_shell
     state = begin_refinement(model, particles, half_set, settings.refinement, last_shell)
-    return (yield from refine_consensus(state, particles, settings.refinement, seed=settings.seed))
+    return (yield from refine_consensus(state, particles, settings.refinement, seed=settings.seed, e_step=e_step))
 
 
 def _initial_model(
-    particles: ParticleTransforms, settings: AbInitioSettings, start: int
+    particles: ParticleTransforms, settings: AbInitioSettings, start: int, e_step: EStep
 ) -> Generator[Event, None, InitialModel]:
+    first, seed = settings.initial_model, settings.seed
     with torch_threads(1):  # its tensors are so small that two threads would wait for each other
-        return (yield from estimate_initial_model(particles, settings.initial_model, seed=settings.seed, start=start))
+        return (yield from estimate_initial_model(particles, first, seed=seed, start=start, e_step=e_step))
 
 
 def _first_shells(state: RefinementState, last_shell: int) -> Volume:

@@ -175,9 +175,9 @@ class PoseLikelihood:
         power = images.quadratic_term.reshape(POWER_ORDERS, rows, -1).transpose(1, 2)
         series[:POWER_ORDERS].baddbmm_(self.quadratic, power)
         half, count = len(self.grid.inplane_rad) // 2, self.harmonics.n_even
-        synthesis = self._phases(is_analysis=False)
-        even = synthesis[:, :count].reshape(half, -1) @ series[:count].view(2 * count, -1)
-        odd = synthesis[:, count:].reshape(half, -1) @ series[count:].view(2 * (orders - count), -1)
+        of_even, of_odd = self.synthesis()
+        even = of_even.reshape(half, -1) @ series[:count].view(2 * count, -1)
+        odd = of_odd.reshape(half, -1) @ series[count:].view(2 * (orders - count), -1)
         return even.view(half, -1, rows), odd.view(half, -1, rows)
 
     def sum_images(self, weights: Float[Tensor, "angles hypotheses rows"], images: LikelihoodTerms) -> LikelihoodTerms:
@@ -210,6 +210,11 @@ class PoseLikelihood:
         linear = _sum_rows(moments, images.cross_term, sign)
         power = _sum_rows(moments[:POWER_ORDERS], images.quadratic_term, torch.ones_like(sign[:POWER_ORDERS]))
         return LikelihoodTerms(linear, power)
+
+    def synthesis(self) -> tuple[Float[Tensor, "half even 2"], Float[Tensor, "half odd 2"]]:
+        """Takes Fourier coefficients over the angle, real and imaginary part, to the halves of ``half_turns``."""
+        phases, count = self._phases(is_analysis=False), self.harmonics.n_even
+        return phases[:, :count], phases[:, count:]
 
     def analysis(self) -> tuple[Float[Tensor, "half even 2"], Float[Tensor, "half odd 2"]]:
         """Takes the halves of ``sum_halves`` to Fourier coefficients over the angle, real and imaginary part."""

@@ -41,7 +41,9 @@ NEW = {  # since version 0.1
     "input.particle_diameter_angstrom", "search.classes", "full_box.iterations", "full_box.max_resolution_angstrom",
     "full_box.solvent_flattening", "refine.reference", "refine.ini_high_angstrom", "refine.local",
     "refine.keep_half_sets", "full_box.ctf_refinement", "full_box.non_uniform", "hybrid.posterior",
-    "hybrid.projections",
+    "hybrid.projections", "search.e_step", "search.amortized.group", "search.amortized.channels",
+    "search.amortized.likely_views", "search.amortized.random_views", "search.amortized.training_steps",
+    "search.amortized.batch_size", "search.amortized.learning_rate",
 }  # fmt: skip
 # One valid value for each renamed key that is not its default.
 OTHER_VALUES = {

@@ -45,6 +45,18 @@ def test_what_several_classes_do_not_use_is_told() -> None:
     assert notes_on(ReconstructConfig, explicit | {"search.classes": 1}, "search.multi_start.max=3") == []
 
 
+def test_what_no_amortized_e_step_uses_is_told() -> None:
+    amortized = ("search.e_step=amortized", "search.amortized.group=o2")
+    assert notes_on(ReconstructConfig, INPUT, *amortized) == []
+    assert notes_on(ReconstructConfig, INPUT, *amortized, "search.symmetry=C4") == []
+    (note,) = notes_on(ReconstructConfig, INPUT, amortized[1])
+    assert note == "Without effect, because of search.e_step=exhaustive: search.amortized.group."
+    (note,) = notes_on(ReconstructConfig, INPUT, *amortized, "search.symmetry=O")
+    assert note == "Without effect, because of --sym O: search.e_step, search.amortized.group."
+    (note,) = notes_on(ReconstructConfig, INPUT | {"search.classes": 2}, *amortized)
+    assert note == "Without effect, because of --classes 2: search.e_step, search.amortized.group."
+
+
 def test_the_diameter_of_the_particle_counts_before_the_radius_of_the_mask() -> None:
     explicit = INPUT | {"input.particle_diameter_angstrom": 60.0}
     (note,) = notes_on(ReconstructConfig, explicit, "search.mask_radius=0.4")
@@ -60,6 +72,8 @@ def test_the_diameter_of_the_particle_counts_before_the_radius_of_the_mask() -> 
         ("full_box.iterations", 2, ("search", "hybrid", "refine")),
         ("refine.keep_half_sets", True, ("refine",)),
         ("search.consensus.max_particles", 300, ("search", "hybrid")),
+        ("search.e_step", "amortized", ("search",)),
+        ("search.amortized.likely_views", 5, ()),  # of an amortized E-step
         ("hybrid.held_out", 0.2, ("hybrid",)),
         ("hybrid.projections", 500, ("hybrid",)),
         ("hybrid.learning_rate", 0.1, ()),  # of a network

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import torch
+
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.data.preprocessing import CONTRAST_SIGNS
@@ -9,7 +11,9 @@ from cryoeq.data.repeated_images import DigestedImages
 from cryoeq.geometry.pointgroup import symmetry_rotations
 from cryoeq.io.particles import ParticleStack, read_particles
 from cryoeq.pipelines.reconstruct.particle_diameter import mask_radius, shift_sigma_px
+from cryoeq.reconstruction.expectation import EStep
 from cryoeq.reconstruction.initial_model import InitialModelSettings
+from cryoeq.reconstruction.multi_start import EStepFactory, exhaustive_e_steps
 from cryoeq.reconstruction.settings import AbInitioSettings
 from cryoeq.reconstruction.state import RefinementSettings
 
@@ -139,6 +143,32 @@ def _initial_model_settings(
         mask_radius=mask_radius(config, dataset.box_size_px * dataset.pixel_size_angstrom),
         n_classes=n_classes,
     )
+
+
+def build_e_steps(config: ReconstructConfig, settings: AbInitioSettings, device: torch.device) -> EStepFactory:
+    """The E-steps from noise to the consensus: over all poses, or with proposals of a network for each.
+
+    Args:
+        config: the settings.
+        settings: of the reconstruction.
+        device: of the particles.
+    """
+    if config.search.e_step == "exhaustive":
+        return exhaustive_e_steps
+    from cryoeq.training.proposals.amortized_e_step import AmortizedEStep  # not above: networks
+    from cryoeq.training.proposals.proposal_network import ProposalSettings
+
+    given = config.search.amortized
+    proposals = ProposalSettings(
+        given.group, given.channels, given.likely_views, given.random_views, given.training_steps, given.batch_size,
+        given.learning_rate,
+    )  # fmt: skip
+    last_shell = max(settings.initial_model.last_shell, settings.refinement.shared_shell)
+
+    def with_proposals(number: int) -> EStep:
+        return AmortizedEStep(proposals, last_shell, seed=config.seed, number=number, device=device)
+
+    return with_proposals
 
 
 def build_refinement_settings(config: ReconstructConfig, dataset: ParticleDataset, symmetry: str) -> RefinementSettings:

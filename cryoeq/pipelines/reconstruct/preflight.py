@@ -57,7 +57,8 @@ def check_run(config: ReconstructConfig, stack: ParticleStack, device: torch.dev
         device: device of the computation.
 
     Raises:
-        ConfigError: the working box, the particle diameter, the offsets or a CTF refinement do not fit the images.
+        ConfigError: the working box, the particle diameter, the offsets or a CTF refinement do not fit the images, or
+            the job has more processes than it may have.
         ParticleFileError: poses or half sets are missing, or a CTF that can be refined, or there are too few
             particles.
         InsufficientMemoryError: the run needs more memory than there is.
@@ -72,9 +73,20 @@ def check_run(config: ReconstructConfig, stack: ParticleStack, device: torch.dev
         _require_particles(config, stack)
     if config.pose_inference == "refine" and config.refine.keep_half_sets:
         _require_half_sets(config, stack)
+    if config.pose_inference == "search" and config.search.e_step == "amortized":
+        _require_one_process()
     if config.full_box.ctf_refinement and config.pose_inference not in {"known", "amortized"}:
         yield from _check_ctf(config, table)
     yield _check_memory(config, stack, device)
+
+
+def _require_one_process() -> None:
+    if (processes := torchrun_environment().size) > 1:
+        raise ConfigError(
+            f"search.e_step=amortized in a job of {processes} processes",
+            "its network learns from all particles of an iteration, in one process",
+            "Start cryoeq without torchrun, or leave search.e_step out",
+        )
 
 
 def _require_poses(config: ReconstructConfig, stack: ParticleStack) -> None:

@@ -7,9 +7,9 @@ import torch
 
 from cryoeq.config.reconstruct import ReconstructConfig
 from cryoeq.data.dataset import ParticleDataset
-from cryoeq.domain.events import Event
+from cryoeq.domain.events import Event, Note
 from cryoeq.domain.volume import HalfMaps, Volume
-from cryoeq.pipelines.reconstruct.build import build_ab_initio_settings
+from cryoeq.pipelines.reconstruct.build import build_ab_initio_settings, build_e_steps
 from cryoeq.pipelines.reconstruct.half_sets import split_particles
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.pipelines.reconstruct.plan import plan_search
@@ -47,11 +47,24 @@ def search_poses(
     yield plan_search(refinement, has_full_box=is_cropped and config.full_box.iterations > 0)
     particles = yield from load_transforms(dataset, device)
     half_set = yield from split_particles(dataset, seed)
-    consensus = yield from reconstruct_ab_initio(particles, half_set, settings, checkpoint=checkpoint)
+    if not settings.is_polyhedral:
+        yield from _e_step_notes(config)
+    e_steps = build_e_steps(config, settings, device)
+    consensus = yield from reconstruct_ab_initio(particles, half_set, settings, checkpoint=checkpoint, e_steps=e_steps)
     halves = yield from refine_halves(consensus, particles, refinement, seed=seed, checkpoint=checkpoint)
     yield from require_reproducible(particles, consensus, halves, settings)
     yield shared_resolution_note(refinement)
     return (yield from pose_all(config, dataset, particles, halves, refinement, checkpoint))
+
+
+def _e_step_notes(config: ReconstructConfig) -> Generator[Event, None, None]:
+    """Which views are tried, where these are not all."""
+    if config.search.e_step == "amortized":
+        given = config.search.amortized
+        yield Note(
+            f"From noise to the consensus, {given.likely_views} views that a network proposes ({given.group}) and "
+            f"{given.random_views} random ones are tried for each particle; from the half sets on, all."
+        )
 
 
 def pose_from_consensus(

@@ -34,6 +34,7 @@ from cryoeq.reconstruction.initial_model import InitialModel
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms, load_transforms
 from cryoeq.reconstruction.settings import AbInitioSettings
 from cryoeq.reconstruction.state import RefinementState, Step
+from cryoeq.runtime.torchrun import torchrun_environment
 from cryoeq.simulation.density import sample_atoms
 from phantoms import chiral_phantom, gaussian_blobs
 from pipeline_events import events_and_result
@@ -152,6 +153,40 @@ def test_the_truth_does_not_leak_and_the_seed_decides(
     for column in INFERRED:
         assert ours.particles[column].tolist() == theirs.particles[column].tolist(), column
     assert ours.particles["rlnRandomSubset"].tolist() != truth.particles["rlnRandomSubset"].tolist()
+
+
+def test_an_amortized_search_finds_the_poses_and_is_resumed_bit_by_bit(
+    tmp_path: Path, searched_particles: Path, search_options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its networks are in no checkpoint: each step that is saved begins with one of its own."""
+    proposals = ["--set", "search.e_step=amortized", "--set", "search.amortized.channels=64"]
+
+    def command(name: str) -> list[str]:
+        words = ["reconstruct", str(searched_particles / "particles.star"), "-o", str(tmp_path / name)]
+        return [*words, *search_options, *proposals]
+
+    def stop(*_given: object, **_more: object) -> RefinementState:
+        raise DivergedError("stopped", "", "")
+
+    assert run(command("whole")) == 0
+    assert median_error_deg(tmp_path / "whole" / "run_data.star", searched_particles / "truth.star") < 15
+    with monkeypatch.context() as patched:
+        patched.setattr("cryoeq.reconstruction.ab_initio.refine_consensus", stop)
+        assert run(command("again")) == 4
+    assert run([*command("again"), "--resume"]) == 0
+    assert "Resumed from checkpoint initial_model_0" in (tmp_path / "again" / "run.log").read_text()
+    whole, again = ((tmp_path / name / "run_data.star").read_bytes() for name in ("whole", "again"))
+    assert whole == again
+
+
+def test_an_amortized_search_takes_one_process(
+    tmp_path: Path, searched_particles: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment = replace(torchrun_environment(), size=2)
+    monkeypatch.setattr("cryoeq.pipelines.reconstruct.preflight.torchrun_environment", lambda: environment)
+    words = ["reconstruct", str(searched_particles / "particles.star"), "-o", str(tmp_path / "run")]
+    assert run([*words, "--set", "search.e_step=amortized", "--device", "cpu"]) == 2
+    assert "search.e_step=amortized in a job of 2 processes" in capsys.readouterr().err
 
 
 def two_copies(radius_angstrom: float) -> Atoms:
