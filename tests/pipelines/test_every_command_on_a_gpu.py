@@ -1,5 +1,6 @@
 """Every command that computes runs on a GPU, and finds there what it finds on the CPU."""
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from cryoeq.cli.main import run
+from cryoeq.evaluation.poses import compare_poses
 from cryoeq.io.mrc import read_map, write_map
 from cryoeq.io.particles import read_particles
 from cryoeq.io.text import read_json
@@ -85,6 +87,18 @@ def test_a_search(
     assert run(["reconstruct", str(star), "-o", str(tmp_path), *search_options, "--device", "cuda:0"]) == 0
     stars = tmp_path / "run_data.star", searched_run / "run_data.star"
     assert median_difference_deg(*stars, datadir=searched_particles) < 0.1
+
+
+def test_an_amortized_search(tmp_path: Path, searched_particles: Path, search_options: tuple[str, ...]) -> None:
+    """Rounding is amplified by the network's training: the structure is the same, not its last digits."""
+    words = ["reconstruct", str(searched_particles / "particles.star"), "-o", str(tmp_path), *search_options]
+    proposals = ["--set", "search.e_step=amortized", "--set", "search.amortized.channels=64"]
+    assert run([*words, *proposals, "--device", "cuda:0"]) == 0
+    stars = tmp_path / "run_data.star", searched_particles / "truth.star"
+    found, truth = (read_particles(star, datadir=searched_particles, with_poses=True).table.poses for star in stars)
+    assert found is not None
+    assert truth is not None
+    assert math.degrees(float(compare_poses(found, truth).rotation_rad.median())) < 15
 
 
 def test_refinement_of_poses_and_ctf(on_both: Compare, tiny_particles: Path) -> None:
