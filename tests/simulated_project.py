@@ -4,6 +4,7 @@ Micrographs in which protein is dark, picks that miss the particles by some pixe
 picks into a smaller box, bright and normalised: what RELION's Extract job and cryoSPARC's export leave.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,14 +141,14 @@ def _made(path: Path) -> Path:
 
 
 def _side(s: Simulation) -> int:
-    return (round(s.per_micrograph**0.5) + 1) * s.box_px
+    return (math.isqrt(s.per_micrograph) + 1) * s.box_px
 
 
 def _micrograph(
     images: Float[Tensor, "particles n n"], s: Simulation, generator: torch.Generator
 ) -> tuple[Float[Tensor, "ny nx"], Int[Tensor, "particles 2"]]:
     """Dark particles of variance 1 in noise, side by side, and their places (x, y)."""
-    along, side, half = round(s.per_micrograph**0.5), _side(s), s.box_px // 2
+    along, side, half = math.isqrt(s.per_micrograph), _side(s), s.box_px // 2
     micrograph = 40 + s.snr**-0.5 * torch.randn(side, side, generator=generator)
     places = torch.tensor([[x, y] for y in range(along) for x in range(along)]) * s.box_px + s.box_px
     for image, (x, y) in zip(images, places.tolist(), strict=True):
@@ -176,7 +177,7 @@ def _write_relion(
 ) -> None:
     """The star files of the Extract job and of the truth, and that by which RELION's program extracts again."""
     assert truth.optics is not None
-    numbers = np.repeat(np.arange(1, s.n_micrographs + 1), s.per_micrograph)
+    numbers = [n for n in range(1, s.n_micrographs + 1) for _ in range(s.per_micrograph)]
     slots = np.tile(np.arange(1, s.per_micrograph + 1), s.n_micrographs)
     group = {
         "rlnOpticsGroupName": "opticsGroup1",
