@@ -23,7 +23,7 @@ def demo(
 ) -> None:
     """Simulate particles, find their poses, compare with the truth.
 
-    The molecule is RNA polymerase II. Under 5 minutes on two cores. Exit code 4 unless the structure was found.
+    The molecule is RNA polymerase II. About a minute on two cores. Exit code 4 unless the structure was found.
 
     Examples:
       cryoeq demo

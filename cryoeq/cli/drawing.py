@@ -280,7 +280,9 @@ def aligned(report: Report) -> str:
     return "\n".join([report.title, *(f"  {label:<{width}}  {value}" for label, value in report.rows.items())])
 
 
-def _table(report: Report) -> Table:
+def _table(report: Report) -> RenderableType:
+    if not report.rows:
+        return Text(report.title)
     table = Table(title=Text(report.title), show_header=False, title_justify="left")
     for label, value in report.rows.items():
         table.add_row(Text(label), Text(value))

@@ -30,6 +30,7 @@ TOPICS = {
     "files": Topic("what each command writes, and where", "outputs/README.md"),
     "exit-codes": Topic("what the exit code of a command says", "outputs/README.md", "Exit codes"),
     "programs": Topic("RELION, cryoSPARC, cisTEM, ChimeraX: files in and out, names of options", "io/README.md"),
+    "walk": Topic("from RELION or cryoSPARC to a map and back, line by line", "io/walk.md"),
     "cluster": Topic("Slurm, several GPUs, containers, stopping and resuming", "configs/cluster/README.md"),
     "methods": Topic("the steps of each mode, and where they are in the code", "README.md"),
     "simulation": Topic("what is simulated: junk, neighbours, ice, noise", "simulation/README.md"),

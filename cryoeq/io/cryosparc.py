@@ -201,6 +201,12 @@ def write_cs_fields(path: Path, fields: Fields) -> None:
         np.save(file, fields, allow_pickle=False)
 
 
+def read_cs_types(path: Path) -> tuple[np.dtype[Any], int]:
+    """The fields of a table of cryoSPARC with their types, and its number of rows."""
+    fields = _load(path)
+    return fields.dtype, len(fields)
+
+
 def cs_numbers(path: Path) -> dict[str, Fields]:
     """The fields of a table of cryoSPARC that hold one number of each particle, by name."""
     fields = _load(path)

@@ -29,6 +29,7 @@ from cryoeq.pipelines.simulate.simulate import simulate
 from cryoeq.runtime.device import choose_device
 
 MODEL = "data_samples/1wcm_ca.pdb.gz"
+COMPARISON = "comparison.png"
 
 # The structure counts as found when both hold. Random poses have a median error of 126 degrees, and their map agrees
 # with the truth in the first few shells only, as any blob of the right size does.
@@ -172,7 +173,7 @@ def _draw_comparison(run: RunFolder) -> None:
     folder = run.path("particles")
     particles = read_particles(folder / "particles.star").images.read(torch.arange(5))
     recovered, truth = read_map(run.path("map_against_truth") / "aligned.mrc"), read_map(folder / "truth_volume.mrc")
-    plot_comparison(run.path("comparison.png"), particles, recovered, truth)
+    plot_comparison(run.path(COMPARISON), particles, recovered, truth)
 
 
 def _read_verdict(run: RunFolder) -> Verdict:
@@ -203,9 +204,8 @@ def _report_verdict(verdict: Verdict, run: RunFolder) -> Iterator[Event]:
                 verdict.known_pose_resolution_angstrom, verdict.known_pose_shell
             ),
             "shells lost": f"{verdict.known_pose_shell - verdict.shell} (found: at most {MAX_SHELLS_LOST})",
-            f"pictures in {run.folder}": ", ".join(
-                str(path.relative_to(run.folder)) for path in sorted(run.folder.glob("**/*.png"))
-            ),
+            "report": str(run.path("map") / "report.html"),
+            "picture of particles, map and truth": str(run.path(COMPARISON)),
         },
     )
     if not verdict.is_found:

@@ -29,6 +29,8 @@ _PACKAGES = ("cryoeq.equivariance", "cryoeq.io.particles", "cryoeq.physics.proje
 _PACKAGED_FILES = ("configs", "data_samples")
 _INSTALL_AGAIN = "Install cryoeq again as the README says, with pip install --force-reinstall and its wheel or folder"
 _GIB = 1024**3
+_LEAST_MEMORY_GIB, _LEAST_DISK_GIB = 2.0, 1.0  # what the demo takes, several times
+_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,18 @@ class Problem:
         what: the missing or broken part.
         remedy: how to mend it.
         is_fatal: whether cryoeq cannot work without it.
+        hinders: whether the machine could do more than it does for the lack of it.
     """
 
     what: str
     remedy: str
     is_fatal: bool
+    hinders: bool = False
+
+    @property
+    def sentence(self) -> str:
+        """What it is, and how to mend it."""
+        return f"{self.what}. {self.remedy}."
 
 
 @dataclass(frozen=True)
@@ -63,15 +72,32 @@ class Diagnosis:
         """Whether cryoeq can work here."""
         return not any(problem.is_fatal for problem in self.problems)
 
+    @property
+    def summary(self) -> str:
+        """In one line: what is wrong and how to mend it, the worst first, or that all is well."""
+        fatal = [problem for problem in self.problems if problem.is_fatal]
+        if fatal:
+            more = f" {len(fatal) - 1} more below." if len(fatal) > 1 else ""
+            return f"cryoeq cannot work here: {fatal[0].sentence}{more}"
+        hindering = [problem.sentence for problem in self.problems if problem.hinders]
+        if hindering:
+            return f"cryoeq can work here, but: {' '.join(hindering)}"
+        gpus = [value.partition(",")[0] for name, value in self.sections["Devices"].items() if name.startswith("cuda:")]
+        free = self.sections["Machine"]["Memory"].partition(" of ")[0]
+        here = f"on {gpus[0] if gpus else 'the CPU'}, threads: {torch.get_num_threads()}, memory: {free} GiB free"
+        return f"All is well: cryoeq can work here, {here}."
+
     def as_dict(self) -> dict[str, Any]:
         """Findings for JSON."""
-        return {**asdict(self), "is_usable": self.is_usable}
+        return {"summary": self.summary, **asdict(self), "is_usable": self.is_usable}
 
 
 def diagnose() -> Diagnosis:
     """Check the machine and the installation; missing parts are findings, not errors."""
     sections = {"Machine": _machine(), "Devices": _devices(), "Versions": _versions()}
-    problems = (*_missing_distributions(), *_broken_packages(), *_missing_files(), *_slow_parts())
+    problems = (
+        *_missing_distributions(), *_broken_packages(), *_missing_files(), *_little_room(), *_slow_parts()
+    )  # fmt: skip
     return Diagnosis(sections, problems)
 
 
@@ -79,14 +105,13 @@ def report_diagnosis(diagnosis: Diagnosis) -> Iterator[Event]:
     """Report the findings.
 
     Yields:
-        One report for each section, one note for each problem, and the verdict.
+        The summary, one report for each section, and one note for each problem.
     """
+    yield Report(diagnosis.summary, {})
     for title, facts in diagnosis.sections.items():
         yield Report(title, facts)
     for problem in diagnosis.problems:
-        yield Note(f"{problem.what}. {problem.remedy}.", "warning" if problem.is_fatal else "info")
-    if diagnosis.is_usable:
-        yield Note("cryoeq can work here.")
+        yield Note(problem.sentence, "warning" if problem.is_fatal or problem.hinders else "info")
 
 
 def require_usable(diagnosis: Diagnosis) -> None:
@@ -173,17 +198,41 @@ def _missing_files() -> Iterator[Problem]:
             yield Problem(str(error).rstrip("."), _INSTALL_AGAIN, is_fatal=True)
 
 
+def _little_room() -> Iterator[Problem]:
+    free = psutil.virtual_memory().available / _GIB
+    if free < _LEAST_MEMORY_GIB:
+        what = f"Only {free:.1f} GiB of memory are free"
+        yield Problem(what, "End other programs, or use a machine with more", is_fatal=False, hinders=True)
+    for what, folder, remedy in (
+        ("in this folder", Path.cwd(), "Free some space, or work in another folder"),
+        ("for temporary files", Path(tempfile.gettempdir()), "Free some space, or set TMPDIR to another folder"),
+    ):
+        if (free := _free_gib(folder)) < _LEAST_DISK_GIB:
+            yield Problem(f"Only {free:.1f} GiB of disk are free {what}", remedy, is_fatal=False, hinders=True)
+
+
 def _slow_parts() -> Iterator[Problem]:
     if not torch.cuda.is_available():
-        yield Problem(
-            "No CUDA device",
-            "All works on the CPU, large boxes slowly; for an NVIDIA GPU install its driver and torch's CUDA build",
-            is_fatal=False,
-        )
+        yield _no_gpu()
     if find_compiler() is None:
         yield Problem(
             "No C++ compiler", "Only encoder.compiled=true needs one (Debian: apt-get install g++)", is_fatal=False
         )
+
+
+def _no_gpu() -> Problem:
+    """That there is none, or that torch does not use the one that is there."""
+    if not _DRIVER.exists():
+        remedy = "All works on the CPU, large boxes slowly; for an NVIDIA GPU install its driver and torch's CUDA build"
+        return Problem("No CUDA device", remedy, is_fatal=False)
+    what = "There is an NVIDIA driver, but torch finds no GPU"
+    if torch.version.cuda is None:
+        remedy = "This torch is for CPUs only; for the other: pip install --force-reinstall torch"
+    else:
+        remedy = (
+            f"Its CUDA is {torch.version.cuda}: nvidia-smi tells what the driver has, and CUDA_VISIBLE_DEVICES hides"
+        )
+    return Problem(what, remedy, is_fatal=False, hinders=True)
 
 
 def _usable_cores() -> int:

@@ -15,6 +15,7 @@ from cryoeq.domain.events import Event, Note, Report
 from cryoeq.errors import ConfigError, OutputError, ParticleFileError
 from cryoeq.evaluation.selection import ViewBalance, balance_views, best_share
 from cryoeq.io.cryosparc import CS_SUFFIX, cs_numbers, write_cs_rows
+from cryoeq.io.cryosparc_group import group_beside, write_group
 from cryoeq.io.image_places import record_beside
 from cryoeq.io.images import image_keys
 from cryoeq.io.labels import CLASS_NUMBER, HALF_SET, IMAGE_NAME, JUNK_PROBABILITY
@@ -128,6 +129,8 @@ def select(config: SelectConfig) -> Iterator[Event]:
         told |= yield from _write_recentred(output, source, rows, config.micrograph_pixel_size_angstrom)
     else:
         yield from _write(output, source, rows)
+    if output.suffix == CS_SUFFIX:
+        told["For Import Result Group"] = str(write_group(output))
     _write_record(output, source, config, counts, len(rows))
     yield Report(f"{len(rows)} of {len(source.table)} particles selected", {**told, "Written to": str(output)})
 
@@ -276,16 +279,22 @@ def _output(config: SelectConfig, source: _Source) -> Path:
         raise ConfigError(found, "A .cs can be written of a .cs alone", "Name a star file")
     if config.output is None:
         return _free_file("selected", CS_SUFFIX if wants_cs else ".star")
-    for path in (config.output, record_beside(config.output)):
+    for path in _files(config.output):
         if path.exists() and not _is_selection(config.output):
             found = f"{path} is there already, and no selection of cryoeq"
             raise OutputError(found, "Only an earlier selection is replaced", "Choose another -o")
     return config.output
 
 
+def _files(output: Path) -> tuple[Path, ...]:
+    """What is written for an output."""
+    group = (group_beside(output),) if output.suffix == CS_SUFFIX else ()
+    return (output, record_beside(output), *group)
+
+
 def _free_file(stem: str, suffix: str) -> Path:
     path, number = Path(f"{stem}{suffix}"), 2
-    while path.exists():
+    while any(file.exists() for file in _files(path)):
         path, number = Path(f"{stem}_{number}{suffix}"), number + 1
     return path
 

@@ -265,3 +265,13 @@ def test_markup_in_a_message_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
     draw(iter([Note("rows [/0] and [red]")]))
     assert "rows [/0] and [red]" in screen.getvalue()
     assert isinstance(drawing.TerminalDrawer()._console, Console)
+
+
+def test_a_report_of_a_title_alone_is_a_line_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table without rows is nothing at all on a terminal."""
+    screen, results = Terminal(), Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr("sys.stdout", results)
+    monkeypatch.setenv("TERM", "xterm")
+    draw(iter([Report("All is well [here]", {})]))
+    assert results.getvalue() == "All is well [here]\n"

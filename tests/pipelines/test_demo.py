@@ -74,7 +74,9 @@ def test_a_structure_that_is_found(
 ) -> None:
     asked = fake_steps(monkeypatch, median_deg=2.0, shell=12)
     assert run(["demo", "-o", str(tmp_path / "demo"), "--seed", "5"]) == 0
-    assert "The structure was found" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "The structure was found" in shown
+    assert shown.splitlines()[-1].endswith(str(tmp_path / "demo" / "comparison.png")), "the picture is named last"
     verdict = read_json(tmp_path / "demo" / "verdict.json")
     assert (verdict["is_found"], verdict["shell"], verdict["known_pose_shell"]) == (True, 12, 13)
     assert read_json(tmp_path / "demo" / "job.json")["status"] == "done"
@@ -108,5 +110,8 @@ def test_quick_is_no_easier_than_the_full_demo() -> None:
 
 
 @pytest.mark.slow
-def test_the_structure_is_really_found(tmp_path: Path) -> None:
+def test_the_structure_is_really_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["demo", "-o", str(tmp_path / "demo")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("comparison.png")
+    assert (tmp_path / "demo" / "comparison.png").is_file()
+    assert (tmp_path / "demo" / "map" / "report.html").is_file()

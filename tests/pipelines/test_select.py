@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from cryoeq.cli.main import run
 from cryoeq.config.reconstruct import ReconstructConfig
@@ -351,6 +352,38 @@ def test_cryosparc_tools_read_the_same(cs: Path) -> None:
     for name in ours.dtype.names:
         np.testing.assert_array_equal(ours[name], theirs[name], name)
         assert ours.dtype[name] == theirs.dtype[name] or name == "blob/path", "it cuts texts to the longest"
+
+
+def test_a_group_file_lies_beside_a_table_of_cryosparc(cs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the form of cryoSPARC's own: what is in the table, slot by slot, with the type of each."""
+    table = np.zeros(COUNT, [*cs_table().dtype.descr, ("alignments_class_1/pose", "<f4", (3,)), ("ctf/df1_A", "<f4")])
+    for name in cs_table().dtype.names or ():
+        table[name] = cs_table()[name]
+    with cs.open("wb") as file:
+        np.save(file, table)
+    select(cs, "--class", "1,3", "--half", 2, "-o", "out.cs")
+    group = yaml.safe_load(Path("out.csg").read_text())
+    kinds = {"blob": "blob", "ctf": "ctf", "alignments3D": "alignments3D", "alignments_class_1": "alignments3D"}
+    count = len(np.load("out.cs"))
+    assert group["results"] == {
+        slot: {"metafile": ">out.cs", "num_items": count, "type": f"particle.{kind}"} for slot, kind in kinds.items()
+    }
+    assert (group["group"]["name"], group["group"]["type"]) == ("particles", "particle")
+    assert "out.csg" in capsys.readouterr().out
+    select(cs, "--half", 1, "-o", "out.cs")
+    assert yaml.safe_load(Path("out.csg").read_text())["results"]["blob"]["num_items"] == COUNT // 2
+    select(cs, "--half", 1, "-o", "out.star")
+    assert not Path("out.star.csg").exists()
+
+
+def test_a_group_file_of_others_is_not_replaced(cs: Path) -> None:
+    Path("mine.csg").write_text("mine")
+    select(cs, "--half", 1, "-o", "mine.cs", code=2)
+    Path("selected.csg").write_text("mine")
+    select(cs, "--half", 1)
+    assert Path("selected_2.cs").is_file()
+    assert (Path("mine.csg").read_text(), Path("selected.csg").read_text()) == ("mine", "mine")
+    assert not Path("mine.cs").exists()
 
 
 def test_fields_of_cryosparc_tell_who_is_best(cs: Path, capsys: pytest.CaptureFixture[str]) -> None:
