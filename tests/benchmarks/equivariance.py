@@ -44,7 +44,7 @@ from cryoeq.physics.projection import extract_slices, prepare_slices
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 
 RESULTS = Path(__file__).with_suffix(".json")
-STEPS, BATCH, RATE, WARMUP, LOOKS = 600, 256, 1e-2, 0.1, 4
+STEPS, BATCH, RATE, WARMUP, LOOKS = 400, 256, 1e-2, 0.1, 4
 TESTED, HELD_OUT = 1000, 500_000  # held-out images, and what is added to the seed for them
 LIKELIHOOD = "likelihood"
 DEFAULT = EncoderDesign()
