@@ -22,7 +22,6 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -31,7 +30,7 @@ from jaxtyping import Float, Int
 from recorded_runs import Cost, Record, append_record, cost_record, find_record, read_records
 from scipy import stats
 from torch import Tensor, nn
-from view_scene import KEPT, Images, Scene, turned
+from view_scene import KEPT, Images, Scene, open_scene, turned
 
 from cryoeq.equivariance import equivariance_penalty
 from cryoeq.geometry.so3 import random_rotations
@@ -63,6 +62,7 @@ class Arm:
         untimed: the arm that this one is but for its steps, which fit into d4's time; None for the steps of all.
         from_slices: first filters matched to projections of the map.
         in_integers: tested in 8 bits.
+        batch: images of a step.
     """
 
     group: str
@@ -73,6 +73,7 @@ class Arm:
     untimed: str | None = None
     from_slices: bool = False
     in_integers: bool = False
+    batch: int = BATCH
 
 
 ARMS: Mapping[str, Arm] = {
@@ -83,20 +84,20 @@ ARMS: Mapping[str, Arm] = {
     "c1 + augmentation in d4's time": Arm("c1", is_augmented=True, untimed="c1 + augmentation"),
     "o2": Arm("o2", (256,)),
 }
+THIN, FEW = (8, 8, 16, 32, 256), 64  # widths of conv trunks and images of a step, which cost more there
 METHODS: Mapping[str, Arm] = {
-    "d4 + augmentation": Arm("d4", is_augmented=True),
-    "c1, four times as wide": Arm("c1", (2048,)),
     "c1, filters from slices": Arm("c1", from_slices=True),
     "d4, filters from slices": Arm("d4", from_slices=True),
     "d4 in 8 bits": Arm("d4", in_integers=True),
-    "d8": Arm("d8", (256,)),
-    "so2": Arm("so2", (256,)),
+    "d4 + augmentation": Arm("d4", is_augmented=True),
     "o2, adaptive samples": Arm("o2", (256,), design=EncoderDesign(sampler="adaptive")),
-    "d4, learnt degree": Arm("d4", (256,), design=EncoderDesign(degree="learnt")),
     "d4, implicit kernels": Arm("d4", design=EncoderDesign(kernel="implicit")),
-    "d4 conv": Arm("d4", None, "conv"),
-    "d4 conv, kernels take the CTF": Arm("d4", None, "conv", EncoderDesign(kernel="implicit_ctf")),
-    "d4 mobilenet": Arm("d4", None, "mobilenet"),
+    "d4 conv": Arm("d4", THIN, "conv", batch=FEW),
+    "d4 mobilenet": Arm("d4", THIN, "mobilenet", batch=FEW),
+    "d4 conv, learnt degree": Arm("d4", THIN, "conv", EncoderDesign(degree="learnt"), batch=FEW),
+    "d8": Arm("d8", (256,)),
+    "d4 conv, implicit kernels": Arm("d4", THIN, "conv", EncoderDesign(kernel="implicit"), batch=FEW),
+    "d4 conv, kernels take the CTF": Arm("d4", THIN, "conv", EncoderDesign(kernel="implicit_ctf"), batch=FEW),
 }
 EVERY = {**ARMS, **METHODS}
 
@@ -148,14 +149,14 @@ def build(arm: Arm, scene: Scene, seed: int) -> ViewNetwork:
     return network
 
 
-def batches(count: int, generator: torch.Generator) -> Iterator[Int[Tensor, " batch"]]:
+def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Int[Tensor, " batch"]]:
     """Rows, each once before any comes again."""
     rows = torch.empty(0, dtype=torch.long)
     while True:
-        while len(rows) < BATCH:
+        while len(rows) < size:
             rows = torch.cat([rows, torch.randperm(count, generator=generator)])
-        yield rows[:BATCH]
-        rows = rows[BATCH:]
+        yield rows[:size]
+        rows = rows[size:]
 
 
 def train(network: ViewNetwork, task: Task, arm: Arm, steps: int, seed: int) -> tuple[float, list[float]]:
@@ -164,12 +165,12 @@ def train(network: ViewNetwork, task: Task, arm: Arm, steps: int, seed: int) -> 
     optimizer = torch.optim.Adam(network.parameters(), lr=RATE, betas=(0.9, 0.99), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=WARMUP)
     began = time.process_time()
-    for step, rows in zip(range(1, steps + 1), batches(len(task.learnt), generator), strict=False):
+    for step, rows in zip(range(1, steps + 1), batches(len(task.learnt), arm.batch, generator), strict=False):
         shown = task.learnt.rows(rows)
         images = shown.images
         if arm.is_augmented:
-            angles = 2 * math.pi * torch.rand(BATCH, generator=generator)
-            images = turned(images, angles, torch.rand(BATCH, generator=generator) < 0.5)
+            angles = 2 * math.pi * torch.rand(len(rows), generator=generator)
+            images = turned(images, angles, torch.rand(len(rows), generator=generator) < 0.5)
         logits = network(images, shown.condition)
         loss = -(task.scene.targets(shown.rotations) * logits.log_softmax(1)).sum(1).mean()
         loss = loss + equivariance_penalty(network)
@@ -360,13 +361,6 @@ def run_seed(scene: str, names: Sequence[str], counts: Sequence[int], seed: int,
     for name, count in todo:
         record = run(name, scene, count, seed, task, path)
         print(scene, name, count, seed, record["cpu_s"], record["recall_along"], record["scores"], flush=True)
-
-
-@cache
-def open_scene(name: str) -> Scene:
-    """The scene of a name such as 1wcm-32."""
-    model, _, box = name.partition("-")
-    return Scene.build(model, int(box))
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ images times their CTF, weighted shell by shell as a Wiener filter would, here i
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -188,6 +189,13 @@ class Scene:
             found.append(inplane_rotations(turn, mirror) @ fine.views[views[some]])
             values.append(best.values)
         return torch.cat(found), torch.cat(values)
+
+
+@cache
+def open_scene(name: str) -> Scene:
+    """The scene of a name such as 1wcm-32."""
+    model, _, box = name.partition("-")
+    return Scene.build(model, int(box))
 
 
 def soft_circle(box_px: int) -> Float[Tensor, "n n"]:
