@@ -221,7 +221,7 @@ def steps_of(name: str, scene: str, count: int, seed: int, records: Sequence[Rec
     own, of_d4 = (find_record(records, key_of(other, scene, count, seed)) for other in (untimed, "d4"))
     if own is None or of_d4 is None:
         raise ValueError(f"{name} is timed by {untimed} and d4, which are not recorded for {count} images, seed {seed}")
-    return int(max(LOOKS, round(own["steps"] * of_d4["cpu_s"] / own["cpu_s"])))
+    return int(max(2 / WARMUP, round(own["steps"] * of_d4["cpu_s"] / own["cpu_s"])))
 
 
 def run(name: str, scene: str, count: int, seed: int, task: Task, path: Path) -> Record:

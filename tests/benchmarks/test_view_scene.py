@@ -1,4 +1,4 @@
-"""Augmentation of the study of groups: images that are turned about the right pixel, without changing their noise."""
+"""The study of groups: images turned about the right pixel without changing their noise, and runs that resume."""
 
 import math
 import sys
@@ -76,3 +76,28 @@ def test_turning_back_gives_the_image_and_noise_stays_white(view_scene: Any, gen
     drift = (core[:, :, 1:] * core[:, :, :-1]).mean() - (before[:, :, 1:] * before[:, :, :-1]).mean()
     assert float((drift / core.var()).abs()) < 0.02
     assert float((back - noise)[:, 9:24, 9:24].std() / core.std()) < 0.1
+
+
+@pytest.mark.slow
+def test_runs_resume_and_others_take_the_time_of_d4(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    import equivariance as study
+    from recorded_runs import read_records
+
+    monkeypatch.setattr(study, "STEPS", 40)
+    names, path = ("c1", "d4", "c1 in d4's time", "d4 in 8 bits"), tmp_path / "records.json"
+    with pytest.raises(ValueError, match="timed by c1 and d4, which are not recorded"):
+        study.run_seed("1wcm-32", names[2:], [1000], 100, path)
+    study.run_seed("1wcm-32", names, [1000], 100, path)
+    records = read_records(path)
+    assert [record["mode"] for record in records] == ["likelihood", *names]
+    plain, of_d4, timed, integers = records[1:]
+    assert timed["steps"] == max(20, round(40 * of_d4["cpu_s"] / plain["cpu_s"]))
+    assert records[0]["scores"]["recall_8"] > 0.99
+    assert integers["scores"]["recall_8"] == pytest.approx(of_d4["scores"]["recall_8"], abs=0.03)
+    study.run_seed("1wcm-32", names, [1000], 100, path)
+    assert read_records(path) == records
+    text = study.table(read_records(path), ("1wcm-32",), names)
+    assert "| 1wcm-32 | c1 in d4's time | 1,000 | " in text
+    study.draw_figure(tmp_path / "figure.png", records, "1wcm-32")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
