@@ -6,6 +6,7 @@ images times their CTF, weighted shell by shell as a Wiener filter would, here i
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -189,6 +190,22 @@ class Scene:
             found.append(inplane_rotations(turn, mirror) @ fine.views[views[some]])
             values.append(best.values)
         return torch.cat(found), torch.cat(values)
+
+
+def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Int[Tensor, " batch"]]:
+    """Rows, each once before any comes again.
+
+    Args:
+        count: number of images.
+        size: rows of a batch.
+        generator: source of chance.
+    """
+    rows = torch.empty(0, dtype=torch.long)
+    while True:
+        while len(rows) < size:
+            rows = torch.cat([rows, torch.randperm(count, generator=generator)])
+        yield rows[:size]
+        rows = rows[size:]
 
 
 @cache
