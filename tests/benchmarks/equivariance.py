@@ -89,19 +89,19 @@ ARMS: Mapping[str, Arm] = {
 THIN, FEW = (8, 8, 16, 32, 256), 64  # widths of conv trunks and images of a step, which cost more there
 METHODS: Mapping[str, Arm] = {
     "c1 + augmentation in d4's time": Arm("c1", is_augmented=True, untimed="c1 + augmentation"),
-    "c1, filters from slices": Arm("c1", from_slices=True),
-    "d4, filters from slices": Arm("d4", from_slices=True),
+    "c1 from slices": Arm("c1", from_slices=True),
+    "d4 from slices": Arm("d4", from_slices=True),
     "d4 in 8 bits": Arm("d4", in_integers=True),
     "d4 + augmentation": Arm("d4", is_augmented=True),
-    "o2, adaptive samples": Arm("o2", (256,), design=EncoderDesign(sampler="adaptive")),
-    "d4, implicit kernels": Arm("d4", design=EncoderDesign(kernel="implicit")),
-    "c1 + augmentation, four times the steps": Arm("c1", is_augmented=True, steps=4),
+    "o2 adaptive samples": Arm("o2", (256,), design=EncoderDesign(sampler="adaptive")),
+    "d4 implicit kernels": Arm("d4", design=EncoderDesign(kernel="implicit")),
+    "c1 + augmentation in four times the steps": Arm("c1", is_augmented=True, steps=4),
     "d4 conv": Arm("d4", THIN, "conv", batch=FEW),
     "d4 mobilenet": Arm("d4", THIN, "mobilenet", batch=FEW),
-    "d4 conv, learnt degree": Arm("d4", THIN, "conv", EncoderDesign(degree="learnt"), batch=FEW),
+    "d4 conv learnt degree": Arm("d4", THIN, "conv", EncoderDesign(degree="learnt"), batch=FEW),
     "d8": Arm("d8", (256,)),
-    "d4 conv, implicit kernels": Arm("d4", THIN, "conv", EncoderDesign(kernel="implicit"), batch=FEW),
-    "d4 conv, kernels take the CTF": Arm("d4", THIN, "conv", EncoderDesign(kernel="implicit_ctf"), batch=FEW),
+    "d4 conv implicit kernels": Arm("d4", THIN, "conv", EncoderDesign(kernel="implicit"), batch=FEW),
+    "d4 conv CTF kernels": Arm("d4", THIN, "conv", EncoderDesign(kernel="implicit_ctf"), batch=FEW),
 }
 EVERY = {**ARMS, **METHODS}
 
