@@ -20,17 +20,18 @@ import argparse
 import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from ab_initio import listed, markdown_table, seed_list
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from matplotlib.axes import Axes
 from recorded_runs import Cost, Record, append_record, cost_record, find_record, read_records
 from scipy import stats
 from torch import Tensor, nn
-from view_scene import KEPT, Images, Scene, open_scene, turned
+from view_scene import KEPT, Images, Scene, batches, open_scene, turned
 
 from cryoeq.equivariance import equivariance_penalty
 from cryoeq.geometry.so3 import random_rotations
@@ -63,6 +64,7 @@ class Arm:
         from_slices: first filters matched to projections of the map.
         in_integers: tested in 8 bits.
         batch: images of a step.
+        steps: as many times the steps of the others.
     """
 
     group: str
@@ -74,6 +76,7 @@ class Arm:
     from_slices: bool = False
     in_integers: bool = False
     batch: int = BATCH
+    steps: int = 1
 
 
 ARMS: Mapping[str, Arm] = {
@@ -81,23 +84,24 @@ ARMS: Mapping[str, Arm] = {
     "c1 + augmentation": Arm("c1", is_augmented=True),
     "d4": Arm("d4"),
     "c1 in d4's time": Arm("c1", untimed="c1"),
-    "c1 + augmentation in d4's time": Arm("c1", is_augmented=True, untimed="c1 + augmentation"),
     "o2": Arm("o2", (256,)),
 }
 THIN, FEW = (8, 8, 16, 32, 256), 64  # widths of conv trunks and images of a step, which cost more there
 METHODS: Mapping[str, Arm] = {
-    "c1, filters from slices": Arm("c1", from_slices=True),
-    "d4, filters from slices": Arm("d4", from_slices=True),
+    "c1 + augmentation in d4's time": Arm("c1", is_augmented=True, untimed="c1 + augmentation"),
+    "c1 from slices": Arm("c1", from_slices=True),
+    "d4 from slices": Arm("d4", from_slices=True),
     "d4 in 8 bits": Arm("d4", in_integers=True),
     "d4 + augmentation": Arm("d4", is_augmented=True),
-    "o2, adaptive samples": Arm("o2", (256,), design=EncoderDesign(sampler="adaptive")),
-    "d4, implicit kernels": Arm("d4", design=EncoderDesign(kernel="implicit")),
+    "o2 adaptive samples": Arm("o2", (256,), design=EncoderDesign(sampler="adaptive")),
+    "d4 implicit kernels": Arm("d4", design=EncoderDesign(kernel="implicit")),
+    "c1 + augmentation in four times the steps": Arm("c1", is_augmented=True, steps=4),
     "d4 conv": Arm("d4", THIN, "conv", batch=FEW),
     "d4 mobilenet": Arm("d4", THIN, "mobilenet", batch=FEW),
-    "d4 conv, learnt degree": Arm("d4", THIN, "conv", EncoderDesign(degree="learnt"), batch=FEW),
+    "d4 conv learnt degree": Arm("d4", THIN, "conv", EncoderDesign(degree="learnt"), batch=FEW),
     "d8": Arm("d8", (256,)),
-    "d4 conv, implicit kernels": Arm("d4", THIN, "conv", EncoderDesign(kernel="implicit"), batch=FEW),
-    "d4 conv, kernels take the CTF": Arm("d4", THIN, "conv", EncoderDesign(kernel="implicit_ctf"), batch=FEW),
+    "d4 conv implicit kernels": Arm("d4", THIN, "conv", EncoderDesign(kernel="implicit"), batch=FEW),
+    "d4 conv CTF kernels": Arm("d4", THIN, "conv", EncoderDesign(kernel="implicit_ctf"), batch=FEW),
 }
 EVERY = {**ARMS, **METHODS}
 
@@ -147,16 +151,6 @@ def build(arm: Arm, scene: Scene, seed: int) -> ViewNetwork:
         slices = extract_slices(prepare_slices(scene.volume), rotations, scene.plane)
         network.init_filters_from(scene.seen(slices))
     return network
-
-
-def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Int[Tensor, " batch"]]:
-    """Rows, each once before any comes again."""
-    rows = torch.empty(0, dtype=torch.long)
-    while True:
-        while len(rows) < size:
-            rows = torch.cat([rows, torch.randperm(count, generator=generator)])
-        yield rows[:size]
-        rows = rows[size:]
 
 
 def train(network: ViewNetwork, task: Task, arm: Arm, steps: int, seed: int) -> tuple[float, list[float]]:
@@ -217,7 +211,7 @@ def steps_of(name: str, scene: str, count: int, seed: int, records: Sequence[Rec
     """
     untimed = EVERY[name].untimed
     if untimed is None:
-        return STEPS
+        return STEPS * EVERY[name].steps
     own, of_d4 = (find_record(records, key_of(other, scene, count, seed)) for other in (untimed, "d4"))
     if own is None or of_d4 is None:
         raise ValueError(f"{name} is timed by {untimed} and d4, which are not recorded for {count} images, seed {seed}")
@@ -303,32 +297,42 @@ def chosen(records: Sequence[Record], scene: str, name: str, count: int) -> list
 
 
 def draw_figure(path: Path, records: Sequence[Record], scene: str) -> None:
-    """Recall and pose error by the number of labelled images; means over seeds with their 95 % intervals."""
-    with png_figure(path, size_inches=(10.0, 5.6)) as figure:
+    """Recall and pose error by the number of labelled images: seeds, their means and, of three or more, intervals."""
+    with png_figure(path, size_inches=(10.0, 5.4)) as figure:
         panels = figure.subplots(1, 2)
-        for place, name in enumerate(ARMS):
-            counts = [n for n in sorted({images_of(r) for r in records}) if chosen(records, scene, name, n)]
-            for axes, key in zip(panels, ("recall_8", "best_median_deg"), strict=True):
-                values = [interval([r["scores"][key] for r in chosen(records, scene, name, n)]) for n in counts]
-                shifted = [n * 1.05 ** (place - len(ARMS) / 2) for n in counts]
-                axes.errorbar(
-                    shifted, [v[0] for v in values], [v[1] for v in values], color=COLOURS[place], label=name,
-                    marker="o", markersize=5, capsize=3, linestyle="--" if EVERY[name].untimed else "-",
-                )  # fmt: skip
-        limits = [r for r in records if r["set"] == scene and r["mode"] == LIKELIHOOD]
         for axes, key in zip(panels, ("recall_8", "best_median_deg"), strict=True):
-            for level in [statistics.mean(r["scores"][key] for r in limits)] if limits else []:
-                axes.axhline(level, color=GREY, linestyle=":", label="likelihood of all views")
+            for place, name in enumerate(ARMS):
+                _draw_arm(axes, records, (scene, name, key), place)
+            for level in _levels([r for r in records if (r["set"], r["mode"]) == (scene, LIKELIHOOD)], key)[:1]:
+                axes.axhline(level, color=GREY, linestyle=":", label="likelihood of every view", zorder=0)
             axes.set_xscale("log")
             axes.set_xlabel("Labelled images")
         panels[0].set_ylabel("True view within 7.5° of one of 8")
         panels[0].set_ylim(0, 1.03)
         panels[1].set_yscale("log")
-        panels[1].set_yticks([3, 5, 10, 20, 40], ["3", "5", "10", "20", "40"])
+        panels[1].set_ylim(3, 90)
+        panels[1].set_yticks([3, 5, 10, 20, 40, 80], ["3", "5", "10", "20", "40", "80"])
         panels[1].minorticks_off()
         panels[1].set_ylabel("Median pose error (degrees)")
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+
+
+def _draw_arm(axes: Axes, records: Sequence[Record], what: tuple[str, str, str], place: int) -> None:
+    """Curve of an arm, beside those of the others."""
+    scene, name, key = what
+    groups = [(n, _levels(chosen(records, scene, name, n), key)) for n in sorted({images_of(r) for r in records})]
+    groups = [(n * 1.06 ** (place - len(ARMS) / 2), values) for n, values in groups if values]
+    for at, values in groups:
+        axes.plot([at] * len(values), values, ".", color=COLOURS[place], markersize=5, alpha=0.6)
+        if len(values) > 2:
+            axes.errorbar(at, *interval(values), color=COLOURS[place], capsize=4, zorder=3)
+    line, marker = ("--" if EVERY[name].untimed else "-"), "osDv^"[place]
+    means = [statistics.mean(values) for _, values in groups]
+    axes.plot([at for at, _ in groups], means, line, marker=marker, color=COLOURS[place], label=name)
+
+
+def _levels(records: Sequence[Record], key: str) -> list[float]:
+    return [record["scores"][key] for record in records]
 
 
 def run_likelihood(scene: str, seed: int, task: Task, path: Path) -> Record:

@@ -6,6 +6,7 @@ images times their CTF, weighted shell by shell as a Wiener filter would, here i
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -86,8 +87,14 @@ class Scene:
         Args:
             model: "1wcm", or the name of a file among the reference models.
             box_px: side of the images.
+
+        Raises:
+            FileNotFoundError: the reference data are not there.
         """
-        atoms = read_atoms(SAMPLE if model == "1wcm" else next((DATA / "models").glob(f"{model}.*"))).centred()
+        path = SAMPLE if model == "1wcm" else next((DATA / "models").glob(f"{model}.*"), None)
+        if path is None:
+            raise FileNotFoundError(f"no {model} in {DATA}; CRYOEQ_REFERENCE_DATA names the folder of reference data")
+        atoms = read_atoms(path).centred()
         pixel = FieldOfView.around_molecule(2 * atoms.radius_angstrom, box_px, None).pixel_size_angstrom
         volume, plane = sample_atoms(atoms, box_px, pixel).values.float(), HalfPlane.up_to(box_px, box_px / 2 - 1)
         clean = _Clean.draw(volume, plane, pixel, _OWN).transforms
@@ -189,6 +196,22 @@ class Scene:
             found.append(inplane_rotations(turn, mirror) @ fine.views[views[some]])
             values.append(best.values)
         return torch.cat(found), torch.cat(values)
+
+
+def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Int[Tensor, " batch"]]:
+    """Rows, each once before any comes again.
+
+    Args:
+        count: number of images.
+        size: rows of a batch.
+        generator: source of chance.
+    """
+    rows = torch.empty(0, dtype=torch.long)
+    while True:
+        while len(rows) < size:
+            rows = torch.cat([rows, torch.randperm(count, generator=generator)])
+        yield rows[:size]
+        rows = rows[size:]
 
 
 @cache
