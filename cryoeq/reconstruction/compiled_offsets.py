@@ -80,7 +80,7 @@ def shift_images(images: _Array, turns: _Array, coords: _Array, shifted: tuple[_
     for p in range(len(coords)):
         reach = max(reach, abs(coords[p, 0]), abs(coords[p, 1]))
     table, (real, imag) = np.empty((4, 2 * reach + 1), float32), shifted
-    for row in range(len(real)):
+    for row in range(turns.shape[0] * turns.shape[1]):
         i, j = row // turns.shape[1], row % turns.shape[1]
         _turn(turns[i, j, 0], table[0], table[1])
         _turn(turns[i, j, 1], table[2], table[3])

@@ -153,7 +153,8 @@ class CompiledViews:
     ) -> tuple[_Array, _Array, _Array]:
         """Coefficients of even and odd order of each particle at each offset, and of its squared CTF."""
         (count, n_offsets), plane = offsets_px.shape[:2], self.harmonics.plane
-        real, imag = (offsets_px.new_empty(count * n_offsets, len(plane)) for _ in range(2))
+        # Products of a single row are summed in another order than that row among others.
+        real, imag = (offsets_px.new_zeros(max(2, count * n_offsets), len(plane)) for _ in range(2))
         images = torch.view_as_real(particles.ctf_multiplied.contiguous()).numpy()
         turns = (offsets_px * (2 * math.pi / plane.box_size_px)).contiguous().numpy()
         shift_images(images, turns, plane.coords.numpy(), (real.numpy(), imag.numpy()))

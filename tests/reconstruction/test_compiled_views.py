@@ -87,13 +87,17 @@ def test_pooled_scores_are_those_of_torch(n_views: int, sigma: float) -> None:
         torch.testing.assert_close(likelihood(images), expected, atol=1e-4, rtol=1e-5)
 
 
-def test_a_particle_has_the_same_scores_in_any_batch() -> None:
+@pytest.mark.parametrize("n_offsets", [1, 5])
+def test_a_particle_has_the_same_scores_in_any_batch(n_offsets: int) -> None:
     given = scene(count=9)
-    products, chosen, offsets = given.products, given.chosen(7), given.offsets(5)
+    products, chosen, offsets = given.products, given.chosen(7), given.offsets(n_offsets)
     whole = products.highest(given.particles, chosen, offsets)
-    for rows in torch.arange(9).split(2):
-        part = products.highest(given.particles.rows(rows), chosen[rows], offsets[rows])
-        assert torch.equal(part, whole[rows])
+    one = products.of_one_view(given.particles, chosen[:, 0], offsets[:, 0])
+    for size in (1, 2):
+        for rows in torch.arange(9).split(size):
+            some = given.particles.rows(rows)
+            assert torch.equal(products.highest(some, chosen[rows], offsets[rows]), whole[rows])
+            assert torch.equal(products.of_one_view(some, chosen[rows, 0], offsets[rows, 0]), one[rows])
 
 
 def test_what_is_no_number_stays_so_and_with_its_particle() -> None:

@@ -47,12 +47,13 @@ SAME_VIEW_RAD = math.radians(20.0)
 _POSED = 4  # of them are posed at the last shell
 _HEALPIX_ORDER = 2  # of the coarse views: 96 up to sign
 _MIN_VIEWS = 12  # of an asymmetric unit, on average
-_FEW, _MANY = 16, 48  # views that are tried at the middle shell: few where they have all but a little of the posterior
-_LITTLE = 0.005
-_OFFSETS = 4  # of the coarse lattice that are tried at the middle shell
+# Views, and offsets of the coarse lattice, that are tried at the middle shell: as many as have all but a little of the
+# posterior; that of offsets at a higher temperature, for it is too sure.
+_TRIED, _CELLS = (16, 32, 96), (2, 4, 8)
+_LITTLE, _TEMPERATURE = 0.03, 5.0
 _OFFSETS_PER_WAVELENGTH = 2.0
 _MOST_NATS = 100.0  # of a margin, where no other view was tried
-_AT_A_TIME = 8  # particles: few enough for a processor's cache; the same number for any batch
+_AT_A_TIME = 64  # particles
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ class ViewEncoder:
         rows = torch.arange(len(particles), device=particles.device)
         parts = [self.coarse(subset.rows(some)) for some in rows.split(_AT_A_TIME)]
         pooled = torch.cat(parts)
-        return ViewPosterior(self.head(pooled.logsumexp(2)), pooled)
+        return ViewPosterior(self._logits(pooled.logsumexp(2)), pooled)
 
     @torch.no_grad()
     def pose(self, particles: ParticleTransforms) -> PosedViews:
@@ -244,27 +245,31 @@ class ViewEncoder:
         n, posterior = particles.plane.box_size_px, self.posterior(particles)
         middle = self._within(particles, self.middle.harmonics)
         fine = self._within(particles, self.fine.harmonics)
-        likely = posterior.logits.softmax(1).topk(min(_FEW, posterior.logits.shape[1])).values.sum(1)
-        is_clear = likely >= 1 - _LITTLE
+        views = _as_many(posterior.logits, _TRIED)
+        cells = _as_many(posterior.pooled.logsumexp(1) / _TEMPERATURE, _CELLS)
         posed, order = [], []
-        for tried, members in ((_FEW, is_clear), (_MANY, ~is_clear)):
-            for rows in members.nonzero().squeeze(1).split(_AT_A_TIME):
-                if not len(rows):
-                    continue
-                found = self._candidates(middle.rows(rows), posterior.rows(rows), tried)
+        for count in torch.stack([views, cells], 1).unique(dim=0).tolist():
+            for rows in ((views == count[0]) & (cells == count[1])).nonzero().squeeze(1).split(_AT_A_TIME):
+                found = self._candidates(middle.rows(rows), posterior.rows(rows), *count)
                 posed.append(self._posed(fine.rows(rows), found))
                 order.append(rows)
         whole = PosedViews.cat(posed).rows(torch.cat(order).argsort())
         return replace(whole, poses=whole.poses.in_box(n))
 
+    def _logits(self, pooled: Float[Tensor, "particles coarse"]) -> Float[Tensor, "particles fine"]:
+        """The head's; a single particle is summed as among others."""
+        return self.head(pooled if len(pooled) > 1 else pooled.expand(2, -1))[: len(pooled)]
+
     def _within(self, particles: ParticleTransforms, harmonics: DiskHarmonics) -> ParticleTransforms:
         return particles.within(harmonics.plane.last_radius, self.box_size_px)
 
-    def _candidates(self, particles: ParticleTransforms, posterior: ViewPosterior, tried: int) -> _Candidates:
+    def _candidates(
+        self, particles: ParticleTransforms, posterior: ViewPosterior, n_views: int, n_cells: int
+    ) -> _Candidates:
         """The most likely of the most probable views, by the products up to the middle shell."""
         lattice = self.coarse.offsets_px
-        views = posterior.logits.topk(min(tried, posterior.logits.shape[1])).indices
-        cells = posterior.pooled.logsumexp(1).topk(min(_OFFSETS, len(lattice))).indices
+        views = posterior.logits.topk(n_views).indices
+        cells = posterior.pooled.logsumexp(1).topk(n_cells).indices
         offsets = (lattice[cells][:, :, None] + _quarters(lattice) * self._step_px).flatten(1, 2)
         offsets = offsets if len(lattice) > 1 else lattice.expand(len(views), -1, -1)
         scores = self.middle.highest(particles, views, offsets) + self._log_prior(offsets)[:, None]
@@ -331,6 +336,15 @@ def shared_precision(
     """
     small = [_in_small_box(volume, particles, settings) for volume in volumes]
     return noise_precision([prepare_slices(volume) for volume, _ in small], small[0][1])
+
+
+def _as_many(logits: Float[Tensor, "particles choices"], numbers: Sequence[int]) -> Int[Tensor, " particles"]:
+    """How many choices of each particle have all but a little of its posterior, rounded up to one of some numbers."""
+    most = min(numbers[-1], logits.shape[1])
+    share = logits.softmax(1).topk(most).values.cumsum(1)
+    needed = ((share < 1 - _LITTLE).sum(1) + 1).clamp(max=most)
+    steps = needed.new_tensor(numbers)
+    return steps[torch.searchsorted(steps, needed)].clamp(max=most)
 
 
 def _in_small_box(
