@@ -6,12 +6,14 @@ import torch
 
 from cryoeq.geometry.disk_harmonics import disk_harmonics
 from cryoeq.geometry.fourier import HalfPlane
+from cryoeq.reconstruction import compiled_offsets, compiled_scores, compiled_views
 from cryoeq.reconstruction import compiled_refinement as compiled
-from cryoeq.reconstruction import compiled_scores
 from cryoeq.reconstruction.normal_equations import WeightedImages
+from cryoeq.reconstruction.offset_scores import log_likelihoods_around
 from cryoeq.reconstruction.particle_transforms import LikelihoodTerms, transforms_of_matched
 from cryoeq.reconstruction.pose_likelihood import PoseGrid, PoseLikelihood
 from cryoeq.reconstruction.reference import Reference
+from cryoeq.reconstruction.view_likelihood import ViewProducts
 
 _TINY_PX = 8
 
@@ -21,7 +23,8 @@ def is_compiled() -> bool:
 
     Numba has no public way to tell; where it keeps its index otherwise than now, the answer is no.
     """
-    return all(map(_is_there, (compiled._refine_images, *compiled_scores.KERNELS)))
+    of_views = (*compiled_offsets.KERNELS, *compiled_views.KERNELS)
+    return all(map(_is_there, (compiled._refine_images, *compiled_scores.KERNELS, *of_views)))
 
 
 def _is_there(kernel: Any) -> bool:
@@ -32,7 +35,7 @@ def _is_there(kernel: Any) -> bool:
 
 
 def compile_now() -> None:
-    """Make the machine code, or read it, by the refinement and the posterior of one image of few pixels."""
+    """Make the machine code, or read it, by refinement, posterior and views of one image of few pixels."""
     plane = HalfPlane.up_to(_TINY_PX, _TINY_PX / 2 - 1)
     nothing, ones = torch.zeros(1, len(plane), dtype=torch.complex64), torch.ones(1, len(plane))
     padded = torch.zeros((2 * _TINY_PX,) * 3, dtype=torch.complex64)
@@ -41,8 +44,12 @@ def compile_now() -> None:
     harmonics = disk_harmonics(_TINY_PX, plane.last_radius, _TINY_PX / 2 - 1, torch.device("cpu"))
     grid, map_of_nothing = PoseGrid.build(0, 4, torch.eye(3)), Reference.build(torch.zeros((_TINY_PX,) * 3), ones[0])
     likelihood = PoseLikelihood.build(map_of_nothing, grid, harmonics)
-    terms = transforms_of_matched(nothing, ones, None, plane, 1.0).at_offsets(torch.zeros(1, 1, 2), harmonics)
-    _use_scores(likelihood, terms)
+    image = transforms_of_matched(nothing, ones, None, plane, 1.0)
+    _use_scores(likelihood, image.at_offsets(torch.zeros(1, 1, 2), harmonics))
+    products, first = ViewProducts.build(map_of_nothing, grid.views, harmonics), torch.zeros(1, 1, dtype=torch.long)
+    products.highest(image, first, torch.zeros(1, 1, 2))
+    products.of_one_view(image, first[0], torch.zeros(1, 2))
+    log_likelihoods_around(map_of_nothing, image, pose[0][:, None], torch.zeros(1, 1, 2), 1.0)
 
 
 def _use_scores(likelihood: PoseLikelihood, terms: LikelihoodTerms) -> None:

@@ -12,6 +12,8 @@ Under other rotations they are as far as the lattice is fine enough.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +24,9 @@ from cryoeq.physics.projection import extract_slices
 from cryoeq.reconstruction.particle_transforms import POWER_ORDERS, ParticleTransforms, power_hats
 from cryoeq.reconstruction.pose_likelihood import PoseGrid, PoseLikelihood
 from cryoeq.reconstruction.reference import Reference
+
+if TYPE_CHECKING:
+    from cryoeq.reconstruction.compiled_views import CompiledViews
 
 ANGLES_PER_SHELL = 4.8
 """In-plane angles over the radius, as in the search."""
@@ -74,7 +79,12 @@ class ViewLikelihood:
         Args:
             particles: particles up to the radius of the likelihood.
         """
-        return self.at_offsets(particles, self.offsets_px.expand(len(particles), -1, -1)) + self.log_prior
+        offsets = self.offsets_px.expand(len(particles), -1, -1)
+        if not _is_compiled(self.likelihood.linear):
+            return self.at_offsets(particles, offsets) + self.log_prior
+        chosen = torch.arange(len(self.likelihood.grid.views)).expand(len(particles), -1)
+        top, sums = self._for_kernels.sums(particles, chosen, offsets)
+        return sums.log_().add_(top).add_(self.log_prior - math.log(_MIRRORS * len(self.likelihood.grid.inplane_rad)))
 
     def at_offsets(
         self, particles: ParticleTransforms, offsets: Float[Tensor, "particles offsets 2"]
@@ -92,6 +102,14 @@ class ViewLikelihood:
         sums = by_view.sub_(highest).clamp_(min=_MIN_LOG_WEIGHT).exp_().sum((0, 1))
         pooled = sums.log_().add_(highest).sub_(math.log(_MIRRORS * len(poses)))
         return pooled.view(n_views, len(particles), -1).transpose(0, 1)
+
+    @cached_property
+    def _for_kernels(self) -> "CompiledViews":
+        from cryoeq.reconstruction.compiled_views import CompiledViews  # not above, because of numba
+
+        count, likelihood = len(self.likelihood.grid.views), self.likelihood
+        views, powers = (each[:, :count].unflatten(2, (-1, 2)) for each in (likelihood.linear, likelihood.quadratic))
+        return CompiledViews.build(likelihood.harmonics, likelihood.grid.inplane_rad, views, powers)
 
 
 @dataclass(frozen=True)
@@ -157,6 +175,44 @@ class ViewProducts:
         series[:POWER_ORDERS] += self.quadratic[:, :, chosen].flatten(3, 4) @ power
         return self._synthesise(series).view(-1, count, n_chosen, _MIRRORS, n_offsets)
 
+    def highest(
+        self,
+        particles: ParticleTransforms,
+        chosen: Int[Tensor, "particles chosen"],
+        offsets_px: Float[Tensor, "particles offsets 2"],
+    ) -> Float[Tensor, "particles chosen offsets"]:
+        """The highest of the log-likelihoods over angles and mirrors, compiled in float32 on CPUs.
+
+        Args:
+            particles: particles up to the radius of the harmonics.
+            chosen: indices of views for each particle.
+            offsets_px: offsets of each particle, at which all of its views are tried.
+        """
+        if _is_compiled(self.linear):
+            return self._for_kernels.highest(particles, chosen, offsets_px)
+        return self.log_likelihoods(particles, chosen, offsets_px).amax((0, 3))
+
+    def of_one_view(
+        self, particles: ParticleTransforms, views: Int[Tensor, " particles"], offsets_px: Float[Tensor, "particles 2"]
+    ) -> Float[Tensor, "particles mirrors angles"]:
+        """Log-likelihoods of one view of each particle at one offset, compiled in float32 on CPUs.
+
+        Args:
+            particles: particles up to the radius of the harmonics.
+            views: index of the view of each.
+            offsets_px: offset of each.
+        """
+        if _is_compiled(self.linear):
+            return self._for_kernels.scores(particles, views, offsets_px)
+        return self.log_likelihoods(particles, views[:, None], offsets_px[:, None])[:, :, 0, :, 0].permute(1, 2, 0)
+
+    @cached_property
+    def _for_kernels(self) -> "CompiledViews":
+        from cryoeq.reconstruction.compiled_views import CompiledViews  # not above, because of numba
+
+        views, powers = (each[:, 0, :, 0].unflatten(2, (-1, 2)) for each in (self.linear, self.quadratic))
+        return CompiledViews.build(self.harmonics, self.inplane_rad, views, powers)
+
     def _synthesise(
         self, series: Float[Tensor, "orders 2 particles hypotheses offsets"]
     ) -> Float[Tensor, "angles particles hypotheses offsets"]:
@@ -170,15 +226,19 @@ class ViewProducts:
         return torch.cat([even + odd, even - odd]).view(-1, *series.shape[2:])
 
 
+def _is_compiled(values: Tensor) -> bool:
+    return values.device.type == "cpu" and values.dtype == torch.float32
+
+
 def inplane_angles(radius: float, device: torch.device | None = None) -> Float[Tensor, " angles"]:
-    """In-plane angles as fine as a radius needs, a multiple of four over the circle.
+    """In-plane angles as fine as a radius needs, a multiple of four over the circle, half a step from 0.
 
     Args:
         radius: resolution of the comparison, in cycles per box.
         device: of the angles.
     """
     count = 4 * max(1, round(ANGLES_PER_SHELL * radius / 4))
-    return torch.arange(count, device=device) * (2 * math.pi / count)
+    return (torch.arange(count, device=device) + 0.5) * (2 * math.pi / count)
 
 
 def square_offsets(reach_px: float, step_px: float, device: torch.device | None = None) -> Float[Tensor, "offsets 2"]:

@@ -218,10 +218,11 @@ def test_a_particle_is_posed_the_same_in_any_batch(
     particles, volume, _ = scene
     poser = ViewPoser(encoder, Reference.prepare(volume, particles))
     whole = poser.pose(particles.rows(torch.arange(40)), refines=True)
-    parts = [poser.pose(particles.rows(rows), refines=True) for rows in torch.arange(40).split(7)]
-    for name in ("margin", "fit", "log_likelihood"):
-        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
-    assert torch.equal(torch.cat([part.poses.rotations for part in parts]), whole.poses.rotations)
+    for size in (1, 7):
+        parts = [poser.pose(particles.rows(rows), refines=True) for rows in torch.arange(40).split(size)]
+        for name in ("margin", "fit", "log_likelihood"):
+            assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
+        assert torch.equal(torch.cat([part.poses.rotations for part in parts]), whole.poses.rotations)
 
 
 def test_half_sets_learn_nothing_of_each_other_and_training_repeats(

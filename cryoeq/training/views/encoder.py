@@ -27,6 +27,7 @@ from cryoeq.geometry.so3_grid import so3_grid
 from cryoeq.models.view_head import ViewHead, nearness
 from cryoeq.physics.projection import prepare_slices
 from cryoeq.reconstruction.noise_model import noise_precision
+from cryoeq.reconstruction.offset_scores import log_likelihoods_around, vertex
 from cryoeq.reconstruction.particle_transforms import ParticleTransforms
 from cryoeq.reconstruction.reference import Reference
 from cryoeq.reconstruction.view_likelihood import (
@@ -46,12 +47,13 @@ SAME_VIEW_RAD = math.radians(20.0)
 _POSED = 4  # of them are posed at the last shell
 _HEALPIX_ORDER = 2  # of the coarse views: 96 up to sign
 _MIN_VIEWS = 12  # of an asymmetric unit, on average
-_FEW, _MANY = 16, 48  # views that are tried at the middle shell: few where they have all but a little of the posterior
-_LITTLE = 0.005
-_OFFSETS = 4  # of the coarse lattice that are tried at the middle shell
+# Views, and offsets of the coarse lattice, that are tried at the middle shell: as many as have all but a little of the
+# posterior; that of offsets at a higher temperature, for it is too sure.
+_TRIED, _CELLS = (16, 32, 96), (2, 4, 8)
+_LITTLE, _TEMPERATURE = 0.03, 5.0
 _OFFSETS_PER_WAVELENGTH = 2.0
 _MOST_NATS = 100.0  # of a margin, where no other view was tried
-_AT_A_TIME = 8  # particles: few enough for a processor's cache; the same number for any batch
+_AT_A_TIME = 64  # particles
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,7 @@ class ViewEncoder:
         rows = torch.arange(len(particles), device=particles.device)
         parts = [self.coarse(subset.rows(some)) for some in rows.split(_AT_A_TIME)]
         pooled = torch.cat(parts)
-        return ViewPosterior(self.head(pooled.logsumexp(2)), pooled)
+        return ViewPosterior(self._logits(pooled.logsumexp(2)), pooled)
 
     @torch.no_grad()
     def pose(self, particles: ParticleTransforms) -> PosedViews:
@@ -243,30 +245,34 @@ class ViewEncoder:
         n, posterior = particles.plane.box_size_px, self.posterior(particles)
         middle = self._within(particles, self.middle.harmonics)
         fine = self._within(particles, self.fine.harmonics)
-        likely = posterior.logits.softmax(1).topk(min(_FEW, posterior.logits.shape[1])).values.sum(1)
-        is_clear = likely >= 1 - _LITTLE
+        views = _as_many(posterior.logits, _TRIED)
+        cells = _as_many(posterior.pooled.logsumexp(1) / _TEMPERATURE, _CELLS)
         posed, order = [], []
-        for tried, members in ((_FEW, is_clear), (_MANY, ~is_clear)):
-            for rows in members.nonzero().squeeze(1).split(_AT_A_TIME):
-                if not len(rows):
-                    continue
-                found = self._candidates(middle.rows(rows), posterior.rows(rows), tried)
-                posed.append(self._posed(fine, rows, found))
+        for count in torch.stack([views, cells], 1).unique(dim=0).tolist():
+            for rows in ((views == count[0]) & (cells == count[1])).nonzero().squeeze(1).split(_AT_A_TIME):
+                found = self._candidates(middle.rows(rows), posterior.rows(rows), *count)
+                posed.append(self._posed(fine.rows(rows), found))
                 order.append(rows)
         whole = PosedViews.cat(posed).rows(torch.cat(order).argsort())
         return replace(whole, poses=whole.poses.in_box(n))
 
+    def _logits(self, pooled: Float[Tensor, "particles coarse"]) -> Float[Tensor, "particles fine"]:
+        """The head's; a single particle is summed as among others."""
+        return self.head(pooled if len(pooled) > 1 else pooled.expand(2, -1))[: len(pooled)]
+
     def _within(self, particles: ParticleTransforms, harmonics: DiskHarmonics) -> ParticleTransforms:
         return particles.within(harmonics.plane.last_radius, self.box_size_px)
 
-    def _candidates(self, particles: ParticleTransforms, posterior: ViewPosterior, tried: int) -> _Candidates:
+    def _candidates(
+        self, particles: ParticleTransforms, posterior: ViewPosterior, n_views: int, n_cells: int
+    ) -> _Candidates:
         """The most likely of the most probable views, by the products up to the middle shell."""
         lattice = self.coarse.offsets_px
-        views = posterior.logits.topk(min(tried, posterior.logits.shape[1])).indices
-        cells = posterior.pooled.logsumexp(1).topk(min(_OFFSETS, len(lattice))).indices
+        views = posterior.logits.topk(n_views).indices
+        cells = posterior.pooled.logsumexp(1).topk(n_cells).indices
         offsets = (lattice[cells][:, :, None] + _quarters(lattice) * self._step_px).flatten(1, 2)
         offsets = offsets if len(lattice) > 1 else lattice.expand(len(views), -1, -1)
-        scores = self.middle.log_likelihoods(particles, views, offsets).amax((0, 3)) + self._log_prior(offsets)[:, None]
+        scores = self.middle.highest(particles, views, offsets) + self._log_prior(offsets)[:, None]
         by_view, offset = scores.max(2)
         best = by_view.topk(min(KEPT, by_view.shape[1]))
         found = views.gather(1, best.indices)
@@ -275,39 +281,40 @@ class ViewEncoder:
         others = by_view.masked_fill(near > math.cos(SAME_VIEW_RAD) ** 2, -math.inf).amax(1)
         return _Candidates(found, offsets.gather(1, at), (best.values[:, 0] - others).clamp(max=_MOST_NATS))
 
-    def _posed(self, particles: ParticleTransforms, rows: Int[Tensor, " rows"], found: _Candidates) -> PosedViews:
-        """Poses of the first views of each row, up to the last shell, at offsets about those found before."""
-        views, centres = found.views[:, :_POSED], found.offsets_px[:, :_POSED].flatten(0, 1)
-        posed, step = views.shape[1], self._step_px / 4
-        offsets = centres[:, None] + _cross(centres) * step
-        offsets = offsets if len(self.coarse.offsets_px) > 1 else offsets[:, :1]
-        subset = particles.rows(rows.repeat_interleave(posed))
-        scores = self.fine.log_likelihoods(subset, views.reshape(-1, 1), offsets)[:, :, 0].permute(1, 2, 0, 3)
-        scores = scores + self._log_prior(offsets)[:, None, None]
+    def _posed(self, particles: ParticleTransforms, found: _Candidates) -> PosedViews:
+        """Poses of the first views, up to the last shell: at the offsets found before, then at others about these."""
+        views, offsets = found.views[:, :_POSED], found.offsets_px[:, :_POSED]
+        posed = views.shape[1]
+        row = torch.arange(len(views), device=views.device)[:, None]
+        scores = self.fine.of_one_view(
+            particles.rows(row.repeat_interleave(posed)), views.flatten(), offsets.flatten(0, 1)
+        )
         n_angles = scores.shape[2]
-        highest = scores.amax(3).flatten(1).argmax(1)
-        mirror, angle, pair = highest // n_angles, highest % n_angles, torch.arange(len(highest), device=rows.device)
-        here = scores[pair, mirror, angle]
-        value, offset = here.max(1)
-        turn = _vertex(*(scores[pair, mirror, (angle + side) % n_angles, offset] for side in (-1, 0, 1)))
-        inplane = (angle + turn) * self.fine.inplane_rad[1]
-        rotations = inplane_rotations(inplane, mirror) @ self.fine.views[views.flatten()]
-        table = [each.unflatten(0, (-1, posed)) for each in (rotations, self._shifts(offsets, here, step), value)]
-        order = table[2].argsort(dim=1, descending=True, stable=True)
-        row = torch.arange(len(rows), device=rows.device)[:, None]
-        rotations, shifts, value = (each[row, order] for each in table)
-        poses = PoseSet(rotations, shifts, self.box_size_px)
-        return PosedViews(self.directions[found.views], poses, value, found.margin)
+        highest = scores.flatten(1).argmax(1)
+        mirror, angle, pair = highest // n_angles, highest % n_angles, torch.arange(len(highest), device=row.device)
+        turn = vertex(*(scores[pair, mirror, (angle + side) % n_angles] for side in (-1, 0, 1)))
+        inplane = self.fine.inplane_rad[angle] + turn * (2 * math.pi / n_angles)
+        rotations = (inplane_rotations(inplane, mirror) @ self.fine.views[views.flatten()]).unflatten(0, (-1, posed))
+        shifts, value = self._at_offsets(particles, rotations, offsets)
+        order = value.argsort(dim=1, descending=True, stable=True)
+        poses = PoseSet(rotations[row, order], shifts[row, order], self.box_size_px)
+        return PosedViews(self.directions[found.views], poses, value[row, order], found.margin)
 
-    def _shifts(
-        self, tried: Float[Tensor, "pairs offsets 2"], scores: Float[Tensor, "pairs offsets"], step_px: float
-    ) -> Float[Tensor, "pairs 2"]:
-        """The offset of the highest score, between those that were tried."""
-        if tried.shape[1] == 1:
-            return tried[:, 0]
-        middle, right, left, up, down = scores.unbind(1)
-        moves = [_vertex(before, middle, after) for before, after in ((left, right), (down, up))]
-        return tried[:, 0] + torch.stack(moves, 1) * step_px
+    def _at_offsets(
+        self,
+        particles: ParticleTransforms,
+        rotations: Float[Tensor, "rows posed 3 3"],
+        tried: Float[Tensor, "rows posed 2"],
+    ) -> tuple[Float[Tensor, "rows posed 2"], Float[Tensor, "rows posed"]]:
+        """The most likely offset of each pose about the one tried, and the highest log-likelihood near it."""
+        step = self._step_px / 4
+        scores = log_likelihoods_around(self.reference, particles, rotations, tried, step)
+        if len(self.coarse.offsets_px) == 1:
+            return tried, scores[..., 0]
+        scores = scores + self._log_prior(tried[..., None, :] + _cross(tried) * step)
+        middle, right, left, up, down = scores.unbind(2)
+        moves = [vertex(before, middle, after) for before, after in ((left, right), (down, up))]
+        return tried + torch.stack(moves, 2) * step, scores.amax(2)
 
     def _log_prior(self, offsets_px: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch"]:
         return log_offset_prior(offsets_px, self.settings.shift_sigma * self.box_size_px)
@@ -329,6 +336,15 @@ def shared_precision(
     """
     small = [_in_small_box(volume, particles, settings) for volume in volumes]
     return noise_precision([prepare_slices(volume) for volume, _ in small], small[0][1])
+
+
+def _as_many(logits: Float[Tensor, "particles choices"], numbers: Sequence[int]) -> Int[Tensor, " particles"]:
+    """How many choices of each particle have all but a little of its posterior, rounded up to one of some numbers."""
+    most = min(numbers[-1], logits.shape[1])
+    share = logits.softmax(1).topk(most).values.cumsum(1)
+    needed = ((share < 1 - _LITTLE).sum(1) + 1).clamp(max=most)
+    steps = needed.new_tensor(numbers)
+    return steps[torch.searchsorted(steps, needed)].clamp(max=most)
 
 
 def _in_small_box(
@@ -375,9 +391,3 @@ def _quarters(like: Tensor) -> Float[Tensor, "4 2"]:
 def _cross(like: Tensor) -> Float[Tensor, "5 2"]:
     """The centre and its neighbours: right, left, up, down."""
     return like.new_tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
-
-
-def _vertex(before: Tensor, middle: Tensor, after: Tensor) -> Float[Tensor, "*batch"]:
-    """Where a parabola through three neighbouring values is highest, in steps from the middle; one at most."""
-    curvature = (2 * middle - before - after).clamp(min=1e-6)
-    return (0.5 * (after - before) / curvature).clamp(-1.0, 1.0)

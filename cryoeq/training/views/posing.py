@@ -184,11 +184,12 @@ class ViewPoser:
         """Log-likelihoods minus their expectation under the pose, over their standard deviation."""
         reference, weights, found = self.encoder.reference, self.encoder.reference.weights(small.plane), []
         for rows in torch.arange(len(small), device=small.device).split(_BATCH):
-            images, there = small.rows(rows), poses.rows(rows)
+            some = rows if len(rows) > 1 else rows.repeat(2)  # a single row is summed in another order
+            images, there = small.rows(some), poses.rows(some)
             slices = extract_slices(reference.padded, there.rotations, small.plane)
             overlap = ((images.centred(there.shifts_px) * slices.conj()).real * weights).sum(1)
             signal = (images.ctf_squared * slices.abs().square() * weights).sum(1)
-            found.append((overlap - signal) / signal.clamp(min=1e-6).sqrt())
+            found.append(((overlap - signal) / signal.clamp(min=1e-6).sqrt())[: len(rows)])
         return torch.cat(found)
 
     def search_settings(self) -> RefinementSettings:
