@@ -26,6 +26,7 @@ MIN_PROBABILITY: Final = 0.95
 """Probability from which on the map tells the hand."""
 WEIGHTS: Final = Path(__file__).with_name("hand.npz")
 _CELL_ANGSTROM = 25.0
+_MAX_SAID = 0.99  # more was not measured
 
 Array = np.ndarray
 
@@ -55,9 +56,9 @@ class Hand:
         if self.found == "unknown":
             return f"the map does not tell (t = {self.t:.1f})"
         probability = max(self.probability_right, 1 - self.probability_right)
-        if self.found == "right":
-            return f"right-handed helices, probability {probability:.2f} (t = {self.t:.1f})"
-        return f"left-handed helices, probability {probability:.2f} (t = {self.t:.1f}): probably the mirror image"
+        surely = "above 0.99" if probability > _MAX_SAID else f"{probability:.2f}"
+        mirrored = ": probably the mirror image" if self.found == "left" else ""
+        return f"{self.found}-handed helices, probability {surely} (t = {self.t:.1f}){mirrored}"
 
     def to_json(self) -> dict[str, float | str]:
         """The hand as ``fsc.json`` records it."""

@@ -13,7 +13,6 @@ from cryoeq.domain.pose import Poses
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.errors import MapFileError
 from cryoeq.evaluation.class_verdict import ClassFacts, emptied_classes
-from cryoeq.evaluation.hand import Hand
 from cryoeq.evaluation.orientations import OrientationSummary, summarise_orientations
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, require_mask
 from cryoeq.evaluation.unexplained import JUNK_CUT
@@ -222,11 +221,6 @@ def _shared_angstrom(settings: Mapping[str, Any], volume: Volume) -> float | Non
             return None
 
 
-def _hand(metrics: ReconstructionMetrics) -> Hand | None:
-    t, probability = metrics.hand_t, metrics.hand_probability
-    return None if t is None or probability is None else Hand(t, probability)
-
-
 def _facts(
     job: Mapping[str, Any],
     metrics: ReconstructionMetrics,
@@ -258,7 +252,7 @@ def _facts(
         explained_signal=metrics.explained_signal_share,
         junk_share=metrics.junk_share,
         wrong_optimum_share=metrics.wrong_optimum_share,
-        hand=_hand(metrics),
+        hand=metrics.hand,
         symmetry=settings["search"]["symmetry"],
         apparent_symmetry=metrics.apparent_symmetry,
         emptied=emptied_classes(asked, left) if asked != "auto" and asked > left else None,

@@ -90,6 +90,7 @@ def test_what_is_said() -> None:
     right, left, unknown = Hand(7.2, 0.999), Hand(-3.1, 0.02), Hand(0.4, 0.6)
     assert [hand.found for hand in (right, left, unknown)] == ["right", "left", "unknown"]
     assert "left-handed helices, probability 0.98" in left.text
+    assert right.text == "right-handed helices, probability above 0.99 (t = 7.2)"
     assert len(list(hand_remarks(None, is_given=True))) == 0
     for hand, count in ((right, 1), (left, 1), (unknown, 2), (None, 1)):
         assert len(list(hand_remarks(hand, is_given=False))) == count

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from cryoeq.evaluation.hand import Hand
+
 
 @dataclass(frozen=True)
 class ClassMetrics:
@@ -128,6 +130,12 @@ class ReconstructionMetrics:
     classes: tuple[ClassMetrics, ...] | None = None
     class_agreement: float | None = None
     class_moves: tuple[tuple[int, ...], ...] | None = None
+
+    @property
+    def hand(self) -> Hand | None:
+        """Hand of the map; None where it was not measured."""
+        t, probability = self.hand_t, self.hand_probability
+        return None if t is None or probability is None else Hand(t, probability)
 
     @property
     def n_classes(self) -> int:
