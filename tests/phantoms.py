@@ -9,7 +9,11 @@ from torch import Tensor
 
 from cryoeq.domain.atoms import Atoms
 from cryoeq.geometry.pointgroup import symmetry_rotations
+from cryoeq.geometry.so3 import random_rotations
 from cryoeq.simulation.density import replicate_atoms
+
+# N, CA, C, O, CB of an alpha helix: radius, angle, height (Arnott and Dover 1967, J. Mol. Biol. 30, 209-212, rounded).
+_RESIDUE = ((1.55, -28, -0.9), (2.28, 0, 0), (1.69, 26, 1.1), (2.03, 24, 2.3), (3.3, -19, -0.3))
 
 
 def gaussian_blobs(
@@ -66,3 +70,21 @@ def symmetric_phantom(symmetry: str, generator: torch.Generator) -> Atoms:
     unit = random_phantom(12, 30.0, generator)
     aside = replace(unit, positions_angstrom=unit.positions_angstrom + torch.tensor([20.0, 12.0, 8.0]))
     return replicate_atoms(aside, symmetry_rotations(symmetry))
+
+
+def alpha_helices(generator: torch.Generator, count: int = 12, residues: int = 14) -> Atoms:
+    """Right-handed alpha helices, 3.6 residues and 5.4 Angstrom a turn, in random directions 20 Angstrom apart.
+
+    Args:
+        generator: source of chance.
+        count: how many helices, up to 27.
+        residues: of each.
+    """
+    radius, turn, height = torch.tensor(_RESIDUE).T
+    angle = (turn + 100 * torch.arange(residues)[:, None]).deg2rad()
+    rise = (height + 1.5 * (torch.arange(residues)[:, None] - residues / 2)).expand_as(angle)
+    helix = torch.stack([radius * angle.cos(), radius * angle.sin(), rise], -1).flatten(0, 1)
+    places = torch.cartesian_prod(*[torch.tensor([-20.0, 0.0, 20.0])] * 3)[torch.randperm(27, generator=generator)]
+    rotations = random_rotations(count, generator).float()
+    positions = (torch.einsum("cij,aj->cai", rotations, helix) + places[:count, None]).flatten(0, 1)
+    return Atoms(positions, torch.full((len(positions),), 7.0), torch.full((len(positions),), 40.0))

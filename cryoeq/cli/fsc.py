@@ -133,7 +133,7 @@ def fsc(
     """Measure the resolution of maps; post-process half maps.
 
     Fourier shell correlation of two maps. Resolution at FSC 0.143 for half maps, at 0.5 against a true map or a model.
-    Files of half maps are those of relion_postprocess.
+    Files of half maps are those of relion_postprocess. Half maps at 8 Angstrom or better are asked for their hand.
 
     Examples:
       cryoeq fsc run_half1_class001_unfil.mrc -o postprocess

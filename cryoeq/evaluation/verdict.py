@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from cryoeq.evaluation.hand import Hand, hand_remarks
 from cryoeq.evaluation.orientations import UNEVEN_SCF
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD
 from cryoeq.evaluation.unexplained import JUNK_CUT
@@ -60,6 +61,7 @@ class RunFacts:
         wrong_optimum_share: share of the particles with a better pose elsewhere; None where it was not measured.
         symmetry: point group that was imposed on the map.
         apparent_symmetry: point group that a map made without symmetry has; None where none was found.
+        hand: of the map; None where it was not measured.
         has_given_poses: whether it is poses that they shared, those of the particle file.
         emptied: how many classes were asked for and how many are left, a sentence; None where all are.
     """
@@ -85,6 +87,7 @@ class RunFacts:
     symmetry: str = "C1"
     apparent_symmetry: str | None = None
     emptied: str | None = None
+    hand: Hand | None = None
     has_given_poses: bool = False
 
     @classmethod
@@ -141,9 +144,11 @@ def judge_run(facts: RunFacts) -> RunVerdict:
     """Verdict on a run; any reason against the map makes it doubtful."""
     if facts.status != "done":
         return _without_map(facts)
+    is_given = facts.pose_inference in {"known", "refine"}
     reasons = (
         *_on_emptied(facts), *_on_optima(facts), *_on_half_maps(facts), *_on_particles(facts), *_on_junk(facts),
         *_on_symmetry(facts), *_on_views(facts), *_on_poses(facts),
+        *(Reason("remark", *said) for said in hand_remarks(facts.hand, is_given=is_given)),
     )  # fmt: skip
     doubts = [reason.text for reason in reasons if reason.weight == "against"]
     if facts.wrong_optimum_share is not None and facts.wrong_optimum_share > MAX_WRONG_OPTIMUM:
@@ -334,8 +339,6 @@ def _on_poses(facts: RunFacts) -> Iterator[Reason]:
             "alone lead to the same map. Its hand is that of what was given; projections cannot determine it.",
             "Compare with a map from cryoeq reconstruct.",
         )
-        return
-    yield Reason("remark", "The hand cannot be determined from projections: the mirror image of the map is as likely.")
 
 
 def _on_starts(starts: int) -> Reason:

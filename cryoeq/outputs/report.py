@@ -48,6 +48,8 @@ _RESULTS = {
     "nonspherical_resolution_angstrom": "Half maps without their spherical averages agree to (Å, FSC 0.143, unmasked)",
     "unexplained_share": "Share of the particles that the map does not explain",
     "explained_signal_share": "Share of the images' signal that the map explains, at low resolution",
+    "hand_t": "Hand of the map (t, positive for right-handed helices)",
+    "hand_probability": "Probability of right-handed helices",
     "wrong_optimum_share": "Share of the particles with a better pose elsewhere",
     "dependent_halves": "Half maps are not independent",
     "class_agreement": "Classes of two random starts agree (1: the same, 0: by chance)",

@@ -38,6 +38,8 @@ class _Class(BaseModel):
     nonspherical_resolution_angstrom: float | None = None
     unexplained_share: float | None = None
     explained_signal_share: float | None = None
+    hand_t: float | None = None
+    hand_probability: float | None = None
 
 
 class _Results(BaseModel):

@@ -252,6 +252,7 @@ def _facts(
         explained_signal=metrics.explained_signal_share,
         junk_share=metrics.junk_share,
         wrong_optimum_share=metrics.wrong_optimum_share,
+        hand=metrics.hand,
         symmetry=settings["search"]["symmetry"],
         apparent_symmetry=metrics.apparent_symmetry,
         emptied=emptied_classes(asked, left) if asked != "auto" and asked > left else None,

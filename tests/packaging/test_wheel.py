@@ -15,6 +15,7 @@ import json
 import cryoeq
 from cryoeq.config.loading import packaged_file
 from cryoeq.domain.atoms import is_atomic_model
+from cryoeq.evaluation.hand import load_learnt
 from cryoeq.io.model import read_atoms
 from cryoeq.lattice.neural_reducer import load_reducer
 from cryoeq.pipelines.demo import MODEL
@@ -22,7 +23,7 @@ model = packaged_file(MODEL)
 print(json.dumps({
     "package": cryoeq.__file__,
     "script": str(packaged_file("configs/cluster/single_node.sbatch")),
-    "weights": load_reducer(3).network is not None,
+    "weights": load_reducer(3).network is not None and len(load_learnt().weights) > 0,
     "model": str(model),
     "atoms": len(read_atoms(model)) if is_atomic_model(model) else -1,
 }))

@@ -172,6 +172,8 @@ def _metrics(number: int, found: FoundClasses, metrics: ReconstructionMetrics) -
         nonspherical_resolution_angstrom=metrics.nonspherical_resolution_angstrom,
         unexplained_share=metrics.unexplained_share,
         explained_signal_share=metrics.explained_signal_share,
+        hand_t=metrics.hand_t,
+        hand_probability=metrics.hand_probability,
     )
 
 

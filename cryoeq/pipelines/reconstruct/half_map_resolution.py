@@ -17,6 +17,7 @@ from cryoeq.domain.events import Note
 from cryoeq.domain.optics import CtfParameters
 from cryoeq.domain.volume import HalfMaps, Volume
 from cryoeq.evaluation.fsc_dips import CtfDip, find_ctf_dips, mean_ctf_power
+from cryoeq.evaluation.hand import Hand, measure_hand
 from cryoeq.evaluation.independence import find_dependence
 from cryoeq.evaluation.resolution import HALF_MAP_THRESHOLD, FscCurves, add_mask, compare_maps
 from cryoeq.evaluation.sharpening import sharpen
@@ -41,6 +42,7 @@ class HalfMapResolution:
         dips: of the unmasked curve, at zeros of the CTF.
         ctf_power: mean |CTF|^2 of the particles per shell; None without a CTF.
         diameter_angstrom: of the region that the automatic mask surrounds; None without one.
+        hand: of the average of the halves; None where it was not measured, or they agree to no better than 8 Angstrom.
     """
 
     curves: FscCurves
@@ -51,6 +53,7 @@ class HalfMapResolution:
     dips: tuple[CtfDip, ...] = ()
     ctf_power: Float[Tensor, " shells"] | None = None
     diameter_angstrom: float | None = None
+    hand: Hand | None = None
 
     def resolution_angstrom(self, name: str) -> float | None:
         """Resolution at 0.143 of the ``unmasked``, ``masked`` or ``corrected`` curve; None where there is none."""
@@ -72,6 +75,8 @@ class HalfMapResolution:
             resolution_beyond_ctf_zeros_angstrom=self.beyond_zeros_angstrom,
             bfactor_angstrom2=self.bfactor_angstrom2,
             map_diameter_angstrom=self.diameter_angstrom,
+            hand_t=self.hand.t if self.hand else None,
+            hand_probability=self.hand.probability_right if self.hand else None,
             dependent_halves=metrics.dependent_halves or self.dependence,
         )
 
@@ -102,6 +107,9 @@ def resolve_half_maps(halves: HalfMaps, mask: Volume | None, ctf: CtfParameters 
     found = compare_half_maps(halves, None, ctf)
     if mask is None:
         found, mask = _with_automatic_mask(found, halves, MaskConfig())
+    if found.dependence is None:
+        mean = average(halves.first, halves.second)
+        found = replace(found, hand=measure_hand(mean, found.curves.final_resolution_angstrom))
     if mask is None:
         return found
     found = _within(found, halves, mask)

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from cryoeq.evaluation.hand import Hand
+
 
 @dataclass(frozen=True)
 class ClassMetrics:
@@ -23,6 +25,8 @@ class ClassMetrics:
             first drops below 0.143.
         unexplained_share: share of its particles that its map does not explain.
         explained_signal_share: power of its map's projections over that of its images' signal.
+        hand_t: sign and size of the hand of its map, positive for right-handed helices.
+        hand_probability: probability that its helices turn right.
     """
 
     number: int
@@ -37,6 +41,8 @@ class ClassMetrics:
     nonspherical_resolution_angstrom: float | None = None
     unexplained_share: float | None = None
     explained_signal_share: float | None = None
+    hand_t: float | None = None
+    hand_probability: float | None = None
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "ClassMetrics":
@@ -73,6 +79,8 @@ class ReconstructionMetrics:
         unexplained_share: share of the particles that the map does not explain.
         explained_signal_share: power of the map's projections over that of the images' signal, where the half maps
             agree almost fully.
+        hand_t: sign and size of the hand of the map, positive for right-handed helices.
+        hand_probability: probability that the map's helices turn right, as they do in molecules.
         junk_share: share of the particles that are expected to be junk, the mean of their probabilities.
         broken_share: share that is expected to be broken, which is part of that, or of another structure.
         junk_auc: area under the ROC curve of the simulated junk that these probabilities were learnt from.
@@ -109,6 +117,8 @@ class ReconstructionMetrics:
     nonspherical_resolution_angstrom: float | None = None
     unexplained_share: float | None = None
     explained_signal_share: float | None = None
+    hand_t: float | None = None
+    hand_probability: float | None = None
     junk_share: float | None = None
     broken_share: float | None = None
     junk_auc: float | None = None
@@ -120,6 +130,12 @@ class ReconstructionMetrics:
     classes: tuple[ClassMetrics, ...] | None = None
     class_agreement: float | None = None
     class_moves: tuple[tuple[int, ...], ...] | None = None
+
+    @property
+    def hand(self) -> Hand | None:
+        """Hand of the map; None where it was not measured."""
+        t, probability = self.hand_t, self.hand_probability
+        return None if t is None or probability is None else Hand(t, probability)
 
     @property
     def n_classes(self) -> int:

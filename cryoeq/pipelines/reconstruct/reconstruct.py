@@ -352,6 +352,8 @@ def _rows(metrics: ReconstructionMetrics, config: ReconstructConfig) -> dict[str
         rows["B-factor of run_postprocess.mrc"] = f"{metrics.bfactor_angstrom2:.0f} Å²"
     if metrics.map_diameter_angstrom is not None:
         rows["diameter of the map"] = f"{metrics.map_diameter_angstrom:.0f} Å"
+    if metrics.hand is not None:
+        rows["hand"] = metrics.hand.text
     share, rest = metrics.nonspherical_share, metrics.nonspherical_resolution_angstrom
     if share is not None and share < MIN_NONSPHERICAL:
         rows["without their spherical averages to"] = "no resolution" if rest is None else f"{rest:.1f} Å"

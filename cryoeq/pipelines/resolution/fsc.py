@@ -14,6 +14,7 @@ from cryoeq.domain.atoms import is_atomic_model
 from cryoeq.domain.events import Event, Note, Report
 from cryoeq.domain.volume import MapFrame, Volume, frame_differences, require_same_frame
 from cryoeq.errors import ConfigError
+from cryoeq.evaluation.hand import measure_hand
 from cryoeq.evaluation.independence import (
     are_the_same,
     find_inverted_contrast,
@@ -105,8 +106,11 @@ def _compare_pair(config: FscConfig, pair: MapPair) -> Iterator[Event]:
         )
         sharpened = yield from postprocess(make_folder(folder), result, sharpening_of(config.sharpening, curves))
     threshold = _threshold(config, pair)
-    yield Report(f"Resolution of {pair.first.name} and {pair.second.name}", _rows(curves, sharpened, threshold))
+    hand = measure_hand(average(first, second), curves.final_resolution_angstrom) if _are_halves(config, pair) else None
+    rows = _rows(curves, sharpened, threshold) | ({} if hand is None else {"Hand": hand.text})
+    yield Report(f"Resolution of {pair.first.name} and {pair.second.name}", rows)
     results = _as_json(config, pair, masked.kind, curves, alignment) | _sharpened_as_json(curves, sharpened)
+    results["hand"] = None if hand is None else hand.to_json()
     results |= yield from _in_detail(config, first, second, masked.mask, frame)
     if config.json_file is not None:
         write_json(config.json_file, results)
@@ -218,8 +222,11 @@ def _check_independence(curves: FscCurves, maps: tuple[Volume, Volume], halves: 
 
 def _threshold(config: FscConfig, pair: MapPair) -> float:
     """Correlation at which the resolution is read off: 0.143 between half maps, 0.5 between whole maps."""
-    are_halves = (pair.are_halves or bool(config.postprocess)) and not config.with_alignment
-    return HALF_MAP_THRESHOLD if are_halves else TRUTH_THRESHOLD
+    return HALF_MAP_THRESHOLD if _are_halves(config, pair) else TRUTH_THRESHOLD
+
+
+def _are_halves(config: FscConfig, pair: MapPair) -> bool:
+    return (pair.are_halves or bool(config.postprocess)) and not config.with_alignment
 
 
 def _rows(curves: FscCurves, sharpened: PostprocessMetrics | None, threshold: float) -> dict[str, str]:

@@ -16,7 +16,7 @@ from cryoeq.pipelines.reconstruct.half_map_resolution import compare_half_maps, 
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 from cryoeq.simulation.density import sample_atoms
 from cryoeq.simulation.particles import DefocusRange, draw_ctf
-from phantoms import chiral_phantom
+from phantoms import alpha_helices, chiral_phantom
 
 N, ANGPIX, RADIUS = 40, 5.0, 45.0
 
@@ -62,6 +62,27 @@ def low_pass_gaussian(values: Tensor, width_per_px: float) -> Tensor:
     frequencies = torch.fft.fftfreq(len(values))
     squared = frequencies[:, None, None] ** 2 + frequencies[:, None] ** 2 + frequencies**2
     return torch.fft.ifftn(torch.fft.fftn(values) * torch.exp(-squared / (2 * width_per_px**2))).real.contiguous()
+
+
+def test_the_hand_is_that_of_cryoeq_fsc_and_stays_in_the_record(tmp_path: Path, generator: torch.Generator) -> None:
+    values = sample_atoms(alpha_helices(generator), 64, 1.5).values
+    noise = 0.3 * float(values.std()) * torch.randn(2, 64, 64, 64, generator=generator)
+    halves = HalfMaps(*(Volume(values + one, 1.5) for one in noise))
+    for number, volume in enumerate((halves.first, halves.second), 1):
+        write_map(tmp_path / f"half{number}.mrc", volume)
+    assert run(["fsc", str(tmp_path / "half1.mrc"), "--json", str(tmp_path / "fsc.json")]) == 0
+    told = read_json(tmp_path / "fsc.json")["hand"]
+    recorded = resolve_half_maps(halves, None, None).into(ReconstructionMetrics()).to_json()
+    assert recorded["hand_t"] == pytest.approx(told["t"], rel=1e-4)
+    assert recorded["hand_probability"] == pytest.approx(told["probability_right"], rel=1e-4)
+    assert told["found"] == "right"
+    assert ReconstructionMetrics.from_json(recorded).hand_t == recorded["hand_t"]
+
+
+def test_no_hand_is_told_beyond_8_angstrom(halves: HalfMaps) -> None:
+    found = resolve_half_maps(halves, None, None)
+    assert found.hand is None
+    assert "hand_t" not in found.into(ReconstructionMetrics()).to_json()
 
 
 def test_noise_around_the_molecule_counts_without_a_mask_only(halves: HalfMaps) -> None:
