@@ -14,7 +14,7 @@ from cryoeq.io.text import read_json
 from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 
 _TABLE, _SCREENED = "run_data.star", "screened.star"
-_RESULTS_OF_RUN = {_TABLE, "run_data_mirrored.star", "run_data.cs", _SCREENED}
+_RESULTS_OF_RUN = {_TABLE, "run_data_mirrored.star", "run_data.cs", "run_data_mirrored.cs", _SCREENED}
 
 
 def table_of(path: Path) -> Path:

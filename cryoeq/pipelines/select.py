@@ -32,7 +32,10 @@ from cryoeq.pipelines.reconstruct.metrics import ReconstructionMetrics
 Mask = Bool[Tensor, " particles"]
 _COMMAND = "cryoeq select"
 _LEAST_PER_DIRECTION = 5
-_NO_CLASSES = "A run of one structure writes no classes: give the table of a classification"
+_NO_CLASSES = (
+    "A run of one structure writes no classes, nor one that found its particles to be of one structure (run.log says "
+    "so): leave --class out, or give the table of a classification"
+)
 _NO_JUNK = "--junk-below goes by probabilities of junk, --keep by other figures"
 _NO_HALVES = "Give the star file of a reconstruction or refinement"
 

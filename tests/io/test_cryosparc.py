@@ -173,7 +173,7 @@ def test_a_reconstruction_leaves_a_table_too(
     cs: Path, tiny_particles: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = cs.with_name("run")
-    assert run(["reconstruct", str(cs), "-o", str(output), "--pose-inference", "known"]) == 0
+    assert run(["reconstruct", str(cs), "-o", str(output), "--pose-inference", "known", "--both-hands"]) == 0
     said = capsys.readouterr().err
     assert "particles.cs: cryoSPARC takes the protein to be bright" in said
     assert "Warning: particles.cs" not in said
@@ -184,6 +184,11 @@ def test_a_reconstruction_leaves_a_table_too(
     angstrom = [table["alignments3D/shift"] * table["alignments3D/psize_A"][:, None] for table in (after, before)]
     np.testing.assert_allclose(*angstrom, rtol=0, atol=1e-4)
     assert run(["orientations", str(cs)]) == 0
+    as_star, as_table = (star_poses(read(output / f"run_data_mirrored{suffix}")) for suffix, read in (
+        (".star", read_star), (".cs", lambda path: read_cs(path)[0])))  # fmt: skip
+    torch.testing.assert_close(as_table.rotations, as_star.rotations, atol=1e-4, rtol=0)
+    torch.testing.assert_close(as_table.shifts_angstrom, as_star.shifts_angstrom, atol=1e-3, rtol=0)
+    assert not np.allclose(np.load(output / "run_data_mirrored.cs")["alignments3D/pose"], after["alignments3D/pose"])
 
 
 @pytest.mark.parametrize(

@@ -179,12 +179,12 @@ def _metrics(number: int, found: FoundClasses, metrics: ReconstructionMetrics) -
 
 def _write_particles(job: ClassJob, found: FoundClasses, posed: PosedParticles) -> None:
     numbers = (found.class_of + 1).numpy()
-    tables = {"run_data.star": posed.poses}
+    tables = {"run_data": posed.poses}
     if job.config.both_hands:
-        tables["run_data_mirrored.star"] = posed.poses.of_other_hand()
-    for name, poses in tables.items():
+        tables["run_data_mirrored"] = posed.poses.of_other_hand()
+    for stem, poses in tables.items():
         write_particle_star(
-            job.run.path(name),
+            job.run.path(f"{stem}.star"),
             job.stack.star,
             poses,
             half_set=posed.half_set,
@@ -194,14 +194,14 @@ def _write_particles(job: ClassJob, found: FoundClasses, posed: PosedParticles) 
             extra_columns={CLASS_NUMBER: numbers.astype(str)},
             outdated=(JUNK_PROBABILITY,),
         )
-    if job.config.particles.suffix == CS_SUFFIX:
-        write_cs(
-            job.run.path("run_data.cs"),
-            job.config.particles,
-            posed.poses,
-            half_set=posed.half_set,
-            class_number=found.class_of + 1,
-        )
+        if job.config.particles.suffix == CS_SUFFIX:
+            write_cs(
+                job.run.path(f"{stem}.cs"),
+                job.config.particles,
+                poses,
+                half_set=posed.half_set,
+                class_number=found.class_of + 1,
+            )
 
 
 def _write_model(job: ClassJob, models: list[ClassModel], posed: PosedParticles) -> None:

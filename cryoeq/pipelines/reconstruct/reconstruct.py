@@ -293,19 +293,18 @@ class _Job:
         if supplied.reference is not None:
             agreed = compare_with_reference(maps.all, supplied.reference)
             metrics = replace(metrics, reference_resolution_angstrom=agreed)
-        self._write_poses("run_data.star", posed)
-        if config.particles.suffix == CS_SUFFIX:
-            write_cs(run.path("run_data.cs"), config.particles, posed.poses, half_set=posed.half_set, ctf=posed.ctf)
+        self._write_poses("run_data", posed)
         if config.both_hands:
             for name, volume in named_maps(1, 1, maps, resolved).items():
                 mirrored = replace(volume, values=mirror_map(volume.values))
                 write_map(run.path(mirrored_name(name)), mirrored)
-            self._write_poses("run_data_mirrored.star", replace(posed, poses=posed.poses.of_other_hand()))
+            self._write_poses("run_data_mirrored", replace(posed, poses=posed.poses.of_other_hand()))
         return metrics
 
-    def _write_poses(self, name: str, posed: PosedParticles) -> None:
+    def _write_poses(self, stem: str, posed: PosedParticles) -> None:
+        """As a star file, and as a table of cryoSPARC where the input is one."""
         write_particle_star(
-            self.run.path(name),
+            self.run.path(f"{stem}.star"),
             self.stack.star,
             posed.poses,
             half_set=posed.half_set,
@@ -316,6 +315,9 @@ class _Job:
             # What an earlier run told by its own map and poses is not true of these.
             outdated=() if self.config.pose_inference == "known" else (JUNK_PROBABILITY, MAX_PROBABILITY),
         )
+        given = self.config.particles
+        if given.suffix == CS_SUFFIX:
+            write_cs(self.run.path(f"{stem}.cs"), given, posed.poses, half_set=posed.half_set, ctf=posed.ctf)
 
     def _check_symmetry(
         self, dataset: ParticleDataset, posed: PosedParticles, maps: ReconstructedMaps, metrics: ReconstructionMetrics
