@@ -51,8 +51,8 @@ class CompiledViews:
         harmonics: basis of the images.
         even_weights: takes real parts of images to coefficients of even order, without those that are always 0.
         odd_weights: takes imaginary parts to coefficients of odd order.
-        table: real and imaginary part of each coefficient of each view, then of those of the squared CTF.
-        orders: of each order its first input among those of even or of odd orders, their number, and its place among
+        table: real and imaginary part of each coefficient of each view, then its terms of the squared CTF.
+        orders: of each order its first input among all of even or odd orders, their number, and its place among
             all orders, the even ones filled up; the number of places of even orders, and of all.
         phases: cosine and sine, twice where the order is not 0, at the first quarter of the angles.
     """
@@ -259,7 +259,7 @@ def _add_angles(series: _Array, first: int, last: int, one: _Array, other: _Arra
 
 @_inlined
 def _halves(of_even: _Array, of_odd: _Array, halves: _Array) -> None:
-    """Four pairs of halves of scores, whose sum and difference are those of the eight poses of an angle."""
+    """Four pairs of halves of scores, whose sums and differences are the scores of the eight poses of an angle."""
     for j in range(_COLUMNS):
         u, v = of_even[j], of_even[j + _COLUMNS]
         su, sv = of_even[j + 2 * _COLUMNS], of_even[j + 3 * _COLUMNS]

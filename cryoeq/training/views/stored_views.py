@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoeq.domain.events import Event, Progress
@@ -28,8 +28,9 @@ KIND = "views"
 """Value of ``kind`` in a file of view encoders."""
 CALIBRATION_STAGE = "view encoder calibration"
 _SEARCHED = 4000  # particles of a half set in the training, at most
-_CALIBRATED = 300  # images of either kind in the calibration
-_CALIBRATION_NUMBER = 1000  # of the generator: beyond those of the trainings
+_CALIBRATED = 300  # images of either kind in the calibration, at most
+_CALIBRATED_SHARE, _FEWEST = 0.25, 20  # of the particles, for the calibration; and how many at least, where there are
+_CALIBRATION_NUMBER, _CHOICE_NUMBER = 1000, 2000  # of the generators: beyond any of a training
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def learn_half(
     learns_from_poses: bool = True,
     network: NetworkSettings | None = None,
 ) -> Generator[Event, None, tuple[StoredHalf, ViewPoser]]:
-    """Train and calibrate the encoder of one half set.
+    """Train the encoder of one half set, and calibrate it on particles that were not in the training.
 
     Args:
         volume: its map, at the particles' box.
@@ -203,7 +204,7 @@ def learn_half(
         network: of a network in place of slices and head, trained on projections alone; None for these.
     """
     encoder = ViewEncoder.build(volume, particles, settings)
-    searched = torch.arange(min(_SEARCHED, len(particles)), device=particles.device)
+    searched, held_out = (rows.to(particles.device) for rows in _chosen(len(particles), seed, number))
     known = (particles.rows(searched), poses.rows(searched)) if learns_from_poses else None
     if network is None:
         yield from train_views(encoder, particles, known, training, seed=seed, number=number)
@@ -216,14 +217,13 @@ def learn_half(
     simulated = simulate_particles(
         particles.within(last, box), encoder.reference, _CALIBRATED, settings.shift_sigma * box, generator
     )
-    last_searched = searched[-_CALIBRATED:]
-    known = particles.rows(last_searched), poses.rows(last_searched)
+    known = particles.rows(held_out), poses.rows(held_out)
     calibrations, usual, sure = [], [], []
     for refines in (False, True):
         yield Progress(CALIBRATION_STAGE, int(refines), 2)
         calibration, inferred = _calibrate(poser, (simulated, known), refines=refines)
         calibrations.append(calibration)
-        usual.append((float(inferred.fit.mean()), float(inferred.fit.std())))
+        usual.append((float(inferred.fit.mean()), float(inferred.fit.std()) if len(held_out) > 1 else 1.0))
         sure.append(float(calibration.probability(inferred).mean()))
     yield Progress(CALIBRATION_STAGE, 2, 2)
     head = {name: values.detach().clone() for name, values in encoder.head.state_dict().items()}
@@ -232,6 +232,16 @@ def learn_half(
         volume, head, calibrations[0], calibrations[1], usual[0], usual[1], (sure[0], sure[1]), trained
     )  # fmt: skip
     return half, poser
+
+
+def _chosen(count: int, seed: int, number: int) -> tuple[Int[Tensor, " searched"], Int[Tensor, " held_out"]]:
+    """Random particles for the training, and others for the calibration."""
+    order = torch.randperm(
+        count, generator=stream_generator(seed, Stream.SYNTHETIC_PROJECTIONS, _CHOICE_NUMBER + number)
+    )
+    n_held_out = min(_CALIBRATED, max(int(_CALIBRATED_SHARE * count), min(count, _FEWEST)))
+    held_out, searched = order[:n_held_out], order[n_held_out : n_held_out + _SEARCHED]
+    return searched.sort().values, held_out.sort().values
 
 
 def _calibrate(
