@@ -23,7 +23,9 @@ from cryoeq.evaluation.chirality import LocalChirality, local_chirality
 WORST_RESOLUTION_ANGSTROM: Final = 8.0
 """Resolution beyond which no hand is computed."""
 MIN_PROBABILITY: Final = 0.95
-"""Probability from which on the map tells the hand."""
+"""Probability from which on the map tells the hand, where t is not by chance."""
+MIN_T: Final = 2.0
+"""Size of t that 5 % of the maps without any hand exceed."""
 WEIGHTS: Final = Path(__file__).with_name("hand.npz")
 _CELL_ANGSTROM = 25.0
 _MAX_SAID = 0.99  # more was not measured
@@ -45,8 +47,8 @@ class Hand:
 
     @property
     def found(self) -> Literal["right", "left", "unknown"]:
-        """Hand of the helices in the map; unknown where neither has a probability of 0.95."""
-        if max(self.probability_right, 1 - self.probability_right) < MIN_PROBABILITY:
+        """Hand of the helices in the map; unknown where neither has a probability of 0.95, or t is below 2."""
+        if max(self.probability_right, 1 - self.probability_right) < MIN_PROBABILITY or abs(self.t) < MIN_T:
             return "unknown"
         return "right" if self.t > 0 else "left"
 

@@ -39,6 +39,15 @@ def test_symmetries_that_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_hands_that_are_told(tmp_path: Path) -> None:
+    table = tmp_path / "t.md"
+    text = said(str(FOLDER / "hand.py"), "--no-runs", "--table", str(table))
+    page = (FOLDER / "hand.md").read_text(encoding="utf-8")
+    assert all(line in page for line in table.read_text(encoding="utf-8").splitlines())
+    assert table.read_text(encoding="utf-8") in text
+
+
+@pytest.mark.slow
 def test_the_full_box(tmp_path: Path) -> None:
     """The table of a record, and no run that is recorded is done again."""
     poses = {"rotation_deg": {"median": 0.5, "mean": 0.6, "share_below_30": 1.0}, "shift_px": {"median": 0.1}}

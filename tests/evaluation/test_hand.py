@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from cryoeq.domain.volume import Volume
-from cryoeq.evaluation.chirality import local_chirality
-from cryoeq.evaluation.hand import Hand, hand_remarks, measure_hand
+from cryoeq.evaluation.chirality import LocalChirality, local_chirality
+from cryoeq.evaluation.hand import MIN_T, Hand, hand_remarks, measure_hand, score
 from cryoeq.evaluation.verdict import RunFacts, judge_run
 from cryoeq.maps.alignment import mirror_map
 from cryoeq.simulation.density import sample_atoms
@@ -75,6 +75,16 @@ def test_blobs_at_random_places_have_no_hand(generator: torch.Generator) -> None
     assert told.count("unknown") >= 6, told
 
 
+def test_t_of_what_has_no_hand_is_of_unit_variance(generator: torch.Generator) -> None:
+    weights = np.random.default_rng(0).standard_normal(5)
+    positions = 100 * torch.rand(4000, 3, generator=generator, dtype=torch.float64).numpy()
+    invariants = torch.randn(300, 4000, 5, generator=generator, dtype=torch.float64).numpy()
+    drawn = np.array([score(LocalChirality(positions, some), weights) for some in invariants])
+    assert abs(drawn.mean()) < 0.2
+    assert 0.85 < drawn.std() < 1.15
+    assert (abs(drawn) > MIN_T).mean() < 0.1
+
+
 def test_it_is_not_computed_where_it_cannot_be_seen(generator: torch.Generator) -> None:
     volume = _helices(generator)
     assert measure_hand(volume, 8.1) is None
@@ -88,6 +98,7 @@ def test_it_is_not_computed_where_it_cannot_be_seen(generator: torch.Generator) 
 
 def test_what_is_said() -> None:
     right, left, unknown = Hand(7.2, 0.999), Hand(-3.1, 0.02), Hand(0.4, 0.6)
+    assert Hand(1.9, 0.96).found == "unknown"  # by chance
     assert [hand.found for hand in (right, left, unknown)] == ["right", "left", "unknown"]
     assert "left-handed helices, probability 0.98" in left.text
     assert right.text == "right-handed helices, probability above 0.99 (t = 7.2)"
