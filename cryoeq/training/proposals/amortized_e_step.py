@@ -40,7 +40,7 @@ class AmortizedEStep:
         self, settings: ProposalSettings, last_shell: int, *, seed: int, number: int, device: torch.device
     ) -> None:
         self._settings = settings
-        self._generator = stream_generator(seed, Stream.SYNTHETIC_PROJECTIONS, number)
+        self._generator = stream_generator(seed, Stream.SYNTHETIC_PROJECTIONS, number)  # of which a search makes none
         self.proposer = ProposalNetwork(settings, last_shell, self._generator, device)
 
     def __call__(
