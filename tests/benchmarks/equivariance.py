@@ -292,7 +292,7 @@ def images_of(record: Record) -> int:
 
 
 def chosen(records: Sequence[Record], scene: str, name: str, count: int) -> list[Record]:
-    """Runs of one arm on one scene with so many images."""
+    """Runs of one arm on one scene with a number of images."""
     return [r for r in records if (r["set"], r["mode"], images_of(r)) == (scene, name, count)]
 
 
