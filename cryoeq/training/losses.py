@@ -79,23 +79,3 @@ def head_classification_loss(
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the logits against the head of least cost."""
     return torch.nn.functional.cross_entropy(logits, costs.detach().argmin(1))
-
-
-def mixture_loss(
-    logits: Float[Tensor, "batch heads"], costs: Float[Tensor, "batch heads"], concentration: float
-) -> Float[Tensor, ""]:
-    """Negative log-density of the known pose under a mixture with one component per hypothesis.
-
-    For the logits a and costs d of the heads h::
-
-        -log sum_h softmax(a)_h exp(-concentration d_h)
-
-    It trains poses and logits together, each head in proportion to its responsibility. Bishop 1994, Mixture density
-    networks (Aston University, NCRG/94/004).
-
-    Args:
-        logits: unnormalised log-weights of the components.
-        costs: squared distance of each hypothesis from the known pose.
-        concentration: inverse temperature of the components.
-    """
-    return -torch.logsumexp(torch.log_softmax(logits, 1) - concentration * costs, 1).mean()

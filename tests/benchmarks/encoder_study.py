@@ -38,14 +38,14 @@ from cryoeq.geometry.so3 import rotation_angle_rad
 from cryoeq.io.model import read_atoms
 from cryoeq.io.text import read_json, write_json
 from cryoeq.models.pose_encoder import EncoderDesign, PoseEncoder
+from cryoeq.models.pose_head import PoseProposals
 from cryoeq.outputs.figure import COLOURS, png_figure
 from cryoeq.physics.ctf import ctf_features, image_transfer
 from cryoeq.physics.image_formation import form_images
 from cryoeq.physics.projection import prepare_slices
 from cryoeq.simulation.density import sample_atoms
 from cryoeq.simulation.particles import DefocusRange, draw_ctf, draw_poses
-from cryoeq.training.losses import mixture_loss, pose_cost
-from cryoeq.training.synthetic.encoder_input import best_hypotheses
+from cryoeq.training.losses import pose_cost
 
 RESULTS = Path(__file__).with_suffix(".json")
 BOX, SIDE_ANGSTROM, SNR, HEADS = 24, 251.2, 1.0, 4
@@ -54,6 +54,16 @@ SEEDS = range(3)
 
 Record = dict[str, Any]
 DEFAULT = EncoderDesign()
+
+
+def best_rotations(proposals: PoseProposals) -> Tensor:
+    """Rotation of the highest logit, for each image."""
+    return proposals.rotations[torch.arange(len(proposals)), proposals.logits.argmax(1)]
+
+
+def mixture_loss(logits: Tensor, costs: Tensor, concentration: float) -> Tensor:
+    """Negative log-density of the known pose under a mixture with one component per hypothesis (Bishop 1994)."""
+    return -torch.logsumexp(torch.log_softmax(logits, 1) - concentration * costs, 1).mean()
 
 
 @dataclass(frozen=True)
@@ -223,7 +233,7 @@ def median_errors(encoder: PoseEncoder, tested: Images) -> dict[str, float]:
     parts = []
     for start in range(0, len(tested.images), 250):
         part = tested[slice(start, start + 250)]
-        parts.append(best_hypotheses(encoder(part.images, part.condition))[0])
+        parts.append(best_rotations(encoder(part.images, part.condition)))
     found = torch.cat(parts)
     views = (found[:, 2] * tested.rotations[:, 2]).sum(1).clamp(-1, 1).acos()
     rotation = rotation_angle_rad(found, tested.rotations)

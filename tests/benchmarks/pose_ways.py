@@ -1,4 +1,4 @@
-"""A search of particles against one map, each step timed, as ``views.py`` compares it.
+"""A search of particles against one map, each step timed, as ``views.py`` and ``local_refinement.py`` compare it.
 
 Times are CPU seconds of this process.
 """
@@ -135,6 +135,23 @@ def refine(scene: Scene, radius: int, starts: Mapping[str, PoseSet]) -> tuple[St
         passed_s, refined = timed(partial(refine_poses, subset, reference, start, shift_sigma_px=scene.shift_sigma_px))
         images_s, found[name] = images_s + passed_s, refined.poses
     return Step(fixed_s, images_s / len(subset) / len(starts)), found
+
+
+def refine_to_end(scene: Scene, starts: Mapping[str, PoseSet]) -> tuple[Step, dict[str, PoseSet]]:
+    """Local refinement at shell 15, about twice as far, and so on to the last shell.
+
+    Args:
+        scene: at the full box.
+        starts: poses by way, in the small box.
+    """
+    last = scene.box_px // 2 - 1
+    step, small = refine(scene.small(), SEARCHED_SHELL, starts)
+    found = {name: poses.in_box(scene.box_px) for name, poses in small.items()}
+    doublings = round(math.log2(last / SEARCHED_SHELL))
+    for done in range(1, doublings + 1):
+        more, found = refine(scene, round(SEARCHED_SHELL * (last / SEARCHED_SHELL) ** (done / doublings)), found)
+        step += more
+    return step, found
 
 
 def search(small: Scene, config: ReconstructConfig) -> tuple[dict[str, Step], PoseSet]:

@@ -1,7 +1,7 @@
 """Labelled particles of a known map for benchmarks of view networks, and the scores of logits over views.
 
 Centred projections at uniform rotations; each has a CTF of its own (defocus 1 to 2.5 um, U - V of 300 Angstrom) and
-white noise, over all pixels ten times the variance of the signal. A network sees what the hybrid mode's encoder sees:
+white noise, over all pixels ten times the variance of the signal. A network sees what the network of the hybrid mode sees:
 images times their CTF, weighted shell by shell as a Wiener filter would, here inside a soft circle.
 """
 
@@ -31,8 +31,8 @@ from cryoeq.reconstruction.view_likelihood import ViewLikelihood, inplane_rotati
 from cryoeq.simulation.density import sample_atoms
 from cryoeq.simulation.field_of_view import FieldOfView
 from cryoeq.simulation.particles import DefocusRange, draw_ctf, draw_poses
-from cryoeq.training.synthetic.encoder_input import EncoderInput
 from cryoeq.training.views.encoder import ViewEncoder, ViewSettings
+from cryoeq.training.views.network_input import NetworkInput
 
 SNR, DEFOCUS = 0.1, DefocusRange(1e4, 2.5e4, 300.0)
 KEPT, NEAR_DEG = 8, 7.5
@@ -100,7 +100,7 @@ class Scene:
         clean = _Clean.draw(volume, plane, pixel, _OWN).transforms
         volume = volume * math.sqrt(SNR) / float(plane.images(clean).std())
         particles = _Clean.draw(volume, plane, pixel, _OWN).observed(plane, pixel)
-        seen = EncoderInput.from_map(particles, volume, plane.last_shell, 0.0)
+        seen = NetworkInput.from_map(particles, volume, plane.last_shell, torch.zeros(1, 2), torch.zeros(1))
         encoder = ViewEncoder.build(volume, particles, ViewSettings(0.0, MASK_RADIUS, C1))
         return cls(encoder, volume, pixel, seen.weights)
 
