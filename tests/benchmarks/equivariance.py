@@ -124,7 +124,7 @@ class Task:
 
     @classmethod
     def draw(cls, scene: Scene, count: int, seed: int) -> "Task":
-        """Images of a seed; those of a smaller number are the first of a larger one."""
+        """Images of a seed; a smaller number is the first part of a larger one."""
         learnt, _ = scene.draw(count, seed)
         return cls(scene, learnt, *scene.draw(TESTED, seed + HELD_OUT))
 
@@ -204,7 +204,7 @@ def key_of(name: str, scene: str, count: int, seed: int) -> Record:
 
 
 def steps_of(name: str, scene: str, count: int, seed: int, records: Sequence[Record]) -> int:
-    """Steps of an arm: those of all, or as many as took the CPU time of d4.
+    """Steps of an arm: as all others take, or as many as took the CPU time of d4.
 
     Raises:
         ValueError: the runs that this one is timed by are not recorded.
@@ -318,7 +318,7 @@ def draw_figure(path: Path, records: Sequence[Record], scene: str) -> None:
 
 
 def _draw_arm(axes: Axes, records: Sequence[Record], what: tuple[str, str, str], place: int) -> None:
-    """Curve of an arm, beside those of the others."""
+    """Curve of an arm, beside the others."""
     scene, name, key = what
     groups = [(n, _levels(chosen(records, scene, name, n), key)) for n in sorted({images_of(r) for r in records})]
     groups = [(n * 1.06 ** (place - len(ARMS) / 2), values) for n, values in groups if values]

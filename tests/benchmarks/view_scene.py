@@ -181,7 +181,7 @@ class Scene:
     def _poses(
         self, particles: ParticleTransforms, views: Int[Tensor, "count kept"]
     ) -> tuple[Float[Tensor, "count kept 3 3"], Float[Tensor, "count kept"]]:
-        """The most likely pose of each of some views, its angle between those of the grid, and its log-likelihood."""
+        """The most likely pose of each of some views, its angle between the angles tried, and its value."""
         fine, found, values = self.encoder.fine, [], []
         small = particles.within(fine.harmonics.plane.last_radius, self.encoder.box_size_px)
         for some in torch.arange(len(particles)).split(_FEW):
