@@ -26,18 +26,17 @@ from pathlib import Path
 
 import torch
 from ab_initio import listed, markdown_table, seed_list
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from recorded_runs import Cost, Record, append_record, cost_record, find_record, read_records
 from scipy import stats
-from torch import Tensor, nn
+from torch import nn
 from view_scene import KEPT, Images, Scene, batches, open_scene, turned
 
 from cryoeq.equivariance import equivariance_penalty
 from cryoeq.geometry.so3 import random_rotations
 from cryoeq.io.text import write_text
-from cryoeq.models.export.quantized_encoder import quantize_encoder
-from cryoeq.models.pose_encoder import EncoderDesign, PoseEncoder, TrunkKind
+from cryoeq.models.export.quantized_network import quantize_network
+from cryoeq.models.pose_encoder import EncoderDesign, TrunkKind
 from cryoeq.models.view_network import ViewNetwork
 from cryoeq.outputs.figure import COLOURS, GREY, png_figure
 from cryoeq.physics.projection import extract_slices, prepare_slices
@@ -179,25 +178,6 @@ def train(network: ViewNetwork, task: Task, arm: Arm, steps: int, seed: int) -> 
     return spent + time.process_time() - began, looks[:LOOKS]
 
 
-def in_integers(network: ViewNetwork, typical: Float[Tensor, "count n n"]) -> nn.Module:
-    """The network with its trunk in 8 bits."""
-    kinds = {key: value for key, value in network.architecture.items() if key not in ("group", "channels")}
-    shell = PoseEncoder(network.group.name, network.box_size_px, 1, network.architecture["channels"], **kinds)
-    shell.load_state_dict(network.state_dict() | shell.head.state_dict(prefix="head."), strict=False)
-    layers = list(quantize_encoder(shell.eval(), typical).network.children())[:3]
-    return _Integers(nn.Sequential(*layers), network)
-
-
-class _Integers(nn.Module):
-    def __init__(self, trunk: nn.Module, network: ViewNetwork) -> None:
-        super().__init__()
-        self.trunk, self.network = trunk, network
-
-    def forward(self, images: Tensor, _condition: Tensor) -> Tensor:
-        logits: Tensor = self.network.head(self.network.norm(self.network.invariants(self.trunk(images))))
-        return logits
-
-
 def key_of(name: str, scene: str, count: int, seed: int) -> Record:
     """What a run is known by."""
     return {"set": scene, "mode": name, "seed": seed, "options": [f"images={count}"]}
@@ -234,7 +214,7 @@ def run(name: str, scene: str, count: int, seed: int, task: Task, path: Path) ->
     network = build(arm, task.scene, seed)
     cpu_s, looks = train(network, task, arm, steps, seed)
     network.eval()
-    final = in_integers(network, task.learnt.images[:512]) if arm.in_integers else network
+    final = quantize_network(network, task.learnt.images[:512]) if arm.in_integers else network
     cost = Cost(round(time.perf_counter() - began, 2), round(cpu_s, 2))
     words = ["python", "tests/benchmarks/equivariance.py", "--scenes", scene, "--arms", name]
     words += ["--counts", str(count), "--seeds", str(seed)]

@@ -1,7 +1,7 @@
 """Labelled particles of a known map for benchmarks of view networks, and the scores of logits over views.
 
 Centred projections at uniform rotations; each has a CTF of its own (defocus 1 to 2.5 um, U - V of 300 Angstrom) and
-white noise, over all pixels ten times the variance of the signal. A network sees what the network of the hybrid mode sees:
+white noise, over all pixels ten times the variance of the signal. A network sees what that of the hybrid mode does:
 images times their CTF, weighted shell by shell as a Wiener filter would, here inside a soft circle.
 """
 
