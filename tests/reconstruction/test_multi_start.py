@@ -91,7 +91,7 @@ def test_a_map_is_not_preferred_for_the_noise_that_it_leaves(
 
     def start(*given: object) -> Step:
         yield from ()
-        return states[1 - int(str(given[-1]))]
+        return states[1 - int(str(given[3]))]
 
     monkeypatch.setattr("cryoeq.reconstruction.multi_start._start", start)
     assert result_of(run_multi_start(particles, half_set, settings)).reference is states[0].reference
@@ -118,7 +118,7 @@ def test_more_starts_are_made_where_the_best_stands_out(
     numbers: list[int] = []
 
     def start(*given: object) -> Step:
-        numbers.append(int(str(given[-1])))
+        numbers.append(int(str(given[3])))
         yield from ()
         return begun
 
