@@ -14,6 +14,7 @@ from cryoeq.io.checkpoint import load_checkpoint
 from cryoeq.io.cryosparc import CS_SUFFIX
 from cryoeq.io.particles import ParticleStack, read_particles
 from cryoeq.io.text import read_json
+from cryoeq.pipelines.class_choice import metrics_of_table
 from cryoeq.pipelines.infer_views import infer_by_views
 from cryoeq.pipelines.learn_views import views_of_run
 from cryoeq.pipelines.reconstruct.hybrid_views import ENCODER_FILE
@@ -98,6 +99,13 @@ def load_views(run: Path, device: torch.device) -> StoredViews:
         CheckpointError: there is no such file, it is damaged, or of another version.
     """
     path = run / ENCODER_FILE if run.is_dir() else run
+    if not path.is_file() and (n_classes := metrics_of_table(run / "run_data.star").n_classes) > 1:
+        raise CheckpointError(
+            f"{run} is a run of {n_classes} classes, which left no encoder",
+            "the encoder of a hybrid reconstruction of one structure is needed",
+            f"Select a class (cryoeq select {run} --class 1 -o class1.star) and reconstruct it with --pose-inference "
+            "hybrid",
+        )
     if not path.is_file():
         raise CheckpointError(
             f"{path} does not exist",
