@@ -192,7 +192,8 @@ class Scene:
             mirror, angle = best.indices // count, best.indices % count
             sides = [table.gather(2, (mirror * count + (angle + step) % count)[..., None])[..., 0] for step in (-1, 1)]
             bend = (2 * best.values - sides[0] - sides[1]).clamp(min=1e-6)
-            turn = (angle + (0.5 * (sides[1] - sides[0]) / bend).clamp(-1, 1)) * fine.inplane_rad[1]
+            steps = angle + (0.5 * (sides[1] - sides[0]) / bend).clamp(-1, 1)
+            turn = fine.inplane_rad[0] + steps * (2 * math.pi / count)
             found.append(inplane_rotations(turn, mirror) @ fine.views[views[some]])
             values.append(best.values)
         return torch.cat(found), torch.cat(values)
