@@ -4,8 +4,8 @@ Images do not determine the hand; the map does, once it shows turns of alpha hel
 sheets and how helices cross (to about 7), or the grooves of RNA. The mirror-odd invariants around peaks of density
 (``chirality``) are weighed by a logistic regression without an intercept, so the mirror image of a map has the negated
 score. Weights per resolution were learnt from simulated maps of molecules of known hand (``tests/benchmarks/hand.py``).
-The weighted sums of cells of 25 Angstrom give the score its error; how often a score of that size has the right sign
-was measured on molecules left out.
+The weighted sums of cells of 25 Angstrom, and of shells about the centre, give the score its error; how often a score
+of that size has the right sign was measured on molecules left out.
 """
 
 from collections.abc import Iterator
@@ -28,6 +28,7 @@ MIN_T: Final = 2.0
 """Size of t that 5 % of the maps without any hand exceed."""
 WEIGHTS: Final = Path(__file__).with_name("hand.npz")
 _CELL_ANGSTROM = 25.0
+_SHELL_ANGSTROM = 3.0  # about the centre
 _MAX_SAID = 0.99  # more was not measured
 
 Array = np.ndarray
@@ -109,13 +110,16 @@ def hand_remarks(hand: Hand | None, *, is_given: bool) -> Iterator[tuple[str, st
         is_given: whether the poses, or the map that they were refined to, brought a hand along.
     """
     if hand is not None:
-        yield f"Hand: {hand.text}.", "--both-hands writes the other." if hand.found == "left" else ""
+        yield f"Hand: {hand.text}.", "--both-hands writes the other as ..._mirrored." if hand.found == "left" else ""
     if not is_given and (hand is None or hand.found == "unknown"):
         yield "The hand cannot be determined from projections: the mirror image of the map is as likely.", ""
 
 
 def score(found: LocalChirality, weights: Float[Array, " features"]) -> float:
-    """Weighted sum of all invariants over its error from cells of 25 Angstrom; 0 for a map without peaks.
+    """Weighted sum of all invariants over its error; 0 for a map without peaks.
+
+    The error is the larger of two: from cells of 25 Angstrom, and from shells about the centre, in which what symmetry
+    repeats is together.
 
     Args:
         found: invariants at the peaks of a map.
@@ -123,10 +127,21 @@ def score(found: LocalChirality, weights: Float[Array, " features"]) -> float:
     """
     if len(found.invariants) == 0:
         return 0.0
+    values = found.invariants @ weights
     cells = np.unique(np.rint(found.positions_angstrom / _CELL_ANGSTROM), axis=0, return_inverse=True)[1]
-    sums = np.bincount(cells.ravel(), found.invariants @ weights)
-    error = np.sqrt((sums**2).sum())
-    return float(sums.sum() / error) if error > 0 else 0.0
+    error = max(np.sqrt((np.bincount(cells.ravel(), values) ** 2).sum()), _error_of_copies(found, values))
+    return float(values.sum() / error) if error > 0 else 0.0
+
+
+def _error_of_copies(found: LocalChirality, values: Float[Array, " peaks"]) -> float:
+    """Error of the sum where parts of a map repeat by symmetry: copies are as far from the centre, in one shell."""
+    positions = found.positions_angstrom
+    radius = np.linalg.norm(positions - positions.mean(0), axis=1)
+    shells = np.unique(np.floor(radius / _SHELL_ANGSTROM), return_inverse=True)[1].ravel()
+    apart = np.bincount(shells, values - values.mean())
+    if len(apart) < 2:
+        return 0.0
+    return float(np.sqrt((apart**2).sum() * len(apart) / (len(apart) - 1)))
 
 
 def probability_right(t: float, slope: float) -> float:

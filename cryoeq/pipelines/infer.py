@@ -9,18 +9,19 @@ from cryoeq.config.infer import InferConfig
 from cryoeq.data.dataset import ParticleDataset
 from cryoeq.data.preprocessing import CONTRAST_SIGNS
 from cryoeq.domain.events import Event, Note
-from cryoeq.errors import CheckpointError, OutputError, ParticleFileError
+from cryoeq.errors import CheckpointError, ConfigError, OutputError, ParticleFileError
 from cryoeq.io.checkpoint import load_checkpoint
 from cryoeq.io.cryosparc import CS_SUFFIX
 from cryoeq.io.particles import ParticleStack, read_particles
 from cryoeq.io.text import read_json
 from cryoeq.pipelines.class_choice import metrics_of_table
 from cryoeq.pipelines.infer_views import infer_by_views
-from cryoeq.pipelines.learn_views import views_of_run
+from cryoeq.pipelines.learn_views import FinishedRun, views_of_run
 from cryoeq.pipelines.reconstruct.hybrid_views import ENCODER_FILE
 from cryoeq.runtime.device import choose_device
 from cryoeq.training.views.stored_views import KIND, StoredViews
 
+_LEARN = "Move it away: an encoder is then learnt from the run's half maps"
 _SAME_SIZE = 0.01  # relative difference of two boxes in Angstrom that counts as none
 
 
@@ -40,7 +41,7 @@ def infer(config: InferConfig) -> Iterator[Event]:
     """
     device = choose_device(config.device)
     _spare_the_input(config)
-    stored = yield from _encoder(config.run, device)
+    stored = yield from _encoder(config, device)
     stack = read_particles(
         config.particles, angpix=config.angpix, datadir=config.datadir, ignore_ctf=not stored.has_ctf
     )
@@ -81,19 +82,39 @@ def _is_record(path: Path) -> bool:
         return False
 
 
-def _encoder(run: Path, device: torch.device) -> Generator[Event, None, StoredViews]:
-    """The encoders of a run; learnt now where a finished run has none."""
-    if run.is_dir() and not (run / ENCODER_FILE).is_file():
-        return (yield from views_of_run(run, device))
-    return load_views(run, device)
+def _encoder(config: InferConfig, device: torch.device) -> Generator[Event, None, StoredViews]:
+    """The encoders of a run; learnt now where a finished run has none.
+
+    Raises:
+        ConfigError: those that would be learnt cannot run in the precision.
+    """
+    run = config.run
+    if not run.is_dir() or (run / ENCODER_FILE).is_file():
+        return load_views(run, device)
+    finished = FinishedRun.open(run)
+    if config.precision != "fp32" and finished.config.hybrid.posterior == "slices":
+        raise ConfigError(
+            f"--precision {config.precision}: {run} has no encoder, and one learnt now compares slices, in fp32",
+            "other precisions are for networks (a run with --set hybrid.posterior=network)",
+            "Leave --precision out",
+        )
+    return (yield from views_of_run(finished, device))
 
 
-def load_views(run: Path, device: torch.device) -> StoredViews:
+def load_views(
+    run: Path,
+    device: torch.device,
+    *,
+    missing: str = "Run `cryoeq reconstruct ... --pose-inference hybrid` first",
+    older: str = _LEARN,
+) -> StoredViews:
     """The encoders of a run, of which its file holds what they were trained to.
 
     Args:
         run: run folder, or the file itself.
         device: compute device.
+        missing: what to do where there is no file.
+        older: what to do where there is one of another version.
 
     Raises:
         CheckpointError: there is no such file, it is damaged, or of another version.
@@ -110,14 +131,14 @@ def load_views(run: Path, device: torch.device) -> StoredViews:
         raise CheckpointError(
             f"{path} does not exist",
             "the encoder of a hybrid reconstruction is needed",
-            "Run `cryoeq reconstruct ... --pose-inference hybrid` first",
+            missing,
         )
     state = load_checkpoint(path, device)
     if state.get("kind") != KIND:
         raise CheckpointError(
             f"{path} holds no encoder of views",
             "the encoder.pt of a hybrid reconstruction of this version is needed",
-            "Move it away: an encoder is then learnt from the run's half maps",
+            older,
         )
     try:
         return StoredViews.from_state(state, device)
@@ -125,7 +146,7 @@ def load_views(run: Path, device: torch.device) -> StoredViews:
         raise CheckpointError(
             f"{path} does not hold an encoder of this version ({type(error).__name__}: {error})",
             "the encoder.pt of a hybrid reconstruction is needed",
-            "Move it away: an encoder is then learnt from the run's half maps",
+            older,
         ) from error
 
 

@@ -121,18 +121,17 @@ class FinishedRun:
         return first, second
 
 
-def views_of_run(folder: Path, device: torch.device) -> Generator[Event, None, StoredViews]:
+def views_of_run(run: FinishedRun, device: torch.device) -> Generator[Event, None, StoredViews]:
     """Learn the encoders of a finished run, and keep them in its folder where that can be written.
 
     Args:
-        folder: of the run.
+        run: the run.
         device: where to compute.
 
     Raises:
-        CheckpointError: the folder holds no finished run with half maps.
-        ParticleFileError: the particles were moved or changed.
+        CheckpointError: half maps or half sets are missing.
     """
-    run, classes = FinishedRun.open(folder), list[StoredClass]()
+    folder, classes = run.folder, list[StoredClass]()
     yield Note(f"{folder} has no encoder: one is learnt from its half maps, and kept there for the next call.")
     poses = PoseSet.from_angstrom(star_poses(run.star), run.dataset.pixel_size_angstrom, run.dataset.box_size_px)
     for number, symmetry in enumerate(run.symmetries, 1):

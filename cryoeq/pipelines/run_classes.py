@@ -209,8 +209,9 @@ def _shared_angstrom(settings: Mapping[str, Any], volume: Volume) -> float | Non
     """Resolution up to which both half sets started from one map, or from given poses; None where they did not."""
     side_angstrom = volume.box_size_px * volume.pixel_size_angstrom
     match settings["pose_inference"]:
-        case "search" | "hybrid":
-            return float(side_angstrom / max(settings["search"]["consensus"]["shells"]))
+        case "search" | "hybrid" as mode:
+            last = searched_box(settings["input"]["working_box_px"], mode, volume.box_size_px) // 2 - 1
+            return float(side_angstrom / min(last, max(settings["search"]["consensus"]["shells"])))
         case "refine" if settings["refine"]["local"] and settings["refine"]["keep_half_sets"]:
             return None
         case "refine":

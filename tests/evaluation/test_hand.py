@@ -85,6 +85,22 @@ def test_t_of_what_has_no_hand_is_of_unit_variance(generator: torch.Generator) -
     assert (abs(drawn) > MIN_T).mean() < 0.1
 
 
+@pytest.mark.parametrize("order", [2, 4, 12])
+def test_copies_by_symmetry_do_not_make_it_surer(order: int, generator: torch.Generator) -> None:
+    """About an axis that is not the middle of the box, with positions that are off by a fraction of a voxel."""
+    weights = np.random.default_rng(0).standard_normal(5)
+    angles = 2 * math.pi * np.arange(order) / order
+    turns = np.stack([[[math.cos(a), -math.sin(a), 0], [math.sin(a), math.cos(a), 0], [0, 0, 1]] for a in angles])
+    drawn = []
+    for _ in range(300):
+        one = (80 * torch.rand(1200 // order, 3, generator=generator, dtype=torch.float64) - 40).numpy()
+        given = torch.randn(len(one), 5, generator=generator, dtype=torch.float64).numpy()
+        noise = 0.3 * torch.randn(len(one) * order, 3, generator=generator, dtype=torch.float64).numpy()
+        positions = np.concatenate([one @ turn.T for turn in turns]) + noise + 60
+        drawn.append(score(LocalChirality(positions, np.tile(given, (order, 1))), weights))
+    assert np.std(drawn) < 1.4  # of independent ones 1, of copies that count as such the root of their number
+
+
 def test_it_is_not_computed_where_it_cannot_be_seen(generator: torch.Generator) -> None:
     volume = _helices(generator)
     assert measure_hand(volume, 8.1) is None

@@ -47,6 +47,7 @@ from cryoeq.training.views.network_projections import Projections
 from cryoeq.training.views.network_views import NetworkViews
 from cryoeq.training.views.stored_views import StoredViews
 
+_ADVICE = "Run the reconstruction with --pose-inference hybrid --set hybrid.posterior=network"
 _BATCH = 512
 _HALF = 1  # half set whose network is bounded
 
@@ -120,7 +121,7 @@ def bound_run(config: EvaluateConfig, folder: Path, device: torch.device) -> Gen
         CheckpointError: there is no encoder, or none with a network.
         ConfigError: the bound does not cover this kind of network.
     """
-    stored = load_views(folder, device)
+    stored = load_views(folder, device, missing=_ADVICE, older=_ADVICE)
     views, symmetry = _network_of(stored, folder), stored.classes[0].settings.symmetry.to(device)
     try:
         net = fold_network(views.network)
@@ -157,7 +158,7 @@ def _network_of(stored: StoredViews, folder: Path) -> NetworkViews:
         raise CheckpointError(
             f"{folder}: its encoder compares slices of the half map, and has no network to bound",
             "the bound is one of networks",
-            "Run the reconstruction with --pose-inference hybrid --set hybrid.posterior=network",
+            _ADVICE,
         )
     return NetworkViews.from_state(half.network, small_volume(half.volume))
 

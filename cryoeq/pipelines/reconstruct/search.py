@@ -63,7 +63,8 @@ def _e_step_notes(config: ReconstructConfig) -> Generator[Event, None, None]:
         given = config.search.amortized
         yield Note(
             f"From noise to the consensus, {given.likely_views} views that a network proposes ({given.group}) and "
-            f"{given.random_views} random ones are tried for each particle; from the half sets on, all."
+            f"{given.random_views} random ones are tried for each particle, or as many as there are; from the half "
+            "sets on, all."
         )
 
 
